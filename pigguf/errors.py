@@ -1,0 +1,103 @@
+"""Every way pigguf can refuse, as one tree.
+
+    PigError                  anything pigguf refuses to do; always carries a message, often a hint
+    ├── UsageError            options that do not fit together
+    ├── CheckpointError       a checkpoint on disk that cannot be read as it says
+    ├── TokenizerError        a tokenizer rule, token or template that is not understood
+    ├── UnsupportedModel      an architecture or a feature of one that pigguf does not know
+    ├── RopeConflict          position facts that contradict each other
+    ├── ConversionError       a conversion that cannot go on
+    │   ├── UnmappedTensor    a tensor nothing in the rename table speaks of
+    │   ├── MissingTensor     a tensor the rename table demands and the checkpoint lacks
+    │   ├── InvalidTensor     a tensor of the wrong shape or with values that are not numbers
+    │   ├── OutputError       a target that cannot be written (no room, no right, in use)
+    │   └── VerificationFailed  the written file does not say what it should
+    ├── GGUFError             a GGUF file that is damaged or not understood
+    └── EngineError           llama.cpp could not do what was asked
+        ├── BackendUnavailable  the library is missing, broken or crashes on this machine
+        ├── DoesNotFit          weights or cache do not fit into memory
+        └── ContextOverflow     more tokens than the context window holds
+
+A message names the file, the key and the value; a hint says what the person can do.
+`cli` maps classes to exit codes (cli/exit_codes.py).
+"""
+
+from __future__ import annotations
+
+
+class PigError(Exception):
+    """Base of everything pigguf refuses to do.
+
+    Args:
+        message: one line that names the file, the key and the value.
+        hint: one line on what to do about it, or None.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(PigError):
+    """Options that do not fit together."""
+
+
+class CheckpointError(PigError):
+    """A checkpoint on disk that cannot be read as it says."""
+
+
+class TokenizerError(PigError):
+    """A tokenizer rule, token or chat template that is not understood."""
+
+
+class UnsupportedModel(PigError):
+    """An architecture, or a feature of one, that pigguf does not know."""
+
+
+class RopeConflict(PigError):
+    """Position facts that contradict each other."""
+
+
+class ConversionError(PigError):
+    """A conversion that cannot go on."""
+
+
+class UnmappedTensor(ConversionError):
+    """A tensor that nothing in the family's rename table speaks of."""
+
+
+class MissingTensor(ConversionError):
+    """A tensor that the rename table demands and the checkpoint lacks."""
+
+
+class InvalidTensor(ConversionError):
+    """A tensor of the wrong shape, or with values that are not finite numbers."""
+
+
+class OutputError(ConversionError):
+    """A target file that cannot be written."""
+
+
+class VerificationFailed(ConversionError):
+    """The written file does not say what its specification says."""
+
+
+class GGUFError(PigError):
+    """A GGUF file that is damaged, cut short or not understood."""
+
+
+class EngineError(PigError):
+    """llama.cpp could not do what was asked."""
+
+
+class BackendUnavailable(EngineError):
+    """The engine library is missing, broken, or crashes on this machine."""
+
+
+class DoesNotFit(EngineError):
+    """Weights or KV cache do not fit into memory."""
+
+
+class ContextOverflow(EngineError):
+    """More tokens than the context window holds."""

@@ -1,0 +1,61 @@
+"""Tensors as promises: a name, a shape and a way to read rows, nothing loaded.
+
+A GGUF header lists every shape and type before the first byte of data, so a conversion
+first arranges promises and only then reads them, a bounded slab of rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """One float tensor that can be read in slabs of rows.
+
+    Attributes:
+        name: its name in the world it comes from (checkpoint or GGUF).
+        shape: dimensions, rows first as in numpy and torch: (n_out, n_in) for a matrix.
+        dtype: how it is stored: "F32", "F16" or "BF16".
+        read: read(start, stop) -> rows [start, stop) along the first axis, as float32,
+            float16 or ml_dtypes.bfloat16 according to dtype; 1-D tensors count elements as rows.
+        row_group: slabs must begin and end at multiples of this many rows (a head's rows
+            belong together where rows are permuted).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[int, int], Array]
+    row_group: int = 1
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0]
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of one step along the first axis."""
+        return int(np.prod(self.shape[1:], dtype=np.int64))
+
+    @property
+    def elements(self) -> int:
+        return self.rows * self.row_elements
+
+    def slabs(self, max_elements: int) -> Iterator[tuple[int, int]]:
+        """Row ranges that cover the tensor, none with more than max_elements unless one group is."""
+        groups = max(1, max_elements // max(1, self.row_elements * self.row_group))
+        step = groups * self.row_group
+        for start in range(0, self.rows, step):
+            yield start, min(start + step, self.rows)
+
+    def load(self) -> Array:
+        """The whole tensor. For small ones and tests: conversion reads slabs."""
+        return self.read(0, self.rows).reshape(self.shape)
