@@ -1,0 +1,162 @@
+"""The command line: a lazy table of commands, and the one place where errors become messages.
+
+A command is a module that exposes a click command named `command`, and a row in COMMANDS. Modules
+are imported only when their command runs, so `pigguf --help` and shell completion stay quick.
+
+Contract: data on stdout, everything else on stderr. A failure is `error: ...`, often `hint: ...`,
+and an exit code from exit_codes.py. Left out: bars, tables and JSON (render.py), options that
+several commands share (options.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TextIO, cast
+
+import click
+from click.shell_completion import CompletionItem
+
+from pigguf.cli import exit_codes
+from pigguf.errors import PigError
+
+PROGRAM = "pigguf"
+
+# name -> (module, what the list of commands says of it)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "convert": ("pigguf.cli.convert", "Turn a Hugging Face checkpoint into a GGUF file."),
+    "quantize": ("pigguf.cli.quantize", "Make a smaller GGUF of a float one."),
+    "inspect": ("pigguf.cli.inspect", "Say what a GGUF file holds: window, rope, types, memory."),
+    "export": ("pigguf.cli.export", "Turn a GGUF file back into a Hugging Face checkpoint."),
+    "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
+    "doctor": ("pigguf.cli.doctor", "Check the engine on this machine, and say what is missing."),
+}
+
+
+@dataclass
+class Settings:
+    """What holds for the whole run; click carries it as `ctx.obj`."""
+
+    verbose: bool = bool(os.environ.get("PIGGUF_DEBUG"))
+
+
+class LazyGroup(click.Group):
+    """A group that lists its commands from the table and imports only the one that runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[name]
+        return cast(click.Command, importlib.import_module(module).command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        matching = (name for name in COMMANDS if name.startswith(incomplete))
+        commands = [CompletionItem(name, help=COMMANDS[name][1]) for name in matching]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
+
+
+EPILOG = f"""\b
+Example:
+  pigguf convert ./longchat-7b-16k -o longchat.gguf --type Q4_K_M
+  pigguf chat longchat.gguf --file report.txt -p "What was decided?"
+
+\b
+Completion of commands, options and files, for good:
+  bash  echo 'eval "$(_PIGGUF_COMPLETE=bash_source pigguf)"' >> ~/.bashrc
+  zsh   echo 'eval "$(_PIGGUF_COMPLETE=zsh_source pigguf)"' >> ~/.zshrc
+  fish  echo '_PIGGUF_COMPLETE=fish_source pigguf | source' > ~/.config/fish/completions/pigguf.fish
+
+\b
+Exit codes:
+{exit_codes.table()}
+
+\b
+PIGGUF_DEBUG=1 shows the traceback of an error. NO_COLOR=1 turns colours off.
+"""
+
+
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="pigguf", prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Take language models with an interpolated context window to GGUF, and talk to them."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; `arguments` default to the process's own."""
+    # A terminal that cannot show a character gets its escape, not a crash in the middle of an answer.
+    for stream in (sys.stdout, sys.stderr):
+        cast(Any, stream).reconfigure(errors="backslashreplace")
+    settings = Settings()
+    try:
+        result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=settings)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence(sys.stdout)
+        sys.exit(exit_codes.UNEXPECTED.code)
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(_report(error, settings))
+    # ctx.exit(code) arrives as the result; commands themselves return nothing.
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _report(error: BaseException, settings: Settings) -> int:
+    """Say on stderr what went wrong, in one line and perhaps a hint; return the exit code."""
+    # click turns a KeyboardInterrupt into its Abort, after a line break that closes the `^C`.
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        click.echo("interrupted", err=True)
+        return exit_codes.INTERRUPTED.code
+    if settings.verbose and not isinstance(error, click.ClickException):
+        import traceback
+
+        traceback.print_exception(error)
+    message, hint = _describe(error)
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True, color=_colour())
+    if hint:
+        click.echo(f"{click.style('hint:', fg='cyan', bold=True)} {hint}", err=True, color=_colour())
+    return error.exit_code if isinstance(error, click.ClickException) else exit_codes.exit_code(error)
+
+
+def _describe(error: BaseException) -> tuple[str, str | None]:
+    """An error's message and hint, in the words of whoever knows it best."""
+    if isinstance(error, PigError):
+        return error.message, error.hint
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        return error.format_message(), f"try '{context.command_path} --help'" if context else None
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{error.filename}: " if error.filename else ""
+        return f"{name}{error.strerror}", None
+    if isinstance(error, MemoryError):
+        return "out of memory", None
+    return (
+        f"unexpected {type(error).__name__}: {error}",
+        "this is a bug in pigguf; PIGGUF_DEBUG=1 shows the traceback to report",
+    )
+
+
+def _colour() -> bool | None:
+    """False where NO_COLOR asks for none, else None: click colours a terminal and nothing else."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
+def _silence(stream: TextIO) -> None:
+    """Point a broken stream at nowhere, so that the interpreter's last flush does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,213 @@
+"""Everything the terminal shows, apart from errors: bars, tables, facts, JSON, notes.
+
+Contract: results go to stdout (facts, table, json), everything else to stderr (note, progress).
+A terminal gets colour and a moving bar; a pipe or a file gets plain text that is never wrapped,
+and of long work a line every few seconds. NO_COLOR is honoured (by rich).
+"""
+
+from __future__ import annotations
+
+import json as _json
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+from rich.progress import Task as BarTask
+from rich.table import Table
+from rich.text import Text
+
+from pigguf.progress import Progress, Unit
+
+# ---- text ----------------------------------------------------------------------------------------
+
+
+def size(count: float) -> str:
+    """A number of bytes for people, in powers of 1000: 2340000000 -> "2.34 GB"."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}" if count < 1000 * scale else f"{count / scale:,.0f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: 7.2 -> "7 s", 95 -> "1:35", 5025 -> "1:23:45"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+# ---- results, on stdout --------------------------------------------------------------------------
+
+
+def json(value: Any) -> None:
+    """Print a value as JSON, for a program to read."""
+    sys.stdout.write(_json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
+    """Print names and values, aligned, under an optional title."""
+    lines = [(name, str(value)) for name, value in rows]
+    width = max((len(name) for name, _ in lines), default=0)
+    out = _console(stderr=False)
+    if title:
+        out.print(Text(title, style="bold"), soft_wrap=True)
+    for name, value in lines:
+        out.print(Text(f"{name:<{width}}  ", style="cyan") + Text(value, style="default"), soft_wrap=True)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = ()) -> None:
+    """Print rows in columns under headers; columns named in `right` are numbers, set to the right."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    numbers = set(right)
+    for header in headers:
+        grid.add_column(header, justify="right" if header in numbers else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    out = _console(stderr=False)
+    # A pipe has no width: let the table take what it needs.
+    out.print(grid, width=None if out.is_terminal else 10_000, crop=False)
+
+
+# ---- everything else, on stderr ------------------------------------------------------------------
+
+
+def note(text: str) -> None:
+    """Tell a person something, on stderr."""
+    _console(stderr=True).print(Text(text), soft_wrap=True)
+
+
+def progress(keep: bool = True) -> Progress:
+    """The Progress for this terminal, or for a log where stderr is none.
+
+    Args:
+        keep: finished bars stay on the screen; else they vanish.
+    """
+    return TerminalProgress(keep) if _console(stderr=True).is_terminal else LogProgress()
+
+
+class Meter:
+    """How far a stage is, how fast, and when it will be done, by the speed of its last seconds."""
+
+    WINDOW = 15.0  # seconds; prefill slows down with depth, so older speed misleads
+
+    def __init__(self, total: float, unit: Unit) -> None:
+        self.total, self.unit, self.done = total, unit, 0.0
+        self.begun = time.monotonic()
+        self._samples: deque[tuple[float, float]] = deque([(self.begun, 0.0)])
+
+    def advance(self, amount: float) -> None:
+        self.done += amount
+        now = time.monotonic()
+        self._samples.append((now, self.done))
+        while len(self._samples) > 2 and now - self._samples[0][0] > self.WINDOW:
+            self._samples.popleft()
+
+    @property
+    def rate(self) -> float | None:
+        """Units a second, or None before anything is known."""
+        (t0, d0), (t1, d1) = self._samples[0], self._samples[-1]
+        return (d1 - d0) / (t1 - t0) if t1 > t0 and d1 > d0 else None
+
+    def text(self) -> str:
+        """Amount, rate and time left: "1.2 of 2.3 GB, 310 MB/s, 4 s left"."""
+        parts = [self._amount()]
+        if self.rate and self.unit != "percent":
+            parts.append(
+                f"{size(self.rate)}/s" if self.unit == "bytes" else f"{self.rate:,.0f} {self.unit}/s"
+            )
+        if self.done >= self.total:
+            parts.append(duration(time.monotonic() - self.begun))
+        elif self.rate:
+            parts.append(f"{duration((self.total - self.done) / self.rate)} left")
+        return ", ".join(parts)
+
+    def _amount(self) -> str:
+        if self.unit == "bytes":
+            return f"{size(self.done)} of {size(self.total)}"
+        if self.unit == "percent":
+            return f"{100 * self.done / self.total:.0f} %" if self.total else "100 %"
+        return f"{self.done:,.0f} of {self.total:,.0f} {self.unit}"
+
+
+class TerminalProgress:
+    """One bar a stage, drawn by rich on stderr."""
+
+    def __init__(self, keep: bool) -> None:
+        self._keep = keep
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+        self._meter = Meter(0, "percent")
+
+    def begin(self, stage: str, total: float, unit: Unit) -> None:
+        self.end()
+        self._meter = Meter(total, unit)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            _MeterColumn(self._meter),
+            console=_console(stderr=True),
+            transient=not self._keep,
+        )
+        self._task = self._bar.add_task(stage, total=total)
+        self._bar.start()
+
+    def advance(self, amount: float) -> None:
+        self._meter.advance(amount)
+        if self._bar:
+            self._bar.update(self._task, completed=self._meter.done)
+
+    def end(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+class _MeterColumn(ProgressColumn):
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self._meter = meter
+
+    def render(self, task: BarTask) -> Text:
+        return Text(self._meter.text(), style="dim")
+
+
+class LogProgress:
+    """A line on stderr every few seconds of long work; nothing for short work."""
+
+    INTERVAL = 5.0  # seconds
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._meter = Meter(0, "percent")
+        self._told_at: float | None = None
+
+    def begin(self, stage: str, total: float, unit: Unit) -> None:
+        self._stage, self._meter, self._told_at = stage, Meter(total, unit), None
+
+    def advance(self, amount: float) -> None:
+        self._meter.advance(amount)
+        since = self._told_at or self._meter.begun
+        if time.monotonic() - since >= self.INTERVAL:
+            self._tell()
+
+    def end(self) -> None:
+        if self._told_at and self._meter.done >= self._meter.total:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told_at = time.monotonic()
+        note(f"{self._stage}: {self._meter.text()}")
+
+
+@cache
+def _console(stderr: bool) -> Console:
+    return Console(stderr=stderr, highlight=False, emoji=False, markup=False)
