@@ -1,0 +1,69 @@
+"""pigguf: extended-context checkpoints to GGUF with positions that are right, and long chats with them.
+
+    import pigguf
+
+    result = pigguf.convert("path/to/checkpoint", "model.gguf", type="Q4_K_M")
+    print(pigguf.inspect("model.gguf").rope)
+    with pigguf.open_model("model.gguf", ctx=32768) as model:
+        for text in model.chat([{"role": "user", "content": "Hello"}]):
+            print(text, end="")
+
+Names are loaded when they are first used, so that importing pigguf costs next to nothing and
+never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "convert": "pigguf.verbs.convert",
+    "ConversionResult": "pigguf.verbs.convert",
+    "quantize": "pigguf.verbs.quantize",
+    "export": "pigguf.verbs.export",
+    "inspect": "pigguf.verbs.inspect",
+    "open_model": "pigguf.local",
+    "LocalModel": "pigguf.local",
+    "Sampling": "pigguf.engine.sampling",
+    "PigError": "pigguf.errors",
+    "Progress": "pigguf.progress",
+}
+
+__all__ = [  # noqa: RUF022  (in the order a user meets them)
+    "convert",
+    "ConversionResult",
+    "quantize",
+    "export",
+    "inspect",
+    "open_model",
+    "LocalModel",
+    "Sampling",
+    "PigError",
+    "Progress",
+    "__version__",
+]
+
+if TYPE_CHECKING:
+    from pigguf.engine.sampling import Sampling
+    from pigguf.errors import PigError
+    from pigguf.local import LocalModel, open_model
+    from pigguf.progress import Progress
+    from pigguf.verbs.convert import ConversionResult, convert
+    from pigguf.verbs.export import export
+    from pigguf.verbs.inspect import inspect
+    from pigguf.verbs.quantize import quantize
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pigguf' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,164 @@
+"""Files that appear whole or not at all.
+
+On Linux the bytes go to a file without a name (O_TMPFILE), so that even a killed process leaves
+nothing behind; elsewhere to a temporary neighbour that is removed on any error. The target's name
+is taken in one step once the bytes are safe on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pigguf.errors import OutputError
+
+_WRITE_BACK_BYTES = 64 << 20  # the disk begins this far behind, so that the last fsync is short
+
+
+@contextmanager
+def atomic_write(target: Path, expected_bytes: int = 0) -> Iterator[AtomicFile]:
+    """A file to write into that becomes `target` when the block ends well, and nothing when it does not.
+
+    Args:
+        target: the file to make or to replace; its directory must exist.
+        expected_bytes: how much is going to be written; refused at once where there is no room.
+
+    Raises:
+        OutputError: the directory is missing or not writable, or the disk is full or failing.
+    """
+    try:
+        _check_room(target, expected_bytes)
+        with AtomicFile(target) as file:
+            yield file
+            file.publish()
+    except OSError as error:
+        raise _refusal(target, error) from error
+
+
+class AtomicFile:
+    """The bytes of a file to be, written in order."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._descriptor: int
+        self._path: Path | None  # None while the file has no name
+        self._descriptor, self._path = _open_unnamed(target) or _open_named(target)
+        self._behind = 0
+        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="pigguf-flush")
+        self._flush: Future[None] | None = None
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append all of `data`."""
+        view = memoryview(data).cast("B")
+        while view:
+            written = os.write(self._descriptor, view)
+            view = view[written:]
+            self._behind += written
+        if self._behind >= _WRITE_BACK_BYTES and (self._flush is None or self._flush.done()):
+            self._behind = 0
+            self._flush = self._flusher.submit(os.fsync, self._descriptor)
+
+    def publish(self) -> None:
+        """Make the bytes safe, then let the target's name point at them."""
+        os.fsync(self._descriptor)
+        if self._path is None:
+            self._path = _link(self._descriptor, self._target)
+        os.chmod(self._path, _permissions(self._target))
+        os.replace(self._path, self._target)
+        self._path = None
+        _sync_directory(self._target.parent)
+
+    def __enter__(self) -> AtomicFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flusher.shutdown(wait=True)
+        os.close(self._descriptor)
+        if self._path is not None:
+            with suppress(OSError):
+                self._path.unlink()
+
+
+def _open_unnamed(target: Path) -> tuple[int, None] | None:
+    """A file without a name in the target's directory, where the system has such."""
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.open(target.parent, os.O_TMPFILE | os.O_WRONLY, 0o600), None
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):  # a file system without them
+            return None
+        raise
+
+
+def _open_named(target: Path) -> tuple[int, Path]:
+    descriptor, path = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    return descriptor, Path(path)
+
+
+def _link(descriptor: int, target: Path) -> Path:
+    """Give an unnamed file a neighbour's name: a link cannot replace the target itself."""
+    neighbour = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        # A directory descriptor makes Python call linkat, which follows /proc's link to the file.
+        os.link(
+            f"/proc/self/fd/{descriptor}",
+            neighbour.name,
+            src_dir_fd=directory,
+            dst_dir_fd=directory,
+            follow_symlinks=True,
+        )
+    finally:
+        os.close(directory)
+    return neighbour
+
+
+def _permissions(target: Path) -> int:
+    """An existing file keeps its own; a new one gets what the user's umask leaves."""
+    try:
+        return target.stat().st_mode & 0o7777
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask
+
+
+def _sync_directory(directory: Path) -> None:
+    if os.name == "nt":  # directories cannot be opened there
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_room(target: Path, expected_bytes: int) -> None:
+    if target.is_dir():
+        raise OutputError(f"{target} is a directory", "name a file")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target.parent} is not a directory", f"make it first: mkdir -p {target.parent}")
+    free = shutil.disk_usage(target.parent).free
+    if expected_bytes > free:
+        raise OutputError(
+            f"{target} takes {expected_bytes / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free",
+            "free some room or write to another disk with -o",
+        )
+
+
+def _refusal(target: Path, error: OSError) -> OutputError:
+    hints = {
+        errno.ENOSPC: "the disk is full: free some room or write to another disk with -o",
+        errno.EDQUOT: "the disk quota is used up: free some room or write to another disk with -o",
+        errno.EFBIG: "the file is larger than this file system or the process's limit allows",
+        errno.EACCES: "write to a directory of your own with -o",
+        errno.EROFS: "the disk is read-only: write to another one with -o",
+    }
+    return OutputError(f"{target}: {error.strerror or error}", hints.get(error.errno or 0))
