@@ -2,6 +2,7 @@
 
     PigError                  anything pigguf refuses to do; always carries a message, often a hint
     ├── UsageError            options that do not fit together
+    ├── ReadError             a file that cannot be read to its end
     ├── CheckpointError       a checkpoint on disk that cannot be read as it says
     ├── TokenizerError        a tokenizer rule, token or template that is not understood
     ├── UnsupportedModel      an architecture or a feature of one that pigguf does not know
@@ -41,6 +42,10 @@ class PigError(Exception):
 
 class UsageError(PigError):
     """Options that do not fit together."""
+
+
+class ReadError(PigError):
+    """A file that cannot be read to its end."""
 
 
 class CheckpointError(PigError):

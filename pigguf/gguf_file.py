@@ -25,8 +25,8 @@ from typing import Any, BinaryIO, cast
 import gguf
 import numpy as np
 
-from pigguf.atomic import atomic_write
 from pigguf.errors import GGUFError, UnsupportedModel
+from pigguf.files import atomic_write, read_exactly
 from pigguf.metadata import Kind, Metadata, Typed, get
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.tensors import Array
@@ -333,16 +333,6 @@ class TensorData:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
-    """Fill `buffer` from `offset`, without moving the descriptor's own position."""
-    done = 0
-    while done < len(buffer):
-        got = os.preadv(descriptor, [buffer[done:]], offset + done)
-        if got == 0:
-            raise GGUFError(f"{path}: the file became shorter while it was read")
-        done += got
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,9 @@ def get(metadata: Metadata, key: str, expected: type[T], default: T | None = Non
         return float(value)  # type: ignore[return-value]
     wrong_bool = isinstance(value, bool) and expected is not bool
     if typed.is_array or wrong_bool or not isinstance(value, expected):
-        raise GGUFError(f"metadata key {key} is {typed.kind}{'[]' if typed.is_array else ''}, "
-                        f"not {expected.__name__}")
+        raise GGUFError(
+            f"metadata key {key} is {typed.kind}{'[]' if typed.is_array else ''}, not {expected.__name__}"
+        )
     return value
 
 

@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all.
+"""Files as pigguf reads and writes them: exactly, and whole or not at all.
 
-On Linux the bytes go to a file without a name (O_TMPFILE), so that even a killed process leaves
+Reading: positioned reads that fail rather than come back short.
+Writing: on Linux the bytes go to a file without a name (O_TMPFILE), so that even a killed process leaves
 nothing behind; elsewhere to a temporary neighbour that is removed on any error. The target's name
 is taken in one step once the bytes are safe on the disk.
 """
@@ -16,9 +17,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pigguf.errors import OutputError
+from pigguf.errors import OutputError, ReadError
 
 _WRITE_BACK_BYTES = 64 << 20  # the disk begins this far behind, so that the last fsync is short
+
+
+def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
+    """Fill `buffer` (bytes) from `offset`, without moving the descriptor's own position.
+
+    Raises:
+        ReadError: the file ends before the buffer is full, or the disk fails.
+    """
+    done = 0
+    while done < len(buffer):
+        try:
+            got = os.preadv(descriptor, [buffer[done:]], offset + done)
+        except OSError as error:
+            raise ReadError(f"{path}: {error.strerror or error} at byte {offset + done}") from error
+        if got == 0:
+            raise ReadError(
+                f"{path}: the file ends at byte {offset + done}, and became shorter while it was read"
+            )
+        done += got
 
 
 @contextmanager

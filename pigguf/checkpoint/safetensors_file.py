@@ -1,0 +1,151 @@
+"""One safetensors file: its header checked, its tensors as promises.
+
+Format: https://github.com/huggingface/safetensors#format (an 8-byte length, a JSON header, data
+without holes). The library maps a whole file, which makes a converter's memory look as large as
+the model; positioned reads keep it flat.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from pigguf.errors import CheckpointError
+from pigguf.files import read_exactly
+from pigguf.tensors import Array, TensorRef
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+# dtype -> (bytes of an element, numpy's dtype where values can be read)
+_DTYPES: dict[str, tuple[int, Any]] = {
+    "F32": (4, np.float32),
+    "F16": (2, np.float16),
+    "BF16": (2, ml_dtypes.bfloat16),
+    "F64": (8, np.float64),
+    "I64": (8, np.int64),
+    "I32": (4, np.int32),
+    "I16": (2, np.int16),
+    "I8": (1, np.int8),
+    "U64": (8, np.uint64),
+    "U32": (4, np.uint32),
+    "U16": (2, np.uint16),
+    "U8": (1, np.uint8),
+    "BOOL": (1, np.bool_),
+    "F8_E4M3": (1, ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": (1, ml_dtypes.float8_e5m2),
+}
+
+
+class SafetensorsFile:
+    """An open file whose header has been checked against its length."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self.tensors = self._read_tensors()
+
+    @classmethod
+    def open(cls, path: Path) -> SafetensorsFile:
+        """Raises CheckpointError: the file is unreadable, cut short, or its header lies."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        try:
+            return cls(path, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _read_tensors(self) -> dict[str, TensorRef]:
+        size = os.fstat(self._descriptor).st_size
+        header, data_start = self._header(size)
+        tensors: dict[str, TensorRef] = {}
+        expected = 0
+        for name, entry in sorted(header.items(), key=lambda item: _begin(self.path, *item)):
+            dtype, shape, begin, end = _checked(self.path, name, entry)
+            if begin != expected:
+                raise self._lies(f"{name} begins at byte {begin} of the data, not {expected}")
+            expected = end
+            tensors[name] = self._promise(name, dtype, shape, data_start + begin)
+        if data_start + expected != size:
+            raise CheckpointError(
+                f"{self.path} is {size} bytes long, but its header describes {data_start + expected}",
+                "the file was cut short or damaged: download it again",
+            )
+        return tensors
+
+    def _header(self, size: int) -> tuple[dict[str, Any], int]:
+        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little") if size >= 8 else None
+        if length is None or length > min(size - 8, MAX_HEADER_BYTES):
+            raise self._lies(f"{size} bytes cannot hold a header of {length} bytes")
+        raw = bytearray(length)
+        read_exactly(self._descriptor, memoryview(raw), 8, self.path)
+        try:
+            header = json.loads(raw)
+        except ValueError as error:
+            raise self._lies(f"it is not JSON ({error})") from error
+        if not isinstance(header, dict):
+            raise self._lies("it is not an object")
+        header.pop("__metadata__", None)
+        return header, 8 + length
+
+    def _promise(self, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> TensorRef:
+        element_bytes, numpy_dtype = _DTYPES[dtype]
+        row_shape = shape[1:]
+        row_bytes = element_bytes * int(np.prod(row_shape, dtype=np.int64))
+
+        def read(start: int, stop: int) -> Array:
+            rows = np.empty((stop - start, *row_shape), numpy_dtype)
+            read_exactly(
+                self._descriptor,
+                memoryview(rows.view(np.uint8)).cast("B"),
+                offset + start * row_bytes,
+                self.path,
+            )
+            return rows
+
+        return TensorRef(name, shape, dtype, read)
+
+    def _lies(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: the safetensors header lies: {what}", "the file is damaged: download it again"
+        )
+
+
+def _begin(path: Path, name: str, entry: Any) -> int:
+    return _checked(path, name, entry)[2]
+
+
+def _checked(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape and byte range of one header entry, sure to fit each other."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        numbers = (*shape, begin, end)
+        sound = all(type(number) is int and number >= 0 for number in numbers)
+    except (TypeError, KeyError, ValueError):
+        sound = False
+    if not sound:
+        raise CheckpointError(
+            f"{path}: the safetensors header lies: {name} is described as {entry!r}", "download it again"
+        )
+    if dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{path}: {name} has the unknown dtype {dtype!r}", f"known are {', '.join(_DTYPES)}"
+        )
+    expected = _DTYPES[dtype][0] * int(np.prod([float(n) for n in shape]))
+    if end - begin != expected:
+        raise CheckpointError(
+            f"{path}: the safetensors header lies: {name} {dtype} {list(shape)} takes {expected} bytes, "
+            f"not {end - begin}",
+            "the file is damaged: download it again",
+        )
+    return dtype, shape, begin, end
