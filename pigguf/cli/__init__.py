@@ -14,13 +14,14 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TextIO, cast
 
 import click
 from click.shell_completion import CompletionItem
 
 from pigguf.cli import exit_codes
+from pigguf.cli.text import printable
 from pigguf.errors import PigError
 
 PROGRAM = "pigguf"
@@ -40,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 class Settings:
     """What holds for the whole run; click carries it as `ctx.obj`."""
 
-    verbose: bool = bool(os.environ.get("PIGGUF_DEBUG"))
+    verbose: bool = field(default_factory=lambda: bool(os.environ.get("PIGGUF_DEBUG")))
 
 
 class LazyGroup(click.Group):
@@ -128,9 +129,13 @@ def _report(error: BaseException, settings: Settings) -> int:
 
         traceback.print_exception(error)
     message, hint = _describe(error)
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True, color=_colour())
+    click.echo(
+        f"{click.style('error:', fg='red', bold=True)} {printable(message)}", err=True, color=_colour()
+    )
     if hint:
-        click.echo(f"{click.style('hint:', fg='cyan', bold=True)} {hint}", err=True, color=_colour())
+        click.echo(
+            f"{click.style('hint:', fg='cyan', bold=True)} {printable(hint)}", err=True, color=_colour()
+        )
     return error.exit_code if isinstance(error, click.ClickException) else exit_codes.exit_code(error)
 
 

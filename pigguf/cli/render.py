@@ -2,7 +2,8 @@
 
 Contract: results go to stdout (facts, table, json), everything else to stderr (note, progress).
 A terminal gets colour and a moving bar; a pipe or a file gets plain text that is never wrapped,
-and of long work a line every few seconds. NO_COLOR is honoured (by rich).
+and of long work a line every few seconds. Control characters are shown, never obeyed. NO_COLOR is
+honoured (by rich).
 """
 
 from __future__ import annotations
@@ -22,28 +23,8 @@ from rich.progress import Task as BarTask
 from rich.table import Table
 from rich.text import Text
 
+from pigguf.cli.text import duration, printable, size
 from pigguf.progress import Progress, Unit
-
-# ---- text ----------------------------------------------------------------------------------------
-
-
-def size(count: float) -> str:
-    """A number of bytes for people, in powers of 1000: 2340000000 -> "2.34 GB"."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}" if count < 1000 * scale else f"{count / scale:,.0f} {unit}"
-    return f"{count:.0f} bytes"
-
-
-def duration(seconds: float) -> str:
-    """A time for people: 7.2 -> "7 s", 95 -> "1:35", 5025 -> "1:23:45"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
 
 # ---- results, on stdout --------------------------------------------------------------------------
 
@@ -59,9 +40,11 @@ def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
     width = max((len(name) for name, _ in lines), default=0)
     out = _console(stderr=False)
     if title:
-        out.print(Text(title, style="bold"), soft_wrap=True)
+        out.print(Text(printable(title), style="bold"), soft_wrap=True)
     for name, value in lines:
-        out.print(Text(f"{name:<{width}}  ", style="cyan") + Text(value, style="default"), soft_wrap=True)
+        out.print(
+            Text(f"{name:<{width}}  ", style="cyan") + Text(printable(value), style="default"), soft_wrap=True
+        )
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = ()) -> None:
@@ -71,7 +54,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], right: Itera
     for header in headers:
         grid.add_column(header, justify="right" if header in numbers else "left", no_wrap=True)
     for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*(Text(printable(str(cell))) for cell in row))
     out = _console(stderr=False)
     # A pipe has no width: let the table take what it needs.
     out.print(grid, width=None if out.is_terminal else 10_000, crop=False)
@@ -82,7 +65,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], right: Itera
 
 def note(text: str) -> None:
     """Tell a person something, on stderr."""
-    _console(stderr=True).print(Text(text), soft_wrap=True)
+    _console(stderr=True).print(Text(printable(text)), soft_wrap=True)
 
 
 def progress(keep: bool = True) -> Progress:
