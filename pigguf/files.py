@@ -73,6 +73,11 @@ class AtomicFile:
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="pigguf-flush")
         self._flush: Future[None] | None = None
 
+    @property
+    def path(self) -> Path:
+        """A path under which the bytes written so far can be read, until they have their own name."""
+        return self._path or Path(f"/proc/self/fd/{self._descriptor}")
+
     def write(self, data: bytes | memoryview) -> None:
         """Append all of `data`."""
         view = memoryview(data).cast("B")

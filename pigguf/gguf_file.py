@@ -11,13 +11,11 @@ Left out: big-endian files, version 1, and split files.
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import struct
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -28,6 +26,7 @@ import numpy as np
 from pigguf.errors import GGUFError, UnsupportedModel
 from pigguf.files import atomic_write, read_exactly
 from pigguf.metadata import Kind, Metadata, Typed, get
+from pigguf.parallel import computed_ahead
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.tensors import Array
 
@@ -366,7 +365,7 @@ def write_gguf(
     metadata: Metadata,
     tensors: Sequence[PlannedTensor],
     progress: Progress = SILENT,
-    stage_name: str = "writing",
+    verify: Callable[[Path], None] | None = None,
 ) -> int:
     """Write a GGUF file whole or not at all, and return its size in bytes.
 
@@ -374,46 +373,38 @@ def write_gguf(
     with the model. The bytes reach the disk under no name, or a temporary neighbour's, and take
     the target's name when all are safe: an existing file is replaced in one step or not harmed.
 
+    Args:
+        target: the file to make or replace.
+        metadata: keys in the order in which they are to stand.
+        tensors: in the order in which they are to stand.
+        progress: told of the bytes written, one stage.
+        verify: called with a path to the finished bytes before they take the target's name; what
+            it raises keeps them from doing so.
+
     Raises:
         OutputError: no room, no right to write, or the disk failed.
-        Whatever `encode` raises.
+        Whatever `encode` and `verify` raise.
     """
     header = _header(metadata, tensors)
     total = len(header) + sum(_padded(tensor.nbytes) for tensor in tensors)
-    with atomic_write(Path(target), total) as file, stage(progress, stage_name, total, "bytes"):
-        file.write(header)
-        progress.advance(len(header))
-        for buffer in _encoded_ahead(tensors):
-            file.write(buffer)
-            progress.advance(len(buffer))
+    target = Path(target)
+    with atomic_write(target, total) as file:
+        with stage(progress, f"writing {target.name}", total, "bytes"):
+            file.write(header)
+            progress.advance(len(header))
+            for buffer in computed_ahead(_jobs(tensors)):
+                file.write(buffer)
+                progress.advance(len(buffer))
+        if verify is not None:
+            verify(file.path)
     return total
 
 
-def _encoded_ahead(tensors: Sequence[PlannedTensor]) -> Iterator[memoryview]:
-    """All the data bytes in file order, encoded in a bounded window ahead of the reader."""
-    workers = usable_cores()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="pigguf-encode")
-    pending: deque[Future[memoryview]] = deque()
-    try:
-        for tensor, start, stop in _jobs(tensors):
-            pending.append(pool.submit(_encode_slab, tensor, start, stop))
-            if len(pending) > workers + 1:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _jobs(tensors: Sequence[PlannedTensor]) -> Iterator[tuple[PlannedTensor, int, int]]:
-    return itertools.chain.from_iterable(((tensor, *slab) for slab in tensor.slabs) for tensor in tensors)
+def _jobs(tensors: Sequence[PlannedTensor]) -> Iterator[Callable[[], memoryview]]:
+    """One job a slab, in file order."""
+    for tensor in tensors:
+        for start, stop in tensor.slabs:
+            yield partial(_encode_slab, tensor, start, stop)
 
 
 def _encode_slab(tensor: PlannedTensor, start: int, stop: int) -> memoryview:
