@@ -1,0 +1,105 @@
+"""What the engine can run on: the devices, backends and CPU features it was built with and finds here.
+
+From ggml's device registry (ggml-backend.h). Asking it may start a GPU driver. Left out: whether
+any of it works (self_test.py), and what a model needs of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from pigguf.engine import library
+
+DeviceKind = Literal["cpu", "gpu", "integrated gpu", "accelerator", "meta"]
+
+# enum ggml_backend_dev_type, in its order.
+_KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "integrated gpu", "accelerator", "meta")
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device ggml can compute on.
+
+    Attributes:
+        name: ggml's, "CPU" or "CUDA0".
+        description: what a person calls it, "AMD EPYC" or "NVIDIA H200".
+        backend: what drives it, "CPU", "CUDA", "Metal".
+        memory_free, memory_total: bytes, as the backend tells; 0 where it does not.
+    """
+
+    name: str
+    description: str
+    kind: DeviceKind
+    backend: str
+    memory_free: int
+    memory_total: int
+
+
+def list_devices() -> tuple[Device, ...]:
+    """Every device, in the order llama.cpp prefers them.
+
+    Raises:
+        BackendUnavailable: the engine cannot be loaded.
+    """
+    ggml = _ggml()
+    return tuple(_device(ggml, ggml.ggml_backend_dev_get(i)) for i in range(ggml.ggml_backend_dev_count()))
+
+
+def cpu_features() -> tuple[str, ...]:
+    """What the CPU backend was compiled with and finds here, in ggml's words: "AVX512", "AMX_INT8", "OPENMP".
+
+    Raises:
+        BackendUnavailable: the engine cannot be loaded.
+    """
+    line = library.load().llama_print_system_info().decode()
+    cpu = re.search(r"\bCPU : ([^:]*)(?:\||$)", line)
+    return tuple(re.findall(r"(\w+) = 1\b", cpu[1])) if cpu else ()
+
+
+def has_rpc() -> bool:
+    """Whether layers can be given to other machines.
+
+    Raises:
+        BackendUnavailable: the engine cannot be loaded.
+    """
+    return bool(library.load().llama_supports_rpc())
+
+
+def _device(ggml: Any, handle: int) -> Device:
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    ggml.ggml_backend_dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
+    return Device(
+        name=ggml.ggml_backend_dev_name(handle).decode(),
+        description=ggml.ggml_backend_dev_description(handle).decode().strip(),
+        kind=_KINDS[ggml.ggml_backend_dev_type(handle)],
+        backend=ggml.ggml_backend_reg_name(ggml.ggml_backend_dev_backend_reg(handle)).decode(),
+        memory_free=free.value,
+        memory_total=total.value,
+    )
+
+
+@cache
+def _ggml() -> Any:
+    """ggml's shared library with the signatures used here; llama_cpp has loaded it already."""
+    library.load()
+    import llama_cpp._ggml
+
+    ggml = llama_cpp._ggml.libggml
+    size, handle, text = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p
+    for name, result, arguments in (
+        ("ggml_backend_dev_count", size, []),
+        ("ggml_backend_dev_get", handle, [size]),
+        ("ggml_backend_dev_name", text, [handle]),
+        ("ggml_backend_dev_description", text, [handle]),
+        ("ggml_backend_dev_type", ctypes.c_int, [handle]),
+        ("ggml_backend_dev_memory", None, [handle, ctypes.c_void_p, ctypes.c_void_p]),
+        ("ggml_backend_dev_backend_reg", handle, [handle]),
+        ("ggml_backend_reg_name", text, [handle]),
+    ):
+        function = getattr(ggml, name)
+        function.restype, function.argtypes = result, arguments
+    return ggml
