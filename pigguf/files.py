@@ -61,6 +61,29 @@ def atomic_write(target: Path, expected_bytes: int = 0) -> Iterator[AtomicFile]:
         raise _refusal(target, error) from error
 
 
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """A directory to fill that becomes `target` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputError: the target exists and is not an empty directory, or cannot be made.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(f"{target} exists and is not an empty directory", "name a new one")
+    try:
+        _check_parent(target)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            temporary.replace(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise _refusal(target, error) from error
+
+
 class AtomicFile:
     """The bytes of a file to be, written in order."""
 
@@ -150,9 +173,13 @@ def _permissions(target: Path) -> int:
     try:
         return target.stat().st_mode & 0o7777
     except FileNotFoundError:
-        umask = os.umask(0)
-        os.umask(umask)
-        return 0o666 & ~umask
+        return 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def _sync_directory(directory: Path) -> None:
@@ -168,14 +195,18 @@ def _sync_directory(directory: Path) -> None:
 def _check_room(target: Path, expected_bytes: int) -> None:
     if target.is_dir():
         raise OutputError(f"{target} is a directory", "name a file")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target.parent} is not a directory", f"make it first: mkdir -p {target.parent}")
+    _check_parent(target)
     free = shutil.disk_usage(target.parent).free
     if expected_bytes > free:
         raise OutputError(
             f"{target} takes {expected_bytes / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free",
             "free some room or write to another disk with -o",
         )
+
+
+def _check_parent(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise OutputError(f"{target.parent} is not a directory", f"make it first: mkdir -p {target.parent}")
 
 
 def _refusal(target: Path, error: OSError) -> OutputError:

@@ -35,7 +35,6 @@ TensorType = gguf.GGMLQuantizationType
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME - 1
 DEFAULT_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
-SLAB_ELEMENTS = 1 << 20  # what one worker encodes at a time: memory stays flat whatever the model's size
 
 # GGUF value types: number -> (our kind, struct code); strings and arrays are read by hand.
 _SCALARS: dict[int, tuple[Kind, str]] = {

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
+
 from pigguf.errors import GGUFError
 
 Kind = Literal["u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "bool", "str"]
@@ -31,7 +33,13 @@ def u32(value: int) -> Typed:
 
 
 def f32(value: float) -> Typed:
-    return Typed("f32", value)
+    """The value as a file will hold it: 1e-5 becomes 9.999999747378752e-06."""
+    return Typed("f32", float(np.float32(value)))
+
+
+def shortest_f32(value: float) -> float:
+    """The shortest decimal that is the same single-precision number: 1e-05 for 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
 
 
 def boolean(value: bool) -> Typed:

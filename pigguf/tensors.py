@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
+SLAB_ELEMENTS = 1 << 20  # what one worker handles at a time: memory stays flat whatever the model's size
+
 
 @dataclass(frozen=True)
 class TensorRef:

@@ -13,5 +13,6 @@ Left out, and refused with a reason: torch's .bin files, adapters, hub names.
 from __future__ import annotations
 
 from pigguf.checkpoint.directory import Checkpoint
+from pigguf.checkpoint.safetensors_file import write_safetensors
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "write_safetensors"]

@@ -1,4 +1,4 @@
-"""One safetensors file: its header checked, its tensors as promises.
+"""One safetensors file: read with its header checked and its tensors as promises, or written as a stream.
 
 Format: https://github.com/huggingface/safetensors#format (an 8-byte length, a JSON header, data
 without holes). The library maps a whole file, which makes a converter's memory look as large as
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ import ml_dtypes
 import numpy as np
 
 from pigguf.errors import CheckpointError
-from pigguf.files import read_exactly
-from pigguf.tensors import Array, TensorRef
+from pigguf.files import atomic_write, read_exactly
+from pigguf.parallel import computed_ahead
+from pigguf.progress import SILENT, Progress, stage
+from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
@@ -149,3 +153,53 @@ def _checked(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], i
             "the file is damaged: download it again",
         )
     return dtype, shape, begin, end
+
+
+def write_safetensors(
+    path: Path, tensors: Sequence[TensorRef], dtype: str, progress: Progress = SILENT
+) -> int:
+    """Write tensors to one safetensors file, rounded to `dtype`, and return its size in bytes.
+
+    Rows stream through memory a slab at a time; the file appears whole or not at all.
+
+    Args:
+        path: the file to make.
+        tensors: in the order in which their data is to stand.
+        dtype: "F32", "F16" or "BF16".
+        progress: told of the bytes written, one stage.
+
+    Raises:
+        OutputError: no room, no right to write, or the disk failed.
+    """
+    header = _header_bytes(tensors, dtype)
+    total = len(header) + sum(tensor.elements for tensor in tensors) * _DTYPES[dtype][0]
+    with atomic_write(path, total) as file, stage(progress, f"writing {path.name}", total, "bytes"):
+        file.write(header)
+        progress.advance(len(header))
+        for rows in computed_ahead(_slab_jobs(tensors, dtype)):
+            file.write(rows)
+            progress.advance(len(rows))
+    return total
+
+
+def _header_bytes(tensors: Sequence[TensorRef], dtype: str) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers demands the format
+    at = 0
+    for tensor in tensors:
+        end = at + tensor.elements * _DTYPES[dtype][0]
+        entries[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    raw = json.dumps(entries, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)  # the format aligns the data to 8 bytes
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _slab_jobs(tensors: Sequence[TensorRef], dtype: str) -> Iterator[Callable[[], memoryview]]:
+    for tensor in tensors:
+        for start, stop in tensor.slabs(SLAB_ELEMENTS):
+            yield partial(_rounded_rows, tensor, start, stop, dtype)
+
+
+def _rounded_rows(tensor: TensorRef, start: int, stop: int, dtype: str) -> memoryview:
+    rows = tensor.read(start, stop).astype(_DTYPES[dtype][1])
+    return memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))

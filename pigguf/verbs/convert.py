@@ -1,0 +1,194 @@
+"""convert: a checkpoint directory -> one GGUF file, in one pass, proven before it takes its name.
+
+Source of the form: llama.cpp's convert_hf_to_gguf.py and llama-quantize, whose keys and bytes this
+gives; the rope keys and the context length are decided by pigguf.rope, from all the evidence.
+
+Left out: merging adapters, downloading, importance matrices.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pigguf.arch import find_family, to_gguf
+from pigguf.checkpoint import Checkpoint
+from pigguf.errors import InvalidTensor, UsageError
+from pigguf.gguf_file import PlannedTensor, TensorType, file_bytes, write_gguf
+from pigguf.metadata import Typed, string, u32
+from pigguf.progress import SILENT, Progress
+from pigguf.quantization import RECIPES, Recipe, choose_types, encode
+from pigguf.quantization.kernels import InvalidValue
+from pigguf.rope import RopeOverrides, RopeScaling, read_rope
+from pigguf.spec import ModelSpec
+from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef
+from pigguf.tokenizer import Vocab, read_vocab, source_encoder
+from pigguf.verbs.verify import verify_gguf, verify_tokens
+
+QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+DEFAULT_TYPE = "F16"
+
+
+@dataclass(frozen=True)
+class ConversionPlan:
+    """Everything that is decided before the first tensor is read.
+
+    Attributes:
+        name: the model's name, from the directory's.
+        spec: the model's shape, its rope included.
+        vocab: the tokenizer as GGUF holds it.
+        recipe: which type goes where.
+        metadata: every key of the file, in order.
+        tensors: every tensor of the file, in order.
+        bytes: the size of the file to be.
+    """
+
+    name: str
+    spec: ModelSpec
+    vocab: Vocab
+    recipe: Recipe
+    metadata: dict[str, Typed]
+    tensors: tuple[PlannedTensor, ...]
+    bytes: int
+
+    @property
+    def rope(self) -> RopeScaling:
+        return self.spec.rope
+
+    @property
+    def fallbacks(self) -> tuple[str, ...]:
+        """Matrices whose shape does not fit the blocks of the recipe's types, as "name: type"."""
+        return tuple(
+            f"{tensor.name}: {tensor.type.name}"
+            for tensor in self.tensors
+            if len(tensor.shape) > 1 and self.recipe.is_fallback(tensor.type)
+        )
+
+
+@dataclass(frozen=True)
+class ConversionResult:
+    """What a conversion made.
+
+    Attributes:
+        path: the file; None where nothing was to be written.
+        plan: what was decided.
+        seconds: how long it took.
+    """
+
+    path: Path | None
+    plan: ConversionPlan
+    seconds: float
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    type: str = DEFAULT_TYPE,
+    rope: RopeOverrides | None = None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> ConversionResult:
+    """Convert a checkpoint directory to a GGUF file.
+
+    The file appears whole and verified, or not at all: its shapes, types and rope keys are read back
+    and compared with what was decided, and a multilingual sample is tokenized with the source's
+    tokenizer and with the file's.
+
+    Args:
+        source: a directory with config.json, safetensors and tokenizer files.
+        output: the file to write; by default NAME-TYPE.gguf in the current directory.
+        type: a name in pigguf.quantization.RECIPES: "F16", "Q8_0", "Q4_K_M", ...
+        rope: position facts that overrule the checkpoint's.
+        dry_run: decide everything, check every header, write nothing.
+        progress: told of the bytes written.
+
+    Raises:
+        CheckpointError, TokenizerError, UnsupportedModel: the source is damaged or not understood.
+        RopeConflict: its position facts contradict each other.
+        ConversionError: a tensor is missing, unknown or not finite, the target cannot be written, or
+            the written file does not verify.
+    """
+    begun = time.monotonic()
+    with Checkpoint.open(source) as checkpoint:
+        plan = plan_conversion(checkpoint, type, rope or RopeOverrides())
+        if dry_run:
+            return ConversionResult(None, plan, time.monotonic() - begun)
+        target = Path(output) if output is not None else Path(f"{plan.name}-{plan.recipe.name}.gguf")
+        write_gguf(target, plan.metadata, plan.tensors, progress, partial(_verify, plan, checkpoint.path))
+    return ConversionResult(target, plan, time.monotonic() - begun)
+
+
+def plan_conversion(checkpoint: Checkpoint, type: str, rope: RopeOverrides) -> ConversionPlan:
+    """Decide everything about the file to be, from headers and config files alone. Raises as convert does."""
+    recipe = find_recipe(type)
+    family = find_family(checkpoint.config)
+    spec = family.spec(checkpoint.config, read_rope(checkpoint.config, checkpoint.tokenizer_config, rope))
+    vocab = read_vocab(checkpoint.path, checkpoint.config, spec.vocab_size)
+    renamed = to_gguf(family, spec, checkpoint.tensors, str(checkpoint.path))
+    tensors = plan_tensors(recipe, spec, renamed)
+    name = checkpoint.path.resolve().name
+    metadata = {
+        **general_metadata(spec.architecture, name, recipe),
+        **spec.metadata(),
+        **vocab.metadata(),
+    }
+    return ConversionPlan(name, spec, vocab, recipe, metadata, tensors, file_bytes(metadata, tensors))
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name, whatever its case.
+
+    Raises:
+        UsageError: there is none.
+    """
+    recipe = RECIPES.get(name.upper())
+    if recipe is None:
+        raise UsageError(f"there is no type {name!r}", f"types are {', '.join(RECIPES)}")
+    return recipe
+
+
+def general_metadata(architecture: str, name: str, recipe: Recipe) -> dict[str, Typed]:
+    """The general.* keys."""
+    return {
+        "general.architecture": string(architecture),
+        "general.type": string("model"),
+        "general.name": string(name),
+        "general.file_type": u32(recipe.file_type),
+        "general.quantization_version": u32(QUANTIZATION_VERSION),
+    }
+
+
+def plan_tensors(recipe: Recipe, spec: ModelSpec, tensors: Sequence[TensorRef]) -> tuple[PlannedTensor, ...]:
+    """Give every tensor its type and its way to bytes.
+
+    Raises:
+        InvalidTensor: a tensor is stored as something other than floats.
+    """
+    for tensor in tensors:
+        if tensor.dtype not in ("F32", "F16", "BF16"):
+            raise InvalidTensor(
+                f"{tensor.name} is stored as {tensor.dtype}, not as F32, F16 or BF16",
+                "give the checkpoint as it was before it was quantized",
+            )
+    types = choose_types(recipe, spec, tensors)
+    return tuple(_planned(tensor, types[tensor.name]) for tensor in tensors)
+
+
+def _planned(tensor: TensorRef, kind: TensorType) -> PlannedTensor:
+    def encode_rows(start: int, stop: int) -> Array:
+        try:
+            return encode(tensor.read(start, stop), kind)
+        except InvalidValue as error:
+            raise error.located(tensor.name, start) from error
+
+    return PlannedTensor(tensor.name, tensor.shape, kind, tuple(tensor.slabs(SLAB_ELEMENTS)), encode_rows)
+
+
+def _verify(plan: ConversionPlan, source: Path, written: Path) -> None:
+    verify_gguf(written, plan.metadata, plan.tensors, plan.rope)
+    verify_tokens(written, source_encoder(source), plan.vocab)

@@ -1,0 +1,87 @@
+"""quantize: a float GGUF -> the same model in another type, by the same recipes as convert.
+
+Left out: quantizing what is quantized already, which loses twice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pigguf.arch import family_of
+from pigguf.errors import UnsupportedModel, UsageError
+from pigguf.gguf_file import GGUFFile, TensorData, TensorType, read_header, write_gguf
+from pigguf.metadata import Typed, u32
+from pigguf.progress import SILENT, Progress
+from pigguf.quantization import float_tensors
+from pigguf.rope import rope_from_metadata
+from pigguf.verbs.convert import QUANTIZATION_VERSION, find_recipe, plan_tensors
+from pigguf.verbs.verify import verify_gguf
+
+_FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
+
+
+@dataclass(frozen=True)
+class QuantizationResult:
+    """What was made: the file, its size and that of the source in bytes, and how long it took."""
+
+    path: Path
+    type: str
+    bytes: int
+    source_bytes: int
+    seconds: float
+
+
+def quantize(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    type: str,
+    progress: Progress = SILENT,
+) -> QuantizationResult:
+    """Write a float GGUF again in another type; every key but the type's own stays as it is.
+
+    Args:
+        source: a GGUF whose tensors are F32, F16 or BF16.
+        output: the file to write; it appears whole and verified, or not at all.
+        type: a name in pigguf.quantization.RECIPES.
+        progress: told of the bytes written.
+
+    Raises:
+        GGUFError: the source is damaged.
+        UnsupportedModel: the source is quantized already, or of an unknown architecture.
+        ConversionError: a value is not finite, or the target cannot be written.
+        UsageError: no such type, or source and output are one file.
+    """
+    begun = time.monotonic()
+    recipe = find_recipe(type)
+    target = Path(output)
+    file = read_header(source)
+    _refuse_quantized(file)
+    if target.exists() and target.samefile(file.path):
+        raise UsageError(f"{target} is both source and output", "give the output another name")
+    family = family_of(file.architecture)
+    spec = family.spec_from_metadata(file.metadata)
+    metadata: dict[str, Typed] = {
+        **file.metadata,
+        "general.file_type": u32(recipe.file_type),
+        "general.quantization_version": u32(QUANTIZATION_VERSION),
+    }
+    with TensorData(file) as data:
+        tensors = plan_tensors(recipe, spec, float_tensors(file, data))
+        rope = rope_from_metadata(file.metadata, file.architecture)
+        verify = partial(verify_gguf, metadata=metadata, tensors=tensors, rope=rope)
+        size = write_gguf(target, metadata, tensors, progress, verify)
+    return QuantizationResult(target, recipe.name, size, file.size, time.monotonic() - begun)
+
+
+def _refuse_quantized(file: GGUFFile) -> None:
+    for tensor in file.tensors.values():
+        if tensor.type not in _FLOATS:
+            raise UnsupportedModel(
+                f"{file.path}: {tensor.name} is {tensor.type.name} already, and quantizing twice loses twice",
+                "quantize an F32, F16 or BF16 file; `pigguf convert` makes one from the checkpoint",
+            )
