@@ -4,8 +4,8 @@ A command is a module that exposes a click command named `command`, and a row in
 are imported only when their command runs, so `pigguf --help` and shell completion stay quick.
 
 Contract: data on stdout, everything else on stderr. A failure is `error: ...`, often `hint: ...`,
-and an exit code from exit_codes.py. Left out: bars, tables and JSON (render.py), options that
-several commands share (options.py).
+and an exit code from exit_codes.py. Left out: the wording of errors (report.py), bars, tables and
+JSON (render.py), options that several commands share (options.py).
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pigguf.cli import exit_codes
-from pigguf.cli.text import printable
-from pigguf.errors import PigError
+from pigguf.cli.report import report
 
 PROGRAM = "pigguf"
 
@@ -109,17 +108,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=settings)
         sys.stdout.flush()
-    except BrokenPipeError:
-        _silence(sys.stdout)
+    except BrokenPipeError:  # whoever read our output has left; nobody is there to be told
+        _abandon(sys.stdout)
         sys.exit(exit_codes.UNEXPECTED.code)
     except (Exception, KeyboardInterrupt) as error:
-        sys.exit(_report(error, settings))
+        sys.exit(_fail(error, settings))
     # ctx.exit(code) arrives as the result; commands themselves return nothing.
     sys.exit(result if isinstance(result, int) else 0)
 
 
-def _report(error: BaseException, settings: Settings) -> int:
-    """Say on stderr what went wrong, in one line and perhaps a hint; return the exit code."""
+def _fail(error: BaseException, settings: Settings) -> int:
+    """Tell of a failure on stderr, with its traceback where wanted; return the exit code."""
     # click turns a KeyboardInterrupt into its Abort, after a line break that closes the `^C`.
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         click.echo("interrupted", err=True)
@@ -128,40 +127,14 @@ def _report(error: BaseException, settings: Settings) -> int:
         import traceback
 
         traceback.print_exception(error)
-    message, hint = _describe(error)
-    click.echo(
-        f"{click.style('error:', fg='red', bold=True)} {printable(message)}", err=True, color=_colour()
-    )
-    if hint:
-        click.echo(
-            f"{click.style('hint:', fg='cyan', bold=True)} {printable(hint)}", err=True, color=_colour()
-        )
+    report(error)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _abandon(sys.stdout)
     return error.exit_code if isinstance(error, click.ClickException) else exit_codes.exit_code(error)
 
 
-def _describe(error: BaseException) -> tuple[str, str | None]:
-    """An error's message and hint, in the words of whoever knows it best."""
-    if isinstance(error, PigError):
-        return error.message, error.hint
-    if isinstance(error, click.ClickException):
-        context = getattr(error, "ctx", None)
-        return error.format_message(), f"try '{context.command_path} --help'" if context else None
-    if isinstance(error, OSError) and error.strerror:
-        name = f"{error.filename}: " if error.filename else ""
-        return f"{name}{error.strerror}", None
-    if isinstance(error, MemoryError):
-        return "out of memory", None
-    return (
-        f"unexpected {type(error).__name__}: {error}",
-        "this is a bug in pigguf; PIGGUF_DEBUG=1 shows the traceback to report",
-    )
-
-
-def _colour() -> bool | None:
-    """False where NO_COLOR asks for none, else None: click colours a terminal and nothing else."""
-    return False if os.environ.get("NO_COLOR") else None
-
-
-def _silence(stream: TextIO) -> None:
-    """Point a broken stream at nowhere, so that the interpreter's last flush does not complain."""
+def _abandon(stream: TextIO) -> None:
+    """Point a stream that cannot be written at nowhere: the interpreter's last flush would complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

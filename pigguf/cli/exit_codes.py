@@ -37,6 +37,7 @@ BY_ERROR: dict[type[BaseException], ExitCode] = {
     errors.CheckpointError: MODEL,
     errors.TokenizerError: MODEL,
     errors.UnsupportedModel: MODEL,
+    errors.ReadError: FILE,
     errors.RopeConflict: ROPE,
     errors.ConversionError: CONVERSION,
     errors.OutputError: FILE,

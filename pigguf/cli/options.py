@@ -1,10 +1,12 @@
 """Options that several commands share, each defined once.
 
-A command takes them as decorators. Left out: options of one command alone, which live with it.
+A command takes them as decorators; a group of them arrives as the one value they make together.
+Left out: options of one command alone, which live with it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,3 +35,96 @@ def verbose_option(command: Command) -> Command:
 def json_option(command: Command) -> Command:
     """--json: the result for a program to read. Passed as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def _gpu_layers(ctx: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    if value in ("all", "auto"):
+        return value
+    if value.isdecimal():
+        return int(value)
+    raise click.BadParameter(f"{value!r} is not a number of layers, 'all' or 'auto'", ctx, parameter)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a model is opened. Passed as `gpu_layers`, `threads`, and `rope`: RopeOverride or None."""
+    from pigguf.engine import RopeOverride
+
+    @click.option(
+        "--gpu-layers",
+        metavar="N|all|auto",
+        callback=_gpu_layers,
+        default="auto",
+        show_default=True,
+        help="Layers to put on the GPU.",
+    )
+    @click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; default: all cores."
+    )
+    @click.option(
+        "--rope-factor",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="F",
+        help="Linear rope scaling factor to use in place of the file's; permits any --ctx.",
+    )
+    @click.option(
+        "--rope-base",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="B",
+        help="Rope frequency base to use in place of the file's; permits any --ctx.",
+    )
+    @functools.wraps(command)
+    def with_model_options(
+        *, ctx_length: int | None, rope_factor: float | None, rope_base: float | None, **rest: Any
+    ) -> Any:
+        overridden = rope_factor is not None or rope_base is not None
+        rope = RopeOverride(rope_factor, rope_base, ctx_length) if overridden else None
+        return command(ctx_length=ctx_length, rope=rope, **rest)
+
+    return click.option(
+        "--ctx",
+        "ctx_length",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Context window in tokens; default: the file's, or what a quarter of the memory holds.",
+    )(with_model_options)
+
+
+# flag, type, what it does; the names are Sampling's own
+_SAMPLING: tuple[tuple[str, click.ParamType[Any], str], ...] = (
+    ("temperature", click.FloatRange(min=0), "How freely words are drawn; 0 always takes the likeliest."),
+    ("top_k", click.IntRange(min=0), "Draw from the K likeliest tokens; 0 is all."),
+    ("top_p", click.FloatRange(min=0, max=1), "Draw from the likeliest that together reach P; 1 is all."),
+    ("min_p", click.FloatRange(min=0, max=1), "Leave out what is less likely than P times the likeliest."),
+    ("repeat_penalty", click.FloatRange(min=0, min_open=True), "Divide the odds of recent tokens; 1 is off."),
+)
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How an answer is drawn. Passed as `sampling`: Sampling, and `max_tokens`."""
+    from pigguf.engine import Sampling
+
+    names = [name for name, _, _ in _SAMPLING] + ["seed"]
+
+    @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Draw the same words again.")
+    @click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Most tokens of an answer; default: up to the window's end.",
+    )
+    @functools.wraps(command)
+    def with_sampling_options(**values: Any) -> Any:
+        sampling = Sampling(**{name: values.pop(name) for name in names})
+        return command(sampling=sampling, **values)
+
+    decorated: Callable[..., Any] = with_sampling_options
+    for name, kind, text in reversed(_SAMPLING):
+        decorated = click.option(
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            metavar=name.rpartition("_")[2][:1].upper(),
+            default=getattr(Sampling(), name),
+            show_default=True,
+            help=text,
+        )(decorated)
+    return decorated

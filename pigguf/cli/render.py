@@ -34,6 +34,12 @@ def json(value: Any) -> None:
     sys.stdout.write(_json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+def stream(text: str) -> None:
+    """Print a piece of an answer at once; a pipe gets it as it is, a terminal without control characters."""
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
 def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:
     """Print names and values, aligned, under an optional title."""
     lines = [(name, str(value)) for name, value in rows]
