@@ -39,7 +39,7 @@ from pigguf.tensors import Array
 
 TIMEOUT = 300  # seconds; the first use of a GPU may compile kernels
 TOKENS = 64
-TOLERANCE = 0.05  # of the logits' standard deviation
+TOLERANCE = 0.1  # relative difference of the logits; rounding makes about 0.01, a wrong product 1
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,11 @@ def decode_both_ways() -> int:
                 [(_, alone)] = session.evaluate([token], [0])
     if not (np.isfinite(together).all() and np.isfinite(alone).all()):
         raise EngineError("the engine computes logits that are not numbers", f"run {build.REBUILD}")
-    difference = float(np.abs(together - alone).max() / alone.std())
+    difference = float(np.linalg.norm(together - alone) / np.linalg.norm(alone))
     if difference > TOLERANCE:
         raise EngineError(
-            f"the engine computes other logits for a batch than for its tokens one by one: they differ by "
-            f"{difference:.3f} standard deviations",
+            f"the engine computes other logits for a batch than for its tokens one by one: "
+            f"their relative difference is {difference:.2f}",
             f"run {build.REBUILD}",
         )
     return TOKENS
