@@ -26,6 +26,8 @@ from rich.text import Text
 from pigguf.cli.text import duration, printable, size
 from pigguf.progress import Progress, Unit
 
+_PIPE_WIDTH = 10_000  # a pipe has no edge to wrap at
+
 # ---- results, on stdout --------------------------------------------------------------------------
 
 
@@ -61,9 +63,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], right: Itera
         grid.add_column(header, justify="right" if header in numbers else "left", no_wrap=True)
     for row in rows:
         grid.add_row(*(Text(printable(str(cell))) for cell in row))
-    out = _console(stderr=False)
-    # A pipe has no width: let the table take what it needs.
-    out.print(grid, width=None if out.is_terminal else 10_000, crop=False)
+    _console(stderr=False).print(grid)
 
 
 # ---- everything else, on stderr ------------------------------------------------------------------
@@ -199,4 +199,7 @@ class LogProgress:
 
 @cache
 def _console(stderr: bool) -> Console:
-    return Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    console = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
