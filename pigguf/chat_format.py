@@ -1,0 +1,118 @@
+"""A conversation as the tokens a model was trained to see: its chat template, tokenized safely.
+
+Contract: the text of a message can never act as control tokens. A document that holds "<|im_end|>"
+is read as those ten characters, and does not end the user's turn. Where no message holds the text of
+a special token, the tokens are exactly those of the whole rendered prompt.
+Left out: the template language (tokenizer/chat_template.py), the cache and the window (chat.py).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from pigguf.engine import Model
+from pigguf.errors import TokenizerError
+from pigguf.metadata import get
+from pigguf.tokenizer.chat_template import ChatTemplate
+
+Message = Mapping[str, str]
+"""{"role": "system" | "user" | "assistant", "content": text}"""
+
+# A character that sentencepiece vocabularies spell in bytes, so that it never merges with a neighbour.
+_ANCHOR = "\ue000"
+
+
+class ChatFormat:
+    """The way one model wants a conversation written.
+
+    Raises:
+        TokenizerError: the model has no chat template, or one that is not understood.
+    """
+
+    def __init__(self, model: Model) -> None:
+        if not model.chat_template:
+            raise TokenizerError(
+                f"{model.path} has no chat template",
+                "a base model continues text and was not trained to chat; take its instruct or chat version",
+            )
+        self._model = model
+        self._template = ChatTemplate(model.chat_template, bos_token=model.bos_text, eos_token=model.eos_text)
+
+    def tokens(self, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:
+        """The conversation as tokens; with `answer_next`, up to where the assistant begins to speak.
+
+        Raises:
+            TokenizerError: the template refuses the conversation; the message carries its reason.
+        """
+        quoted = _Quoted(self._special_text)
+        rendered = self._template.render(
+            [{**message, "content": quoted.quote(message["content"])} for message in messages],
+            add_generation_prompt=answer_next,
+        )
+        pieces = quoted.split(rendered)
+        tokens = self._tokenize(pieces[0], special=True)
+        for index, piece in enumerate(pieces[1:], start=1):
+            tokens += self._continue(piece, special=index % 2 == 0)
+        return self._with_bos(tokens)
+
+    def count(self, text: str) -> int:
+        """How many tokens a message's text is, by itself."""
+        return len(self._tokenize(text, special=False))
+
+    def _tokenize(self, text: str, *, special: bool) -> list[int]:
+        return self._model.tokenize(text, add_special=False, parse_special=special)
+
+    def _continue(self, text: str, *, special: bool) -> list[int]:
+        """Tokens of a text in the middle of a line: sentencepiece puts a space before a beginning."""
+        if not text or get(self._model.file.metadata, "tokenizer.ggml.model", str) != "llama":
+            return self._tokenize(text, special=special)
+        return self._tokenize(_ANCHOR + text, special=special)[len(self._tokenize(_ANCHOR, special=False)) :]
+
+    def _with_bos(self, tokens: list[int]) -> list[int]:
+        """Begin with BOS where the file asks for one and the template did not write it itself."""
+        wanted = self._model.tokenize("", add_special=True)[:1]
+        if wanted and wanted[0] == self._model.bos and tokens[:1] != wanted:
+            return wanted + tokens
+        return tokens
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the vocabulary's longest token."""
+        return max(len(self._model.piece(token, special=True)) for token in range(self._model.vocab_size))
+
+    @cached_property
+    def _special_text(self) -> re.Pattern[str] | None:
+        """Finds every text that tokenizing a prompt would read as a control token."""
+        special = {
+            self._model.piece(token, special=True).decode("utf-8", "replace")
+            for token in range(self._model.vocab_size)
+            if not self._model.piece(token)
+        }
+        longest_first = sorted(special - {""}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+class _Quoted:
+    """Takes special tokens' text out of messages while the template runs, and tells where it was."""
+
+    def __init__(self, special_text: re.Pattern[str] | None) -> None:
+        self._special_text = special_text
+        self._taken: list[str] = []
+        # Letters and digits pass through any template; nobody can write the word before it is drawn.
+        self._word = f"Q{secrets.token_hex(8)}Q"
+
+    def quote(self, content: str) -> str:
+        """The content with each special token's text replaced by a numbered word."""
+        return self._special_text.sub(self._take, content) if self._special_text else content
+
+    def _take(self, match: re.Match[str]) -> str:
+        self._taken.append(match[0])
+        return f"{self._word}{len(self._taken) - 1}Q"
+
+    def split(self, rendered: str) -> list[str]:
+        """The rendered prompt in pieces: template and text at even places, text taken out at odd ones."""
+        pieces = re.split(f"{self._word}([0-9]+)Q", rendered)
+        return [self._taken[int(piece)] if index % 2 else piece for index, piece in enumerate(pieces)]
