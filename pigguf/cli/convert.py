@@ -1,0 +1,116 @@
+"""`pigguf convert`: a checkpoint directory -> one GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pigguf.cli import render
+from pigguf.cli.options import json_option, type_option, type_table, verbose_option
+from pigguf.cli.text import size
+from pigguf.rope import RopeOverrides, RopeScaling
+from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
+
+
+@click.command(epilog=type_table())
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="The file to write.  [default: NAME-TYPE.gguf in the current directory]",
+)
+@type_option(default=DEFAULT_TYPE)
+@click.option(
+    "--rope-factor", type=float, metavar="F", help="Positions are divided by F, whatever the checkpoint says."
+)
+@click.option(
+    "--original-context", type=click.IntRange(min=1), metavar="N", help="The window the model was trained at."
+)
+@click.option("--context", type=click.IntRange(min=1), metavar="N", help="The window to write, in tokens.")
+@click.option("--dry-run", is_flag=True, help="Print what would be decided and why, and write nothing.")
+@json_option
+@verbose_option
+def command(
+    source: Path,
+    output: Path | None,
+    type: str,
+    rope_factor: float | None,
+    original_context: int | None,
+    context: int | None,
+    dry_run: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Turn the Hugging Face checkpoint in the directory SOURCE into a GGUF file.
+
+    The rope scaling factor and the context length are decided from everything the checkpoint says;
+    evidence that contradicts itself stops the conversion and names the flag that settles it. The
+    file is verified before it takes its name.
+
+    \b
+    Examples:
+      pigguf convert ./longchat-7b-16k --dry-run
+      pigguf convert ./longchat-7b-16k -o longchat.gguf --type Q4_K_M
+      pigguf convert ./superhot-13b-8k --rope-factor 4 --original-context 2048
+    """
+    overrides = RopeOverrides(rope_factor, original_context, context)
+    result = convert(source, output, type=type, rope=overrides, dry_run=dry_run, progress=render.progress())
+    if as_json:
+        render.json(_as_data(result))
+        return
+    render.facts(_rows(result))
+    if dry_run:
+        _show_evidence(result.plan.rope)
+
+
+def _rows(result: ConversionResult) -> list[tuple[str, object]]:
+    plan, rope = result.plan, result.plan.rope
+    rows: list[tuple[str, object]] = []
+    if result.path is not None:
+        rows.append(("file", result.path))
+    rows += [
+        ("size", size(plan.bytes)),
+        ("model", f"{plan.spec.architecture}, {plan.spec.layers} layers, {plan.recipe.name}"),
+        ("window", f"{rope.context_length:,} tokens, {rope.explain()}"),
+        ("tokenizer", f"{plan.vocab.model} ({plan.vocab.pre}), {len(plan.vocab.tokens):,} tokens"),
+    ]
+    rows += [("decided", decision) for decision in rope.decisions]
+    rows += [("note", note) for note in plan.vocab.notes]
+    rows += (
+        [("fallback", f"{len(plan.fallbacks)} tensors, such as {plan.fallbacks[0]}")]
+        if plan.fallbacks
+        else []
+    )
+    if result.path is not None:
+        rows.append(("verified", f"shapes, types, rope keys and tokens, in {result.seconds:.1f} s"))
+    return rows
+
+
+def _show_evidence(rope: RopeScaling) -> None:
+    render.table(
+        ("evidence", "value", "meaning"),
+        [(f"{found.source}: {found.key}", found.value, found.meaning) for found in rope.evidence],
+    )
+
+
+def _as_data(result: ConversionResult) -> dict[str, Any]:
+    plan = result.plan
+    return {
+        "path": None if result.path is None else str(result.path),
+        "bytes": plan.bytes,
+        "type": plan.recipe.name,
+        "architecture": plan.spec.architecture,
+        "rope": render.rope_data(plan.rope),
+        "evidence": [
+            {"source": e.source, "key": e.key, "value": e.value, "meaning": e.meaning}
+            for e in plan.rope.evidence
+        ],
+        "decisions": list(plan.rope.decisions),
+        "notes": list(plan.vocab.notes),
+        "fallbacks": list(plan.fallbacks),
+        "seconds": round(result.seconds, 3),
+    }

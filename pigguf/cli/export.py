@@ -1,0 +1,48 @@
+"""`pigguf export`: a GGUF file -> a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pigguf.cli import render
+from pigguf.cli.options import json_option
+from pigguf.cli.text import size
+from pigguf.verbs.export import export
+
+
+@click.command()
+@click.argument("source", metavar="MODEL.gguf", type=click.Path(path_type=Path))
+@click.argument("output", metavar="DIR", type=click.Path(path_type=Path))
+@json_option
+def command(source: Path, output: Path, as_json: bool) -> None:
+    """Turn the GGUF file MODEL.gguf back into a Hugging Face checkpoint in the new directory DIR.
+
+    Quantized weights are dequantized and written as bfloat16; the tokenizer and the chat template
+    come along. transformers loads the result, and `pigguf convert` takes it back.
+
+    \b
+    Example:
+      pigguf export model.gguf ./checkpoint
+    """
+    result = export(source, output, progress=render.progress())
+    rope = result.spec.rope
+    if as_json:
+        render.json(
+            {
+                "path": str(result.path),
+                "bytes": result.bytes,
+                "architecture": result.spec.architecture,
+                "rope": render.rope_data(rope),
+                "seconds": round(result.seconds, 3),
+            }
+        )
+        return
+    render.facts(
+        [
+            ("directory", result.path),
+            ("weights", f"{size(result.bytes)} of bfloat16, in {result.seconds:.1f} s"),
+            ("window", f"{rope.context_length:,} tokens, {rope.explain()}"),
+        ]
+    )

@@ -1,0 +1,124 @@
+"""`pigguf inspect`: what a GGUF file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pigguf.cli import render
+from pigguf.cli.options import json_option
+from pigguf.cli.text import size
+from pigguf.metadata import Typed
+from pigguf.verbs.inspect import Report, inspect
+
+_SHOWN_ELEMENTS = 6  # of an array, in --keys
+
+
+@click.command()
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--keys", is_flag=True, help="Print the raw metadata, key by key.")
+@json_option
+def command(path: Path, keys: bool, as_json: bool) -> None:
+    """Say what the GGUF file FILE holds: family, size, types, tokenizer, window, rope, KV cache.
+
+    \b
+    Examples:
+      pigguf inspect model.gguf
+      pigguf inspect model.gguf --json | jq .rope.factor
+    """
+    report = inspect(path)
+    if keys:
+        _show_keys(report, as_json)
+    elif as_json:
+        render.json(_as_data(report))
+    else:
+        _show(report)
+
+
+def _show(report: Report) -> None:
+    rope = report.rope
+    rows: list[tuple[str, object]] = [("file", f"{report.path}, {size(report.bytes)}")]
+    if report.name:
+        rows.append(("name", report.name))
+    rows += [
+        ("family", f"{report.architecture}, {report.parameters / 1e6:,.1f} million parameters"),
+        ("shape", _shape(report)),
+        ("types", ", ".join(f"{kind} {size(count)}" for kind, count in report.types.items())),
+        ("tokenizer", _tokenizer(report)),
+        ("window", f"{rope.context_length:,} tokens"),
+        ("rope", f"{rope.kind}, factor {rope.factor:g}, base {rope.base:g}"),
+        ("positions", rope.explain()),
+    ]
+    rows += [
+        (
+            f"KV cache {cache.type}",
+            f"{size(cache.bytes_per_token)} a token, {size(cache.bytes_at_full_window)} at the full window",
+        )
+        for cache in report.cache
+    ]
+    render.facts(rows)
+
+
+def _shape(report: Report) -> str:
+    return (
+        f"{_known(report.layers)} layers of {_known(report.embedding_length)}, "
+        f"{_known(report.heads)} heads, {_known(report.kv_heads)} KV heads"
+    )
+
+
+def _known(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def _tokenizer(report: Report) -> str:
+    if report.tokenizer is None:
+        return "none"
+    template = "with a chat template" if report.chat_template else "no chat template"
+    return f"{report.tokenizer}, {_known(report.tokens)} tokens, {template}"
+
+
+def _show_keys(report: Report, as_json: bool) -> None:
+    if as_json:
+        render.json({key: typed.value for key, typed in report.metadata.items()})
+        return
+    render.facts((f"{key} ({_kind(typed)})", _brief(typed)) for key, typed in report.metadata.items())
+
+
+def _kind(typed: Typed) -> str:
+    return f"{typed.kind}[{len(typed.value)}]" if typed.is_array else typed.kind
+
+
+def _brief(typed: Typed) -> str:
+    if not typed.is_array:
+        return repr(typed.value) if typed.kind == "str" else str(typed.value)
+    shown = ", ".join(repr(element) for element in typed.value[:_SHOWN_ELEMENTS])
+    return f"[{shown}, ...]" if len(typed.value) > _SHOWN_ELEMENTS else f"[{shown}]"
+
+
+def _as_data(report: Report) -> dict[str, Any]:
+    return {
+        "path": str(report.path),
+        "bytes": report.bytes,
+        "name": report.name,
+        "architecture": report.architecture,
+        "parameters": report.parameters,
+        "types": dict(report.types),
+        "layers": report.layers,
+        "embedding_length": report.embedding_length,
+        "heads": report.heads,
+        "kv_heads": report.kv_heads,
+        "tokenizer": report.tokenizer,
+        "tokens": report.tokens,
+        "chat_template": report.chat_template,
+        "context_length": report.rope.context_length,
+        "rope": render.rope_data(report.rope),
+        "kv_cache": {
+            cache.type: {
+                "bytes_per_token": cache.bytes_per_token,
+                "bytes_at_full_window": cache.bytes_at_full_window,
+            }
+            for cache in report.cache
+        },
+    }

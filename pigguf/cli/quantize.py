@@ -1,0 +1,47 @@
+"""`pigguf quantize`: a float GGUF -> the same model in another type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pigguf.cli import render
+from pigguf.cli.options import json_option, type_option, type_table
+from pigguf.cli.text import size
+from pigguf.verbs.quantize import quantize
+
+
+@click.command(epilog=type_table())
+@click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUT.gguf", type=click.Path(path_type=Path))
+@type_option()
+@json_option
+def command(source: Path, output: Path, type: str, as_json: bool) -> None:
+    """Write the float GGUF file IN.gguf again as OUT.gguf in another type.
+
+    The bytes are those that llama.cpp's own quantizer makes. Every other key stays as it is.
+
+    \b
+    Example:
+      pigguf quantize model-F16.gguf model-Q4_K_M.gguf --type Q4_K_M
+    """
+    result = quantize(source, output, type=type, progress=render.progress())
+    if as_json:
+        render.json(
+            {
+                "path": str(result.path),
+                "type": result.type,
+                "bytes": result.bytes,
+                "source_bytes": result.source_bytes,
+                "seconds": round(result.seconds, 3),
+            }
+        )
+        return
+    render.facts(
+        [
+            ("file", result.path),
+            ("size", f"{size(result.bytes)}, from {size(result.source_bytes)}"),
+            ("verified", f"shapes, types and rope keys, in {result.seconds:.1f} s"),
+        ]
+    )
