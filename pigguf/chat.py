@@ -194,7 +194,7 @@ class Chat:
         """
         path = Path(path)
         # A token is at most so many bytes: more than this cannot fit, whatever it says.
-        most = self.context_length * self._format.longest_token
+        most = self.context_length * self._model.longest_piece
         data = _read_at_most(path, most)
         if len(data) > most:
             raise ContextOverflow(

@@ -79,11 +79,6 @@ class ChatFormat:
         return tokens
 
     @cached_property
-    def longest_token(self) -> int:
-        """Bytes of the vocabulary's longest token."""
-        return max(len(self._model.piece(token, special=True)) for token in range(self._model.vocab_size))
-
-    @cached_property
     def _special_text(self) -> re.Pattern[str] | None:
         """Finds every text that tokenizing a prompt would read as a control token."""
         special = {

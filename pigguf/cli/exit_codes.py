@@ -45,6 +45,7 @@ BY_ERROR: dict[type[BaseException], ExitCode] = {
     errors.EngineError: ENGINE,
     errors.DoesNotFit: MEMORY,
     errors.ContextOverflow: OVERFLOW,
+    errors.Interrupted: INTERRUPTED,
     MemoryError: MEMORY,
     OSError: FILE,
     KeyboardInterrupt: INTERRUPTED,

@@ -85,17 +85,17 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "ctx_length",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Context window in tokens; default: the file's, or what a quarter of the memory holds.",
+        help="Context window in tokens; default: the file's, or what half of the free memory holds.",
     )(with_model_options)
 
 
-# flag, type, what it does; the names are Sampling's own
-_SAMPLING: tuple[tuple[str, click.ParamType[Any], str], ...] = (
-    ("temperature", click.FloatRange(min=0), "How freely words are drawn; 0 always takes the likeliest."),
-    ("top_k", click.IntRange(min=0), "Draw from the K likeliest tokens; 0 is all."),
-    ("top_p", click.FloatRange(min=0, max=1), "Draw from the likeliest that together reach P; 1 is all."),
-    ("min_p", click.FloatRange(min=0, max=1), "Leave out what is less likely than P times the likeliest."),
-    ("repeat_penalty", click.FloatRange(min=0, min_open=True), "Divide the odds of recent tokens; 1 is off."),
+# Sampling's name, type, letter, what it does; Sampling itself checks the ranges
+_SAMPLING: tuple[tuple[str, type, str, str], ...] = (
+    ("temperature", float, "T", "How freely words are drawn; 0 always takes the likeliest."),
+    ("top_k", int, "K", "Draw from the K likeliest tokens; 0 is all."),
+    ("top_p", float, "P", "Draw from the likeliest that together reach P; 1 is all."),
+    ("min_p", float, "P", "Leave out what is less likely than P times the likeliest; 0 is off."),
+    ("repeat_penalty", float, "R", "Make tokens of late less likely by this factor; 1 is off."),
 )
 
 
@@ -103,9 +103,9 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How an answer is drawn. Passed as `sampling`: Sampling, and `max_tokens`."""
     from pigguf.engine import Sampling
 
-    names = [name for name, _, _ in _SAMPLING] + ["seed"]
+    names = [name for name, *_ in _SAMPLING] + ["seed"]
 
-    @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Draw the same words again.")
+    @click.option("--seed", type=int, metavar="N", help="Draw the same words again.")
     @click.option(
         "--max-tokens",
         type=click.IntRange(min=1),
@@ -118,11 +118,11 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(sampling=sampling, **values)
 
     decorated: Callable[..., Any] = with_sampling_options
-    for name, kind, text in reversed(_SAMPLING):
+    for name, kind, letter, text in reversed(_SAMPLING):
         decorated = click.option(
             f"--{name.replace('_', '-')}",
             type=kind,
-            metavar=name.rpartition("_")[2][:1].upper(),
+            metavar=letter,
             default=getattr(Sampling(), name),
             show_default=True,
             help=text,

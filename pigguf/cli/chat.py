@@ -1,0 +1,171 @@
+"""`pigguf chat`: a conversation at the terminal (chat_shell.py), or one question and its answer.
+
+Contract: stdout carries answers and nothing else. `-p`, or a stdin that is no terminal, asks one
+question; with both, `-p` is the question and stdin a document.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from pigguf.chat import Chat, Turn, decode_text
+from pigguf.cli import render
+from pigguf.cli.options import json_option, model_options, sampling_options, verbose_option
+from pigguf.cli.text import size
+from pigguf.engine import Context, ContextOptions, Model, RopeOverride, Sampling, log_to
+from pigguf.engine.memory import available_memory
+from pigguf.errors import UsageError
+
+_WINDOW_STEP = 1024
+
+
+@click.command()
+@click.argument("path", metavar="MODEL", type=click.Path(path_type=Path))
+@click.option("-p", "--prompt", metavar="TEXT", help="Ask this one question, print the answer, and end.")
+@click.option(
+    "--file",
+    "files",
+    metavar="PATH",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="Put a text file in front of the first question; may be repeated.",
+)
+@click.option("--system", metavar="TEXT", help="System prompt.")
+@model_options
+@sampling_options
+@json_option
+@verbose_option
+def command(
+    path: Path,
+    prompt: str | None,
+    files: tuple[Path, ...],
+    system: str | None,
+    ctx_length: int | None,
+    rope: RopeOverride | None,
+    gpu_layers: int | Literal["all", "auto"],
+    threads: int | None,
+    sampling: Sampling,
+    max_tokens: int | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Talk to the model in the GGUF file MODEL, or ask it one question.
+
+    \b
+    Examples:
+      pigguf chat model.gguf
+      pigguf chat model.gguf --ctx 8192 --file novel.txt -p "Who tells the story?"
+      git diff | pigguf chat model.gguf -p "Write a commit message for this."
+
+    In the chat, /help lists what it can do. Ctrl-C stops an answer, Ctrl-D ends the chat.
+    """
+    question, piped = _question(prompt)
+    if as_json and question is None:
+        raise UsageError("--json needs a question", "ask it with -p, or pipe it in")
+    if verbose:
+        log_to(render.note)
+    progress = render.progress(keep=False)
+    with (
+        Model.open(path, gpu_layers=gpu_layers, rope=rope, progress=progress) as model,
+        Context(model, ContextOptions(length=ctx_length or _window(model), threads=threads)) as context,
+        context.sequence() as session,
+    ):
+        chat = Chat(model, session, system=system, sampling=sampling, max_tokens=max_tokens)
+        for file in files:
+            chat.add_document(file)
+        if piped is not None:
+            chat.add_text("stdin", piped)
+        if question is not None:
+            _ask_once(chat, question, as_json)
+        else:
+            from pigguf.cli.chat_shell import Shell  # prompt_toolkit is only for a terminal
+
+            Shell(chat, verbose).run()
+
+
+def _window(model: Model) -> int:
+    """The model's whole window, or as much of it as half of the free memory holds a cache for."""
+    window = model.context_length
+    available = available_memory()
+    if available is None or model.cache_bytes(window) <= available // 2:
+        return window
+    fits = max(_WINDOW_STEP, available // 2 // model.cache_bytes(1) // _WINDOW_STEP * _WINDOW_STEP)
+    if fits >= window:
+        return window
+    render.note(
+        f"Taking {fits:,} of the model's {window:,} tokens: a cache for all would take "
+        f"{size(model.cache_bytes(window))}, and {size(available)} are free. --ctx {window} takes them anyway."
+    )
+    return fits
+
+
+def _question(prompt: str | None) -> tuple[str | None, str | None]:
+    """The one question to ask, or None for a chat; and the document from stdin, or None."""
+    if prompt is not None and not prompt.strip():
+        raise UsageError("the question given with -p is empty")
+    if sys.stdin is None or sys.stdin.isatty():
+        return prompt, None
+    piped = decode_text(sys.stdin.buffer.read(), "stdin")
+    if prompt is None and not piped.strip():
+        raise UsageError("stdin is no terminal and holds no question", "ask with -p, or pipe the question in")
+    return (piped, None) if prompt is None else (prompt, piped if piped.strip() else None)
+
+
+def _ask_once(chat: Chat, question: str, as_json: bool) -> None:
+    """Print one answer, as it comes or as JSON at the end, and the timings on stderr."""
+    answer = ""
+    for text in chat.ask(question, render.progress(keep=False)):
+        answer += text
+        if not as_json:
+            render.stream(text)
+    turn = chat.last_turn
+    assert turn is not None
+    if as_json:
+        render.json(_as_data(answer, turn, chat.context_length))
+        return
+    render.stream("\n")
+    if turn.stop_reason != "end":
+        render.note(why_it_stopped(chat, turn))
+    render.note(timings(turn))
+
+
+def timings(turn: Turn) -> str:
+    """One line on how long a turn took."""
+    read = turn.prompt_tokens - turn.cached_tokens
+    return (
+        f"{read:,} tokens read in {turn.prefill_seconds:.1f} s ({turn.prefill_rate:,.0f} tokens/s), "
+        f"first token after {turn.first_token_seconds:.1f} s, "
+        f"{turn.answer_tokens:,} written in {turn.decode_seconds:.1f} s ({turn.decode_rate:.1f} tokens/s)"
+    )
+
+
+def why_it_stopped(chat: Chat, turn: Turn) -> str:
+    """What to tell of an answer that the model did not end itself."""
+    return {
+        "length": f"(cut at --max-tokens {turn.answer_tokens:,})",
+        "window": f"(the window is full: {chat.context_length:,} tokens)",
+        "interrupted": "(stopped)",
+    }[turn.stop_reason]
+
+
+def _as_data(answer: str, turn: Turn, context_length: int) -> dict[str, object]:
+    return {
+        "answer": answer,
+        "finish_reason": turn.stop_reason,
+        "tokens": {
+            "prompt": turn.prompt_tokens,
+            "answer": turn.answer_tokens,
+            "context_length": context_length,
+        },
+        "timings": {
+            "prefill_seconds": round(turn.prefill_seconds, 3),
+            "prefill_tokens_per_second": round(turn.prefill_rate, 2),
+            "first_token_seconds": round(turn.first_token_seconds, 3),
+            "decode_seconds": round(turn.decode_seconds, 3),
+            "decode_tokens_per_second": round(turn.decode_rate, 2),
+        },
+    }
