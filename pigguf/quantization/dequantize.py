@@ -1,0 +1,48 @@
+"""The tensors of a GGUF file as floats: as they lie there, or decoded where they are quantized.
+
+Left out: bringing back what quantization has lost.
+"""
+
+from __future__ import annotations
+
+from pigguf.errors import InvalidTensor
+from pigguf.gguf_file import GGUFFile, GGUFTensor, TensorData, block_elements
+from pigguf.quantization.kernels import FLOATS, decode
+from pigguf.tensors import Array, TensorRef
+
+
+def float_tensors(file: GGUFFile, data: TensorData) -> list[TensorRef]:
+    """Promises of all tensors in file order; quantized ones promise float32.
+
+    Args:
+        file: the header.
+        data: the same file's bytes, open for as long as the promises are read.
+
+    Raises:
+        InvalidTensor: a tensor holds whole numbers or 64-bit floats.
+    """
+    for tensor in file.tensors.values():
+        if tensor.type not in FLOATS and block_elements(tensor.type) == 1:
+            raise InvalidTensor(
+                f"{file.path}: {tensor.name} is stored as {tensor.type.name}, which is no type of weights",
+                "only inspect can read this file",
+            )
+    return [_promise(tensor, data) for tensor in file.tensors.values()]
+
+
+def _promise(tensor: GGUFTensor, data: TensorData) -> TensorRef:
+    def read(start: int, stop: int) -> Array:
+        if len(tensor.shape) == 1:
+            return _floats(tensor, data.rows(tensor, 0, 1))[0, start:stop]
+        step = tensor.rows // tensor.shape[0]  # rows of the file in one step along the first axis
+        values = _floats(tensor, data.rows(tensor, start * step, stop * step))
+        return values.reshape(stop - start, *tensor.shape[1:])
+
+    dtype = tensor.type.name if tensor.type in FLOATS else "F32"
+    return TensorRef(tensor.name, tensor.shape, dtype, read)
+
+
+def _floats(tensor: GGUFTensor, raw: Array) -> Array:
+    if tensor.type in FLOATS:
+        return raw.view(FLOATS[tensor.type])
+    return decode(raw, tensor.type, tensor.row_elements)
