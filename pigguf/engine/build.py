@@ -316,10 +316,9 @@ def plan_build(machine: Machine, compilers: Iterable[Compiler]) -> BuildPlan:
     Raises:
         BackendUnavailable: there is no compiler that works.
     """
-    ranked = sorted(compilers, key=lambda compiler: _rank(compiler, machine))
-    if not ranked:
+    compiler = best_compiler(machine, compilers)
+    if compiler is None:
         raise _no_compiler(machine)
-    compiler = ranked[0]
     amx_off = machine.has_amx and not compiler.sound_with_amx
     openmp_off = machine.system != "Darwin" and not compiler.openmp
     notes = []
@@ -347,8 +346,13 @@ def plan_build(machine: Machine, compilers: Iterable[Compiler]) -> BuildPlan:
     )
 
 
+def best_compiler(machine: Machine, compilers: Iterable[Compiler]) -> Compiler | None:
+    """The compiler to take on this machine, or None where there is none; the first found among equals."""
+    return min(compilers, key=lambda compiler: _rank(compiler, machine), default=None)
+
+
 def _rank(compiler: Compiler, machine: Machine) -> int:
-    """Lower is better; equals stay in the order they were found."""
+    """Lower is better."""
     sound = compiler.sound_with_amx or not machine.has_amx
     if compiler.modern_clang and (compiler.openmp or machine.system == "Darwin"):
         return 0
