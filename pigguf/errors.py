@@ -17,7 +17,8 @@
     └── EngineError           llama.cpp could not do what was asked
         ├── BackendUnavailable  the library is missing, broken or crashes on this machine
         ├── DoesNotFit          weights or cache do not fit into memory
-        └── ContextOverflow     more tokens than the context window holds
+        ├── ContextOverflow     more tokens than the context window holds
+        └── Interrupted         work that was stopped on request before its end
 
 A message names the file, the key and the value; a hint says what the person can do.
 `cli` maps classes to exit codes (cli/exit_codes.py).
@@ -106,3 +107,7 @@ class DoesNotFit(EngineError):
 
 class ContextOverflow(EngineError):
     """More tokens than the context window holds."""
+
+
+class Interrupted(EngineError):
+    """Work that was stopped on request before its end."""

@@ -1,16 +1,39 @@
-"""A model: weights and vocabulary of one GGUF file, checked before llama.cpp sees it."""
+"""A model: weights and vocabulary of one GGUF file, checked before llama.cpp sees it.
+
+Positions are the file's: no rope value reaches llama.cpp unless a RopeOverride was given, and then
+as a metadata override, in the one place where the library also reads the file's own. What it took is
+compared with what we read.
+
+Upstream: llama.cpp include/llama.h, src/llama-model-loader.cpp (kv_overrides).
+"""
 
 from __future__ import annotations
 
+import ctypes
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pigguf.gguf_file import GGUFFile
-from pigguf.progress import SILENT, Progress
+from pigguf.engine import devices, library, preflight
+from pigguf.engine.interrupts import held_interrupts
+from pigguf.engine.memory import available_memory, in_words
+from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError, GGUFError, Interrupted, UsageError
+from pigguf.gguf_file import DEFAULT_ALIGNMENT, GGUFFile, TensorType, read_header, row_bytes
+from pigguf.metadata import Typed, elements, f32, get, string, u32
+from pigguf.progress import SILENT, Progress, stage
+from pigguf.rope import RopeScaling, rope_from_metadata
+
+if TYPE_CHECKING:
+    from pigguf.engine.context import Context
 
 GpuLayers = int | Literal["all", "auto"]
+
+_GPU_SHARE = 0.8  # of free GPU memory for weights under "auto"; the rest is for cache and buffers
+_LOAD_MODE_AUTO, _LOAD_MODE_NONE = -1, 0  # llama.h, enum llama_load_mode: memory mapped, and read
+_OVERRIDE_TAGS = {"u32": (0, "val_i64"), "f32": (1, "val_f64"), "str": (3, "val_str")}
 
 
 @dataclass(frozen=True)
@@ -22,45 +45,105 @@ class RopeOverride:
             file's, does not multiply it.
         base: rope frequency base (theta).
         context_length: the window, in tokens, that the model is taken to have.
+
+    Raises:
+        UsageError: a value that is no such number.
     """
 
     factor: float | None = None
     base: float | None = None
     context_length: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("factor", "base"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"the rope {name} is {value}", "give a number above 0")
+        if self.context_length is not None and not 1 <= self.context_length < 2**31:
+            raise UsageError(f"the context length is {self.context_length}", "give a number of tokens")
+
+    def metadata(self, file: GGUFFile) -> dict[str, Typed]:
+        """The keys that say so in place of the file's.
+
+        Raises:
+            UsageError: a linear factor for a file that scales in another way.
+        """
+        prefix = f"{file.architecture}.rope"
+        keys: dict[str, Typed] = {}
+        if self.factor is not None:
+            kind = get(file.metadata, f"{prefix}.scaling.type", str, "linear")
+            if kind not in ("none", "linear"):
+                raise UsageError(
+                    f"{file.path} scales its positions by {kind}; a linear factor cannot replace that",
+                    "leave the rope factor to the file",
+                )
+            keys |= {f"{prefix}.scaling.type": string("linear"), f"{prefix}.scaling.factor": f32(self.factor)}
+        if self.base is not None:
+            keys[f"{prefix}.freq_base"] = f32(self.base)
+        if self.context_length is not None:
+            keys[f"{file.architecture}.context_length"] = u32(self.context_length)
+        return keys
+
 
 class Model:
-    """An open model. A context manager; using it after close raises EngineError.
+    """An open model, made by Model.open. A context manager; using it after close raises EngineError.
 
     Attributes:
         path, file: where it came from, and its header as read.
         architecture: GGUF's name, "llama".
-        description: llama.cpp's one-liner, "llama 135M Q4_1".
-        context_length: the window in tokens: the file's, or the override's.
-        rope_factor, rope_base: linear factor and frequency base in force (1.0 where unscaled).
+        description: architecture, parameters and llama.cpp's name of the types, "llama 135M Q4_1".
+        rope: what is in force for positions: the file's, or the override's.
+        context_length: the window in tokens, rope.context_length.
         vocab_size, embedding_length, layers: counts.
+        longest_piece: no token stands for more bytes of text.
         size_bytes, parameters: of the weights.
+        gpu_layers: how many layers went to a GPU, the output counted as one.
         bos, eos: token ids or None; bos_text, eos_text: their text or "".
         chat_template: the file's jinja template, or None.
     """
 
-    path: Path
-    file: GGUFFile
-    architecture: str
-    description: str
-    context_length: int
-    rope_factor: float
-    rope_base: float
-    vocab_size: int
-    embedding_length: int
-    layers: int
-    size_bytes: int
-    parameters: int
-    bos: int | None
-    eos: int | None
-    bos_text: str
-    eos_text: str
-    chat_template: str | None
+    def __init__(
+        self,
+        handle: Any,
+        file: GGUFFile,
+        dimensions: preflight.Dimensions,
+        rope: RopeScaling,
+        gpu_layers: int,
+        *,
+        vocab_only: bool,
+    ) -> None:
+        llama = library.load()
+        self._llama = llama
+        self._handle = handle
+        self._vocab = llama.llama_model_get_vocab(handle)
+        self._dimensions = dimensions
+        self._contexts: list[Context] = []
+        self.vocab_only = vocab_only
+        self.path = file.path
+        self.file = file
+        self.architecture = file.architecture
+        self.rope = rope
+        self.context_length = rope.context_length
+        self.vocab_size: int = llama.llama_vocab_n_tokens(self._vocab)
+        self.embedding_length = dimensions.embedding_length
+        self.layers = dimensions.layers
+        self.size_bytes = sum(tensor.nbytes for tensor in file.tensors.values())
+        self.parameters = sum(tensor.elements for tensor in file.tensors.values())
+        self.gpu_layers = gpu_layers
+        self.description = f"{self.architecture} {_rounded(self.parameters)} {self._type_name()}"
+        self.bos, self.bos_text = self._special(llama.llama_vocab_bos(self._vocab))
+        self.eos, self.eos_text = self._special(llama.llama_vocab_eos(self._vocab))
+        self.chat_template = get(file.metadata, "tokenizer.chat_template", str)
+        texts = elements(file.metadata, "tokenizer.ggml.tokens") or ()
+        self.longest_piece = max(len(text.encode()) for text in texts)
+        self._lead_space = get(
+            file.metadata,
+            "tokenizer.ggml.add_space_prefix",
+            bool,
+            get(file.metadata, "tokenizer.ggml.model", str) == "llama",
+        )
+
+    # ---- opening and closing ---------------------------------------------------------------------
 
     @classmethod
     def open(
@@ -73,36 +156,44 @@ class Model:
         use_mmap: bool = True,
         progress: Progress = SILENT,
     ) -> Model:
-        """Check the file and load it. Progress is one stage, "load model", in percent; Ctrl-C stops it.
+        """Check the file and load it. Progress is one stage, "loading", in percent; Ctrl-C stops it.
+
+        Args:
+            gpu_layers: how many layers go to GPUs; "auto" is as many as fit, "all" is all or an error.
+            vocab_only: only tokenize; no weights are read, and no Context can be made.
+            use_mmap: map the file into memory rather than read it.
 
         Raises:
-            GGUFError: the file is damaged, or holds what llama.cpp would abort on.
+            GGUFError: the file is damaged, or holds what llama.cpp cannot load or would abort on.
+            UnsupportedModel: a sort of file or an architecture that is not run.
             DoesNotFit: not enough memory for the weights.
-            BackendUnavailable: no engine.
-            EngineError: llama.cpp refuses the file; the message carries its reason.
+            BackendUnavailable: no engine, or no GPU where layers were asked onto one.
+            UsageError: an override the file cannot take.
         """
-        raise NotImplementedError
-
-    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Text to token ids. add_special puts BOS/EOS where the file asks for them; parse_special reads
-        special tokens' text ("<|im_start|>") as the tokens."""
-        raise NotImplementedError
-
-    def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The bytes a token stands for (may cut a UTF-8 character); b"" for a special token unless `special`."""
-        raise NotImplementedError
-
-    def detokenize(self, tokens: list[int], *, special: bool = False) -> str:
-        """Token ids to text; bytes that are no UTF-8 become U+FFFD."""
-        raise NotImplementedError
-
-    def is_end(self, token: int) -> bool:
-        """Whether the token ends an answer (EOS, end of turn, ...)."""
-        raise NotImplementedError
+        file = read_header(path)
+        dimensions = preflight.check(file)
+        overrides = rope.metadata(file) if rope else {}
+        positions = rope_from_metadata(file.metadata | overrides, file.architecture)
+        on_gpu = 0 if vocab_only else _layers_on_gpu(gpu_layers, file, dimensions.layers)
+        if not (vocab_only or on_gpu):
+            _refuse_too_large(file)
+        mapped = use_mmap and (get(file.metadata, "general.alignment", int, DEFAULT_ALIGNMENT) or 0) >= 32
+        handle = _load(file, overrides, on_gpu, vocab_only=vocab_only, mapped=mapped, progress=progress)
+        model = cls(handle, file, dimensions, positions, on_gpu, vocab_only=vocab_only)
+        try:
+            model._check_loaded()
+        except BaseException:
+            model.close()
+            raise
+        return model
 
     def close(self) -> None:
         """Free the weights, and every context of this model first. Twice is fine."""
-        raise NotImplementedError
+        for context in list(self._contexts):
+            context.close()
+        if self._handle is not None:
+            self._llama.llama_model_free(self._handle)
+            self._handle = self._vocab = None
 
     def __enter__(self) -> Model:
         return self
@@ -111,3 +202,303 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def handle(self) -> Any:
+        """The library's llama_model pointer, for this package.
+
+        Raises:
+            EngineError: the model was closed.
+        """
+        if self._handle is None:
+            raise EngineError(
+                f"the model {self.path} was closed", "keep its `with` block open while it is used"
+            )
+        return self._handle
+
+    def _check_loaded(self) -> None:
+        """Refuse where llama.cpp understood positions otherwise than we did, or cannot add a token."""
+        llama = self._llama
+        if not self.vocab_only:
+            taken = (llama.llama_model_n_ctx_train(self._handle), self._scale_in_library())
+            ours = (self.context_length, 1 / self.rope.factor)
+            if taken[0] != ours[0] or not math.isclose(taken[1], ours[1], rel_tol=1e-5):
+                raise EngineError(
+                    f"{self.path}: llama.cpp took (context length, rope scale) as {taken}, not {ours}"
+                )
+        for name, added, token in (
+            ("bos", llama.llama_vocab_get_add_bos(self._vocab), self.bos),
+            ("eos", llama.llama_vocab_get_add_eos(self._vocab), self.eos),
+        ):
+            if added and token is None:
+                raise GGUFError(
+                    f"{self.path}: tokenizer.ggml.add_{name}_token is set and there is no {name} token",
+                    "convert the model again, with its tokenizer",
+                )
+
+    def _scale_in_library(self) -> float:
+        """The scale in force; where the type is "none" the library ignores the one it read."""
+        if self.rope.kind == "none":
+            return 1.0
+        return float(self._llama.llama_model_rope_freq_scale_train(self._handle))
+
+    def _type_name(self) -> str:
+        """The last part of llama.cpp's "llama 7B Q4_K - Medium"; its size is a guess by layers."""
+        buffer = ctypes.create_string_buffer(256)
+        self._llama.llama_model_desc(self._handle, buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace").split(" ", 2)[-1]
+
+    def _special(self, token: int) -> tuple[int | None, str]:
+        if token < 0:
+            return None, ""
+        return token, self._llama.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace")
+
+    # ---- text and tokens -------------------------------------------------------------------------
+
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Text to token ids.
+
+        Args:
+            add_special: put BOS and EOS where the file asks for them.
+            parse_special: read special tokens' text ("<|im_start|>") as the tokens.
+
+        Raises:
+            UsageError: the text cannot be written as UTF-8, or is 2 GiB long.
+        """
+        _ = self.handle
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the text holds half a character at {error.start} (a lone surrogate)"
+            ) from error
+        if len(data) >= 2**31:
+            raise UsageError(f"the text is {in_words(len(data))} long, more than llama.cpp takes at once")
+        room = len(data) + 16
+        while True:
+            tokens = (ctypes.c_int32 * room)()
+            count = self._llama.llama_tokenize(
+                self._vocab, data, len(data), tokens, room, add_special, parse_special
+            )
+            if count >= 0:
+                return tokens[:count]
+            room = -count
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes a token stands for, which may cut a UTF-8 character.
+
+        A special token is b"" unless `special`; then it is its text.
+
+        Raises:
+            UsageError: the vocabulary has no such token.
+        """
+        return self._piece(token, special, lead_space=True)
+
+    def _piece(self, token: int, special: bool, *, lead_space: bool) -> bytes:
+        _ = self.handle
+        self.refuse_unknown_tokens((token,))
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = self._llama.llama_token_to_piece(
+                self._vocab, token, buffer, room, 0 if lead_space else 1, special
+            )
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
+        """Token ids to text; bytes that are no UTF-8 become U+FFFD.
+
+        The space that a sentencepiece tokenizer puts before a text's first word is taken off again.
+
+        Raises:
+            UsageError: the vocabulary has no such token.
+        """
+        pieces = [self._piece(token, special, lead_space=True) for token in tokens[1:]]
+        if tokens:
+            pieces.insert(0, self._piece(tokens[0], special, lead_space=not self._lead_space))
+        return b"".join(pieces).decode("utf-8", "replace")
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends an answer (EOS, end of turn, ...)."""
+        _ = self.handle
+        return bool(self._llama.llama_vocab_is_eog(self._vocab, token))
+
+    def refuse_unknown_tokens(self, tokens: Sequence[int]) -> None:
+        """
+        Raises:
+            UsageError: the vocabulary has no such token; llama.cpp would not survive it.
+        """
+        if tokens and (min(tokens) < 0 or max(tokens) >= self.vocab_size):
+            wrong = next(token for token in tokens if not 0 <= token < self.vocab_size)
+            raise UsageError(f"there is no token {wrong} in a vocabulary of {self.vocab_size}")
+
+    # ---- sizes -----------------------------------------------------------------------------------
+
+    def cache_bytes(self, tokens: int, cache_k: str = "f16", cache_v: str = "f16") -> int:
+        """Bytes of a KV cache for so many tokens, as llama.cpp allocates it.
+
+        Raises:
+            UsageError: a cache type whose blocks do not fit the model's heads.
+        """
+        return tokens * sum(
+            _row_bytes(name, self._dimensions.head_length) * heads
+            for heads in self._dimensions.kv_heads
+            for name in (cache_k, cache_v)
+        )
+
+    # ---- for contexts ----------------------------------------------------------------------------
+
+    def attach(self, context: Context) -> None:
+        """Close this context before the model."""
+        self._contexts.append(context)
+
+    def detach(self, context: Context) -> None:
+        """Forget a context that was closed."""
+        self._contexts.remove(context)
+
+
+def _rounded(count: int) -> str:
+    """A number of parameters as model cards write it: 134515008 is "135M"."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _row_bytes(cache_type: str, elements: int) -> int:
+    try:
+        return row_bytes(getattr(TensorType, cache_type.upper()), elements)
+    except GGUFError:
+        raise UsageError(
+            f"a KV cache of type {cache_type} does not fit this model's heads of {elements} dimensions",
+            "take f16",
+        ) from None
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+
+def _load(
+    file: GGUFFile,
+    overrides: dict[str, Typed],
+    gpu_layers: int,
+    *,
+    vocab_only: bool,
+    mapped: bool,
+    progress: Progress,
+) -> Any:
+    """A llama_model pointer.
+
+    Raises:
+        GGUFError, DoesNotFit: llama.cpp cannot load it, with its own reason.
+        Interrupted: Ctrl-C was pressed and its handler did not raise.
+        Whatever the progress listener raises, and KeyboardInterrupt.
+    """
+    llama = library.load()
+    parameters = llama.llama_model_default_params()
+    parameters.n_gpu_layers = gpu_layers
+    parameters.vocab_only = vocab_only
+    parameters.load_mode = _LOAD_MODE_AUTO if mapped else _LOAD_MODE_NONE
+    parameters.kv_overrides = _c_overrides(llama, overrides)
+    handle = None
+    with library.complaints() as said, stage(progress, "loading", 100, "percent"):
+        try:
+            with held_interrupts() as held:
+                watcher = _LoadWatcher(progress, held)
+                parameters.progress_callback = llama.llama_progress_callback(watcher.receive)
+                handle = llama.llama_model_load_from_file(str(file.path).encode(), parameters)
+            if watcher.failure is not None:
+                raise watcher.failure
+        except BaseException:
+            if handle:
+                llama.llama_model_free(handle)
+            raise
+    if held.seen and not handle:
+        raise Interrupted(f"loading {file.path} was interrupted")
+    if not handle:
+        raise _load_failure(file, said)
+    return handle
+
+
+class _LoadWatcher:
+    """Hands on what llama.cpp says of its progress, and stops it for Ctrl-C or a listener's error."""
+
+    def __init__(self, progress: Progress, held: held_interrupts) -> None:
+        self.failure: BaseException | None = None
+        self._progress = progress
+        self._held = held
+        self._told = 0.0
+
+    def receive(self, share: float, _: object) -> bool:
+        """Called by C with 0 to 1; False stops the loading. No exception can leave from here."""
+        try:
+            percent = min(100.0, share * 100)
+            if percent > self._told:
+                self._progress.advance(percent - self._told)
+                self._told = percent
+        except BaseException as error:
+            self.failure = error
+        return self.failure is None and not self._held.seen
+
+
+def _c_overrides(llama: Any, overrides: dict[str, Typed]) -> Any:
+    """An array of llama_model_kv_override that ends with an empty key."""
+    array = (llama.llama_model_kv_override * (len(overrides) + 1))()
+    for slot, (key, typed) in zip(array, overrides.items(), strict=False):
+        slot.tag, field = _OVERRIDE_TAGS[typed.kind]
+        slot.key = key.encode()
+        setattr(slot.value, field, typed.value.encode() if typed.kind == "str" else typed.value)
+    return array
+
+
+def _load_failure(file: GGUFFile, said: list[str]) -> EngineError | GGUFError:
+    reason = said[0] if said else "it gave no reason"
+    if any("alloc" in line or "out of memory" in line for line in said):
+        return DoesNotFit(
+            f"{file.path}: no memory for its weights of {in_words(file.size)}: {reason}",
+            "take a smaller quantization, or fewer layers on the GPU",
+        )
+    return GGUFError(
+        f"{file.path}: llama.cpp cannot load it: {reason}", "the file is damaged or from another converter"
+    )
+
+
+def _layers_on_gpu(wanted: GpuLayers, file: GGUFFile, layers: int) -> int:
+    """How many layers to give to GPUs; llama.cpp counts the output as one more.
+
+    Raises:
+        BackendUnavailable: layers were asked for and there is no GPU.
+    """
+    if wanted == 0:
+        return 0
+    gpus = [device for device in devices.list_devices() if "gpu" in device.kind]
+    if not gpus and wanted == "auto":
+        return 0
+    if not gpus:
+        raise BackendUnavailable(
+            f"gpu layers is {wanted}, and the engine finds no GPU",
+            "run `pigguf doctor` to see why, or leave the layers to auto",
+        )
+    if wanted == "all":
+        return layers + 1
+    if wanted == "auto":
+        budget = _GPU_SHARE * sum(gpu.memory_free for gpu in gpus)
+        return min(layers + 1, int(budget / file.size * (layers + 1)))
+    if wanted < 0:
+        raise UsageError(f"gpu layers is {wanted}", "give a number from 0, `all` or `auto`")
+    return min(wanted, layers + 1)
+
+
+def _refuse_too_large(file: GGUFFile) -> None:
+    """
+    Raises:
+        DoesNotFit: the weights are larger than all the memory there is to take.
+    """
+    available = available_memory()
+    if available is not None and file.size > available:
+        raise DoesNotFit(
+            f"{file.path}: weights of {in_words(file.size)}, and {in_words(available)} of memory are free",
+            "take a smaller quantization, or close other programs",
+        )

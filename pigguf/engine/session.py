@@ -1,16 +1,27 @@
-"""A session: one sequence's tokens in a context, fed, cut back, and continued."""
+"""A session: one sequence's tokens in a context, fed, cut back, and continued.
+
+Contract: `tokens` is what the cache holds after every call, whether it ended, failed or was
+interrupted. What does not fit is refused before anything is computed.
+Left out: text (chat.py, local.py), and batches that mix sessions.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.engine.sampling import Sampling
-from pigguf.progress import SILENT, Progress
+from pigguf.engine import library
+from pigguf.engine.context import Context
+from pigguf.engine.interrupts import held_interrupts
+from pigguf.engine.sampling import Sampling, sampler_chain
+from pigguf.errors import ContextOverflow, EngineError, Interrupted, UsageError
+from pigguf.progress import SILENT, Progress, stage
 
 StopReason = Literal["end", "length", "window", "interrupted"]
 
@@ -19,74 +30,250 @@ class Session:
     """One sequence. Made by Context.sequence(); a context manager that gives the sequence back.
 
     Attributes:
-        tokens: what the cache holds, position i at index i; true after every call, interrupted or not.
         stop_reason: why the last generate stopped: "end" (the model ended its answer), "length" (the
-            limit), "window" (no room for another token), "interrupted"; None while it runs.
+            limit), "window" (no room for another token), "interrupted"; None before the first and
+            while one runs.
     """
 
-    stop_reason: StopReason | None
+    def __init__(self, context: Context, sequence: int) -> None:
+        self.stop_reason: StopReason | None = None
+        self._context: Context | None = context
+        self._sequence = sequence
+        self._tokens: list[int] = []
+        self._interrupted = False
 
     @property
     def tokens(self) -> list[int]:
-        """A copy of what the cache holds."""
-        raise NotImplementedError
+        """A copy of what the cache holds, the token at position i at index i."""
+        return list(self._tokens)
 
     @property
     def length(self) -> int:
-        """How many tokens the cache holds, without copying them."""
-        raise NotImplementedError
+        """How many tokens the cache holds."""
+        return len(self._tokens)
 
     @property
     def room(self) -> int:
         """How many more tokens fit into the window."""
-        raise NotImplementedError
+        return self.context.length - len(self._tokens)
+
+    @property
+    def context(self) -> Context:
+        """
+        Raises:
+            EngineError: the session was closed.
+        """
+        if self._context is None:
+            raise EngineError("the session was closed", "keep its `with` block open while it is used")
+        return self._context
+
+    # ---- prefill ---------------------------------------------------------------------------------
 
     def feed(self, tokens: Sequence[int], progress: Progress = SILENT) -> None:
-        """Prefill: append tokens to the cache, a batch at a time. One stage, "prefill", in tokens.
+        """Append tokens to the cache, a batch at a time. One stage of progress, "prefill", in tokens.
 
         Ctrl-C stops it within a moment; the session then holds what was done and can go on.
 
         Raises:
             ContextOverflow: they do not fit; nothing was fed.
-            EngineError: closed, empty vocabulary range, or llama.cpp failed.
+            UsageError: a token the vocabulary does not have; nothing was fed.
+            Interrupted: interrupt() was called.
+            EngineError: the session is closed, or llama.cpp failed.
         """
-        raise NotImplementedError
+        tokens = self._checked(tokens)
+        size = self.context.batch_size
+        with stage(progress, "prefill", len(tokens), "tokens"):
+            for start in range(0, len(tokens), size):
+                batch = tokens[start : start + size]
+                is_last = start + size >= len(tokens)
+                self._append(batch, (len(batch) - 1,) if is_last else ())
+                progress.advance(len(batch))
 
     def advance_to(self, tokens: Sequence[int], progress: Progress = SILENT) -> int:
-        """Make the cache hold exactly `tokens`, keeping the common prefix and feeding the rest.
+        """Make the cache hold exactly `tokens`: keep the common prefix, feed the rest.
 
-        Returns how many tokens were kept. Raises as feed does; nothing is dropped when they do not fit.
+        Returns:
+            How many tokens were kept.
+
+        Raises:
+            As feed does; nothing is dropped where they do not fit.
         """
-        raise NotImplementedError
+        self._refuse_overflow(0, len(tokens))
+        self.context.model.refuse_unknown_tokens(tokens)
+        kept = _common_prefix(self._tokens, tokens)
+        self.keep(kept)
+        self.feed(tokens[kept:], progress)
+        return kept
 
     def keep(self, count: int) -> None:
-        """Drop all tokens after the first `count`; 0 empties the sequence."""
-        raise NotImplementedError
+        """Drop all tokens after the first `count`; 0 empties the sequence.
+
+        Raises:
+            UsageError: the cache does not hold so many.
+        """
+        if not 0 <= count <= len(self._tokens):
+            raise UsageError(f"{count} tokens cannot be kept of {len(self._tokens)}")
+        with held_interrupts():
+            self.context.cut(self._sequence, count)
+            del self._tokens[count:]
 
     def evaluate(
         self, tokens: Sequence[int], wanted: Iterable[int], progress: Progress = SILENT
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Feed tokens and yield (i, logits after tokens[i]) for each wanted index i, ascending.
 
-        logits: float32 (vocab_size,), the caller's own copy. Memory is one micro-batch of rows at most.
+        The logits are float32 of shape (vocab_size,), the caller's own. However many are wanted, those
+        of one batch are held at a time. The tokens are fed as the iterator is consumed.
+
+        Raises:
+            As feed does, and UsageError for an index outside of tokens, at once.
         """
-        raise NotImplementedError
+        tokens = self._checked(tokens)
+        indices = sorted(set(wanted))
+        if indices and not 0 <= indices[0] <= indices[-1] < len(tokens):
+            raise UsageError(f"logits were asked for at {indices[0]}..{indices[-1]} of {len(tokens)} tokens")
+        return self._evaluate(tokens, indices, progress)
+
+    def _evaluate(
+        self, tokens: list[int], wanted: list[int], progress: Progress
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        with stage(progress, "prefill", len(tokens), "tokens"):
+            for start, stop, here in _batches(len(tokens), wanted, self.context):
+                outputs = [i - start for i in here]
+                self._append(tokens[start:stop], outputs)
+                rows = [self.context.logits(i).copy() for i in outputs]
+                progress.advance(stop - start)
+                yield from zip(here, rows, strict=True)
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens, if they can be fed; a request to stop that came earlier is forgotten."""
+        tokens = [index(token) for token in tokens]
+        self._refuse_overflow(len(self._tokens), len(tokens))
+        self.context.model.refuse_unknown_tokens(tokens)
+        self._interrupted = False
+        return tokens
+
+    def _refuse_overflow(self, held: int, more: int) -> None:
+        window = self.context.length
+        if held + more > window:
+            already = f" and {held:,} are there already" if held else ""
+            raise ContextOverflow(
+                f"{more:,} tokens do not fit: the window is {window:,} tokens{already}",
+                "shorten the text, or take a larger context if the model has one",
+            )
+
+    def _append(self, tokens: list[int], outputs: Sequence[int]) -> None:
+        """Decode one batch and note it; for Ctrl-C or interrupt() give it up.
+
+        Where the handler of Ctrl-C does not raise, the batch is computed after all.
+        """
+        done = False
+        while not done:
+            with held_interrupts() as held:
+                done = self.context.decode(
+                    self._sequence,
+                    tokens,
+                    len(self._tokens),
+                    outputs,
+                    stop=lambda held=held: held.seen or self._interrupted,  # type: ignore[misc]
+                )
+                if done:
+                    self._tokens += tokens
+            if self._interrupted:
+                self._interrupted = False
+                raise Interrupted(f"prefill was interrupted after {len(self._tokens):,} tokens")
+
+    # ---- decode ----------------------------------------------------------------------------------
 
     def generate(self, sampling: Sampling | None = None, limit: int | None = None) -> Iterator[int]:
         """Draw tokens after what the cache holds, until the model ends, the limit, or the window.
 
         The end token is not yielded. A yielded token enters the cache when the next is asked for, so
-        after the last one `tokens` does not hold it; advance_to feeds what is missing.
+        that after the last one `tokens` does not hold it; advance_to feeds what is missing. The last
+        token a full window allows has no place in it.
+
+        Args:
+            limit: most tokens to yield; None is up to the window's end.
+
+        Raises:
+            UsageError: the cache is empty, or the limit is negative.
+            EngineError: the session is closed, llama.cpp failed, or the model computes no numbers.
         """
-        raise NotImplementedError
+        if limit is not None and limit < 0:
+            raise UsageError(f"the limit is {limit} tokens", "give a number from 0")
+        if self.context and not self._tokens:
+            raise UsageError("there is nothing to continue", "feed the session first")
+        return self._generate(sampling or Sampling(), math.inf if limit is None else limit)
+
+    def _generate(self, sampling: Sampling, limit: float) -> Iterator[int]:
+        context = self.context
+        model = context.model
+        sample = library.load().llama_sampler_sample
+        drawn = 0
+        self.stop_reason = None
+        self._interrupted = False
+        try:
+            with sampler_chain(sampling, model.vocab_size, self._tokens) as chain:
+                self._compute_logits()
+                while True:
+                    if drawn >= limit:
+                        self.stop_reason = "length"
+                        return
+                    self._refuse_no_numbers()
+                    token: int = sample(chain, context.handle, -1)
+                    if model.is_end(token):
+                        self.stop_reason = "end"
+                        return
+                    yield token
+                    drawn += 1
+                    if self._interrupted:
+                        return
+                    if drawn < limit and self.room == 0:
+                        self.stop_reason = "window"
+                        return
+                    if drawn < limit:
+                        self._append_one(token)
+        finally:
+            self.stop_reason = self.stop_reason or "interrupted"
+
+    def _append_one(self, token: int) -> None:
+        """As _append for one token. A callback from C between operators would cost as much as a small
+        model's decode, so Ctrl-C waits for this one token."""
+        with held_interrupts():
+            self.context.decode(self._sequence, (token,), len(self._tokens), (0,))
+            self._tokens.append(token)
+
+    def _compute_logits(self) -> None:
+        """Compute the last token again where its logits are not the ones at hand."""
+        if not self.context.has_logits_of(self._sequence, len(self._tokens)):
+            last = self._tokens[-1]
+            self.keep(len(self._tokens) - 1)
+            self._append_one(last)
+
+    def _refuse_no_numbers(self) -> None:
+        """C samplers sort, and sorting what is no number may leave the array."""
+        if not math.isfinite(self.context.logits(-1).sum()):
+            raise EngineError(
+                f"{self.context.model.path} computes logits that are not numbers",
+                "the file is damaged: download or convert it again",
+            )
 
     def interrupt(self) -> None:
-        """Stop the running feed (raises Interrupted there) or generate, from another thread."""
-        raise NotImplementedError
+        """Stop the feed or generate that runs, from another thread or a signal handler.
+
+        feed then raises Interrupted, generate ends. Where nothing runs, nothing happens.
+        """
+        self._interrupted = True
+
+    # ---- the end ---------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Empty the sequence and give it back to the context. Twice is fine."""
-        raise NotImplementedError
+        if self._context is not None:
+            self._context.cut(self._sequence, 0)
+            self._context.release(self._sequence)
+            self._context = None
+            self._tokens = []
 
     def __enter__(self) -> Session:
         return self
@@ -97,4 +284,18 @@ class Session:
         self.close()
 
 
-_: Any = None
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _batches(count: int, wanted: list[int], context: Context) -> Iterator[tuple[int, int, list[int]]]:
+    """Ranges [start, stop) that cover `count` tokens, each with the wanted indices in it, as many as fit."""
+    start = taken = 0
+    while start < count:
+        stop = min(count, start + context.batch_size)
+        here = [i for i in wanted[taken : taken + context.most_outputs] if i < stop]
+        taken += len(here)
+        if taken < len(wanted):
+            stop = min(stop, wanted[taken])
+        yield start, stop, here
+        start = stop

@@ -1,0 +1,49 @@
+"""How much memory there is to take, so that nothing is begun which the system would kill.
+
+Linux hands out more memory than it has and kills whoever then uses it. A KV cache is used as soon as
+it is made, so its size is compared first. Only the computer's own memory: devices.py tells a GPU's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+# What a container may use and does use, by version of the kernel's control groups.
+_GROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def available_memory() -> int | None:
+    """Bytes that can be taken without pushing others out; None where the system does not tell."""
+    told = [_of_system(), *(_of_group(limit, usage) for limit, usage in _GROUP_FILES)]
+    return min((bytes_ for bytes_ in told if bytes_ is not None), default=None)
+
+
+def in_words(count: int) -> str:
+    """A number of bytes as a person reads it: "1.5 GiB"."""
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} GiB"
+
+
+def _of_system() -> int | None:
+    try:
+        available = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    except OSError:
+        # Not Linux: all there is, as an upper bound.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+    return int(available[1]) * 1024 if available else None
+
+
+def _of_group(limit: str, usage: str) -> int | None:
+    try:
+        return max(0, int(Path(limit).read_text()) - int(Path(usage).read_text()))
+    except (OSError, ValueError):
+        return None  # no such group, or "max": no limit
