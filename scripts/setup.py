@@ -33,9 +33,9 @@ ENGINE = "llama-cpp-python"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 # What a step needs on the disk, in bytes: measured, rounded up.
-BUILD_ROOM = 800 << 20
-PACKAGES_ROOM = 600 << 20
-TEST_ROOM = 2500 << 20
+BUILD_ROOM = 600 << 20
+PACKAGES_ROOM = 500 << 20
+TEST_ROOM = 2000 << 20
 
 sys.path.insert(0, str(ROOT))
 from pigguf.errors import PigError  # noqa: E402  (the package is not installed yet)
@@ -88,17 +88,18 @@ def set_up(extras: Sequence[str], rebuild_engine: bool) -> None:
 
 def check_room(building: bool, missing: Sequence[str]) -> None:
     """Refuse to begin what the disk has no room for."""
-    needs: dict[Path, int] = {}
+    packages = (TEST_ROOM if "test" in missing else PACKAGES_ROOM) if missing else 0
+    temporary = Path(tempfile.gettempdir())
+    shared = BUILD_ROOM if building and os.stat(temporary).st_dev == os.stat(ROOT).st_dev else 0
+    needs = [(ROOT, packages + shared, "free some room")]
     if building:
-        needs[Path(tempfile.gettempdir())] = BUILD_ROOM
-    if missing:
-        needs[ROOT] = needs.get(ROOT, 0) + (TEST_ROOM if "test" in missing else PACKAGES_ROOM)
-    for folder, need in needs.items():
+        needs.append((temporary, BUILD_ROOM, "free some room there, or set TMPDIR to a folder that has it"))
+    for folder, need, hint in needs:
         free = shutil.disk_usage(folder).free
         if free < need:
             raise SetupError(
                 f"the set-up needs {need >> 20} MiB on the disk of {folder}, and {free >> 20} MiB are free",
-                "free some room" + (", or set TMPDIR to a folder that has it" if folder != ROOT else ""),
+                hint,
             )
 
 
@@ -141,19 +142,27 @@ def build_engine(build: Any, machine: Any, plan: Any, version: str, reason: str)
 
 
 def install_torch(machine: Any) -> None:
-    """PyTorch for the tests: its CPU build, unless a GPU is here or macOS, which has one build only."""
+    """PyTorch for the tests, from the first source that has it."""
     requirement = f"torch=={_pin('torch')}"
-    if machine.system == "Darwin" or machine.nvidia_gpu:
-        sources = [[requirement]]
-    else:
-        sources = [[f"{requirement}+cpu"], [f"{requirement}+cpu", "--index-url", PYTORCH_CPU_INDEX]]
     _say(f"installing PyTorch {_pin('torch')} for the tests")
-    for arguments in sources:
+    for arguments in torch_sources(requirement, machine):
         try:
-            return run([str(PYTHON), "-m", "pip", "install", *arguments], "installing PyTorch")
+            run([str(PYTHON), "-m", "pip", "install", *arguments], "installing PyTorch")
         except SetupError as error:
             failure = error
+        else:
+            return
     raise failure
+
+
+def torch_sources(requirement: str, machine: Any) -> list[list[str]]:
+    """pip's arguments, in the order to try: the CPU build alone, for the plain one brings gigabytes of CUDA.
+
+    Where a GPU is here the plain one is right; macOS has no other.
+    """
+    if machine.system == "Darwin" or machine.nvidia_gpu:
+        return [[requirement]]
+    return [[f"{requirement}+cpu"], [f"{requirement}+cpu", "--index-url", PYTORCH_CPU_INDEX]]
 
 
 def install_package(extras: Sequence[str]) -> None:
@@ -246,7 +255,7 @@ CAUSES = (
     ),
     (
         r"No matching distribution found|Could not find a version",
-        "the package index does not have what is needed",
+        "the package index cannot be reached, or does not have what is needed",
         f"{LOG} names it; check pip's index settings (python3 -m pip config list)",
     ),
     (
@@ -295,7 +304,7 @@ def run(
                     on_line(line)
             code = process.wait()
         except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGINT)
             process.wait()
             raise
     if code:

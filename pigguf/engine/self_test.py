@@ -96,7 +96,10 @@ def _explain(status: int | None, doing: str, errors: str) -> tuple[str, str]:
         return f"the engine hung while {doing}: no end after {TIMEOUT} s", f"run {build.REBUILD}"
     if status > 0:
         last = errors.strip().rpartition("\n")[2]
-        return f"the engine failed while {doing}: {last}", f"run {build.REBUILD}"
+        return (
+            f"the engine failed while {doing}: {last}",
+            f"all it says: {sys.executable} -m pigguf.engine.self_test --child",
+        )
     name = signal.Signals(-status).name
     return f"the engine crashed with {name} while {doing}", _crash_hint(
         -status, build.read_record(Path(sys.prefix))
