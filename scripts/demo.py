@@ -1,0 +1,56 @@
+"""The demo's main job: checkpoint in, GGUF out, a question about a long document answered.
+
+Run by scripts/demo, inside .venv. What an earlier run made in models/ is taken as it is.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+# What the demo is about, all in one place.
+MODEL = Path("models/SmolLM2-135M-Instruct.Q4_1.gguf")  # brought by scripts/setup.py
+CHECKPOINT = Path("models/SmolLM2-135M-Instruct")
+GGUF = Path("models/smollm2-135m-instruct-Q4_K_M.gguf")
+WINDOW = 8192
+DOCUMENT = Path("scripts/demo_text/persuasion-chapters-1-2.txt")
+QUESTION = "Who is Sir Walter Elliot, and who are his daughters?"
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    try:
+        if not (ROOT / CHECKPOINT).exists():
+            say("A Hugging Face checkpoint, as a converter meets it, made of the model's GGUF:")
+            pigguf("export", MODEL, CHECKPOINT)
+        if not (ROOT / GGUF).exists():
+            say("The checkpoint to a GGUF, quantized in the same pass and verified:")
+            pigguf("convert", CHECKPOINT, "--type", "Q4_K_M", "-o", GGUF)
+        say("What is in it:")
+        pigguf("inspect", GGUF)
+        say(f"A question about the first chapters of Persuasion, in a window of {WINDOW:,} tokens:")
+        drawing = ["--temp", 0, "--max-tokens", 200]
+        pigguf("chat", GGUF, "--ctx", WINDOW, "--file", DOCUMENT, "-p", QUESTION, *drawing)
+        say(f"Now talk to it yourself: .venv/bin/pigguf chat {GGUF}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def say(text: str) -> None:
+    print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def pigguf(*arguments: object) -> None:
+    """Show a command and run it; the demo ends where it fails, for it has said why."""
+    words = [str(argument) for argument in arguments]
+    print(f"$ pigguf {shlex.join(words)}", file=sys.stderr, flush=True)
+    result = subprocess.run([sys.executable, "-m", "pigguf", *words], cwd=ROOT, stdin=subprocess.DEVNULL)
+    if result.returncode:
+        sys.exit(result.returncode)
+
+
+if __name__ == "__main__":
+    main()
