@@ -200,9 +200,12 @@ def test_what_to_do_about_a_crash_depends_on_how_the_engine_was_built() -> None:
 
     from pigguf.engine.self_test import _crash_hint
 
-    gcc = replace(RECORD, compiler=Compiler("gcc", (12, 2, 0), "gcc", "g++", True))
+    clang = replace(RECORD, cpu=("amx_int8", "avx2"))
+    gcc = replace(clang, compiler=Compiler("gcc", (12, 2, 0), "gcc", "g++", True))
     assert "built with gcc 12.2.0: install clang" in _crash_hint(SIGSEGV, gcc)
-    assert " ".join(AMX_OFF) in _crash_hint(SIGSEGV, RECORD)
+    assert " ".join(AMX_OFF) in _crash_hint(SIGSEGV, clang)
+    assert "another compiler" in _crash_hint(SIGSEGV, replace(gcc, flags=AMX_OFF))
+    assert "another compiler" in _crash_hint(SIGSEGV, RECORD)
     assert "CPU with other features" in _crash_hint(SIGILL, gcc)
     assert "nothing tells how" in _crash_hint(SIGSEGV, None)
 

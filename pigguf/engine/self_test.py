@@ -111,6 +111,8 @@ def _crash_hint(number: int, record: build.BuildRecord | None) -> str:
         return f"nothing tells how this engine was built: build it for this machine with {build.REBUILD}"
     if number == signal.SIGILL:
         return f"it was built for a CPU with other features: build it for this one with {build.REBUILD}"
+    if "amx_int8" not in record.cpu or record.flags:
+        return f"build it with another compiler: CC=... CXX=... {build.REBUILD}"
     if not record.compiler.modern_clang:
         return (
             f"it was built with {record.compiler.name}: install {build.CLANG_HINT}, then run {build.REBUILD}"
