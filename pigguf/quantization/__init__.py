@@ -2,5 +2,6 @@
 
 from pigguf.quantization.dequantize import float_tensors
 from pigguf.quantization.kernels import decode, encode
+from pigguf.quantization.recipes import RECIPES, Recipe, choose_types
 
-__all__ = ["decode", "encode", "float_tensors"]
+__all__ = ["RECIPES", "Recipe", "choose_types", "decode", "encode", "float_tensors"]
