@@ -1,0 +1,69 @@
+"""Byte-level BPE from a tokenizer.json (GPT-2, Llama 3, Qwen2, SmolLM ...): llama.cpp's model "gpt2".
+
+Left out: added tokens and roles (special_tokens.py), the pre-tokenizer's rules (pre_tokenizers.py).
+"""
+
+from __future__ import annotations
+
+import json
+
+from pigguf.tokenizer.pieces import Pieces
+from pigguf.tokenizer.pre_tokenizers import recognise
+from pigguf.tokenizer.tokenizer_json import TokenizerJson, steps
+from pigguf.tokenizer.vocab import Limit
+
+
+def read_byte_level(tokenizer: TokenizerJson) -> Pieces:
+    """The tokens and merges of a byte-level BPE.
+
+    Raises:
+        TokenizerError: a rule of the file is not known, or llama.cpp has nothing like it.
+    """
+    tokenizer.expect("dropout", None, 0.0)
+    tokenizer.expect("continuing_subword_prefix", None, "")
+    tokenizer.expect("end_of_word_suffix", None, "")
+    if not byte_alphabet() <= tokenizer.ids.keys():
+        # Bytes without a token: llama.cpp drops them, as tokenizers does where these are off.
+        tokenizer.expect("unk_token", None)
+        tokenizer.expect("byte_fallback", None, False)
+    if (tokenizer.content.get("decoder") or {}).get("type") != "ByteLevel":
+        raise tokenizer.refuse("decoder", "does not turn byte-level tokens back into text")
+    row = recognise(
+        steps(tokenizer.content.get("pre_tokenizer"), "pretokenizers"),
+        bool(tokenizer.model.get("ignore_merges")),
+        str(tokenizer.path),
+    )
+    return Pieces(
+        model="gpt2",
+        pre=row.name,
+        file=str(tokenizer.path),
+        ids=tokenizer.ids,
+        merges=tuple(_joined(tokenizer, left, right) for left, right in tokenizer.merges),
+        around=tokenizer.around,
+        limits=_normalizer_limits(tokenizer),
+    )
+
+
+def byte_alphabet() -> frozenset[str]:
+    """The 256 characters that stand for bytes in GPT-2's byte-level BPE (its encoder.py).
+
+    Printable Latin-1 stands for itself; the others follow from U+0100 on, in order.
+    """
+    itself = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    moved = range(0x100, 0x100 + 256 - len(itself))
+    return frozenset(map(chr, [*itself, *moved]))
+
+
+def _joined(tokenizer: TokenizerJson, left: str, right: str) -> str:
+    if " " in left or " " in right:  # GGUF keeps a merge as one text, parted by its space
+        raise tokenizer.refuse("model", f"holds the merge {json.dumps([left, right])} with a space in it")
+    return f"{left} {right}"
+
+
+def _normalizer_limits(tokenizer: TokenizerJson) -> tuple[Limit, ...]:
+    normalizers = steps(tokenizer.content.get("normalizer"), "normalizers")
+    if not normalizers:
+        return ()
+    if normalizers == [{"type": "NFC"}]:
+        return (Limit.NFC,)
+    raise tokenizer.refuse("normalizer", "changes text before it is split, and llama.cpp does not")

@@ -1,0 +1,114 @@
+"""The tokenizer files of a checkpoint directory, read once: JSON objects and the sentencepiece model.
+
+Left out: what the files mean. Tokenizers kept elsewhere (vocab.json with merges.txt, tiktoken's and
+Mistral's tekken.json) are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pigguf.errors import TokenizerError
+
+Json = Mapping[str, Any]
+
+TOKENIZER = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS_MAP = "special_tokens_map.json"
+ADDED_TOKENS = "added_tokens.json"
+GENERATION_CONFIG = "generation_config.json"
+CHAT_TEMPLATE_JINJA = "chat_template.jinja"
+CHAT_TEMPLATE_JSON = "chat_template.json"
+SENTENCEPIECE = "tokenizer.model"
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What a directory holds; an absent JSON file is {}, and None where its absence matters.
+
+    Attributes:
+        directory: where they lie.
+        tokenizer: tokenizer.json, or None.
+        sentencepiece: the bytes of tokenizer.model, or None.
+        config, special_tokens_map, added_tokens, generation_config: the files of these names.
+        chat_template: the template of its own file (chat_template.jinja, else chat_template.json), or None.
+    """
+
+    directory: Path
+    tokenizer: Json | None
+    sentencepiece: bytes | None
+    config: Json
+    special_tokens_map: Json
+    added_tokens: Json
+    generation_config: Json
+    chat_template: str | None
+
+    @classmethod
+    def open(cls, directory: Path) -> TokenizerFiles:
+        """Read the files.
+
+        Raises:
+            TokenizerError: a file is no JSON object, or cannot be read.
+        """
+        template = _text(directory / CHAT_TEMPLATE_JINJA)
+        if template is None:
+            template = (_object(directory / CHAT_TEMPLATE_JSON) or {}).get("chat_template")
+        return cls(
+            directory=directory,
+            tokenizer=_object(directory / TOKENIZER),
+            sentencepiece=_bytes(directory / SENTENCEPIECE),
+            config=_object(directory / CONFIG) or {},
+            special_tokens_map=_object(directory / SPECIAL_TOKENS_MAP) or {},
+            added_tokens=_object(directory / ADDED_TOKENS) or {},
+            generation_config=_object(directory / GENERATION_CONFIG) or {},
+            chat_template=template,
+        )
+
+    def path(self, name: str) -> Path:
+        """A file's path, for messages."""
+        return self.directory / name
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise TokenizerError(f"{path}: {error.strerror or error}") from error
+
+
+def _text(path: Path) -> str | None:
+    content = _bytes(path)
+    try:
+        return None if content is None else content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path} is not UTF-8: {error}", "download the file again") from error
+
+
+def _object(path: Path) -> Json | None:
+    text = _text(path)
+    if text is None:
+        return None
+    try:
+        content = json.loads(text, object_pairs_hook=lambda pairs: _without_twins(pairs, path))
+    except json.JSONDecodeError as error:
+        raise TokenizerError(f"{path} is not JSON: {error}", "download the file again") from error
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
+
+
+def _without_twins(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """Python keeps the last of two equal keys without a word: in a vocabulary that loses a token."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twin = next(key for key in keys if keys.count(key) > 1)
+        values = " and ".join(json.dumps(value)[:40] for key, value in pairs if key == twin)
+        raise TokenizerError(f"{path} holds the key {twin!r} more than once: {values}")
+    return content

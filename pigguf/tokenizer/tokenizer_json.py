@@ -1,0 +1,134 @@
+"""What every tokenizer.json has in common, read with its file, key and value at hand for errors.
+
+Left out: the two styles of BPE that llama.cpp runs (byte_level.py, sentencepiece_style.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pigguf.errors import TokenizerError
+from pigguf.tokenizer.files import TOKENIZER, Json, TokenizerFiles
+
+BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
+
+
+class TokenizerJson:
+    """A tokenizer.json whose model is a BPE.
+
+    Attributes:
+        path: the file.
+        content, model: the whole, and its model.
+        ids: the model's vocabulary, text -> id.
+
+    Raises:
+        TokenizerError: the model is no BPE, or not whole.
+    """
+
+    def __init__(self, path: Path, content: Json) -> None:
+        self.path = path
+        self.content = content
+        model = content.get("model")
+        self.model: Json = model if isinstance(model, dict) else {}
+        # GPT-2's own file, one of the first, does not name the type.
+        kind = self.model.get("type") or ("BPE" if "merges" in self.model else None)
+        if kind != "BPE":
+            raise TokenizerError(
+                f"{path}: model.type = {json.dumps(kind)} is not BPE",
+                "llama.cpp runs Llama-like models with BPE vocabularies only",
+            )
+        self.ids: Mapping[str, int] = self._ids()
+
+    @classmethod
+    def of(cls, files: TokenizerFiles) -> TokenizerJson | None:
+        """The directory's tokenizer.json, or None where there is none."""
+        if files.tokenizer is None:
+            return None
+        return cls(files.path(TOKENIZER), files.tokenizer)
+
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether text is turned into GPT-2's byte alphabet before merging."""
+        return '"type": "ByteLevel"' in json.dumps(self.content.get("pre_tokenizer"))
+
+    @property
+    def merges(self) -> list[tuple[str, str]]:
+        """The merges in order, from either way of writing them: "a b" or ["a", "b"]."""
+        merges = []
+        for merge in self.model.get("merges") or ():
+            pair = merge.split(" ") if isinstance(merge, str) else merge
+            if len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+                raise TokenizerError(f"{self.path}: model.merges holds {json.dumps(merge)}, which is no pair")
+            merges.append((pair[0], pair[1]))
+        return merges
+
+    def expect(self, key: str, *allowed: Any) -> None:
+        """Refuse a model option that changes tokens in a way llama.cpp does not have."""
+        value = self.model.get(key)
+        if value not in allowed:
+            raise TokenizerError(
+                f"{self.path}: model.{key} = {json.dumps(value)} changes tokens in a way that llama.cpp lacks"
+            )
+
+    def refuse(self, key: str, reason: str, hint: str | None = None) -> TokenizerError:
+        """An error about a top-level key and its value."""
+        value = json.dumps(self.content.get(key), ensure_ascii=False)
+        return TokenizerError(f"{self.path}: {key} = {value[:300]} {reason}", hint)
+
+    @property
+    def around(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The tokens that the post_processor puts before a text and after it.
+
+        Raises:
+            TokenizerError: it is of a kind that is not known.
+        """
+        around: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        for step in steps(self.content.get("post_processor"), "processors"):
+            if step.get("type") == "TemplateProcessing":
+                around = self._template(step)
+            elif step.get("type") != "ByteLevel":  # ByteLevel only moves offsets
+                raise self.refuse("post_processor", "is not known")
+        return around
+
+    def _ids(self) -> dict[str, int]:
+        vocab = self.model.get("vocab")
+        if not isinstance(vocab, dict) or not vocab:
+            raise TokenizerError(f"{self.path}: model.vocab is missing or empty", "download the file again")
+        for text, token in vocab.items():
+            if type(token) is not int or token < 0:
+                raise TokenizerError(f"{self.path}: model.vocab gives {text!r} the id {json.dumps(token)}")
+        if len(set(vocab.values())) < len(vocab):
+            seen: dict[int, str] = {}
+            for text, token in vocab.items():
+                if token in seen:
+                    raise TokenizerError(
+                        f"{self.path}: model.vocab gives the id {token} to {seen[token]!r} and to {text!r}"
+                    )
+                seen[token] = text
+        return vocab
+
+    def _template(self, step: Json) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The special tokens before and after the text in a template for single texts."""
+        parts: Sequence[Json] = step.get("single") or ()
+        names = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in parts]
+        if names.count(None) != 1:
+            raise self.refuse("post_processor", "does not hold the text once")
+        at = names.index(None)
+        return tuple(filter(None, names[:at])), tuple(filter(None, names[at + 1 :]))
+
+
+def steps(component: Any, inner: str) -> list[Json]:
+    """The steps of a normalizer, pre_tokenizer or post_processor, out of its (possibly nested) sequence.
+
+    Args:
+        component: the object, or None.
+        inner: the key under which a sequence of this kind keeps its steps.
+    """
+    if component is None:
+        return []
+    if component.get("type") != "Sequence":
+        return [component]
+    return [step for part in component.get(inner) or () for step in steps(part, inner)]
