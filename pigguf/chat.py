@@ -15,7 +15,6 @@ Left out: how messages become tokens (chat_format.py), how tokens are drawn (eng
 
 from __future__ import annotations
 
-import codecs
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -29,6 +28,7 @@ from pigguf.engine.session import StopReason
 from pigguf.errors import ContextOverflow, UsageError
 from pigguf.files import atomic_write
 from pigguf.progress import SILENT, Progress
+from pigguf.text import characters
 
 ANSWER_ROOM = 64
 """Tokens of the window that a question must leave free for its answer."""
@@ -147,7 +147,7 @@ class Chat:
         answer = _Answer(self._model)
         tokens = self._session.generate(self._sampling, self._max_tokens)
         try:
-            yield from answer.text_of(tokens)
+            yield from answer.texts(tokens)
         finally:
             stop_reason = self._session.stop_reason or "interrupted"
             if answer.text or stop_reason != "interrupted":
@@ -264,25 +264,21 @@ class _Answer:
         self.first_at = self.last_at = time.monotonic()
         self._model = model
 
-    def text_of(self, tokens: Iterable[int]) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    def texts(self, tokens: Iterable[int]) -> Iterator[str]:
+        for text in characters(self._model, self._counted(tokens)):
+            # Sentencepiece begins with the space that the template has put already.
+            said = text if self.text else text.lstrip()
+            if said:
+                self.text += said
+                yield said
+
+    def _counted(self, tokens: Iterable[int]) -> Iterator[int]:
         for token in tokens:
-            self._count()
-            yield from self._say(decoder.decode(self._model.piece(token)))
-        yield from self._say(decoder.decode(b"", final=True))
-
-    def _count(self) -> None:
-        self.tokens += 1
-        self.last_at = time.monotonic()
-        if self.tokens == 1:
-            self.first_at = self.last_at
-
-    def _say(self, text: str) -> Iterator[str]:
-        if not self.text:  # sentencepiece begins with the space that the template has put already
-            text = text.lstrip()
-        if text:
-            self.text += text
-            yield text
+            self.tokens += 1
+            self.last_at = time.monotonic()
+            if self.tokens == 1:
+                self.first_at = self.last_at
+            yield token
 
 
 def decode_text(data: bytes, name: str) -> str:

@@ -15,7 +15,6 @@ from functools import cached_property
 
 from pigguf.engine import Model
 from pigguf.errors import TokenizerError
-from pigguf.metadata import get
 from pigguf.tokenizer.chat_template import ChatTemplate
 
 Message = Mapping[str, str]
@@ -67,7 +66,7 @@ class ChatFormat:
 
     def _continue(self, text: str, *, special: bool) -> list[int]:
         """Tokens of a text in the middle of a line: sentencepiece puts a space before a beginning."""
-        if not text or get(self._model.file.metadata, "tokenizer.ggml.model", str) != "llama":
+        if not text or not self._model.space_prefix:
             return self._tokenize(text, special=special)
         return self._tokenize(_ANCHOR + text, special=special)[len(self._tokenize(_ANCHOR, special=False)) :]
 

@@ -98,7 +98,7 @@ def _window(model: Model) -> int:
         return window
     render.note(
         f"Taking {fits:,} of the model's {window:,} tokens: a cache for all would take "
-        f"{size(model.cache_bytes(window))}, and {size(available)} are free. --ctx {window} takes them anyway."
+        f"{size(model.cache_bytes(window))}, {size(available)} are free. --ctx {window} takes them anyway."
     )
     return fits
 
