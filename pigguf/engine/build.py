@@ -52,6 +52,9 @@ _COMPILED_IN = re.compile(
 )
 
 
+_WSL_CUDA = Path("/usr/lib/wsl/lib/libcuda.so.1")  # NVIDIA's driver, as Windows lends it to its Linux
+
+
 # ---- facts ---------------------------------------------------------------------------------------
 
 
@@ -125,7 +128,7 @@ def find_machine(environ: Mapping[str, str]) -> Machine:
         system=platform.system(),
         cpu=_cpu_features(Path("/proc/cpuinfo")),
         nvcc=_find_nvcc(environ),
-        nvidia_gpu=any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists(),
+        nvidia_gpu=any(Path("/dev").glob("nvidia[0-9]*")) or _WSL_CUDA.exists(),
         cc=_resolved(environ.get("CC")),
         cxx=_resolved(environ.get("CXX")),
         cmake_args=tuple(shlex.split(environ.get("CMAKE_ARGS", ""))),
