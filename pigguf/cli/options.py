@@ -37,6 +37,29 @@ def json_option(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
 
 
+def type_option(default: str | None = None) -> Callable[[Command], Command]:
+    """--type, one of the recipes; required where there is no default. Passed as `type`."""
+    from pigguf.quantization import RECIPES
+
+    return click.option(
+        "--type",
+        type=click.Choice(list(RECIPES), case_sensitive=False),
+        metavar="TYPE",
+        default=default,
+        show_default=True,
+        required=default is None,
+        help="Type of the weights; the table below has them all.",
+    )
+
+
+def type_table() -> str:
+    """The types that --type takes, as an epilog of --help."""
+    from pigguf.quantization import RECIPES
+
+    rows = (f"  {r.name:<7} {r.bits_per_weight:>5.2f}  {r.description}" for r in RECIPES.values())
+    return "\b\nTypes, with bits a weight of Llama 3.1 8B:\n" + "\n".join(rows)
+
+
 def _gpu_layers(ctx: click.Context, parameter: click.Parameter, value: str) -> int | str:
     if value in ("all", "auto"):
         return value
