@@ -1,0 +1,77 @@
+"""Model families: config.json and tensor names of transformers <-> keys and names of GGUF.
+
+    family.py     Family: a table of tensors, and what is refused; ModelSpec <-> config and metadata
+    rename.py     to_gguf and to_hf: the table applied, in either direction
+    llama.py ...  one family each, as data
+
+A new family is a file and an entry in FAMILIES; one that equals another but for names is a
+`replace` of it. Left out: positions (rope/), tokenizers, and the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pigguf.arch.family import Family
+from pigguf.arch.llama import LLAMA
+from pigguf.arch.mistral import MISTRAL
+from pigguf.arch.qwen2 import QWEN2
+from pigguf.arch.rename import to_gguf, to_hf
+from pigguf.config import Config, as_json
+from pigguf.errors import CheckpointError, UnsupportedModel
+
+__all__ = ["FAMILIES", "Family", "family_of", "find_family", "to_gguf", "to_hf"]
+
+# Of families with one GGUF architecture the first is what an export makes.
+FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2)
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """The family of a config.json: by the first of its `architectures`, or else by `model_type`.
+
+    Raises:
+        UnsupportedModel: no family of that name, or the two keys name different ones.
+        CheckpointError: neither key is there.
+    """
+    keys = Config(config)
+    model_type = keys.optional("model_type", str, "")
+    if "architectures" not in keys:
+        if not model_type:
+            raise CheckpointError("config.json lacks architectures", "it should name the model's class")
+        return _known([family for family in FAMILIES if family.model_type == model_type], keys, "model_type")
+    names = config["architectures"]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise keys.invalid("architectures", "a list of class names")
+    family = _known([family for family in FAMILIES if names[0] in family.classes], keys, "architectures")
+    if model_type not in ("", family.model_type):
+        raise UnsupportedModel(
+            f"config.json: architectures = {as_json(names)} contradicts model_type = {as_json(model_type)}",
+            f"the model_type of {names[0]} is {family.model_type}",
+        )
+    return family
+
+
+def family_of(architecture: str) -> Family:
+    """The family of a GGUF's general.architecture.
+
+    Raises:
+        UnsupportedModel: there is none.
+    """
+    for family in FAMILIES:
+        if family.architecture == architecture:
+            return family
+    known = dict.fromkeys(family.architecture for family in FAMILIES)
+    raise UnsupportedModel(
+        f"general.architecture = {as_json(architecture)} is not a family pigguf knows",
+        f"it knows {', '.join(known)}",
+    )
+
+
+def _known(families: list[Family], keys: Config, key: str) -> Family:
+    if families:
+        return families[0]
+    raise UnsupportedModel(
+        f"{keys.says(key)} is not a family pigguf knows",
+        f"it knows {', '.join(family.classes[0] for family in FAMILIES)}",
+    )

@@ -1,0 +1,605 @@
+"""The families: names and rows there and back, refusals, and llama.cpp's logits against transformers'."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from pigguf.arch import FAMILIES, Family, family_of, find_family, to_gguf, to_hf
+from pigguf.arch.llama import LLAMA
+from pigguf.arch.mistral import MISTRAL
+from pigguf.arch.qwen2 import QWEN2
+from pigguf.errors import (
+    CheckpointError,
+    GGUFError,
+    InvalidTensor,
+    MissingTensor,
+    PigError,
+    UnmappedTensor,
+    UnsupportedModel,
+)
+from pigguf.gguf_file import PlannedTensor, TensorType, write_gguf
+from pigguf.metadata import Typed, f32, string, u32
+from pigguf.rope import RopeOverrides, read_rope
+from pigguf.spec import ModelSpec
+from pigguf.tensors import TensorRef
+
+BASE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+SCALED = {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}}
+
+# A model of each kind that the tables tell apart.
+MODELS: dict[str, tuple[Family, dict[str, Any]]] = {
+    "llama": (LLAMA, {}),
+    "llama, factor 4": (LLAMA, SCALED),
+    "llama, tied": (LLAMA, {"tie_word_embeddings": True}),
+    "llama, biases": (LLAMA, {"attention_bias": True, "mlp_bias": True, **SCALED}),
+    "llama, heads of their own width": (LLAMA, {"head_dim": 16, "num_key_value_heads": 4}),
+    "llama, no shared heads": (LLAMA, {"num_key_value_heads": 8}),
+    "mistral": (MISTRAL, {"sliding_window": None, **SCALED}),
+    "qwen2": (QWEN2, {}),
+    "qwen2, tied, factor 4": (QWEN2, {"tie_word_embeddings": True, **SCALED}),
+}
+
+
+class Model:
+    """A tiny seeded model, its config.json and its tensors as promises."""
+
+    def __init__(self, family: Family, changes: Mapping[str, Any]) -> None:
+        self.family = family
+        cls = getattr(transformers, family.classes[0])
+        torch.manual_seed(7)
+        self.module = cls(cls.config_class(**{**BASE, **changes})).eval()
+        with torch.no_grad():
+            for parameter in self.module.parameters():  # norms and biases other than 1 and 0
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        self.config = json.loads(self.module.config.to_json_string())
+        self.config["architectures"] = [family.classes[0]]
+        state = self.module.state_dict()
+        if self.module.config.tie_word_embeddings:
+            del state["lm_head.weight"]
+        self.tensors = {name: promise(name, value.numpy()) for name, value in state.items()}
+
+    def spec(self) -> ModelSpec:
+        return self.family.spec(self.config, read_rope(self.config, {}))
+
+
+def promise(name: str, values: np.ndarray[Any, Any], dtype: str = "F32") -> TensorRef:
+    return TensorRef(name, values.shape, dtype, lambda start, stop: values[start:stop])
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> Model:
+    return Model(*MODELS[request.param])
+
+
+def converted(model: Model) -> dict[str, TensorRef]:
+    return {t.name: t for t in to_gguf(model.family, model.spec(), model.tensors, "here")}
+
+
+# --- names and rows
+
+
+def test_there_and_back_every_tensor_is_the_same(model: Model) -> None:
+    back = {t.name: t for t in to_hf(model.family, model.spec(), converted(model), "there")}
+    assert back.keys() == model.tensors.keys()
+    for name, tensor in model.tensors.items():
+        assert back[name].load().tobytes() == tensor.load().tobytes(), name
+        assert back[name].dtype == tensor.dtype
+
+
+def test_names_are_those_of_llama_cpp(model: Model) -> None:
+    import gguf
+
+    architecture = gguf.MODEL_ARCH[model.family.architecture.upper()]
+    names = gguf.get_tensor_name_map(architecture, BASE["num_hidden_layers"])
+    expected = {names.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.tensors}
+    assert set(converted(model)) == expected
+
+
+def test_the_order_is_the_embedding_the_layers_and_the_output(model: Model) -> None:
+    names = list(converted(model))
+    assert names[:2] == ["token_embd.weight", "blk.0.attn_norm.weight"]
+    layers = [name.split(".")[1] for name in names if name.startswith("blk.")]
+    assert layers == sorted(layers)
+    tail = ["output_norm.weight", "output.weight"]
+    assert names[1 + len(layers) :] == (tail[:1] if model.spec().tied_embeddings else tail)
+
+
+def permuted(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """What llama.cpp's conversion/llama.py calls permute, row by row: half j, pair i -> row 2i + j."""
+    half = values.shape[0] // heads // 2
+    rows = [head * 2 * half + j * half + i for head in range(heads) for i in range(half) for j in range(2)]
+    return values[rows]
+
+
+def test_rows_change_places_as_in_llama_cpps_converter(model: Model) -> None:
+    spec, result = model.spec(), converted(model)
+    for name, tensor in model.tensors.items():
+        heads = {"q_proj": spec.heads, "k_proj": spec.kv_heads}.get(name.split(".")[-2])
+        rotated = heads is not None and model.family.architecture == "llama"
+        expected = permuted(tensor.load(), heads) if rotated and heads else tensor.load()
+        got = [t for t in model.family.shapes(spec) if t.hf == name]
+        np.testing.assert_array_equal(result[got[0].gguf].load(), expected, err_msg=name)
+
+
+def test_slabs_of_any_size_equal_the_whole(model: Model) -> None:
+    for tensor in converted(model).values():
+        whole = tensor.load()
+        for size in (1, 100, tensor.row_elements * 5, tensor.row_elements * 24, 10**9):
+            slabs = list(tensor.slabs(size))
+            assert all(start % tensor.row_group == 0 for start, _ in slabs)
+            parts = [tensor.read(start, stop) for start, stop in slabs]
+            np.testing.assert_array_equal(np.concatenate(parts).reshape(whole.shape), whole)
+        for start in range(0, tensor.rows, 3):  # a slab may also cut heads
+            np.testing.assert_array_equal(tensor.read(start, start + 1), whole[start : start + 1])
+
+
+def test_a_slab_reads_the_rows_of_its_heads_and_no_others() -> None:
+    model = Model(LLAMA, {})
+    read: list[tuple[int, int]] = []
+    name = "model.layers.0.self_attn.q_proj.weight"
+    values = model.tensors[name].load()
+
+    def spy(start: int, stop: int) -> np.ndarray[Any, Any]:
+        read.append((start, stop))
+        return values[start:stop]
+
+    tensors = {**model.tensors, name: replace(model.tensors[name], read=spy)}
+    query = {t.name: t for t in to_gguf(LLAMA, model.spec(), tensors, "here")}["blk.0.attn_q.weight"]
+    assert query.row_group == 8
+    assert not read
+    query.read(16, 32)
+    query.read(9, 10)
+    assert read == [(16, 32), (8, 16)]
+
+
+def test_half_precision_stays_as_it_is() -> None:
+    import ml_dtypes
+
+    model = Model(LLAMA, {"attention_bias": True})
+    for dtype, kind in (("F16", np.float16), ("BF16", ml_dtypes.bfloat16)):
+        tensors = {name: promise(name, t.load().astype(kind), dtype) for name, t in model.tensors.items()}
+        there = {t.name: t for t in to_gguf(LLAMA, model.spec(), tensors, "here")}
+        for tensor in to_hf(LLAMA, model.spec(), there, "there"):
+            assert tensor.dtype == dtype
+            assert tensor.load().dtype == kind
+            assert tensor.load().tobytes() == tensors[tensor.name].load().tobytes()
+
+
+# --- tensors that do not fit the table
+
+
+def refused(model: Model, tensors: Mapping[str, TensorRef]) -> PigError:
+    with pytest.raises(PigError) as caught:
+        to_gguf(model.family, model.spec(), tensors, "some/where")
+    assert "some/where" in caught.value.message
+    return caught.value
+
+
+def test_a_missing_tensor_is_named() -> None:
+    model = Model(LLAMA, {})
+    for name in model.tensors:
+        error = refused(model, {other: t for other, t in model.tensors.items() if other != name})
+        assert isinstance(error, MissingTensor)
+        assert name in error.message
+    assert "tie_word_embeddings" in (error.hint or "")  # of lm_head.weight, the last
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
+    model = Model(LLAMA, {})
+    name = "model.embed_tokens.weight"
+    error = refused(model, {**model.tensors, name: promise(name, np.zeros((95, 64), np.float32))})
+    assert isinstance(error, InvalidTensor)
+    for part in (name, "(95, 64)", "(96, 64)"):
+        assert part in error.message
+    assert "vocab_size" in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", "merge"),
+        ("model.layers.0.self_attn.q_proj.qweight", "quantized"),
+        ("model.layers.0.mlp.gate_proj.weight_scale", "quantized"),
+        ("model.layers.0.block_sparse_moe.experts.0.w1.weight", "experts"),
+        ("model.vision_tower.patch.weight", "sees"),
+        ("model.layers.0.self_attn.q_proj.bias", "attention_bias"),
+        ("model.layers.2.input_layernorm.weight", None),
+        ("model.layers.0.self_attn.q_norm.weight", None),
+    ],
+)
+def test_a_tensor_too_many_is_named(name: str, hint: str | None) -> None:
+    model = Model(LLAMA, {})
+    error = refused(model, {**model.tensors, name: promise(name, np.zeros(4, np.float32))})
+    assert isinstance(error, UnmappedTensor)
+    assert name in error.message
+    assert error.hint is None if hint is None else hint in (error.hint or "")
+
+
+def test_packed_weights_in_place_of_weights_get_the_same_hint() -> None:
+    model = Model(LLAMA, {})
+    tensors = {name.replace("q_proj.weight", "q_proj.qweight"): t for name, t in model.tensors.items()}
+    error = refused(model, tensors)
+    assert isinstance(error, MissingTensor)
+    assert "quantized" in (error.hint or "")
+
+
+def test_buffers_of_the_rotation_are_dropped(model: Model) -> None:
+    names = ["model.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.inv_freq"]
+    buffers = {name: promise(name, np.zeros(4, np.float32)) for name in names}
+    both = to_gguf(model.family, model.spec(), {**model.tensors, **buffers}, "here")
+    assert [t.name for t in both] == list(converted(model))
+
+
+def test_a_tied_output_matrix_is_dropped_where_it_is_the_embedding() -> None:
+    model = Model(LLAMA, {"tie_word_embeddings": True})
+    embedding = model.tensors["model.embed_tokens.weight"].load()
+    output = promise("lm_head.weight", embedding.copy())
+    names = [t.name for t in to_gguf(LLAMA, model.spec(), {**model.tensors, output.name: output}, "here")]
+    assert names == list(converted(model))
+    assert "output.weight" not in names
+    for other in (embedding + np.eye(96, 64, dtype=np.float32), embedding[:-1]):
+        changed = promise("lm_head.weight", other)
+        error = refused(model, {**model.tensors, changed.name: changed})
+        assert isinstance(error, InvalidTensor)
+        assert "tie_word_embeddings = true" in error.message
+
+
+def test_a_gguf_with_divisors_by_dimension_is_not_exported() -> None:
+    model = Model(LLAMA, {})
+    divisors = promise("rope_freqs.weight", np.ones(4, np.float32))
+    with pytest.raises(UnmappedTensor) as caught:
+        to_hf(LLAMA, model.spec(), {**converted(model), divisors.name: divisors}, "x.gguf")
+    assert "llama3" in (caught.value.hint or "")
+
+
+# --- finding a family
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, LLAMA),
+        ({"architectures": ["LLaMAForCausalLM"]}, LLAMA),
+        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, MISTRAL),
+        ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, QWEN2),
+        ({"model_type": "mistral"}, MISTRAL),
+        ({"architectures": None, "model_type": "qwen2"}, QWEN2),
+    ],
+)
+def test_families_are_found_by_class_or_model_type(config: dict[str, Any], family: Family) -> None:
+    assert find_family(config) is family
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "parts"),
+    [
+        (
+            {"architectures": ["MixtralForCausalLM"]},
+            UnsupportedModel,
+            ["MixtralForCausalLM", "LlamaForCausalLM"],
+        ),
+        ({"architectures": ["LlamaForSequenceClassification"]}, UnsupportedModel, ["Classification"]),
+        ({"model_type": "gpt2"}, UnsupportedModel, ['model_type = "gpt2"', "LlamaForCausalLM"]),
+        (
+            {"architectures": ["LlamaForCausalLM"], "model_type": "mistral"},
+            UnsupportedModel,
+            ["architectures", '"mistral"'],
+        ),
+        ({}, CheckpointError, ["architectures"]),
+        ({"architectures": "LlamaForCausalLM"}, CheckpointError, ["architectures"]),
+        ({"architectures": []}, CheckpointError, ["architectures"]),
+        ({"architectures": [1]}, CheckpointError, ["architectures = [1]"]),
+    ],
+)
+def test_unknown_families_are_refused(
+    config: dict[str, Any], error: type[PigError], parts: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        find_family(config)
+    for part in parts:
+        assert part in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_families_of_ggufs() -> None:
+    assert family_of("llama") is LLAMA
+    assert family_of("qwen2") is QWEN2
+    with pytest.raises(UnsupportedModel, match="gemma3") as caught:
+        family_of("gemma3")
+    assert caught.value.hint == "it knows llama, qwen2"
+
+
+def test_every_family_has_names_of_its_own() -> None:
+    classes = [name for family in FAMILIES for name in family.classes]
+    assert len(set(classes)) == len(classes)
+    assert len({family.model_type for family in FAMILIES}) == len(FAMILIES)
+
+
+# --- configs
+
+
+def read_spec(family: Family, **changes: Any) -> ModelSpec:
+    config = {key: value for key, value in {**BASE, **changes}.items() if value is not ...}
+    return family.spec(config, read_rope(config, {}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"hidden_act": "gelu"}, ['hidden_act = "gelu"']),
+        ({"is_causal": False}, ["is_causal = false"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "gptq"]),
+        ({"num_local_experts": 8}, ["num_local_experts = 8"]),
+        ({"num_experts": 64}, ["num_experts = 64"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor = 0.5"]),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            ["rope_parameters.partial_rotary_factor = 0.5"],
+        ),
+        ({"layer_types": ["full_attention", "linear_attention"]}, ["linear_attention"]),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_what_the_graph_cannot_do_is_refused(
+    family: Family, changes: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        read_spec(family, **{"sliding_window": None, **changes})
+    for part in (*parts, "config.json"):
+        assert part in caught.value.message
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_what_changes_nothing_is_taken(family: Family) -> None:
+    harmless = {
+        "hidden_act": "silu",
+        "pretraining_tp": 2,
+        "partial_rotary_factor": 1.0,
+        "quantization_config": None,
+        "attention_dropout": 0.1,
+        "layer_types": ["full_attention", "full_attention"],
+        "sliding_window": None,
+    }
+    assert read_spec(family, **harmless) == read_spec(family, sliding_window=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"hidden_size": ...}, "hidden_size"),
+        ({"num_hidden_layers": ...}, "num_hidden_layers"),
+        ({"intermediate_size": ...}, "intermediate_size"),
+        ({"num_attention_heads": ...}, "num_attention_heads"),
+        ({"vocab_size": ...}, "vocab_size"),
+        ({"vocab_size": "96"}, 'vocab_size = "96"'),
+        ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
+        ({"num_hidden_layers": 513}, "513 layers"),
+        ({"hidden_size": 60}, "hidden_size = 60"),
+        ({"num_key_value_heads": 3}, "3 key-value heads"),
+        ({"hidden_size": 72}, "width 9"),
+        ({"rms_norm_eps": "1e-5"}, 'rms_norm_eps = "1e-5"'),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings = 1"),
+        ({"attention_bias": "no"}, 'attention_bias = "no"'),
+    ],
+)
+def test_a_config_that_does_not_add_up_is_refused(changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_spec(LLAMA, **changes)
+    assert part in caught.value.message
+    assert "config.json" in caught.value.message
+
+
+def test_stated_defaults() -> None:
+    spec = read_spec(LLAMA, num_key_value_heads=..., rms_norm_eps=..., tie_word_embeddings=...)
+    assert (spec.kv_heads, spec.norm_epsilon, spec.tied_embeddings) == (8, 1e-6, False)
+    reference = transformers.LlamaConfig(num_attention_heads=8)
+    assert (reference.num_key_value_heads, reference.rms_norm_eps) == (8, 1e-6)
+    assert reference.tie_word_embeddings is False
+
+
+def test_heads_of_their_own_width_only_where_the_graph_has_them() -> None:
+    assert read_spec(LLAMA, head_dim=16).head_dim == 16
+    with pytest.raises(UnsupportedModel, match="8 heads of width 16 are not the embedding length 64"):
+        read_spec(QWEN2, head_dim=16)
+
+
+SLIDING = [
+    (MISTRAL, {"sliding_window": 32}, 32),
+    (MISTRAL, {"max_position_embeddings": 32768}, 4096),  # absent: 4096, as in transformers
+    (QWEN2, {"use_sliding_window": True, "sliding_window": 32}, 32),
+    (QWEN2, {"use_sliding_window": True, "max_position_embeddings": 32768}, 4096),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "window"), SLIDING)
+def test_a_sliding_window_bounds_the_context(family: Family, changes: dict[str, Any], window: int) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        read_spec(family, **changes)
+    assert f"sliding_window = {window}" in caught.value.message
+    assert f"--context {window}" in (caught.value.hint or "")
+    config = {**BASE, **changes}
+    rope = read_rope(config, {}, RopeOverrides(context=window))
+    assert family.spec(config, rope).rope.context_length == window
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        (LLAMA, {"sliding_window": 32}),
+        (MISTRAL, {"sliding_window": 64}),
+        (MISTRAL, {}),
+        (MISTRAL, {"sliding_window": None, "max_position_embeddings": 32768}),
+        (QWEN2, {"use_sliding_window": False, "sliding_window": 32}),
+        (QWEN2, {"use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 2}),
+    ],
+)
+def test_a_sliding_window_that_never_slides_is_taken(family: Family, changes: dict[str, Any]) -> None:
+    assert read_spec(family, **changes).layers == 2
+
+
+# --- GGUF keys and exports
+
+
+def close(spec: ModelSpec) -> ModelSpec:
+    """The spec as it looks after single precision."""
+    return replace(spec, norm_epsilon=f32(spec.norm_epsilon).value)
+
+
+def test_gguf_keys_read_back_as_the_same_spec(model: Model) -> None:
+    spec = model.spec()
+    family = family_of(spec.architecture)
+    read = family.spec_from_metadata(spec.metadata(), converted(model))
+    assert read == replace(close(spec), hf_class=family.classes[0])
+    assert read.metadata() == spec.metadata()
+
+
+def test_an_export_is_the_model_again(model: Model) -> None:
+    """transformers loads the exported config and tensors and computes the same."""
+    spec, tensors = model.spec(), converted(model)
+    family = family_of(spec.architecture)
+    spec = family.spec_from_metadata(spec.metadata(), tensors)
+    config = family.config(spec)
+    assert config["max_position_embeddings"] == spec.rope.context_length
+    cls = getattr(transformers, config["architectures"][0])
+    again = cls(cls.config_class.from_dict(config)).eval()
+    state = {t.name: torch.from_numpy(t.load()) for t in to_hf(family, spec, tensors, "x.gguf")}
+    missing = again.load_state_dict(state, strict=False)
+    assert not missing.unexpected_keys
+    assert missing.missing_keys == (["lm_head.weight"] if spec.tied_embeddings else [])
+    again.tie_weights()
+    tokens = torch.arange(60).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model.module(tokens).logits)
+    assert find_family(config).spec(config, read_rope(config, {})).metadata() == spec.metadata()
+
+
+def test_every_family_writes_a_config_that_it_reads(model: Model) -> None:
+    config = model.family.config(model.spec())
+    assert find_family(config) is model.family
+    assert model.family.spec(config, read_rope(config, {})) == model.spec()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "part"),
+    [
+        ({"llama.block_count": None}, GGUFError, "llama.block_count"),
+        ({"llama.block_count": u32(0)}, GGUFError, "block_count is 0"),
+        ({"llama.attention.head_count": u32(0)}, GGUFError, "head_count is 0"),
+        ({"llama.attention.head_count_kv": u32(3)}, GGUFError, "3 key-value heads"),
+        ({"llama.attention.head_count": Typed("u32", (8, 8), is_array=True)}, GGUFError, "head_count"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, GGUFError, "layer_norm_rms_epsilon"),
+        ({"llama.vocab_size": None}, GGUFError, "vocab_size"),
+        ({"llama.attention.value_length": u32(16)}, UnsupportedModel, "value_length is 16"),
+        ({"llama.rope.dimension_count": u32(4)}, UnsupportedModel, "dimension_count is 4"),
+        ({"llama.expert_count": u32(8)}, UnsupportedModel, "expert_count"),
+        ({"llama.attention.causal": Typed("bool", False)}, UnsupportedModel, "causal"),
+    ],
+)
+def test_gguf_keys_that_do_not_add_up_are_refused(
+    changes: dict[str, Typed | None], error: type[PigError], part: str
+) -> None:
+    keys = {**Model(LLAMA, {}).spec().metadata(), **changes}
+    with pytest.raises(error) as caught:
+        LLAMA.spec_from_metadata({k: v for k, v in keys.items() if v is not None})
+    assert part in caught.value.message
+
+
+def test_the_vocabulary_counts_as_llama_cpp_counts_it() -> None:
+    keys = Model(LLAMA, {}).spec().metadata()
+    tokens = Typed("str", tuple(map(str, range(90))), is_array=True)
+    assert LLAMA.spec_from_metadata({**keys, "tokenizer.ggml.tokens": tokens}).vocab_size == 90
+
+
+# --- llama.cpp itself
+
+
+def write_f32(path: Path, metadata: dict[str, Typed], tensors: list[TensorRef]) -> None:
+    def planned(tensor: TensorRef) -> PlannedTensor:
+        def encode(start: int, stop: int) -> np.ndarray[Any, Any]:
+            return np.ascontiguousarray(tensor.read(start, stop), np.float32).view(np.uint8)
+
+        return PlannedTensor(tensor.name, tensor.shape, TensorType.F32, tuple(tensor.slabs(512)), encode)
+
+    write_gguf(path, metadata, [planned(tensor) for tensor in tensors])
+
+
+class LlamaCpp:
+    """A model in the real library, on the CPU, without flash attention and with F32 caches."""
+
+    def __init__(self, path: Path, context: int) -> None:
+        llama_cpp.llama_backend_init()
+        options = llama_cpp.llama_model_default_params()
+        options.n_gpu_layers = 0
+        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
+        assert self.model
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = context
+        settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
+        settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.n_threads = settings.n_threads_batch = 2
+        self.context = llama_cpp.llama_init_from_model(self.model, settings)
+        assert self.context
+
+    def log_probabilities(self, tokens: list[int]) -> torch.Tensor:
+        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for position, token in enumerate(tokens):
+            batch.token[position], batch.pos[position] = token, position
+            batch.n_seq_id[position], batch.seq_id[position][0], batch.logits[position] = 1, 0, 1
+        assert llama_cpp.llama_decode(self.context, batch) == 0
+        vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        address = ctypes.cast(llama_cpp.llama_get_logits(self.context), ctypes.POINTER(ctypes.c_float))
+        logits = np.ctypeslib.as_array(address, (len(tokens), vocab)).copy()
+        llama_cpp.llama_batch_free(batch)
+        return torch.from_numpy(logits).log_softmax(-1)
+
+    def close(self) -> None:
+        llama_cpp.llama_free(self.context)
+        llama_cpp.llama_model_free(self.model)
+
+
+def test_llama_cpp_reads_the_same_shape_and_computes_the_same(model: Model, tmp_path: Path) -> None:
+    spec = model.spec()
+    metadata = {
+        "general.architecture": string(spec.architecture),
+        "tokenizer.ggml.model": string("no_vocab"),
+        **spec.metadata(),
+    }
+    write_f32(tmp_path / "model.gguf", metadata, list(converted(model).values()))
+    engine = LlamaCpp(tmp_path / "model.gguf", context=256)
+    try:
+        assert llama_cpp.llama_model_n_ctx_train(engine.model) == spec.rope.context_length
+        assert llama_cpp.llama_model_n_embd(engine.model) == spec.embedding_length
+        assert llama_cpp.llama_model_n_layer(engine.model) == spec.layers
+        assert llama_cpp.llama_model_n_head(engine.model) == spec.heads
+        assert llama_cpp.llama_model_n_head_kv(engine.model) == spec.kv_heads
+        assert llama_cpp.llama_model_rope_freq_scale_train(engine.model) == 1 / spec.rope.factor
+        tokens = torch.randint(0, spec.vocab_size, (spec.rope.context_length,)).tolist()
+        got = engine.log_probabilities(tokens)
+    finally:
+        engine.close()
+    with torch.no_grad():
+        expected = model.module(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    divergence = (expected.exp() * (expected - got)).sum(-1)
+    assert divergence.mean() <= 1e-6
+    assert (expected.argmax(-1) == got.argmax(-1)).float().mean() >= 0.99
