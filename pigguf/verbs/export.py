@@ -55,7 +55,7 @@ def export(
     target = Path(output)
     file = read_header(source)
     family = family_of(file.architecture)
-    spec = family.spec_from_metadata(file.metadata)
+    spec = family.spec_from_metadata(file.metadata, file.tensors)
     vocab = vocab_from_metadata(file.metadata)
     with atomic_directory(target) as directory, TensorData(file) as data:
         by_name = {tensor.name: tensor for tensor in float_tensors(file, data)}

@@ -64,7 +64,7 @@ def quantize(
     if target.exists() and target.samefile(file.path):
         raise UsageError(f"{target} is both source and output", "give the output another name")
     family = family_of(file.architecture)
-    spec = family.spec_from_metadata(file.metadata)
+    spec = family.spec_from_metadata(file.metadata, file.tensors)
     metadata: dict[str, Typed] = {
         **file.metadata,
         "general.file_type": u32(recipe.file_type),
