@@ -167,19 +167,24 @@ class Chat:
         """The conversation and the question as tokens, refused where they do not fit."""
         prompt = self._format.tokens([*self.messages, question])
         if len(prompt) + self._answer_room > self.context_length:
-            raise self._overflow(len(prompt), f"{len(prompt) - self.used:,} this message")
+            raise self._overflow("the message", len(prompt) - self.used, waiting=0)
         return prompt
 
     @property
     def _answer_room(self) -> int:
         return min(ANSWER_ROOM, self._max_tokens or ANSWER_ROOM, self.context_length // 2)
 
-    def _overflow(self, tokens: int, share: str) -> ContextOverflow:
-        room = self._answer_room
-        taken = f"{self.used:,} are the conversation so far, " if self.used else ""
+    def _overflow(self, what: str, tokens: int, waiting: int) -> ContextOverflow:
+        shares = (
+            (self.used, "for the conversation so far"),
+            (waiting, "for the documents before it"),
+            (self._answer_room, "for an answer"),
+        )
+        free = self.context_length - sum(taken for taken, _ in shares)
+        less = ", ".join(f"{taken:,} {purpose}" for taken, purpose in shares if taken)
         return ContextOverflow(
-            f"the prompt is {tokens:,} tokens and {self.context_length - room:,} fit: {taken}{share} "
-            f"(the window is {self.context_length:,} tokens, {room} of them kept for the answer)",
+            f"{what} is {tokens:,} tokens and {max(0, free):,} fit: "
+            f"the window is {self.context_length:,}, less {less}",
             "shorten it, clear the conversation, or take a larger context if the model has one",
         )
 
@@ -211,10 +216,8 @@ class Chat:
         """
         document = Document(name, text, self._format.count(text))
         waiting = sum(other.tokens for other in self.documents)
-        total = self.used + waiting + document.tokens
-        if total + self._answer_room > self.context_length:
-            others = f"{waiting:,} the documents before it, " if waiting else ""
-            raise self._overflow(total, f"{others}{document.tokens:,} {name}")
+        if self.used + waiting + document.tokens + self._answer_room > self.context_length:
+            raise self._overflow(name, document.tokens, waiting)
         self.documents.append(document)
         return document
 

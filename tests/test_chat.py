@@ -215,7 +215,8 @@ def test_what_does_not_fit_is_refused_with_the_counts(chat: Chat) -> None:
         next(chat.ask(question))
     numbers = [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", error.value.message)]
     room = 12
-    assert numbers == [tokens, WINDOW - room, chat.used, tokens - chat.used, WINDOW, room]
+    used = chat.used
+    assert numbers == [tokens - used, WINDOW - used - room, WINDOW, used, room]
     assert chat.messages == before
     assert cached(chat) == held
     assert "".join(chat.ask("Hello again"))
@@ -334,5 +335,5 @@ def test_save_writes_the_conversation(chat: Chat, tmp_path: Path) -> None:
 def test_room_for_an_answer_is_kept_without_max_tokens(model: Model, context: Context) -> None:
     with context.sequence() as session:
         chat = Chat(model, session)
-        with pytest.raises(ContextOverflow, match=f"{ANSWER_ROOM} of them kept for the answer"):
+        with pytest.raises(ContextOverflow, match=f"{ANSWER_ROOM} for an answer"):
             next(chat.ask("word " * (WINDOW - ANSWER_ROOM)))
