@@ -26,8 +26,6 @@ from pigguf.quantization import RECIPES, choose_types, encode, float_tensors
 from pigguf.quantization.kernels import FLOATS
 from pigguf.tensors import SLAB_ELEMENTS, TensorRef
 
-REAL_MODEL = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -208,10 +206,11 @@ def test_bytes_equal_llama_model_quantize_on_every_shape(sources: Any, recipe: s
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL_MODEL.exists(), reason="the demo model is not in models/")
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_bytes_equal_llama_model_quantize_on_the_real_model(tmp_path: Path, recipe: str) -> None:
-    file = read_header(REAL_MODEL)
+def test_bytes_equal_llama_model_quantize_on_the_real_model(
+    smollm2_gguf: Path, tmp_path: Path, recipe: str
+) -> None:
+    file = read_header(smollm2_gguf)
     source = tmp_path / "bf16.gguf"
     spec = family_of(file.architecture).spec_from_metadata(file.metadata)
     with TensorData(file) as data:
