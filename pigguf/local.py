@@ -3,64 +3,36 @@
     with pigguf.open_model("model.gguf", ctx=8192) as model:
         for text in model.chat([{"role": "user", "content": "Hello"}]):
             print(text, end="")
+
+Contract: each call says all of its conversation or prompt; the cache keeps what it shares with the
+last one. Text comes as it is drawn and never cuts a character.
+Left out: who remembers the conversation (chat.py), more than one sequence (engine/).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
-from pigguf.engine import CacheType, GpuLayers, RopeOverride, Sampling
+from pigguf.chat_format import ChatFormat, Message
+from pigguf.engine import (
+    CacheType,
+    Context,
+    ContextOptions,
+    GpuLayers,
+    Model,
+    RopeOverride,
+    Sampling,
+    Session,
+    StopReason,
+)
+from pigguf.errors import UsageError
 from pigguf.progress import SILENT, Progress
-
-
-class LocalModel:
-    """An open model with one conversation's cache; a context manager.
-
-    Text iterators never cut a character, and stop before any of the `stop` strings.
-    """
-
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        sampling: Sampling | None = None,
-        *,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        progress: Progress = SILENT,
-    ) -> Iterator[str]:
-        """The answer to a conversation, by the model's own chat template, as text as it comes."""
-        raise NotImplementedError
-
-    def generate(
-        self,
-        prompt: str,
-        sampling: Sampling | None = None,
-        *,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        progress: Progress = SILENT,
-    ) -> Iterator[str]:
-        """The prompt's continuation, as text as it comes."""
-        raise NotImplementedError
-
-    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
-        raise NotImplementedError
-
-    def detokenize(self, tokens: Sequence[int]) -> str:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> LocalModel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_model(
@@ -75,5 +47,185 @@ def open_model(
     flash_attention: bool | None = None,
     progress: Progress = SILENT,
 ) -> LocalModel:
-    """Open a GGUF for chat and generation; `ctx` is the window in tokens (None: all the file claims)."""
-    raise NotImplementedError
+    """Open a GGUF file to chat with and to continue text.
+
+    Args:
+        path: a .gguf file.
+        ctx: the window in tokens; None is all that the file claims.
+        gpu_layers: how many layers go to GPUs; "auto" is as many as fit.
+        threads: CPU threads; None is the machine's cores.
+        rope: positions other than the file's, for a file that is known to be wrong.
+        cache_k, cache_v: types of the KV cache; a quantized one is smaller, and slower on a CPU.
+        flash_attention: None lets llama.cpp choose.
+
+    Raises:
+        GGUFError, UnsupportedModel: the file cannot be run.
+        ContextOverflow: a window longer than the file claims.
+        DoesNotFit: not enough memory; the message has the sizes.
+        BackendUnavailable: the engine is missing or broken.
+    """
+    options = ContextOptions(
+        length=ctx, threads=threads, cache_k=cache_k, cache_v=cache_v, flash_attention=flash_attention
+    )
+    with ExitStack() as opened:
+        model = opened.enter_context(Model.open(path, gpu_layers=gpu_layers, rope=rope, progress=progress))
+        session = opened.enter_context(Context(model, options)).sequence()
+        return LocalModel(model, session, opened.pop_all())
+
+
+class LocalModel:
+    """An open model with the cache of one conversation; made by open_model. A context manager.
+
+    Attributes:
+        model: the engine's model: its header, vocabulary, positions.
+        context_length: the window in tokens.
+        stop_reason: why the last text ended: "end" (the model's end), "stop" (one of the stop strings),
+            "length" (max_tokens), "window" (it is full), "interrupted" (the iterator was closed).
+    """
+
+    def __init__(self, model: Model, session: Session, opened: ExitStack) -> None:
+        self.model = model
+        self.context_length = session.context.length
+        self.stop_reason: StopReason | Literal["stop"] | None = None
+        self._session = session
+        self._opened = opened
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        progress: Progress = SILENT,
+    ) -> Iterator[str]:
+        """The answer to a conversation, by the model's own chat template.
+
+        Args:
+            messages: {"role": "system" | "user" | "assistant", "content": text}, the last one the user's.
+            sampling: how tokens are drawn.
+            max_tokens: most tokens to draw; None is up to the window's end.
+            stop: the text ends before the first of these.
+            progress: hears of the prompt's tokens.
+
+        Raises:
+            TokenizerError: no chat template, or one that refuses the conversation.
+            ContextOverflow: the prompt does not fit, when the first text is asked for.
+        """
+        prompt = self._format.tokens(messages)
+        texts = self._texts(prompt, sampling, max_tokens, _checked(stop), progress)
+        return _without_first_space(texts) if self.model.space_prefix else texts
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        progress: Progress = SILENT,
+    ) -> Iterator[str]:
+        """The continuation of a text, or of tokens; arguments as for chat.
+
+        A special token's name in the text is plain text; give tokens where it should be the token.
+
+        Raises:
+            ContextOverflow: the prompt does not fit, when the first text is asked for.
+            UsageError: an empty prompt.
+        """
+        tokens = self.model.tokenize(prompt) if isinstance(prompt, str) else prompt
+        return self._texts(tokens, sampling, max_tokens, _checked(stop), progress)
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Text to token ids; see Model.tokenize."""
+        return self.model.tokenize(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Token ids to text; see Model.detokenize."""
+        return self.model.detokenize(tokens)
+
+    def close(self) -> None:
+        """Free everything. Twice is fine."""
+        self._opened.close()
+
+    def __enter__(self) -> LocalModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @cached_property
+    def _format(self) -> ChatFormat:
+        return ChatFormat(self.model)
+
+    def _texts(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling | None,
+        max_tokens: int | None,
+        stop: Sequence[str],
+        progress: Progress,
+    ) -> Iterator[str]:
+        self.stop_reason = None
+        self._session.advance_to(prompt, progress)
+        drawn = _Texts(self.model, stop)
+        tokens = self._session.generate(sampling, max_tokens)
+        try:
+            yield from drawn.of(tokens)
+        finally:
+            tokens.close()
+            self.stop_reason = "stop" if drawn.stopped else self._session.stop_reason
+
+
+class _Texts:
+    """Turns tokens into text: whole characters, and nothing from a stop string on."""
+
+    def __init__(self, model: Model, stop: Sequence[str]) -> None:
+        self.stopped = False
+        self._model = model
+        self._stop = stop
+
+    def of(self, tokens: Iterable[int]) -> Iterator[str]:
+        held = ""
+        for text in self._characters(tokens):
+            held += text
+            found = min((held.index(stop) for stop in self._stop if stop in held), default=None)
+            if found is not None:
+                self.stopped = True
+                held = held[:found]
+                break
+            safe = len(held) - max((_overlap(held, stop) for stop in self._stop), default=0)
+            if safe:
+                yield held[:safe]
+            held = held[safe:]
+        if held:
+            yield held
+
+    def _characters(self, tokens: Iterable[int]) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in tokens:
+            yield decoder.decode(self._model.piece(token))
+        yield decoder.decode(b"", final=True)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of the text may be the beginning of the stop string."""
+    most = min(len(text), len(stop) - 1)
+    return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)
+
+
+def _without_first_space(texts: Iterator[str]) -> Iterator[str]:
+    """Sentencepiece begins a word with the space that the template has put already."""
+    for text in texts:
+        if text != " ":
+            yield text.removeprefix(" ")
+        break
+    yield from texts
+
+
+def _checked(stop: Sequence[str]) -> Sequence[str]:
+    if isinstance(stop, str) or not all(stop):
+        raise UsageError(f"the stop strings are {stop!r}", "give a sequence of strings that are not empty")
+    return stop

@@ -95,6 +95,7 @@ class Model:
         rope: what is in force for positions: the file's, or the override's.
         context_length: the window in tokens, rope.context_length.
         vocab_size, embedding_length, layers: counts.
+        space_prefix: tokenize puts a space before a text's first word, as sentencepiece models want it.
         longest_piece: no token stands for more bytes of text.
         size_bytes, parameters: of the weights.
         gpu_layers: how many layers went to a GPU, the output counted as one.
@@ -136,11 +137,9 @@ class Model:
         self.chat_template = get(file.metadata, "tokenizer.chat_template", str)
         texts = elements(file.metadata, "tokenizer.ggml.tokens") or ()
         self.longest_piece = max(len(text.encode()) for text in texts)
-        self._lead_space = get(
-            file.metadata,
-            "tokenizer.ggml.add_space_prefix",
-            bool,
-            get(file.metadata, "tokenizer.ggml.model", str) == "llama",
+        is_sentencepiece = get(file.metadata, "tokenizer.ggml.model", str) == "llama"
+        self.space_prefix = bool(
+            get(file.metadata, "tokenizer.ggml.add_space_prefix", bool, is_sentencepiece)
         )
 
     # ---- opening and closing ---------------------------------------------------------------------
@@ -246,7 +245,7 @@ class Model:
         """The last part of llama.cpp's "llama 7B Q4_K - Medium"; its size is a guess by layers."""
         buffer = ctypes.create_string_buffer(256)
         self._llama.llama_model_desc(self._handle, buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace").split(" ", 2)[-1]
+        return buffer.value.decode("utf-8", "replace").split(" ", 2)[-1].removeprefix("(guessed) ")
 
     def _special(self, token: int) -> tuple[int | None, str]:
         if token < 0:
@@ -292,17 +291,12 @@ class Model:
         Raises:
             UsageError: the vocabulary has no such token.
         """
-        return self._piece(token, special, lead_space=True)
-
-    def _piece(self, token: int, special: bool, *, lead_space: bool) -> bytes:
         _ = self.handle
         self.refuse_unknown_tokens((token,))
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            count = self._llama.llama_token_to_piece(
-                self._vocab, token, buffer, room, 0 if lead_space else 1, special
-            )
+            count = self._llama.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
@@ -310,15 +304,13 @@ class Model:
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Token ids to text; bytes that are no UTF-8 become U+FFFD.
 
-        The space that a sentencepiece tokenizer puts before a text's first word is taken off again.
+        The space that tokenize put before the first word is taken off again.
 
         Raises:
             UsageError: the vocabulary has no such token.
         """
-        pieces = [self._piece(token, special, lead_space=True) for token in tokens[1:]]
-        if tokens:
-            pieces.insert(0, self._piece(tokens[0], special, lead_space=not self._lead_space))
-        return b"".join(pieces).decode("utf-8", "replace")
+        text = b"".join(self.piece(token, special=special) for token in tokens).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.space_prefix else text
 
     def is_end(self, token: int) -> bool:
         """Whether the token ends an answer (EOS, end of turn, ...)."""

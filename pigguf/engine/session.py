@@ -8,7 +8,7 @@ Left out: text (chat.py, local.py), and batches that mix sessions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from operator import index
 from types import TracebackType
 from typing import Literal
@@ -185,7 +185,9 @@ class Session:
 
     # ---- decode ----------------------------------------------------------------------------------
 
-    def generate(self, sampling: Sampling | None = None, limit: int | None = None) -> Iterator[int]:
+    def generate(
+        self, sampling: Sampling | None = None, limit: int | None = None
+    ) -> Generator[int, None, None]:
         """Draw tokens after what the cache holds, until the model ends, the limit, or the window.
 
         The end token is not yielded. A yielded token enters the cache when the next is asked for, so
@@ -205,7 +207,7 @@ class Session:
             raise UsageError("there is nothing to continue", "feed the session first")
         return self._generate(sampling or Sampling(), math.inf if limit is None else limit)
 
-    def _generate(self, sampling: Sampling, limit: float) -> Iterator[int]:
+    def _generate(self, sampling: Sampling, limit: float) -> Generator[int, None, None]:
         context = self.context
         model = context.model
         sample = library.load().llama_sampler_sample
@@ -252,7 +254,7 @@ class Session:
 
     def _refuse_no_numbers(self) -> None:
         """C samplers sort, and sorting what is no number may leave the array."""
-        if not math.isfinite(self.context.logits(-1).sum()):
+        if not np.isfinite(self.context.logits(-1)).all():
             raise EngineError(
                 f"{self.context.model.path} computes logits that are not numbers",
                 "the file is damaged: download or convert it again",

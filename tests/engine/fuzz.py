@@ -1,0 +1,369 @@
+"""Opens bad files one after another and runs those that open: `python fuzz.py DIRECTORY SET:SEEDxCOUNT...`.
+
+A child process of the tests, for what it looks for is the end of the process. It writes each case before
+it tries it, and after a set how many were refused and how many ran.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tiny_gguf import LAYERS, METADATA, SHAPES, TOKENS, VOCABULARY, WIDTH, text_tokens, write_tiny
+
+from pigguf.engine import Context, ContextOptions, Model, Sampling
+from pigguf.errors import PigError
+from pigguf.gguf_file import TensorType, read_header
+from pigguf.metadata import Typed, array, boolean, f32, string, u32
+
+Write = Callable[[Path], None]
+Case = tuple[str, Write]
+
+NUMBERS = (0, 1, 2, 3, 7, 33, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
+REALS = (0.0, -1.0, 1e-30, 1e30, float("inf"), float("nan"))
+TEXTS = (
+    "",
+    "none",
+    "linear",
+    "yarn",
+    "longrope",
+    "dynamic",
+    "gpt2",
+    "no_vocab",
+    "bert",
+    "whitespace",
+    "qwen2",
+    "mamba",
+)
+OTHER_KEYS: dict[str, Typed] = {
+    "llama.attention.key_length": u32(16),
+    "llama.attention.value_length": u32(16),
+    "llama.attention.causal": boolean(True),
+    "llama.rope.scaling.type": string("linear"),
+    "llama.rope.scaling.factor": f32(2.0),
+    "llama.rope.scaling.original_context_length": u32(512),
+    "llama.rope.scaling.attn_factor": f32(1.0),
+    "llama.rope.scaling.yarn_log_multiplier": f32(0.1),
+    "llama.rope.scale_linear": f32(2.0),
+    "llama.expert_count": u32(0),
+    "llama.expert_used_count": u32(0),
+    "llama.expert_group_count": u32(0),
+    "llama.expert_group_used_count": u32(0),
+    "llama.nextn_predict_layers": u32(0),
+    "llama.vocab_size": u32(VOCABULARY),
+    "llama.pooling_type": u32(0),
+    "llama.attention.layer_norm_epsilon": f32(1e-5),
+    "llama.attention.sliding_window": u32(0),
+    "llama.attention.key_length_swa": u32(16),
+    "llama.rope.dimension_count_swa": u32(16),
+    "llama.embedding_length_out": u32(WIDTH),
+    "llama.attention.scale": f32(1.0),
+    "llama.logit_scale": f32(1.0),
+    "general.alignment": u32(32),
+    "general.file_type": u32(0),
+    "split.count": u32(1),
+    "tokenizer.ggml.pre": string("default"),
+    "tokenizer.ggml.add_bos_token": boolean(True),
+    "tokenizer.ggml.add_eos_token": boolean(True),
+    "tokenizer.ggml.add_space_prefix": boolean(True),
+    "tokenizer.ggml.unknown_token_id": u32(0),
+    "tokenizer.ggml.eot_token_id": u32(2),
+    "tokenizer.ggml.padding_token_id": u32(0),
+    "tokenizer.ggml.token_type_count": u32(1),
+    "tokenizer.ggml.merges": array("str", ("a n",)),
+    "tokenizer.ggml.suppress_tokens": array("i32", (1,)),
+    "tokenizer.ggml.precompiled_charsmap": array("u8", (1,)),
+    "tokenizer.chat_template": string("{{ messages }}"),
+}
+
+
+def truncations(_: random.Random) -> Iterator[Case]:
+    """The file cut at every place in its header's beginning, and at many after."""
+    whole = _whole()
+    for size in (*range(400), *range(400, len(whole), 331), len(whole) - 1):
+        yield f"cut at {size}", _bytes(whole[:size])
+
+
+def flips(chance: random.Random) -> Iterator[Case]:
+    """Bytes of the header changed at random."""
+    whole = _whole()
+    end = read_header(_sample()).data_offset
+    while True:
+        changed = bytearray(whole)
+        places = [chance.randrange(end) for _ in range(chance.choice((1, 1, 2, 8)))]
+        for place in places:
+            changed[place] = chance.randrange(256)
+        yield f"bytes {places} changed", _bytes(bytes(changed))
+
+
+def keys(_: random.Random) -> Iterator[Case]:
+    """Every key gone, and with every odd value and type."""
+    for name, typed in {**METADATA, **OTHER_KEYS}.items():
+        yield f"{name} gone", _model(metadata={name: None})
+        for value in _odd_values(typed):
+            shown = f"{value.kind}[{len(value.value)}]" if value.is_array else f"{value.kind} {value.value!r}"
+            yield f"{name} = {shown}", _model(metadata={name: value})
+
+
+def pairs(chance: random.Random) -> Iterator[Case]:
+    """Several keys with odd values at once."""
+    known = {**METADATA, **OTHER_KEYS}
+    while True:
+        names = chance.sample(sorted(known), chance.choice((2, 2, 3, 4)))
+        values = {name: chance.choice([*_odd_values(known[name]), known[name]]) for name in names}
+        yield (
+            f"several: { {k: v.value if not v.is_array else len(v.value) for k, v in values.items()} }",
+            _model(metadata=values),
+        )
+
+
+def tensors(_: random.Random) -> Iterator[Case]:
+    """Every tensor gone, of every type, and of other shapes."""
+    first = [name for name in SHAPES if f"blk.{LAYERS - 1}" not in name]
+    for name in first:
+        yield f"{name} gone", _model(shapes={name: None})
+        for shape in (
+            (1,),
+            (WIDTH,),
+            (1, WIDTH),
+            (WIDTH, 1),
+            (WIDTH, WIDTH),
+            (VOCABULARY, 32),
+            (2, 2, WIDTH),
+        ):
+            yield f"{name} {shape}", _model(shapes={name: shape})
+        for kind in TensorType:
+            if SHAPES[name][-1] % 256:
+                wide = {n: tuple(256 if d == WIDTH else d for d in s) for n, s in SHAPES.items()}
+                size = {"llama.embedding_length": u32(256), "llama.rope.dimension_count": u32(64)}
+                wide |= {n: (128, 256) for n in SHAPES if "attn_k" in n or "attn_v" in n}
+                wide |= {n: tuple(256 if d == 96 else d for d in s) for n, s in wide.items() if "ffn_" in n}
+                size["llama.feed_forward_length"] = u32(256)
+                yield f"{name} of type {kind.name}", _model(metadata=size, shapes=wide, types={name: kind})
+    yield "a tensor too many", _model(shapes={"blk.0.extra.weight": (WIDTH,)})
+    yield "no output", _model(shapes={"output.weight": None})
+    for extra in ("rope_freqs.weight", "blk.0.attn_q.bias", "output.bias", "blk.0.attn_q.scale"):
+        for shape in ((8,), (1,), (WIDTH,)):
+            for kind in (None, TensorType.F16, TensorType.I32):
+                yield (
+                    f"{extra} {shape} {kind}",
+                    _model(shapes={extra: shape}, types={extra: kind} if kind else {}),
+                )
+
+
+def vocabularies(_: random.Random) -> Iterator[Case]:
+    """Token lists that contradict themselves."""
+    for name, tokens in {
+        "one token twice": (*TOKENS[:-1], TOKENS[-2]),
+        "two empty": ("", "", *TOKENS[2:]),
+        "empty and its name": ("", "[EMPTY_0]", *TOKENS[2:]),
+        "a byte missing": (*TOKENS[:20], "other", *TOKENS[21:]),
+        "short": TOKENS[:-1],
+        "long": (*TOKENS, "more"),
+        "one": TOKENS[:1],
+        "none": (),
+    }.items():
+        yield f"vocabulary: {name}", _model(metadata={"tokenizer.ggml.tokens": array("str", tokens)})
+        bpe = {"tokenizer.ggml.model": string("gpt2"), "tokenizer.ggml.merges": array("str", ("a n",))}
+        yield (
+            f"bpe vocabulary: {name}",
+            _model(metadata={**bpe, "tokenizer.ggml.tokens": array("str", tokens)}),
+        )
+    for types in ((), (1,), (6,) * VOCABULARY, (99,) * VOCABULARY, (-1,) * VOCABULARY):
+        for model in ("llama", "gpt2"):
+            yield (
+                f"{model}, {len(types)} token types {types[:1]}",
+                _model(
+                    metadata={
+                        "tokenizer.ggml.model": string(model),
+                        "tokenizer.ggml.merges": array("str", ("a n", " ", "", "x")),
+                        "tokenizer.ggml.token_type": array("i32", types),
+                    }
+                ),
+            )
+    for pre in PRE_TOKENIZERS:
+        metadata = {
+            "tokenizer.ggml.model": string("gpt2"),
+            "tokenizer.ggml.merges": array("str", ("a n",)),
+            "tokenizer.ggml.pre": string(pre),
+        }
+        yield f"pre-tokenizer {pre}", _model(metadata=metadata)
+
+
+# llama-vocab.cpp, one of each kind
+PRE_TOKENIZERS = (
+    *(
+        "default",
+        "llama-bpe",
+        "deepseek-llm",
+        "deepseek-coder",
+        "deepseek-v3",
+        "youtu",
+        "falcon",
+        "mpt",
+        "gpt-2",
+    ),
+    *(
+        "starcoder",
+        "jais-2",
+        "gemma4",
+        "sarvam-moe",
+        "roberta-bpe",
+        "whitespace",
+        "refact",
+        "command-r",
+        "qwen2",
+    ),
+    *(
+        "qwen35",
+        "stablelm2",
+        "olmo",
+        "dbrx",
+        "smaug-bpe",
+        "poro-chat",
+        "chatglm-bpe",
+        "glm4",
+        "viking",
+        "jais",
+    ),
+    *(
+        "tekken",
+        "smollm",
+        "codeshell",
+        "bloom",
+        "gpt3-finnish",
+        "exaone",
+        "exaone-moe",
+        "chameleon",
+        "minerva-7b",
+    ),
+    *("gpt-4o", "superbpe", "trillion", "bailingmoe", "seed-coder", "hunyuan", "hunyuan-dense", "kimi-k2"),
+    *("grok-2", "afmoe", "minimax-m2", "solar-open", "minicpm5", "spark2_5", "granite-embed-multi-311m"),
+    *("granite-docling", "tiny_aya", "hy_v4", "joyai-llm", "ufakzeka", "laguna", "mellum2", "unheard of"),
+)
+
+
+def weights(chance: random.Random) -> Iterator[Case]:
+    """Numbers in the weights replaced by what is no number, or very large."""
+    whole = _whole()
+    for tensor in read_header(_sample()).tensors.values():
+        for value in (float("nan"), float("inf"), -3e38):
+            changed = bytearray(whole)
+            place = tensor.offset + 4 * chance.randrange(tensor.nbytes // 4)
+            changed[place : place + 4] = struct.pack("<f", value)
+            yield f"{tensor.name} holds {value} at byte {place}", _bytes(bytes(changed))
+
+
+SETS: dict[str, Callable[[random.Random], Iterator[Case]]] = {
+    "truncations": truncations,
+    "flips": flips,
+    "keys": keys,
+    "pairs": pairs,
+    "tensors": tensors,
+    "vocabularies": vocabularies,
+    "weights": weights,
+}
+ENDLESS = ("flips", "pairs")
+TEXT = "Hello  world,\n\tcaf\u00e9 \U0001f600 12345 don't </s> <s> \u4f60\u597d\0 \u00a0 a ." * 3
+
+
+def run(path: Path) -> None:
+    """Everything a person may do with a model, in short."""
+    with Model.open(path) as model:
+        tokens = model.tokenize(TEXT, parse_special=True)
+        model.detokenize(tokens, special=True)
+        model.detokenize(list(range(model.vocab_size)), special=True)
+        options = ContextOptions(length=min(model.context_length, 128), batch=32)
+        with Context(model, options) as context, context.sequence() as session:
+            room = min(context.length, 40)
+            session.feed([token % model.vocab_size for token in text_tokens(room)])
+            list(session.generate(Sampling(seed=1, repeat_penalty=1.1), 3))
+
+
+def _odd_values(typed: Typed) -> Iterator[Typed]:
+    if typed.is_array:
+        yield from (
+            array(typed.kind, ()),
+            array(typed.kind, typed.value[:1]),
+            array("i32", (1, 2)),
+            array("str", ("a",)),
+        )
+        yield from (array("u8", (1,)), u32(1), Typed(typed.kind, typed.value + typed.value, is_array=True))
+        return
+    yield from (u32(number) for number in NUMBERS)
+    yield from (f32(number) for number in REALS)
+    yield from (string(text) for text in TEXTS)
+    yield from (boolean(True), boolean(False), Typed("u64", 2**63), Typed("i32", -1), Typed("u16", 1))
+    yield from (
+        array("u32", (2,)),
+        array("u32", (4,) * LAYERS),
+        array("u32", (0,) * LAYERS),
+        array("f32", (1.0,)),
+    )
+
+
+def _model(**changes: Any) -> Write:
+    return lambda path: void(write_tiny(path, **changes))
+
+
+def _bytes(data: bytes) -> Write:
+    return lambda path: void(path.write_bytes(data))
+
+
+def void(_: object) -> None:
+    """Forget a result."""
+
+
+_SAMPLE: list[Path] = []
+
+
+def _sample() -> Path:
+    return _SAMPLE[0]
+
+
+def _whole() -> bytes:
+    return _sample().read_bytes()
+
+
+def main() -> None:
+    directory = Path(sys.argv[1])
+    _SAMPLE.append(write_tiny(directory / "whole.gguf"))
+    run(_sample())
+    path = directory / "case.gguf"
+    for wanted in sys.argv[2:]:
+        name, seed, count = re.fullmatch(r"(\w+):(\d+)x(\d+)", wanted).groups()
+        refused = ran = 0
+        for told, write in _chosen(name, int(seed), int(count)):
+            path.unlink(missing_ok=True)
+            try:
+                write(path)
+            except (PigError, ArithmeticError, LookupError, TypeError, ValueError):
+                continue  # our own writer refuses it
+            sys.stdout.write(f"{name}: {told}\n")
+            sys.stdout.flush()
+            try:
+                run(path)
+                ran += 1
+            except PigError:
+                refused += 1
+        sys.stdout.write(f"{name}: {refused} refused, {ran} ran\n")
+
+
+def _chosen(name: str, seed: int, count: int) -> list[Case]:
+    """So many cases of a set, drawn from all of them."""
+    chance = random.Random(seed)
+    cases = SETS[name](chance)
+    if name in ENDLESS:
+        return list(itertools.islice(cases, count))
+    every = list(cases)
+    return chance.sample(every, min(count, len(every)))
+
+
+if __name__ == "__main__":
+    main()

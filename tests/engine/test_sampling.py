@@ -1,0 +1,120 @@
+"""Sampling: what it refuses, and what the C chain makes of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine.tiny_gguf import VOCABULARY, text_tokens, write_tiny
+from numpy.typing import NDArray
+
+from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.errors import UsageError
+
+NAN = float("nan")
+PROMPT = text_tokens(30)
+ALL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}  # nothing cut off
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    path: Path = write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    with (
+        Model.open(path) as model,
+        Context(model, ContextOptions(length=512)) as context,
+        context.sequence() as session,
+    ):
+        yield session
+
+
+def draw(session: Session, sampling: Sampling, count: int = 40) -> list[int]:
+    session.advance_to(PROMPT)
+    return list(session.generate(sampling, count))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"temperature": value} for value in (-0.1, float("inf"), NAN)),
+        *(
+            {"top_k": -1},
+            {"top_p": 0.0},
+            {"top_p": 1.1},
+            {"min_p": -0.1},
+            {"min_p": 1.1},
+            {"repeat_last": -1},
+        ),
+        *({"repeat_penalty": value} for value in (0.0, -1.0, float("inf"), NAN)),
+        *({"frequency_penalty": NAN}, {"presence_penalty": float("inf")}, {"seed": -1}, {"seed": 2**32 - 1}),
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    [name] = wrong
+    with pytest.raises(UsageError, match=name) as refusal:
+        Sampling(**wrong)
+    assert refusal.value.hint
+
+
+def test_a_seed_makes_a_text_that_comes_again(session: Session) -> None:
+    one = draw(session, Sampling(temperature=1.5, seed=1))
+    assert draw(session, Sampling(temperature=1.5, seed=1)) == one
+    assert draw(session, Sampling(temperature=1.5, seed=2)) != one
+
+
+def test_without_a_seed_texts_differ(session: Session) -> None:
+    texts = {tuple(draw(session, Sampling(temperature=2.0, **ALL))) for _ in range(3)}
+    assert len(texts) == 3
+
+
+def test_no_temperature_and_one_candidate_are_both_the_likeliest(session: Session) -> None:
+    greedy = draw(session, Sampling(temperature=0))
+    assert draw(session, Sampling(temperature=5.0, top_k=1)) == greedy
+    assert draw(session, Sampling(temperature=1.0, top_p=1e-6)) == greedy
+
+
+def test_frequencies_follow_the_probabilities(session: Session) -> None:
+    """A thousand first tokens at temperature 0.7 against the softmax of the logits."""
+    logits = after_prompt(session).astype(np.float64)
+    expected = np.exp((logits - logits.max()) / 0.7)
+    expected /= expected.sum()
+    drawn = Counter(draw_one(session, Sampling(temperature=0.7, seed=seed, **ALL)) for seed in range(1000))
+    found = np.array([drawn[token] for token in range(VOCABULARY)]) / 1000
+    assert np.abs(found - expected).sum() < 0.35  # total variation of a thousand true draws lies near 0.25
+    top = int(expected.argmax())
+    assert abs(found[top] - expected[top]) < 4 * np.sqrt(expected[top] / 1000)
+
+
+def after_prompt(session: Session) -> NDArray[np.float32]:
+    session.keep(0)
+    [(_, logits)] = session.evaluate(PROMPT, [len(PROMPT) - 1])
+    return logits
+
+
+def draw_one(session: Session, sampling: Sampling) -> int | None:
+    return next(iter(session.generate(sampling, 1)), None)
+
+
+def test_top_k_and_min_p_cut_what_they_say(session: Session) -> None:
+    logits = after_prompt(session)
+    best = set(np.argsort(logits)[-3:].tolist())
+    assert {
+        draw_one(session, Sampling(temperature=3.0, seed=s, **{**ALL, "top_k": 3})) for s in range(60)
+    } == best
+    above = set(np.flatnonzero(logits > logits.max() + np.log(0.5)).tolist())
+    found = {draw_one(session, Sampling(temperature=3.0, seed=s, **{**ALL, "min_p": 0.5})) for s in range(60)}
+    assert found <= above
+
+
+def test_penalties_see_the_prompt_and_the_text(session: Session) -> None:
+    plain = draw(session, Sampling(temperature=0), 60)
+    assert len(set(plain)) < len(plain), "the test needs a model that repeats itself"
+    against = draw(session, Sampling(temperature=0, presence_penalty=1000.0, repeat_last=500), 60)
+    assert len(set(against)) == len(against)
+    assert not set(against) & set(PROMPT)
+    off = Sampling(temperature=0, presence_penalty=1000.0, repeat_last=0)
+    assert draw(session, off, 60) == plain
