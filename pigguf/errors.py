@@ -32,13 +32,15 @@ class PigError(Exception):
 
     Args:
         message: one line that names the file, the key and the value.
-        hint: one line on what to do about it, or None.
+        hint: one line on what to do about it; by default the class's usual one.
     """
+
+    usual_hint: str | None = None
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.usual_hint
 
 
 class UsageError(PigError):
@@ -48,21 +50,31 @@ class UsageError(PigError):
 class ReadError(PigError):
     """A file that cannot be read to its end."""
 
+    usual_hint = "see that the disk is sound and that nothing else writes the file"
+
 
 class CheckpointError(PigError):
     """A checkpoint on disk that cannot be read as it says."""
+
+    usual_hint = "correct the file, or download it again"
 
 
 class TokenizerError(PigError):
     """A tokenizer rule, token or chat template that is not understood."""
 
+    usual_hint = "compare the tokenizer's files with the original model's; a rule llama.cpp lacks cannot be kept"
+
 
 class UnsupportedModel(PigError):
     """An architecture, or a feature of one, that pigguf does not know."""
 
+    usual_hint = "this version does not know such models; it never converts what it does not know"
+
 
 class RopeConflict(PigError):
     """Position facts that contradict each other."""
+
+    usual_hint = "say what holds with --rope-factor, --original-context and --context"
 
 
 class ConversionError(PigError):
@@ -72,6 +84,10 @@ class ConversionError(PigError):
 class UnmappedTensor(ConversionError):
     """A tensor that nothing in the family's rename table speaks of."""
 
+    usual_hint = (
+        "a fine-tune or a family of its own: what the tensor does is not known, so it cannot be left out"
+    )
+
 
 class MissingTensor(ConversionError):
     """A tensor that the rename table demands and the checkpoint lacks."""
@@ -79,6 +95,8 @@ class MissingTensor(ConversionError):
 
 class InvalidTensor(ConversionError):
     """A tensor of the wrong shape, or with values that are not finite numbers."""
+
+    usual_hint = "the weights are damaged: download the checkpoint again"
 
 
 class OutputError(ConversionError):
@@ -91,6 +109,8 @@ class VerificationFailed(ConversionError):
 
 class GGUFError(PigError):
     """A GGUF file that is damaged, cut short or not understood."""
+
+    usual_hint = "the file is damaged or was not made for llama.cpp: download or convert it again"
 
 
 class EngineError(PigError):

@@ -18,7 +18,7 @@ from pathlib import Path
 from pigguf.arch import find_family, to_gguf
 from pigguf.checkpoint import Checkpoint
 from pigguf.errors import InvalidTensor, UsageError
-from pigguf.gguf_file import PlannedTensor, TensorType, block_elements, file_bytes, write_gguf
+from pigguf.gguf_file import PlannedTensor, TensorType, file_bytes, write_gguf
 from pigguf.metadata import Typed, string, u32
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import RECIPES, Recipe, choose_types, encode
@@ -61,10 +61,8 @@ class ConversionPlan:
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """Matrices whose rows are not whole blocks of the recipe's type, as "name: type"."""
-        block = block_elements(self.recipe.default)
-        odd = (tensor for tensor in self.tensors if len(tensor.shape) > 1 and tensor.shape[-1] % block)
-        return tuple(f"{tensor.name}: {tensor.type.name}" for tensor in odd)
+        """Tensors whose rows are not whole blocks of the type they should have, as "name: type"."""
+        return tuple(f"{t.name}: {t.type.name}" for t in self.tensors if self.recipe.is_fallback(t.type))
 
 
 @dataclass(frozen=True)
