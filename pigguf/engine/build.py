@@ -51,7 +51,6 @@ _COMPILED_IN = re.compile(
     r"|asimd|sve|sme|i8mm|bf16|fphp"  # ARM
 )
 
-
 _WSL_CUDA = Path("/usr/lib/wsl/lib/libcuda.so.1")  # NVIDIA's driver, as Windows lends it to its Linux
 
 
