@@ -64,7 +64,9 @@ class Config:
         return f"{self.file}: {self.prefix}{key} = {as_json(self.values[key])}"
 
     def invalid(self, key: str, expected: str) -> CheckpointError:
-        return CheckpointError(f"{self.says(key)} is not {expected}")
+        return CheckpointError(
+            f"{self.says(key)} is not {expected}", f"correct {self.file}, or download it again"
+        )
 
     def _read(self, key: str, kind: type[T]) -> T:
         value: Any = self.values[key]

@@ -27,6 +27,9 @@ Metadata = Mapping[str, Typed]
 
 T = TypeVar("T")
 
+# The hint for keys that no converter of this sort would write.
+ANOTHER_MAKE = "the file is damaged or was made by something else: convert the checkpoint again"
+
 
 def u32(value: int) -> Typed:
     return Typed("u32", value)
@@ -68,9 +71,8 @@ def get(metadata: Metadata, key: str, expected: type[T], default: T | None = Non
         return float(value)  # type: ignore[return-value]
     wrong_bool = isinstance(value, bool) and expected is not bool
     if typed.is_array or wrong_bool or not isinstance(value, expected):
-        raise GGUFError(
-            f"metadata key {key} is {typed.kind}{'[]' if typed.is_array else ''}, not {expected.__name__}"
-        )
+        kept = f"{typed.kind}{'[]' if typed.is_array else ''}"
+        raise GGUFError(f"metadata key {key} is {kept}, not {expected.__name__}", ANOTHER_MAKE)
     return value
 
 
@@ -82,7 +84,7 @@ def need(metadata: Metadata, key: str, expected: type[T]) -> T:
     """
     value = get(metadata, key, expected)
     if value is None:
-        raise GGUFError(f"metadata key {key} is missing")
+        raise GGUFError(f"metadata key {key} is missing", ANOTHER_MAKE)
     return value
 
 
@@ -96,5 +98,5 @@ def elements(metadata: Metadata, key: str) -> tuple[Any, ...] | None:
     if typed is None:
         return None
     if not typed.is_array:
-        raise GGUFError(f"metadata key {key} is {typed.kind}, not an array")
+        raise GGUFError(f"metadata key {key} is {typed.kind}, not an array", ANOTHER_MAKE)
     return tuple(typed.value)

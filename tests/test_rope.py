@@ -310,6 +310,7 @@ def test_what_contradicts_itself_or_is_not_understood_is_refused(name: str) -> N
     for part in hint_parts:
         assert part in (caught.value.hint or "")
     assert "config.json" in caught.value.message
+    assert caught.value.hint
     assert "\n" not in caught.value.message
 
 
@@ -397,6 +398,7 @@ def test_flags_that_do_not_fit_are_conflicts_too(
         read_rope(config, {}, overrides)
     for part in parts:
         assert part in caught.value.message
+    assert "--" in (caught.value.hint or "")
 
 
 EQUIVALENT = {
@@ -575,8 +577,9 @@ def test_gguf_keys_are_read_as_llama_cpp_reads_them(keys: dict[str, Typed], expe
 def test_gguf_keys_that_llama_cpp_would_not_take_are_refused(key: str, value: Typed | None) -> None:
     metadata = {"llama.context_length": u32(4096), key: value}
     metadata = {name: typed for name, typed in metadata.items() if typed is not None}
-    with pytest.raises(GGUFError, match=key):
+    with pytest.raises(GGUFError, match=key) as caught:
         rope_from_metadata(metadata, "llama")  # type: ignore[arg-type]
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from pigguf.config import Config, as_json
 from pigguf.errors import CheckpointError, GGUFError, UnsupportedModel
-from pigguf.metadata import Metadata, elements, get, need, shortest_f32
+from pigguf.metadata import ANOTHER_MAKE, Metadata, elements, get, need, shortest_f32
 from pigguf.rope import RopeScaling, rope_from_metadata
 from pigguf.spec import ModelSpec
 
@@ -41,9 +41,11 @@ SIZES: dict[str, Callable[[ModelSpec], int]] = {
 When = Literal["always", "attention_bias", "mlp_bias", "untied"]
 Policy = bool | Literal["config"]  # so it is in all models of the family, or as the config says
 
+NOT_COMPUTED = "llama.cpp's graph of this family would compute something else"
+UNQUANTIZED = "give the checkpoint as it was before it was quantized"
 # Keys that must have one of these values, be null or be absent; with what they ask for otherwise.
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
-    "hidden_act": (("silu", "swish"), "an activation that llama.cpp's graph of this family does not compute"),
+    "hidden_act": (("silu", "swish"), "another activation than SiLU"),
     "is_causal": ((True,), "attention that is not causal"),
     "partial_rotary_factor": ((1,), "heads that are rotated in part"),
     "num_local_experts": ((0,), "a mixture of experts"),
@@ -196,7 +198,9 @@ class Family:
         kinds = ("full_attention",) if window is None else ("full_attention", "sliding_attention")
         for kind in keys.values.get("layer_types") or ():
             if kind not in kinds:
-                raise UnsupportedModel(f"config.json: layer_types has {as_json(kind)}, not {kinds[0]}")
+                raise UnsupportedModel(
+                    f"config.json: layer_types has {as_json(kind)}, not {kinds[0]}", NOT_COMPUTED
+                )
         if window is not None and window < context:
             raise UnsupportedModel(
                 f"config.json: sliding_window = {window} is below the context length {context}, and "
@@ -223,7 +227,7 @@ class Family:
             name = f"{self.architecture}.{key}"
             value = need(metadata, name, int) if default is None else get(metadata, name, int, default)
             if not value:
-                raise GGUFError(f"metadata key {name} is {value}")
+                raise GGUFError(f"metadata key {name} is {value}", ANOTHER_MAKE)
             return value
 
         _refuse_gguf_features(metadata, self.architecture)
@@ -232,7 +236,8 @@ class Family:
         for key in ("attention.value_length", "rope.dimension_count"):
             if number(key, head_dim) != head_dim:
                 raise UnsupportedModel(
-                    f"metadata key {self.architecture}.{key} is {number(key)}, not the key length {head_dim}"
+                    f"metadata key {self.architecture}.{key} is {number(key)}, not the key length {head_dim}",
+                    NOT_COMPUTED,
                 )
         tokens = elements(metadata, "tokenizer.ggml.tokens")  # llama.cpp takes its length, not vocab_size
         spec = ModelSpec(
@@ -261,16 +266,20 @@ class Family:
 
     def _check(self, spec: ModelSpec, where: str, error: type[CheckpointError | GGUFError]) -> None:
         """Refuse numbers that do not fit each other, on which llama.cpp would abort."""
+        hint = ANOTHER_MAKE if error is GGUFError else "correct config.json, or download it again"
         if spec.layers > MAX_LAYERS:
-            raise error(f"{where}{spec.layers} layers, more than the {MAX_LAYERS} that llama.cpp takes")
+            raise error(f"{where}{spec.layers} layers, more than the {MAX_LAYERS} that llama.cpp takes", hint)
         if spec.heads % spec.kv_heads:
-            raise error(f"{where}{spec.heads} heads cannot share {spec.kv_heads} key-value heads evenly")
+            raise error(
+                f"{where}{spec.heads} heads cannot share {spec.kv_heads} key-value heads evenly", hint
+            )
         if spec.head_dim % 2:
-            raise error(f"{where}heads of width {spec.head_dim} cannot be rotated in pairs")
+            raise error(f"{where}heads of width {spec.head_dim} cannot be rotated in pairs", hint)
         if spec.head_dim * spec.heads != spec.embedding_length and not self.free_head_dim:
             raise UnsupportedModel(
                 f"{where}{spec.heads} heads of width {spec.head_dim} are not the embedding length "
-                f"{spec.embedding_length}, as llama.cpp's {self.architecture} graph wants"
+                f"{spec.embedding_length}, as llama.cpp's {self.architecture} graph wants",
+                NOT_COMPUTED,
             )
 
 
@@ -284,14 +293,17 @@ def _refuse_features(keys: Config) -> None:
     for section in sections:
         for key, (allowed, what) in ONLY.items():
             if section is not None and key in section and section.values[key] not in allowed:
-                hint = "give the checkpoint as it was before it was quantized" if not allowed else None
-                raise UnsupportedModel(f"{section.says(key)} asks for {what}", hint)
+                raise UnsupportedModel(
+                    f"{section.says(key)} asks for {what}", NOT_COMPUTED if allowed else UNQUANTIZED
+                )
 
 
 def _refuse_gguf_features(metadata: Metadata, architecture: str) -> None:
     experts = f"{architecture}.expert_count"
     if get(metadata, experts, int, 0):
-        raise UnsupportedModel(f"metadata key {experts} is {metadata[experts].value}: a mixture of experts")
+        raise UnsupportedModel(
+            f"metadata key {experts} is {metadata[experts].value}: a mixture of experts", NOT_COMPUTED
+        )
     causal = f"{architecture}.attention.causal"
     if get(metadata, causal, bool, True) is False:
-        raise UnsupportedModel(f"metadata key {causal} is false: attention that is not causal")
+        raise UnsupportedModel(f"metadata key {causal} is false: attention that is not causal", NOT_COMPUTED)

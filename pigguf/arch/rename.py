@@ -90,18 +90,22 @@ def _renamed(
         renamed.append(replace(tensor, name=new))
     for name in left:
         others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-        raise UnmappedTensor(f"{source}: the tensor {name} is none of this family's{others}", _hint(name))
+        raise UnmappedTensor(
+            f"{source}: the tensor {name} is none of this family's{others}",
+            _told_by(name)
+            or "to leave it out would change the model: is it of the family config.json names?",
+        )
     return renamed
 
 
 def _why_missing(name: str, others: Iterable[str]) -> str:
     if name == OUTPUT:
         return "if the embedding serves as output matrix, config.json should say tie_word_embeddings: true"
-    told = (_hint(other) for other in others if not other.endswith(".bias"))
+    told = (_told_by(other) for other in others if not other.endswith(".bias"))
     return next(filter(None, told), "is the checkpoint whole, and of the family that config.json names?")
 
 
-def _hint(name: str) -> str | None:
+def _told_by(name: str) -> str | None:
     return next((hint for pattern, hint in TELLING_NAMES.items() if re.fullmatch(pattern, name)), None)
 
 

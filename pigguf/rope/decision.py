@@ -191,7 +191,7 @@ def _decide_windows(facts: Facts, factor: float) -> Decision:
     known = said if facts.overrides > 1 else said + facts.windows
     context = next((claim.value for claim in known if same(claim.value, original * factor)), context)
     if context > MAX_COUNT:
-        raise RopeConflict(f"the context length {original} x {factor:g} = {context} is beyond 32 bits")
+        raise RopeConflict(f"the context length {original} x {factor:g} = {context} is beyond 32 bits", FIT)
     misfits = [claim for claim in known if not (same(claim.value, original) or same(claim.value, context))]
     if misfits or not same(original * factor, context):
         raise RopeConflict(

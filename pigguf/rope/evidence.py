@@ -60,6 +60,7 @@ SCALING_KEYS = (
     "finetuned",  # told, never computed with
 )
 
+EXAMPLE = "as in --rope-factor 4 --original-context 8192 --context 32768"
 LARGEST_BASE = 1e30  # well inside single precision
 
 
@@ -272,7 +273,7 @@ def _override_claims(overrides: RopeOverrides) -> list[Claim]:
     for quantity, flag, number in numbers:
         if number is not None:
             if not (math.isfinite(number) and 0 < number <= MAX_COUNT):
-                raise RopeConflict(f"{flag} {number} is not a number above 0 that fits 32 bits")
+                raise RopeConflict(f"{flag} {number} is not a number above 0 that fits 32 bits", EXAMPLE)
             value = float(number) if quantity == "factors" else number
             claims.append(Claim(quantity, value, Evidence(COMMAND_LINE, flag, number, "the user's word")))
     return claims

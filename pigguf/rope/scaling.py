@@ -13,7 +13,7 @@ from typing import Any
 
 from pigguf.config import as_json
 from pigguf.errors import GGUFError, UnsupportedModel
-from pigguf.metadata import Kind, Metadata, Typed, f32, shortest_f32, string, u32
+from pigguf.metadata import ANOTHER_MAKE, Kind, Metadata, Typed, f32, shortest_f32, string, u32
 
 # The kinds llama.cpp knows by name; on any other it aborts the process.
 GGUF_KINDS = ("none", "linear", "yarn", "longrope")
@@ -169,15 +169,15 @@ def rope_from_metadata(metadata: Metadata, architecture: str) -> RopeScaling:
         if typed is None:
             return default
         if typed.kind != kind or typed.is_array:
-            raise GGUFError(f"metadata key {key} is {typed.kind}{'[]' if typed.is_array else ''}, not {kind}")
+            kept = f"{typed.kind}{'[]' if typed.is_array else ''}"
+            raise GGUFError(f"metadata key {key} is {kept}, not {kind}", ANOTHER_MAKE)
         evidence.append(Evidence("GGUF", key, typed.value, ""))
         return typed.value
 
     context = read(f"{architecture}.context_length", "u32")
     if not context:
-        raise GGUFError(
-            f"metadata key {architecture}.context_length is {'missing' if context is None else 0}"
-        )
+        absent = "missing" if context is None else 0
+        raise GGUFError(f"metadata key {architecture}.context_length is {absent}", ANOTHER_MAKE)
     kind = read(f"{prefix}.scaling.type", "str", "linear")
     if kind not in GGUF_KINDS:
         raise GGUFError(
@@ -191,7 +191,7 @@ def rope_from_metadata(metadata: Metadata, architecture: str) -> RopeScaling:
     base = read(f"{prefix}.freq_base", "f32", DEFAULT_BASE)
     for key, value in (("scaling.factor", factor), ("freq_base", base)):
         if not (math.isfinite(value) and value > 0):
-            raise GGUFError(f"metadata key {prefix}.{key} is {value}, not a number above 0")
+            raise GGUFError(f"metadata key {prefix}.{key} is {value}, not a number above 0", ANOTHER_MAKE)
     original = read(f"{prefix}.scaling.original_context_length", "u32", context) or context
     if kind == "none" or (kind == "linear" and factor == 1.0):
         kind, factor, original = "none", 1.0, context
