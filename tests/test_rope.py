@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,6 +109,16 @@ def test_published_checkpoints_read_as_they_were_trained(name: str) -> None:
     assert rope.kind == ("none" if factor == 1 else "linear")
     assert rope.windows_agree
     assert len(rope.decisions) == 3
+
+
+def test_the_table_in_the_documentation_is_true() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "rope.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| ([^|]+) \| [^|]+ \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    assert len(table) >= 20
+    for name, *numbers in table:
+        config, limit, *_ = PUBLISHED[name.removesuffix(" (its language model)")]
+        rope = read_rope(config, {"model_max_length": limit})
+        assert [rope.factor, rope.original_context, rope.context_length] == [int(n) for n in numbers], name
 
 
 # What cannot be decided or written: config keys, the error, what its message and its hint must name.

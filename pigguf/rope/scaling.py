@@ -171,7 +171,7 @@ def rope_from_metadata(metadata: Metadata, architecture: str) -> RopeScaling:
         if typed.kind != kind or typed.is_array:
             kept = f"{typed.kind}{'[]' if typed.is_array else ''}"
             raise GGUFError(f"metadata key {key} is {kept}, not {kind}", ANOTHER_MAKE)
-        evidence.append(Evidence("GGUF", key, typed.value, ""))
+        evidence.append(Evidence("GGUF", key, typed.value, "as llama.cpp reads it"))
         return typed.value
 
     context = read(f"{architecture}.context_length", "u32")
