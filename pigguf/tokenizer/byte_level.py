@@ -23,7 +23,8 @@ def read_byte_level(tokenizer: TokenizerJson) -> Pieces:
     tokenizer.expect("continuing_subword_prefix", None, "")
     tokenizer.expect("end_of_word_suffix", None, "")
     if not byte_alphabet() <= tokenizer.ids.keys():
-        # Bytes without a token: llama.cpp drops them, as tokenizers does where these are off.
+        # SmolLM2 lacks some control characters' bytes. llama.cpp drops such, as tokenizers does with these
+        # off (which then merges what stood on either side, where both are one word).
         tokenizer.expect("unk_token", None)
         tokenizer.expect("byte_fallback", None, False)
     if (tokenizer.content.get("decoder") or {}).get("type") != "ByteLevel":

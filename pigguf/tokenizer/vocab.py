@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from types import MappingProxyType
 from typing import Final
@@ -121,7 +121,7 @@ class Vocab:
     add_space_prefix: bool
     chat_template: str | None = None
     limits: tuple[Limit, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "special_ids", MappingProxyType(dict(self.special_ids)))

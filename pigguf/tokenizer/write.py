@@ -2,7 +2,8 @@
 
 tokenizer.json always; tokenizer.model beside it for a sentencepiece vocabulary, because it alone
 holds the scores. The class named in tokenizer_config.json is the one that takes tokenizer.json as
-it stands: LlamaTokenizer and Qwen2Tokenizer would put rules of their own in its place.
+it stands: LlamaTokenizer would put rules of its own in its place. (For a model of type qwen2
+transformers 5 takes Qwen2Tokenizer nevertheless, which brings text to the normal form NFC.)
 
 Left out: generation_config.json, and normalization that llama.cpp does not do either.
 """

@@ -1,0 +1,277 @@
+"""Sentencepiece vocabularies: sentencepiece's, tokenizers', transformers' and llama.cpp's tokens agree."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from tokenizer.vocab_gguf import (
+    assert_same_tokens,
+    edit_json,
+    in_llama_cpp,
+    random_texts,
+    write_json,
+)
+from transformers import AutoTokenizer, LlamaTokenizer
+
+from pigguf.errors import TokenizerError
+from pigguf.tokenizer import SAMPLES, Limit, TokenType, read_vocab, samples, source_encoder, write_tokenizer
+
+SIZE = 1200
+TEXTS = [*SAMPLES * 5, Path(__file__).read_text(encoding="utf-8") * 3]
+CONFIG: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
+
+
+def train(directory: Path, **options: Any) -> Path:
+    """Train a sentencepiece model as Llama's was, but small; `options` change the trainer's."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line for text in TEXTS for line in text.split("\n") if line),
+        model_writer=model,
+        **{
+            "vocab_size": SIZE,
+            "model_type": "bpe",
+            "byte_fallback": True,
+            "normalization_rule_name": "identity",
+            "remove_extra_whitespaces": False,
+            "allow_whitespace_only_pieces": True,
+            "character_coverage": 0.98,
+            "max_sentence_length": 1 << 16,
+            "minloglevel": 2,
+            **options,
+        },
+    )
+    (directory / "tokenizer.model").write_bytes(model.getvalue())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("spm"))
+
+
+@pytest.fixture
+def source(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained model's directory, to add files to."""
+    (tmp_path / "tokenizer.model").write_bytes((trained / "tokenizer.model").read_bytes())
+    return tmp_path
+
+
+def as_tokenizer_json(source: Path, target: Path, **changes: Any) -> dict[str, Any]:
+    """The same vocabulary as a tokenizer.json in Llama 2's form, without tokenizer.model."""
+    target.mkdir()
+    write_tokenizer(read_vocab(source, CONFIG, SIZE), target)
+    (target / "tokenizer.model").unlink()
+    edit_json(target / "tokenizer.json", **changes)
+    content: dict[str, Any] = json.loads((target / "tokenizer.json").read_text(encoding="utf-8"))
+    return content
+
+
+def test_a_tokenizer_model_makes_llama_cpps_tokens(source: Path, tmp_path: Path) -> None:
+    vocab = read_vocab(source, CONFIG, SIZE)
+    assert (vocab.model, vocab.pre, vocab.add_space_prefix) == ("llama", "default", True)
+    assert (vocab.add_bos, vocab.add_eos) == (True, False)
+    assert dict(vocab.special_ids) == {"bos": 1, "eos": 2, "unk": 0}
+    assert vocab.types[:4] == (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE)
+    llama = in_llama_cpp(vocab, tmp_path)
+    texts = (*samples(vocab), *random_texts(seed=4, count=1000))
+    assert_same_tokens(source_encoder(source), llama.tokenize, texts)
+    assert llama.tokenize("Hi", add_special=True)[0] == 1
+
+
+def test_the_source_encoder_is_sentencepiece_itself(trained: Path) -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(trained / "tokenizer.model"))
+    assert_same_tokens(processor.encode, source_encoder(trained), random_texts(seed=5, count=300))
+
+
+def test_added_tokens_are_matched_before_sentencepiece(source: Path, tmp_path: Path) -> None:
+    write_json(source / "added_tokens.json", {"<|im_start|>": SIZE, "[PAD]": SIZE + 1, "<tool>": SIZE + 2})
+    write_json(source / "special_tokens_map.json", {"pad_token": "[PAD]", "eos_token": {"content": "</s>"}})
+    vocab = read_vocab(source, CONFIG, SIZE + 8)
+    assert vocab.tokens[SIZE : SIZE + 4] == ("<|im_start|>", "[PAD]", "<tool>", f"[PAD{SIZE + 3}]")
+    control, plain, unused = TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNUSED
+    assert vocab.types[SIZE : SIZE + 4] == (control, control, plain, unused)
+    assert vocab.special_ids["pad"] == SIZE + 1
+    assert any("5 unused tokens" in note for note in vocab.notes)
+    llama = in_llama_cpp(vocab, tmp_path)
+    assert_same_tokens(source_encoder(source), llama.tokenize, samples(vocab))
+    assert SIZE + 2 in llama.tokenize("use <tool> now")
+
+
+def test_user_defined_pieces_and_no_space_prefix(tmp_path: Path) -> None:
+    train(tmp_path, user_defined_symbols=["<sep>", "▁▁▁▁"], control_symbols=["<ctl>"], add_dummy_prefix=False)
+    vocab = read_vocab(tmp_path, CONFIG, SIZE)
+    assert not vocab.add_space_prefix
+    kinds = {vocab.tokens[token]: kind for token, kind in enumerate(vocab.types)}
+    assert kinds["<sep>"] is kinds["    "] is TokenType.USER_DEFINED
+    assert kinds["<ctl>"] is TokenType.CONTROL
+    llama = in_llama_cpp(vocab, tmp_path)
+    texts = (*samples(vocab), *random_texts(seed=6, count=300), "a<sep>b     c<ctl> d")
+    # llama.cpp looks for a piece of spaces before a literal "▁" and a space have become the same.
+    texts = tuple(text for text in texts if "▁" not in text)
+    assert_same_tokens(source_encoder(tmp_path), llama.tokenize, texts)
+
+
+def test_legacy_false_is_a_limit_and_the_samples_keep_clear_of_it(source: Path, tmp_path: Path) -> None:
+    write_json(source / "tokenizer_config.json", {"legacy": False, "add_bos_token": True})
+    vocab = read_vocab(source, CONFIG, SIZE)
+    assert vocab.limits == (Limit.SPACE_PREFIX,)
+    encode, llama = source_encoder(source), in_llama_cpp(vocab, tmp_path)
+    assert_same_tokens(encode, llama.tokenize, samples(vocab))
+    assert encode("<s>user") != llama.tokenize("<s>user")
+    transformers = LlamaTokenizer.from_pretrained(source, legacy=False)
+    assert encode("<s>user") == transformers.encode("<s>user", add_special_tokens=False)
+
+
+@pytest.mark.parametrize("options", [{}, {"add_dummy_prefix": False}], ids=["prefix", "no prefix"])
+def test_what_is_written_loads_in_transformers_and_reads_back(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    source, written = tmp_path / "source", tmp_path / "written"
+    source.mkdir()
+    written.mkdir()
+    train(source, user_defined_symbols=["<sep>"], **options)
+    write_json(source / "tokenizer_config.json", {"chat_template": "{{ bos_token }}", "pad_token": "</s>"})
+    vocab = read_vocab(source, CONFIG, SIZE)
+    write_tokenizer(vocab, written)
+    assert read_vocab(written, CONFIG, SIZE) == vocab
+    loaded = AutoTokenizer.from_pretrained(written)
+    llama = in_llama_cpp(vocab, tmp_path)
+    texts = (*samples(vocab), *random_texts(seed=7, count=500))
+    assert_same_tokens(without_special(loaded), llama.tokenize, texts)
+    assert loaded.encode("Hi there") == llama.tokenize("Hi there", add_special=True)
+    assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (1, 2, 2)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(written / "tokenizer.model"))
+    assert processor.encode("A text.") == llama.tokenize("A text.")
+
+
+def test_a_tokenizer_json_alone_gives_the_same_tokens(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "json"
+    as_tokenizer_json(source, target)
+    vocab = read_vocab(target, CONFIG, SIZE)
+    assert vocab.tokens == read_vocab(source, CONFIG, SIZE).tokens
+    assert vocab.add_bos
+    llama = in_llama_cpp(vocab, tmp_path)
+    texts = (*samples(vocab), *random_texts(seed=8, count=1000))
+    assert_same_tokens(source_encoder(target), llama.tokenize, texts)
+    assert_same_tokens(source_encoder(source), llama.tokenize, texts)
+
+
+def test_a_tokenizer_json_saved_by_transformers_gives_the_same_tokens(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "saved"
+    LlamaTokenizer.from_pretrained(source).save_pretrained(target)
+    assert not (target / "tokenizer.model").exists()
+    vocab = read_vocab(target, CONFIG, SIZE)
+    assert vocab.limits == (Limit.SPACE_PREFIX,)
+    llama = in_llama_cpp(vocab, tmp_path)
+    loaded = AutoTokenizer.from_pretrained(target)
+    texts = [text for text in random_texts(seed=9, count=500) if not text.startswith((" ", "▁"))]
+    assert_same_tokens(source_encoder(target), llama.tokenize, (*samples(vocab), *texts))
+    assert_same_tokens(without_special(loaded), llama.tokenize, texts)
+
+
+def test_both_files_side_by_side_are_one_tokenizer(source: Path, tmp_path: Path) -> None:
+    content = as_tokenizer_json(source, tmp_path / "json")
+    write_json(source / "tokenizer.json", content)
+    assert read_vocab(source, CONFIG, SIZE).scores == read_vocab(source, CONFIG, SIZE).scores
+    ids = content["model"]["vocab"]
+    ids["▁the"], ids["▁a"] = ids["▁a"], ids["▁the"]
+    write_json(source / "tokenizer.json", content)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json gives .* the id .* and .*tokenizer\.model"):
+        read_vocab(source, CONFIG, SIZE)
+
+
+def test_merges_that_scores_cannot_express_are_refused(source: Path, tmp_path: Path) -> None:
+    content = as_tokenizer_json(source, tmp_path / "json")
+    merges = content["model"]["merges"]
+
+    def refuse(changed: list[Any], reason: str) -> None:
+        write_json(
+            tmp_path / "json" / "tokenizer.json",
+            {**content, "model": {**content["model"], "merges": changed}},
+        )
+        with pytest.raises(TokenizerError, match=reason) as refusal:
+            read_vocab(tmp_path / "json", CONFIG, SIZE)
+        assert "tokenizer.model" in (refusal.value.hint or "")
+
+    refuse(merges[:-1], "is not among them")
+    twice = next(
+        place for place, (pair, after) in enumerate(pairwise(merges)) if "".join(pair) == "".join(after)
+    )
+    refuse([*merges[:twice], *merges[twice + 1 :], merges[twice]], "do not stand together")
+
+
+def change_model(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["model"].update(changes)
+
+
+def change(**changes: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content.update(changes)
+
+
+def normalize_added_tokens(content: dict[str, Any]) -> None:
+    for entry in content["added_tokens"]:
+        entry["normalized"] = True
+
+
+def drop_a_byte(content: dict[str, Any]) -> None:
+    content["model"]["vocab"]["<0xZZ>"] = content["model"]["vocab"].pop("<0x41>")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (change_model(byte_fallback=False), "model.byte_fallback = false"),
+        (change_model(dropout=0.1), "model.dropout = 0.1"),
+        (change_model(type="Unigram"), 'model.type = "Unigram" is not BPE'),
+        (change_model(type="WordPiece"), 'model.type = "WordPiece" is not BPE'),
+        (change_model(merges=["a b c"]), "which is no pair"),
+        (change(normalizer={"type": "NFKC"}), "normalizer = .*NFKC"),
+        (change(normalizer=None, pre_tokenizer={"type": "Whitespace"}), "pre_tokenizer = .*Whitespace"),
+        (change(post_processor={"type": "RobertaProcessing"}), "post_processor = .*Roberta"),
+        (normalize_added_tokens, "normalized = true"),
+        (drop_a_byte, "lacks the byte tokens"),
+    ],
+)  # fmt: skip
+def test_rules_that_llama_cpp_lacks_are_refused(
+    damage: Callable[[dict[str, Any]], None], reason: str, source: Path, tmp_path: Path
+) -> None:
+    content = as_tokenizer_json(source, tmp_path / "json")
+    damage(content)
+    write_json(tmp_path / "json" / "tokenizer.json", content)
+    with pytest.raises(TokenizerError, match=reason) as refusal:
+        read_vocab(tmp_path / "json", CONFIG, SIZE)
+    assert str(tmp_path / "json" / "tokenizer.json") in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"model_type": "unigram"}, "model_type is unigram, not BPE"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalizer_spec.name = nmt_nfkc"),
+        ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces = True"),
+        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix = True"),
+        ({"byte_fallback": False}, "has no byte tokens"),
+    ],
+)
+def test_models_that_llama_cpp_cannot_run_are_refused(
+    options: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    train(tmp_path, **{"vocab_size": 900, **options})
+    with pytest.raises(TokenizerError, match=reason) as refusal:
+        read_vocab(tmp_path, CONFIG, 900)
+    assert str(tmp_path / "tokenizer.model") in refusal.value.message
+
+
+def without_special(tokenizer: Any) -> Callable[[str], list[int]]:
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    return encode
