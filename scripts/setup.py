@@ -144,11 +144,12 @@ def build_engine(build: Any, machine: Any, plan: Any, version: str, reason: str)
     _say(f"  about {minutes} minute{'s' * (minutes > 1)} on {cores} core{'s' * (cores > 1)}{with_cuda}")
     for note in plan.notes:
         _say(f"  note: {note}")
-    build.forget_record(VENV)
     command = build.pip_command(str(PYTHON), f"{ENGINE}=={version}")
     counter = StepCounter("  compiling")
-    run(command, f"building {ENGINE}", env=plan.environment(os.environ), on_line=counter.hear)
-    counter.close()
+    try:
+        run(command, f"building {ENGINE}", env=plan.environment(os.environ), on_line=counter.hear)
+    finally:
+        counter.close()
     build.write_record(VENV, plan, machine)
 
 
@@ -351,6 +352,7 @@ class StepCounter:
         self._terminal = sys.stderr.isatty()
         self._begun = time.monotonic()
         self._quarter = 0
+        self._line_open = False
 
     def hear(self, line: str) -> None:
         match = re.match(r"\s*\[\s*(\d+)/(\d+)\]", line)
@@ -359,6 +361,7 @@ class StepCounter:
         done, total = int(match[1]), int(match[2])
         text = f"{self._label} {done} of {total}, {time.monotonic() - self._begun:.0f} s"
         if self._terminal:
+            self._line_open = True
             sys.stderr.write(f"\r{text} ")
             sys.stderr.flush()
         elif total > 8 and 4 * done // total > self._quarter:
@@ -366,7 +369,7 @@ class StepCounter:
             _say(text)
 
     def close(self) -> None:
-        if self._terminal:
+        if self._line_open:
             sys.stderr.write("\n")
 
 

@@ -462,11 +462,6 @@ def write_record(prefix: Path, plan: BuildPlan, machine: Machine) -> BuildRecord
     return record
 
 
-def forget_record(prefix: Path) -> None:
-    """Take the record away, before an engine is built anew."""
-    (prefix / RECORD_NAME).unlink(missing_ok=True)
-
-
 def reason_to_build(
     record: BuildRecord | None, installed: InstalledEngine | None, version: str, machine: Machine
 ) -> str | None:
