@@ -62,7 +62,7 @@ class CheckpointError(PigError):
 class TokenizerError(PigError):
     """A tokenizer rule, token or chat template that is not understood."""
 
-    usual_hint = "compare the tokenizer's files with the original model's; a rule llama.cpp lacks cannot be kept"
+    usual_hint = "compare the tokenizer's files with the original model's; rules llama.cpp lacks are refused"
 
 
 class UnsupportedModel(PigError):
