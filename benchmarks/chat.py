@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Claim: decoding through pigguf's engine runs at no less than 0.97 of a bare llama_decode loop.
+
+usage: benchmarks/chat.py MODEL.gguf
+
+Both in this process, on one model, with contexts of the same settings, in turn: after a prompt of 64 and
+of 2048 tokens, 128 tokens are drawn greedily by the library's own sampler. Medians of five rounds; the
+tokens must be the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import llama_cpp
+from peers import machine
+
+from pigguf.engine import Context, ContextOptions, Model, Sampling
+
+DEPTHS, COUNT, ROUNDS = (64, 2048), 128, 5
+
+
+def main(path: str) -> None:
+    print(machine())
+    print(
+        "| prompt, tokens | bare loop, tokens/s | pigguf, tokens/s | ratio (claim: 0.97) |\n|---|---|---|---|"
+    )
+    options = ContextOptions(length=max(DEPTHS) + COUNT + 8)
+    with Model.open(path) as model, Context(model, options) as ours, Context(model, options) as theirs:
+        for depth in DEPTHS:
+            prompt = [(7 * i) % 1000 + 100 for i in range(depth)]
+            with ours.sequence() as session:
+                bare = BareLoop(model, theirs)
+                seconds: dict[str, list[float]] = {"bare": [], "pigguf": []}
+                for _ in range(ROUNDS):
+                    bare.prefill(prompt)
+                    expected = timed(seconds["bare"], bare.decode)
+                    session.keep(0)
+                    session.feed(prompt)
+                    got = timed(
+                        seconds["pigguf"], lambda: list(session.generate(Sampling(temperature=0), COUNT))
+                    )
+                    if got != expected[: len(got)]:
+                        raise SystemExit(f"different tokens: {got[:8]} and {expected[:8]}")
+            a, b = (COUNT / statistics.median(seconds[who]) for who in ("bare", "pigguf"))
+            print(f"| {depth} | {a:.1f} | {b:.1f} | {b / a:.3f} |")
+
+
+def timed(seconds: list[float], run: Callable[[], list[int]]) -> list[int]:
+    begun = time.perf_counter()
+    tokens = run()
+    if len(tokens) != COUNT:
+        raise SystemExit(f"only {len(tokens)} tokens before the model ended: take another prompt")
+    seconds.append(time.perf_counter() - begun)
+    return tokens
+
+
+class BareLoop:
+    """The shortest loop over the library's own functions: sample, decode one token, again."""
+
+    def __init__(self, model: Model, context: Context) -> None:
+        self.context = context.handle
+        self.sampler = llama_cpp.llama_sampler_init_greedy()
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+        for start in range(0, len(tokens), 512):
+            self._decode(tokens[start : start + 512])
+
+    def decode(self) -> list[int]:
+        tokens = []
+        for _ in range(COUNT):
+            token = llama_cpp.llama_sampler_sample(self.sampler, self.context, -1)
+            tokens.append(token)
+            self._decode([token])
+        return tokens
+
+    def _decode(self, tokens: Sequence[int]) -> None:
+        array = (ctypes.c_int32 * len(tokens))(*tokens)
+        if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(array, len(tokens))) != 0:
+            raise SystemExit("llama_decode failed")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

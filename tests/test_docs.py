@@ -1,0 +1,62 @@
+"""The README and the pages of docs/ are true: what they show runs, what they repeat is current."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pigguf.cli import COMMANDS
+from pigguf.quantization import RECIPES
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_all_that_the_readme_shows_runs_in_its_order(smollm2_gguf: Path, tmp_path: Path) -> None:
+    """Every block that uses pigguf; setting up is scripts/test's own business."""
+    shown = re.findall(r"^```(sh|python)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    runnable = [(kind, code) for kind, code in shown if "pigguf " in code and "git clone" not in code]
+    assert len(runnable) >= 5
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(smollm2_gguf.resolve())
+    (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for kind, code in runnable:
+        command = ["bash", "-euo", "pipefail", "-c", code] if kind == "sh" else [sys.executable, "-c", code]
+        finished = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert finished.returncode == 0, f"{code}\n{finished.stdout}\n{finished.stderr}"
+        assert finished.stdout.strip()
+
+
+def test_the_readme_names_every_type_and_command() -> None:
+    for name in (*RECIPES, *(f"pigguf {command}" for command in COMMANDS)):
+        assert name in README
+
+
+@pytest.mark.parametrize(
+    "page", sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]), ids=lambda path: path.name
+)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_pages_of_the_commands_are_what_help_says() -> None:
+    finished = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "docs.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
