@@ -7,6 +7,7 @@ question; with both, `-p` is the question and stdin a document.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ import click
 
 from pigguf.chat import Chat, Turn, decode_text
 from pigguf.cli import render
+from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.options import json_option, model_options, sampling_options, verbose_option
 from pigguf.cli.text import size
 from pigguf.engine import Context, ContextOptions, Model, RopeOverride, Sampling, log_to
@@ -84,6 +86,7 @@ def command(
         else:
             from pigguf.cli.chat_shell import Shell  # prompt_toolkit is only for a terminal
 
+            render.note(f"{path.name}: {model.description}, a window of {chat.context_length:,} tokens.")
             Shell(chat, verbose).run()
 
 
@@ -112,28 +115,36 @@ def _question(prompt: str | None) -> tuple[str | None, str | None]:
     piped = decode_text(sys.stdin.buffer.read(), "stdin")
     if prompt is None and not piped.strip():
         raise UsageError("stdin is no terminal and holds no question", "ask with -p, or pipe the question in")
-    return (piped, None) if prompt is None else (prompt, piped if piped.strip() else None)
+    return (piped.strip(), None) if prompt is None else (prompt, piped if piped.strip() else None)
 
 
 def _ask_once(chat: Chat, question: str, as_json: bool) -> None:
     """Print one answer, as it comes or as JSON at the end, and the timings on stderr."""
-    answer = ""
-    for text in chat.ask(question, render.progress(keep=False)):
-        answer += text
-        if not as_json:
-            render.stream(text)
+    texts = chat.ask(question, render.progress(keep=False))
+    if as_json:
+        answer = "".join(texts)
+        render.json(_as_data(answer, chat))
+        return
+    with AnswerStream() as out:
+        for text in texts:
+            out.write(text)
+    for line in remarks(chat, verbose=True):
+        render.note(line)
+
+
+def remarks(chat: Chat, verbose: bool) -> Iterator[str]:
+    """What there is to say of the last answer: why it stopped, if not by itself, and its timings."""
     turn = chat.last_turn
     assert turn is not None
-    if as_json:
-        render.json(_as_data(answer, turn, chat.context_length))
-        return
-    render.stream("\n")
-    if turn.stop_reason != "end":
-        render.note(why_it_stopped(chat, turn))
-    render.note(timings(turn))
+    if turn.stop_reason == "length":
+        yield f"(cut at --max-tokens {turn.answer_tokens:,})"
+    if turn.stop_reason == "window":
+        yield f"(cut: the window of {chat.context_length:,} tokens is full)"
+    if verbose:
+        yield _timings(turn)
 
 
-def timings(turn: Turn) -> str:
+def _timings(turn: Turn) -> str:
     """One line on how long a turn took."""
     read = turn.prompt_tokens - turn.cached_tokens
     return (
@@ -143,23 +154,16 @@ def timings(turn: Turn) -> str:
     )
 
 
-def why_it_stopped(chat: Chat, turn: Turn) -> str:
-    """What to tell of an answer that the model did not end itself."""
-    return {
-        "length": f"(cut at --max-tokens {turn.answer_tokens:,})",
-        "window": f"(the window is full: {chat.context_length:,} tokens)",
-        "interrupted": "(stopped)",
-    }[turn.stop_reason]
-
-
-def _as_data(answer: str, turn: Turn, context_length: int) -> dict[str, object]:
+def _as_data(answer: str, chat: Chat) -> dict[str, object]:
+    turn = chat.last_turn
+    assert turn is not None
     return {
         "answer": answer,
         "finish_reason": turn.stop_reason,
         "tokens": {
             "prompt": turn.prompt_tokens,
             "answer": turn.answer_tokens,
-            "context_length": context_length,
+            "context_length": chat.context_length,
         },
         "timings": {
             "prefill_seconds": round(turn.prefill_seconds, 3),

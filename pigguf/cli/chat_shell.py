@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ from prompt_toolkit.output import create_output
 
 from pigguf.chat import Chat
 from pigguf.cli import render
-from pigguf.cli.chat import timings, why_it_stopped
+from pigguf.cli.answer_stream import AnswerStream
+from pigguf.cli.chat import remarks
 from pigguf.cli.report import report
 from pigguf.cli.text import shortened
 from pigguf.errors import PigError, UsageError
@@ -40,18 +42,18 @@ class Shell:
 
     def run(self) -> None:
         """Read lines and do what they say, until /exit or Ctrl-D."""
-        render.note(
-            f"A window of {self._chat.context_length:,} tokens. /help lists the commands, Ctrl-D ends."
-        )
+        render.note("/help lists the commands, Ctrl-D ends.\n")
         for document in self._chat.documents:
             self._tell_of(document.name, document.tokens)
         for line in self._lines():
             try:
                 self._do(line)
-            except PigError as error:
+            except BrokenPipeError:
+                raise
+            except (PigError, OSError) as error:
                 report(error)
             except KeyboardInterrupt:
-                render.note("\n(stopped)")
+                render.note("(stopped)\n")
             except EOFError:
                 return
 
@@ -78,15 +80,19 @@ class Shell:
         return COMMANDS[name].run(self, argument.strip())
 
     def _ask(self, text: str) -> None:
-        for piece in self._chat.ask(text, render.progress(keep=False)):
-            render.stream(piece)
-        render.stream("\n")
-        turn = self._chat.last_turn
-        assert turn is not None
-        if turn.stop_reason != "end":
-            render.note(why_it_stopped(self._chat, turn))
-        if self._verbose:
-            render.note(timings(turn))
+        said = len(self._chat.messages)
+        try:
+            with AnswerStream() as out:
+                for piece in self._chat.ask(text, render.progress(keep=False)):
+                    out.write(piece)
+            for line in remarks(self._chat, self._verbose):
+                render.note(line)
+        except KeyboardInterrupt:
+            began = len(self._chat.messages) > said
+            render.note(
+                "(stopped)" if began else "(stopped before the answer began: the message is not kept)"
+            )
+        render.note("")
 
     # ---- commands --------------------------------------------------------------------------------
 
@@ -115,7 +121,7 @@ class Shell:
         render.note(
             f"{total:,} of {chat.context_length:,} tokens ({100 * total / chat.context_length:.0f} %)"
         )
-        for share in shares:
+        for share in filter(attrgetter("tokens"), shares):
             waiting = " (waits for your next message)" if share.part == "document" else ""
             render.note(f"  {share.tokens:>7,}  {share.part:<9}  {shortened(share.text, 56)}{waiting}")
 
@@ -166,9 +172,9 @@ class _Completer(Completer):
         typed = document.text_before_cursor
         name, space, argument = typed.partition(" ")
         if not space and typed.startswith("/"):
-            for command in COMMANDS:
+            for command, (_, takes, _) in COMMANDS.items():
                 if command.startswith(typed):
-                    yield Completion(command, start_position=-len(typed))
+                    yield Completion(f"{command} " if takes else command, start_position=-len(typed))
         elif name in COMMANDS and COMMANDS[name].argument:
             yield from self._paths.get_completions(Document(argument), event)
 
@@ -207,12 +213,16 @@ def _history() -> History:
 
 
 def _path(argument: str) -> Path:
-    """A path as typed, quoted, or dropped on the terminal (which quotes it)."""
-    path = Path(argument).expanduser()
+    """A path as typed, or as dropped on the terminal, which quotes it."""
+    path = _at_home(argument)
     if path.exists():
         return path
     try:
         words = shlex.split(argument)
-    except ValueError:
+    except ValueError:  # a quote without its partner
         return path
-    return Path(words[0]).expanduser() if len(words) == 1 else path
+    return _at_home(words[0]) if len(words) == 1 else path
+
+
+def _at_home(path: str) -> Path:
+    return Path(os.path.expanduser(path))

@@ -25,6 +25,7 @@ from rich.text import Text
 
 from pigguf.cli.text import duration, printable, size
 from pigguf.progress import Progress, Unit
+from pigguf.rope import RopeScaling
 
 _PIPE_WIDTH = 10_000  # a pipe has no edge to wrap at
 
@@ -36,10 +37,16 @@ def json(value: Any) -> None:
     sys.stdout.write(_json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def stream(text: str) -> None:
-    """Print a piece of an answer at once; a pipe gets it as it is, a terminal without control characters."""
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+def rope_data(rope: RopeScaling) -> dict[str, Any]:
+    """A model's positions as the commands' JSON tells them."""
+    return {
+        "kind": rope.kind,
+        "factor": rope.factor,
+        "base": rope.base,
+        "original_context_length": rope.original_context,
+        "context_length": rope.context_length,
+        "parameters": dict(rope.parameters),
+    }
 
 
 def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:

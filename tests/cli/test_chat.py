@@ -1,0 +1,332 @@
+"""`pigguf chat` as its users meet it: on a real terminal and in pipes, with the real model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+PATIENCE = 180  # seconds: the machine may be busy
+READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line
+CONTROLS = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]|\x08|\r")
+
+
+# ---- one question ------------------------------------------------------------------------------------
+
+
+def chat(model: Path, *arguments: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(
+        [sys.executable, "-m", "pigguf", "chat", str(model), *arguments],
+        input=data,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+GREEDY = ("--temperature", "0", "--max-tokens", "16")
+BRIEF = ("--system", "You answer in a few words.", *GREEDY)
+
+
+def test_one_question_prints_the_answer_alone(smollm2_gguf: Path) -> None:
+    done = chat(smollm2_gguf, *BRIEF, "-p", "What is the capital of France?")
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert done.stdout.endswith("\n")
+    assert "\x1b" not in done.stdout + done.stderr
+    said = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"\d+ tokens read in [\d.]+ s \([\d,]+ tokens/s\), first token after [\d.]+ s, "
+        r"\d+ written in [\d.]+ s \([\d.]+ tokens/s\)",
+        said[-1],
+    )
+
+
+def test_a_piped_question_is_the_same_question(smollm2_gguf: Path) -> None:
+    question = "What is the capital of France?"
+    asked = chat(smollm2_gguf, *BRIEF, "-p", question)
+    piped = chat(smollm2_gguf, *BRIEF, stdin=f"{question}\n")
+    assert piped.returncode == 0, piped.stderr
+    assert piped.stdout == asked.stdout
+
+
+def test_stdin_is_a_document_where_there_is_a_question(smollm2_gguf: Path, tmp_path: Path) -> None:
+    text = "The pig is called Rosalind. She lives in the garden."
+    (tmp_path / "stdin").write_text(text)
+    piped = chat(smollm2_gguf, *GREEDY, "-p", "What is the pig called?", stdin=text)
+    assert "Rosalind" in piped.stdout, piped.stderr
+    filed = chat(smollm2_gguf, *GREEDY, "-p", "What is the pig called?", "--file", str(tmp_path / "stdin"))
+    assert filed.stdout == piped.stdout
+
+
+def test_json_is_for_programs(smollm2_gguf: Path) -> None:
+    done = chat(smollm2_gguf, "-p", "Write a story.", "--max-tokens", "5", "--json", "--ctx", "1024")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["answer"]
+    assert result["finish_reason"] == "length"
+    assert result["tokens"]["answer"] == 5
+    assert result["tokens"]["context_length"] == 1024
+    assert result["tokens"]["prompt"] > 20
+    assert all(value > 0 for value in result["timings"].values())
+
+
+def test_a_seed_repeats_an_answer(smollm2_gguf: Path) -> None:
+    def answer(seed: str) -> str:
+        arguments = ("-p", "Tell me a story.", "--temperature", "1.5", "--max-tokens", "12", "--threads", "1")
+        return chat(smollm2_gguf, *arguments, "--seed", seed).stdout
+
+    assert answer("7") == answer("7") != answer("8")
+
+
+def test_the_engine_is_silent_unless_asked(smollm2_gguf: Path) -> None:
+    arguments = ("-p", "Hi", "--max-tokens", "1", "--ctx", "256")
+    assert len(chat(smollm2_gguf, *arguments).stderr.splitlines()) <= 2
+    assert "llama_model_loader" in chat(smollm2_gguf, *arguments, "-v").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "code", "message"),
+    [
+        (["-p", " "], "", 2, "the question given with -p is empty"),
+        ([], "", 2, "stdin is no terminal and holds no question"),
+        (["-p", "x", "--file", "missing.txt"], "", 2, "'missing.txt' does not exist"),
+        (["-p", "x"], b"\xff\xfe\x00", 2, "stdin is not UTF-8 text"),
+        (["-p", "x", "--gpu-layers", "some"], "", 2, "'some' is not a number of layers, 'all' or 'auto'"),
+        (["-p", "x", "--top-p", "2"], "", 2, "top_p is 2.0"),
+        (["-p", "x", "--ctx", "9000"], "", 10, "9,000 tokens is longer than the 8,192"),
+    ],
+)
+def test_refusals(
+    smollm2_gguf: Path, arguments: list[str], stdin: str | bytes, code: int, message: str
+) -> None:
+    done = chat(smollm2_gguf, *arguments, stdin=stdin)
+    assert done.returncode == code, done.stderr
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("error: ")
+    assert message in first
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_counts(smollm2_gguf: Path) -> None:
+    done = chat(smollm2_gguf, "--ctx", "256", "-p", "word " * 400)
+    assert done.returncode == 10
+    assert re.match(r"error: the message is 4\d\d tokens and 192 fit: the window is 256", done.stderr)
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["cut.gguf", "text.gguf", "missing.gguf"])
+def test_a_bad_model_is_refused(smollm2_gguf: Path, tmp_path: Path, name: str) -> None:
+    with smollm2_gguf.open("rb") as file:
+        (tmp_path / "cut.gguf").write_bytes(file.read(3_000_000))
+    (tmp_path / "text.gguf").write_text("This is no model, only a text of some length." * 10)
+    done = chat(tmp_path / name, "-p", "Hello")
+    assert done.returncode == 7, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert name in done.stderr
+    assert "hint: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rope_override_permits_a_longer_window(smollm2_gguf: Path) -> None:
+    arguments = ("-p", "Hi", "--max-tokens", "2", "--json", "--ctx", "9000")
+    done = chat(smollm2_gguf, *arguments, "--rope-factor", "2")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tokens"]["context_length"] == 9000
+
+
+# ---- a terminal --------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A chat on a pseudo-terminal, typed into as a person would."""
+
+    def __init__(self, model: Path, home: Path, *arguments: str) -> None:
+        environment = {
+            **os.environ,
+            "TERM": "xterm-256color",
+            "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here answers where the cursor is
+            "XDG_STATE_HOME": str(home),
+        }
+        self.child = pexpect.spawn(
+            sys.executable,
+            ["-m", "pigguf", "chat", str(model), *arguments],
+            env=environment,
+            encoding="utf-8",
+            dimensions=(40, 200),
+            timeout=PATIENCE,
+        )
+        self.child.expect(READY)
+        self.banner = self.plain()
+
+    def plain(self) -> str:
+        """What came since the last prompt, as text."""
+        return CONTROLS.sub("", self.child.before)
+
+    def line(self, text: str) -> str:
+        """Type a line; what is on the screen from there to the next prompt."""
+        self.child.sendline(text)
+        self.child.expect(READY)
+        return self.plain()
+
+    def leave(self) -> int:
+        self.child.sendeof()
+        self.child.expect(pexpect.EOF)
+        self.child.close()
+        return int(self.child.exitstatus)
+
+
+@pytest.fixture
+def terminal(smollm2_gguf: Path, tmp_path: Path) -> Iterator[Terminal]:
+    terminal = Terminal(smollm2_gguf, tmp_path / "state", *BRIEF, "--ctx", "512")
+    yield terminal
+    terminal.child.close(force=True)
+
+
+def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
+    assert "a window of 512 tokens" in terminal.banner
+    assert "/help" in terminal.banner
+    assert "Paris" in terminal.line("What is the capital of France?")
+    assert terminal.line("And of Italy?")
+
+    window = terminal.line("/ctx")
+    total = int(re.search(r"([\d,]+) of 512 tokens", window)[1])  # type: ignore[index]
+    shares = [int(n) for n in re.findall(r"^ +(\d+)  \w+", window, re.MULTILINE)]
+    assert len(shares) == 6, "system, two questions, two answers, template"
+    assert sum(shares) == total
+
+    path = tmp_path / "chat.json"
+    assert "Saved" in terminal.line(f"/save {path}")
+    saved = json.loads(path.read_text())["messages"]
+    assert [message["role"] for message in saved] == ["system", "user", "assistant", "user", "assistant"]
+    assert saved[3]["content"] == "And of Italy?"
+
+    assert "forgotten" in terminal.line("/clear")
+    assert "user" not in terminal.line("/ctx")
+    assert terminal.leave() == 0
+
+
+def test_commands_that_go_wrong_keep_the_chat(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "there.json").write_text("precious")
+    for line, message in (
+        ("/nonsense", "error: there is no command /nonsense"),
+        ("/file", "error: /file needs the path"),
+        (f"/file {tmp_path}/missing.txt", "No such file or directory"),
+        (f"/file {sys.executable}", "error: "),
+        (f"/save {tmp_path}/there.json", "is there already"),
+        ("/save /nowhere/chat.json", "error: "),
+        ("word " * 600, "fit: the window is 512"),
+    ):
+        assert message in terminal.line(line), line
+    assert (tmp_path / "there.json").read_text() == "precious"
+    for name in ("/file", "/ctx", "/clear", "/save", "/help", "/exit"):
+        assert f"  {name} " in terminal.line("/help")
+    assert "Paris" in terminal.line("What is the capital of France?")
+
+
+def test_a_document_is_put_in_with_completion(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "a garden.txt").write_text("The pig is called Rosalind. She lives in the garden.")
+    terminal.child.send("/fi\t")
+    terminal.child.expect_exact("le")
+    terminal.child.send(f"{tmp_path}/a\t")
+    terminal.child.expect_exact("garden.txt")
+    terminal.child.sendline("")
+    terminal.child.expect(READY)
+    assert re.search(r"a garden\.txt: \d+ tokens, goes in with your next message", terminal.plain())
+    assert "waits for your next message" in terminal.line("/ctx")
+    assert "Rosalind" in terminal.line("What is the pig called?")
+    assert "waits" not in terminal.line("/ctx")
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_the_chat(smollm2_gguf: Path, tmp_path: Path) -> None:
+    terminal = Terminal(smollm2_gguf, tmp_path, "--temperature", "0", "--ctx", "4096")
+    terminal.child.sendline("Write a very long story about a pig and a wolf.")
+    terminal.child.expect("Once upon a time.*,")
+    terminal.child.sendintr()
+    terminal.child.expect_exact("(stopped)")
+    terminal.child.expect(READY)
+    terminal.line(f"/save {tmp_path}/stopped.json")
+    messages = json.loads((tmp_path / "stopped.json").read_text())["messages"]
+    assert messages[-1]["role"] == "assistant"
+    assert messages[-1]["content"].startswith("Once upon a time")
+    assert terminal.line("/ctx")
+
+    terminal.child.send("never sent")
+    terminal.child.expect_exact("never sent")
+    terminal.child.sendintr()
+    terminal.child.expect(READY)
+    assert "user" in terminal.line("/ctx")
+    terminal.line(f"/save {tmp_path}/stopped.json")
+    assert len(json.loads((tmp_path / "stopped.json").read_text())["messages"]) == len(messages)
+    assert terminal.leave() == 0
+
+
+def test_ctrl_c_while_reading_keeps_document_and_chat(smollm2_gguf: Path, tmp_path: Path, novel: str) -> None:
+    (tmp_path / "novel.txt").write_text(novel[:20_000])
+    terminal = Terminal(smollm2_gguf, tmp_path, *GREEDY, "--file", str(tmp_path / "novel.txt"))
+    assert "novel.txt" in terminal.banner
+    terminal.child.sendline("Who is Anne?")
+    terminal.child.expect(r"prefill.*[\d,]+ of [\d,]+ tokens, [\d,]+ tokens/s, [\d: s]+ left")
+    terminal.child.sendintr()
+    terminal.child.expect_exact("(stopped before the answer began: the message is not kept)")
+    terminal.child.expect(READY)
+    assert "waits for your next message" in terminal.line("/ctx")
+    assert terminal.leave() == 0
+
+
+def test_ctrl_c_while_loading_ends_with_130(smollm2_gguf: Path, tmp_path: Path) -> None:
+    child = pexpect.spawn(
+        sys.executable,
+        ["-m", "pigguf", "chat", str(smollm2_gguf), "-p", "Write a very long story.", "--ctx", "2048"],
+        encoding="utf-8",
+        timeout=PATIENCE,
+    )
+    child.expect("[a-z]{3,} [a-z]+")  # in the middle of the answer
+    child.sendintr()
+    child.expect_exact("interrupted")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130
+
+
+def test_pasted_lines_are_one_message(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.child.send("\x1b[200~first line\nsecond line\x1b[201~")
+    terminal.child.expect_exact("second line")
+    terminal.child.sendline("")
+    terminal.child.expect(READY)
+    terminal.line(f"/save {tmp_path}/pasted.json")
+    messages = json.loads((tmp_path / "pasted.json").read_text())["messages"]
+    assert messages[1] == {"role": "user", "content": "first line\nsecond line"}
+
+
+def test_the_history_is_private_and_comes_back(smollm2_gguf: Path, tmp_path: Path) -> None:
+    first = Terminal(smollm2_gguf, tmp_path, *BRIEF)
+    first.line("/ctx")
+    first.leave()
+    history = tmp_path / "pigguf" / "chat_history"
+    assert "/ctx" in history.read_text()
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+    second = Terminal(smollm2_gguf, tmp_path, *BRIEF)
+    second.child.send("\x1b[A")  # the arrow up
+    second.child.expect_exact("/ctx")
+    second.child.close(force=True)
+
+
+def test_typing_during_an_answer_does_not_land_in_it(terminal: Terminal) -> None:
+    terminal.child.sendline("Count to ten.")
+    terminal.child.expect("\n.+ ")
+    terminal.child.send("zzz")
+    terminal.child.expect(READY)
+    assert "zzz" not in terminal.plain()
+    terminal.child.expect_exact("zzz")
