@@ -11,7 +11,6 @@ Left out: who remembers the conversation (chat.py), more than one sequence (engi
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -33,6 +32,7 @@ from pigguf.engine import (
 )
 from pigguf.errors import UsageError
 from pigguf.progress import SILENT, Progress
+from pigguf.text import characters
 
 
 def open_model(
@@ -189,7 +189,7 @@ class _Texts:
 
     def of(self, tokens: Iterable[int]) -> Iterator[str]:
         held = ""
-        for text in self._characters(tokens):
+        for text in characters(self._model, tokens):
             held += text
             found = min((held.index(stop) for stop in self._stop if stop in held), default=None)
             if found is not None:
@@ -202,12 +202,6 @@ class _Texts:
             held = held[safe:]
         if held:
             yield held
-
-    def _characters(self, tokens: Iterable[int]) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for token in tokens:
-            yield decoder.decode(self._model.piece(token))
-        yield decoder.decode(b"", final=True)
 
 
 def _overlap(text: str, stop: str) -> int:
