@@ -16,7 +16,7 @@ CHECKPOINT = Path("models/SmolLM2-135M-Instruct")
 GGUF = Path("models/smollm2-135m-instruct-Q4_K_M.gguf")
 WINDOW = 8192
 DOCUMENT = Path("scripts/demo_text/persuasion-chapters-1-2.txt")
-QUESTION = "Who is Sir Walter Elliot, and who are his daughters?"
+QUESTION = "What is the name of Sir Walter Elliot's house? Answer in one sentence."
 
 ROOT = Path(__file__).resolve().parent.parent
 
