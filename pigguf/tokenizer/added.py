@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer.files import ADDED_TOKENS, CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER, TokenizerFiles
+from pigguf.tokenizer.files import (
+    ADDED_TOKENS,
+    CONFIG,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER,
+    Json,
+    TokenizerFiles,
+)
 
 NAMED_ROLES: Final = ("bos", "eos", "unk", "pad")
 _OTHER_NAMES: Final = ("sep_token", "cls_token", "mask_token")
@@ -94,19 +101,19 @@ def _stated_tokens(files: TokenizerFiles) -> Iterable[AddedToken]:
     decoder = files.config.get("added_tokens_decoder")
     if decoder is not None:
         for key, entry in decoder.items():
-            yield _added_token(files, CONFIG, key, entry)
+            yield _added_token(files, CONFIG, key, entry or {})
         return
     for text, token in files.added_tokens.items():
         yield _added_token(files, ADDED_TOKENS, token, {"content": text})
 
 
-def _added_token(files: TokenizerFiles, file: str, token: Any, entry: Any) -> AddedToken:
-    content = entry.get("content") if isinstance(entry, dict) else None
+def _added_token(files: TokenizerFiles, file: str, token: Any, entry: Json) -> AddedToken:
+    content = entry.get("content")
     try:
         token = int(token)
     except (TypeError, ValueError):
         token = -1
-    if not isinstance(content, str) or not content or token < 0:
+    if not content or token < 0:
         raise TokenizerError(f"{files.path(file)}: the added token {token}: {entry} has no id or no text")
     for flag in ("lstrip", "rstrip", "single_word"):
         if entry.get(flag):

@@ -9,7 +9,7 @@ import json
 
 from pigguf.tokenizer.pieces import Pieces
 from pigguf.tokenizer.pre_tokenizers import recognise
-from pigguf.tokenizer.tokenizer_json import TokenizerJson, steps
+from pigguf.tokenizer.tokenizer_json import TokenizerJson
 from pigguf.tokenizer.vocab import Limit
 
 
@@ -30,7 +30,7 @@ def read_byte_level(tokenizer: TokenizerJson) -> Pieces:
     if (tokenizer.content.get("decoder") or {}).get("type") != "ByteLevel":
         raise tokenizer.refuse("decoder", "does not turn byte-level tokens back into text")
     row = recognise(
-        steps(tokenizer.content.get("pre_tokenizer"), "pretokenizers"),
+        tokenizer.steps("pre_tokenizer"),
         bool(tokenizer.model.get("ignore_merges")),
         str(tokenizer.path),
     )
@@ -62,7 +62,7 @@ def _joined(tokenizer: TokenizerJson, left: str, right: str) -> str:
 
 
 def _normalizer_limits(tokenizer: TokenizerJson) -> tuple[Limit, ...]:
-    normalizers = steps(tokenizer.content.get("normalizer"), "normalizers")
+    normalizers = tokenizer.steps("normalizer")
     if not normalizers:
         return ()
     if normalizers == [{"type": "NFC"}]:

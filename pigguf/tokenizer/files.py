@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pigguf.errors import TokenizerError
 
@@ -24,6 +24,23 @@ GENERATION_CONFIG = "generation_config.json"
 CHAT_TEMPLATE_JINJA = "chat_template.jinja"
 CHAT_TEMPLATE_JSON = "chat_template.json"
 SENTENCEPIECE = "tokenizer.model"
+
+# What the keys that are read must hold: an object by its keys (... for any key), a list by its
+# element, or a type. null means what absence means.
+_TOKEN: Final = {"id": int, "content": str}
+_SHAPES: Final[dict[str, Any]] = {
+    TOKENIZER: {
+        "added_tokens": [_TOKEN],
+        "normalizer": {},
+        "pre_tokenizer": {},
+        "post_processor": {},
+        "decoder": {},
+        "model": {"type": str, "vocab": {...: int}, "merges": [(str, list)], "unk_token": str},
+    },
+    CONFIG: {"added_tokens_decoder": {...: _TOKEN}, "chat_template": (str, list, dict)},
+    ADDED_TOKENS: {...: int},
+    CHAT_TEMPLATE_JSON: {"chat_template": str},
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,8 @@ class TokenizerFiles:
         """Read the files.
 
         Raises:
-            TokenizerError: a file is no JSON object, or cannot be read.
+            TokenizerError: a file is no JSON object, holds something else than it should, or cannot be
+                read.
         """
         template = _text(directory / CHAT_TEMPLATE_JINJA)
         if template is None:
@@ -100,7 +118,40 @@ def _object(path: Path) -> Json | None:
         raise TokenizerError(f"{path} is not JSON: {error}", "download the file again") from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} holds a {type(content).__name__}, not an object")
+    _check_shape(content, _SHAPES.get(path.name, {}), path, "")
     return content
+
+
+def _check_shape(value: Any, shape: Any, path: Path, key: str) -> None:
+    """Refuse a value of another shape (see _SHAPES) under `key`."""
+    if value is None:
+        return
+    expected: Any = shape if isinstance(shape, (type, tuple)) else type(shape)
+    if not isinstance(value, expected) or isinstance(value, bool):
+        raise TokenizerError(f"{path}: {key} = {json.dumps(value)[:200]} is not {_name(expected)}")
+    if isinstance(shape, list):
+        _check_elements(value, shape[0], path, key)
+    if isinstance(shape, dict):
+        _check_keys(value, shape, path, f"{key}." if key else "")
+
+
+def _check_elements(values: list[Any], shape: Any, path: Path, key: str) -> None:
+    for element in values:
+        if element is None:
+            raise TokenizerError(f"{path}: {key} holds null")
+        _check_shape(element, shape, path, f"{key}[]")
+
+
+def _check_keys(values: Json, shape: dict[Any, Any], path: Path, prefix: str) -> None:
+    for name, value in values.items():
+        if name in shape or ... in shape:
+            _check_shape(value, shape.get(name, shape.get(...)), path, f"{prefix}{name}")
+
+
+def _name(expected: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+    kinds = expected if isinstance(expected, tuple) else (expected,)
+    return " or ".join(names[kind] for kind in kinds)
 
 
 def _without_twins(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

@@ -13,13 +13,7 @@ from typing import Any
 from pigguf.errors import TokenizerError
 from pigguf.tokenizer.added import AddedToken, added_tokens
 from pigguf.tokenizer.byte_level import read_byte_level
-from pigguf.tokenizer.files import (
-    CHAT_TEMPLATE_JINJA,
-    CONFIG,
-    SENTENCEPIECE,
-    TOKENIZER,
-    TokenizerFiles,
-)
+from pigguf.tokenizer.files import CONFIG, SENTENCEPIECE, TOKENIZER, TokenizerFiles
 from pigguf.tokenizer.pieces import Pieces
 from pigguf.tokenizer.sentencepiece_style import read_sentencepiece_json, read_sentencepiece_model
 from pigguf.tokenizer.special_ids import special_ids
@@ -65,6 +59,7 @@ def read_vocab(directory: Path, config: Mapping[str, Any], vocab_size: int) -> V
         limits=pieces.limits,
         notes=(
             *special.notes,
+            *_framing_notes(pieces, files, add_bos=add_bos, add_eos=add_eos),
             *template_notes,
             *_padding_notes(ids, vocab_size),
             *_end_notes(tokens, types),
@@ -93,24 +88,23 @@ def chat_template(files: TokenizerFiles) -> tuple[str | None, tuple[str, ...]]:
     """The chat template and what was left out: a file of its own counts before tokenizer_config.json.
 
     Raises:
-        TokenizerError: the template is no text, or several are named and none is the default.
+        TokenizerError: several are named and none is the default.
     """
     stated = files.config.get("chat_template") if files.chat_template is None else files.chat_template
     if stated is None or isinstance(stated, str):
         return stated, ()
-    path = files.path(CONFIG if files.chat_template is None else CHAT_TEMPLATE_JINJA)
     if isinstance(stated, list):
         stated = {entry.get("name"): entry.get("template") for entry in stated if isinstance(entry, dict)}
-    default = stated.get("default") if isinstance(stated, dict) else None
+    default = stated.get("default")
     if not isinstance(default, str):
         raise TokenizerError(
-            f"{path}: chat_template is neither a text nor a list of named templates with a default",
+            f"{files.path(CONFIG)}: chat_template names several templates and none is the default",
             "put the template into chat_template.jinja",
         )
     others = [name for name in stated if name != "default"]
-    return default, (f"{path}: of the chat templates the default was taken, and left out: {others}",) * bool(
-        others
-    )
+    if not others:
+        return default, ()
+    return default, (f"of the chat templates the default was taken, and left out: {others}",)
 
 
 def token_type(pieces: Pieces, token: int, added: AddedToken | None) -> TokenType:
@@ -165,7 +159,7 @@ def _around(pieces: Pieces, files: TokenizerFiles, roles: Mapping[str, str]) -> 
     transformers 5 takes this from tokenizer.json where there is one, and add_bos_token and
     add_eos_token only where there is none (tokenization_utils_base.py, `_from_pretrained`).
     """
-    if pieces.around is None:  # LlamaTokenizer's defaults
+    if pieces.around is None:  # the defaults are those that LlamaTokenizer documents
         return bool(files.config.get("add_bos_token", True)), bool(files.config.get("add_eos_token", False))
     before, after = pieces.around
     if before not in ((), (roles.get("bos"),)) or after not in ((), (roles.get("eos"),)):
@@ -175,6 +169,18 @@ def _around(pieces: Pieces, files: TokenizerFiles, roles: Mapping[str, str]) -> 
             f"make bos_token and eos_token in {CONFIG} agree with it",
         )
     return bool(before), bool(after)
+
+
+def _framing_notes(pieces: Pieces, files: TokenizerFiles, **taken: bool) -> tuple[str, ...]:
+    if pieces.around is None:
+        return ()
+    stated = {key: files.config.get(f"{key}_token") for key in taken}
+    return tuple(
+        f"{CONFIG}: {key}_token = {stated[key]} contradicts the post_processor of {TOKENIZER}, which was "
+        "followed, as transformers does"
+        for key in taken
+        if stated[key] not in (None, taken[key])
+    )
 
 
 def _padding_notes(ids: Mapping[str, int], size: int) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from pigguf.errors import TokenizerError
 from pigguf.tokenizer.files import CONFIG, SENTENCEPIECE, TokenizerFiles
 from pigguf.tokenizer.pieces import Pieces
 from pigguf.tokenizer.sentencepiece_model import ALGORITHMS, BPE, SentencePieceModel, read_model
-from pigguf.tokenizer.tokenizer_json import BYTE_TOKENS, TokenizerJson, steps
+from pigguf.tokenizer.tokenizer_json import BYTE_TOKENS, TokenizerJson
 from pigguf.tokenizer.vocab import Limit, TokenType
 
 SPACE: Final = "▁"
@@ -227,10 +227,8 @@ def _prefix(
 
 
 def _json_prefix(tokenizer: TokenizerJson) -> tuple[bool, tuple[Limit, ...]]:
-    normalizers = steps(tokenizer.content.get("normalizer"), "normalizers")
-    pre_tokenizers = [
-        _essence(step) for step in steps(tokenizer.content.get("pre_tokenizer"), "pretokenizers")
-    ]
+    normalizers = tokenizer.steps("normalizer")
+    pre_tokenizers = [_essence(step) for step in tokenizer.steps("pre_tokenizer")]
     for rules, add_space_prefix, limits in _PREFIX_RULES:
         if rules == (normalizers, pre_tokenizers):
             return add_space_prefix, limits
@@ -247,7 +245,7 @@ def _essence(step: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _check_added_tokens(tokenizer: TokenizerJson) -> None:
     """A Prepend normalizer also turns "<s>" into "▁<s>" where it is looked for in normalized text."""
-    if PREPEND_SPACE not in steps(tokenizer.content.get("normalizer"), "normalizers"):
+    if PREPEND_SPACE not in tokenizer.steps("normalizer"):
         return
     for entry in tokenizer.content.get("added_tokens") or ():
         if entry.get("normalized"):

@@ -6,14 +6,21 @@ Left out: the two styles of BPE that llama.cpp runs (byte_level.py, sentencepiec
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pigguf.errors import TokenizerError
 from pigguf.tokenizer.files import TOKENIZER, Json, TokenizerFiles
 
-BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
+BYTE_TOKENS: Final = tuple(f"<0x{byte:02X}>" for byte in range(256))
+
+# Where a sequence of each kind keeps its steps.
+_INNER: Final = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "post_processor": "processors",
+}
 
 
 class TokenizerJson:
@@ -31,8 +38,7 @@ class TokenizerJson:
     def __init__(self, path: Path, content: Json) -> None:
         self.path = path
         self.content = content
-        model = content.get("model")
-        self.model: Json = model if isinstance(model, dict) else {}
+        self.model: Json = content.get("model") or {}
         # GPT-2's own file, one of the first, does not name the type.
         kind = self.model.get("type") or ("BPE" if "merges" in self.model else None)
         if kind != "BPE":
@@ -52,7 +58,7 @@ class TokenizerJson:
     @property
     def is_byte_level(self) -> bool:
         """Whether text is turned into GPT-2's byte alphabet before merging."""
-        return '"type": "ByteLevel"' in json.dumps(self.content.get("pre_tokenizer"))
+        return any(step.get("type") == "ByteLevel" for step in self.steps("pre_tokenizer"))
 
     @property
     def merges(self) -> list[tuple[str, str]]:
@@ -64,6 +70,11 @@ class TokenizerJson:
                 raise TokenizerError(f"{self.path}: model.merges holds {json.dumps(merge)}, which is no pair")
             merges.append((pair[0], pair[1]))
         return merges
+
+    def steps(self, key: str) -> list[Json]:
+        """The steps of the normalizer, pre_tokenizer or post_processor, out of its (nested) sequence."""
+        component = self.content.get(key)
+        return [] if component is None else list(self._steps(key, component))
 
     def expect(self, key: str, *allowed: Any) -> None:
         """Refuse a model option that changes tokens in a way llama.cpp does not have."""
@@ -86,19 +97,29 @@ class TokenizerJson:
             TokenizerError: it is of a kind that is not known.
         """
         around: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-        for step in steps(self.content.get("post_processor"), "processors"):
+        for step in self.steps("post_processor"):
             if step.get("type") == "TemplateProcessing":
                 around = self._template(step)
             elif step.get("type") != "ByteLevel":  # ByteLevel only moves offsets
                 raise self.refuse("post_processor", "is not known")
         return around
 
+    def _steps(self, key: str, component: Any) -> Iterator[Json]:
+        if not isinstance(component, dict):
+            raise self.refuse(key, "holds a step that is no object")
+        if component.get("type") != "Sequence":
+            yield component
+            return
+        inner = component.get(_INNER[key])
+        for part in inner if isinstance(inner, list) else ():
+            yield from self._steps(key, part)
+
     def _ids(self) -> dict[str, int]:
-        vocab = self.model.get("vocab")
-        if not isinstance(vocab, dict) or not vocab:
+        vocab: dict[str, int] = self.model.get("vocab") or {}
+        if not vocab:
             raise TokenizerError(f"{self.path}: model.vocab is missing or empty", "download the file again")
         for text, token in vocab.items():
-            if type(token) is not int or token < 0:
+            if token is None or token < 0:
                 raise TokenizerError(f"{self.path}: model.vocab gives {text!r} the id {json.dumps(token)}")
         if len(set(vocab.values())) < len(vocab):
             seen: dict[int, str] = {}
@@ -112,23 +133,10 @@ class TokenizerJson:
 
     def _template(self, step: Json) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The special tokens before and after the text in a template for single texts."""
-        parts: Sequence[Json] = step.get("single") or ()
-        names = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in parts]
-        if names.count(None) != 1:
-            raise self.refuse("post_processor", "does not hold the text once")
-        at = names.index(None)
-        return tuple(filter(None, names[:at])), tuple(filter(None, names[at + 1 :]))
-
-
-def steps(component: Any, inner: str) -> list[Json]:
-    """The steps of a normalizer, pre_tokenizer or post_processor, out of its (possibly nested) sequence.
-
-    Args:
-        component: the object, or None.
-        inner: the key under which a sequence of this kind keeps its steps.
-    """
-    if component is None:
-        return []
-    if component.get("type") != "Sequence":
-        return [component]
-    return [step for part in component.get(inner) or () for step in steps(part, inner)]
+        try:
+            parts = step["single"]
+            names = ["" if "Sequence" in part else str(part["SpecialToken"]["id"]) for part in parts]
+            at = names.index("")
+            return tuple(names[:at]), tuple(names[at + 1 :])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.refuse("post_processor", "is no template that holds the text") from error

@@ -230,6 +230,7 @@ def test_bos_and_eos_are_put_around_a_text_as_transformers_does(
     edit_json(source / "tokenizer_config.json", bos_token="<s>", **config)
     vocab = read_vocab(source, {}, SIZE)
     assert (vocab.add_bos, vocab.add_eos) == (bool(before), bool(after))
+    assert len([note for note in vocab.notes if "contradicts the post_processor" in note]) == len(config)
     llama, theirs = in_llama_cpp(vocab, tmp_path), AutoTokenizer.from_pretrained(source)
     for text in ("Hello there", " x", ""):
         assert llama.tokenize(text, add_special=True) == theirs.encode(text)
@@ -276,7 +277,8 @@ def test_added_tokens_of_all_files_are_matched_in_text(source: Path, tmp_path: P
     [
         ({"<s>": SIZE}, "gives '<s>' the id 700; elsewhere it has 1"),
         ({"<new>": 1}, "gives the id 1 to '<new>'; elsewhere it is '<s>'"),
-        ({"<new>": "x"}, "has no id or no text"),
+        ({"<new>": "x"}, '<new> = "x" is not a whole number'),
+        ({"<new>": -1}, "has no id or no text"),
     ],
 )
 def test_files_that_contradict_each_other_are_refused(
@@ -360,7 +362,8 @@ def drop_a_byte(content: dict[str, Any]) -> None:
         (change_model(continuing_subword_prefix="##"), 'model.continuing_subword_prefix = "##"'),
         (change_model(end_of_word_suffix="</w>"), 'model.end_of_word_suffix = "</w>"'),
         (change_model(vocab={}), "model.vocab is missing or empty"),
-        (change_model(vocab={"a": "0"}), "gives 'a' the id \"0\""),
+        (change_model(vocab={"a": "0"}), 'model.vocab.a = "0" is not a whole number'),
+        (change_model(vocab={"a": -1}), "gives 'a' the id -1"),
         (change_model(merges=[["a b", "c"]]), "with a space in it"),
         (change_model(type="WordLevel"), 'model.type = "WordLevel" is not BPE'),
         (change_model(ignore_merges=True), "with ignore_merges = true"),
@@ -479,7 +482,7 @@ def test_of_several_templates_the_default_is_taken_and_said(source: Path) -> Non
     assert vocab.chat_template == "plain"
     assert any("tool_use" in note for note in vocab.notes)
     edit_json(source / "tokenizer_config.json", chat_template=named[:1])
-    with pytest.raises(TokenizerError, match="with a default"):
+    with pytest.raises(TokenizerError, match="none is the default"):
         read_vocab(source, {}, SIZE)
 
 
