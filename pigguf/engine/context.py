@@ -336,7 +336,10 @@ def _padded(length: int) -> int:
 
 def _refuse_too_large(model: Model, options: ContextOptions, length: int) -> int:
     """Bytes of the KV cache, if there is room for them; on a GPU its own allocation tells."""
-    needed = model.cache_bytes(_padded(length) * options.sequences, options.cache_k, options.cache_v)
+    cells = _padded(length) * options.sequences
+    if cells >= 2**31:
+        raise DoesNotFit(f"{options.sequences} sequences of {length:,} tokens are more than llama.cpp counts")
+    needed = model.cache_bytes(cells, options.cache_k, options.cache_v)
     available = available_memory()
     if not model.gpu_layers and available is not None and needed > available:
         raise DoesNotFit(

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pigguf.engine import devices, library, preflight
+from pigguf.engine.deep_stack import with_stack_for
 from pigguf.engine.interrupts import held_interrupts
 from pigguf.engine.memory import available_memory, in_words
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError, GGUFError, Interrupted, UsageError
@@ -262,7 +263,7 @@ class Model:
             parse_special: read special tokens' text ("<|im_start|>") as the tokens.
 
         Raises:
-            UsageError: the text cannot be written as UTF-8, or is 2 GiB long.
+            UsageError: the text cannot be written as UTF-8, is 2 GiB long, or is one endless word.
         """
         _ = self.handle
         try:
@@ -273,6 +274,9 @@ class Model:
             ) from error
         if len(data) >= 2**31:
             raise UsageError(f"the text is {in_words(len(data))} long, more than llama.cpp takes at once")
+        return with_stack_for(text, lambda: self._tokenize(data, add_special, parse_special))
+
+    def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         room = len(data) + 16
         while True:
             tokens = (ctypes.c_int32 * room)()

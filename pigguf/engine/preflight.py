@@ -26,6 +26,8 @@ ARCHITECTURES = ("llama", "qwen2")
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 TOKENIZER_MODELS = ("llama", "gpt2")
+# Pre-tokenizers of other architectures: one asserts on two blanks, one recurses once a word.
+_UNSAFE_PRE_TOKENIZERS = ("whitespace", "exaone-moe")
 
 # Types that no matrix product of ggml takes as weights.
 _NOT_WEIGHTS = frozenset(
@@ -191,8 +193,9 @@ def _check_vocabulary(keys: _Keys) -> None:
     tokens = _distinct_tokens(keys)
     if model == "llama":
         _check_byte_tokens(tokens)
-    elif get(keys.metadata, "tokenizer.ggml.pre", str) == "whitespace":
-        raise GGUFError("tokenizer.ggml.pre is 'whitespace', which only embedding models have")
+    pre = get(keys.metadata, "tokenizer.ggml.pre", str)
+    if pre in _UNSAFE_PRE_TOKENIZERS:
+        raise GGUFError(f"tokenizer.ggml.pre is {pre!r}, which belongs to other architectures")
     for name in ("bos", "eos"):
         key = f"tokenizer.ggml.{name}_token_id"
         token = get(keys.metadata, key, int)

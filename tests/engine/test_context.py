@@ -71,7 +71,7 @@ def test_caches_of_every_type_give_nearly_the_same_logits(smollm2: Model, kind: 
         with Context(smollm2, options) as context, context.sequence() as session:
             [(_, row)] = session.evaluate(tokens, [len(tokens) - 1])
             rows.append(row)
-    assert np.corrcoef(rows)[0, 1] > (0.9 if "4" in kind else 0.99)
+    assert np.corrcoef(rows)[0, 1] > (0.9 if kind[:2] in ("q4", "q5", "iq") else 0.99)
 
 
 def test_quantized_keys_alone_go_without_flash_attention(smollm2: Model) -> None:

@@ -342,12 +342,14 @@ def test_reading_gives_the_same_as_mapping(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused_with_the_sizes(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf")
-    with Model.open(path, rope=RopeOverride(context_length=2**31 - 1)) as model:
+    with Model.open(path, rope=RopeOverride(context_length=2**30)) as model:
         a_token = LAYERS * 2 * (WIDTH // 4) * 2 * 2  # layers, KV heads, head length, K and V, two bytes
         assert model.cache_bytes(1) == a_token
         assert model.cache_bytes(256, "f32", "f32") == 512 * a_token
         with pytest.raises(DoesNotFit, match=r"512\.0 GiB for its KV cache and .* of memory are free"):
-            Context(model)
+            Context(model, ContextOptions(cache_k="f32", cache_v="f32"))
+        with pytest.raises(DoesNotFit):
+            Context(model, ContextOptions(sequences=256))
 
 
 def test_counts_of_the_tiny_model(tmp_path: Path) -> None:
