@@ -62,7 +62,7 @@ def export(
         tensors = to_hf(family, spec, by_name, str(file.path))
         size = write_safetensors(directory / "model.safetensors", tensors, "BF16", progress)
         _write_json(directory / "config.json", {**family.config(spec), **_token_ids(vocab)})
-        _write_json(directory / "generation_config.json", _token_ids(vocab))
+        _write_json(directory / "generation_config.json", {**_token_ids(vocab), **_end_ids(vocab)})
         write_tokenizer(vocab, directory)
     return ExportResult(target, spec, size, time.monotonic() - begun)
 
@@ -74,6 +74,11 @@ def _token_ids(vocab: Vocab) -> dict[str, int]:
         for role in ("bos", "eos", "pad")
         if role in vocab.special_ids
     }
+
+
+def _end_ids(vocab: Vocab) -> dict[str, list[int]]:
+    """generation_config.json may name several tokens that end an answer."""
+    return {"eos_token_id": list(vocab.end_ids)} if len(vocab.end_ids) > 1 else {}
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -38,9 +38,13 @@ def verify_tokens(path: Path, encode: Callable[[str], list[int]], vocab: Vocab) 
     """Tokenize the sample with the source's tokenizer and with llama.cpp on the file's vocabulary.
 
     Raises:
-        VerificationFailed: naming the first text whose tokens differ, and where.
+        VerificationFailed: naming the first text whose tokens differ, and where; or a token that should
+            end an answer and would not.
     """
     with Model.open(path, vocab_only=True) as model:
+        for token in vocab.end_ids:
+            if not model.is_end(token):
+                raise VerificationFailed(f"llama.cpp does not end an answer at token {token}", _HINT)
         for text in samples(vocab):
             expected, got = encode(text), model.tokenize(text, add_special=False, parse_special=True)
             if expected != got:
