@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 from pigguf.engine import Model
 from pigguf.errors import TokenizerError
+from pigguf.metadata import elements
+from pigguf.tokenizer import TokenType
 from pigguf.tokenizer.chat_template import ChatTemplate
 
 Message = Mapping[str, str]
@@ -54,7 +56,7 @@ class ChatFormat:
         pieces = quoted.split(rendered)
         tokens = self._tokenize(pieces[0], special=True)
         for index, piece in enumerate(pieces[1:], start=1):
-            tokens += self._continue(piece, special=index % 2 == 0)
+            tokens += self._as_text(piece) if index % 2 else self._continue(piece, special=True)
         return self._with_bos(tokens)
 
     def count(self, text: str) -> int:
@@ -70,6 +72,14 @@ class ChatFormat:
             return self._tokenize(text, special=special)
         return self._tokenize(_ANCHOR + text, special=special)[len(self._tokenize(_ANCHOR, special=False)) :]
 
+    def _as_text(self, text: str) -> list[int]:
+        """Tokens of a special token's text that are not that token."""
+        tokens = self._continue(text, special=False)
+        if len(tokens) > 1:
+            return tokens
+        # llama.cpp finds user-defined tokens in plain text too: it must not see this one whole.
+        return self._continue(text[:1], special=False) + self._continue(text[1:], special=False)
+
     def _with_bos(self, tokens: list[int]) -> list[int]:
         """Begin with BOS where the file asks for one and the template did not write it itself."""
         wanted = self._model.tokenize("", add_special=True)[:1]
@@ -79,14 +89,26 @@ class ChatFormat:
 
     @cached_property
     def _special_text(self) -> re.Pattern[str] | None:
-        """Finds every text that tokenizing a prompt would read as a control token."""
-        special = {
-            self._model.piece(token, special=True).decode("utf-8", "replace")
-            for token in range(self._model.vocab_size)
-            if not self._model.piece(token)
-        }
-        longest_first = sorted(special - {""}, key=len, reverse=True)
+        """Finds every text that would be read as a token which shapes the conversation."""
+        longest_first = sorted(
+            {*self._control_texts(), *self._template_texts()} - {""}, key=len, reverse=True
+        )
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def _control_texts(self) -> Iterator[str]:
+        model = self._model
+        for token in range(model.vocab_size):
+            if not model.piece(token):
+                yield model.piece(token, special=True).decode("utf-8", "replace")
+
+    def _template_texts(self) -> Iterator[str]:
+        """Added tokens that are no control tokens, but that the template uses as if they were."""
+        metadata, template = self._model.file.metadata, self._model.chat_template or ""
+        texts = elements(metadata, "tokenizer.ggml.tokens") or ()
+        kinds = elements(metadata, "tokenizer.ggml.token_type") or ()
+        for text, kind in zip(texts, kinds, strict=False):
+            if kind == TokenType.USER_DEFINED and text.strip() and text in template:
+                yield text
 
 
 class _Quoted:
