@@ -147,11 +147,14 @@ def remarks(chat: Chat, verbose: bool) -> Iterator[str]:
 def _timings(turn: Turn) -> str:
     """One line on how long a turn took."""
     read = turn.prompt_tokens - turn.cached_tokens
-    return (
+    line = (
         f"{read:,} tokens read in {turn.prefill_seconds:.1f} s ({turn.prefill_rate:,.0f} tokens/s), "
-        f"first token after {turn.first_token_seconds:.1f} s, "
-        f"{turn.answer_tokens:,} written in {turn.decode_seconds:.1f} s ({turn.decode_rate:.1f} tokens/s)"
+        f"first token after {turn.first_token_seconds:.1f} s"
     )
+    if turn.answer_tokens < 2:  # one token comes with the reading and has no rate of its own
+        return line
+    written = f"{turn.answer_tokens:,} written in {turn.decode_seconds:.1f} s"
+    return f"{line}, {written} ({turn.decode_rate:.1f} tokens/s)"
 
 
 def _as_data(answer: str, chat: Chat) -> dict[str, object]:

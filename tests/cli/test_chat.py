@@ -14,6 +14,9 @@ from pathlib import Path
 import pexpect
 import pytest
 
+import pigguf.cli.chat as chat_command
+from pigguf.engine import Model
+
 PATIENCE = 180  # seconds: the machine may be busy
 READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line
 CONTROLS = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]|\x08|\r")
@@ -143,6 +146,25 @@ def test_a_rope_override_permits_a_longer_window(smollm2_gguf: Path) -> None:
     done = chat(smollm2_gguf, *arguments, "--rope-factor", "2")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tokens"]["context_length"] == 9000
+
+
+@pytest.mark.parametrize(
+    ("free", "window"),
+    [(None, 8192), (10**12, 8192), (100_000_000, 2048), (1, 1024)],  # the cache takes 23,040 bytes a token
+)
+def test_the_window_is_what_the_memory_holds(
+    smollm2_gguf: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    free: int | None,
+    window: int,
+) -> None:
+    monkeypatch.setattr(chat_command, "available_memory", lambda: free)
+    with Model.open(smollm2_gguf, vocab_only=True) as model:
+        assert chat_command._window(model) == window
+    said = capsys.readouterr().err
+    assert bool(said) is (window < 8192)
+    assert not said or f"Taking {window:,} of the model's 8,192 tokens" in said
 
 
 # ---- a terminal --------------------------------------------------------------------------------------
@@ -284,7 +306,7 @@ def test_ctrl_c_while_reading_keeps_document_and_chat(smollm2_gguf: Path, tmp_pa
     assert terminal.leave() == 0
 
 
-def test_ctrl_c_while_loading_ends_with_130(smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_one_question_with_130(smollm2_gguf: Path, tmp_path: Path) -> None:
     child = pexpect.spawn(
         sys.executable,
         ["-m", "pigguf", "chat", str(smollm2_gguf), "-p", "Write a very long story.", "--ctx", "2048"],
