@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 from pathlib import Path
@@ -121,9 +122,10 @@ class Shell:
         render.note(
             f"{total:,} of {chat.context_length:,} tokens ({100 * total / chat.context_length:.0f} %)"
         )
+        width = max(10, shutil.get_terminal_size().columns - 24)
         for share in filter(attrgetter("tokens"), shares):
             waiting = " (waits for your next message)" if share.part == "document" else ""
-            render.note(f"  {share.tokens:>7,}  {share.part:<9}  {shortened(share.text, 56)}{waiting}")
+            render.note(f"  {share.tokens:>7,}  {share.part:<9}  {shortened(share.text + waiting, width)}")
 
     def clear(self, argument: str) -> None:
         """Forget the conversation and the documents."""

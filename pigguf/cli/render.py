@@ -28,6 +28,7 @@ from pigguf.progress import Progress, Unit
 from pigguf.rope import RopeScaling
 
 _PIPE_WIDTH = 10_000  # a pipe has no edge to wrap at
+_METER_WIDTH = 55  # of the text beside a bar, mostly: the bar is what gives way on a narrow terminal
 
 # ---- results, on stdout --------------------------------------------------------------------------
 
@@ -146,11 +147,12 @@ class TerminalProgress:
     def begin(self, stage: str, total: float, unit: Unit) -> None:
         self.end()
         self._meter = Meter(total, unit)
+        console = _console(stderr=True)
         self._bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=max(4, min(24, console.width - len(stage) - _METER_WIDTH))),
             _MeterColumn(self._meter),
-            console=_console(stderr=True),
+            console=console,
             transient=not self._keep,
         )
         self._task = self._bar.add_task(stage, total=total)
