@@ -32,7 +32,7 @@ def main() -> None:
         say("What is in it:")
         pigguf("inspect", GGUF)
         say(f"A question about the first chapters of Persuasion, in a window of {WINDOW:,} tokens:")
-        drawing = ["--temperature", 0, "--max-tokens", 200]
+        drawing = ["--temperature", 0, "--repeat-penalty", 1.1, "--max-tokens", 160]
         pigguf("chat", GGUF, "--ctx", WINDOW, "--file", DOCUMENT, "-p", QUESTION, *drawing)
         say(f"Now talk to it yourself: .venv/bin/pigguf chat {GGUF}")
     except KeyboardInterrupt:
