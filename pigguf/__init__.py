@@ -27,6 +27,8 @@ _HOMES = {
     "inspect": "pigguf.verbs.inspect",
     "open_model": "pigguf.local",
     "LocalModel": "pigguf.local",
+    "RopeOverrides": "pigguf.rope",
+    "RuntimeRope": "pigguf.engine.model",
     "Sampling": "pigguf.engine.sampling",
     "PigError": "pigguf.errors",
     "Progress": "pigguf.progress",
@@ -40,6 +42,8 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "inspect",
     "open_model",
     "LocalModel",
+    "RopeOverrides",
+    "RuntimeRope",
     "Sampling",
     "PigError",
     "Progress",
@@ -47,10 +51,12 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
 ]
 
 if TYPE_CHECKING:
+    from pigguf.engine.model import RuntimeRope
     from pigguf.engine.sampling import Sampling
     from pigguf.errors import PigError
     from pigguf.local import LocalModel, open_model
     from pigguf.progress import Progress
+    from pigguf.rope import RopeOverrides
     from pigguf.verbs.convert import ConversionResult, convert
     from pigguf.verbs.export import export
     from pigguf.verbs.inspect import inspect

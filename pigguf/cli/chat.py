@@ -18,7 +18,7 @@ from pigguf.cli import render
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.options import json_option, model_options, sampling_options, verbose_option
 from pigguf.cli.text import size
-from pigguf.engine import Context, ContextOptions, Model, RopeOverride, Sampling, log_to
+from pigguf.engine import Context, ContextOptions, Model, RuntimeRope, Sampling, log_to
 from pigguf.engine.memory import available_memory
 from pigguf.errors import UsageError
 
@@ -47,7 +47,7 @@ def command(
     files: tuple[Path, ...],
     system: str | None,
     ctx_length: int | None,
-    rope: RopeOverride | None,
+    rope: RuntimeRope | None,
     gpu_layers: int | Literal["all", "auto"],
     threads: int | None,
     sampling: Sampling,

@@ -69,8 +69,8 @@ def _gpu_layers(ctx: click.Context, parameter: click.Parameter, value: str) -> i
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a model is opened. Passed as `gpu_layers`, `threads`, and `rope`: RopeOverride or None."""
-    from pigguf.engine import RopeOverride
+    """How a model is opened. Passed as `gpu_layers`, `threads`, and `rope`: RuntimeRope or None."""
+    from pigguf.engine import RuntimeRope
 
     @click.option(
         "--gpu-layers",
@@ -100,7 +100,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *, ctx_length: int | None, rope_factor: float | None, rope_base: float | None, **rest: Any
     ) -> Any:
         overridden = rope_factor is not None or rope_base is not None
-        rope = RopeOverride(rope_factor, rope_base, ctx_length) if overridden else None
+        rope = RuntimeRope(rope_factor, rope_base, ctx_length) if overridden else None
         return command(ctx_length=ctx_length, rope=rope, **rest)
 
     return click.option(

@@ -13,7 +13,7 @@ Not here: chat templates (tokenizer/), text streams (local.py), the build of the
 
 from pigguf.engine.context import CacheType, Context, ContextOptions
 from pigguf.engine.library import log_to
-from pigguf.engine.model import GpuLayers, Model, RopeOverride
+from pigguf.engine.model import GpuLayers, Model, RuntimeRope
 from pigguf.engine.sampling import Sampling
 from pigguf.engine.session import Session, StopReason
 
@@ -23,7 +23,7 @@ __all__ = [
     "ContextOptions",
     "GpuLayers",
     "Model",
-    "RopeOverride",
+    "RuntimeRope",
     "Sampling",
     "Session",
     "StopReason",

@@ -1,6 +1,6 @@
 """A model: weights and vocabulary of one GGUF file, checked before llama.cpp sees it.
 
-Positions are the file's: no rope value reaches llama.cpp unless a RopeOverride was given, and then
+Positions are the file's: no rope value reaches llama.cpp unless a RuntimeRope was given, and then
 as a metadata override, in the one place where the library also reads the file's own. What it took is
 compared with what we read.
 
@@ -38,7 +38,7 @@ _OVERRIDE_TAGS = {"u32": (0, "val_i64"), "f32": (1, "val_f64"), "str": (3, "val_
 
 
 @dataclass(frozen=True)
-class RopeOverride:
+class RuntimeRope:
     """What the user says about positions against the file; None keeps the file's value.
 
     Attributes:
@@ -152,7 +152,7 @@ class Model:
         *,
         gpu_layers: GpuLayers = "auto",
         vocab_only: bool = False,
-        rope: RopeOverride | None = None,
+        rope: RuntimeRope | None = None,
         use_mmap: bool = True,
         progress: Progress = SILENT,
     ) -> Model:

@@ -10,7 +10,7 @@ import pytest
 from engine.tiny_gguf import LAYERS, VOCABULARY, WIDTH, WINDOW, linear, text_tokens, write_tiny
 from numpy.typing import NDArray
 
-from pigguf.engine import Context, ContextOptions, Model, RopeOverride, log_to
+from pigguf.engine import Context, ContextOptions, Model, RuntimeRope, log_to
 from pigguf.errors import (
     BackendUnavailable,
     ContextOverflow,
@@ -287,7 +287,7 @@ def test_layers_on_a_gpu_that_is_not_there_are_refused(tmp_path: Path) -> None:
 # ---- positions follow the file -----------------------------------------------------------------------
 
 
-def logits(path: Path, rope: RopeOverride | None = None, *, use_mmap: bool = True) -> NDArray[np.float32]:
+def logits(path: Path, rope: RuntimeRope | None = None, *, use_mmap: bool = True) -> NDArray[np.float32]:
     """After the last of 200 tokens."""
     options = ContextOptions(length=256)
     with Model.open(path, rope=rope, use_mmap=use_mmap) as model, Context(model, options) as context:
@@ -301,12 +301,12 @@ def test_positions_follow_the_file_and_an_override_reproduces_each(tmp_path: Pat
     scaled = write_tiny(tmp_path / "scaled.gguf", linear(4.0, 4 * WINDOW))
     by_one, by_four = logits(plain), logits(scaled)
     assert np.abs(by_one - by_four).max() > 0.1 * by_one.std()
-    np.testing.assert_array_equal(logits(plain, RopeOverride(factor=4.0)), by_four)
-    np.testing.assert_array_equal(logits(scaled, RopeOverride(factor=1.0)), by_one)
+    np.testing.assert_array_equal(logits(plain, RuntimeRope(factor=4.0)), by_four)
+    np.testing.assert_array_equal(logits(scaled, RuntimeRope(factor=1.0)), by_one)
     # It replaces the file's factor and does not multiply it.
-    np.testing.assert_array_equal(logits(scaled, RopeOverride(factor=4.0)), by_four)
-    assert np.abs(logits(plain, RopeOverride(base=500000.0)) - by_one).max() > 0.1 * by_one.std()
-    np.testing.assert_array_equal(logits(scaled, RopeOverride(base=10000.0)), by_four)
+    np.testing.assert_array_equal(logits(scaled, RuntimeRope(factor=4.0)), by_four)
+    assert np.abs(logits(plain, RuntimeRope(base=500000.0)) - by_one).max() > 0.1 * by_one.std()
+    np.testing.assert_array_equal(logits(scaled, RuntimeRope(base=10000.0)), by_four)
 
 
 def test_the_window_is_the_files_or_the_overrides(tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_the_window_is_the_files_or_the_overrides(tmp_path: Path) -> None:
             Context(model, ContextOptions(length=4 * WINDOW))
         assert refusal.value.hint is not None
         assert "override" in refusal.value.hint
-    rope = RopeOverride(factor=4.0, context_length=4 * WINDOW)
+    rope = RuntimeRope(factor=4.0, context_length=4 * WINDOW)
     with Model.open(path, rope=rope) as model, Context(model, ContextOptions(length=4 * WINDOW)) as context:
         assert (context.length, model.rope.factor) == (4 * WINDOW, 4.0)
 
@@ -325,10 +325,10 @@ def test_the_window_is_the_files_or_the_overrides(tmp_path: Path) -> None:
 def test_an_override_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     for wrong in ({"factor": 0.0}, {"factor": float("inf")}, {"base": -1.0}, {"context_length": 0}):
         with pytest.raises(UsageError):
-            RopeOverride(**wrong)  # type: ignore[arg-type]
+            RuntimeRope(**wrong)  # type: ignore[arg-type]
     yarn = write_tiny(tmp_path / "yarn.gguf", {**linear(2.0), "llama.rope.scaling.type": string("yarn")})
     with pytest.raises(UsageError, match="scales its positions by yarn"):
-        Model.open(yarn, rope=RopeOverride(factor=4.0))
+        Model.open(yarn, rope=RuntimeRope(factor=4.0))
     Model.open(yarn).close()
 
 
@@ -342,7 +342,7 @@ def test_reading_gives_the_same_as_mapping(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused_with_the_sizes(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf")
-    with Model.open(path, rope=RopeOverride(context_length=2**30)) as model:
+    with Model.open(path, rope=RuntimeRope(context_length=2**30)) as model:
         a_token = LAYERS * 2 * (WIDTH // 4) * 2 * 2  # layers, KV heads, head length, K and V, two bytes
         assert model.cache_bytes(1) == a_token
         assert model.cache_bytes(256, "f32", "f32") == 512 * a_token
