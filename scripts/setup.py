@@ -71,6 +71,7 @@ def main() -> None:
 
 def set_up(extras: Sequence[str], demo_model: bool, rebuild_engine: bool) -> None:
     """Do what is not done yet, in an order that finds out early what is missing."""
+    discard_broken_venv()
     build = _load_build()
     machine = build.find_machine(os.environ)
     version = _pin(ENGINE)
@@ -79,7 +80,6 @@ def set_up(extras: Sequence[str], demo_model: bool, rebuild_engine: bool) -> Non
     missing = [name for name in ("package", *extras) if not _is_done(name, _package_fingerprint())]
 
     without_model = demo_model and not DEMO_MODEL.exists()
-
     check_room(plan is not None, missing, without_model)
     make_venv()
     if plan:
@@ -94,6 +94,14 @@ def set_up(extras: Sequence[str], demo_model: bool, rebuild_engine: bool) -> Non
 
 
 # ---- the steps -----------------------------------------------------------------------------------
+
+
+def discard_broken_venv() -> None:
+    """Take away a .venv that is half made, or whose Python is gone or too old, and what its stamps claim."""
+    works = [str(PYTHON), "-c", "import pip, sys; sys.exit(sys.version_info < (3, 10))"]
+    if VENV.exists() and not _runs(works):
+        _say("the .venv here does not work: it is made anew")
+        shutil.rmtree(VENV)
 
 
 def check_room(building: bool, missing: Sequence[str], without_model: bool) -> None:
@@ -115,8 +123,8 @@ def check_room(building: bool, missing: Sequence[str], without_model: bool) -> N
 
 
 def make_venv() -> None:
-    """A .venv with a working Python 3.10 or newer and pip, made anew where there is none."""
-    if _runs([str(PYTHON), "-c", "import pip, sys; sys.exit(sys.version_info < (3, 10))"]):
+    """A .venv where there is none."""
+    if VENV.exists():
         return
     if not _runs([sys.executable, "-c", "import venv, ensurepip"]):
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -125,14 +133,11 @@ def make_venv() -> None:
             f"Debian, Ubuntu: apt-get install python{version}-venv; or name another: PYTHON=python3.12",
         )
     _say(f"making .venv with Python {sys.version.split()[0]}")
-    result = subprocess.run(
-        [sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, errors="replace"
-    )
+    command = [sys.executable, "-m", "venv", str(VENV)]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if result.returncode:
         said = (result.stderr or result.stdout).strip().splitlines() or ["it does not say why"]
-        raise SetupError(
-            f"python -m venv failed: {said[-1]}", f"try it by hand: {sys.executable} -m venv {VENV}"
-        )
+        raise SetupError(f"python -m venv failed: {said[-1]}", f"try it by hand: {shlex.join(command)}")
 
 
 def build_engine(build: Any, machine: Any, plan: Any, version: str, reason: str) -> None:

@@ -129,8 +129,12 @@ def test_a_python_without_ensurepip(clone: Path, tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_no_network(clone: Path) -> None:
-    error, hint = refusal(run(clone, "test"))
+def test_no_network_and_a_venv_whose_python_is_gone(clone: Path) -> None:
+    (clone / ".venv" / "stamps").mkdir(parents=True)
+    (clone / ".venv" / "pigguf-engine.json").write_text("{}")
+    result = run(clone, "test")
+    assert result.stderr.startswith("the .venv here does not work")
+    error, hint = refusal(result)
     assert error == "error: building llama-cpp-python failed: the package index cannot be reached"
     assert "network" in hint
     # Nothing that a second run would take for an engine.
@@ -260,11 +264,10 @@ def test_versions_are_pinned_in_one_place(setup_script: ModuleType) -> None:
                 assert "llama-cpp-python==0" not in path.read_text(errors="replace"), path
 
 
-@pytest.mark.skipif(
-    Path(sys.prefix) != ROOT / ".venv" or not (ROOT / ".venv" / "stamps" / "self-test").exists(),
-    reason="not in the .venv that the scripts made",
-)
-def test_a_second_run_has_nothing_to_do() -> None:
+def test_a_second_run_has_nothing_to_do(setup_script: ModuleType) -> None:
+    fingerprint = setup_script._package_fingerprint()
+    if Path(sys.prefix) != ROOT / ".venv" or not setup_script._is_done("test", fingerprint):
+        pytest.skip("not in a .venv that scripts/test has brought up to date")
     begun = time.monotonic()
     command = [REAL_PYTHON, "scripts/setup.py", "--extras", "test,lint"]
     environment = {
