@@ -319,6 +319,58 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(checkpoint: Path) -> None:
     assert (checkpoint.parent / "model.gguf").read_bytes() == b"precious"
 
 
+FULL_DISK = """
+import os, pathlib, sys
+import pigguf
+from pigguf.progress import Silent
+
+disk = pathlib.Path(sys.argv[2])
+(disk / "model.gguf").write_bytes(b"precious")
+if sys.argv[3] == "later":
+    class Filler(Silent):  # somebody else takes the room that was there at the start
+        def advance(self, amount):
+            if not (disk / "other").exists():
+                (disk / "other").write_bytes(bytes(700_000))
+    progress = Filler()
+else:
+    (disk / "other").write_bytes(bytes(700_000))
+    progress = Silent()
+try:
+    pigguf.convert(sys.argv[1], disk / "model.gguf", type="F32", progress=progress)
+except pigguf.PigError as error:
+    print(type(error).__name__, "|", error.message, "|", error.hint)
+print(sorted(os.listdir(disk)), (disk / "model.gguf").read_bytes())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a disk of its own (Linux)")
+@pytest.mark.parametrize(
+    ("when", "words"), [("before", "the disk has"), ("later", "No space left on device")]
+)
+def test_a_full_disk_is_an_error_that_harms_nothing(
+    when: str, words: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=1000k none "$0" && exec "$@"',
+        str(disk),
+    ]
+    if subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    command = [*mount, sys.executable, "-c", FULL_DISK, str(checkpoint), str(disk), when]
+    finished = subprocess.run(command, check=True, capture_output=True, text=True)
+    error, left = finished.stdout.splitlines()
+    assert error.startswith("OutputError | ")
+    assert words in error
+    assert "free some room" in error
+    assert left == "['model.gguf', 'other'] b'precious'"
+
+
 @pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="needs files without a name (Linux)")
 def test_kill_minus_nine_in_the_middle_leaves_nothing(checkpoint: Path) -> None:
     (checkpoint.parent / "model.gguf").write_bytes(b"precious")
