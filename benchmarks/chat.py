@@ -4,7 +4,7 @@
 usage: benchmarks/chat.py MODEL.gguf
 
 Both in this process, on one model, with contexts of the same settings, in turn: after a prompt of 64 and
-of 2048 tokens, 128 tokens are drawn greedily by the library's own sampler. Medians of five rounds; the
+of 2048 tokens, 256 tokens are drawn greedily by the library's own sampler. Medians of nine rounds; the
 tokens must be the same.
 """
 
@@ -21,7 +21,7 @@ from peers import machine
 
 from pigguf.engine import Context, ContextOptions, Model, Sampling
 
-DEPTHS, COUNT, ROUNDS = (64, 2048), 128, 5
+DEPTHS, COUNT, ROUNDS = (64, 2048), 256, 9
 
 
 def main(path: str) -> None:
