@@ -227,6 +227,13 @@ def _place_windows(facts: Facts, factor: float) -> Decision:
         )
     for base, model in BASE_WINDOWS.items():
         if same(window / factor, base):
+            if facts.plain and window in BASE_WINDOWS:  # the factor is the user's alone: nothing to go by
+                raise RopeConflict(
+                    f"{_listed(facts.windows + facts.factors)}: the window may be the original one, as it is "
+                    f"{BASE_WINDOWS[window]}'s own, or extended from {base}, which is {model}'s",
+                    f"--original-context {window} extends it to {extended}, "
+                    f"--context {window} says that it is extended already",
+                )
             return Decision((base, window), f"{first} is the extended one, as {base} is {model}'s own")
     if window in BASE_WINDOWS:
         return Decision(

@@ -105,6 +105,7 @@ class Facts:
         limits: the tokenizer's model_max_length.
         code: auto_map, where it names modelling code.
         overrides: how many numbers the user gave.
+        plain: whether the checkpoint itself says nothing of scaling, what is overruled included.
     """
 
     kinds: Claims = ()
@@ -117,6 +118,7 @@ class Facts:
     limits: Claims = ()
     code: Claims = ()
     overrides: int = 0
+    plain: bool = True
 
 
 def gather(config: Config, tokenizer_config: Config, overrides: RopeOverrides) -> list[Claim]:
@@ -140,7 +142,12 @@ def weigh(claims: list[Claim]) -> Facts:
     for claim in claims:
         if claim in given or claim.quantity not in overruled:
             by_quantity[claim.quantity] = (*by_quantity.get(claim.quantity, ()), claim)
-    return Facts(**by_quantity, overrides=len(given))
+    plain = not any(_speaks_of_scaling(claim) for claim in claims if claim not in given)
+    return Facts(**by_quantity, overrides=len(given), plain=plain)
+
+
+def _speaks_of_scaling(claim: Claim) -> bool:
+    return claim.quantity in ("factors", "idle_factors", "code") or claim[:2] == ("kinds", "linear")
 
 
 def _checkpoint_claims(config: Config, tokenizer_config: Config) -> list[Claim]:
