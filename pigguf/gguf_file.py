@@ -187,9 +187,10 @@ class _HeaderReader:
             raise self.fail(f"{what} is not UTF-8 text ({error.reason} at byte {error.start})") from error
 
     def magic_and_version(self) -> int:
-        magic = self.take(4)
-        if magic != b"GGUF":
+        magic = self.take(min(4, self.size))
+        if not b"GGUF".startswith(magic):
             raise self.fail(f"not a GGUF file (it begins with {magic!r})", "give the path of a .gguf file")
+        self.take(4 - len(magic))
         version = int(self.number("I"))
         if version in (2, 3):
             return version

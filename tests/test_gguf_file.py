@@ -125,6 +125,7 @@ def test_any_flipped_byte_of_the_header_is_read_or_refused_but_never_anything_el
     [
         (b"", GGUFError, "ends at byte 0"),
         (b"PK\x03\x04 not a model", GGUFError, "not a GGUF file"),
+        (b"hi\n", GGUFError, "not a GGUF file"),
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), UnsupportedModel, "version 1"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), UnsupportedModel, "big-endian"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), GGUFError, "tensors, more than a file"),
