@@ -78,7 +78,7 @@ class RopeScaling:
         """What the factor means for positions, in a sentence."""
         last = self.context_length - 1
         if self.kind == "none":
-            return f"position {last}, the last, is read as {last}: positions are not scaled"
+            return f"positions are read as they are, 0 to {last}"
         if self.kind == "linear":
             read = f"position {last}, the last, is read as {last / self.factor:.10g}"
             if self.windows_agree:
