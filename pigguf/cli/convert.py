@@ -80,11 +80,11 @@ def _rows(result: ConversionResult) -> list[tuple[str, object]]:
     ]
     rows += [("decided", decision) for decision in rope.decisions]
     rows += [("note", note) for note in plan.vocab.notes]
-    rows += (
-        [("fallback", f"{len(plan.fallbacks)} tensors, such as {plan.fallbacks[0]}")]
-        if plan.fallbacks
-        else []
-    )
+    if plan.fallbacks:
+        count = len(plan.fallbacks)
+        rows.append(
+            ("fallback", f"{count} tensors whose rows are not whole blocks, such as {plan.fallbacks[0]}")
+        )
     if result.path is not None:
         rows.append(("verified", f"shapes, types, rope keys and tokens, in {result.seconds:.1f} s"))
     return rows
