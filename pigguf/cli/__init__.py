@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TextIO, cast
 import click
 from click.shell_completion import CompletionItem
 
-from pigguf.cli import exit_codes
+from pigguf.cli import exit_codes, terminal
 from pigguf.cli.report import report
 
 PROGRAM = "pigguf"
@@ -101,12 +101,14 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; `arguments` default to the process's own."""
+    terminal.open_missing_streams()
     # A terminal that cannot show a character gets its escape, not a crash in the middle of an answer.
     for stream in (sys.stdout, sys.stderr):
         cast(Any, stream).reconfigure(errors="backslashreplace")
     settings = Settings()
     try:
-        result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=settings)
+        with terminal.left_as_found():
+            result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=settings)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has left; nobody is there to be told
         _abandon(sys.stdout)

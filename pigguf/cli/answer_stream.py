@@ -13,12 +13,8 @@ from typing import Any
 
 from rich.cells import cell_len
 
+from pigguf.cli import terminal
 from pigguf.cli.text import printable
-
-try:
-    import termios
-except ImportError:  # Windows: what is typed is echoed
-    termios = None  # type: ignore[assignment]
 
 
 class AnswerStream:
@@ -48,7 +44,7 @@ class AnswerStream:
         sys.stdout.flush()
 
     def __enter__(self) -> AnswerStream:
-        self._echo = _switch_echo_off()
+        self._echo = terminal.switch_echo_off()
         return self
 
     def __exit__(
@@ -59,8 +55,7 @@ class AnswerStream:
             if self._wrote:
                 self._print("\n")
         finally:
-            if self._echo is not None:
-                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._echo)
+            terminal.restore(self._echo)
 
     def _end_word(self) -> None:
         word, self._word = self._word, ""  # first of all: Ctrl-C may come after any line
@@ -85,14 +80,3 @@ class AnswerStream:
     def _print(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
-
-
-def _switch_echo_off() -> list[Any] | None:
-    """The terminal's settings from before, or None where stdin is none."""
-    if termios is None or sys.stdin is None or not sys.stdin.isatty():
-        return None
-    before = termios.tcgetattr(sys.stdin)
-    quiet = [*before]
-    quiet[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
-    return before

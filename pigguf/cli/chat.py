@@ -7,6 +7,7 @@ question; with both, `-p` is the question and stdin a document.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ from pigguf.engine.memory import available_memory
 from pigguf.errors import UsageError
 
 _WINDOW_STEP = 1024
+_PATIENCE = 2.0  # seconds
 
 
 @click.command()
@@ -110,12 +112,24 @@ def _question(prompt: str | None) -> tuple[str | None, str | None]:
     """The one question to ask, or None for a chat; and the document from stdin, or None."""
     if prompt is not None and not prompt.strip():
         raise UsageError("the question given with -p is empty")
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin.isatty():
         return prompt, None
-    piped = decode_text(sys.stdin.buffer.read(), "stdin")
+    piped = decode_text(_read_stdin(), "stdin")
     if prompt is None and not piped.strip():
         raise UsageError("stdin is no terminal and holds no question", "ask with -p, or pipe the question in")
     return (piped.strip(), None) if prompt is None else (prompt, piped if piped.strip() else None)
+
+
+def _read_stdin() -> bytes:
+    """All of stdin. A pipe that a parent left open by accident must not look like a hang: it is told of."""
+    note = "Waiting for the end of stdin, which goes in as a document; </dev/null says that there is none."
+    telling = threading.Timer(_PATIENCE, render.note, [note])
+    telling.daemon = True
+    telling.start()
+    try:
+        return sys.stdin.buffer.read()
+    finally:
+        telling.cancel()
 
 
 def _ask_once(chat: Chat, question: str, as_json: bool) -> None:

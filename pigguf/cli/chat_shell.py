@@ -88,12 +88,18 @@ class Shell:
                     out.write(piece)
             for line in remarks(self._chat, self._verbose):
                 render.note(line)
+            self._tell_what_a_full_window_allows()
         except KeyboardInterrupt:
             began = len(self._chat.messages) > said
             render.note(
                 "(stopped)" if began else "(stopped before the answer began: the message is not kept)"
             )
         render.note("")
+
+    def _tell_what_a_full_window_allows(self) -> None:
+        turn = self._chat.last_turn
+        if turn is not None and turn.stop_reason == "window":
+            render.note("/save PATH keeps the conversation, /clear makes room for another.")
 
     # ---- commands --------------------------------------------------------------------------------
 
@@ -204,12 +210,12 @@ def _keys() -> KeyBindings:
 
 def _history() -> History:
     """The file of what was typed before, or memory where the file cannot be had."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    path = state / "pigguf" / "chat_history"
     try:
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        path = state / "pigguf" / "chat_history"
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
         return InMemoryHistory()
     return FileHistory(str(path))
 

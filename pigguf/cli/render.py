@@ -187,6 +187,7 @@ class LogProgress:
         self._stage = ""
         self._meter = Meter(0, "percent")
         self._told_at: float | None = None
+        self._told = 0.0
 
     def begin(self, stage: str, total: float, unit: Unit) -> None:
         self._stage, self._meter, self._told_at = stage, Meter(total, unit), None
@@ -198,11 +199,11 @@ class LogProgress:
             self._tell()
 
     def end(self) -> None:
-        if self._told_at and self._meter.done >= self._meter.total:
+        if self._told_at and self._told != self._meter.done >= self._meter.total:
             self._tell()
 
     def _tell(self) -> None:
-        self._told_at = time.monotonic()
+        self._told_at, self._told = time.monotonic(), self._meter.done
         note(f"{self._stage}: {self._meter.text()}")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import signal
 import stat
 import subprocess
 import sys
@@ -89,6 +91,20 @@ def test_a_seed_repeats_an_answer(smollm2_gguf: Path) -> None:
         return chat(smollm2_gguf, *arguments, "--seed", seed).stdout
 
     assert answer("7") == answer("7") != answer("8")
+
+
+def test_a_stdin_that_nobody_ends_is_told_of(smollm2_gguf: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pigguf", "chat", str(smollm2_gguf), "-p", "Hi", *GREEDY],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stderr is not None
+    assert b"Waiting for the end of stdin" in child.stderr.readline()
+    answer, _ = child.communicate(timeout=PATIENCE)
+    assert answer.strip()
+    assert child.returncode == 0
 
 
 def test_the_engine_is_silent_unless_asked(smollm2_gguf: Path) -> None:
@@ -304,6 +320,53 @@ def test_ctrl_c_while_reading_keeps_document_and_chat(smollm2_gguf: Path, tmp_pa
     terminal.child.expect(READY)
     assert "waits for your next message" in terminal.line("/ctx")
     assert terminal.leave() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
+    smollm2_gguf: Path, tmp_path: Path, number: int
+) -> None:
+    inner = shlex.join([sys.executable, "-m", "pigguf", "chat", str(smollm2_gguf), "--ctx", "2048"])
+    child = pexpect.spawn(
+        "sh",
+        ["-c", f"stty -a; {inner}; echo status $?; stty -a; echo end"],
+        env={**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": str(tmp_path)},
+        encoding="utf-8",
+        timeout=PATIENCE,
+    )
+    child.expect(READY)
+    before = settings_in(child.before)
+    child.sendline("Write a very long story about a pig and a wolf.")
+    child.expect("[a-z]{3,} [a-z]+ [a-z]+")
+    assert not child.getecho()
+    [chat] = children(child.pid)
+    os.kill(chat, number)
+    child.expect_exact(f"status {128 + number}")
+    child.expect("end\r\n")
+    assert settings_in(child.before) == before
+    child.close()
+
+
+def settings_in(screen: str) -> list[str]:
+    """The flags that stty shows: " echo", "-echo"."""
+    flags = re.findall(r"-?\b(?:echo|icanon|isig|icrnl|opost|ixon)\b", screen)
+    assert len(flags) == 6
+    return flags
+
+
+def children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def test_one_question_in_the_background_leaves_the_terminal_alone(smollm2_gguf: Path) -> None:
+    asking = ["chat", str(smollm2_gguf), "-p", "Hi", "--max-tokens", "2", "--ctx", "256"]
+    inner = shlex.join([sys.executable, "-m", "pigguf", *asking])
+    child = pexpect.spawn(  # with job control, so that it has a process group of its own
+        "bash", ["-mc", f"stty tostop; {inner} >/dev/null 2>&1 & wait $!; echo status $?"], encoding="utf-8"
+    )
+    child.expect(r"status (\d+)", timeout=PATIENCE)
+    assert child.match[1] == "0", "148 and up: stopped"
+    child.close()
 
 
 def test_ctrl_c_ends_one_question_with_130(smollm2_gguf: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import click
@@ -182,6 +183,33 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     )
     assert done.stdout == "line\n"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_as_dev_null(closed: str, tmp_path: Path) -> None:
+    code = (
+        "import sys, os, click\n"
+        "from pigguf import cli\n"
+        "@cli.cli.command('try')\n"
+        "def command():\n"
+        "    assert sys.stdin.read() == ''\n"
+        "    click.echo('data'); click.echo('words', err=True)\n"
+        "    with open(sys.argv[1], 'x') as file:\n"
+        "        file.write(f'mine {file.fileno() > 2}')\n"
+        "        os.write(2, b'of C code')\n"
+        "cli.LazyGroup.get_command = lambda self, ctx, name: command\n"
+        "cli.main(['try'])"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" "$2" {closed}', sys.executable, code, str(tmp_path / "file")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (tmp_path / "file").read_text() == "mine True", done.stderr
+    assert done.returncode == 0
+    assert done.stdout == ("" if ">&-" in closed.split() else "data\n")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

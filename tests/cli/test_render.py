@@ -93,6 +93,18 @@ def test_a_log_hears_of_long_work_every_few_seconds(clock, capsys) -> None:
     ]
 
 
+def test_a_log_says_nothing_twice(clock, capsys) -> None:
+    progress = render.LogProgress()
+    with stage(progress, "prefill", 100, "tokens"):
+        for _ in range(100):
+            clock.now += 0.1
+            progress.advance(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "prefill: 50 of 100 tokens, 10 tokens/s, 5 s left",
+        "prefill: 100 of 100 tokens, 10 tokens/s, 10 s",
+    ]
+
+
 def test_results_on_a_pipe_are_plain_and_never_wrapped(capsys) -> None:
     render.facts([("path", "/a/" * 60), ("rope factor", 4.0)], title="model.gguf")
     render.table(["type", "tensors"], [("Q4_K", 12), ("x" * 200, 3)], right=["tensors"])
