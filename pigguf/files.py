@@ -3,7 +3,8 @@
 Reading: positioned reads that fail rather than come back short.
 Writing: on Linux the bytes go to a file without a name (O_TMPFILE), so that even a killed process leaves
 nothing behind; elsewhere to a temporary neighbour that is removed on any error. The target's name
-is taken in one step once the bytes are safe on the disk.
+is taken in one step once the bytes are safe on the disk. A target that is a symbolic link stays one: the
+file that it points to is written. Devices, pipes and the like are never replaced.
 """
 
 from __future__ import annotations
@@ -50,11 +51,13 @@ def atomic_write(target: Path, expected_bytes: int = 0) -> Iterator[AtomicFile]:
         expected_bytes: how much is going to be written; refused at once where there is no room.
 
     Raises:
-        OutputError: the directory is missing or not writable, or the disk is full or failing.
+        OutputError: the target is no regular file, its directory is missing or not writable, or the disk
+            is full or failing.
     """
     try:
-        _check_room(target, expected_bytes)
-        with AtomicFile(target) as file:
+        place = _behind_link(target)
+        _check_room(place, expected_bytes)
+        with AtomicFile(place) as file:
             yield file
             file.publish()
     except OSError as error:
@@ -65,23 +68,43 @@ def atomic_write(target: Path, expected_bytes: int = 0) -> Iterator[AtomicFile]:
 def atomic_directory(target: Path) -> Iterator[Path]:
     """A directory to fill that becomes `target` when the block ends well, and vanishes when it does not.
 
+    An empty directory that is there already stays the same one (somebody may stand in it, or it is a
+    mount): the files move into it at the end.
+
     Raises:
         OutputError: the target exists and is not an empty directory, or cannot be made.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(f"{target} exists and is not an empty directory", "name a new one")
     try:
-        _check_parent(target)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        place = _behind_link(target)
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise OutputError(f"{target} exists and is not an empty directory", "name a new one")
+        _check_parent(place)
+        home = place if place.is_dir() else place.parent
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=home))
         try:
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            temporary.replace(target)
+            if home is place:
+                _move_up(temporary)
+            else:
+                temporary.chmod(0o777 & ~_umask())
+                temporary.replace(place)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     except OSError as error:
         raise _refusal(target, error) from error
+
+
+def _behind_link(target: Path) -> Path:
+    """Where a symbolic link leads, whether something is there or not; any other path is itself."""
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+def _move_up(directory: Path) -> None:
+    """Put a directory's files in its parent, and remove it."""
+    for file in list(directory.iterdir()):
+        file.replace(directory.parent / file.name)
+    directory.rmdir()
 
 
 class AtomicFile:
@@ -195,6 +218,8 @@ def _sync_directory(directory: Path) -> None:
 def _check_room(target: Path, expected_bytes: int) -> None:
     if target.is_dir():
         raise OutputError(f"{target} is a directory", "name a file")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{target} is a device or a pipe, not a file", "name a file")
     _check_parent(target)
     free = shutil.disk_usage(target.parent).free
     if expected_bytes > free:

@@ -297,6 +297,33 @@ def test_a_target_that_cannot_be_written_is_named(checkpoint: Path) -> None:
         pigguf.convert(checkpoint, checkpoint.parent / "absent" / "model.gguf")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_no_file_of_the_checkpoint_is_overwritten(name: str, linked: bool, checkpoint: Path) -> None:
+    (checkpoint / "README.md").write_text("precious")
+    target = checkpoint / name
+    before = target.read_bytes()
+    if linked:
+        target = checkpoint.parent / "link.gguf"
+        target.symlink_to(checkpoint / name)
+    with pytest.raises(UsageError, match="is a file of the checkpoint"):
+        pigguf.convert(checkpoint, target)
+    assert (checkpoint / name).read_bytes() == before
+
+
+def test_a_gguf_may_lie_in_the_checkpoints_directory_and_be_made_again(checkpoint: Path) -> None:
+    first = pigguf.convert(checkpoint, checkpoint / "model.gguf", type="F32").plan.bytes
+    assert pigguf.convert(checkpoint, checkpoint / "model.gguf", type="F16").plan.bytes < first
+
+
+def test_a_hubs_snapshot_is_named_by_its_repository(checkpoint: Path) -> None:
+    snapshot = checkpoint.parent / "models--some-one--piglet-7b" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    for file in checkpoint.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    assert pigguf.convert(snapshot, dry_run=True).plan.name == "piglet-7b"
+
+
 def run_limited(checkpoint: Path, before: str) -> subprocess.CompletedProcess[str]:
     """Convert in a child process after running `before` in it."""
     code = f"import os, resource, signal, sys\n{before}\nfrom pigguf.cli import main\nmain(sys.argv[1:])"

@@ -17,11 +17,11 @@ class ExitCode(NamedTuple):
 
 UNEXPECTED = ExitCode(1, "something unexpected: a bug in pigguf")
 USAGE = ExitCode(2, "wrong usage")
-MODEL = ExitCode(3, "a checkpoint, tokenizer or model that is damaged or not supported")
+MODEL = ExitCode(3, "a checkpoint, tokenizer or model that is missing, damaged or not supported")
 ROPE = ExitCode(4, "position facts that contradict each other")
 CONVERSION = ExitCode(5, "a conversion that could not be finished or did not verify")
 FILE = ExitCode(6, "a file that cannot be read or written, a full disk")
-GGUF = ExitCode(7, "a damaged GGUF file")
+GGUF = ExitCode(7, "a GGUF file that is missing or damaged")
 ENGINE = ExitCode(8, "the engine is missing or failed")
 MEMORY = ExitCode(9, "not enough memory")
 OVERFLOW = ExitCode(10, "more tokens than the context window holds")

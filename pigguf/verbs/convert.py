@@ -38,7 +38,7 @@ class ConversionPlan:
     """Everything that is decided before the first tensor is read.
 
     Attributes:
-        name: the model's name, from the directory's.
+        name: the model's name: the directory's, or the repository's where that is a hub's snapshot.
         spec: the model's shape, its rope included.
         vocab: the tokenizer as GGUF holds it.
         recipe: which type goes where.
@@ -108,6 +108,7 @@ def convert(
         RopeConflict: its position facts contradict each other.
         ConversionError: a tensor is missing, unknown or not finite, the target cannot be written, or
             the written file does not verify.
+        UsageError: no such type, or the output is a file of the checkpoint itself.
     """
     begun = time.monotonic()
     with Checkpoint.open(source) as checkpoint:
@@ -115,6 +116,7 @@ def convert(
         if dry_run:
             return ConversionResult(None, plan, time.monotonic() - begun)
         target = Path(output) if output is not None else Path(f"{plan.name}-{plan.recipe.name}.gguf")
+        _refuse_own_files(checkpoint.path, target)
         write_gguf(target, plan.metadata, plan.tensors, progress, partial(_verify, plan, checkpoint.path))
     return ConversionResult(target, plan, time.monotonic() - begun)
 
@@ -127,13 +129,29 @@ def plan_conversion(checkpoint: Checkpoint, type: str, rope: RopeOverrides) -> C
     vocab = read_vocab(checkpoint.path, checkpoint.config, spec.vocab_size)
     renamed = to_gguf(family, spec, checkpoint.tensors, str(checkpoint.path))
     tensors = plan_tensors(recipe, spec, renamed)
-    name = checkpoint.path.resolve().name
+    name = _model_name(checkpoint.path.resolve())
     metadata = {
         **general_metadata(spec.architecture, name, recipe),
         **spec.metadata(),
         **vocab.metadata(),
     }
     return ConversionPlan(name, spec, vocab, recipe, metadata, tensors, file_bytes(metadata, tensors))
+
+
+def _model_name(directory: Path) -> str:
+    """The directory's name; in a hub's cache (models--OWNER--NAME/snapshots/COMMIT) the repository's."""
+    repository = directory.parent.parent.name
+    if directory.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return directory.name
+
+
+def _refuse_own_files(source: Path, target: Path) -> None:
+    """A file of the checkpoint is read while the target is written, and would be lost after it."""
+    if target.exists() and any(
+        file.exists() and target.samefile(file) for file in source.iterdir() if file.suffix != ".gguf"
+    ):
+        raise UsageError(f"{target} is a file of the checkpoint {source}", "give the output another name")
 
 
 def find_recipe(name: str) -> Recipe:

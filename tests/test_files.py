@@ -1,0 +1,73 @@
+"""Files that appear whole or not at all, whatever stands at the target."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pigguf.errors import OutputError
+from pigguf.files import atomic_directory, atomic_write
+
+
+def write(target: Path, content: bytes = b"new") -> None:
+    with atomic_write(target) as file:
+        file.write(content)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_one_and_what_it_points_to_is_written(there: bool, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    real, link = tmp_path / "elsewhere" / "real.gguf", tmp_path / "link.gguf"
+    if there:
+        real.write_bytes(b"old")
+    link.symlink_to(Path("elsewhere") / "real.gguf")
+    write(link)
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "link.gguf"]
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for target in (pipe, link, Path(os.devnull)):
+        with pytest.raises(OutputError, match="is a device or a pipe") as raised:
+            write(target)
+        assert raised.value.hint
+    assert pipe.is_fifo()
+    assert Path(os.devnull).is_char_device()
+
+
+def fill(target: Path) -> None:
+    with atomic_directory(target) as directory:
+        (directory / "file").write_text("new")
+
+
+def test_an_empty_directory_stays_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty, link = tmp_path / "empty", tmp_path / "link"
+    empty.mkdir()
+    link.symlink_to(empty)
+    before = empty.stat().st_ino
+    monkeypatch.chdir(empty)
+    fill(Path())
+    assert os.listdir() == ["file"]
+    (empty / "file").unlink()
+    fill(link)
+    assert os.listdir(empty) == ["file"]
+    assert empty.stat().st_ino == before
+    assert sorted(os.listdir(tmp_path)) == ["empty", "link"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_failure_leaves_a_directory_as_it_was(there: bool, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    if there:
+        target.mkdir()
+    with pytest.raises(RuntimeError), atomic_directory(target) as directory:
+        (directory / "file").write_text("half")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == (["target"] if there else [])
+    assert not there or os.listdir(target) == []
