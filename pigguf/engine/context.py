@@ -249,9 +249,7 @@ class Context:
 
         It is valid until the next decode. Whether it holds numbers is not checked.
         """
-        pointer = self._llama.llama_get_logits_ith(self.handle, index)
-        address = ctypes.cast(pointer, ctypes.c_void_p).value
-        assert address is not None
+        address = ctypes.addressof(self._llama.llama_get_logits_ith(self.handle, index).contents)
         return np.frombuffer((ctypes.c_float * self.model.vocab_size).from_address(address), np.float32)
 
     def has_logits_of(self, sequence: int, length: int) -> bool:

@@ -29,10 +29,12 @@ class held_interrupts:
         self._previous: Any = None
 
     def __enter__(self) -> held_interrupts:
-        if threading.current_thread() is threading.main_thread() and callable(
-            signal.getsignal(signal.SIGINT)
-        ):
-            self._previous = signal.signal(signal.SIGINT, self._note)
+        if threading.current_thread() is threading.main_thread():
+            previous = signal.signal(signal.SIGINT, self._note)
+            if callable(previous):
+                self._previous = previous
+            else:  # ignored, or the end of the process: as before
+                signal.signal(signal.SIGINT, previous)
         return self
 
     def __exit__(
