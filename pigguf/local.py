@@ -5,7 +5,8 @@
             print(text, end="")
 
 Contract: each call says all of its conversation or prompt; the cache keeps what it shares with the
-last one. Text comes as it is drawn and never cuts a character.
+last one. Text comes as it is drawn and never cuts a character. One text at a time: when another is
+begun, from any thread, the iterator of the last one raises EngineError.
 Left out: who remembers the conversation (chat.py), more than one sequence (engine/).
 """
 
@@ -89,6 +90,7 @@ class LocalModel:
         self.stop_reason: StopReason | Literal["stop"] | None = None
         self._session = session
         self._opened = opened
+        self._drawn: _Texts | None = None
 
     def chat(
         self,
@@ -169,14 +171,16 @@ class LocalModel:
         progress: Progress,
     ) -> Iterator[str]:
         self.stop_reason = None
-        self._session.advance_to(prompt, progress)
-        drawn = _Texts(self.model, stop)
-        tokens = self._session.generate(sampling, max_tokens)
+        drawn = self._drawn = _Texts(self.model, stop)
+        with self._session.context.turn:
+            self._session.advance_to(prompt, progress)
+            tokens = self._session.generate(sampling, max_tokens)
         try:
             yield from drawn.of(tokens)
         finally:
             tokens.close()
-            self.stop_reason = "stop" if drawn.stopped else self._session.stop_reason
+            if self._drawn is drawn:
+                self.stop_reason = "stop" if drawn.stopped else self._session.stop_reason
 
 
 class _Texts:

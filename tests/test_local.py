@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,31 @@ def test_closing_the_iterator_is_an_interruption(model: LocalModel) -> None:
     next(texts)
     del texts
     assert model.stop_reason == "interrupted"
+
+
+def test_a_text_that_another_one_cut_off_says_so(model: LocalModel) -> None:
+    first = model.generate("Once upon a time", GREEDY, max_tokens=8)
+    begun = next(first)
+    expected = "".join(model.generate("The pig", GREEDY, max_tokens=8))
+    with pytest.raises(EngineError, match="put to another use"):
+        next(first)
+    assert model.stop_reason == "length", "the last text's"
+    assert "".join(model.generate("The pig", GREEDY, max_tokens=8)) == expected
+    assert next(model.generate("Once upon a time", GREEDY)) == begun
+
+
+def test_threads_on_one_model_get_their_text_or_an_error(model: LocalModel) -> None:
+    def ask(_: int) -> str:
+        try:
+            return "".join(model.generate("Once upon a time", GREEDY, max_tokens=8))
+        except EngineError as error:
+            return error.message
+
+    expected = ask(0)
+    with ThreadPoolExecutor(4) as threads:
+        for text in threads.map(ask, range(16)):
+            assert text == expected or "put to another use" in text
+    assert ask(0) == expected
 
 
 def test_a_prompt_that_does_not_fit_is_an_error(model: LocalModel) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,13 @@ class ContextOptions:
 
 
 class Context:
-    """An open context. A context manager; using it after close raises EngineError. Not thread safe.
+    """An open context. A context manager; using it after close raises EngineError.
+
+    Its sessions may be used from several threads, a session by one at a time: they take turns,
+    a prompt or a token each.
 
     Attributes:
+        turn: a lock to hold around work with `decode`, `logits` and `cut` that belongs together.
         model, options: what it was made of.
         length: window of each sequence in tokens.
         cache_bytes: what the KV cache takes.
@@ -111,6 +116,7 @@ class Context:
         self.cache_bytes = _refuse_too_large(model, self.options, self.length)
         self._llama = library.load()
         self._sessions: dict[int, Session] = {}
+        self.turn = threading.RLock()
         self.most_outputs = max(
             self.options.sequences, min(self.options.batch, OUTPUT_BYTES // (4 * model.vocab_size))
         )
@@ -163,23 +169,25 @@ class Context:
         from pigguf.engine.session import Session
 
         _ = self.handle
-        free = next((id_ for id_ in range(self.options.sequences) if id_ not in self._sessions), None)
-        if free is None:
-            raise EngineError(
-                f"all {self.options.sequences} sequences of the context are in use",
-                "close a session, or make the context with more sequences",
-            )
-        session = self._sessions[free] = Session(self, free)
+        with self.turn:
+            free = next((id_ for id_ in range(self.options.sequences) if id_ not in self._sessions), None)
+            if free is None:
+                raise EngineError(
+                    f"all {self.options.sequences} sequences of the context are in use",
+                    "close a session, or make the context with more sequences",
+                )
+            session = self._sessions[free] = Session(self, free)
         return session
 
     def close(self) -> None:
         """Free the cache; its sessions are closed with it. Twice is fine."""
-        for session in list(self._sessions.values()):
-            session.close()
-        if self._handle is not None:
-            self._llama.llama_free(self._handle)
-            self._handle = None
-            self.model.detach(self)
+        with self.turn:
+            for session in list(self._sessions.values()):
+                session.close()
+            if self._handle is not None:
+                self._llama.llama_free(self._handle)
+                self._handle = None
+                self.model.detach(self)
 
     def __enter__(self) -> Context:
         return self

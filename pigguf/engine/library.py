@@ -52,11 +52,11 @@ def log_to(listener: LogListener | None) -> None:
 def complaints() -> Iterator[list[str]]:
     """Collect the error lines logged inside the block, without the name of the C function in front."""
     said: list[str] = []
-    _log.collectors.append(said)
+    _log.collectors[id(said)] = said
     try:
         yield said
     finally:
-        _log.collectors.remove(said)
+        del _log.collectors[id(said)]
 
 
 def _import_llama_cpp() -> Any:
@@ -75,7 +75,7 @@ class _Log:
 
     def __init__(self) -> None:
         self.listener: LogListener | None = None
-        self.collectors: list[list[str]] = []
+        self.collectors: dict[int, list[str]] = {}
         self._level = _INFO
         self._line = ""
         self._callback: Any = None
@@ -101,7 +101,7 @@ class _Log:
 
     def _tell(self, line: str) -> None:
         if self._level == _ERROR:
-            for said in self.collectors:
+            for said in list(self.collectors.values()):  # other threads come and go
                 said.append(_without_function(line))
         if self.listener is not None:
             self.listener(line)

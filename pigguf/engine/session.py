@@ -1,7 +1,8 @@
 """A session: one sequence's tokens in a context, fed, cut back, and continued.
 
 Contract: `tokens` is what the cache holds after every call, whether it ended, failed or was
-interrupted. What does not fit is refused before anything is computed.
+interrupted. What does not fit is refused before anything is computed. One iterator at a time: where
+the tokens change behind the back of a generate or evaluate, it raises at its next step.
 Left out: text (chat.py, local.py), and batches that mix sessions.
 """
 
@@ -41,6 +42,7 @@ class Session:
         self._sequence = sequence
         self._tokens: list[int] = []
         self._interrupted = False
+        self._user: object = None  # the iterator whose tokens these are
 
     @property
     def tokens(self) -> list[int]:
@@ -82,7 +84,8 @@ class Session:
         """
         tokens = self._checked(tokens)
         size = self.context.batch_size
-        with stage(progress, "prefill", len(tokens), "tokens"):
+        self._user = None
+        with self.context.turn, stage(progress, "prefill", len(tokens), "tokens"):
             for start in range(0, len(tokens), size):
                 batch = tokens[start : start + size]
                 is_last = start + size >= len(tokens)
@@ -100,9 +103,10 @@ class Session:
         """
         self._refuse_overflow(0, len(tokens))
         self.context.model.refuse_unknown_tokens(tokens)
-        kept = _common_prefix(self._tokens, tokens)
-        self.keep(kept)
-        self.feed(tokens[kept:], progress)
+        with self.context.turn:
+            kept = _common_prefix(self._tokens, tokens)
+            self.keep(kept)
+            self.feed(tokens[kept:], progress)
         return kept
 
     def keep(self, count: int) -> None:
@@ -113,7 +117,11 @@ class Session:
         """
         if not 0 <= count <= len(self._tokens):
             raise UsageError(f"{count} tokens cannot be kept of {len(self._tokens)}")
-        with held_interrupts():
+        self._user = None
+        self._cut(count)
+
+    def _cut(self, count: int) -> None:
+        with self.context.turn, held_interrupts():
             self.context.cut(self._sequence, count)
             del self._tokens[count:]
 
@@ -132,16 +140,19 @@ class Session:
         indices = sorted(set(wanted))
         if indices and not 0 <= indices[0] <= indices[-1] < len(tokens):
             raise UsageError(f"logits were asked for at {indices[0]}..{indices[-1]} of {len(tokens)} tokens")
-        return self._evaluate(tokens, indices, progress)
+        self._user = user = object()
+        return self._evaluate(user, tokens, indices, progress)
 
     def _evaluate(
-        self, tokens: list[int], wanted: list[int], progress: Progress
+        self, user: object, tokens: list[int], wanted: list[int], progress: Progress
     ) -> Iterator[tuple[int, NDArray[np.float32]]]:
         with stage(progress, "prefill", len(tokens), "tokens"):
             for start, stop, here in _batches(len(tokens), wanted, self.context):
                 outputs = [i - start for i in here]
-                self._append(tokens[start:stop], outputs)
-                rows = [self.context.logits(i).copy() for i in outputs]
+                with self.context.turn:
+                    self._refuse_change(user)
+                    self._append(tokens[start:stop], outputs)
+                    rows = [self.context.logits(i).copy() for i in outputs]
                 progress.advance(stop - start)
                 yield from zip(here, rows, strict=True)
 
@@ -160,6 +171,18 @@ class Session:
             raise ContextOverflow(
                 f"{more:,} tokens do not fit: the window is {window:,} tokens{already}",
                 "shorten the text, or take a larger context if the model has one",
+            )
+
+    def _refuse_change(self, user: object) -> None:
+        """
+        Raises:
+            EngineError: the session was closed, or its tokens are not those of this iterator any more.
+        """
+        _ = self.context
+        if self._user is not user:
+            raise EngineError(
+                "the session was put to another use before this text or evaluation was at its end",
+                "let one end before the next begins; two at once take two sessions or two open models",
             )
 
     def _append(self, tokens: list[int], outputs: Sequence[int]) -> None:
@@ -205,24 +228,31 @@ class Session:
             raise UsageError(f"the limit is {limit} tokens", "give a number from 0")
         if self.context and not self._tokens:
             raise UsageError("there is nothing to continue", "feed the session first")
-        return self._generate(sampling or Sampling(), math.inf if limit is None else limit)
+        self._user = user = object()
+        return self._generate(user, sampling or Sampling(), math.inf if limit is None else limit)
 
-    def _generate(self, sampling: Sampling, limit: float) -> Generator[int, None, None]:
+    def _generate(self, user: object, sampling: Sampling, limit: float) -> Generator[int, None, None]:
         context = self.context
         model = context.model
         sample = library.load().llama_sampler_sample
         drawn = 0
+        token: int | None = None
         self.stop_reason = None
         self._interrupted = False
         try:
             with sampler_chain(sampling, model.vocab_size, self._tokens) as chain:
-                self._compute_logits()
-                while True:
-                    if drawn >= limit:
-                        self.stop_reason = "length"
-                        return
-                    self._refuse_no_numbers()
-                    token: int = sample(chain, context.handle, -1)
+                while drawn < limit:
+                    with context.turn:
+                        self._refuse_change(user)
+                        if token is not None and self.room == 0:
+                            self.stop_reason = "window"
+                            return
+                        if token is None:
+                            self._compute_logits()
+                        else:
+                            self._append_one(token)
+                        self._refuse_no_numbers()
+                        token = sample(chain, context.handle, -1)
                     if model.is_end(token):
                         self.stop_reason = "end"
                         return
@@ -230,13 +260,10 @@ class Session:
                     drawn += 1
                     if self._interrupted:
                         return
-                    if drawn < limit and self.room == 0:
-                        self.stop_reason = "window"
-                        return
-                    if drawn < limit:
-                        self._append_one(token)
+                self.stop_reason = "length"
         finally:
-            self.stop_reason = self.stop_reason or "interrupted"
+            if self._user is user:
+                self.stop_reason = self.stop_reason or "interrupted"
 
     def _append_one(self, token: int) -> None:
         """As _append for one token. A callback from C between operators would cost as much as a small
@@ -249,7 +276,7 @@ class Session:
         """Compute the last token again where its logits are not the ones at hand."""
         if not self.context.has_logits_of(self._sequence, len(self._tokens)):
             last = self._tokens[-1]
-            self.keep(len(self._tokens) - 1)
+            self._cut(len(self._tokens) - 1)
             self._append_one(last)
 
     def _refuse_no_numbers(self) -> None:
@@ -271,11 +298,13 @@ class Session:
 
     def close(self) -> None:
         """Empty the sequence and give it back to the context. Twice is fine."""
-        if self._context is not None:
-            self._context.cut(self._sequence, 0)
-            self._context.release(self._sequence)
-            self._context = None
-            self._tokens = []
+        context = self._context
+        if context is not None:
+            with context.turn:
+                context.cut(self._sequence, 0)
+                context.release(self._sequence)
+                self._context = None
+                self._tokens = []
 
     def __enter__(self) -> Session:
         return self

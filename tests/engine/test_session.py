@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -246,6 +247,36 @@ def test_an_interrupted_text_goes_on_as_if_nothing_had_been(session: Session) ->
     assert drawn == straight[:8]
     session.advance_to(text_tokens(40) + drawn)
     assert drawn + list(session.generate(GREEDY, 12)) == straight
+
+
+@pytest.mark.parametrize("change", [lambda s: s.feed([5]), lambda s: s.keep(3), lambda s: s.generate(GREEDY)])
+def test_an_iterator_whose_tokens_changed_says_so(
+    session: Session, change: Callable[[Session], object]
+) -> None:
+    session.feed(text_tokens(40))
+    drawing = session.generate(GREEDY)
+    next(drawing)
+    change(session)
+    with pytest.raises(EngineError, match="put to another use"):
+        next(drawing)
+    evaluating = session.evaluate(text_tokens(100), range(100))
+    next(evaluating)
+    change(session)
+    with pytest.raises(EngineError, match="put to another use"):
+        list(evaluating)
+
+
+def test_sessions_of_one_context_take_turns_in_threads(tiny: Path) -> None:
+    def text(session: Session, seed: int) -> list[int]:
+        session.advance_to(text_tokens(70 + seed))
+        return list(session.generate(GREEDY, 60))
+
+    options = ContextOptions(length=WINDOW, sequences=4)
+    with Model.open(tiny) as model, Context(model, options) as context:
+        sessions = [context.sequence() for _ in range(4)]
+        alone = [text(session, seed) for seed, session in enumerate(sessions)]
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(text, sessions, range(4))) == alone
 
 
 def test_nothing_cannot_be_continued(session: Session) -> None:
