@@ -107,8 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         cast(Any, stream).reconfigure(errors="backslashreplace")
     settings = Settings()
     try:
-        with terminal.left_as_found():
-            result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=settings)
+        result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=settings)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has left; nobody is there to be told
         _abandon(sys.stdout)

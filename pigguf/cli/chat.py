@@ -15,7 +15,7 @@ from typing import Literal
 import click
 
 from pigguf.chat import Chat, Turn, decode_text
-from pigguf.cli import render
+from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.options import json_option, model_options, sampling_options, verbose_option
 from pigguf.cli.text import size
@@ -74,6 +74,7 @@ def command(
         log_to(render.note)
     progress = render.progress(keep=False)
     with (
+        terminal.left_as_found(),
         Model.open(path, gpu_layers=gpu_layers, rope=rope, progress=progress) as model,
         Context(model, ContextOptions(length=ctx_length or _window(model), threads=threads)) as context,
         context.sequence() as session,

@@ -29,6 +29,8 @@ def _describe(error: BaseException) -> tuple[str, str | None]:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, None
     if isinstance(error, MemoryError):
         return "out of memory", None
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "pigguf").startswith("pigguf"):
+        return f"the package {error.name} is missing", "install what pigguf needs: python3 scripts/setup.py"
     return (
         f"unexpected {type(error).__name__}: {error}",
         "this is a bug in pigguf; PIGGUF_DEBUG=1 shows the traceback to report",

@@ -48,8 +48,8 @@ def open_missing_streams() -> None:
 def left_as_found() -> Iterator[None]:
     """Put the terminal in order before a signal ends the process; a signal that is ignored (nohup) stays so.
 
-    Dying is left to the signal's own action, so that whoever sent it sees it did. No exception is
-    raised: it could come in a callback from C, and be lost there.
+    Dying is left to the signal's own action, so that whoever sent it sees it did. For commands that run
+    a model and write no file: no exception is raised, for it could come in a callback from C and be lost.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -326,7 +326,8 @@ def test_ctrl_c_while_reading_keeps_document_and_chat(smollm2_gguf: Path, tmp_pa
 def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
     smollm2_gguf: Path, tmp_path: Path, number: int
 ) -> None:
-    inner = shlex.join([sys.executable, "-m", "pigguf", "chat", str(smollm2_gguf), "--ctx", "2048"])
+    chat = ["chat", str(smollm2_gguf), "--ctx", "2048", "--temperature", "0"]
+    inner = shlex.join([sys.executable, "-m", "pigguf", *chat])
     child = pexpect.spawn(
         "sh",
         ["-c", f"stty -a; {inner}; echo status $?; stty -a; echo end"],
@@ -337,10 +338,10 @@ def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
     child.expect(READY)
     before = settings_in(child.before)
     child.sendline("Write a very long story about a pig and a wolf.")
-    child.expect("[a-z]{3,} [a-z]+ [a-z]+")
+    child.expect("Once upon a time.*,")
     assert not child.getecho()
-    [chat] = children(child.pid)
-    os.kill(chat, number)
+    [pid] = children(child.pid)
+    os.kill(pid, number)
     child.expect_exact(f"status {128 + number}")
     child.expect("end\r\n")
     assert settings_in(child.before) == before

@@ -147,6 +147,11 @@ def test_interrupt_is_130(failing, capsys) -> None:
     assert capsys.readouterr().err.strip() == "interrupted"
 
 
+def test_a_missing_package_is_named(failing, capsys) -> None:
+    assert failing(ModuleNotFoundError("No module named 'numpy'", name="numpy")) == 1
+    assert capsys.readouterr().err.startswith("error: the package numpy is missing\nhint: install")
+
+
 def test_a_bug_is_one_line_and_a_way_to_its_traceback(failing, capsys, monkeypatch) -> None:
     monkeypatch.delenv("PIGGUF_DEBUG", raising=False)
     assert failing(KeyError("lost")) == 1
