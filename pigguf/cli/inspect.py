@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import json_option
+from pigguf.cli.options import PATH, json_option
 from pigguf.cli.text import size
 from pigguf.metadata import Typed
 from pigguf.verbs.inspect import Report, inspect
@@ -17,7 +18,7 @@ _SHOWN_ELEMENTS = 6  # of an array, in --keys
 
 
 @click.command()
-@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="FILE", type=PATH)
 @click.option("--keys", is_flag=True, help="Print the raw metadata, key by key.")
 @json_option
 def command(path: Path, keys: bool, as_json: bool) -> None:
@@ -47,10 +48,12 @@ def _show(report: Report) -> None:
         ("shape", _shape(report)),
         ("types", ", ".join(f"{kind} {size(count)}" for kind, count in report.types.items())),
         ("tokenizer", _tokenizer(report)),
-        ("window", f"{rope.context_length:,} tokens"),
-        ("rope", f"{rope.kind}, factor {rope.factor:g}, base {rope.base:g}"),
-        ("positions", rope.explain()),
+        ("window", "not stated" if rope is None else f"{rope.context_length:,} tokens"),
     ]
+    if rope is not None:
+        rows.append(("rope", f"{rope.kind}, factor {rope.factor:g}, base {rope.base:g}"))
+        rows.append(("positions", rope.explain()))
+    rows += [("positions", note) for note in report.position_notes]
     rows += [
         (
             f"KV cache {cache.type}",
@@ -81,9 +84,16 @@ def _tokenizer(report: Report) -> str:
 
 def _show_keys(report: Report, as_json: bool) -> None:
     if as_json:
-        render.json({key: typed.value for key, typed in report.metadata.items()})
+        render.json({key: _plain(typed.value) for key, typed in report.metadata.items()})
         return
     render.facts((f"{key} ({_kind(typed)})", _brief(typed)) for key, typed in report.metadata.items())
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: infinities and nan, which it lacks, by their names."""
+    if isinstance(value, tuple):
+        return [_plain(element) for element in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _kind(typed: Typed) -> str:
@@ -112,8 +122,9 @@ def _as_data(report: Report) -> dict[str, Any]:
         "tokenizer": report.tokenizer,
         "tokens": report.tokens,
         "chat_template": report.chat_template,
-        "context_length": report.rope.context_length,
-        "rope": render.rope_data(report.rope),
+        "context_length": None if report.rope is None else report.rope.context_length,
+        "rope": None if report.rope is None else render.rope_data(report.rope),
+        "position_notes": list(report.position_notes),
         "kv_cache": {
             cache.type: {
                 "bytes_per_token": cache.bytes_per_token,

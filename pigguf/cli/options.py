@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+# click would call a file without read permission wrong usage; whoever reads it says it better
+PATH = click.Path(path_type=Path, readable=False)
 
 
 def _set_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:

@@ -1,7 +1,8 @@
 """inspect: what a person wants to know of a GGUF file, from its header alone.
 
-Works on every architecture: what a file does not say is None. Left out: running the model, and
-whether this machine has room for it.
+Works on every architecture: what a file does not say is None, and what its keys alone do not decide
+(the cache of a model with a sliding window, say) is left out rather than guessed. Left out: running
+the model, and whether this machine has room for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,42 @@ from pigguf.metadata import Typed, elements, get
 from pigguf.rope import RopeScaling, rope_from_metadata
 
 CACHE_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0)
+
+# Keys of models whose memory is not one row of K and one of V a token and layer (llama.cpp
+# src/llama-model.cpp, create_memory): windowed, recurrent, compressed, shared or no layers of cache.
+_OTHER_MEMORY = (
+    "attention.sliding_window",
+    "attention.kv_lora_rank",
+    "attention.compress_ratios",
+    "attention.recurrent_layers",
+    "attention.shared_kv_layers",
+    "attention.indexer.head_count",
+    "full_attention_interval",
+    "ssm.state_size",
+    "ssm.conv_kernel",
+    "wkv.head_size",
+    "kda.head_dim",
+    "shortconv.l_cache",
+    "nextn_predict_layers",
+    "decoder_block_count",
+    "decoder_start_token_id",
+    "attention.relative_buckets_count",
+)
+# Architectures that llama.cpp gives a sliding window whatever the keys say (src/models/, n_swa = ...).
+_WINDOWED = ("llama4", "gemma2", "exaone4", "exaone-moe", "smallthinker")
+
+# What else says how positions are read: a tensor's name or the end of a key -> in words.
+_OTHER_POSITIONS = {
+    "rope_freqs.weight": "each frequency is also divided by its own number in rope_freqs.weight",
+    "rope_factors_long.weight": "each frequency is divided by its own number in rope_factors_*.weight",
+    "position_embd.weight": "positions are rows of a learned table, position_embd.weight",
+    "attention.max_alibi_bias": "positions act by ALiBi",
+    "attention.sliding_window": "layers with a sliding window may read positions in another way",
+    "rope.dimension_sections": "positions have several parts, each with its own dimensions",
+    "ssm.state_size": "recurrent layers read no positions",
+    "wkv.head_size": "recurrent layers read no positions",
+    "shortconv.l_cache": "convolution layers read no positions",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +76,9 @@ class Report:
         types: how many bytes are stored in which tensor type, largest first.
         layers, embedding_length, heads, kv_heads: the model's shape.
         tokenizer: "gpt2 (smollm)", kind and pre-tokenizer; tokens: how many; chat_template: is there one.
-        rope: window and scaling as llama.cpp reads them.
+        rope: window and scaling as llama.cpp reads them; None where the file states no window (an
+            adapter, a projector).
+        position_notes: what else the file says of how positions are read, a sentence each.
         cache: memory of the KV cache by type; empty where the shape does not say.
         metadata: every key, with its typed value.
     """
@@ -57,7 +96,8 @@ class Report:
     tokenizer: str | None
     tokens: int | None
     chat_template: bool
-    rope: RopeScaling
+    rope: RopeScaling | None
+    position_notes: tuple[str, ...]
     cache: tuple[CacheSize, ...]
     metadata: Mapping[str, Typed]
 
@@ -66,12 +106,14 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     """Read a GGUF file's header and say what it holds.
 
     Raises:
+        ReadError: the system refuses to read the source.
         GGUFError: the file is damaged, cut short or not GGUF.
         UnsupportedModel: a sort of GGUF that is not read.
     """
     file = read_header(path)
     shape = _Shape(file)
-    rope = rope_from_metadata(file.metadata, file.architecture)
+    window = f"{file.architecture}.context_length"
+    rope = rope_from_metadata(file.metadata, file.architecture) if window in file.metadata else None
     return Report(
         path=file.path,
         bytes=file.size,
@@ -82,12 +124,13 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         layers=shape.number("block_count"),
         embedding_length=shape.number("embedding_length"),
         heads=shape.number("attention.head_count"),
-        kv_heads=shape.number("attention.head_count_kv", shape.number("attention.head_count")),
+        kv_heads=shape.kv_heads,
         tokenizer=_tokenizer(file),
         tokens=_token_count(file),
         chat_template="tokenizer.chat_template" in file.metadata,
         rope=rope,
-        cache=_cache_sizes(shape, rope.context_length),
+        position_notes=_position_notes(file, shape),
+        cache=() if rope is None else _cache_sizes(shape, rope.context_length),
         metadata=file.metadata,
     )
 
@@ -96,15 +139,31 @@ class _Shape:
     """The numbers under the architecture's own prefix."""
 
     def __init__(self, file: GGUFFile) -> None:
+        self.architecture = file.architecture
         self._metadata = file.metadata
-        self._prefix = file.architecture
 
-    def number(self, key: str, default: int | None = None) -> int | None:
-        """A number, or the default where it is absent or differs from layer to layer."""
-        typed = self._metadata.get(f"{self._prefix}.{key}")
-        if typed is None or typed.is_array:
-            return default
-        return get(self._metadata, f"{self._prefix}.{key}", int)
+    def number(self, key: str) -> int | None:
+        """A number, or None where it is absent or differs from layer to layer."""
+        typed = self.value(key)
+        return (
+            None
+            if typed is None or typed.is_array
+            else get(self._metadata, f"{self.architecture}.{key}", int)
+        )
+
+    def value(self, key: str) -> Typed | None:
+        return self._metadata.get(f"{self.architecture}.{key}")
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there and says something: a list, or a value that is not 0 or false."""
+        typed = self.value(key)
+        return typed is not None and bool(typed.value)
+
+    @property
+    def kv_heads(self) -> int | None:
+        """As many as there are heads, where the file says nothing else."""
+        absent = self.value("attention.head_count_kv") is None
+        return self.number("attention.head_count" if absent else "attention.head_count_kv")
 
 
 def _bytes_by_type(file: GGUFFile) -> dict[str, int]:
@@ -124,11 +183,19 @@ def _token_count(file: GGUFFile) -> int | None:
     return None if tokens is None else len(tokens)
 
 
+def _position_notes(file: GGUFFile, shape: _Shape) -> tuple[str, ...]:
+    said = (text for name, text in _OTHER_POSITIONS.items() if name in file.tensors or shape.has(name))
+    return tuple(dict.fromkeys(said))
+
+
 def _cache_sizes(shape: _Shape, context_length: int) -> tuple[CacheSize, ...]:
     """llama.cpp src/llama-kv-cache.cpp: a row of K and a row of V a token and layer."""
     layers, heads = shape.number("block_count"), shape.number("attention.head_count")
-    kv_heads, width = shape.number("attention.head_count_kv", heads), shape.number("embedding_length")
-    if not layers or not heads or not kv_heads or not width:
+    kv_heads, width = shape.kv_heads, shape.number("embedding_length")
+    causal = shape.value("attention.causal") is None or shape.has("attention.causal")
+    if not layers or not heads or not kv_heads or not width or not causal:
+        return ()
+    if shape.architecture in _WINDOWED or any(shape.has(key) for key in _OTHER_MEMORY):
         return ()
     keys = kv_heads * (shape.number("attention.key_length") or width // heads)
     values = kv_heads * (shape.number("attention.value_length") or width // heads)

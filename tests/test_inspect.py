@@ -1,0 +1,106 @@
+"""inspect on files of every sort: what it knows it tells, what the keys do not decide it leaves out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import pigguf
+from pigguf.cli.inspect import command
+from pigguf.metadata import Typed, array, boolean, f32, string, u32
+
+SHAPE = {
+    "context_length": u32(4096),
+    "embedding_length": u32(64),
+    "block_count": u32(4),
+    "attention.head_count": u32(4),
+    "attention.head_count_kv": u32(2),
+}
+
+
+def make(path: Path, keys: dict[str, Typed], architecture: str = "pig", tensor: str = "token_embd") -> Path:
+    writer = gguf.GGUFWriter(str(path), architecture)
+    for key, (kind, value, is_array) in keys.items():
+        name = key if key.startswith("general.") else f"{architecture}.{key}"
+        if is_array:
+            writer.add_array(name, value)
+        else:
+            {"u32": writer.add_uint32, "f32": writer.add_float32, "bool": writer.add_bool}.get(
+                kind, writer.add_string
+            )(name, value)
+    writer.add_tensor(f"{tensor}.weight", np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_the_cache_of_plain_attention_is_told(tmp_path: Path) -> None:
+    """A row of 2 heads of 16 for K and one for V, in 4 layers, of 2 bytes each."""
+    report = pigguf.inspect(make(tmp_path / "m.gguf", SHAPE))
+    assert report.cache[0].bytes_per_token == 2 * 2 * 16 * 4 * 2
+    assert report.cache[0].bytes_at_full_window == report.cache[0].bytes_per_token * 4096
+    assert report.position_notes == ()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"attention.sliding_window": u32(512)},
+        {"attention.head_count_kv": array("u32", (0, 2, 0, 2))},
+        {"attention.head_count": array("u32", (4, 4, 8, 8))},
+        {"attention.kv_lora_rank": u32(512)},
+        {"ssm.state_size": u32(16)},
+        {"wkv.head_size": u32(64)},
+        {"attention.causal": boolean(False)},
+        {"attention.head_count": u32(0)},
+    ],
+    ids=str,
+)
+def test_a_cache_that_the_keys_do_not_decide_is_left_out(keys: dict[str, Typed], tmp_path: Path) -> None:
+    report = pigguf.inspect(make(tmp_path / "m.gguf", {**SHAPE, **keys}))
+    assert report.cache == ()
+    if "attention.head_count_kv" in keys:
+        assert report.kv_heads is None
+    assert CliRunner().invoke(command, [str(report.path)]).exit_code == 0
+
+
+def test_a_window_that_only_the_graph_knows_counts_too(tmp_path: Path) -> None:
+    assert pigguf.inspect(make(tmp_path / "m.gguf", SHAPE, architecture="llama4")).cache == ()
+
+
+@pytest.mark.parametrize("tensor", ["rope_freqs", "rope_factors_long", "position_embd"])
+def test_tensors_that_change_positions_are_spoken_of(tensor: str, tmp_path: Path) -> None:
+    report = pigguf.inspect(make(tmp_path / "m.gguf", SHAPE, tensor=tensor))
+    assert len(report.position_notes) == 1
+    shown = CliRunner().invoke(command, [str(report.path)]).stdout
+    assert report.position_notes[0] in shown
+
+
+def test_a_file_without_a_window_is_told_of_all_the_same(tmp_path: Path) -> None:
+    """A projector or an adapter: nothing of it is damaged."""
+    path = make(tmp_path / "m.gguf", {"general.name": string("eyes")}, architecture="clip")
+    report = pigguf.inspect(path)
+    assert (report.rope, report.cache, report.layers, report.name) == (None, (), None, "eyes")
+    assert "not stated" in CliRunner().invoke(command, [str(path)]).stdout
+    data = json.loads(CliRunner().invoke(command, [str(path), "--json"]).stdout)
+    assert data["rope"] is None
+    assert data["context_length"] is None
+
+
+def test_keys_are_json_whatever_they_hold(tmp_path: Path) -> None:
+    path = make(tmp_path / "m.gguf", {**SHAPE, "scale": f32(float("inf"))})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    data = json.loads(
+        CliRunner().invoke(command, [str(path), "--keys", "--json"]).stdout, parse_constant=refuse
+    )
+    assert data["pig.scale"] == "inf"
