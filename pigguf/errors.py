@@ -2,7 +2,7 @@
 
     PigError                  anything pigguf refuses to do; always carries a message, often a hint
     ├── UsageError            options that do not fit together
-    ├── ReadError             a file that cannot be read to its end
+    ├── ReadError             a file that cannot be opened, or read to its end
     ├── CheckpointError       a checkpoint on disk that cannot be read as it says
     ├── TokenizerError        a tokenizer rule, token or template that is not understood
     ├── UnsupportedModel      an architecture or a feature of one that pigguf does not know
@@ -48,7 +48,7 @@ class UsageError(PigError):
 
 
 class ReadError(PigError):
-    """A file that cannot be read to its end."""
+    """A file that cannot be opened, or read to its end."""
 
     usual_hint = "see that the disk is sound and that nothing else writes the file"
 

@@ -42,6 +42,15 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -
         done += got
 
 
+def unreadable(path: Path, error: OSError) -> ReadError:
+    """What to raise where the system refuses to open or read a file."""
+    hints = {
+        errno.EACCES: f"make it readable first, as its owner: chmod +r {path}",
+        errno.EISDIR: "a file should have this name, not a directory",
+    }
+    return ReadError(f"{path}: {error.strerror or error}", hints.get(error.errno or 0))
+
+
 @contextmanager
 def atomic_write(target: Path, expected_bytes: int = 0) -> Iterator[AtomicFile]:
     """A file to write into that becomes `target` when the block ends well, and nothing when it does not.

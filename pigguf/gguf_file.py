@@ -24,7 +24,7 @@ import gguf
 import numpy as np
 
 from pigguf.errors import GGUFError, UnsupportedModel
-from pigguf.files import atomic_write, read_exactly
+from pigguf.files import atomic_write, read_exactly, unreadable
 from pigguf.metadata import Kind, Metadata, Typed, get
 from pigguf.parallel import computed_ahead
 from pigguf.progress import SILENT, Progress, stage
@@ -129,13 +129,16 @@ def read_header(path: str | os.PathLike[str]) -> GGUFFile:
     Raises:
         GGUFError: the file is missing, not GGUF, damaged, or shorter than its header says.
         UnsupportedModel: a whole GGUF of a sort that is not read (version 1, big-endian, split).
+        ReadError: the system refuses to read it.
     """
     path = Path(path)
     try:
         with open(path, "rb") as stream:
             return _HeaderReader(path, stream).read()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise GGUFError(f"{path}: {error.strerror}", "give the path of a .gguf file") from error
     except OSError as error:
-        raise GGUFError(f"{path}: {error.strerror or error}", "give the path of a .gguf file") from error
+        raise unreadable(path, error) from error
 
 
 class _HeaderReader:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -408,6 +410,79 @@ def test_kill_minus_nine_in_the_middle_leaves_nothing(checkpoint: Path) -> None:
     assert finished.returncode == -signal.SIGKILL
     assert sorted(os.listdir(checkpoint.parent)) == ["model.gguf", "piglet-4x"]
     assert (checkpoint.parent / "model.gguf").read_bytes() == b"precious"
+
+
+WAITING = """
+import sys
+from pigguf.cli import render, main
+from pigguf.progress import Silent
+
+class Waiting(Silent):  # says that the work is under way, and waits to be ended
+    def advance(self, amount):
+        print("under way", flush=True)
+        sys.stdin.read()
+
+render.progress = Waiting
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda n: n.name)
+@pytest.mark.parametrize("verb", ["convert", "export", "quantize"])
+def test_a_signal_in_the_middle_ends_the_process_and_leaves_nothing(
+    verb: str, number: signal.Signals, checkpoint: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    output.mkdir()
+    arguments = {
+        "convert": ["convert", checkpoint, "-o", output / "model.gguf"],
+        "export": ["export", convert(checkpoint), output / "exported"],
+        "quantize": ["quantize", convert(checkpoint), output / "model.gguf", "--type", "Q8_0"],
+    }[verb]
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "under way\n"
+        process.send_signal(number)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    assert "Traceback" not in told
+    assert os.listdir(output) == []
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that every user can enter, which tmp_path is not."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs setpriv (Linux)")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_file_that_may_not_be_read_is_said_so(name: str, checkpoint: Path, reachable: Path) -> None:
+    """As another user where this is root, whom no permission stops."""
+    other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []
+    copy = Path(shutil.copytree(checkpoint, reachable / "piglet"))
+    for path in (copy, *copy.iterdir()):
+        path.chmod(0o755)
+    (copy / name).chmod(0)
+    finished = subprocess.run(
+        [*other, sys.executable, "-m", "pigguf", "convert", str(copy), "--dry-run"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.stderr.splitlines()[0] == f"error: {copy / name}: Permission denied"
+    assert "chmod" in finished.stderr
+    assert finished.returncode == 6
 
 
 def test_converting_imports_no_torch(checkpoint: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pigguf.checkpoint.safetensors_file import SafetensorsFile
 from pigguf.errors import CheckpointError
+from pigguf.files import unreadable
 from pigguf.tensors import TensorRef
 
 SINGLE_FILE = "model.safetensors"
@@ -43,6 +44,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: no such directory, a file missing, cut short, or not what it says.
+            ReadError: the system refuses to read a file.
         """
         path = Path(source)
         _refuse_other_things(path)
@@ -67,6 +69,7 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is missing, not JSON, or not an object.
+        ReadError: the system refuses to read it.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -77,7 +80,7 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}", "download the file again") from error
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
     return content

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from pigguf.errors import CheckpointError
-from pigguf.files import atomic_write, read_exactly
+from pigguf.files import atomic_write, read_exactly, unreadable
 from pigguf.parallel import computed_ahead
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef
@@ -55,11 +55,16 @@ class SafetensorsFile:
 
     @classmethod
     def open(cls, path: Path) -> SafetensorsFile:
-        """Raises CheckpointError: the file is unreadable, cut short, or its header lies."""
+        """Open a file and check its header.
+
+        Raises:
+            CheckpointError: the file is cut short, or its header lies.
+            ReadError: the system refuses to read it.
+        """
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
-            raise CheckpointError(f"{path}: {error.strerror or error}") from error
+            raise unreadable(path, error) from error
         try:
             return cls(path, descriptor)
         except BaseException:

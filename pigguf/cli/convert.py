@@ -8,19 +8,20 @@ from typing import Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import json_option, type_option, type_table, verbose_option
+from pigguf.cli.options import PATH, json_option, type_option, type_table, verbose_option
+from pigguf.cli.termination import tidy_termination
 from pigguf.cli.text import size
 from pigguf.rope import RopeOverrides, RopeScaling
 from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
 
 
 @click.command(epilog=type_table())
-@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SOURCE", type=PATH)
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The file to write.  [default: NAME-TYPE.gguf in the current directory]",
 )
 @type_option(default=DEFAULT_TYPE)
@@ -58,7 +59,10 @@ def command(
       pigguf convert ./superhot-13b-8k --rope-factor 4 --original-context 2048
     """
     overrides = RopeOverrides(rope_factor, original_context, context)
-    result = convert(source, output, type=type, rope=overrides, dry_run=dry_run, progress=render.progress())
+    with tidy_termination():
+        result = convert(
+            source, output, type=type, rope=overrides, dry_run=dry_run, progress=render.progress()
+        )
     if as_json:
         render.json(_as_data(result))
         return

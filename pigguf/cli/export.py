@@ -7,14 +7,15 @@ from pathlib import Path
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import json_option
+from pigguf.cli.options import PATH, json_option
+from pigguf.cli.termination import tidy_termination
 from pigguf.cli.text import size
 from pigguf.verbs.export import export
 
 
 @click.command()
-@click.argument("source", metavar="MODEL.gguf", type=click.Path(path_type=Path))
-@click.argument("output", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("source", metavar="MODEL.gguf", type=PATH)
+@click.argument("output", metavar="DIR", type=PATH)
 @json_option
 def command(source: Path, output: Path, as_json: bool) -> None:
     """Turn the GGUF file MODEL.gguf back into a Hugging Face checkpoint in the new directory DIR.
@@ -26,7 +27,8 @@ def command(source: Path, output: Path, as_json: bool) -> None:
     Example:
       pigguf export model.gguf ./checkpoint
     """
-    result = export(source, output, progress=render.progress())
+    with tidy_termination():
+        result = export(source, output, progress=render.progress())
     rope = result.spec.rope
     if as_json:
         render.json(

@@ -7,14 +7,15 @@ from pathlib import Path
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import json_option, type_option, type_table
+from pigguf.cli.options import PATH, json_option, type_option, type_table
+from pigguf.cli.termination import tidy_termination
 from pigguf.cli.text import size
 from pigguf.verbs.quantize import quantize
 
 
 @click.command(epilog=type_table())
-@click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
-@click.argument("output", metavar="OUT.gguf", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN.gguf", type=PATH)
+@click.argument("output", metavar="OUT.gguf", type=PATH)
 @type_option()
 @json_option
 def command(source: Path, output: Path, type: str, as_json: bool) -> None:
@@ -26,7 +27,8 @@ def command(source: Path, output: Path, type: str, as_json: bool) -> None:
     Example:
       pigguf quantize model-F16.gguf model-Q4_K_M.gguf --type Q4_K_M
     """
-    result = quantize(source, output, type=type, progress=render.progress())
+    with tidy_termination():
+        result = quantize(source, output, type=type, progress=render.progress())
     if as_json:
         render.json(
             {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pigguf.errors import TokenizerError
+from pigguf.files import unreadable
 
 Json = Mapping[str, Any]
 
@@ -69,8 +70,8 @@ class TokenizerFiles:
         """Read the files.
 
         Raises:
-            TokenizerError: a file is no JSON object, holds something else than it should, or cannot be
-                read.
+            TokenizerError: a file is no JSON object, or holds something else than it should.
+            ReadError: the system refuses to read one.
         """
         template = _text(directory / CHAT_TEMPLATE_JINJA)
         if template is None:
@@ -97,7 +98,7 @@ def _bytes(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise TokenizerError(f"{path}: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
 
 
 def _text(path: Path) -> str | None:

@@ -105,6 +105,7 @@ def convert(
 
     Raises:
         CheckpointError, TokenizerError, UnsupportedModel: the source is damaged or not understood.
+        ReadError: the system refuses to read a file of it.
         RopeConflict: its position facts contradict each other.
         ConversionError: a tensor is missing, unknown or not finite, the target cannot be written, or
             the written file does not verify.

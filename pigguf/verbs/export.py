@@ -47,6 +47,7 @@ def export(
         progress: told of the bytes written.
 
     Raises:
+        ReadError: the system refuses to read the source.
         GGUFError: the source is damaged.
         UnsupportedModel, TokenizerError: it holds what has no Hugging Face form here.
         ConversionError: a tensor is missing, unknown or not finite, or the directory cannot be written.

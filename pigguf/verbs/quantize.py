@@ -51,6 +51,7 @@ def quantize(
         progress: told of the bytes written.
 
     Raises:
+        ReadError: the system refuses to read the source.
         GGUFError: the source is damaged.
         UnsupportedModel: the source is quantized already, or of an unknown architecture.
         ConversionError: a value is not finite, or the target cannot be written.
