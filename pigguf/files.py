@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from pathlib import Path
 from pigguf.errors import OutputError, ReadError
 
 _WRITE_BACK_BYTES = 64 << 20  # the disk begins this far behind, so that the last fsync is short
+# A temporary neighbour's name: by chance, for threads may write one target; short, for a target's may be long
+_PREFIX, _SUFFIX = ".pigguf-", ".partial"
 
 
 def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
@@ -89,7 +92,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             raise OutputError(f"{target} exists and is not an empty directory", "name a new one")
         _check_parent(place)
         home = place if place.is_dir() else place.parent
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".partial", dir=home))
+        temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=home))
         try:
             yield temporary
             if home is place:
@@ -178,13 +181,13 @@ def _open_unnamed(target: Path) -> tuple[int, None] | None:
 
 
 def _open_named(target: Path) -> tuple[int, Path]:
-    descriptor, path = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
+    descriptor, path = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=target.parent)
     return descriptor, Path(path)
 
 
 def _link(descriptor: int, target: Path) -> Path:
     """Give an unnamed file a neighbour's name: a link cannot replace the target itself."""
-    neighbour = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    neighbour = target.with_name(f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}")
     directory = os.open(target.parent, os.O_RDONLY)
     try:
         # A directory descriptor makes Python call linkat, which follows /proc's link to the file.

@@ -41,6 +41,36 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
     assert Path(os.devnull).is_char_device()
 
 
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_the_longest_name_can_be_written(
+    unnamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not unnamed:
+        monkeypatch.setattr("pigguf.files._open_unnamed", lambda target: None)
+    write(tmp_path / ("x" * 255))
+    assert os.listdir(tmp_path) == ["x" * 255]
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_two_may_write_one_target_and_the_last_one_stays(
+    unnamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They meet between the link and the renaming, where each has a neighbour's name."""
+    if not unnamed:
+        monkeypatch.setattr("pigguf.files._open_unnamed", lambda target: None)
+    replace, inner = os.replace, [True]
+
+    def meet(old: Path, new: Path) -> None:
+        if inner and inner.pop():
+            write(tmp_path / "target", b"first")
+        replace(old, new)
+
+    monkeypatch.setattr("os.replace", meet)
+    write(tmp_path / "target", b"last")
+    assert (tmp_path / "target").read_bytes() == b"last"
+    assert os.listdir(tmp_path) == ["target"]
+
+
 def fill(target: Path) -> None:
     with atomic_directory(target) as directory:
         (directory / "file").write_text("new")
