@@ -97,14 +97,16 @@ def _window(model: Model) -> int:
     """The model's whole window, or as much of it as half of the free memory holds a cache for."""
     window = model.context_length
     available = available_memory()
-    if available is None or model.cache_bytes(window) <= available // 2:
+    whole = model.cache_bytes(window)
+    if available is None or whole <= available // 2:
         return window
     fits = max(_WINDOW_STEP, available // 2 // model.cache_bytes(1) // _WINDOW_STEP * _WINDOW_STEP)
     if fits >= window:
         return window
+    more = f" --ctx {window} takes them anyway." if whole <= available else ""
     render.note(
         f"Taking {fits:,} of the model's {window:,} tokens: a cache for all would take "
-        f"{size(model.cache_bytes(window))}, {size(available)} are free. --ctx {window} takes them anyway."
+        f"{size(whole)}, {size(available)} are free.{more}"
     )
     return fits
 

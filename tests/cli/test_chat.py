@@ -166,7 +166,8 @@ def test_a_rope_override_permits_a_longer_window(smollm2_gguf: Path) -> None:
 
 @pytest.mark.parametrize(
     ("free", "window"),
-    [(None, 8192), (10**12, 8192), (100_000_000, 2048), (1, 1024)],  # the cache takes 23,040 bytes a token
+    # the cache takes 23,040 bytes a token
+    [(None, 8192), (10**12, 8192), (300_000_000, 6144), (100_000_000, 2048), (1, 1024)],
 )
 def test_the_window_is_what_the_memory_holds(
     smollm2_gguf: Path,
@@ -181,6 +182,7 @@ def test_the_window_is_what_the_memory_holds(
     said = capsys.readouterr().err
     assert bool(said) is (window < 8192)
     assert not said or f"Taking {window:,} of the model's 8,192 tokens" in said
+    assert ("--ctx 8192 takes them anyway" in said) is (free == 300_000_000), "else it would be refused"
 
 
 # ---- a terminal --------------------------------------------------------------------------------------
