@@ -54,6 +54,13 @@ def unreadable(path: Path, error: OSError) -> ReadError:
     return ReadError(f"{path}: {error.strerror or error}", hints.get(error.errno or 0))
 
 
+def download_hint(beginning: bytes) -> str:
+    """What to do about a file that does not hold what it should, by its first bytes."""
+    if beginning.startswith(b"version https://git-lfs"):
+        return "this is only git-lfs's pointer to the file: run `git lfs pull` in the checkpoint's directory"
+    return "the file is damaged: download it again"
+
+
 @contextmanager
 def atomic_write(target: Path, expected_bytes: int = 0) -> Iterator[AtomicFile]:
     """A file to write into that becomes `target` when the block ends well, and nothing when it does not.

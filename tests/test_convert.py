@@ -210,6 +210,7 @@ BAD_CONFIGS: list[tuple[dict[str, Any], type[PigError], list[str]]] = [
     ({"architectures": ..., "model_type": ...}, CheckpointError, ["architectures"]),
     ({"hidden_size": ...}, CheckpointError, ["hidden_size"]),
     ({"num_hidden_layers": "two"}, CheckpointError, ["num_hidden_layers", "two"]),
+    ({"rms_norm_eps": -1e-5}, CheckpointError, ["rms_norm_eps"]),
     ({"hidden_act": "gelu"}, UnsupportedModel, ["hidden_act", "gelu"]),
     ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, UnsupportedModel, ["yarn"]),
     ({"rope_parameters": {"rope_type": "wobbly", "factor": 4.0}}, UnsupportedModel, ["wobbly"]),
@@ -246,6 +247,30 @@ def test_a_missing_or_damaged_checkpoint_is_named(checkpoint: Path) -> None:
     refused(CheckpointError, ["model.safetensors"], checkpoint)
     (checkpoint / "config.json").unlink()
     refused(CheckpointError, ["config.json is missing"], checkpoint)
+
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pointer_in_a_files_place_is_known(name: str, checkpoint: Path) -> None:
+    (checkpoint / name).write_text(LFS_POINTER)
+    with pytest.raises(PigError, match=name) as raised:
+        convert(checkpoint)
+    assert "git lfs pull" in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"hidden_size": %s}' % ("9" * 5000)], ids=["deep", "long"]
+)
+@pytest.mark.parametrize(
+    ("name", "error"), [("config.json", CheckpointError), ("tokenizer.json", TokenizerError)]
+)
+def test_json_that_python_cannot_hold_is_refused(
+    name: str, error: type[PigError], content: str, checkpoint: Path
+) -> None:
+    (checkpoint / name).write_text(content)
+    refused(error, [name, "is not JSON"], checkpoint)
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(checkpoint: Path) -> None:

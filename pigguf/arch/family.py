@@ -275,6 +275,8 @@ class Family:
             )
         if spec.head_dim % 2:
             raise error(f"{where}heads of width {spec.head_dim} cannot be rotated in pairs", hint)
+        if spec.norm_epsilon < 0:
+            raise error(f"{where}rms_norm_eps is {spec.norm_epsilon}, not a small positive number", hint)
         if spec.head_dim * spec.heads != spec.embedding_length and not self.free_head_dim:
             raise UnsupportedModel(
                 f"{where}{spec.heads} heads of width {spec.head_dim} are not the embedding length "

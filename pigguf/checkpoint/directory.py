@@ -11,7 +11,7 @@ from typing import Any
 
 from pigguf.checkpoint.safetensors_file import SafetensorsFile
 from pigguf.errors import CheckpointError
-from pigguf.files import unreadable
+from pigguf.files import download_hint, unreadable
 from pigguf.tensors import TensorRef
 
 SINGLE_FILE = "model.safetensors"
@@ -71,14 +71,16 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
         CheckpointError: the file is missing, not JSON, or not an object.
         ReadError: the system refuses to read it.
     """
+    raw = b""
     try:
-        content = json.loads(path.read_bytes())
+        raw = path.read_bytes()
+        content = json.loads(raw)
     except FileNotFoundError:
         if optional:
             return {}
         raise CheckpointError(f"{path} is missing", f"is {path.parent} a whole checkpoint?") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}", "download the file again") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}", download_hint(raw)) from error
     except OSError as error:
         raise unreadable(path, error) from error
     if not isinstance(content, dict):

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from pigguf.errors import CheckpointError
-from pigguf.files import atomic_write, read_exactly, unreadable
+from pigguf.files import atomic_write, download_hint, read_exactly, unreadable
 from pigguf.parallel import computed_ahead
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef
@@ -93,14 +93,20 @@ class SafetensorsFile:
         return tensors
 
     def _header(self, size: int) -> tuple[dict[str, Any], int]:
-        length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little") if size >= 8 else None
-        if length is None or length > min(size - 8, MAX_HEADER_BYTES):
-            raise self._lies(f"{size} bytes cannot hold a header of {length} bytes")
+        if size < 8:
+            raise self._lies(f"{size} bytes cannot hold a header")
+        beginning = os.pread(self._descriptor, 64, 0)
+        length = int.from_bytes(beginning[:8], "little")
+        if length > min(size - 8, MAX_HEADER_BYTES):
+            raise CheckpointError(
+                f"{self.path} is no safetensors file: {size} bytes cannot hold a header of {length} bytes",
+                download_hint(beginning),
+            )
         raw = bytearray(length)
         read_exactly(self._descriptor, memoryview(raw), 8, self.path)
         try:
             header = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._lies(f"it is not JSON ({error})") from error
         if not isinstance(header, dict):
             raise self._lies("it is not an object")

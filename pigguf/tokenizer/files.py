@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pigguf.errors import TokenizerError
-from pigguf.files import unreadable
+from pigguf.files import download_hint, unreadable
 
 Json = Mapping[str, Any]
 
@@ -115,8 +115,8 @@ def _object(path: Path) -> Json | None:
         return None
     try:
         content = json.loads(text, object_pairs_hook=lambda pairs: _without_twins(pairs, path))
-    except json.JSONDecodeError as error:
-        raise TokenizerError(f"{path} is not JSON: {error}", "download the file again") from error
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{path} is not JSON: {error}", download_hint(text.encode())) from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} holds a {type(content).__name__}, not an object")
     _check_shape(content, _SHAPES.get(path.name, {}), path, "")
