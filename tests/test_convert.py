@@ -291,6 +291,11 @@ def test_a_rule_of_the_tokenizer_that_is_not_known_stops_the_work(checkpoint: Pa
     refused(TokenizerError, ["tokenizer.json", "normalizer", "Lowercase"], checkpoint)
 
 
+def test_a_chat_template_that_is_not_jinja_stops_the_work(checkpoint: Path) -> None:
+    (checkpoint / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}")
+    refused(TokenizerError, ["chat template", "not jinja"], checkpoint)
+
+
 def test_tokens_that_differ_from_the_sources_fail_the_conversion(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has left; nobody is there to be told
         _abandon(sys.stdout)
-        sys.exit(exit_codes.UNEXPECTED.code)
+        sys.exit(exit_codes.CLOSED.code)
     except (Exception, KeyboardInterrupt) as error:
         sys.exit(_fail(error, settings))
     # ctx.exit(code) arrives as the result; commands themselves return nothing.

@@ -26,9 +26,10 @@ ENGINE = ExitCode(8, "the engine is missing or failed")
 MEMORY = ExitCode(9, "not enough memory")
 OVERFLOW = ExitCode(10, "more tokens than the context window holds")
 INTERRUPTED = ExitCode(130, "interrupted")
+CLOSED = ExitCode(141, "whoever read the output went away")
 
 ALL = (
-    UNEXPECTED, USAGE, MODEL, ROPE, CONVERSION, FILE, GGUF, ENGINE, MEMORY, OVERFLOW, INTERRUPTED,
+    UNEXPECTED, USAGE, MODEL, ROPE, CONVERSION, FILE, GGUF, ENGINE, MEMORY, OVERFLOW, INTERRUPTED, CLOSED,
 )  # fmt: skip
 
 # The nearest class in an error's ancestry decides.

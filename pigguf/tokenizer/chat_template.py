@@ -40,7 +40,8 @@ class ChatTemplate:
             self._template = _ENVIRONMENT.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TokenizerError(
-                f"the chat template is not jinja: {error.message} (line {error.lineno})"
+                f"the chat template is not jinja: {error.message} (line {error.lineno})",
+                "correct chat_template in tokenizer_config.json or chat_template.jinja, or take it out",
             ) from error
 
     def render(

@@ -13,6 +13,7 @@ from typing import Any
 from pigguf.errors import TokenizerError
 from pigguf.tokenizer.added import AddedToken, added_tokens
 from pigguf.tokenizer.byte_level import read_byte_level
+from pigguf.tokenizer.chat_template import ChatTemplate
 from pigguf.tokenizer.files import CONFIG, SENTENCEPIECE, TOKENIZER, TokenizerFiles
 from pigguf.tokenizer.pieces import Pieces
 from pigguf.tokenizer.sentencepiece_style import read_sentencepiece_json, read_sentencepiece_model
@@ -88,8 +89,15 @@ def chat_template(files: TokenizerFiles) -> tuple[str | None, tuple[str, ...]]:
     """The chat template and what was left out: a file of its own counts before tokenizer_config.json.
 
     Raises:
-        TokenizerError: several are named and none is the default.
+        TokenizerError: several are named and none is the default, or it is not jinja.
     """
+    template, notes = _default_template(files)
+    if template is not None:
+        ChatTemplate(template)
+    return template, notes
+
+
+def _default_template(files: TokenizerFiles) -> tuple[str | None, tuple[str, ...]]:
     stated = files.config.get("chat_template") if files.chat_template is None else files.chat_template
     if stated is None or isinstance(stated, str):
         return stated, ()

@@ -181,13 +181,14 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         "cli.main(['flood'])"
     )
     done = subprocess.run(
-        ["bash", "-c", '"$0" -c "$1" | head -1', sys.executable, code],
+        ["bash", "-c", '"$0" -c "$1" | head -1; exit ${PIPESTATUS[0]}', sys.executable, code],
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.stdout == "line\n"
     assert done.stderr == ""
+    assert done.returncode == 141  # as the shell tells of a program that SIGPIPE ended
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
