@@ -43,8 +43,18 @@ class Settings:
     verbose: bool = field(default_factory=lambda: bool(os.environ.get("PIGGUF_DEBUG")))
 
 
+class ReaderLeft(Exception):
+    """Whoever read our output went away. click would make a failure of BrokenPipeError itself."""
+
+
 class LazyGroup(click.Group):
     """A group that lists its commands from the table and imports only the one that runs."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderLeft from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -109,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=settings)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has left; nobody is there to be told
+    except (ReaderLeft, BrokenPipeError):  # nobody is there to be told
         _abandon(sys.stdout)
         sys.exit(exit_codes.CLOSED.code)
     except (Exception, KeyboardInterrupt) as error:

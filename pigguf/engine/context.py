@@ -264,6 +264,10 @@ class Context:
         """Whether logits(-1) are those after the first `length` tokens of this sequence."""
         return self._logits_of == (sequence, length)
 
+    def cached(self, sequence: int) -> int:
+        """How many tokens of a sequence the cache holds."""
+        return int(self._llama.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
     def cut(self, sequence: int, length: int) -> None:
         """Drop a sequence's tokens from position `length` on.
 

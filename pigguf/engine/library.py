@@ -12,8 +12,8 @@ from __future__ import annotations
 import atexit
 import ctypes
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pigguf.errors import BackendUnavailable
@@ -48,15 +48,21 @@ def log_to(listener: LogListener | None) -> None:
     _log.listener = listener
 
 
-@contextmanager
-def complaints() -> Iterator[list[str]]:
-    """Collect the error lines logged inside the block, without the name of the C function in front."""
-    said: list[str] = []
-    _log.collectors[id(said)] = said
-    try:
-        yield said
-    finally:
-        del _log.collectors[id(said)]
+class complaints:
+    """Collects the error lines logged inside a block, without the name of the C function in front.
+
+    A class, not a generator: it is entered once a token.
+    """
+
+    __slots__ = ("_said",)
+
+    def __enter__(self) -> list[str]:
+        self._said: list[str] = []
+        _log.collectors[id(self._said)] = self._said
+        return self._said
+
+    def __exit__(self, *_: object) -> None:
+        del _log.collectors[id(self._said)]
 
 
 def _import_llama_cpp() -> Any:

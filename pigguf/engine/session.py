@@ -266,11 +266,19 @@ class Session:
                 self.stop_reason = self.stop_reason or "interrupted"
 
     def _append_one(self, token: int) -> None:
-        """As _append for one token. A callback from C between operators would cost as much as a small
-        model's decode, so Ctrl-C waits for this one token."""
-        with held_interrupts():
-            self.context.decode(self._sequence, (token,), len(self._tokens), (0,))
+        """As _append for one token, without a look at Ctrl-C from inside the computation: a callback from
+        C between operators would cost as much as a small model's decode.
+
+        Nor is Ctrl-C held back, which costs a hundredth of it: where it comes between the computation
+        and the note of it, the note is taken from the cache.
+        """
+        held = len(self._tokens)
+        try:
+            self.context.decode(self._sequence, (token,), held, (0,))
             self._tokens.append(token)
+        except BaseException:
+            self._tokens[held:] = [token] * (self.context.cached(self._sequence) - held)
+            raise
 
     def _compute_logits(self) -> None:
         """Compute the last token again where its logits are not the ones at hand."""
@@ -280,8 +288,9 @@ class Session:
             self._append_one(last)
 
     def _refuse_no_numbers(self) -> None:
-        """C samplers sort, and sorting what is no number may leave the array."""
-        if not np.isfinite(self.context.logits(-1)).all():
+        """C samplers sort, and sorting what is no number may leave the array. The largest of values with a
+        NaN among them is NaN; minus infinity alone is in order, and drawn by nobody."""
+        if not math.isfinite(self.context.logits(-1).max()):
             raise EngineError(
                 f"{self.context.model.path} computes logits that are not numbers",
                 "the file is damaged: download or convert it again",
