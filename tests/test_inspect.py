@@ -49,6 +49,15 @@ def test_the_cache_of_plain_attention_is_told(tmp_path: Path) -> None:
     assert report.position_notes == ()
 
 
+@pytest.mark.parametrize(("width", "types"), [(64, ["F16"]), (128, ["F16", "Q8_0", "Q4_0"]), (160, ["F16"])])
+def test_a_cache_type_is_told_only_where_a_head_is_whole_blocks(
+    width: int, types: list[str], tmp_path: Path
+) -> None:
+    """Heads of 16, 32 and 40: llama.cpp's quantized types have blocks of 32."""
+    report = pigguf.inspect(make(tmp_path / "m.gguf", {**SHAPE, "embedding_length": u32(width)}))
+    assert [size.type for size in report.cache] == types
+
+
 @pytest.mark.parametrize(
     "keys",
     [

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pigguf.gguf_file import GGUFFile, TensorType, read_header, row_bytes
+from pigguf.gguf_file import GGUFFile, TensorType, block_elements, read_header, row_bytes
 from pigguf.metadata import Typed, elements, get
 from pigguf.rope import RopeScaling, rope_from_metadata
 
@@ -189,7 +189,7 @@ def _position_notes(file: GGUFFile, shape: _Shape) -> tuple[str, ...]:
 
 
 def _cache_sizes(shape: _Shape, context_length: int) -> tuple[CacheSize, ...]:
-    """llama.cpp src/llama-kv-cache.cpp: a row of K and a row of V a token and layer."""
+    """llama.cpp src/llama-kv-cache.cpp: K and V a token, layer and head, in whole blocks."""
     layers, heads = shape.number("block_count"), shape.number("attention.head_count")
     kv_heads, width = shape.kv_heads, shape.number("embedding_length")
     causal = shape.value("attention.causal") is None or shape.has("attention.causal")
@@ -197,12 +197,12 @@ def _cache_sizes(shape: _Shape, context_length: int) -> tuple[CacheSize, ...]:
         return ()
     if shape.architecture in _WINDOWED or any(shape.has(key) for key in _OTHER_MEMORY):
         return ()
-    keys = kv_heads * (shape.number("attention.key_length") or width // heads)
-    values = kv_heads * (shape.number("attention.value_length") or width // heads)
+    keys = shape.number("attention.key_length") or width // heads
+    values = shape.number("attention.value_length") or width // heads
     sizes = []
     for kind in CACHE_TYPES:
-        if keys % 32 or values % 32:  # too narrow for a block of the quantized types
+        if keys % block_elements(kind) or values % block_elements(kind):
             continue
-        per_token = layers * (row_bytes(kind, keys) + row_bytes(kind, values))
+        per_token = layers * kv_heads * (row_bytes(kind, keys) + row_bytes(kind, values))
         sizes.append(CacheSize(kind.name, per_token, per_token * context_length))
     return tuple(sizes)
