@@ -10,14 +10,16 @@ file that it points to is written. Devices, pipes and the like are never replace
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pigguf.errors import OutputError, ReadError
 
@@ -59,6 +61,11 @@ def download_hint(beginning: bytes) -> str:
     if beginning.startswith(b"version https://git-lfs"):
         return "this is only git-lfs's pointer to the file: run `git lfs pull` in the checkpoint's directory"
     return "the file is damaged: download it again"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object as people like to read it."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager

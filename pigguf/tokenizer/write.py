@@ -10,11 +10,11 @@ Left out: generation_config.json, and normalization that llama.cpp does not do e
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from pigguf.errors import TokenizerError
+from pigguf.files import write_json
 from pigguf.tokenizer.files import CONFIG, SENTENCEPIECE, TOKENIZER
 from pigguf.tokenizer.pre_tokenizers import pre_tokenizer_named
 from pigguf.tokenizer.sentencepiece_model import BPE, Piece, SentencePieceModel, write_model
@@ -38,8 +38,8 @@ def write_tokenizer(vocab: Vocab, directory: Path) -> None:
         TokenizerError: the vocabulary's rules have no exact form in these files.
     """
     content = _sentencepiece_json(vocab) if vocab.model == "llama" else _byte_level_json(vocab)
-    _write_json(directory / TOKENIZER, content)
-    _write_json(directory / CONFIG, _config(vocab))
+    write_json(directory / TOKENIZER, content)
+    write_json(directory / CONFIG, _config(vocab))
     if vocab.model == "llama":
         (directory / SENTENCEPIECE).write_bytes(write_model(_sentencepiece_model(vocab)))
 
@@ -225,7 +225,3 @@ def _unknown(vocab: Vocab) -> str:
             f"{len(unknown)} tokens are of the type unknown; a sentencepiece vocabulary has one"
         )
     return vocab.tokens[unknown[0]]
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -8,17 +8,14 @@ Left out: what a quantized file has lost, and families that only `inspect` can r
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pigguf.arch import family_of, to_hf
 from pigguf.checkpoint import write_safetensors
-from pigguf.files import atomic_directory
+from pigguf.files import atomic_directory, write_json
 from pigguf.gguf_file import TensorData, read_header
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import float_tensors
@@ -62,8 +59,8 @@ def export(
         by_name = {tensor.name: tensor for tensor in float_tensors(file, data)}
         tensors = to_hf(family, spec, by_name, str(file.path))
         size = write_safetensors(directory / "model.safetensors", tensors, "BF16", progress)
-        _write_json(directory / "config.json", {**family.config(spec), **_token_ids(vocab)})
-        _write_json(directory / "generation_config.json", {**_token_ids(vocab), **_end_ids(vocab)})
+        write_json(directory / "config.json", {**family.config(spec), **_token_ids(vocab)})
+        write_json(directory / "generation_config.json", {**_token_ids(vocab), **_end_ids(vocab)})
         write_tokenizer(vocab, directory)
     return ExportResult(target, spec, size, time.monotonic() - begun)
 
@@ -80,7 +77,3 @@ def _token_ids(vocab: Vocab) -> dict[str, int]:
 def _end_ids(vocab: Vocab) -> dict[str, list[int]]:
     """generation_config.json may name several tokens that end an answer."""
     return {"eos_token_id": list(vocab.end_ids)} if len(vocab.end_ids) > 1 else {}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
