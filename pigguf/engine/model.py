@@ -42,18 +42,21 @@ class RuntimeRope:
     """What the user says about positions against the file; None keeps the file's value.
 
     Attributes:
-        factor: linear scaling factor in the Hugging Face direction (8.0, never 0.125); replaces the
-            file's, does not multiply it.
+        factor: scaling factor in the Hugging Face direction (8.0, never 0.125); replaces the file's,
+            does not multiply it.
         base: rope frequency base (theta).
         context_length: the window, in tokens, that the model is taken to have.
+        kind: how the factor scales positions, in place of whatever the file does: "linear", or "yarn"
+            from the file's original window. None is linear too, but never replaces another scaling.
 
     Raises:
-        UsageError: a value that is no such number.
+        UsageError: a value that is no such number, or a kind without its factor.
     """
 
     factor: float | None = None
     base: float | None = None
     context_length: int | None = None
+    kind: Literal["linear", "yarn"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("factor", "base"):
@@ -62,27 +65,45 @@ class RuntimeRope:
                 raise UsageError(f"the rope {name} is {value}", "give a number above 0")
         if self.context_length is not None and not 1 <= self.context_length < 2**31:
             raise UsageError(f"the context length is {self.context_length}", "give a number of tokens")
+        if self.kind is not None and self.factor is None:
+            raise UsageError(f"{self.kind} rope scaling has no factor", "give one")
+        if self.kind == "yarn" and self.factor is not None and self.factor < 1:
+            raise UsageError(f"the YaRN factor is {self.factor}", "it stretches the window: 1 at least")
 
     def metadata(self, file: GGUFFile) -> dict[str, Typed]:
         """The keys that say so in place of the file's.
 
         Raises:
-            UsageError: a linear factor for a file that scales in another way.
+            UsageError: a factor for a file whose own scaling it cannot replace.
         """
-        prefix = f"{file.architecture}.rope"
         keys: dict[str, Typed] = {}
         if self.factor is not None:
-            kind = get(file.metadata, f"{prefix}.scaling.type", str, "linear")
-            if kind not in ("none", "linear"):
-                raise UsageError(
-                    f"{file.path} scales its positions by {kind}; a linear factor cannot replace that",
-                    "leave the rope factor to the file",
-                )
-            keys |= {f"{prefix}.scaling.type": string("linear"), f"{prefix}.scaling.factor": f32(self.factor)}
+            keys |= self._scaling(file, self.factor)
         if self.base is not None:
-            keys[f"{prefix}.freq_base"] = f32(self.base)
+            keys[f"{file.architecture}.rope.freq_base"] = f32(self.base)
         if self.context_length is not None:
             keys[f"{file.architecture}.context_length"] = u32(self.context_length)
+        return keys
+
+    def _scaling(self, file: GGUFFile, factor: float) -> dict[str, Typed]:
+        prefix = f"{file.architecture}.rope.scaling"
+        own = rope_from_metadata(file.metadata, file.architecture)
+        if self.kind is None and own.kind not in ("none", "linear"):
+            raise UsageError(
+                f"{file.path} scales its positions by {own.kind}; a linear factor cannot replace that",
+                "leave the rope factor to the file",
+            )
+        # these would stay in force under any other type
+        rest = [f"{prefix}.{name}" for name in own.parameters]
+        if self.kind is not None and (own.kind == "longrope" or rest):
+            raise UsageError(
+                f"{file.path}: its {own.kind} scaling ({', '.join(rest) or 'tables of factors'}) "
+                f"cannot be replaced by {self.kind}",
+                "only linear and plain YaRN scaling can",
+            )
+        keys = {f"{prefix}.type": string(self.kind or "linear"), f"{prefix}.factor": f32(factor)}
+        if self.kind == "yarn":  # absent, it would be taken for the overridden context length
+            keys[f"{prefix}.original_context_length"] = u32(own.original_context)
         return keys
 
 

@@ -332,6 +332,27 @@ def test_an_override_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     Model.open(yarn).close()
 
 
+def test_a_kind_replaces_any_scaling_that_the_file_has(tmp_path: Path) -> None:
+    plain = write_tiny(tmp_path / "plain.gguf")
+    keys = {**linear(4.0, 4 * WINDOW), "llama.rope.scaling.original_context_length": u32(WINDOW)}
+    yarn = write_tiny(tmp_path / "yarn.gguf", {**keys, "llama.rope.scaling.type": string("yarn")})
+    by_one, by_yarn = logits(plain), logits(yarn)
+    by_four = logits(plain, RuntimeRope(factor=4.0))
+    assert np.abs(by_yarn - by_four).max() > 0.01 * by_four.std()
+    np.testing.assert_array_equal(logits(yarn, RuntimeRope(1.0, kind="linear")), by_one)
+    np.testing.assert_array_equal(logits(yarn, RuntimeRope(4.0, kind="linear")), by_four)
+    # from the original window of the file, not from the longer one that the override permits
+    widened = RuntimeRope(4.0, context_length=4 * WINDOW, kind="yarn")
+    np.testing.assert_array_equal(logits(plain, widened), by_yarn)
+    np.testing.assert_array_equal(logits(yarn, RuntimeRope(4.0, kind="yarn")), by_yarn)
+    longrope = write_tiny(tmp_path / "longrope.gguf", {**keys, "llama.rope.scaling.type": string("longrope")})
+    with pytest.raises(UsageError, match=r"longrope scaling .* cannot be replaced by linear"):
+        Model.open(longrope, rope=RuntimeRope(1.0, kind="linear"))
+    for wrong in ({"kind": "yarn"}, {"kind": "yarn", "factor": 0.5}):
+        with pytest.raises(UsageError):
+            RuntimeRope(**wrong)  # type: ignore[arg-type]
+
+
 def test_reading_gives_the_same_as_mapping(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf")
     np.testing.assert_array_equal(logits(path, use_mmap=False), logits(path))
