@@ -26,6 +26,7 @@ _HOMES = {
     "export": "pigguf.verbs.export",
     "inspect": "pigguf.verbs.inspect",
     "open_model": "pigguf.local",
+    "evaluate": "pigguf.evals",
     "LocalModel": "pigguf.local",
     "RopeOverrides": "pigguf.rope",
     "RuntimeRope": "pigguf.engine.model",
@@ -42,6 +43,7 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "inspect",
     "open_model",
     "LocalModel",
+    "evaluate",
     "RopeOverrides",
     "RuntimeRope",
     "Sampling",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from pigguf.engine.model import RuntimeRope
     from pigguf.engine.sampling import Sampling
     from pigguf.errors import PigError
+    from pigguf.evals import evaluate
     from pigguf.local import LocalModel, open_model
     from pigguf.progress import Progress
     from pigguf.rope import RopeOverrides

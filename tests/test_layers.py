@@ -17,7 +17,7 @@ PACKAGE = Path(pigguf.__file__).parent
 # From the top down: a module imports from its own row or from rows below it.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
-    ("chat", "local", "chat_format", "text"),
+    ("chat", "local", "chat_format", "text", "evals"),
     ("verbs",),
     ("engine",),
     ("checkpoint", "tokenizer", "quantization"),

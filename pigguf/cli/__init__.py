@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TextIO, cast
 
@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("pigguf.cli.inspect", "Say what a GGUF file holds: window, rope, types, memory."),
     "export": ("pigguf.cli.export", "Turn a GGUF file back into a Hugging Face checkpoint."),
     "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
+    "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),
     "doctor": ("pigguf.cli.doctor", "Check the engine on this machine, and say what is missing."),
 }
 
@@ -48,7 +49,11 @@ class ReaderLeft(Exception):
 
 
 class LazyGroup(click.Group):
-    """A group that lists its commands from the table and imports only the one that runs."""
+    """A group that lists its commands from a table and imports only the one that runs."""
+
+    def __init__(self, *arguments: Any, table: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
+        super().__init__(*arguments, **attributes)
+        self.table = table
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -57,21 +62,21 @@ class LazyGroup(click.Group):
             raise ReaderLeft from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
+        if name not in self.table:
             return None
-        module, _ = COMMANDS[name]
+        module, _ = self.table[name]
         return cast(click.Command, importlib.import_module(module).command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in self.table.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        matching = (name for name in COMMANDS if name.startswith(incomplete))
-        commands = [CompletionItem(name, help=COMMANDS[name][1]) for name in matching]
+        matching = (name for name in self.table if name.startswith(incomplete))
+        commands = [CompletionItem(name, help=self.table[name][1]) for name in matching]
         return commands + click.Command.shell_complete(self, ctx, incomplete)
 
 
@@ -97,6 +102,7 @@ PIGGUF_DEBUG=1 shows the traceback of an error. NO_COLOR=1 turns colours off.
 
 @click.group(
     cls=LazyGroup,
+    table=COMMANDS,
     invoke_without_command=True,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

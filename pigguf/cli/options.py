@@ -72,21 +72,26 @@ def _gpu_layers(ctx: click.Context, parameter: click.Parameter, value: str) -> i
     raise click.BadParameter(f"{value!r} is not a number of layers, 'all' or 'auto'", ctx, parameter)
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a model is opened. Passed as `gpu_layers`, `threads`, and `rope`: RuntimeRope or None."""
-    from pigguf.engine import RuntimeRope
-
-    @click.option(
+def engine_options(command: Command) -> Command:
+    """On what the engine computes. Passed as `gpu_layers` and `threads`."""
+    command = click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; default: all cores."
+    )(command)
+    return click.option(
         "--gpu-layers",
         metavar="N|all|auto",
         callback=_gpu_layers,
         default="auto",
         show_default=True,
         help="Layers to put on the GPU.",
-    )
-    @click.option(
-        "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; default: all cores."
-    )
+    )(command)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a model is opened. Passed as `gpu_layers`, `threads`, and `rope`: RuntimeRope or None."""
+    from pigguf.engine import RuntimeRope
+
+    @engine_options
     @click.option(
         "--rope-factor",
         type=click.FloatRange(min=0, min_open=True),

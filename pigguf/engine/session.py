@@ -9,10 +9,11 @@ Left out: text (chat.py, local.py), and batches that mix sessions.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from operator import index
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from pigguf.errors import ContextOverflow, EngineError, Interrupted, UsageError
 from pigguf.progress import SILENT, Progress, stage
 
 StopReason = Literal["end", "length", "window", "interrupted"]
+T = TypeVar("T")
 
 
 class Session:
@@ -136,25 +138,49 @@ class Session:
         Raises:
             As feed does, and UsageError for an index outside of tokens, at once.
         """
+        batches = self.evaluate_batches(tokens, wanted, _copied, progress)
+        return (pair for batch in batches for pair in batch)
+
+    def evaluate_batches(
+        self,
+        tokens: Sequence[int],
+        wanted: Iterable[int],
+        reduce: Callable[[list[int], list[NDArray[np.float32]]], T],
+        progress: Progress = SILENT,
+    ) -> Iterator[T]:
+        """As evaluate, but yield what `reduce` makes of each batch's wanted indices and their logits.
+
+        It is called while the logits lie where llama.cpp computed them: nothing is copied, and they are
+        not valid after it.
+
+        Raises:
+            As evaluate does.
+        """
         tokens = self._checked(tokens)
         indices = sorted(set(wanted))
         if indices and not 0 <= indices[0] <= indices[-1] < len(tokens):
             raise UsageError(f"logits were asked for at {indices[0]}..{indices[-1]} of {len(tokens)} tokens")
         self._user = user = object()
-        return self._evaluate(user, tokens, indices, progress)
+        return self._evaluate(user, tokens, indices, reduce, progress)
 
     def _evaluate(
-        self, user: object, tokens: list[int], wanted: list[int], progress: Progress
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        self,
+        user: object,
+        tokens: list[int],
+        wanted: list[int],
+        reduce: Callable[[list[int], list[NDArray[np.float32]]], T],
+        progress: Progress,
+    ) -> Iterator[T]:
         with stage(progress, "prefill", len(tokens), "tokens"):
             for start, stop, here in _batches(len(tokens), wanted, self.context):
                 outputs = [i - start for i in here]
                 with self.context.turn:
                     self._refuse_change(user)
                     self._append(tokens[start:stop], outputs)
-                    rows = [self.context.logits(i).copy() for i in outputs]
+                    result = reduce(here, [self.context.logits(i) for i in outputs]) if here else None
                 progress.advance(stop - start)
-                yield from zip(here, rows, strict=True)
+                if result is not None:
+                    yield result
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         """The tokens, if they can be fed; a request to stop that came earlier is forgotten."""
@@ -328,14 +354,25 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
+def _copied(indices: list[int], rows: list[NDArray[np.float32]]) -> list[tuple[int, NDArray[np.float32]]]:
+    return [(i, row.copy()) for i, row in zip(indices, rows, strict=True)]
+
+
 def _batches(count: int, wanted: list[int], context: Context) -> Iterator[tuple[int, int, list[int]]]:
-    """Ranges [start, stop) that cover `count` tokens, each with the wanted indices in it, as many as fit."""
-    start = taken = 0
-    while start < count:
-        stop = min(count, start + context.batch_size)
-        here = [i for i in wanted[taken : taken + context.most_outputs] if i < stop]
-        taken += len(here)
-        if taken < len(wanted):
-            stop = min(stop, wanted[taken])
-        yield start, stop, here
-        start = stop
+    """Ranges [start, stop) that cover `count` tokens, each with the wanted indices in it.
+
+    A full batch with more of them than logits are kept for is cut into as many alike as it takes: a rest
+    of a few tokens would cost nearly as much as a whole batch.
+    """
+    size, most = context.batch_size, context.most_outputs
+    for begin in range(0, count, size):
+        end = min(count, begin + size)
+        inside = wanted[bisect_left(wanted, begin) : bisect_left(wanted, end)]
+        parts = max(1, -(-len(inside) // most))
+        each = -(-len(inside) // parts)
+        start = begin
+        for part in range(1, parts + 1):
+            here = inside[(part - 1) * each : part * each]
+            stop = inside[part * each] if part < parts else end
+            yield start, stop, here
+            start = stop

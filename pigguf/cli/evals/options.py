@@ -1,0 +1,159 @@
+"""Options that the evaluations share, and the one way in which each of them runs and shows its report.
+
+    @click.command()
+    @click.argument("model", metavar="MODEL", type=PATH)
+    @engine_options            passed as `engine`: EngineOptions
+    @compare_option            passed as `compare`: names of readings of positions, as written
+    @seed_option               passed as `seed`
+    @output_options            passed as `output`: Output
+    def command(model, engine, compare, seed, output):
+        run(output, lambda progress: perplexity(model, ..., progress=progress))
+
+Left out: an evaluation's own options, which live with it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from pigguf.cli import render, terminal
+from pigguf.cli.options import PATH, Command, json_option, verbose_option
+from pigguf.cli.options import engine_options as _device_options
+from pigguf.engine import CacheType, log_to
+from pigguf.evals.report import Cell, Report, Table
+from pigguf.evals.subject import EngineOptions
+from pigguf.files import atomic_write
+from pigguf.progress import Progress
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a report goes: tables on stdout, or JSON; and a page, if a file is named."""
+
+    as_json: bool
+    html: Path | None
+    verbose: bool
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How the engine runs the model. Passed as `engine`: EngineOptions."""
+
+    @_device_options
+    @click.option(
+        "--cache-type",
+        type=click.Choice(get_args(CacheType)),
+        metavar="TYPE",
+        default="f16",
+        show_default=True,
+        help=f"Type of the KV cache: {', '.join(get_args(CacheType))}.",
+    )
+    @functools.wraps(command)
+    def with_engine(*, gpu_layers: Any, threads: int | None, cache_type: CacheType, **rest: Any) -> Any:
+        return command(engine=EngineOptions(gpu_layers, threads, cache_type), **rest)
+
+    return with_engine
+
+
+def compare_option(command: Command) -> Command:
+    """--compare: readings of positions to measure beside the file's own. Passed as `compare`, a tuple."""
+    return click.option(
+        "--compare",
+        metavar="NAME,...",
+        default=(),
+        callback=_names,
+        help="Measure also with positions read in other ways: none, linear:4, yarn:4, ntk.",
+    )(command)
+
+
+def seed_option(command: Command) -> Command:
+    """--seed, for what is drawn at random. Passed as `seed`."""
+    return click.option(
+        "--seed", type=int, metavar="N", default=0, show_default=True, help="Draw the same items again."
+    )(command)
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--html, --json and --verbose. Passed as `output`: Output, for `run`."""
+
+    @click.option("--html", type=PATH, metavar="FILE", help="Write one page with tables and plots.")
+    @json_option
+    @verbose_option
+    @functools.wraps(command)
+    def with_output(*, html: Path | None, as_json: bool, verbose: bool, **rest: Any) -> Any:
+        return command(output=Output(as_json, html, verbose), **rest)
+
+    return with_output
+
+
+def run(output: Output, evaluate: Callable[[Progress], Report]) -> None:
+    """Evaluate, and show the report. A page that could not be written is refused before the work.
+
+    Raises:
+        OutputError: the page cannot be written.
+        Whatever the evaluation raises.
+    """
+    if output.verbose:
+        log_to(render.note)
+    with ExitStack() as stack:
+        stack.enter_context(terminal.left_as_found())
+        page = stack.enter_context(atomic_write(output.html)) if output.html else None
+        report = _evaluated(evaluate)
+        if page is not None:
+            from pigguf.evals.page import page as as_page
+
+            page.write(as_page(report).encode())
+    if output.as_json:
+        render.json(report.as_data())
+    else:
+        _show(report)
+    if output.html:
+        render.note(f"The page is {output.html}.")
+
+
+def _evaluated(evaluate: Callable[[Progress], Report]) -> Report:
+    try:
+        return evaluate(render.progress(keep=False))
+    except KeyboardInterrupt:
+        render.note("What is finished is kept: the same command goes on from there.")
+        raise
+
+
+def _show(report: Report) -> None:
+    for number, table in enumerate(report.tables):
+        if number:
+            render.facts((), title="")
+        render.facts((), title=table.title)
+        rows = [[_text(cell) for cell in row] for row in table.rows]
+        render.table(table.headers, rows, right=_numeric(table))
+
+
+def _text(cell: Cell) -> str:
+    """A figure as a person reads it: five significant digits."""
+    if cell is None:
+        return "–"
+    if isinstance(cell, float):
+        return f"{cell:,.5g}" if abs(cell) < 1e5 else f"{cell:.3g}"
+    return f"{cell:,}" if isinstance(cell, int) else cell
+
+
+def _numeric(table: Table) -> list[str]:
+    """The headers of the columns that hold numbers only."""
+    columns = zip(*table.rows, strict=True)
+    return [
+        header
+        for header, column in zip(table.headers, columns, strict=False)
+        if not any(isinstance(cell, str) for cell in column)
+    ]
+
+
+def _names(ctx: click.Context, parameter: click.Parameter, value: str | tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(value, tuple):
+        return value
+    return tuple(name.strip() for name in value.split(",") if name.strip())

@@ -1,0 +1,42 @@
+"""Evaluations: what a GGUF file is worth, measured through the engine by the paper's own yardsticks.
+
+    report = pigguf.evaluate("perplexity", "model.gguf", text=["novel.txt"], windows=[2048, 8192])
+
+An evaluation is a module with a function of its own name that takes a model and returns a Report
+(report.py), and a row in EVALUATIONS. Modules are imported only when their evaluation runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pigguf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pigguf.evals.report import Report
+
+# name, which is also its function's -> module
+EVALUATIONS: dict[str, str] = {
+    "perplexity": "pigguf.evals.perplexity",
+}
+
+
+def evaluate(name: str, model: str | Path, **options: Any) -> Report:
+    """Run one evaluation.
+
+    Args:
+        name: of EVALUATIONS.
+        model: a GGUF file.
+        options: of the evaluation's own function.
+
+    Raises:
+        UsageError: no such evaluation.
+        Whatever the evaluation raises.
+    """
+    if name not in EVALUATIONS:
+        raise UsageError(f"there is no evaluation {name!r}", f"one of {', '.join(EVALUATIONS)}")
+    function: Callable[..., Report] = getattr(importlib.import_module(EVALUATIONS[name]), name)
+    return function(model, **options)
