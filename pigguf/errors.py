@@ -6,6 +6,7 @@
     ├── CheckpointError       a checkpoint on disk that cannot be read as it says
     ├── TokenizerError        a tokenizer rule, token or template that is not understood
     ├── UnsupportedModel      an architecture or a feature of one that pigguf does not know
+    ├── TextError             a text file or record that is not what it should be, or too short
     ├── RopeConflict          position facts that contradict each other
     ├── ConversionError       a conversion that cannot go on
     │   ├── UnmappedTensor    a tensor nothing in the rename table speaks of
@@ -14,6 +15,7 @@
     │   ├── OutputError       a target that cannot be written (no room, no right, in use)
     │   └── VerificationFailed  the written file does not say what it should
     ├── GGUFError             a GGUF file that is damaged or not understood
+    ├── TrainingError         a fine-tuning that cannot go on
     └── EngineError           llama.cpp could not do what was asked
         ├── BackendUnavailable  the library is missing, broken or crashes on this machine
         ├── DoesNotFit          weights or cache do not fit into memory
@@ -71,6 +73,10 @@ class UnsupportedModel(PigError):
     usual_hint = "this version does not know such models; it never converts what it does not know"
 
 
+class TextError(PigError):
+    """A text file, or a record in one, that is not what it should be, or too short."""
+
+
 class RopeConflict(PigError):
     """Position facts that contradict each other."""
 
@@ -111,6 +117,10 @@ class GGUFError(PigError):
     """A GGUF file that is damaged, cut short or not understood."""
 
     usual_hint = "the file is damaged or was not made for llama.cpp: download or convert it again"
+
+
+class TrainingError(PigError):
+    """A fine-tuning that cannot go on."""
 
 
 class EngineError(PigError):

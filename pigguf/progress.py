@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, Protocol
 
-Unit = Literal["bytes", "tokens", "tensors", "percent"]
+Unit = Literal["bytes", "tokens", "tensors", "steps", "percent"]
 
 
 class Progress(Protocol):

@@ -25,11 +25,14 @@ GGUF = ExitCode(7, "a GGUF file that is missing or damaged")
 ENGINE = ExitCode(8, "the engine is missing or failed")
 MEMORY = ExitCode(9, "not enough memory")
 OVERFLOW = ExitCode(10, "more tokens than the context window holds")
+TEXT = ExitCode(11, "a text or data file that is not what it should be, or too short")
+TRAINING = ExitCode(12, "a fine-tuning that cannot go on")
 INTERRUPTED = ExitCode(130, "interrupted")
 CLOSED = ExitCode(141, "whoever read the output went away")
 
 ALL = (
-    UNEXPECTED, USAGE, MODEL, ROPE, CONVERSION, FILE, GGUF, ENGINE, MEMORY, OVERFLOW, INTERRUPTED, CLOSED,
+    UNEXPECTED, USAGE, MODEL, ROPE, CONVERSION, FILE, GGUF, ENGINE, MEMORY, OVERFLOW,
+    TEXT, TRAINING, INTERRUPTED, CLOSED,
 )  # fmt: skip
 
 # The nearest class in an error's ancestry decides.
@@ -40,6 +43,8 @@ BY_ERROR: dict[type[BaseException], ExitCode] = {
     errors.UnsupportedModel: MODEL,
     errors.ReadError: FILE,
     errors.RopeConflict: ROPE,
+    errors.TextError: TEXT,
+    errors.TrainingError: TRAINING,
     errors.ConversionError: CONVERSION,
     errors.OutputError: FILE,
     errors.GGUFError: GGUF,

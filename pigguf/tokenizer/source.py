@@ -24,8 +24,12 @@ from pigguf.tokenizer.vocab import MATCHED_IN_TEXT, Limit
 Encoder = Callable[[str], list[int]]
 
 
-def source_encoder(directory: Path) -> Encoder:
-    """A function from text to token ids: no BOS or EOS added, special tokens' text read as the tokens.
+def source_encoder(directory: Path, *, parse_special: bool = True) -> Encoder:
+    """A function from text to token ids, with no BOS or EOS added.
+
+    Args:
+        directory: the checkpoint's.
+        parse_special: whether special tokens' text is read as the tokens, or as any other text.
 
     Raises:
         TokenizerError: as read_vocab does.
@@ -33,11 +37,11 @@ def source_encoder(directory: Path) -> Encoder:
     files = TokenizerFiles.open(directory)
     pieces = read_pieces(files)
     if pieces.file == str(files.path(TOKENIZER)):
-        return _tokenizers_encoder(files, pieces)
-    return _sentencepiece_encoder(files, pieces)
+        return _tokenizers_encoder(files, pieces, parse_special)
+    return _sentencepiece_encoder(files, pieces, parse_special)
 
 
-def _tokenizers_encoder(files: TokenizerFiles, pieces: Pieces) -> Encoder:
+def _tokenizers_encoder(files: TokenizerFiles, pieces: Pieces, parse_special: bool) -> Encoder:
     path = files.path(TOKENIZER)
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -53,6 +57,8 @@ def _tokenizers_encoder(files: TokenizerFiles, pieces: Pieces) -> Encoder:
                 f"{tokenizer.token_to_id(token.content)} where it is added to {path}"
             )
 
+    tokenizer.encode_special_tokens = not parse_special
+
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
         return ids
@@ -60,7 +66,7 @@ def _tokenizers_encoder(files: TokenizerFiles, pieces: Pieces) -> Encoder:
     return encode
 
 
-def _sentencepiece_encoder(files: TokenizerFiles, pieces: Pieces) -> Encoder:
+def _sentencepiece_encoder(files: TokenizerFiles, pieces: Pieces, parse_special: bool) -> Encoder:
     """sentencepiece for the text between special tokens, as transformers' LlamaTokenizer does it.
 
     Every stretch of text gets the space prefix by itself ("legacy"); with legacy = false only one at
@@ -69,6 +75,8 @@ def _sentencepiece_encoder(files: TokenizerFiles, pieces: Pieces) -> Encoder:
     model = files.sentencepiece or b""
     prefixed = _processor(model) if pieces.add_space_prefix else _processor(model + NO_DUMMY_PREFIX)
     inner = _processor(model + NO_DUMMY_PREFIX) if Limit.SPACE_PREFIX in pieces.limits else prefixed
+    if not parse_special:  # sentencepiece itself reads no control token out of text
+        return lambda text: list(prefixed.encode(text))
     special = _special_ids(files, pieces)
     pattern = _any_of(special)
 

@@ -1,0 +1,159 @@
+"""The model that is trained: a checkpoint whose positions are divided, and what of it may change.
+
+transformers does the forward pass, its linear rope scaling the interpolation, peft the LoRA.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from pigguf.errors import DoesNotFit, TrainingError, UsageError
+from pigguf.finetuning.loss import chunked_loss
+from pigguf.finetuning.settings import LORA_MATRICES, Settings
+
+_DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
+_EXTRA_MODULES = {
+    "norms": ("input_layernorm", "post_attention_layernorm", "norm"),
+    "embeddings": ("embed_tokens",),
+}
+
+
+class TrainedModel:
+    """A causal language model with an extended window, ready for training.
+
+    Attributes:
+        model: transformers' model, or peft's around it.
+        device: where it lies.
+    """
+
+    def __init__(self, model: Any, settings: Settings, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self._dtype = _DTYPES[settings.dtype]
+        self._core = model.get_base_model() if settings.method == "lora" else model
+
+    @property
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Every parameter that changes, by name."""
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    def loss(self, tokens: torch.Tensor, positions: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Summed negative log-likelihood, in nats, of the tokens that count, each given those before it.
+
+        Args:
+            tokens, positions: (n,) int64.
+            counts: (n,) bool; the first is False.
+        """
+        with self._computing():
+            # Without a mask transformers takes a jump in the positions for the next packed sequence, and
+            # cuts attention there.
+            hidden = self._core.model(
+                input_ids=tokens[None],
+                position_ids=positions[None],
+                attention_mask=torch.ones_like(tokens)[None],
+                use_cache=False,
+            ).last_hidden_state[0]
+        wanted = counts[1:].nonzero()[:, 0]
+        return chunked_loss(
+            hidden[wanted].to(self._dtype), self._core.get_output_embeddings().weight, tokens[wanted + 1]
+        )
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        if self._dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._dtype)
+
+
+def load_model(source: Path, config: dict[str, Any], settings: Settings) -> TrainedModel:
+    """Load a checkpoint with another config, and mark what is trained.
+
+    Args:
+        source: the checkpoint's directory.
+        config: its config.json with the extended window's rope facts.
+
+    Raises:
+        UsageError: no such device.
+        TrainingError: transformers or peft refuse the checkpoint.
+        DoesNotFit: it takes more memory than the device has.
+    """
+    device = _device(settings.device)
+    torch.manual_seed(settings.seed)
+    try:
+        with _quiet():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=AutoConfig.for_model(**config),
+                dtype=torch.float32 if settings.method == "full" else _DTYPES[settings.dtype],
+                attn_implementation="sdpa",
+                local_files_only=True,
+            )
+            model = model.to(device)
+            if settings.gradient_checkpointing:
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if settings.method == "lora":
+                model = _with_lora(model, settings)
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFit(
+            f"{source} does not fit on {device}", "take --method lora, or another --device"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TrainingError(
+            f"transformers cannot load {source}: {error}", "is it a whole checkpoint?"
+        ) from error
+    model.train()
+    return TrainedModel(model, settings, device)
+
+
+def _with_lora(model: Any, settings: Settings) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    modules = [module for extra in settings.train for module in _EXTRA_MODULES[extra]]
+    lora = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=list(LORA_MATRICES),
+        modules_to_save=modules or None,
+        ensure_weight_tying="embeddings" in settings.train and model.config.tie_word_embeddings,
+    )
+    model = get_peft_model(model, lora)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {name!r}", "devices are cpu, cuda, cuda:1, ...") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("PyTorch finds no GPU here", "leave --device out, or install PyTorch for CUDA")
+    return device
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no advice of the libraries' on stderr; what they refuse, they raise."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,34 @@
+"""The positions at which a sequence's tokens stand while they are trained on.
+
+PoSE (Zhu et al. 2023, arXiv 2309.10400, Section 3): a sequence shorter than the window is cut in two
+and the parts are moved apart, so that over many sequences every distance inside the window is seen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def plain_positions(length: int) -> NDArray[np.int64]:
+    """0, 1, ..., length - 1."""
+    return np.arange(length, dtype=np.int64)
+
+
+def skipping_positions(length: int, window: int, random: np.random.Generator) -> NDArray[np.int64]:
+    """Ascending positions within [0, window): consecutive but for one jump at a random place.
+
+    The jump is drawn evenly from all that fit, and where the first part begins from what is left.
+
+    Args:
+        length: tokens, at most `window`.
+        window: the extended window, in tokens.
+    """
+    positions = plain_positions(length)
+    if length < 2:
+        return positions
+    jump = int(random.integers(0, window - length + 1))
+    start = int(random.integers(0, window - length - jump + 1))
+    cut = int(random.integers(1, length))
+    positions[cut:] += jump
+    return positions + start

@@ -1,0 +1,202 @@
+"""finetune: a checkpoint and text -> a checkpoint or an adapter with a window several times as long.
+
+Source of the method: Position Interpolation (Chen et al. 2023, arXiv 2306.15595), Sections 2 and 3.1.
+The result carries the rope facts in its config.json, and is what `pigguf convert` and
+`pigguf convert --adapter` take.
+
+Left out: several GPUs, other optimizers, models whose positions are not rotary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from pigguf.arch import find_family
+from pigguf.checkpoint import Checkpoint
+from pigguf.errors import OutputError, RopeConflict, UnsupportedModel, UsageError
+from pigguf.files import atomic_directory, write_json
+from pigguf.finetuning.data import read_sequences
+from pigguf.finetuning.model import TrainedModel, load_model
+from pigguf.finetuning.settings import Settings
+from pigguf.finetuning.state import Workplace
+from pigguf.finetuning.training import Listener, train
+from pigguf.progress import SILENT, Progress
+from pigguf.rope import RopeScaling, read_rope
+from pigguf.tokenizer import read_vocab
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What was made.
+
+    Attributes:
+        path: a checkpoint directory (full), or a PEFT adapter directory (LoRA).
+        rope: the positions of the result.
+        steps: the log, a line a step.
+        trained_parameters: how many numbers were trained.
+        seconds: how long this call took.
+    """
+
+    path: Path
+    rope: RopeScaling
+    steps: tuple[dict[str, Any], ...]
+    trained_parameters: int
+    seconds: float
+
+
+def finetune(
+    source: str | os.PathLike[str],
+    text: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    settings: Settings,
+    *,
+    progress: Progress = SILENT,
+    listen: Listener = lambda step: None,
+) -> FinetuneResult:
+    """Fine-tune a checkpoint at divided positions.
+
+    Killed at any time, the same call goes on from the last saved step: `OUTPUT.training/` holds it and
+    the log (log.jsonl), and is removed when the result stands.
+
+    Args:
+        source: a checkpoint directory of a family that convert knows.
+        text: files of prose (*.txt) and of records (*.jsonl; finetuning/data.py tells their forms).
+        output: the directory to make; it must not exist, or be empty.
+        settings: how.
+        progress: told of the steps.
+        listen: told of each step's loss.
+
+    Raises:
+        CheckpointError, TokenizerError, UnsupportedModel, RopeConflict: as convert does.
+        TextError: the text is not what it should be, or too short.
+        UsageError: settings that do not fit the model, or an unfinished run of other settings.
+        TrainingError: the loss is no number; the last good state is kept.
+        DoesNotFit: not enough memory.
+        OutputError: the result or the state cannot be written.
+    """
+    begun = time.monotonic()
+    target = Path(output)
+    paths = [Path(path) for path in text]
+    _refuse_used(target)
+    with Checkpoint.open(source) as checkpoint:
+        rope = extended_rope(checkpoint, settings.factor)
+        find_family(checkpoint.config).spec(checkpoint.config, rope)  # refuses what convert would refuse
+        vocab = read_vocab(checkpoint.path, checkpoint.config, checkpoint.config["vocab_size"])
+    length = _sequence_length(settings, rope)
+    sequences = read_sequences(paths, checkpoint.path, vocab, length, progress)
+    workplace = Workplace(target)
+    state = workplace.enter(settings, _fingerprints(checkpoint, paths))
+    model = load_model(checkpoint.path, {**checkpoint.config, **rope.config()}, settings)
+    train(model, sequences, rope.context_length, settings, workplace, state, progress, listen)
+    _write(target, model, checkpoint, rope, settings, workplace)
+    log = tuple(workplace.log())
+    shutil.rmtree(workplace.path)
+    trained = sum(parameter.numel() for parameter in model.trained.values())
+    return FinetuneResult(target, rope, log, trained, time.monotonic() - begun)
+
+
+def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
+    """The checkpoint's positions with the window `factor` times its original one.
+
+    Raises:
+        UnsupportedModel: they are scaled in a way that is not interpolation.
+        RopeConflict: as convert does, or the checkpoint is extended further already.
+    """
+    rope = read_rope(checkpoint.config, checkpoint.tokenizer_config)
+    if rope.kind not in ("none", "linear"):
+        raise UnsupportedModel(
+            f"{checkpoint.path} scales its positions by {rope.kind}",
+            "Position Interpolation starts from positions that are plain, or divided by a factor",
+        )
+    if rope.factor > factor:
+        raise RopeConflict(
+            f"{checkpoint.path} is extended by {rope.factor:g} already, more than --factor {factor:g}",
+            f"the factor counts from the original {rope.original_context} tokens",
+        )
+    window = round(rope.original_context * factor)
+    return RopeScaling("linear", factor, rope.base, rope.original_context, window)
+
+
+def _refuse_used(target: Path) -> None:
+    """At once, and not after hours: the result could not be written."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"{target} exists and is not an empty directory", "name a new one")
+
+
+def _sequence_length(settings: Settings, rope: RopeScaling) -> int:
+    length = settings.sequence_length or rope.context_length
+    if length > rope.context_length:
+        raise UsageError(
+            f"a sequence of {length:,} tokens is longer than the extended window of {rope.context_length:,}",
+            "take a shorter --sequence-length, or a larger --factor",
+        )
+    if length < rope.context_length and not settings.position_skipping:
+        raise UsageError(
+            f"sequences of {length:,} tokens never reach the positions up to {rope.context_length:,}",
+            "add --position-skipping, or leave --sequence-length out",
+        )
+    return length
+
+
+def _fingerprints(checkpoint: Checkpoint, paths: Sequence[Path]) -> dict[str, Any]:
+    """What a run was begun with, beside its settings."""
+    return {
+        "source": str(checkpoint.path.resolve()),
+        "config": hashlib.sha256(repr(sorted(checkpoint.config.items())).encode()).hexdigest(),
+        "text": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
+    }
+
+
+def _write(
+    target: Path,
+    model: TrainedModel,
+    checkpoint: Checkpoint,
+    rope: RopeScaling,
+    settings: Settings,
+    workplace: Workplace,
+) -> None:
+    """The result: peft's adapter files or a checkpoint's, the rope facts, and how it was trained.
+
+    Weights are rounded to bfloat16, in which they were computed with.
+    """
+    with atomic_directory(target) as directory:
+        try:
+            with torch.no_grad():
+                for parameter in model.trained.values():
+                    parameter.data = parameter.data.to(torch.bfloat16)
+            model.model.save_pretrained(directory)
+        except SafetensorError as error:
+            raise OutputError(
+                f"{target} cannot be written: {error}",
+                f"make room and run the same again: the training is kept in {workplace.path}",
+            ) from error
+        write_json(directory / "config.json", {**checkpoint.config, **rope.config()})
+        write_json(
+            directory / "training.json", {"settings": settings.as_data(), "steps": list(workplace.log())}
+        )
+        if settings.method == "full":
+            for name in TOKENIZER_FILES:
+                if (checkpoint.path / name).exists():
+                    shutil.copyfile(checkpoint.path / name, directory / name)

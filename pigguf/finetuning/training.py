@@ -1,0 +1,249 @@
+"""The loop: AdamW on the next-token loss, a warm-up, and measurements on what is not trained on.
+
+Paper, Section 3.1: AdamW with beta 0.9 and 0.95, no weight decay, 20 warm-up steps from 10 % of the
+peak. Every sequence weighs the same in a step: its loss is the mean over the tokens that count.
+What a step trains on follows from the seed and the step alone, so that a run that was killed goes on
+as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pigguf.errors import DoesNotFit, TrainingError, UsageError
+from pigguf.finetuning.data import TrainingSequence
+from pigguf.finetuning.model import TrainedModel
+from pigguf.finetuning.positions import plain_positions, skipping_positions
+from pigguf.finetuning.settings import Settings
+from pigguf.finetuning.state import State, Workplace
+from pigguf.progress import Progress, stage
+
+BETAS = (0.9, 0.95)
+WARM_UP_STEPS = 20
+WARM_UP_FROM = 0.1  # of the peak
+COSINE_TO = 0.1  # of the peak
+CLIP = 1.0  # the most that the gradient's norm may be
+
+# What a generator of random numbers is drawn for, beside the seed and a number.
+ORDER, POSITIONS, MEASUREMENT = range(3)
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One line of the log.
+
+    Attributes:
+        step: 1 is the first; 0 tells the measurement before it.
+        loss: the mean over the step's sequences, in nats a token; None for step 0.
+        learning_rate: what the step was taken with.
+        gradient_norm: before it was clipped.
+        tokens: trained on so far.
+        seconds: what the step took.
+        held_out: kind of sequence -> mean loss of the held-out ones, where they were measured.
+    """
+
+    step: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    tokens: int = 0
+    seconds: float | None = None
+    held_out: Mapping[str, float] | None = None
+
+    def as_data(self) -> dict[str, Any]:
+        """The line as JSON tells it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+Listener = Callable[[TrainingStep], None]
+
+
+def split(
+    sequences: Sequence[TrainingSequence], count: int
+) -> tuple[list[TrainingSequence], list[TrainingSequence]]:
+    """Sequences to train on, and `count` spread evenly over all of them, of every kind, to measure."""
+    held = (
+        {round((i + 0.5) * len(sequences) / count) for i in range(count)} if len(sequences) > count else set()
+    )
+    if not held:
+        raise TrainingError(
+            f"the text gives {len(sequences)} sequences, and {count} of them would be held out",
+            "give more text, a shorter --sequence-length, or fewer --held-out",
+        )
+    return (
+        [sequence for i, sequence in enumerate(sequences) if i not in held],
+        [sequence for i, sequence in enumerate(sequences) if i in held],
+    )
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """What step `step`, from 0, is taken with."""
+    if step < WARM_UP_STEPS:
+        return settings.peak * (WARM_UP_FROM + (1 - WARM_UP_FROM) * step / WARM_UP_STEPS)
+    if settings.schedule == "constant":
+        return settings.peak
+    done = (step - WARM_UP_STEPS) / max(1, settings.steps - WARM_UP_STEPS)
+    return settings.peak * (COSINE_TO + (1 - COSINE_TO) * (1 + math.cos(math.pi * min(1.0, done))) / 2)
+
+
+def train(
+    model: TrainedModel,
+    sequences: Sequence[TrainingSequence],
+    window: int,
+    settings: Settings,
+    workplace: Workplace,
+    state: State | None,
+    progress: Progress,
+    listen: Listener,
+) -> None:
+    """Train up to settings.steps, from `state` on, and leave the trained weights in the model.
+
+    Raises:
+        TrainingError: the loss is no number; the last good state is kept.
+        DoesNotFit: the device's memory is exhausted.
+        OutputError: the state cannot be written; the one before it is kept.
+    """
+    trained_on, held_out = split(sequences, settings.held_out)
+    optimizer = torch.optim.AdamW(model.trained.values(), lr=settings.peak, betas=BETAS, weight_decay=0.0)
+    begun = _restore(model, optimizer, state)
+    if begun > settings.steps:
+        raise UsageError(
+            f"{begun} steps are done already and {settings.steps} were asked for", "ask for more"
+        )
+    log = workplace.begin_log(begun + 1)
+    tokens = log[-1]["tokens"] if begun else 0
+
+    def tell(step: TrainingStep) -> None:
+        workplace.append(step.as_data())
+        listen(step)
+
+    saved = begun
+    try:
+        with stage(progress, "training", settings.steps, "steps"):
+            progress.advance(begun)
+            if not begun:
+                tell(TrainingStep(0, held_out=measure(model, held_out, window, settings)))
+            for step in range(begun, settings.steps):
+                started = time.monotonic()
+                rate = learning_rate(settings, step)
+                batch = list(drawn(trained_on, window, settings, step))
+                loss, norm = _step(model, optimizer, batch, rate)
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise TrainingError(
+                        f"the loss of step {step + 1} is {loss}, its gradient {norm}: training has diverged; "
+                        + (
+                            f"the state of step {saved} is kept in {workplace.path}"
+                            if saved
+                            else "nothing was saved"
+                        ),
+                        f"go on with a lower --learning-rate than {settings.peak:g}",
+                    )
+                tokens += sum(len(sequence.tokens) for sequence, _ in batch)
+                done = step + 1
+                is_last = done == settings.steps
+                measured = (
+                    measure(model, held_out, window, settings)
+                    if is_last or done % settings.measure_every == 0
+                    else None
+                )
+                tell(TrainingStep(done, loss, rate, norm, tokens, time.monotonic() - started, measured))
+                if is_last or done % settings.save_every == 0:
+                    workplace.save(_state(done, model, optimizer))
+                    saved = done
+                progress.advance(1)
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFit(
+            f"a sequence of {settings.sequence_length or window:,} tokens does not fit on {model.device}",
+            "take --gradient-checkpointing, a shorter --sequence-length with --position-skipping, or LoRA",
+        ) from error
+
+
+def drawn(
+    sequences: Sequence[TrainingSequence], window: int, settings: Settings, step: int
+) -> Iterator[tuple[TrainingSequence, np.ndarray[Any, np.dtype[np.int64]]]]:
+    """A step's sequences, each with its positions: every sequence comes once before any comes again."""
+    for number in range(step * settings.batch, (step + 1) * settings.batch):
+        epoch, place = divmod(number, len(sequences))
+        order = _random(settings, ORDER, epoch).permutation(len(sequences))
+        sequence = sequences[order[place]]
+        yield sequence, _positions(sequence, window, settings, _random(settings, POSITIONS, number))
+
+
+@torch.no_grad()
+def measure(
+    model: TrainedModel, sequences: Sequence[TrainingSequence], window: int, settings: Settings
+) -> dict[str, float]:
+    """Mean loss in nats a token by kind of sequence, at positions that are the same at every call."""
+    sums: dict[str, tuple[float, int]] = {}
+    for number, sequence in enumerate(sequences):
+        positions = _positions(sequence, window, settings, _random(settings, MEASUREMENT, number))
+        loss, count = float(_loss(model, sequence, positions)), int(sequence.counts.sum())
+        total, counted = sums.get(sequence.kind, (0.0, 0))
+        sums[sequence.kind] = total + loss, counted + count
+    return {kind: total / count for kind, (total, count) in sums.items()}
+
+
+def _step(
+    model: TrainedModel,
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[tuple[TrainingSequence, np.ndarray[Any, np.dtype[np.int64]]]],
+    rate: float,
+) -> tuple[float, float]:
+    """One update, taken only if it is finite; the mean loss, and the gradient's norm before clipping."""
+    optimizer.zero_grad()
+    total = 0.0
+    for sequence, positions in batch:
+        loss = _loss(model, sequence, positions) / (int(sequence.counts.sum()) * len(batch))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    norm = float(torch.nn.utils.clip_grad_norm_(model.trained.values(), CLIP))
+    if math.isfinite(total) and math.isfinite(norm):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+    return total, norm
+
+
+def _loss(
+    model: TrainedModel, sequence: TrainingSequence, positions: np.ndarray[Any, np.dtype[np.int64]]
+) -> torch.Tensor:
+    return model.loss(
+        torch.from_numpy(sequence.tokens.astype(np.int64)).to(model.device),
+        torch.from_numpy(positions).to(model.device),
+        torch.from_numpy(sequence.counts).to(model.device),
+    )
+
+
+def _positions(
+    sequence: TrainingSequence, window: int, settings: Settings, random: np.random.Generator
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    length = len(sequence.tokens)
+    return (
+        skipping_positions(length, window, random) if settings.position_skipping else plain_positions(length)
+    )
+
+
+def _random(settings: Settings, purpose: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([settings.seed, purpose, number])
+
+
+def _state(step: int, model: TrainedModel, optimizer: torch.optim.Optimizer) -> State:
+    parameters = {name: value.detach().cpu() for name, value in model.trained.items()}
+    return State(step, parameters, optimizer.state_dict())
+
+
+def _restore(model: TrainedModel, optimizer: torch.optim.Optimizer, state: State | None) -> int:
+    if state is None:
+        return 0
+    with torch.no_grad():
+        for name, parameter in model.trained.items():
+            parameter.copy_(state.parameters[name])
+    optimizer.load_state_dict(state.optimizer)
+    return state.step
