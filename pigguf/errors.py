@@ -2,6 +2,7 @@
 
     PigError                  anything pigguf refuses to do; always carries a message, often a hint
     ├── UsageError            options that do not fit together
+    ├── MissingPackage        a Python package of an extra that is not installed
     ├── ReadError             a file that cannot be opened, or read to its end
     ├── CheckpointError       a checkpoint on disk that cannot be read as it says
     ├── TokenizerError        a tokenizer rule, token or template that is not understood
@@ -47,6 +48,10 @@ class PigError(Exception):
 
 class UsageError(PigError):
     """Options that do not fit together."""
+
+
+class MissingPackage(PigError):
+    """A Python package that an extra brings, and that is not installed."""
 
 
 class ReadError(PigError):

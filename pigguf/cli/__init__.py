@@ -28,6 +28,7 @@ PROGRAM = "pigguf"
 # name -> (module, what the list of commands says of it)
 COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("pigguf.cli.convert", "Turn a Hugging Face checkpoint into a GGUF file."),
+    "finetune": ("pigguf.cli.finetune", "Extend a checkpoint's window by Position Interpolation."),
     "quantize": ("pigguf.cli.quantize", "Make a smaller GGUF of a float one."),
     "inspect": ("pigguf.cli.inspect", "Say what a GGUF file holds: window, rope, types, memory."),
     "export": ("pigguf.cli.export", "Turn a GGUF file back into a Hugging Face checkpoint."),

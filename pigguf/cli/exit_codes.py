@@ -27,12 +27,13 @@ MEMORY = ExitCode(9, "not enough memory")
 OVERFLOW = ExitCode(10, "more tokens than the context window holds")
 TEXT = ExitCode(11, "a text or data file that is not what it should be, or too short")
 TRAINING = ExitCode(12, "a fine-tuning that cannot go on")
+PACKAGE = ExitCode(13, "a Python package of an extra that is not installed")
 INTERRUPTED = ExitCode(130, "interrupted")
 CLOSED = ExitCode(141, "whoever read the output went away")
 
 ALL = (
     UNEXPECTED, USAGE, MODEL, ROPE, CONVERSION, FILE, GGUF, ENGINE, MEMORY, OVERFLOW,
-    TEXT, TRAINING, INTERRUPTED, CLOSED,
+    TEXT, TRAINING, PACKAGE, INTERRUPTED, CLOSED,
 )  # fmt: skip
 
 # The nearest class in an error's ancestry decides.
@@ -43,6 +44,7 @@ BY_ERROR: dict[type[BaseException], ExitCode] = {
     errors.UnsupportedModel: MODEL,
     errors.ReadError: FILE,
     errors.RopeConflict: ROPE,
+    errors.MissingPackage: PACKAGE,
     errors.TextError: TEXT,
     errors.TrainingError: TRAINING,
     errors.ConversionError: CONVERSION,

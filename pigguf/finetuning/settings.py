@@ -15,7 +15,7 @@ Schedule = Literal["constant", "cosine"]
 LORA_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 # A run may be gone on with other values of these: they do not change what was done so far.
-CHANGEABLE = ("steps", "learning_rate", "measure_every", "save_every")
+CHANGEABLE = ("steps", "learning_rate", "every")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Settings:
         learning_rate: its peak; None is the paper's 2e-5 for "full", and 2e-4 for "lora".
         schedule: what follows the warm-up; the paper does not tell.
         held_out: sequences that are measured and never trained on.
-        measure_every, save_every: steps between measurements of them, and between saved states.
+        every: steps between measurements of them, after each of which the state is saved.
         gradient_checkpointing: compute activations twice instead of keeping them.
         dtype: what is computed in; trained weights and their updates are float32 always.
         device: "cpu", "cuda", or None for a GPU where there is one.
@@ -49,7 +49,7 @@ class Settings:
     method: Method = "lora"
     rank: int = 32
     alpha: int = 64
-    train: tuple[Extra, ...] = ("norms",)
+    train: tuple[Extra, ...] = ()
     sequence_length: int | None = None
     position_skipping: bool = False
     steps: int = 1000
@@ -57,8 +57,7 @@ class Settings:
     learning_rate: float | None = None
     schedule: Schedule = "cosine"
     held_out: int = 8
-    measure_every: int = 50
-    save_every: int = 50
+    every: int = 50
     gradient_checkpointing: bool = False
     dtype: Literal["bf16", "f32"] = "bf16"
     device: str | None = None
@@ -69,7 +68,7 @@ class Settings:
             raise UsageError(
                 f"a factor of {self.factor:g} does not extend the window", "give a number over 1, such as 4"
             )
-        for name in ("rank", "alpha", "steps", "batch", "held_out", "measure_every", "save_every"):
+        for name in ("rank", "alpha", "steps", "batch", "held_out", "every"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}", "give a number from 1")
         if self.sequence_length is not None and self.sequence_length < 2:

@@ -59,7 +59,9 @@ class TrainingStep:
 
     def as_data(self) -> dict[str, Any]:
         """The line as JSON tells it."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        perplexity = None if self.loss is None else math.exp(min(self.loss, 700.0))
+        told = {**asdict(self), "perplexity": perplexity}
+        return {name: value for name, value in told.items() if value is not None}
 
 
 Listener = Callable[[TrainingStep], None]
@@ -147,14 +149,10 @@ def train(
                     )
                 tokens += sum(len(sequence.tokens) for sequence, _ in batch)
                 done = step + 1
-                is_last = done == settings.steps
-                measured = (
-                    measure(model, held_out, window, settings)
-                    if is_last or done % settings.measure_every == 0
-                    else None
-                )
+                is_due = done == settings.steps or done % settings.every == 0
+                measured = measure(model, held_out, window, settings) if is_due else None
                 tell(TrainingStep(done, loss, rate, norm, tokens, time.monotonic() - started, measured))
-                if is_last or done % settings.save_every == 0:
+                if is_due:
                     workplace.save(_state(done, model, optimizer))
                     saved = done
                 progress.advance(1)
