@@ -70,6 +70,14 @@ class Journal:
         """Whether this piece is finished."""
         return key in self._done
 
+    def __getitem__(self, key: str) -> Any:
+        """A finished piece's value.
+
+        Raises:
+            KeyError: it is not finished.
+        """
+        return self._done[key]
+
     def once(self, key: str, compute: Callable[[], Value]) -> Value:
         """The piece's value as JSON keeps it: computed now, or read back.
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from pigguf.engine import CacheType, Context, ContextOptions, GpuLayers, Model, RuntimeRope
 from pigguf.errors import ContextOverflow
+from pigguf.evals.baselines import AS_SHIPPED
 from pigguf.evals.journal import cache_directory
 from pigguf.files import atomic_write, unreadable
 from pigguf.gguf_file import GGUFFile, read_header
@@ -30,8 +31,6 @@ from pigguf.metadata import get
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.quantization import RECIPES
 from pigguf.rope import RopeScaling, rope_from_metadata
-
-AS_SHIPPED = "as shipped"
 
 _HASHED_AT_ONCE = 16 << 20
 

@@ -66,7 +66,7 @@ def compare_option(command: Command) -> Command:
     return click.option(
         "--compare",
         metavar="NAME,...",
-        default=(),
+        default="",
         callback=_names,
         help="Measure also with positions read in other ways: none, linear:4, yarn:4, ntk.",
     )(command)
@@ -127,9 +127,7 @@ def _evaluated(evaluate: Callable[[Progress], Report]) -> Report:
 
 def _show(report: Report) -> None:
     for number, table in enumerate(report.tables):
-        if number:
-            render.facts((), title="")
-        render.facts((), title=table.title)
+        render.facts((), title=f"\n{table.title}" if number else table.title)
         rows = [[_text(cell) for cell in row] for row in table.rows]
         render.table(table.headers, rows, right=_numeric(table))
 
@@ -153,7 +151,5 @@ def _numeric(table: Table) -> list[str]:
     ]
 
 
-def _names(ctx: click.Context, parameter: click.Parameter, value: str | tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(value, tuple):
-        return value
+def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())
