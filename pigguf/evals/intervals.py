@@ -1,0 +1,38 @@
+"""How sure a figure is: 95 % intervals of shares and means, and a test of two models on the same items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+_Z = 1.959963984540054  # of the normal distribution's middle 95 %
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Wilson's score interval of the share right / total (Wilson 1927), which stays within 0 and 1."""
+    share, weight = right / total, _Z**2 / total
+    middle = (share + weight / 2) / (1 + weight)
+    reach = _Z * math.sqrt(share * (1 - share) / total + weight / total / 4) / (1 + weight)
+    # at the ends it is 0 and 1 exactly, which rounding would miss
+    return (0.0 if right == 0 else middle - reach), (1.0 if right == total else middle + reach)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The mean's interval by the normal distribution; None of a single value, which tells no spread."""
+    if len(values) < 2:
+        return None
+    reach = _Z * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - reach, fmean(values) + reach
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """p of McNemar's exact test: how often two equally good models part so far or further, two-sided.
+
+    Args:
+        first_only, second_only: questions that only the one, or only the other, answered right.
+    """
+    apart = first_only + second_only
+    less = min(first_only, second_only)
+    tail = sum(math.comb(apart, count) for count in range(less + 1))
+    return min(1.0, float(2 * tail / 2**apart))

@@ -1,0 +1,529 @@
+"""Passkey: from how far back a model still finds a number (arXiv 2306.15595, Section 3.3 and Table 4).
+
+    report = passkey("model.gguf", max_length=32768)
+
+Contract: a prompt of wordings.py hides a random key of five digits, and the greedy answer is right where
+its first five digits are the key. `distance` is the paper's k: tokens from the key's first digit, where it
+is mentioned first, to the end of the input. The distances are spread evenly over the window; filler is cut
+at the end of a sentence, so that a real distance is the grid's or up to a sentence less (the last one also
+leaves room for the header and the answer), and both are told. `k_max` is the largest distance of the grid
+such that it and all smaller ones are answered right in at least 20 % of their trials.
+
+The paper leaves open how long an input is. Here it grows: the key stays where it is, and what follows it
+makes the distance. That lets one pass over the window ask at all distances of a trial: the cache is cut
+back behind each question to what the next prompt shares with it (Session.advance_to), so that every prompt
+is, token by token, the one that a prefill of its own would read. What lies before the key is shared by all
+trials. One sequence is enough for that: copies of it (llama_memory_seq_cp) would save no token more, and
+would cost cells, and attention over the cells of other copies. The tokens computed are counted beside
+those of separate prefills.
+
+The key starts at `depths` places, spread evenly over the window, the first right behind the header: passes
+from later places are shorter, and with them each length is asked with the key at several depths. k_max is
+of the first place, as it alone has all distances; k_max_at_every_depth demands the same of every place.
+
+Left out: inputs that always fill the window with the key moved, which share only what lies before the key.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pigguf.engine import Model, Sampling, Session
+from pigguf.errors import UsageError
+from pigguf.evals.baselines import compared
+from pigguf.evals.intervals import wilson
+from pigguf.evals.journal import Journal
+from pigguf.evals.report import Cell, HeatMap, Lines, Plot, Point, Report, Series, Table, versions
+from pigguf.evals.scoring import within
+from pigguf.evals.subject import EngineOptions, Subject
+from pigguf.evals.wordings import Prompts
+from pigguf.progress import SILENT, Progress, stage
+
+ENOUGH = 0.2  # of the trials, for k_max
+_DIGITS = 5
+_GREEDY = Sampling(temperature=0)
+_SAMPLE = 50  # sentences, to guess how many make a length
+_MEASURES = ("10000", "20000")  # keys whose prompts differ from the first digit on
+
+
+def passkey(
+    model: str | Path,
+    *,
+    max_length: int | None = None,
+    distances: int = 32,
+    trials: int = 10,
+    depths: int = 4,
+    wording: str = "paper",
+    seed: int = 0,
+    compare: Sequence[str] = (),
+    engine: EngineOptions | None = None,
+    progress: Progress = SILENT,
+) -> Report:
+    """From how far back the model finds a number.
+
+    Args:
+        model: a GGUF file.
+        max_length: longest input in tokens, its answer included; None is the file's window.
+        distances: how many, spread evenly over max_length.
+        trials: keys for each distance and depth.
+        depths: at how many places of the input the key is put; 1 is the cheapest.
+        wording: of wordings.NAMES.
+        seed: of the keys.
+        compare: baselines to run beside the file as shipped (baselines.py).
+        engine: how the engine runs it.
+        progress: one stage a baseline, "passkey", in tokens.
+
+    Raises:
+        UsageError: options out of range; a window too small for so many distances or depths.
+        TokenizerError: a chat wording for a model without a chat template.
+        ContextOverflow: a window beyond the model's.
+        As Subject.of and Subject.open do.
+    """
+    _refuse_out_of_range(distances, trials, depths)
+    subject = Subject.of(model, engine, progress)
+    window = subject.context_length if max_length is None else max_length
+    baselines = compared(compare, subject.file, window)
+    readings = [subject.under(baseline.name, baseline.rope) for baseline in baselines]
+    measured = [reading for reading in readings if reading.takes(window)]
+    if not measured:
+        subject.refuse_beyond(window)
+    with Model.open(subject.path, vocab_only=True) as vocabulary:
+        prompts = Prompts(vocabulary, wording)
+        plan = plan_passes(prompts, window, distances, depths)
+        settings = {
+            "max_length": window,
+            "distances": distances,
+            "trials": trials,
+            "depths": depths,
+            "wording": wording,
+            "words": asdict(prompts.wording),
+            "seed": seed,
+            "compare": [baseline.name for baseline in baselines[1:]],
+            **subject.engine.as_data(),
+        }
+        with Journal(subject.sha256, "passkey", settings, versions()) as journal:
+            found = {
+                reading.name: _Rates(plan, _run(reading, plan, trials, seed, prompts, journal, progress))
+                for reading in measured
+            }
+    return Report(
+        evaluation="passkey",
+        subject=subject.as_data(),
+        settings=settings,
+        versions=versions(),
+        results={"readings": {name: rates.as_data() for name, rates in found.items()}},
+        tables=_tables([reading.name for reading in readings], found),
+        plots=_plots(plan, found),
+    )
+
+
+def _refuse_out_of_range(distances: int, trials: int, depths: int) -> None:
+    for name, count in (("distances", distances), ("trials", trials), ("depths", depths)):
+        if count < 1:
+            raise UsageError(f"{name} is {count}", "give a number from 1")
+    if depths > distances:
+        raise UsageError(
+            f"{depths} depths are more than the {distances} distances",
+            "they lie on the distances' grid: take as many at most",
+        )
+
+
+# ---- the plan: what is asked ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a key is put, or asked for.
+
+    Attributes:
+        grid: tokens, as the grid has it.
+        tokens: tokens in fact.
+        sentences: of filler that make them.
+    """
+
+    grid: int
+    tokens: int
+    sentences: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All there is to ask.
+
+    Attributes:
+        window: most tokens of a prompt with its answer.
+        starts: tokens before the key.
+        distances: tokens from the key on.
+        question: tokens at a prompt's end that the next one does not share.
+    """
+
+    window: int
+    starts: tuple[Place, ...]
+    distances: tuple[Place, ...]
+    question: int
+
+    def asked(self, start: Place) -> tuple[Place, ...]:
+        """The distances that fit into the window behind this start."""
+        return tuple(distance for distance in self.distances if start.grid + distance.grid <= self.window)
+
+    def cost(self, start: Place) -> int:
+        """Tokens to compute for one trial from this start."""
+        asked = self.asked(start)
+        return asked[-1].tokens + (len(asked) - 1) * self.question
+
+
+def plan_passes(prompts: Prompts, window: int, distances: int, depths: int) -> Plan:
+    """The starts and distances that come nearest to even ones, from below.
+
+    Raises:
+        UsageError: the window is too small for so many.
+    """
+    shortest = _measure(prompts, 0, 0)
+    room = window - prompts.answer_tokens
+    last = room - shortest.start
+    ahead = [
+        _longest(lambda n: _measure(prompts, 0, n).distance, min(_grid(i, window, distances), last))
+        for i in range(1, distances + 1)
+    ]
+    behind = [(shortest.start, 0)] + [
+        _longest(lambda n: _measure(prompts, n, 0).start, _grid(i, window, distances) - prompts.answer_tokens)
+        for i in _spread(depths, distances)[1:]
+    ]
+    for name, found in (("distances", ahead), ("depths", behind)):
+        tokens = [tokens for tokens, _ in found]
+        if tokens[0] == 0 or len(set(tokens)) < len(tokens):
+            raise UsageError(
+                f"a window of {window:,} tokens is too small for {len(found)} {name}: header, passkey and "
+                f"question alone take {shortest.start + shortest.distance}, an answer up to "
+                f"{prompts.answer_tokens}",
+                f"take fewer {name}, or a longer window",
+            )
+    one, two = (prompts.tokens(_MEASURES[0], 0, sentences) for _, sentences in (ahead[0], ahead[-1]))
+    return Plan(
+        window=window,
+        starts=tuple(
+            Place(_grid(i, window, distances), *found)
+            for i, found in zip(_spread(depths, distances), behind, strict=True)
+        ),
+        distances=tuple(Place(_grid(i, window, distances), *found) for i, found in enumerate(ahead, start=1)),
+        question=len(one) - _common(one, two),
+    )
+
+
+def _grid(step: int, window: int, distances: int) -> int:
+    return window * step // distances
+
+
+def _spread(depths: int, distances: int) -> list[int]:
+    """Steps of the grid at which keys start, so that their inputs have the grid's lengths."""
+    return [distances * depth // depths for depth in range(depths)]
+
+
+@dataclass(frozen=True)
+class _Measure:
+    start: int
+    distance: int
+
+
+def _measure(prompts: Prompts, before: int, after: int) -> _Measure:
+    """Tokens before the key's first digit and from it on: there prompts of two keys begin to differ."""
+    one, other = (prompts.tokens(key, before, after) for key in _MEASURES)
+    start = _common(one, other)
+    return _Measure(start, len(one) - start)
+
+
+def _longest(tokens: Callable[[int], int], limit: int) -> tuple[int, int]:
+    """The most tokens within `limit`, and the sentences of filler that make them; (0, 0) if none do."""
+    least = tokens(0)
+    if least > limit:
+        return 0, 0
+    each = (tokens(_SAMPLE) - least) / _SAMPLE
+    sentences = int((limit - least) / each)
+    while tokens(sentences) > limit:
+        sentences -= 1
+    while tokens(sentences + 1) <= limit:
+        sentences += 1
+    return tokens(sentences), sentences
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Tokens that two prompts begin with alike."""
+    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+
+
+# ---- asking --------------------------------------------------------------------------------------
+
+Answer = dict[str, Any]
+"""One question: start and distance on the grid, tokens (the real distance), length of the prompt, key,
+answer, right, and what it took: computed, and separate, what it would have taken by itself."""
+
+
+def _run(
+    reading: Subject,
+    plan: Plan,
+    trials: int,
+    seed: int,
+    prompts: Prompts,
+    journal: Journal,
+    progress: Progress,
+) -> list[Answer]:
+    """All answers of the file under one reading of positions."""
+    draw = random.Random(seed)
+    total = plan.starts[-1].tokens + trials * sum(plan.cost(start) for start in plan.starts)
+    answers: list[Answer] = []
+    with (
+        reading.open(plan.window, progress=progress) as context,
+        context.sequence() as session,
+        stage(progress, f"passkey, {reading.name}", total, "tokens"),
+    ):
+        for start in plan.starts:
+            for trial in range(trials):
+                key = str(draw.randrange(10 ** (_DIGITS - 1), 10**_DIGITS))
+                name = f"{reading.name}/{start.grid}/{trial}"
+                if name in journal:
+                    progress.advance(plan.cost(start))
+                asked = partial(_pass, session, prompts, start, plan.asked(start), key, progress)
+                answers += journal.once(name, asked)
+    return answers
+
+
+def _pass(
+    session: Session,
+    prompts: Prompts,
+    start: Place,
+    distances: Iterable[Place],
+    key: str,
+    progress: Progress,
+) -> list[Answer]:
+    """Ask for one key at all distances, from the nearest on: each prompt goes on where the last one was."""
+    return [_ask(session, prompts, start, distance, key, progress) for distance in distances]
+
+
+def _ask(
+    session: Session, prompts: Prompts, start: Place, distance: Place, key: str, progress: Progress
+) -> Answer:
+    prompt = prompts.tokens(key, start.sentences, distance.sentences)
+    kept = session.advance_to(prompt, within(progress))
+    text, drawn = _decode(session, prompts.answer_tokens)
+    decodes = max(0, drawn - 1)  # the first token is drawn from the prompt's own logits
+    return {
+        "start": start.grid,
+        "distance": distance.grid,
+        "tokens": len(prompt) - start.tokens,
+        "length": len(prompt),
+        "key": key,
+        "answer": text,
+        "right": digits(text) == key,
+        "computed": len(prompt) - kept + decodes,
+        "separate": len(prompt) + decodes,
+    }
+
+
+def _decode(session: Session, limit: int) -> tuple[str, int]:
+    """The greedy answer up to its fifth digit, and how many tokens were drawn."""
+    model = session.context.model
+    drawn, answer = 0, b""
+    with closing(session.generate(_GREEDY, limit)) as tokens:
+        for token in tokens:
+            drawn += 1
+            answer += model.piece(token)
+            if len(digits(_text(answer))) == _DIGITS:
+                break
+    return _text(answer), drawn
+
+
+def digits(answer: str) -> str:
+    """The first five digits of an answer, be they tokens of their own or apart."""
+    return "".join(re.findall("[0-9]", answer)[:_DIGITS])
+
+
+def _text(answer: bytes) -> str:
+    return answer.decode("utf-8", "replace")
+
+
+# ---- what it comes to ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """How many of so many answers were right."""
+
+    right: int
+    trials: int
+
+    @classmethod
+    def of(cls, answers: Iterable[Answer]) -> _Rate:
+        rights = [answer["right"] for answer in answers]
+        return cls(sum(rights), len(rights))
+
+    @property
+    def share(self) -> float:
+        return self.right / self.trials
+
+    def as_data(self) -> dict[str, Any]:
+        low, high = wilson(self.right, self.trials)
+        return {**asdict(self), "rate": self.share, "low": low, "high": high}
+
+
+class _Rates:
+    """The answers under one reading of positions, by place.
+
+    Attributes:
+        answers: all of them.
+        cells: rates by start and distance, both on the grid.
+        distances: by distance: its tokens, the rate over all starts, and the smallest of one start.
+        total: of all answers.
+        k_max, k_max_at_every_depth: on the grid, 0 where not even the first distance is reached.
+    """
+
+    def __init__(self, plan: Plan, answers: list[Answer]) -> None:
+        self.answers = answers
+        self.cells = {
+            (start.grid, distance.grid): _Rate.of(
+                answer
+                for answer in answers
+                if (answer["start"], answer["distance"]) == (start.grid, distance.grid)
+            )
+            for start in plan.starts
+            for distance in plan.asked(start)
+        }
+        self.distances = {
+            distance.grid: (
+                distance.tokens,
+                _Rate.of(answer for answer in answers if answer["distance"] == distance.grid),
+                min(rate.share for (_, grid), rate in self.cells.items() if grid == distance.grid),
+            )
+            for distance in plan.distances
+        }
+        self.total = _Rate.of(answers)
+        self.k_max = k_max({distance: self.cells[0, distance].share for distance in self.distances})
+        self.k_max_at_every_depth = k_max(
+            {distance: smallest for distance, (_, _, smallest) in self.distances.items()}
+        )
+
+    @property
+    def smallest(self) -> float:
+        """The smallest rate of one start and distance."""
+        return min(smallest for _, _, smallest in self.distances.values())
+
+    def sum(self, field: str) -> int:
+        return sum(answer[field] for answer in self.answers)
+
+    def as_data(self) -> dict[str, Any]:
+        return {
+            "k_max": self.k_max,
+            "k_max_tokens": self.distances[self.k_max][0] if self.k_max else 0,
+            "k_max_at_every_depth": self.k_max_at_every_depth,
+            **self.total.as_data(),
+            "smallest_rate": self.smallest,
+            "tokens_computed": self.sum("computed"),
+            "tokens_of_separate_prefills": self.sum("separate"),
+            "distances": [
+                {"distance": distance, "tokens": tokens, **rate.as_data(), "smallest_rate": smallest}
+                for distance, (tokens, rate, smallest) in self.distances.items()
+            ],
+            "cells": [
+                {"start": start, "distance": distance, **rate.as_data()}
+                for (start, distance), rate in self.cells.items()
+            ],
+            "answers": self.answers,
+        }
+
+
+def k_max(shares: Mapping[int, float]) -> int:
+    """The largest distance such that it and all before it have enough right; 0 where the first has not."""
+    reached = 0
+    for distance, share in sorted(shares.items()):
+        if share < ENOUGH:
+            break
+        reached = distance
+    return reached
+
+
+def _tables(names: Sequence[str], found: Mapping[str, _Rates]) -> tuple[Table, ...]:
+    """How far each reading reaches, and the rates by distance; a window beyond the file's has no figures."""
+    summary: list[tuple[Cell, ...]] = []
+    for name in names:
+        rates = found.get(name)
+        summary.append((name, *(_summary(rates) if rates else (None,) * 7)))
+    distances = next(iter(found.values())).distances
+    by_distance: list[tuple[Cell, ...]] = []
+    for distance, (tokens, _, _) in distances.items():
+        row: list[Cell] = [distance, tokens]
+        for rates in found.values():
+            _, rate, smallest = rates.distances[distance]
+            row += [_percent(rate.share), _percent(smallest)]
+        by_distance.append(tuple(row))
+    columns = [column for name in found for column in (f"{name}, %", "at the worst depth, %")]
+    return (
+        Table(
+            "Effective window by passkey",
+            (
+                "positions",
+                "k_max",
+                "k_max at every depth",
+                "right, %",
+                "of",
+                "smallest rate, %",
+                "tokens computed",
+                "of separate prefills",
+            ),
+            tuple(summary),
+        ),
+        Table("Right by distance from the end", ("distance", "tokens", *columns), tuple(by_distance)),
+    )
+
+
+def _summary(rates: _Rates) -> tuple[Cell, ...]:
+    return (
+        rates.k_max,
+        rates.k_max_at_every_depth,
+        _percent(rates.total.share),
+        rates.total.trials,
+        _percent(rates.smallest),
+        rates.sum("computed"),
+        rates.sum("separate"),
+    )
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 1)
+
+
+def _plots(plan: Plan, found: Mapping[str, _Rates]) -> tuple[Plot, ...]:
+    series = tuple(
+        Series(
+            name,
+            tuple(
+                Point(tokens, rate.share, *wilson(rate.right, rate.trials))
+                for tokens, rate, _ in rates.distances.values()
+            ),
+        )
+        for name, rates in found.items()
+    )
+    lines = Lines("Passkey found, by its distance", "tokens from the end of the input", "share right", series)
+    return lines, *(_heat_map(plan, name, rates) for name, rates in found.items())
+
+
+def _heat_map(plan: Plan, name: str, rates: _Rates) -> HeatMap:
+    lengths = [distance.grid for distance in plan.distances]  # a start lies on the same grid
+
+    def share(start: int, length: int) -> float | None:
+        rate = rates.cells.get((start, length - start))
+        return rate.share if rate else None
+
+    return HeatMap(
+        f"Passkey found, {name}",
+        "length of the input, tokens",
+        "tokens before the passkey",
+        x=tuple(lengths),
+        y=tuple(start.grid for start in plan.starts),
+        values=tuple(tuple(share(start.grid, length) for length in lengths) for start in plan.starts),
+    )
