@@ -58,6 +58,14 @@ class TensorRef:
         for start in range(0, self.rows, step):
             yield start, min(start + step, self.rows)
 
+    def equals(self, other: TensorRef) -> bool:
+        """Whether both have the same shape, dtype and values; reads them in slabs."""
+        alike = (self.shape, self.dtype) == (other.shape, other.dtype)
+        return alike and all(
+            np.array_equal(self.read(start, stop), other.read(start, stop))
+            for start, stop in self.slabs(SLAB_ELEMENTS)
+        )
+
     def load(self) -> Array:
         """The whole tensor. For small ones and tests: conversion reads slabs."""
         return self.read(0, self.rows).reshape(self.shape)

@@ -35,7 +35,7 @@ HEIGHT = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in ro
 HOMES = {
     "gguf": {"gguf_file"},
     "llama_cpp": {"engine"},
-    "torch": set(),
+    "torch": {"checkpoint"},
     "transformers": set(),
     "prompt_toolkit": {"cli"},
     "rich": {"cli"},

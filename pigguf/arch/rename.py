@@ -15,19 +15,17 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-import numpy as np
-
 from pigguf.arch.family import Family, NamedShape
 from pigguf.errors import InvalidTensor, MissingTensor, UnmappedTensor
 from pigguf.spec import ModelSpec
-from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef
+from pigguf.tensors import Array, TensorRef
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 QUANTIZED = "the weights are quantized already: give the checkpoint as it was before"
 # What an unknown tensor's name gives away, for the hint.
 TELLING_NAMES = {
-    r".*\.lora_.*": "an adapter lies beside the weights: merge it first (peft: merge_and_unload)",
+    r".*\.lora_.*": "an adapter lies among the weights: merge it first (peft: merge_and_unload)",
     r".*\.(qweight|qzeros|scales|weight_scale|weight_scale_inv|absmax|SCB)": QUANTIZED,
     r".*experts.*": "a mixture of experts is none of the families pigguf knows",
     r".*(vision|visual|mm_projector|multi_modal).*": "a model that sees is none of the families pigguf knows",
@@ -56,7 +54,7 @@ def to_gguf(
     """
     weights = {name: tensor for name, tensor in tensors.items() if not family.drops(name)}
     if spec.tied_embeddings and OUTPUT in weights and EMBEDDING in weights:
-        _refuse_unequal(weights[EMBEDDING], weights.pop(OUTPUT), source)
+        refuse_unequal_output(weights[EMBEDDING], weights.pop(OUTPUT), source)
     return _renamed(family, spec, weights, source, lambda row: (row.hf, row.gguf), _to_neighbours)
 
 
@@ -135,12 +133,13 @@ def _to_halves(heads: Array) -> Array:
     return heads.reshape(count, head_dim // 2, 2, *rest).swapaxes(1, 2)
 
 
-def _refuse_unequal(embedding: TensorRef, output: TensorRef, source: str) -> None:
-    alike = (embedding.shape, embedding.dtype) == (output.shape, output.dtype)
-    if not alike or not all(
-        np.array_equal(embedding.read(start, stop), output.read(start, stop))
-        for start, stop in embedding.slabs(SLAB_ELEMENTS)
-    ):
+def refuse_unequal_output(embedding: TensorRef, output: TensorRef, source: str) -> None:
+    """Refuse an output matrix that is stored beside the embedding it is tied to, and differs from it.
+
+    Raises:
+        InvalidTensor: it does.
+    """
+    if not embedding.equals(output):
         raise InvalidTensor(
             f"{source}: {OUTPUT} differs from {EMBEDDING}, but config.json has tie_word_embeddings = true",
             "set tie_word_embeddings to false in config.json if the two were trained apart",

@@ -7,12 +7,19 @@ A checkpoint is a directory as transformers saves it: config.json, safetensors i
 shards with an index, and the tokenizer's files. Nothing is loaded before it is read, and tensors
 are read in rows with positioned reads, not mapped, so that memory stays flat.
 
-Left out, and refused with a reason: torch's .bin files, adapters, hub names.
+    with Adapter.open("path/to/adapter") as adapter:
+        tensors = with_adapter(checkpoint, adapter)
+
+An adapter is a directory as PEFT saves it (LoRA); its tensors may be in a .bin of torch's.
+
+Left out, and refused with a reason: checkpoints in torch's .bin files, hub names.
 """
 
 from __future__ import annotations
 
-from pigguf.checkpoint.directory import Checkpoint
+from pigguf.checkpoint.adapter import Adapter, AdapterFacts
+from pigguf.checkpoint.directory import Checkpoint, model_name
+from pigguf.checkpoint.merge import with_adapter
 from pigguf.checkpoint.safetensors_file import write_safetensors
 
-__all__ = ["Checkpoint", "write_safetensors"]
+__all__ = ["Adapter", "AdapterFacts", "Checkpoint", "model_name", "with_adapter", "write_safetensors"]

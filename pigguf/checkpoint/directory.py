@@ -99,11 +99,24 @@ def _refuse_other_things(path: Path) -> None:
         if path.suffix == ".gguf":
             hint = "this is a GGUF already: `pigguf quantize` changes its type, `pigguf export` takes it back"
         raise CheckpointError(f"{path} is a file, not a checkpoint directory", hint)
-    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+    if (path / "adapter_config.json").exists() and not _has_weights(path):
         raise CheckpointError(
             f"{path} holds an adapter (adapter_config.json) and no model",
-            "merge it into its base first (peft: merge_and_unload, save_pretrained)",
+            f"give its base, and the adapter with it: pigguf convert BASE --adapter {path}",
         )
+
+
+def model_name(path: Path) -> str:
+    """The directory's name; in a hub's cache (models--OWNER--NAME/snapshots/COMMIT) the repository's."""
+    directory = path.resolve()
+    repository = directory.parent.parent.name
+    if directory.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return directory.name
+
+
+def _has_weights(path: Path) -> bool:
+    return (path / SINGLE_FILE).exists() or (path / INDEX_FILE).exists()
 
 
 def _open_weights(path: Path) -> list[SafetensorsFile]:

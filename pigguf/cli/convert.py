@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pigguf.checkpoint import AdapterFacts
 from pigguf.cli import render
 from pigguf.cli.options import PATH, json_option, type_option, type_table, verbose_option
 from pigguf.cli.termination import tidy_termination
@@ -24,6 +25,12 @@ from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
     type=PATH,
     help="The file to write.  [default: NAME-TYPE.gguf in the current directory]",
 )
+@click.option(
+    "--adapter",
+    metavar="DIR",
+    type=PATH,
+    help="A LoRA adapter as PEFT saves it, to merge into SOURCE.",
+)
 @type_option(default=DEFAULT_TYPE)
 @click.option(
     "--rope-factor", type=float, metavar="F", help="Positions are divided by F, whatever the checkpoint says."
@@ -38,6 +45,7 @@ from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
 def command(
     source: Path,
     output: Path | None,
+    adapter: Path | None,
     type: str,
     rope_factor: float | None,
     original_context: int | None,
@@ -52,16 +60,26 @@ def command(
     evidence that contradicts itself stops the conversion and names the flag that settles it. The
     file is verified before it takes its name.
 
+    With --adapter the file holds the merged model. A config.json in DIR is the extended model's: its
+    rope facts are written, and must agree with SOURCE's.
+
     \b
     Examples:
       pigguf convert ./longchat-7b-16k --dry-run
       pigguf convert ./longchat-7b-16k -o longchat.gguf --type Q4_K_M
       pigguf convert ./superhot-13b-8k --rope-factor 4 --original-context 2048
+      pigguf convert ./SmolLM2-135M-Instruct --adapter ./smollm2-32k-adapter -o smollm2-32k.gguf
     """
     overrides = RopeOverrides(rope_factor, original_context, context)
     with tidy_termination():
         result = convert(
-            source, output, type=type, rope=overrides, dry_run=dry_run, progress=render.progress()
+            source,
+            output,
+            adapter=adapter,
+            type=type,
+            rope=overrides,
+            dry_run=dry_run,
+            progress=render.progress(),
         )
     if as_json:
         render.json(_as_data(result))
@@ -82,6 +100,8 @@ def _rows(result: ConversionResult) -> list[tuple[str, object]]:
         ("window", f"{rope.context_length:,} tokens, {rope.explain()}"),
         ("tokenizer", f"{plan.vocab.model} ({plan.vocab.pre}), {len(plan.vocab.tokens):,} tokens"),
     ]
+    if plan.adapter is not None:
+        rows.append(("adapter", f"{plan.adapter.name}: {plan.adapter.explain()}"))
     rows += [("decided", decision) for decision in rope.decisions]
     rows += [("note", note) for note in plan.vocab.notes]
     if plan.fallbacks:
@@ -108,6 +128,7 @@ def _as_data(result: ConversionResult) -> dict[str, Any]:
         "bytes": plan.bytes,
         "type": plan.recipe.name,
         "architecture": plan.spec.architecture,
+        "adapter": None if plan.adapter is None else _adapter_data(plan.adapter),
         "rope": render.rope_data(plan.rope),
         "evidence": [
             {"source": e.source, "key": e.key, "value": e.value, "meaning": e.meaning}
@@ -117,4 +138,15 @@ def _as_data(result: ConversionResult) -> dict[str, Any]:
         "notes": list(plan.vocab.notes),
         "fallbacks": list(plan.fallbacks),
         "seconds": round(result.seconds, 3),
+    }
+
+
+def _adapter_data(adapter: AdapterFacts) -> dict[str, Any]:
+    return {
+        "path": str(adapter.path),
+        "name": adapter.name,
+        "base": adapter.base,
+        "ranks": list(adapter.ranks),
+        "matrices": adapter.matrices,
+        "replaced": list(adapter.replaced),
     }

@@ -43,6 +43,7 @@ def read_rope(
     config: Mapping[str, Any],
     tokenizer_config: Mapping[str, Any],
     overrides: RopeOverrides = NO_OVERRIDES,
+    extended: Config | None = None,
 ) -> RopeScaling:
     """Decide how a checkpoint's positions work, from all that it says and what the user says.
 
@@ -50,13 +51,15 @@ def read_rope(
         config: config.json, or one whose language model lies under text_config.
         tokenizer_config: tokenizer_config.json, {} where there is none.
         overrides: numbers of the user's.
+        extended: config.json of the same model with an adapter on it, whose window the adapter may have
+            extended: it must name the same base, and the checkpoint's window as its original one.
 
     Raises:
         RopeConflict: what was found contradicts itself, or does not suffice to decide.
         UnsupportedModel: a scheme for positions that cannot be written.
         CheckpointError: a key is missing, or holds something that it cannot.
     """
-    claims = gather(Config(config), Config(tokenizer_config, "tokenizer_config.json"), overrides)
+    claims = gather(Config(config), Config(tokenizer_config, "tokenizer_config.json"), overrides, extended)
     facts = weigh(claims)
     base = _decide_base(facts)
     factor = _decide_factor(facts)

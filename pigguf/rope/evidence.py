@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pigguf.config import MAX_COUNT, Config, as_json
 from pigguf.errors import RopeConflict, UnsupportedModel
-from pigguf.rope.scaling import COMMAND_LINE, WRITTEN, Evidence
+from pigguf.rope.scaling import COMMAND_LINE, DEFAULT_BASE, WRITTEN, Evidence
 
 # The kinds of scaling a config may name, and ours; then those that are known but not written yet.
 CONFIG_KINDS = {"default": "none", "linear": "linear"}
@@ -121,7 +121,9 @@ class Facts:
     plain: bool = True
 
 
-def gather(config: Config, tokenizer_config: Config, overrides: RopeOverrides) -> list[Claim]:
+def gather(
+    config: Config, tokenizer_config: Config, overrides: RopeOverrides, extended: Config | None = None
+) -> list[Claim]:
     """Everything that speaks of positions, in order, the user's word last.
 
     Raises:
@@ -129,7 +131,11 @@ def gather(config: Config, tokenizer_config: Config, overrides: RopeOverrides) -
         CheckpointError: a key holds something that it cannot.
         RopeConflict: an override is no such number.
     """
-    return _checkpoint_claims(config, tokenizer_config) + _override_claims(overrides)
+    claims = _checkpoint_claims(config) + _limit_claims(tokenizer_config)
+    if extended is not None:
+        claims = _before_extension(_silence_is_default(claims, config))
+        claims += _silence_is_default(_checkpoint_claims(extended), extended)
+    return claims + _override_claims(overrides)
 
 
 def weigh(claims: list[Claim]) -> Facts:
@@ -150,7 +156,37 @@ def _speaks_of_scaling(claim: Claim) -> bool:
     return claim.quantity in ("factors", "idle_factors", "code") or claim[:2] == ("kinds", "linear")
 
 
-def _checkpoint_claims(config: Config, tokenizer_config: Config) -> list[Claim]:
+def _before_extension(claims: list[Claim]) -> list[Claim]:
+    """A checkpoint's claims, as they speak of a model that was extended from it.
+
+    Where it is not scaled itself, that says nothing of the extended model, and its window is the
+    original one. Where it is, both must be scaled the same.
+    """
+    factors = [claim.value for claim in claims if claim.quantity in ("factors", "idle_factors")]
+    scaled = set(factors) != {1.0} if factors else any(claim[:2] == ("kinds", "linear") for claim in claims)
+    if scaled:
+        return claims
+    kept = [claim for claim in claims if claim.quantity not in ("kinds", "factors")]
+    return [_as_original(claim) if claim.quantity == "windows" else claim for claim in kept]
+
+
+def _as_original(window: Claim) -> Claim:
+    return Claim("originals", window.value, replace(window.evidence, meaning="the window before the adapter"))
+
+
+def _silence_is_default(claims: list[Claim], config: Config) -> list[Claim]:
+    """The claims, and what a config says by being silent: two configs differ there too."""
+    said = {claim.quantity for claim in claims}
+    added = []
+    if not said & {"kinds", "factors"}:
+        added.append(Claim("kinds", "none", Evidence(config.file, "rope_scaling", None, "not scaled")))
+    if "bases" not in said:
+        meaning = "transformers' default base"
+        added.append(Claim("bases", DEFAULT_BASE, Evidence(config.file, "rope_theta", None, meaning)))
+    return claims + added
+
+
+def _checkpoint_claims(config: Config) -> list[Claim]:
     claims: list[Claim] = []
     for section in (config, config.section("text_config")):
         if section is not None:
@@ -158,7 +194,7 @@ def _checkpoint_claims(config: Config, tokenizer_config: Config) -> list[Claim]:
             for name in ("rope_scaling", "rope_parameters"):
                 claims += _scaling_claims(section.section(name))
             claims += _top_level_claims(section)
-    return claims + _code_claims(config) + _limit_claims(tokenizer_config)
+    return claims + _code_claims(config)
 
 
 def _refuse_other_schemes(section: Config) -> None:

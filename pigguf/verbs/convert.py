@@ -3,20 +3,25 @@
 Source of the form: llama.cpp's convert_hf_to_gguf.py and llama-quantize, whose keys and bytes this
 gives; the rope keys and the context length are decided by pigguf.rope, from all the evidence.
 
-Left out: merging adapters, downloading, importance matrices.
+An adapter is merged on the way (checkpoint/merge.py): no merged tensor is ever held.
+
+Left out: downloading, importance matrices.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pigguf.arch import find_family, to_gguf
-from pigguf.checkpoint import Checkpoint
+from pigguf.arch.rename import OUTPUT
+from pigguf.checkpoint import Adapter, AdapterFacts, Checkpoint, model_name, with_adapter
 from pigguf.errors import InvalidTensor, UsageError
 from pigguf.gguf_file import PlannedTensor, TensorType, file_bytes, write_gguf
 from pigguf.metadata import Typed, string, u32
@@ -38,13 +43,15 @@ class ConversionPlan:
     """Everything that is decided before the first tensor is read.
 
     Attributes:
-        name: the model's name: the directory's, or the repository's where that is a hub's snapshot.
+        name: the model's name: the directory's, or the repository's where that is a hub's snapshot; with
+            an adapter its name follows, or stands alone where it begins with the base's.
         spec: the model's shape, its rope included.
         vocab: the tokenizer as GGUF holds it.
         recipe: which type goes where.
         metadata: every key of the file, in order.
         tensors: every tensor of the file, in order.
         bytes: the size of the file to be.
+        adapter: what is merged into the checkpoint, or None.
     """
 
     name: str
@@ -54,6 +61,7 @@ class ConversionPlan:
     metadata: dict[str, Typed]
     tensors: tuple[PlannedTensor, ...]
     bytes: int
+    adapter: AdapterFacts | None = None
 
     @property
     def rope(self) -> RopeScaling:
@@ -84,6 +92,7 @@ def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
+    adapter: str | os.PathLike[str] | None = None,
     type: str = DEFAULT_TYPE,
     rope: RopeOverrides | None = None,
     dry_run: bool = False,
@@ -98,61 +107,80 @@ def convert(
     Args:
         source: a directory with config.json, safetensors and tokenizer files.
         output: the file to write; by default NAME-TYPE.gguf in the current directory.
+        adapter: a directory as PEFT saves a LoRA adapter, to be merged into the checkpoint. A config.json
+            in it is the extended model's, and its position facts must agree with the checkpoint's.
         type: a name in pigguf.quantization.RECIPES: "F16", "Q8_0", "Q4_K_M", ...
         rope: position facts that overrule the checkpoint's.
         dry_run: decide everything, check every header, write nothing.
         progress: told of the bytes written.
 
     Raises:
-        CheckpointError, TokenizerError, UnsupportedModel: the source is damaged or not understood.
+        CheckpointError, TokenizerError, UnsupportedModel: the source or the adapter is damaged, not
+            understood, or they do not belong together.
         ReadError: the system refuses to read a file of it.
         RopeConflict: its position facts contradict each other.
         ConversionError: a tensor is missing, unknown or not finite, the target cannot be written, or
             the written file does not verify.
-        UsageError: no such type, or the output is a file of the checkpoint itself.
+        UsageError: no such type, or the output is a file of the checkpoint or the adapter itself.
     """
     begun = time.monotonic()
-    with Checkpoint.open(source) as checkpoint:
-        plan = plan_conversion(checkpoint, type, rope or RopeOverrides())
+    with ExitStack() as opened:
+        checkpoint = opened.enter_context(Checkpoint.open(source))
+        merged = opened.enter_context(Adapter.open(adapter)) if adapter is not None else None
+        plan = plan_conversion(checkpoint, type, rope or RopeOverrides(), merged)
         if dry_run:
             return ConversionResult(None, plan, time.monotonic() - begun)
         target = Path(output) if output is not None else Path(f"{plan.name}-{plan.recipe.name}.gguf")
-        _refuse_own_files(checkpoint.path, target)
+        _refuse_own_files("checkpoint", checkpoint.path, target)
+        if merged is not None:
+            _refuse_own_files("adapter", merged.path, target)
         write_gguf(target, plan.metadata, plan.tensors, progress, partial(_verify, plan, checkpoint.path))
     return ConversionResult(target, plan, time.monotonic() - begun)
 
 
-def plan_conversion(checkpoint: Checkpoint, type: str, rope: RopeOverrides) -> ConversionPlan:
+def plan_conversion(
+    checkpoint: Checkpoint, type: str, rope: RopeOverrides, adapter: Adapter | None = None
+) -> ConversionPlan:
     """Decide everything about the file to be, from headers and config files alone. Raises as convert does."""
     recipe = find_recipe(type)
     family = find_family(checkpoint.config)
-    spec = family.spec(checkpoint.config, read_rope(checkpoint.config, checkpoint.tokenizer_config, rope))
-    vocab = read_vocab(checkpoint.path, checkpoint.config, spec.vocab_size)
-    renamed = to_gguf(family, spec, checkpoint.tensors, str(checkpoint.path))
-    tensors = plan_tensors(recipe, spec, renamed)
-    name = _model_name(checkpoint.path.resolve())
+    config, weights = _merged(checkpoint, adapter)
+    extended = adapter.extended if adapter else None
+    spec = family.spec(config, read_rope(checkpoint.config, checkpoint.tokenizer_config, rope, extended))
+    vocab = read_vocab(checkpoint.path, config, spec.vocab_size)
+    tensors = plan_tensors(recipe, spec, to_gguf(family, spec, weights, str(checkpoint.path)))
+    base, facts = model_name(checkpoint.path), adapter.facts if adapter else None
+    name = base if facts is None else _merged_name(base, facts.name)
     metadata = {
         **general_metadata(spec.architecture, name, recipe),
+        **(_base_metadata(base) if facts else {}),
         **spec.metadata(),
         **vocab.metadata(),
     }
-    return ConversionPlan(name, spec, vocab, recipe, metadata, tensors, file_bytes(metadata, tensors))
+    size = file_bytes(metadata, tensors)
+    return ConversionPlan(name, spec, vocab, recipe, metadata, tensors, size, facts)
 
 
-def _model_name(directory: Path) -> str:
-    """The directory's name; in a hub's cache (models--OWNER--NAME/snapshots/COMMIT) the repository's."""
-    repository = directory.parent.parent.name
-    if directory.parent.name == "snapshots" and repository.startswith("models--"):
-        return repository.rpartition("--")[2]
-    return directory.name
+def _merged(
+    checkpoint: Checkpoint, adapter: Adapter | None
+) -> tuple[Mapping[str, Any], Mapping[str, TensorRef]]:
+    """config.json and the tensors, of the checkpoint or of what an adapter makes of it."""
+    if adapter is None:
+        return checkpoint.config, checkpoint.tensors
+    tensors = with_adapter(checkpoint, adapter)
+    return {**checkpoint.config, "tie_word_embeddings": OUTPUT not in tensors}, tensors
 
 
-def _refuse_own_files(source: Path, target: Path) -> None:
-    """A file of the checkpoint is read while the target is written, and would be lost after it."""
+def _merged_name(base: str, adapter: str) -> str:
+    return adapter if adapter.lower().startswith(base.lower()) else f"{base}-{adapter}"
+
+
+def _refuse_own_files(what: str, source: Path, target: Path) -> None:
+    """A file of the source is read while the target is written, and would be lost after it."""
     if target.exists() and any(
         file.exists() and target.samefile(file) for file in source.iterdir() if file.suffix != ".gguf"
     ):
-        raise UsageError(f"{target} is a file of the checkpoint {source}", "give the output another name")
+        raise UsageError(f"{target} is a file of the {what} {source}", "give the output another name")
 
 
 def find_recipe(name: str) -> Recipe:
@@ -176,6 +204,11 @@ def general_metadata(architecture: str, name: str, recipe: Recipe) -> dict[str, 
         "general.file_type": u32(recipe.file_type),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
     }
+
+
+def _base_metadata(base: str) -> dict[str, Typed]:
+    """The keys that name what a model was made from (llama.cpp gguf-py constants.py)."""
+    return {"general.base_model.count": u32(1), "general.base_model.0.name": string(base)}
 
 
 def plan_tensors(recipe: Recipe, spec: ModelSpec, tensors: Sequence[TensorRef]) -> tuple[PlannedTensor, ...]:

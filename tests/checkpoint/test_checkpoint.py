@@ -99,7 +99,9 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, single: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    refused(adapter, "adapter", "merge")
+    refused(adapter, "adapter", f"pigguf convert BASE --adapter {adapter}")
+    (adapter / "config.json").write_text("{}")  # an extended model's, as fine-tuning saves it
+    refused(adapter, "adapter", f"pigguf convert BASE --adapter {adapter}")
 
 
 def test_missing_weights_are_named_with_what_stands_there_instead(single: Path) -> None:
