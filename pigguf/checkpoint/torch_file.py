@@ -6,7 +6,6 @@ nothing is loaded before it is read. Left out: whole checkpoints in this form.
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,11 +63,12 @@ def _load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             beginning = file.read(64)
-        mapped = zipfile.is_zipfile(path)  # what torch wrote before 1.6 is no zip file, and cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except OSError as error:
         raise unreadable(path, error) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    mapped = zipfile.is_zipfile(path)  # what torch wrote before 1.6 is no zip file, and cannot be mapped
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # a damaged file raises whatever its bytes lead the unpickler into
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
             f"{path} is no state dict of torch: {reason}", download_hint(beginning)
