@@ -43,15 +43,21 @@ class EngineOptions:
         gpu_layers: layers to put on the GPU.
         threads: CPU threads; None is the machine's cores. They change no figure.
         cache_type: of the KV cache, for K and V.
+        flash_attention: None lets llama.cpp choose.
     """
 
     gpu_layers: GpuLayers = "auto"
     threads: int | None = None
     cache_type: CacheType = "f16"
+    flash_attention: bool | None = None
 
     def as_data(self) -> dict[str, Any]:
         """What of it decides figures, for a report's settings."""
-        return {"cache_type": self.cache_type, "gpu_layers": self.gpu_layers}
+        return {
+            "cache_type": self.cache_type,
+            "flash_attention": self.flash_attention,
+            "gpu_layers": self.gpu_layers,
+        }
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,7 @@ class Subject:
             batch=batch,
             cache_k=self.engine.cache_type,
             cache_v=self.engine.cache_type,
+            flash_attention=self.engine.flash_attention,
             sequences=sequences,
         )
         with (
