@@ -13,6 +13,9 @@ from pigguf.cli import LazyGroup
 # name -> (module, what the list of evaluations says of it)
 EVALUATIONS: dict[str, tuple[str, str]] = {
     "perplexity": ("pigguf.cli.evals.perplexity", "How well the model foretells a text, by window."),
+    "passkey": ("pigguf.cli.evals.passkey", "From how far back it finds a number: the effective window."),
+    "choice": ("pigguf.cli.evals.choice", "Zero-shot questions with answers to choose from."),
+    "rouge": ("pigguf.cli.evals.rouge", "Its summaries, compared with people's."),
 }
 
 EPILOG = """\b

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # name, which is also its function's -> module
 EVALUATIONS: dict[str, str] = {
     "perplexity": "pigguf.evals.perplexity",
+    "passkey": "pigguf.evals.passkey",
+    "choice": "pigguf.evals.choice",
+    "rouge": "pigguf.evals.rouge",
 }
 
 

@@ -108,16 +108,20 @@ def passkey(
             "compare": [baseline.name for baseline in baselines[1:]],
             **subject.engine.as_data(),
         }
-        with Journal(subject.sha256, "passkey", settings, versions()) as journal:
+        made_by = versions()
+        with Journal(subject.sha256, "passkey", settings, made_by) as journal:
             found = {
-                reading.name: _Rates(plan, _run(reading, plan, trials, seed, prompts, journal, progress))
+                reading.name: _Rates(
+                    plan,
+                    _run(reading, plan, _passes(reading, plan, trials, seed), prompts, journal, progress),
+                )
                 for reading in measured
             }
     return Report(
         evaluation="passkey",
         subject=subject.as_data(),
         settings=settings,
-        versions=versions(),
+        versions=made_by,
         results={"readings": {name: rates.as_data() for name, rates in found.items()}},
         tables=_tables([reading.name for reading in readings], found),
         plots=_plots(plan, found),
@@ -265,45 +269,54 @@ Answer = dict[str, Any]
 answer, right, and what it took: computed, and separate, what it would have taken by itself."""
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One trial: a key, the place that it is put at, and what the journal calls it."""
+
+    name: str
+    start: Place
+    key: str
+
+
+def _passes(reading: Subject, plan: Plan, trials: int, seed: int) -> list[_Pass]:
+    draw = random.Random(seed)
+    return [
+        _Pass(
+            name=f"{reading.name}/{start.grid}/{trial}",
+            start=start,
+            key=str(draw.randrange(10 ** (_DIGITS - 1), 10**_DIGITS)),
+        )
+        for start in plan.starts
+        for trial in range(trials)
+    ]
+
+
 def _run(
     reading: Subject,
     plan: Plan,
-    trials: int,
-    seed: int,
+    passes: Sequence[_Pass],
     prompts: Prompts,
     journal: Journal,
     progress: Progress,
 ) -> list[Answer]:
-    """All answers of the file under one reading of positions."""
-    draw = random.Random(seed)
-    total = plan.starts[-1].tokens + trials * sum(plan.cost(start) for start in plan.starts)
-    answers: list[Answer] = []
-    with (
-        reading.open(plan.window, progress=progress) as context,
-        context.sequence() as session,
-        stage(progress, f"passkey, {reading.name}", total, "tokens"),
-    ):
-        for start in plan.starts:
-            for trial in range(trials):
-                key = str(draw.randrange(10 ** (_DIGITS - 1), 10**_DIGITS))
-                name = f"{reading.name}/{start.grid}/{trial}"
-                if name in journal:
-                    progress.advance(plan.cost(start))
-                asked = partial(_pass, session, prompts, start, plan.asked(start), key, progress)
-                answers += journal.once(name, asked)
-    return answers
+    """All answers of the file under one reading of positions, from the journal or computed."""
+    missing = [one for one in passes if one.name not in journal]
+    if missing:
+        total = missing[-1].start.tokens + sum(plan.cost(one.start) for one in missing)
+        with (
+            reading.open(plan.window, progress=progress) as context,
+            context.sequence() as session,
+            stage(progress, f"passkey, {reading.name}", total, "tokens"),
+        ):
+            for one in missing:
+                journal.once(one.name, partial(_answers, session, prompts, plan, one, progress))
+    return [answer for one in passes for answer in journal[one.name]]
 
 
-def _pass(
-    session: Session,
-    prompts: Prompts,
-    start: Place,
-    distances: Iterable[Place],
-    key: str,
-    progress: Progress,
-) -> list[Answer]:
+def _answers(session: Session, prompts: Prompts, plan: Plan, one: _Pass, progress: Progress) -> list[Answer]:
     """Ask for one key at all distances, from the nearest on: each prompt goes on where the last one was."""
-    return [_ask(session, prompts, start, distance, key, progress) for distance in distances]
+    asked = plan.asked(one.start)
+    return [_ask(session, prompts, one.start, distance, one.key, progress) for distance in asked]
 
 
 def _ask(

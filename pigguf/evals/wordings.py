@@ -7,13 +7,12 @@ question alone at its end; the answer is then the assistant's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle, islice
 
-from pigguf.chat_format import ChatFormat
 from pigguf.engine import Model
 from pigguf.errors import UsageError
+from pigguf.evals.prompt import encoder
 
 CHAT = "-chat"
 
@@ -93,7 +92,7 @@ class Prompts:
         chat = name.endswith(CHAT)
         self.wording = WORDINGS[name.removesuffix(CHAT)]
         self.answer_tokens = 32 if chat else 8  # an assistant may answer with a sentence
-        self._tokens: Callable[[str], list[int]] = _chat_tokens(model) if chat else model.tokenize
+        self._tokens = encoder(model, chat=chat)
         words = self.wording
         self._question = words.question if chat else f"{words.question} {words.answer}"
 
@@ -108,8 +107,3 @@ class Prompts:
             self._question,
         )
         return self._tokens("\n".join(line for line in lines if line))
-
-
-def _chat_tokens(model: Model) -> Callable[[str], list[int]]:
-    chat_format = ChatFormat(model)
-    return lambda text: chat_format.tokens([{"role": "user", "content": text}])
