@@ -281,6 +281,6 @@ def test_the_command_says_in_one_line_what_is_wrong(base: Path, tmp_path: Path) 
     command = [sys.executable, "-m", "pigguf", "convert", str(base), "--adapter", str(tmp_path / "absent")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     first, second = finished.stderr.splitlines()
-    assert first == f"error: {tmp_path / 'absent'}: no such directory"
+    assert first == f"error: {tmp_path / 'absent'} is no directory that could hold an adapter"
     assert second.startswith("hint: ")
     assert finished.returncode not in (0, 1)

@@ -69,10 +69,11 @@ class LowRank:
     def added_to(self, rows: Array, start: int, stop: int) -> Array:
         """Rows [start, stop) of the merged matrix, from those of the base; float32."""
         left, right = _float32(self.left.read(start, stop)), _float32(self.right.load())
-        merged: Array = rows + np.float32(self.scale) * (left @ right)
-        if self.magnitude is not None:
-            lengths = np.linalg.norm(merged, axis=1)
-            merged *= (_float32(self.magnitude.read(start, stop)) / lengths)[:, None]
+        with np.errstate(all="ignore"):  # a sum that is no number is refused where it is encoded
+            merged: Array = rows + np.float32(self.scale) * (left @ right)
+            if self.magnitude is not None:
+                lengths = np.linalg.norm(merged, axis=1)
+                merged *= (_float32(self.magnitude.read(start, stop)) / lengths)[:, None]
         return merged
 
 
@@ -132,16 +133,15 @@ class Adapter:
         settings: adapter_config.json.
         extended: config.json of the model with the adapter, where the directory has one.
         changes: tensor of the base -> what becomes of it.
-        file: the file of the weights, for messages.
     """
 
     def __init__(self, path: Path, settings: LoraSettings, files: list[SafetensorsFile | TorchFile]) -> None:
         self.path = path
         self.settings = settings
-        self.file = files[0].path
         self.extended = _extended_config(path)
         self.changes: Mapping[str, Change] = {
-            target: _change(target, parts, settings, self.file) for target, parts in _by_target(files).items()
+            target: _change(target, parts, settings, files[0].path)
+            for target, parts in _by_target(files).items()
         }
         self._files = files
 
@@ -157,10 +157,8 @@ class Adapter:
         """
         path = Path(source)
         if not (path / FILE).exists():
-            raise CheckpointError(
-                f"{path} holds no {FILE}" if path.is_dir() else f"{path}: no such directory",
-                "give a directory as peft saves an adapter (save_pretrained)",
-            )
+            what = f"holds no {FILE}" if path.is_dir() else "is no directory that could hold an adapter"
+            raise CheckpointError(f"{path} {what}", "give a directory as peft saves it (save_pretrained)")
         settings = read_settings(path)
         with ExitStack() as closing:
             files: list[SafetensorsFile | TorchFile] = []
@@ -218,7 +216,7 @@ def _by_target(files: list[SafetensorsFile | TorchFile]) -> dict[str, dict[str, 
             parts = targets.setdefault(target, {})
             if role in parts:
                 raise CheckpointError(
-                    f"{file.path}: {name} and {parts[role].name} both are the {role} of {target}",
+                    f"{file.path}: {name} and {parts[role].name} have the same place in {target}",
                     "save each adapter by itself",
                 )
             parts[role] = _finite(file.path, tensor)

@@ -64,7 +64,7 @@ def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Mapping[str, Tenso
     for target, change in changes.items():
         if target not in tensors:
             raise UnmappedTensor(
-                f"{adapter.file} changes {target}, which {checkpoint.path} has not", _another_base(adapter)
+                f"{adapter.path} changes {target}, which {checkpoint.path} has not", _another_base(adapter)
             )
         tensors[target] = _changed(tensors[target], change, checkpoint, adapter)
     return tensors

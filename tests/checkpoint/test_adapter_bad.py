@@ -17,6 +17,7 @@ from adapters import PREFIX, make_adapter, merged
 from safetensors.numpy import load_file, save_file
 from tiny import make_checkpoint
 
+import pigguf
 from pigguf.checkpoint import Adapter
 from pigguf.checkpoint.adapter_config import _READ, _REFUSED, _SILENT
 from pigguf.errors import (
@@ -133,7 +134,8 @@ def test_a_config_that_is_no_json_is_refused(base: Path, adapter: Path) -> None:
 
 
 def test_what_is_no_adapter_is_named(base: Path, tmp_path: Path) -> None:
-    refused(CheckpointError, ["absent", "no such directory"], base, tmp_path / "absent")
+    refused(CheckpointError, ["absent", "is no directory"], base, tmp_path / "absent")
+    refused(CheckpointError, ["config.json", "is no directory"], base, base / "config.json")
     refused(CheckpointError, [str(base), "adapter_config.json"], base, base)
 
 
@@ -262,6 +264,23 @@ def test_an_adapter_of_another_base_says_which_it_belongs_to(adapter: Path, tmp_
     trained_on = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert error.hint is not None
     assert trained_on in error.hint
+
+
+def test_a_row_of_length_zero_under_dora_is_an_error_not_a_number(base: Path, tmp_path: Path) -> None:
+    """No pair can give it a direction; peft's merge makes NaN of it."""
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"], use_dora=True)
+    copy = tmp_path / "base"
+    copy.mkdir()
+    for file in base.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    weights, pair = load_file(copy / "model.safetensors"), load_file(adapter / WEIGHTS)
+    weights[f"{QUERY}.weight"][7] = 0.0
+    pair[B][7] = 0.0
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    save_file(pair, adapter / WEIGHTS)
+    with pytest.raises(InvalidTensor, match=r"blk.0.attn_q.weight: element .* is nan"):
+        pigguf.convert(copy, tmp_path / "model.gguf", adapter=adapter)
+    assert not (tmp_path / "model.gguf").exists()
 
 
 def test_a_dora_adapter_without_its_magnitudes_is_refused(base: Path, adapter: Path) -> None:
