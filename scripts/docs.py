@@ -33,10 +33,22 @@ def main(check: bool) -> None:
 
 
 def page(name: str) -> str:
+    """A command's help; of a group of commands, each one's after it."""
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    context = click.Context(command, info_name=f"pigguf {name}", max_content_width=100, terminal_width=100)
-    return f"# pigguf {name}\n\n```\n{command.get_help(context)}\n```\n"
+    sections = [section(f"# pigguf {name}", f"pigguf {name}", command)]
+    if isinstance(command, click.Group):
+        inside = click.Context(command, info_name=f"pigguf {name}")
+        for child in command.list_commands(inside):
+            of_group = command.get_command(inside, child)
+            assert of_group is not None
+            sections.append(section(f"## pigguf {name} {child}", f"pigguf {name} {child}", of_group))
+    return "\n".join(sections)
+
+
+def section(title: str, program: str, command: click.Command) -> str:
+    context = click.Context(command, info_name=program, max_content_width=100, terminal_width=100)
+    return f"{title}\n\n```\n{command.get_help(context)}\n```\n"
 
 
 if __name__ == "__main__":
