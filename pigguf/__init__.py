@@ -22,6 +22,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "convert": "pigguf.verbs.convert",
     "ConversionResult": "pigguf.verbs.convert",
+    "finetune": "pigguf.finetuning.run",
+    "FinetuneSettings": "pigguf.finetuning.settings",
     "quantize": "pigguf.verbs.quantize",
     "export": "pigguf.verbs.export",
     "inspect": "pigguf.verbs.inspect",
@@ -38,6 +40,8 @@ _HOMES = {
 __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "convert",
     "ConversionResult",
+    "finetune",
+    "FinetuneSettings",
     "quantize",
     "export",
     "inspect",
@@ -57,6 +61,8 @@ if TYPE_CHECKING:
     from pigguf.engine.sampling import Sampling
     from pigguf.errors import PigError
     from pigguf.evals import evaluate
+    from pigguf.finetuning.run import finetune
+    from pigguf.finetuning.settings import FinetuneSettings
     from pigguf.local import LocalModel, open_model
     from pigguf.progress import Progress
     from pigguf.rope import RopeOverrides

@@ -17,7 +17,7 @@ PACKAGE = Path(pigguf.__file__).parent
 # From the top down: a module imports from its own row or from rows below it.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
-    ("chat", "local", "chat_format", "text", "evals"),
+    ("chat", "local", "chat_format", "text", "evals", "finetuning"),
     ("verbs",),
     ("engine",),
     ("checkpoint", "tokenizer", "quantization"),
@@ -35,8 +35,10 @@ HEIGHT = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in ro
 HOMES = {
     "gguf": {"gguf_file"},
     "llama_cpp": {"engine"},
-    "torch": {"checkpoint"},
-    "transformers": set(),
+    "torch": {"checkpoint", "finetuning"},
+    "transformers": {"finetuning"},
+    "peft": {"finetuning"},
+    "rouge_score": {"evals"},
     "prompt_toolkit": {"cli"},
     "rich": {"cli"},
     "click": {"cli"},

@@ -6,18 +6,17 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pigguf.cli import render
 from pigguf.cli.options import PATH, json_option, verbose_option
 from pigguf.cli.text import duration
-from pigguf.errors import MissingPackage, TextError
-
-if TYPE_CHECKING:
-    from pigguf.finetuning.run import FinetuneResult
-    from pigguf.finetuning.training import TrainingStep
+from pigguf.errors import TextError
+from pigguf.finetuning.log import TrainingStep
+from pigguf.finetuning.run import FinetuneResult, finetune
+from pigguf.finetuning.settings import FinetuneSettings
 
 TEXT_ENDINGS = (".txt", ".jsonl")
 NOTE_SECONDS = 15.0  # between two lines that tell of steps
@@ -139,8 +138,7 @@ def command(
       pigguf finetune ./llama-7b --factor 8 --text books/*.txt -o llama-7b-16k --method full \\
           --gradient-checkpointing
     """
-    finetune, Settings = _finetuning()
-    settings = Settings(rank=rank, alpha=alpha or 2 * rank, **options)
+    settings = FinetuneSettings(rank=rank, alpha=alpha or 2 * rank, **options)
     result = finetune(
         source,
         list(_text_files((*text, *more_text))),
@@ -153,17 +151,6 @@ def command(
         render.json(_as_data(result))
         return
     render.facts(_rows(result, source))
-
-
-def _finetuning() -> tuple[Any, Any]:
-    try:
-        from pigguf.finetuning.run import finetune
-        from pigguf.finetuning.settings import Settings
-    except ModuleNotFoundError as error:
-        raise MissingPackage(
-            f"fine-tuning needs the package {error.name}", 'install them all: pip install "pigguf[finetune]"'
-        ) from error
-    return finetune, Settings
 
 
 def _text_files(paths: Iterable[Path]) -> Iterator[Path]:

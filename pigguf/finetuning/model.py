@@ -6,18 +6,20 @@ transformers does the forward pass, its linear rope scaling the interpolation, p
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from pigguf.errors import DoesNotFit, TrainingError, UsageError
 from pigguf.finetuning.loss import chunked_loss
-from pigguf.finetuning.settings import LORA_MATRICES, Settings
+from pigguf.finetuning.settings import LORA_MATRICES, FinetuneSettings
 
 _DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 _EXTRA_MODULES = {
@@ -34,7 +36,7 @@ class TrainedModel:
         device: where it lies.
     """
 
-    def __init__(self, model: Any, settings: Settings, device: torch.device) -> None:
+    def __init__(self, model: Any, settings: FinetuneSettings, device: torch.device) -> None:
         self.model = model
         self.device = device
         self._dtype = _DTYPES[settings.dtype]
@@ -66,13 +68,21 @@ class TrainedModel:
             hidden[wanted].to(self._dtype), self._core.get_output_embeddings().weight, tokens[wanted + 1]
         )
 
+    def save(self, directory: Path) -> None:
+        """Write the checkpoint's or the adapter's files, rounded to bfloat16; training is over then."""
+        with torch.no_grad():
+            for parameter in self.trained.values():
+                parameter.data = parameter.data.to(torch.bfloat16)
+        with _quiet():
+            self.model.save_pretrained(directory)
+
     def _computing(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._dtype)
 
 
-def load_model(source: Path, config: dict[str, Any], settings: Settings) -> TrainedModel:
+def load_model(source: Path, config: dict[str, Any], settings: FinetuneSettings) -> TrainedModel:
     """Load a checkpoint with another config, and mark what is trained.
 
     Args:
@@ -97,7 +107,7 @@ def load_model(source: Path, config: dict[str, Any], settings: Settings) -> Trai
             )
             model = model.to(device)
             if settings.gradient_checkpointing:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                _enable_checkpointing(model)
             if settings.method == "lora":
                 model = _with_lora(model, settings)
     except torch.OutOfMemoryError as error:
@@ -112,9 +122,13 @@ def load_model(source: Path, config: dict[str, Any], settings: Settings) -> Trai
     return TrainedModel(model, settings, device)
 
 
-def _with_lora(model: Any, settings: Settings) -> Any:
-    from peft import LoraConfig, get_peft_model
+def _enable_checkpointing(model: Any) -> None:
+    """By the name that transformers 5.20 brought, or the one before it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
+
+def _with_lora(model: Any, settings: FinetuneSettings) -> Any:
     modules = [module for extra in settings.train for module in _EXTRA_MODULES[extra]]
     lora = LoraConfig(
         task_type="CAUSAL_LM",
@@ -152,7 +166,9 @@ def _quiet() -> Iterator[None]:
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with warnings.catch_warnings():  # peft asks transformers for what is going to have another name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:

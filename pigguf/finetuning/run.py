@@ -10,30 +10,34 @@ Left out: several GPUs, other optimizers, models whose positions are not rotary.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 
-from pigguf.arch import find_family
+from pigguf.arch import find_family, to_gguf
 from pigguf.checkpoint import Checkpoint
-from pigguf.errors import OutputError, RopeConflict, UnsupportedModel, UsageError
+from pigguf.errors import MissingPackage, OutputError, RopeConflict, UnsupportedModel, UsageError
 from pigguf.files import atomic_directory, write_json
 from pigguf.finetuning.data import read_sequences
-from pigguf.finetuning.model import TrainedModel, load_model
-from pigguf.finetuning.settings import Settings
-from pigguf.finetuning.state import Workplace
-from pigguf.finetuning.training import Listener, train
+from pigguf.finetuning.log import Listener
+from pigguf.finetuning.settings import FinetuneSettings
 from pigguf.progress import SILENT, Progress
 from pigguf.rope import RopeScaling, read_rope
+from pigguf.spec import ModelSpec
 from pigguf.tokenizer import read_vocab
 
+if TYPE_CHECKING:
+    from pigguf.finetuning.model import TrainedModel
+    from pigguf.finetuning.state import Workplace
+
+PACKAGES = ("torch", "transformers", "peft")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -70,7 +74,7 @@ def finetune(
     source: str | os.PathLike[str],
     text: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
-    settings: Settings,
+    settings: FinetuneSettings,
     *,
     progress: Progress = SILENT,
     listen: Listener = lambda step: None,
@@ -89,6 +93,7 @@ def finetune(
         listen: told of each step's loss.
 
     Raises:
+        MissingPackage: the extra pigguf[finetune] is not installed.
         CheckpointError, TokenizerError, UnsupportedModel, RopeConflict: as convert does.
         TextError: the text is not what it should be, or too short.
         UsageError: settings that do not fit the model, or an unfinished run of other settings.
@@ -96,14 +101,19 @@ def finetune(
         DoesNotFit: not enough memory.
         OutputError: the result or the state cannot be written.
     """
+    _require_packages()
+    from pigguf.finetuning.model import load_model
+    from pigguf.finetuning.state import Workplace
+    from pigguf.finetuning.training import train
+
     begun = time.monotonic()
     target = Path(output)
     paths = [Path(path) for path in text]
     _refuse_used(target)
     with Checkpoint.open(source) as checkpoint:
         rope = extended_rope(checkpoint, settings.factor)
-        find_family(checkpoint.config).spec(checkpoint.config, rope)  # refuses what convert would refuse
-        vocab = read_vocab(checkpoint.path, checkpoint.config, checkpoint.config["vocab_size"])
+        spec = _refuse_what_convert_refuses(checkpoint, rope)
+        vocab = read_vocab(checkpoint.path, checkpoint.config, spec.vocab_size)
     length = _sequence_length(settings, rope)
     sequences = read_sequences(paths, checkpoint.path, vocab, length, progress)
     workplace = Workplace(target)
@@ -115,6 +125,14 @@ def finetune(
     shutil.rmtree(workplace.path)
     trained = sum(parameter.numel() for parameter in model.trained.values())
     return FinetuneResult(target, rope, log, trained, time.monotonic() - begun)
+
+
+def _require_packages() -> None:
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise MissingPackage(
+                f"fine-tuning needs the package {name}", 'install them all: pip install "pigguf[finetune]"'
+            )
 
 
 def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
@@ -139,13 +157,21 @@ def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
     return RopeScaling("linear", factor, rope.base, rope.original_context, window)
 
 
+def _refuse_what_convert_refuses(checkpoint: Checkpoint, rope: RopeScaling) -> ModelSpec:
+    """transformers would fill a missing tensor with random numbers, and leave out one it does not know."""
+    family = find_family(checkpoint.config)
+    spec = family.spec(checkpoint.config, rope)
+    to_gguf(family, spec, checkpoint.tensors, str(checkpoint.path))
+    return spec
+
+
 def _refuse_used(target: Path) -> None:
     """At once, and not after hours: the result could not be written."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"{target} exists and is not an empty directory", "name a new one")
 
 
-def _sequence_length(settings: Settings, rope: RopeScaling) -> int:
+def _sequence_length(settings: FinetuneSettings, rope: RopeScaling) -> int:
     length = settings.sequence_length or rope.context_length
     if length > rope.context_length:
         raise UsageError(
@@ -174,7 +200,7 @@ def _write(
     model: TrainedModel,
     checkpoint: Checkpoint,
     rope: RopeScaling,
-    settings: Settings,
+    settings: FinetuneSettings,
     workplace: Workplace,
 ) -> None:
     """The result: peft's adapter files or a checkpoint's, the rope facts, and how it was trained.
@@ -183,19 +209,15 @@ def _write(
     """
     with atomic_directory(target) as directory:
         try:
-            with torch.no_grad():
-                for parameter in model.trained.values():
-                    parameter.data = parameter.data.to(torch.bfloat16)
-            model.model.save_pretrained(directory)
+            model.save(directory)
         except SafetensorError as error:
             raise OutputError(
                 f"{target} cannot be written: {error}",
                 f"make room and run the same again: the training is kept in {workplace.path}",
             ) from error
         write_json(directory / "config.json", {**checkpoint.config, **rope.config()})
-        write_json(
-            directory / "training.json", {"settings": settings.as_data(), "steps": list(workplace.log())}
-        )
+        write_json(directory / "training.json", settings.as_data())
+        shutil.copyfile(workplace.log_file, directory / workplace.log_file.name)
         if settings.method == "full":
             for name in TOKENIZER_FILES:
                 if (checkpoint.path / name).exists():

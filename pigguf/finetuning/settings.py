@@ -19,7 +19,7 @@ CHANGEABLE = ("steps", "learning_rate", "every")
 
 
 @dataclass(frozen=True)
-class Settings:
+class FinetuneSettings:
     """How to fine-tune; the defaults are the paper's where it tells them (Section 3.1).
 
     Attributes:

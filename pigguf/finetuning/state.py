@@ -19,7 +19,7 @@ import torch
 
 from pigguf.errors import OutputError, TrainingError, UsageError
 from pigguf.files import atomic_write
-from pigguf.finetuning.settings import Settings
+from pigguf.finetuning.settings import FinetuneSettings
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Workplace:
 
     def __init__(self, output: Path) -> None:
         self.path = output.with_name(output.name + ".training")
-        self._run, self._state, self._log = (
+        self._run, self._state, self.log_file = (
             self.path / name for name in ("run.json", "state.pt", "log.jsonl")
         )
 
-    def enter(self, settings: Settings, data: Mapping[str, Any]) -> State | None:
+    def enter(self, settings: FinetuneSettings, data: Mapping[str, Any]) -> State | None:
         """Make the folder, or find what an earlier run of the same settings and data left in it.
 
         Raises:
@@ -57,7 +57,7 @@ class Workplace:
         _write(self._run, json.dumps({"settings": settings.as_data(), "data": dict(data)}, indent=2).encode())
         return self._load() if self._state.exists() else None
 
-    def _refuse_another_run(self, settings: Settings, data: Mapping[str, Any]) -> None:
+    def _refuse_another_run(self, settings: FinetuneSettings, data: Mapping[str, Any]) -> None:
         earlier = json.loads(self._run.read_text(encoding="utf-8"))
         difference = settings.difference(earlier["settings"])
         for name, value in data.items():
@@ -89,21 +89,21 @@ class Workplace:
 
     def begin_log(self, steps: int) -> list[dict[str, Any]]:
         """Cut the log back to its first `steps` steps, and return them."""
-        lines = list(self.log())[:steps] if self._log.exists() else []
-        _write(self._log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        lines = list(self.log())[:steps] if self.log_file.exists() else []
+        _write(self.log_file, "".join(json.dumps(line) + "\n" for line in lines).encode())
         return lines
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a step to the log."""
         try:
-            with self._log.open("a", encoding="utf-8") as file:
+            with self.log_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise OutputError(f"{self._log} cannot be written: {error.strerror}") from error
+            raise OutputError(f"{self.log_file} cannot be written: {error.strerror}") from error
 
     def log(self) -> Iterable[dict[str, Any]]:
         """The steps so far; a last line that a kill has torn is left out."""
-        for line in self._log.read_text(encoding="utf-8").splitlines():
+        for line in self.log_file.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
             except ValueError:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,10 @@ import torch
 
 from pigguf.errors import DoesNotFit, TrainingError, UsageError
 from pigguf.finetuning.data import TrainingSequence
+from pigguf.finetuning.log import Listener, TrainingStep
 from pigguf.finetuning.model import TrainedModel
 from pigguf.finetuning.positions import plain_positions, skipping_positions
-from pigguf.finetuning.settings import Settings
+from pigguf.finetuning.settings import FinetuneSettings
 from pigguf.finetuning.state import State, Workplace
 from pigguf.progress import Progress, stage
 
@@ -33,38 +33,6 @@ CLIP = 1.0  # the most that the gradient's norm may be
 
 # What a generator of random numbers is drawn for, beside the seed and a number.
 ORDER, POSITIONS, MEASUREMENT = range(3)
-
-
-@dataclass(frozen=True)
-class TrainingStep:
-    """One line of the log.
-
-    Attributes:
-        step: 1 is the first; 0 tells the measurement before it.
-        loss: the mean over the step's sequences, in nats a token; None for step 0.
-        learning_rate: what the step was taken with.
-        gradient_norm: before it was clipped.
-        tokens: trained on so far.
-        seconds: what the step took.
-        held_out: kind of sequence -> mean loss of the held-out ones, where they were measured.
-    """
-
-    step: int
-    loss: float | None = None
-    learning_rate: float | None = None
-    gradient_norm: float | None = None
-    tokens: int = 0
-    seconds: float | None = None
-    held_out: Mapping[str, float] | None = None
-
-    def as_data(self) -> dict[str, Any]:
-        """The line as JSON tells it."""
-        perplexity = None if self.loss is None else math.exp(min(self.loss, 700.0))
-        told = {**asdict(self), "perplexity": perplexity}
-        return {name: value for name, value in told.items() if value is not None}
-
-
-Listener = Callable[[TrainingStep], None]
 
 
 def split(
@@ -85,7 +53,7 @@ def split(
     )
 
 
-def learning_rate(settings: Settings, step: int) -> float:
+def learning_rate(settings: FinetuneSettings, step: int) -> float:
     """What step `step`, from 0, is taken with."""
     if step < WARM_UP_STEPS:
         return settings.peak * (WARM_UP_FROM + (1 - WARM_UP_FROM) * step / WARM_UP_STEPS)
@@ -99,7 +67,7 @@ def train(
     model: TrainedModel,
     sequences: Sequence[TrainingSequence],
     window: int,
-    settings: Settings,
+    settings: FinetuneSettings,
     workplace: Workplace,
     state: State | None,
     progress: Progress,
@@ -164,7 +132,7 @@ def train(
 
 
 def drawn(
-    sequences: Sequence[TrainingSequence], window: int, settings: Settings, step: int
+    sequences: Sequence[TrainingSequence], window: int, settings: FinetuneSettings, step: int
 ) -> Iterator[tuple[TrainingSequence, np.ndarray[Any, np.dtype[np.int64]]]]:
     """A step's sequences, each with its positions: every sequence comes once before any comes again."""
     for number in range(step * settings.batch, (step + 1) * settings.batch):
@@ -176,7 +144,7 @@ def drawn(
 
 @torch.no_grad()
 def measure(
-    model: TrainedModel, sequences: Sequence[TrainingSequence], window: int, settings: Settings
+    model: TrainedModel, sequences: Sequence[TrainingSequence], window: int, settings: FinetuneSettings
 ) -> dict[str, float]:
     """Mean loss in nats a token by kind of sequence, at positions that are the same at every call."""
     sums: dict[str, tuple[float, int]] = {}
@@ -220,7 +188,7 @@ def _loss(
 
 
 def _positions(
-    sequence: TrainingSequence, window: int, settings: Settings, random: np.random.Generator
+    sequence: TrainingSequence, window: int, settings: FinetuneSettings, random: np.random.Generator
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     length = len(sequence.tokens)
     return (
@@ -228,7 +196,7 @@ def _positions(
     )
 
 
-def _random(settings: Settings, purpose: int, number: int) -> np.random.Generator:
+def _random(settings: FinetuneSettings, purpose: int, number: int) -> np.random.Generator:
     return np.random.default_rng([settings.seed, purpose, number])
 
 
