@@ -145,8 +145,8 @@ def perplexity(
     lengths = _checked_windows(subject, windows, bool(compare))
     rule = _checked_rule(method, stride, lengths, max_tokens, max_windows)
     readings = [subject.under(b.name, b.rope) for b in compared(compare, subject.file, lengths[-1])]
-    documents = _read(subject, text, max_tokens)
-    _refuse_short(documents, lengths[-1])
+    documents = read_documents(subject, text, max_tokens)
+    refuse_short(documents, lengths[-1])
     settings = {
         "method": method,
         "stride": rule.stride,
@@ -160,7 +160,7 @@ def perplexity(
     made_by = versions()
     with Journal(subject.sha256, "perplexity", settings, made_by) as journal:
         figures = [
-            _measured(reading, documents, length, rule, journal, progress)
+            measured(reading, documents, length, rule, journal, progress)
             for length in lengths
             for reading in readings
             if reading.takes(length)
@@ -281,8 +281,9 @@ def _checked_rule(
 # ---- texts ---------------------------------------------------------------------------------------
 
 
-def _read(subject: Subject, files: Sequence[str | Path], max_tokens: int | None) -> list[Document]:
-    """
+def read_documents(subject: Subject, files: Sequence[str | Path], max_tokens: int | None) -> list[Document]:
+    """The texts as the subject's own tokenizer reads them, of each the first `max_tokens`.
+
     Raises:
         UsageError: no file; ReadError: one that cannot be read; TextError: one that is no text.
     """
@@ -305,7 +306,11 @@ def _document(model: Model, file: Path, bos: int | None, max_tokens: int | None)
     return Document(str(file), hashlib.sha256(data).hexdigest(), tokens[:max_tokens], bos)
 
 
-def _refuse_short(documents: Sequence[Document], longest: int) -> None:
+def refuse_short(documents: Sequence[Document], longest: int) -> None:
+    """
+    Raises:
+        TextError: a text does not fill the longest window.
+    """
     for document in documents:
         if len(document.tokens) < longest:
             raise TextError(
@@ -317,7 +322,7 @@ def _refuse_short(documents: Sequence[Document], longest: int) -> None:
 # ---- the work ------------------------------------------------------------------------------------
 
 
-def _measured(
+def measured(
     subject: Subject,
     documents: Sequence[Document],
     length: int,
@@ -325,7 +330,13 @@ def _measured(
     journal: Journal,
     progress: Progress,
 ) -> Figure:
-    """One reading at one window: its pieces, from the journal or computed."""
+    """One reading at one window: its pieces, from the journal or computed.
+
+    Progress is a stage "NAME, window L", in tokens, where something is left to compute.
+
+    Raises:
+        As Subject.open does.
+    """
     pieces = rule.pieces(documents, length)
     keys = {piece: f"{subject.name}/{length}/{piece.document}/{piece.start}" for piece in pieces}
     missing = [piece for piece in pieces if keys[piece] not in journal]
