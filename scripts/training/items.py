@@ -1,0 +1,493 @@
+"""Records that train finding and copying: facts hidden in text, asked for behind it.
+
+    python scripts/training/items.py PROSE OUT [--tokens 900000] [--seed 1] [--tokenizer tokenizer.json]
+
+PROSE is corpus.py's folder; OUT/items.jsonl gets a record a line, {"prompt", "completion"} or
+{"messages"}, of 200 to MOST tokens each, so that none is cut when they are packed into sequences of 2048.
+FORMS has the parts, by tokens: needles in the paper's manner (arXiv 2306.15595, Section 3.3), conversations
+about hidden facts, copying, and tables. With PoSE's skipped positions (pigguf/finetuning/positions.py) the
+distances of these short records reach over the whole extended window.
+
+All is drawn from one seed: the same prose, tokenizer and seed give the same file. No record says anything
+of wordings.HELD_OUT, what the evaluations ask about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import values
+import wordings
+from tokenizers import Tokenizer
+from wordings import Kind
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHORTEST, USUAL, MOST = 200, 1450, 1950  # tokens of a record
+OFTEN = 0.75  # of the records are of USUAL to MOST tokens
+NOT_SAID = 0.1  # of the conversations ask once for what the document does not say
+MESSAGE_TOKENS = 8  # of the chat template, around each message; SYSTEM_TOKENS once
+SYSTEM_TOKENS = 40
+
+LONGEST_SENTENCE = 200  # tokens; what is longer is mostly a listing
+
+# Up to a full stop that no abbreviation or small letter denies, or a paragraph's end; with its white space.
+SENTENCE = re.compile(
+    r".+?(?:(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?]+[\"'”’)]*(?=\s+[^a-z\s]|\s*\Z)|(?=\n\n)|\Z)\s*",
+    re.DOTALL,
+)
+
+Record = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("prose", type=Path, metavar="PROSE", help="folder of corpus.py's documents")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for items.jsonl")
+    parser.add_argument("--tokens", type=int, default=900_000, help="about how many tokens in all")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--tokenizer", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct" / "tokenizer.json"
+    )
+    options = parser.parse_args()
+    texts = [path.read_text(encoding="utf-8") for path in sorted(options.prose.glob("*.txt"))]
+    if not texts:
+        sys.exit(f"error: no *.txt in {options.prose}: make them with corpus.py")
+    library = Library(texts, Tokenizer.from_file(str(options.tokenizer)))
+    records = list(make(library, options.tokens, options.seed))
+    options.out.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (options.out / "items.jsonl").write_text(lines, encoding="utf-8")
+    print(f"{len(records)} records, {sum(map(library.count_record, records))} tokens in {options.out}")
+
+
+def make(library: Library, tokens: int, seed: int) -> Iterator[Record]:
+    """Records of all forms in a mixed order, each form with its part of the tokens."""
+    rng = random.Random(seed)
+    left = {form: tokens * part for form, part in FORMS.items()}
+    while left:
+        form = rng.choices(list(left), [max(budget, 1) for budget in left.values()])[0]
+        length = rng.randint(USUAL, MOST) if rng.random() < OFTEN else rng.randint(SHORTEST, USUAL)
+        record = form(library, length, rng)
+        size = library.count_record(record)
+        if size > MOST or mentions_held_out(record):
+            continue  # drawn anew: a rare draw of long values
+        yield record
+        left[form] -= size
+        if left[form] <= 0:
+            del left[form]
+
+
+def mentions_held_out(record: Record) -> bool:
+    words = json.dumps(record).lower()
+    return any(phrase in words for phrase in wordings.HELD_OUT)
+
+
+# Text to hide things in
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A sentence, or what ends a paragraph, with the white space behind it."""
+
+    text: str
+    tokens: int
+
+
+class Library:
+    """The prose cut into sentences, whose tokens are counted.
+
+    Args:
+        texts: documents.
+        tokenizer: the checkpoint's.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.documents = [self._pieces(flowing(text)) for text in texts]
+        self._weights = [len(pieces) for pieces in self.documents]
+
+    def count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def count_record(self, record: Record) -> int:
+        """Tokens of a record, its end token or (at most) its chat template's included."""
+        if "messages" not in record:
+            return self.count(record["prompt"]) + self.count(record["completion"]) + 1
+        contents = [message["content"] for message in record["messages"]]
+        return SYSTEM_TOKENS + sum(self.count(text) + MESSAGE_TOKENS for text in contents)
+
+    def span(self, tokens: int, rng: random.Random, flowing_only: bool = False) -> list[str]:
+        """Consecutive sentences from a random place of the prose, of about so many tokens."""
+        while True:
+            (pieces,) = rng.choices(self.documents, self._weights)
+            at = rng.randrange(len(pieces))
+            taken: list[str] = []
+            used = 0
+            for piece in pieces[at:]:
+                if used + piece.tokens > tokens:
+                    break
+                taken.append(piece.text)
+                used += piece.tokens
+            if used > 0.7 * tokens and not (flowing_only and looks_like_code("".join(taken))):
+                return taken
+
+    def filler(self, sentences: Sequence[str], tokens: int) -> list[str]:
+        """The sentences over and over, of about so many tokens."""
+        sizes = [self.count(" " + sentence) for sentence in sentences]
+        taken, used = [], 0
+        for sentence, size in cycle(zip(sentences, sizes, strict=True)):
+            used += size
+            if used > tokens:
+                return taken
+            taken.append(sentence + " ")
+        return taken
+
+    def some_text(self, tokens: int, rng: random.Random, prose: float = 0.75) -> list[str]:
+        """Prose mostly, filler otherwise."""
+        if rng.random() < prose:
+            return self.span(tokens, rng)
+        return self.filler(rng.choice(wordings.FILLERS), tokens)
+
+    def _pieces(self, text: str) -> list[Piece]:
+        parts = SENTENCE.findall(text)
+        sizes = [len(found) for found in self._tokenizer.encode_batch(parts, add_special_tokens=False)]
+        return [
+            Piece(part, size)
+            for part, size in zip(parts, sizes, strict=True)
+            if size < LONGEST_SENTENCE and not any(phrase in part.lower() for phrase in wordings.HELD_OUT)
+        ]
+
+
+def flowing(text: str) -> str:
+    """Paragraphs whose lines run on: broken lines joined where both sides are running text."""
+    return re.sub(r"(?<=[^\n])\n(?=[^\s\n*|+=~^-])", " ", text)
+
+
+def looks_like_code(text: str) -> bool:
+    return sum(character in "{}[]<>|=_`\\*:/#" for character in text) > len(text) / 50
+
+
+def hide(pieces: list[str], sentences: Sequence[str], rng: random.Random) -> str:
+    """The pieces with the sentences put between them: in any order, at depths drawn evenly."""
+    places = sorted(rng.randint(0, len(pieces)) for _ in sentences)
+    mixed: list[str] = []
+    at = 0
+    for place, sentence in zip(places, rng.sample(sentences, len(sentences)), strict=True):
+        mixed += pieces[at:place]
+        if mixed and not mixed[-1][-1].isspace():
+            mixed.append(" ")
+        mixed.append(sentence + (rng.choice((" ", "\n")) if place < len(pieces) else ""))
+        at = place
+    return "".join(mixed + pieces[at:]).strip()
+
+
+# a. Needles, as raw text
+
+
+def needle(library: Library, length: int, rng: random.Random) -> Record:
+    """One number in the paper's manner; most often in its very words, at times with another filler."""
+    draw = rng.random()
+    if draw < 0.2:
+        return many_needles(library, length, rng)
+    words = wordings.PAPER if draw < 0.7 else rng.choice(wordings.NEEDLES[1:])
+    value = values.value(words.value, rng)
+    said = words.needle.format(value=value)
+    room = length - library.count("\n".join((words.header, said, words.question, value))) - 8
+    if words is wordings.PAPER and draw < 0.5:
+        before, after = paper_filler(library, room, rng)
+        lines = (words.header, before, said, after, words.question)
+        prompt = "\n".join(line for line in lines if line)
+    else:
+        prompt = "\n".join((words.header, hide(library.some_text(room, rng), [said], rng), words.question))
+    return {"prompt": prompt, "completion": f" {value}."}
+
+
+def paper_filler(library: Library, tokens: int, rng: random.Random) -> tuple[str, str]:
+    """The paper's filler before and behind the number, cut at a sentence drawn evenly."""
+    sentences = library.filler(wordings.FILLERS[0], tokens)
+    at = rng.randint(0, len(sentences))
+    rest = sentences[at:]
+    return "".join(sentences[:at]).strip(), "".join(rest).strip()
+
+
+def many_needles(library: Library, length: int, rng: random.Random) -> Record:
+    """Several numbers of one kind, and all of some subjects asked for in the lines of the answer."""
+    told, asked, pattern = rng.choice(wordings.MANY_NEEDLES)
+    subjects = distinct(partial(values.subject, "cities", rng), rng.randint(3, 8))
+    numbers = distinct(partial(values.value, pattern, rng), len(subjects))
+    facts = [told.format(subject=s, value=v) for s, v in zip(subjects, numbers, strict=True)]
+    room = length - library.count("\n".join(facts)) - 25 * len(facts)
+    pairs = rng.sample(list(zip(subjects, numbers, strict=True)), rng.randint(2, len(subjects)))
+    questions = [f"{asked.format(subject=subject)} is" for subject, _ in pairs]
+    answers = [f" {number}." for _, number in pairs]
+    text = hide(library.some_text(max(room, 50), rng), facts, rng)
+    order = ", ".join(subject for subject, _ in pairs)
+    lines = "\n".join(question + answer for question, answer in zip(questions[1:], answers[1:], strict=True))
+    prompt = f"{text}\n\nFrom the text above, for {order}:\n{questions[0]}"
+    return {"prompt": prompt, "completion": f"{answers[0]}\n{lines}"}
+
+
+# b. Conversations about hidden facts
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A drawn fact: where `value` is what is asked for."""
+
+    kind: Kind
+    subject: str
+    value: str
+
+    def told(self, rng: random.Random) -> str:
+        return self._filled(rng.choice(self.kind.told))
+
+    def asked(self, rng: random.Random) -> str:
+        return self._filled(rng.choice(self.kind.asked))
+
+    def answered(self, rng: random.Random) -> str:
+        return self._filled(rng.choice(self.kind.answered))
+
+    def _filled(self, template: str) -> str:
+        return with_articles(template.format(subject=self.subject, value=self.value))
+
+
+def conversation(library: Library, length: int, rng: random.Random) -> Record:
+    """A document with facts in it, and questions one after the other."""
+    facts = some_facts(rng.randint(3, 8), rng)
+    spare = facts.pop() if rng.random() < NOT_SAID else None
+    turns = [turn(fact, rng) for fact in rng.sample(facts, len(facts))]
+    if spare:
+        turns.insert(rng.randint(1, len(turns)), (spare.asked(rng), rng.choice(wordings.UNKNOWN)))
+    told = [fact.told(rng) for fact in facts]
+    used = SYSTEM_TOKENS + 40 + library.count("\n".join(told))
+    used += sum(library.count(text) + MESSAGE_TOKENS + 5 for both in turns for text in both)
+    document = hide(library.some_text(max(length - used, 50), rng), told, rng)
+    return chat(document, turns, rng, wordings.OPENINGS)
+
+
+def some_facts(count: int, rng: random.Random) -> list[Fact]:
+    """Facts that cannot be mistaken for one another; at times all of one kind."""
+    if rng.random() < 0.35:
+        kinds = [rng.choice(wordings.KINDS)] * count
+    else:
+        kinds = [rng.choice(wordings.KINDS) for _ in range(count)]
+    subjects = {kind: distinct(partial(values.subject, kind.subject, rng), count) for kind in kinds}
+    drawn = {kind: distinct(partial(values.value, kind.value, rng), count) for kind in kinds}
+    return [Fact(kind, subjects[kind].pop(), drawn[kind].pop()) for kind in kinds]
+
+
+def turn(fact: Fact, rng: random.Random) -> tuple[str, str]:
+    """A question and its answer: a sentence, or the value alone."""
+    draw = rng.random()
+    if draw < 0.5:
+        return fact.asked(rng), fact.answered(rng)
+    if draw < 0.75:
+        return fact.asked(rng) + rng.choice(wordings.BRIEF), fact.value
+    return fact.asked(rng), fact.value
+
+
+def chat(
+    document: str, turns: Sequence[tuple[str, str]], rng: random.Random, openings: Sequence[str]
+) -> Record:
+    """Messages: the first holds the document and its question, before or behind it; then the others."""
+    messages = []
+    for index, (question, answer) in enumerate(turns):
+        if index == 0:
+            asked = opened(document, question, rng, openings)
+        else:
+            lowered = question[0].lower() + question[1:]
+            wording = rng.choice(wordings.FURTHER)
+            asked = wording.format(question=question, lowered=lowered)
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    return {"messages": messages}
+
+
+def opened(document: str, question: str, rng: random.Random, openings: Sequence[str]) -> str:
+    draw = rng.random()
+    if draw < 0.2:
+        return f"{rng.choice(wordings.BEFORE).format(question=question)}\n\n{document}"
+    if draw < 0.35:
+        return f"{document}\n\n{question}"
+    return (
+        f"{rng.choice(openings)}\n\n{document}\n\n{rng.choice(wordings.CLOSINGS).format(question=question)}"
+    )
+
+
+# c. Copying
+
+
+def copying(library: Library, length: int, rng: random.Random) -> Record:
+    """Passages of a document, word for word."""
+    raw = rng.random() < 0.35
+    for _ in range(100):
+        budget = length if raw else length - SYSTEM_TOKENS
+        pieces = library.span(max(150, int(budget * 0.7)), rng, flowing_only=True)
+        document = "".join(pieces).strip()
+        tasks = [copy_task(document, pieces, rng) for _ in range(1 if raw else rng.randint(1, 4))]
+        turns = list(dict.fromkeys(task for task in tasks if task))
+        if not turns:
+            continue
+        if raw:
+            start, text = opening_of(turns[0][1], document), turns[0][1]
+            if not start:
+                continue
+            question = rng.choice(wordings.COPY_RAW).format(start=start)
+            return {"prompt": f"{document}\n\n{question}", "completion": f"\n{text}"}
+        return chat(document, turns, rng, wordings.OPENINGS)
+    raise ValueError("the prose has no sentences to copy: it is too short, or all code")
+
+
+def copy_task(document: str, pieces: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
+    """A question and the words of the document that answer it; None where this draw finds none."""
+    at = rng.randrange(len(pieces))
+    sentence = pieces[at].strip()
+    form = rng.random()
+    if form < 0.3:
+        text = "".join(pieces[at : at + rng.randint(2, 4)]).strip()
+        start, end = opening_of(text, document), " ".join(text.split()[-4:])
+        sound = bool(start) and is_copied(text) and document.count(end) == 1 and '"' not in end
+        return (rng.choice(wordings.COPY_ON).format(start=start, end=end), text) if sound else None
+    if form < 0.5:
+        following = pieces[at + 1].strip() if at + 1 < len(pieces) else ""
+        sound = is_copied(following) and opening_of(sentence, document) is not None
+        return (rng.choice(wordings.COPY_NEXT).format(before=sentence), following) if sound else None
+    start = opening_of(sentence, document)
+    question = rng.choice((*wordings.COPY_SENTENCE, *wordings.COPY_COMPLETE))
+    return (question.format(start=start), sentence) if start and is_copied(sentence) else None
+
+
+def is_copied(text: str) -> bool:
+    """Whether a text is of a length worth copying, and within one paragraph."""
+    return 100 <= len(text) <= 650 and "\n" not in text
+
+
+def opening_of(text: str, document: str) -> str | None:
+    """The first words of a text, as many as single it out in the document, at least four; None without any.
+
+    Words that cannot stand in quotation marks, for they have some themselves, are not taken either.
+    """
+    ends = [found.end() for found in re.finditer(r"\S+", text)]
+    starts = (text[:end] for end in ends[3 : min(12, len(ends) // 2)])
+    start = next((start for start in starts if document.count(start) == 1), None)
+    return None if start is None or set(start) & set('"“”\n') else start
+
+
+# d. Tables
+
+
+def table(library: Library, length: int, rng: random.Random) -> Record:
+    """A long list of rows, and some of its values asked for."""
+    kind = rng.choice(("things", "people"))
+    columns = distinct(lambda: rng.choice(COLUMNS), rng.choice((1, 1, 2, 3)))
+    asked = rng.randint(4, 8)
+    layout = rng.choice(LAYOUTS)
+    example = [(values.subject(kind, rng), *(values.value(p, rng) for _, p in columns)) for _ in range(8)]
+    row_tokens = library.count(layout(columns, example)) / len(example)
+    rows_count = max(asked + 2, int((length - SYSTEM_TOKENS - 60 - asked * 50) / row_tokens))
+    keys = distinct(partial(values.subject, kind, rng), rows_count)
+    cells = [distinct(partial(values.value, p, rng), rows_count) for _, p in columns]
+    rows = list(zip(keys, *cells, strict=True))
+    turns = [table_turn(columns, row, rng) for row in rng.sample(rows, asked)]
+    text = layout(columns, rows)
+    if rng.random() < 0.25:
+        (first, value), *others = [(row[0], row[1]) for row in rng.sample(rows, asked)]
+        name = columns[0][0]
+        completion = f" {value}\n" + "\n".join(f"The {name} of {key} is {found}" for key, found in others)
+        order = ", ".join((first, *(key for key, _ in others)))
+        prompt = f"{text}\n\nThe {name} in the list above, for {order}:\nThe {name} of {first} is"
+        return {"prompt": prompt, "completion": completion}
+    return chat(text, turns, rng, wordings.TABLE_OPENINGS)
+
+
+def table_turn(columns: Sequence[tuple[str, str]], row: Sequence[str], rng: random.Random) -> tuple[str, str]:
+    at = rng.randrange(len(columns))
+    column, value = columns[at][0], row[at + 1]
+    if rng.random() < 0.2:
+        return rng.choice(wordings.TABLE_REVERSED).format(column=column, value=value), row[0]
+    question = rng.choice(wordings.TABLE_ASKED).format(column=column, key=row[0])
+    return question, rng.choice(wordings.TABLE_ANSWERED).format(column=column, key=row[0], value=value)
+
+
+# Columns of a table: a name, and a pattern of values.py with many enough values.
+COLUMNS = (
+    ("number", "#####"),
+    ("code", "@@-####-@"),
+    ("telephone", "0### ######"),
+    ("keyword", "word word word"),
+    ("price", "$###.##"),
+    ("balance", "##,###"),
+    ("contact", "person"),
+    ("reference", "@@@####"),
+)
+
+
+def as_lines(separator: str) -> Callable[..., str]:
+    def layout(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+        named = len(columns) > 1
+        return "\n".join(
+            row[0]
+            + separator
+            + ", ".join(
+                f"{name} {cell}" if named else cell for (name, _), cell in zip(columns, row[1:], strict=True)
+            )
+            for row in rows
+        )
+
+    return layout
+
+
+def as_csv(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(";".join(row) for row in (("name", *(name for name, _ in columns)), *rows))
+
+
+def as_markdown(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    lines = [("name", *(name for name, _ in columns)), ("---",) * (len(columns) + 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_json(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    names = [name for name, _ in columns]
+    objects = (json.dumps({"name": row[0], **dict(zip(names, row[1:], strict=True))}) for row in rows)
+    return "[\n" + ",\n".join(objects) + "\n]"
+
+
+LAYOUTS = (as_lines(": "), as_lines(" = "), as_lines(" - "), as_csv, as_markdown, as_json)
+
+FORMS: dict[Callable[[Library, int, random.Random], Record], float] = {
+    needle: 0.35,
+    conversation: 0.30,
+    copying: 0.20,
+    table: 0.15,
+}
+
+
+# Helpers
+
+
+def distinct(draw: Callable[[], Any], count: int) -> list[Any]:
+    """So many different draws, in the order they came."""
+    found: dict[Any, None] = {}
+    for _ in range(1000 * count):
+        if len(found) == count:
+            return list(found)
+        found[draw()] = None
+    raise ValueError(f"there are only {len(found)} values, and {count} are wanted")
+
+
+def with_articles(text: str) -> str:
+    """ "a engineer" -> "an engineer"."""
+    return re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)
+
+
+if __name__ == "__main__":
+    main()
