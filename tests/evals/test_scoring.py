@@ -1,4 +1,4 @@
-"""Log-likelihoods: transformers' own, whatever part of the tokens the cache holds, and never of no numbers."""
+"""Log-likelihoods: transformers' own, whatever the cache holds of the tokens already."""
 
 from __future__ import annotations
 
