@@ -84,6 +84,31 @@ def test_all_positions_at_once_are_the_same_whatever_the_memory_bound(exact: Ses
     np.testing.assert_allclose(few, at_once, atol=1e-3 * at_once.std())
 
 
+def test_a_batch_with_more_logits_than_are_kept_is_cut_into_equal_parts(exact: Session) -> None:
+    """64 tokens a batch; a rest of a few would cost as much as a batch."""
+    tokens, counter = text_tokens(150), Counter()
+    exact.context.most_outputs = 40
+    wanted = [*range(64), *range(100, 150)]
+    taken = exact.evaluate_batches(tokens, wanted, lambda indices, rows: (indices, len(rows)), counter)
+    assert list(taken) == [
+        (list(range(32)), 32),
+        (list(range(32, 64)), 32),
+        (list(range(100, 128)), 28),
+        (list(range(128, 150)), 22),
+    ]
+    assert counter.amounts == [32, 32, 64, 22]
+    assert exact.tokens == tokens
+
+
+def test_a_batchs_logits_are_those_of_single_positions_where_they_lie(exact: Session) -> None:
+    tokens = text_tokens(150)
+    one_by_one = dict(exact.evaluate(tokens, range(150)))
+    exact.keep(0)
+    firsts = exact.evaluate_batches(tokens, range(150), lambda indices, rows: (indices[0], rows[0].copy()))
+    for i, row in firsts:
+        np.testing.assert_array_equal(row, one_by_one[i])
+
+
 def test_logits_go_on_after_what_the_cache_holds(exact: Session) -> None:
     tokens = text_tokens(100)
     [(_, whole)] = exact.evaluate(tokens, [99])
