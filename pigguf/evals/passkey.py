@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -40,6 +40,7 @@ from pigguf.errors import UsageError
 from pigguf.evals.baselines import compared
 from pigguf.evals.intervals import wilson
 from pigguf.evals.journal import Journal
+from pigguf.evals.passkey_plan import Place, Plan, plan_passes
 from pigguf.evals.report import Cell, HeatMap, Lines, Plot, Point, Report, Series, Table, versions
 from pigguf.evals.scoring import within
 from pigguf.evals.subject import EngineOptions, Subject
@@ -49,8 +50,6 @@ from pigguf.progress import SILENT, Progress, stage
 ENOUGH = 0.2  # of the trials, for k_max
 _DIGITS = 5
 _GREEDY = Sampling(temperature=0)
-_SAMPLE = 50  # sentences, to guess how many make a length
-_MEASURES = ("10000", "20000")  # keys whose prompts differ from the first digit on
 
 
 def passkey(
@@ -86,7 +85,8 @@ def passkey(
         ContextOverflow: a window beyond the model's.
         As Subject.of and Subject.open do.
     """
-    _refuse_out_of_range(distances, trials, depths)
+    if trials < 1 or depths < 1:
+        raise UsageError(f"{trials} trials at {depths} depths", "give numbers from 1")
     subject = Subject.of(model, engine, progress)
     window = subject.context_length if max_length is None else max_length
     baselines = compared(compare, subject.file, window)
@@ -96,7 +96,9 @@ def passkey(
         subject.refuse_beyond(window)
     with Model.open(subject.path, vocab_only=True) as vocabulary:
         prompts = Prompts(vocabulary, wording)
-        plan = plan_passes(prompts, window, distances, depths)
+        keys = draw_keys(seed, depths * trials)
+        longest = max(keys, key=lambda key: len(prompts.tokens(key, 0, 0)))
+        plan = plan_passes(prompts, longest, window, distances, depths)
         settings = {
             "max_length": window,
             "distances": distances,
@@ -113,7 +115,7 @@ def passkey(
             found = {
                 reading.name: _Rates(
                     plan,
-                    _run(reading, plan, _passes(reading, plan, trials, seed), prompts, journal, progress),
+                    _run(reading, window, plan, _passes(reading, plan, keys), prompts, journal, progress),
                 )
                 for reading in measured
             }
@@ -126,140 +128,6 @@ def passkey(
         tables=_tables([reading.name for reading in readings], found),
         plots=_plots(plan, found),
     )
-
-
-def _refuse_out_of_range(distances: int, trials: int, depths: int) -> None:
-    for name, count in (("distances", distances), ("trials", trials), ("depths", depths)):
-        if count < 1:
-            raise UsageError(f"{name} is {count}", "give a number from 1")
-    if depths > distances:
-        raise UsageError(
-            f"{depths} depths are more than the {distances} distances",
-            "they lie on the distances' grid: take as many at most",
-        )
-
-
-# ---- the plan: what is asked ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a key is put, or asked for.
-
-    Attributes:
-        grid: tokens, as the grid has it.
-        tokens: tokens in fact.
-        sentences: of filler that make them.
-    """
-
-    grid: int
-    tokens: int
-    sentences: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All there is to ask.
-
-    Attributes:
-        window: most tokens of a prompt with its answer.
-        starts: tokens before the key.
-        distances: tokens from the key on.
-        question: tokens at a prompt's end that the next one does not share.
-    """
-
-    window: int
-    starts: tuple[Place, ...]
-    distances: tuple[Place, ...]
-    question: int
-
-    def asked(self, start: Place) -> tuple[Place, ...]:
-        """The distances that fit into the window behind this start."""
-        return tuple(distance for distance in self.distances if start.grid + distance.grid <= self.window)
-
-    def cost(self, start: Place) -> int:
-        """Tokens to compute for one trial from this start."""
-        asked = self.asked(start)
-        return asked[-1].tokens + (len(asked) - 1) * self.question
-
-
-def plan_passes(prompts: Prompts, window: int, distances: int, depths: int) -> Plan:
-    """The starts and distances that come nearest to even ones, from below.
-
-    Raises:
-        UsageError: the window is too small for so many.
-    """
-    shortest = _measure(prompts, 0, 0)
-    room = window - prompts.answer_tokens
-    last = room - shortest.start
-    ahead = [
-        _longest(lambda n: _measure(prompts, 0, n).distance, min(_grid(i, window, distances), last))
-        for i in range(1, distances + 1)
-    ]
-    behind = [(shortest.start, 0)] + [
-        _longest(lambda n: _measure(prompts, n, 0).start, _grid(i, window, distances) - prompts.answer_tokens)
-        for i in _spread(depths, distances)[1:]
-    ]
-    for name, found in (("distances", ahead), ("depths", behind)):
-        tokens = [tokens for tokens, _ in found]
-        if tokens[0] == 0 or len(set(tokens)) < len(tokens):
-            raise UsageError(
-                f"a window of {window:,} tokens is too small for {len(found)} {name}: header, passkey and "
-                f"question alone take {shortest.start + shortest.distance}, an answer up to "
-                f"{prompts.answer_tokens}",
-                f"take fewer {name}, or a longer window",
-            )
-    one, two = (prompts.tokens(_MEASURES[0], 0, sentences) for _, sentences in (ahead[0], ahead[-1]))
-    return Plan(
-        window=window,
-        starts=tuple(
-            Place(_grid(i, window, distances), *found)
-            for i, found in zip(_spread(depths, distances), behind, strict=True)
-        ),
-        distances=tuple(Place(_grid(i, window, distances), *found) for i, found in enumerate(ahead, start=1)),
-        question=len(one) - _common(one, two),
-    )
-
-
-def _grid(step: int, window: int, distances: int) -> int:
-    return window * step // distances
-
-
-def _spread(depths: int, distances: int) -> list[int]:
-    """Steps of the grid at which keys start, so that their inputs have the grid's lengths."""
-    return [distances * depth // depths for depth in range(depths)]
-
-
-@dataclass(frozen=True)
-class _Measure:
-    start: int
-    distance: int
-
-
-def _measure(prompts: Prompts, before: int, after: int) -> _Measure:
-    """Tokens before the key's first digit and from it on: there prompts of two keys begin to differ."""
-    one, other = (prompts.tokens(key, before, after) for key in _MEASURES)
-    start = _common(one, other)
-    return _Measure(start, len(one) - start)
-
-
-def _longest(tokens: Callable[[int], int], limit: int) -> tuple[int, int]:
-    """The most tokens within `limit`, and the sentences of filler that make them; (0, 0) if none do."""
-    least = tokens(0)
-    if least > limit:
-        return 0, 0
-    each = (tokens(_SAMPLE) - least) / _SAMPLE
-    sentences = int((limit - least) / each)
-    while tokens(sentences) > limit:
-        sentences -= 1
-    while tokens(sentences + 1) <= limit:
-        sentences += 1
-    return tokens(sentences), sentences
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Tokens that two prompts begin with alike."""
-    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
 
 
 # ---- asking --------------------------------------------------------------------------------------
@@ -278,21 +146,25 @@ class _Pass:
     key: str
 
 
-def _passes(reading: Subject, plan: Plan, trials: int, seed: int) -> list[_Pass]:
+def draw_keys(seed: int, count: int) -> list[str]:
+    """Keys of five digits, the first not 0."""
     draw = random.Random(seed)
+    return [str(draw.randrange(10 ** (_DIGITS - 1), 10**_DIGITS)) for _ in range(count)]
+
+
+def _passes(reading: Subject, plan: Plan, keys: Sequence[str]) -> list[_Pass]:
+    """As many for each start, in its order."""
+    trials = len(keys) // len(plan.starts)
     return [
-        _Pass(
-            name=f"{reading.name}/{start.grid}/{trial}",
-            start=start,
-            key=str(draw.randrange(10 ** (_DIGITS - 1), 10**_DIGITS)),
-        )
-        for start in plan.starts
+        _Pass(f"{reading.name}/{start.grid}/{trial}", start, keys[number * trials + trial])
+        for number, start in enumerate(plan.starts)
         for trial in range(trials)
     ]
 
 
 def _run(
     reading: Subject,
+    window: int,
     plan: Plan,
     passes: Sequence[_Pass],
     prompts: Prompts,
@@ -304,7 +176,7 @@ def _run(
     if missing:
         total = missing[-1].start.tokens + sum(plan.cost(one.start) for one in missing)
         with (
-            reading.open(plan.window, progress=progress) as context,
+            reading.open(window, progress=progress) as context,
             context.sequence() as session,
             stage(progress, f"passkey, {reading.name}", total, "tokens"),
         ):
@@ -526,17 +398,16 @@ def _plots(plan: Plan, found: Mapping[str, _Rates]) -> tuple[Plot, ...]:
 
 
 def _heat_map(plan: Plan, name: str, rates: _Rates) -> HeatMap:
-    lengths = [distance.grid for distance in plan.distances]  # a start lies on the same grid
-
-    def share(start: int, length: int) -> float | None:
-        rate = rates.cells.get((start, length - start))
-        return rate.share if rate else None
+    def share(start: Place, length: Place) -> float | None:
+        """A start lies on the distances' grid, so that lengths do too."""
+        step = length.step - start.step
+        return rates.cells[start.grid, plan.distances[step - 1].grid].share if step > 0 else None
 
     return HeatMap(
         f"Passkey found, {name}",
         "length of the input, tokens",
         "tokens before the passkey",
-        x=tuple(lengths),
+        x=tuple(length.grid for length in plan.distances),
         y=tuple(start.grid for start in plan.starts),
-        values=tuple(tuple(share(start.grid, length) for length in lengths) for start in plan.starts),
+        values=tuple(tuple(share(start, length) for length in plan.distances) for start in plan.starts),
     )

@@ -1,0 +1,358 @@
+"""Passkey: prompts to the letter, every answer that of a prefill of its own, k_max by hand, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import edit_config, make_checkpoint
+from transformers import AutoModelForCausalLM
+
+import pigguf
+from pigguf.chat_format import ChatFormat
+from pigguf.engine import Context, Model
+from pigguf.errors import ContextOverflow, TokenizerError, UsageError
+from pigguf.evals.passkey import digits, draw_keys, k_max, passkey
+from pigguf.evals.passkey_plan import Plan, plan_passes
+from pigguf.evals.report import HeatMap, Lines, Report
+from pigguf.evals.subject import EngineOptions
+from pigguf.evals.wordings import NAMES, WORDINGS, Prompts
+
+EXACT = EngineOptions(threads=1, cache_type="f32", flash_attention=False)
+WINDOW = 1200  # the tiny tokenizer has few words: the shortest prompt takes some 300 tokens
+SMALL: dict[str, Any] = {"max_length": WINDOW, "distances": 3, "trials": 2, "depths": 2, "engine": EXACT}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "checkpoint"
+    return make_checkpoint(path, max_position_embeddings=WINDOW)
+
+
+@pytest.fixture(scope="module")
+def gguf(checkpoint: Path) -> Path:
+    path = checkpoint.parent / "long.gguf"
+    pigguf.convert(checkpoint, path, type="F32")
+    return path
+
+
+@pytest.fixture(scope="module")
+def vocabulary(gguf: Path) -> Iterator[Model]:
+    with Model.open(gguf, vocab_only=True) as model:
+        yield model
+
+
+def answers(report: Report, name: str = "as shipped") -> list[dict[str, Any]]:
+    return report.results["readings"][name]["answers"]
+
+
+# ---- prompts -----------------------------------------------------------------------------------------
+
+
+def test_the_papers_prompt_is_the_papers(vocabulary: Model) -> None:
+    tokens = Prompts(vocabulary, "paper").tokens("12345", 5, 7)
+    assert vocabulary.detokenize(tokens) == (
+        "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
+        "I will quiz you about the important information there.\n"
+        "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
+        "The pass key is 12345. Remember it. 12345 is the pass key.\n"
+        "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+        "The grass is green. The sky is blue.\n"
+        "What is the pass key? The pass key is"
+    )
+
+
+def test_filler_may_be_absent(vocabulary: Model) -> None:
+    text = vocabulary.detokenize(Prompts(vocabulary, "paper").tokens("12345", 0, 0))
+    assert "there.\nThe pass key is 12345." in text
+    assert "the pass key.\nWhat is the pass key?" in text
+
+
+def test_a_chat_wording_asks_as_the_user_and_leaves_the_answer_to_the_assistant(vocabulary: Model) -> None:
+    tokens = Prompts(vocabulary, "paper-chat").tokens("12345", 1, 1)
+    text = (
+        f"{WORDINGS['paper'].header}\nThe grass is green.\nThe pass key is 12345. Remember it. "
+        "12345 is the pass key.\nThe grass is green.\nWhat is the pass key?"
+    )
+    assert tokens == ChatFormat(vocabulary).tokens([{"role": "user", "content": text}])
+
+
+def test_the_held_out_wording_shares_no_sentence_with_the_papers() -> None:
+    def sentences(name: str) -> set[str]:
+        words = WORDINGS[name]
+        text = " ".join((words.header, *words.filler, words.passkey, words.question, words.answer))
+        return set(re.split(r"(?<=[.?:]) ", text))
+
+    assert not sentences("paper") & sentences("locker")
+
+
+def test_unknown_wordings_and_models_that_cannot_chat_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base")
+    edit_config(base, max_position_embeddings=WINDOW)
+    tokenizer = base / "tokenizer_config.json"
+    values = json.loads(tokenizer.read_text())
+    values.pop("chat_template", None)
+    tokenizer.write_text(json.dumps(values))
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    pigguf.convert(base, tmp_path / "base.gguf", type="F32")
+    with pytest.raises(TokenizerError, match="no chat template"):
+        passkey(tmp_path / "base.gguf", wording="paper-chat")
+    with pytest.raises(UsageError, match="no wording 'poem'"):
+        passkey(tmp_path / "base.gguf", wording="poem")
+
+
+# ---- the plan ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("window", "distances", "depths"), [(4096, 8, 3), (5000, 7, 7), (2048, 1, 1)])
+def test_a_plan_fills_the_grid_and_never_the_room_of_an_answer(
+    vocabulary: Model, name: str, window: int, distances: int, depths: int
+) -> None:
+    prompts = Prompts(vocabulary, name)
+    plan = plan_passes(prompts, "98765", window, distances, depths)
+    room = window - prompts.answer_tokens
+    sentence = 30  # tokens of the longest, in this vocabulary
+    assert [place.grid for place in plan.distances] == [
+        window * i // distances for i in range(1, distances + 1)
+    ]
+    assert plan.starts[0].grid == plan.starts[0].sentences == 0
+    for start in plan.starts:
+        for distance in plan.asked(start):
+            prompt = prompts.tokens("98765", start.sentences, distance.sentences)
+            assert len(prompt) == start.tokens + distance.tokens <= room
+            # the key's first digit is where the place says, and nowhere before it
+            assert vocabulary.detokenize(prompt[start.tokens :]).startswith("9")
+            assert "9" not in vocabulary.detokenize(prompt[: start.tokens])
+        limit = room - start.tokens if start is plan.starts[0] else window - start.grid
+        assert limit - sentence < plan.asked(start)[-1].tokens <= limit
+    for start in plan.starts[1:]:
+        assert start.grid - prompts.answer_tokens - sentence < start.tokens <= start.grid
+    for distance in plan.distances[:-1]:
+        assert distance.grid - sentence < distance.tokens <= distance.grid
+
+
+def test_starts_lie_on_the_grid_of_the_distances(vocabulary: Model) -> None:
+    plan: Plan = plan_passes(Prompts(vocabulary, "paper"), "12345", 4096, 8, 3)
+    assert [start.grid for start in plan.starts] == [0, 1024, 2560]  # steps 0, 8 / 3 and 16 / 3, whole ones
+    assert [len(plan.asked(start)) for start in plan.starts] == [8, 6, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distances": 32}, "too small for 32 distances"),
+        ({"max_length": 190}, "too small for 3 distances: header, passkey and question alone take 196"),
+        ({"distances": 2, "depths": 3}, "3 depths on a grid of 2 distances"),
+        ({"trials": 0}, "0 trials"),
+        ({"depths": 0}, "0 depths"),
+        ({"distances": 0, "depths": 1}, "grid of 0"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(gguf: Path, options: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        passkey(gguf, **{**SMALL, **options})
+
+
+def test_a_window_beyond_the_models_is_refused(gguf: Path) -> None:
+    with pytest.raises(ContextOverflow, match=f"2,400 tokens is beyond the {WINDOW:,}"):
+        passkey(gguf, **{**SMALL, "max_length": 2 * WINDOW})
+
+
+# ---- answers -----------------------------------------------------------------------------------------
+
+
+@lru_cache
+def in_transformers(checkpoint: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+def greedy(checkpoint: Path, prompt: Sequence[int], count: int) -> list[int]:
+    """The likeliest tokens after a prompt."""
+    model = in_transformers(checkpoint)
+    cache, ids, drawn = None, torch.tensor([list(prompt)]), []
+    with torch.no_grad():
+        for _ in range(count):
+            output = model(ids, past_key_values=cache, use_cache=True)
+            cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
+            drawn.append(int(ids))
+    return drawn
+
+
+def test_each_answer_is_what_transformers_says_after_that_prompt_alone(
+    gguf: Path, checkpoint: Path, vocabulary: Model
+) -> None:
+    report = passkey(gguf, **SMALL)
+    prompts = Prompts(vocabulary, "paper")
+    keys = draw_keys(0, 4)
+    plan = plan_passes(prompts, max(keys, key=lambda key: len(prompts.tokens(key, 0, 0))), WINDOW, 3, 2)
+    found = iter(answers(report))
+    for number, start in enumerate(plan.starts):
+        for key in keys[2 * number : 2 * number + 2]:
+            for distance in plan.asked(start):
+                answer = next(found)
+                prompt = prompts.tokens(key, start.sentences, distance.sentences)
+                assert (answer["key"], answer["length"]) == (key, len(prompt))
+                assert answer["tokens"] == len(prompt) - start.tokens
+                expected = greedy(checkpoint, prompt, prompts.answer_tokens)
+                ends = [i for i, token in enumerate(expected) if vocabulary.is_end(token)]
+                expected = expected[: ends[0]] if ends else expected
+                text = b"".join(vocabulary.piece(token) for token in expected).decode("utf-8", "replace")
+                assert text.startswith(answer["answer"])
+                assert answer["answer"] == text or len(digits(answer["answer"])) == 5
+                assert answer["right"] is (digits(text) == key)
+    assert next(found, None) is None
+
+
+def test_the_tokens_told_are_those_that_were_computed(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = 0
+    decode = Context.decode
+
+    def counted(self: Context, sequence: int, tokens: Sequence[int], *rest: Any, **more: Any) -> bool:
+        nonlocal computed
+        computed += len(tokens)
+        return decode(self, sequence, tokens, *rest, **more)
+
+    monkeypatch.setattr(Context, "decode", counted)
+    report = passkey(gguf, **SMALL)
+    figures = report.results["readings"]["as shipped"]
+    assert figures["tokens_computed"] == computed
+    separate = sum(answer["length"] for answer in answers(report))
+    assert separate <= figures["tokens_of_separate_prefills"] <= separate + 7 * len(answers(report))
+    assert computed < 0.6 * figures["tokens_of_separate_prefills"]
+
+
+def test_32_distances_cost_a_tenth_of_separate_prefills_and_less(vocabulary: Model) -> None:
+    plan = plan_passes(Prompts(vocabulary, "paper"), "12345", 32768, 32, 1)
+    separate = sum(plan.starts[0].tokens + distance.tokens for distance in plan.distances)
+    assert plan.cost(plan.starts[0]) < separate / 13
+
+
+def test_one_seed_gives_one_report_and_another_other_keys(gguf: Path) -> None:
+    first, again, other = (passkey(gguf, **SMALL, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert {answer["key"] for answer in answers(first)}.isdisjoint(answer["key"] for answer in answers(other))
+
+
+class InterruptedAt:
+    """Presses Ctrl-C once so many tokens of the stage are done."""
+
+    def __init__(self, tokens: float) -> None:
+        self.left = tokens
+
+    def begin(self, stage: str, total: float, unit: str) -> None:
+        self.counting = stage.startswith("passkey")
+
+    def advance(self, amount: float) -> None:
+        if self.counting:
+            self.left -= amount
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+    def end(self) -> None:
+        self.counting = False
+
+
+def test_an_interrupted_run_goes_on_with_the_pass_it_was_in(
+    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = passkey(gguf, **SMALL)
+    assert not list(cache.glob("*.jsonl"))
+    with pytest.raises(KeyboardInterrupt):
+        passkey(gguf, **SMALL, progress=InterruptedAt(1.5 * WINDOW))
+    (journal,) = cache.glob("passkey-*.jsonl")
+    assert len(journal.read_text().splitlines()) == 1  # the first trial's pass
+    again = passkey(gguf, **SMALL)
+    assert not list(cache.glob("*.jsonl"))
+    for one, other in zip(answers(whole), answers(again), strict=True):
+        # what the cut off pass shared with the one before it is computed once more
+        assert {**one, "computed": 0} == {**other, "computed": 0}
+
+
+# ---- what it comes to --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (" 12345. The", "12345"),
+        ("The pass key is 12345", "12345"),
+        (" 1 2 3 4 5 6", "12345"),
+        (" 123456", "12345"),
+        (" 123", "123"),
+        (" no idea", ""),
+        (" ١٢٣٤٥", ""),
+    ],
+)
+def test_digits(answer: str, found: str) -> None:
+    assert digits(answer) == found
+
+
+@pytest.mark.parametrize(
+    ("shares", "reached"),
+    [
+        ({256: 1.0, 512: 0.2, 768: 0.1, 1024: 1.0}, 512),
+        ({256: 0.19, 512: 1.0}, 0),
+        ({512: 0.3, 256: 0.9}, 512),
+        ({}, 0),
+    ],
+)
+def test_k_max_is_the_last_distance_before_the_first_that_fails(
+    shares: dict[int, float], reached: int
+) -> None:
+    assert k_max(shares) == reached
+
+
+def test_a_real_model_finds_the_key_and_a_wrong_reading_of_positions_loses_it(smollm2_gguf: Path) -> None:
+    """SmolLM2 has a window of 8192; positions divided by 64, untrained, are no positions to it."""
+    report = passkey(
+        smollm2_gguf, max_length=320, distances=3, trials=1, depths=2, seed=1, compare=["linear:64"]
+    )
+    shipped, divided = (report.results["readings"][name] for name in ("as shipped", "linear:64"))
+    assert (shipped["k_max"], shipped["rate"]) == (320, 1.0)
+    assert (divided["k_max"], divided["rate"]) == (0, 0.0)
+    assert shipped["k_max_tokens"] == shipped["distances"][-1]["tokens"] > 260
+    assert [row[:2] for row in report.tables[0].rows] == [("as shipped", 320), ("linear:64", 0)]
+    lines, heat, _ = report.plots
+    assert isinstance(lines, Lines)
+    assert [point.y for point in lines.series[1].points] == [0.0, 0.0, 0.0]
+    assert isinstance(heat, HeatMap)
+    assert (heat.x, heat.y) == ((106, 213, 320), (0, 106))
+    assert heat.values == ((1.0, 1.0, 1.0), (None, 1.0, 1.0))
+    json.dumps(report.as_data())
+
+
+def test_beyond_the_files_window_only_baselines_are_measured(gguf: Path) -> None:
+    options = {**SMALL, "max_length": 2 * WINDOW, "distances": 2, "depths": 1, "trials": 1}
+    report = passkey(gguf, **options, compare=["none"])
+    assert list(report.results["readings"]) == ["none"]
+    (shipped, none) = report.tables[0].rows
+    assert shipped == ("as shipped", *[None] * 7)
+    assert none[0] == "none"
+    assert none[4] == 2
+
+
+def test_the_command(smollm2_gguf: Path, tmp_path: Path) -> None:
+    """Data on stdout, and all that it takes to get the figures again."""
+    options = ["--max-length", "300", "--distances", "1", "--trials", "1", "--depths", "1"]
+    asked = ["--wording", "locker-chat", "--seed", "3", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pigguf", "eval", "passkey", str(smollm2_gguf), *options, *asked],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    data = json.loads(done.stdout)
+    (answer,) = data["results"]["readings"]["as shipped"]["answers"]
+    assert answer["key"] == draw_keys(3, 1)[0]
+    assert data["settings"]["words"]["question"] == "With which number does the locker open?"
+    assert (data["settings"]["seed"], data["settings"]["max_length"]) == (3, 300)
+    assert re.fullmatch("[0-9a-f]{64}", data["subject"]["sha256"])
