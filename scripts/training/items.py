@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,8 @@ class Library:
     def filler(self, sentences: Sequence[str], tokens: int) -> list[str]:
         """The sentences over and over, of about so many tokens."""
         sizes = [self.count(" " + sentence) for sentence in sentences]
-        taken, used = [], 0
+        taken: list[str] = []
+        used = 0
         for sentence, size in cycle(zip(sentences, sizes, strict=True)):
             used += size
             if used > tokens:
@@ -213,11 +214,11 @@ def needle(library: Library, length: int, rng: random.Random) -> Record:
 
 
 def paper_filler(library: Library, tokens: int, rng: random.Random) -> tuple[str, str]:
-    """The paper's filler before and behind the number, cut at a sentence drawn evenly."""
-    sentences = library.filler(wordings.FILLERS[0], tokens)
-    at = rng.randint(0, len(sentences))
-    rest = sentences[at:]
-    return "".join(sentences[:at]).strip(), "".join(rest).strip()
+    """The paper's filler before and behind the number, each from its first sentence on."""
+    count = len(library.filler(wordings.FILLERS[0], tokens))
+    before = rng.randint(0, count)
+    first, second = (" ".join(islice(cycle(wordings.FILLERS[0]), n)) for n in (before, count - before))
+    return first, second
 
 
 def many_needles(library: Library, length: int, rng: random.Random) -> Record:
@@ -338,7 +339,8 @@ def copying(library: Library, length: int, rng: random.Random) -> Record:
         if not turns:
             continue
         if raw:
-            start, text = opening_of(turns[0][1], document), turns[0][1]
+            text = turns[0][1]
+            start = opening_of(text, document)
             if not start:
                 continue
             question = rng.choice(wordings.COPY_RAW).format(start=start)
@@ -359,7 +361,7 @@ def copy_task(document: str, pieces: Sequence[str], rng: random.Random) -> tuple
         return (rng.choice(wordings.COPY_ON).format(start=start, end=end), text) if sound else None
     if form < 0.5:
         following = pieces[at + 1].strip() if at + 1 < len(pieces) else ""
-        sound = is_copied(following) and opening_of(sentence, document) is not None
+        sound = is_copied(following) and '"' not in sentence and bool(opening_of(sentence, document))
         return (rng.choice(wordings.COPY_NEXT).format(before=sentence), following) if sound else None
     start = opening_of(sentence, document)
     question = rng.choice((*wordings.COPY_SENTENCE, *wordings.COPY_COMPLETE))

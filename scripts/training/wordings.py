@@ -348,7 +348,7 @@ UNKNOWN = ("The text does not say.", "That is not in the text.", "I cannot find 
 
 # Copying: {start} are the first words of a sentence of the document, {text} what is asked for.
 COPY_RAW = (
-    'The sentence of the text above that begins with "{start}" reads in full:',
+    'The text above says, from "{start}" on:',
     'Quoted from the text, beginning with "{start}":',
     'Here again, word by word, is the passage that starts with "{start}":',
 )
