@@ -118,9 +118,7 @@ class Meter:
         """Amount, rate and time left: "1.2 of 2.3 GB, 310 MB/s, 4 s left"."""
         parts = [self._amount()]
         if self.rate and self.unit != "percent":
-            parts.append(
-                f"{size(self.rate)}/s" if self.unit == "bytes" else f"{self.rate:,.0f} {self.unit}/s"
-            )
+            parts.append(f"{_count(self.rate, self.unit)}/s")
         if self.done >= self.total:
             parts.append(duration(time.monotonic() - self.begun))
         elif self.rate:
@@ -133,6 +131,13 @@ class Meter:
         if self.unit == "percent":
             return f"{100 * self.done / self.total:.0f} %" if self.total else "100 %"
         return f"{self.done:,.0f} of {self.total:,.0f} {self.unit}"
+
+
+def _count(count: float, unit: Unit) -> str:
+    """An amount with its unit: "310 MB", "94 tokens", "0.083 steps"."""
+    if unit == "bytes":
+        return size(count)
+    return f"{count:,.0f} {unit}" if count >= 10 else f"{count:.2g} {unit}"
 
 
 class TerminalProgress:

@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Claim: the shipped adapter makes a model of 32768 tokens that uses them, in BF16 and in Q4_K_M.
+
+usage: benchmarks/window.py BASE TEXT [--adapter DIR] [--spans N] [--trials N] [--depths N]
+       [--work DIR]
+
+Converts the checkpoint BASE alone and with the adapter, and measures each file with pigguf's own
+evaluations, every command shown: perplexity by window over the first N spans of 32768 tokens of TEXT
+(whole windows, so that every window scores the same text), the passkey in the paper's words and in words
+that were never trained on, and zero-shot questions. The peer is the base model, whose window is 8192.
+
+Spans and trials decide the hours: on two cores a pass over 32768 tokens takes about six minutes, and a
+file takes a pass a span for the largest window, half as much for the others together, and 2.5 passes a
+trial and wording (1 with --depths 1). What is finished is kept by the evaluations: run it again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from peers import machine
+
+ROOT = Path(__file__).resolve().parent.parent
+ADAPTER = ROOT / "models" / "SmolLM2-135M-Instruct-PI-32k"
+QUESTIONS = [
+    ROOT / "tests" / "data" / "evals" / f"{name}.jsonl"
+    for name in ("boolq", "choices", "piqa", "race", "winogrande")
+]
+WINDOW, ORIGINAL = 32768, 8192
+WINDOWS = (2048, 4096, 8192, 16384, 32768)
+WORDINGS = ("paper", "locker")
+
+# Table 1 of arXiv 2306.15595: LLaMA 7B on PG-19, by window
+PAPER = {
+    "paper: LLaMA 7B": (7.20, ">1000", ">1000", ">1000", ">1000"),
+    "paper: LLaMA 7B, PI to 32768": (7.23, 7.04, 6.91, 6.80, 6.77),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the shipped model's window.")
+    parser.add_argument("base", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--adapter", type=Path, default=ADAPTER)
+    parser.add_argument("--spans", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--depths", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "window")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    print(machine())
+    files = {
+        f"{name}, {kind}": converted(options, name, kind)
+        for kind in ("BF16", "Q4_K_M")
+        for name in ("base", "adapter")
+    }
+    perplexities(files, options)
+    passkeys(files, options)
+    choices(files, options)
+
+
+def converted(options: argparse.Namespace, name: str, kind: str) -> Path:
+    target: Path = options.work / f"{name}-{kind}.gguf"
+    if not target.exists():
+        adapter = ("--adapter", options.adapter) if name == "adapter" else ()
+        pigguf("convert", options.base, *adapter, "--type", kind, "-o", target, "--json")
+    return target
+
+
+def perplexities(files: dict[str, Path], options: argparse.Namespace) -> None:
+    head("file", *WINDOWS)
+    for name, figures in PAPER.items():
+        row(name, *figures)
+    for name, file in files.items():
+        windows = [window for window in WINDOWS if window <= (ORIGINAL if "base" in name else WINDOW)]
+        result = evaluated(
+            *("perplexity", file, "--text", options.text, "--method", "whole"),
+            *("--windows", ",".join(map(str, windows)), "--max-tokens", options.spans * WINDOW),
+        )
+        figures = {one["window"]: one["perplexity"] for one in result["perplexity"]}
+        row(name, *(f"{figures[window]:.2f}" if window in figures else "" for window in WINDOWS))
+
+
+def passkeys(files: dict[str, Path], options: argparse.Namespace) -> None:
+    head("file", "words", "k_max", "right", "smallest rate", "tokens computed", "of separate prefills")
+    for name, file in files.items():
+        for wording in WORDINGS:
+            result = evaluated(
+                *("passkey", file, "--wording", wording),
+                *("--trials", options.trials, "--depths", options.depths),
+            )
+            found = result["readings"]["as shipped"]
+            row(
+                *(name, wording, found["k_max_tokens"], f"{found['right']} of {found['trials']}"),
+                *(f"{found['smallest_rate']:.0%}", found["tokens_computed"]),
+                found["tokens_of_separate_prefills"],
+            )
+
+
+def choices(files: dict[str, Path], options: argparse.Namespace) -> None:
+    head("file", "questions", "right", "by length", "right where the base was wrong", "and the reverse")
+    answers: dict[str, list[bool]] = {}
+    for name, file in files.items():
+        found = evaluated("choice", file, *QUESTIONS)["readings"]["as shipped"]["questions"]
+        answers[name] = [question["chosen"] == question["answer"] for question in found]
+        normalised = sum(question["chosen_normalised"] == question["answer"] for question in found)
+        base = answers[name.replace("adapter", "base")]
+        gained = sum(ours and not theirs for ours, theirs in zip(answers[name], base, strict=True))
+        lost = sum(theirs and not ours for ours, theirs in zip(answers[name], base, strict=True))
+        row(name, len(found), sum(answers[name]), normalised, gained, lost)
+
+
+def evaluated(*words: object) -> Any:
+    return json.loads(pigguf("eval", *words, "--json"))["results"]
+
+
+def pigguf(*words: object) -> str:
+    command = [str(word) for word in words]
+    print(f"$ pigguf {shlex.join(command)}", file=sys.stderr, flush=True)
+    ran = subprocess.run(
+        [sys.executable, "-m", "pigguf", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return ran.stdout
+
+
+def head(*cells: object) -> None:
+    print()
+    row(*cells)
+    row(*["---"] * len(cells))
+
+
+def row(*cells: object) -> None:
+    print(f"| {' | '.join(str(cell) for cell in cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
