@@ -14,6 +14,7 @@ from pigguf.cli import LazyGroup
 EVALUATIONS: dict[str, tuple[str, str]] = {
     "perplexity": ("pigguf.cli.evals.perplexity", "How well the model foretells a text, by window."),
     "passkey": ("pigguf.cli.evals.passkey", "From how far back it finds a number: the effective window."),
+    "kl": ("pigguf.cli.evals.kl", "How far its predictions are from a reference's, and at depth."),
     "choice": ("pigguf.cli.evals.choice", "Zero-shot questions with answers to choose from."),
     "rouge": ("pigguf.cli.evals.rouge", "Its summaries, compared with people's."),
 }

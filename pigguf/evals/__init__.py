@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EVALUATIONS: dict[str, str] = {
     "perplexity": "pigguf.evals.perplexity",
     "passkey": "pigguf.evals.passkey",
+    "kl": "pigguf.evals.kl",
     "choice": "pigguf.evals.choice",
     "rouge": "pigguf.evals.rouge",
 }

@@ -130,6 +130,9 @@ def _show(report: Report) -> None:
         render.facts((), title=f"\n{table.title}" if number else table.title)
         rows = [[_text(cell) for cell in row] for row in table.rows]
         render.table(table.headers, rows, right=_numeric(table))
+    if verdict := report.results.get("verdict"):
+        render.facts((), title="")
+        render.facts((), title=verdict)
 
 
 def _text(cell: Cell) -> str:

@@ -1,0 +1,76 @@
+"""`pigguf eval kl`: how far a model's predictions are from a reference's, and at depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pigguf.cli.evals.options import Output, engine_options, output_options, run
+from pigguf.cli.options import PATH
+from pigguf.evals.kl import kl
+from pigguf.evals.subject import EngineOptions
+
+
+@click.command()
+@click.argument("model", metavar="MODEL", type=PATH)
+@click.option(
+    "--reference",
+    metavar="REF",
+    type=PATH,
+    required=True,
+    help="What to compare with: a GGUF file, or the directory of a checkpoint.",
+)
+@click.option(
+    "--text",
+    metavar="FILE",
+    type=PATH,
+    multiple=True,
+    required=True,
+    help="A text file; may be repeated. No window spans two.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Window in tokens; default: the longest that both are made for.",
+)
+@click.option(
+    "--max-windows",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Compute N windows at most, spread evenly over the text.",
+)
+@engine_options
+@output_options
+def command(
+    model: Path,
+    reference: Path,
+    text: tuple[Path, ...],
+    window: int | None,
+    max_windows: int | None,
+    engine: EngineOptions,
+    output: Output,
+) -> None:
+    """Measure how far the predictions of the GGUF file MODEL are from a reference's, by position.
+
+    The reference runs with a KV cache of f16, so that the same file under another --cache-type tells what
+    that type costs at depth. A checkpoint is converted to F32 for the time being.
+
+    \b
+    Examples:
+      pigguf eval kl model-Q4_K_M.gguf --reference ./checkpoint --text novel.txt --window 8192
+      pigguf eval kl model.gguf --reference model.gguf --cache-type q8_0 --text novel.txt
+    """
+    run(
+        output,
+        lambda progress: kl(
+            model,
+            text,
+            reference=reference,
+            window=window,
+            max_windows=max_windows,
+            engine=engine,
+            progress=progress,
+        ),
+    )

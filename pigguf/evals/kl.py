@@ -1,0 +1,413 @@
+"""kl: how far a model's predictions are from a reference's, token by token, and how far at depth.
+
+    report = kl("model-Q4_K_M.gguf", ["novel.txt"], reference="checkpoint/", window=8192)
+
+At every position of a text, D(reference || model) = sum of p log(p / q) over the vocabulary, in nats, with
+p the reference's distribution over the next token and q the model's; and whether both would say the same
+token. The text is cut into windows end to end; a window's position i is the prediction after i + 1 of its
+tokens. By position: what quantization costs at depth; and with the same file as reference, what a type of
+the KV cache costs, for the reference's is always f16.
+
+Both models are open at once and compute the same batch in turn, so that logits of one batch of each are
+held, however long the window. Logits are float32, what is made of them float64. llama.cpp
+tools/perplexity/perplexity.cpp measures the same in two runs, through a file of the reference's logits
+rounded to 16 bits; here nothing is rounded.
+
+A checkpoint as reference is converted to F32 in the cache directory, for as long as it is measured.
+Intervals take the positions as independent, as llama.cpp's do. Left out: the terminal and the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pigguf.engine import Session
+from pigguf.errors import UsageError
+from pigguf.evals.intervals import wilson
+from pigguf.evals.journal import Journal, cache_directory
+from pigguf.evals.perplexity import LEAST_WINDOW, Document, Piece, Rule, read_documents, refuse_short
+from pigguf.evals.report import Cell, Lines, Point, Report, Series, Table, versions
+from pigguf.evals.scoring import not_numbers, within
+from pigguf.evals.subject import EngineOptions, Subject
+from pigguf.metadata import elements
+from pigguf.parallel import usable_cores
+from pigguf.progress import SILENT, Progress, stage
+
+FIRST_BUCKET = 1024  # positions; each further bucket reaches twice as far
+_IN_95_PERCENT = 1.959963984540054  # standard errors of a normal distribution
+_COLUMNS = 4  # what `divergence` returns
+
+Floats = NDArray[np.float64]
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far the model is from the reference over some positions.
+
+    Attributes:
+        first, last: the positions, of a window.
+        tokens: how many predictions were compared.
+        mean, low, high: KL in nats, with its interval of 95 %; None where one token tells no spread.
+        median, percentile_99, most: of the KL of single predictions.
+        same_top, same_top_low, same_top_high: the share of predictions whose likeliest token is the
+            reference's, with its interval of 95 %.
+        perplexity, reference_perplexity: of the text at these positions.
+        ratio, ratio_low, ratio_high: of the two perplexities. Both read the same tokens, so that its
+            interval of 95 % is narrower than theirs.
+    """
+
+    first: int
+    last: int
+    tokens: int
+    mean: float
+    low: float | None
+    high: float | None
+    median: float
+    percentile_99: float
+    most: float
+    same_top: float
+    same_top_low: float
+    same_top_high: float
+    perplexity: float
+    reference_perplexity: float
+    ratio: float
+    ratio_low: float | None
+    ratio_high: float | None
+
+
+def kl(
+    model: str | Path,
+    text: Sequence[str | Path],
+    *,
+    reference: str | Path,
+    window: int | None = None,
+    max_windows: int | None = None,
+    engine: EngineOptions | None = None,
+    progress: Progress = SILENT,
+) -> Report:
+    """Measure how far a GGUF file is from a reference. Interrupted, it goes on where it was when run again.
+
+    Args:
+        model: a GGUF file.
+        text: files of UTF-8 text, none shorter than the window.
+        reference: a GGUF file of the same vocabulary, or the directory of a checkpoint. It runs with a
+            KV cache of f16, whatever the model's is.
+        window: in tokens; None is the longest that both are made for.
+        max_windows: compute so many windows at most, spread evenly over the text.
+        progress: "writing" of a converted reference, then a stage in tokens computed.
+
+    Raises:
+        UsageError: options that do not fit together, or files whose vocabularies differ.
+        TextError: a text that is shorter than the window.
+        ContextOverflow: a window beyond one of the models'.
+        OutputError: the cache directory cannot be written.
+        As Subject.of, Subject.open and, for a checkpoint, `pigguf.convert` do.
+    """
+    subject = Subject.of(model, engine, progress)
+    with _as_gguf(Path(reference), progress) as file:
+        other = Subject.of(file, replace(subject.engine, cache_type="f16"), progress)
+        _refuse_other_vocabulary(subject, other, Path(reference))
+        length = _checked_window(window, subject, other)
+        if max_windows is not None and max_windows < 1:
+            raise UsageError(f"the most windows are {max_windows}", "give a number from 1")
+        documents = read_documents(subject, text, None)
+        refuse_short(documents, length)
+        settings = {
+            "reference": {**other.as_data(), "path": str(reference), "cache_type": "f16"},
+            "window": length,
+            "max_windows": max_windows,
+            "text": [{"name": d.name, "sha256": d.sha256, "tokens": len(d.tokens)} for d in documents],
+            **subject.engine.as_data(),
+        }
+        pieces = Rule("whole", None, max_windows).pieces(documents, length)
+        made_by = versions()
+        with Journal(subject.sha256, "kl", settings, made_by) as journal:
+            measured = _measured(subject, other, documents, pieces, length, journal, progress)
+    overall = summarized(measured, 1, length)
+    by_position = [summarized(measured, first, end) for first, end in buckets(length)]
+    return Report(
+        evaluation="kl",
+        subject=subject.as_data(),
+        settings=settings,
+        versions=made_by,
+        results={
+            "verdict": verdict(overall, by_position),
+            "overall": vars(overall),
+            "by_position": [vars(bucket) for bucket in by_position],
+        },
+        tables=(_overall_table(overall), _position_table(by_position)),
+        plots=_plots(by_position),
+    )
+
+
+def buckets(length: int) -> list[tuple[int, int]]:
+    """The positions of a window as 1-1023, 1024-2047, 2048-4095 and so on: each [first, end)."""
+    starts = [1]
+    start = FIRST_BUCKET
+    while start < length:
+        starts.append(start)
+        start *= 2
+    return list(zip(starts, (*starts[1:], length), strict=True))
+
+
+# ---- what is compared ----------------------------------------------------------------------------
+
+
+@contextmanager
+def _as_gguf(reference: Path, progress: Progress) -> Iterator[Path]:
+    """The reference as a GGUF file; a checkpoint is converted for the time being."""
+    if not reference.is_dir():
+        yield reference
+        return
+    from pigguf.verbs.convert import convert
+
+    with tempfile.TemporaryDirectory(prefix="reference-", dir=cache_directory()) as folder:
+        target = Path(folder) / "reference.gguf"
+        convert(reference, target, type="F32", progress=progress)
+        yield target
+
+
+def _refuse_other_vocabulary(subject: Subject, other: Subject, reference: Path) -> None:
+    """
+    Raises:
+        UsageError: a token of one is not the same token of the other.
+    """
+    ours, theirs = (elements(s.file.metadata, "tokenizer.ggml.tokens") or () for s in (subject, other))
+    if tuple(ours) == tuple(theirs):
+        return
+    if len(ours) != len(theirs):
+        different = f"{len(ours):,} tokens and {len(theirs):,}"
+    else:
+        place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        different = f"token {place:,} is {ours[place]!r} and {theirs[place]!r}"
+    raise UsageError(
+        f"{subject.path} and {reference} have different vocabularies: {different}",
+        "a reference is the same model in another type, or another training of it",
+    )
+
+
+def _checked_window(window: int | None, subject: Subject, other: Subject) -> int:
+    if window is None:
+        return min(subject.context_length, other.context_length)
+    if window < LEAST_WINDOW:
+        raise UsageError(f"the window is {window}", f"give {LEAST_WINDOW} tokens at least")
+    subject.refuse_beyond(window)
+    other.refuse_beyond(window)
+    return window
+
+
+# ---- the work ------------------------------------------------------------------------------------
+
+
+def _measured(
+    subject: Subject,
+    other: Subject,
+    documents: Sequence[Document],
+    pieces: Sequence[Piece],
+    length: int,
+    journal: Journal,
+    progress: Progress,
+) -> Floats:
+    """What `summarized` takes, of all windows: from the journal, or computed."""
+    keys = {piece: f"{piece.document}/{piece.start}" for piece in pieces}
+    missing = [piece for piece in pieces if keys[piece] not in journal]
+    if missing:
+        with (
+            subject.open(length, progress=progress) as ours,
+            other.open(length, progress=progress) as theirs,
+            ours.sequence() as session,
+            theirs.sequence() as reference,
+            stage(progress, f"comparing, window {length:,}", len(missing) * (length - 1), "tokens"),
+        ):
+            for piece in missing:
+                tokens = documents[piece.document].tokens[piece.start : piece.start + length]
+                journal.once(keys[piece], partial(_compared, session, reference, tokens, within(progress)))
+    windows = [_unpacked(journal[keys[piece]]) for piece in pieces]
+    return np.stack(windows, axis=1)
+
+
+def _compared(session: Session, reference: Session, tokens: list[int], progress: Progress) -> str:
+    """One window's divergences, packed for the journal.
+
+    Raises:
+        EngineError: llama.cpp failed, or a model computes logits that are not numbers.
+    """
+    session.keep(0)
+    reference.keep(0)
+    given, wanted = tokens[:-1], range(len(tokens) - 1)
+    expected = reference.evaluate_batches(given, wanted, lambda indices, rows: (indices, np.array(rows)))
+    with ThreadPoolExecutor(usable_cores()) as threads:
+
+        def compare(indices: list[int], rows: list[Logits]) -> list[tuple[float, ...]]:
+            same_indices, theirs = next(expected)
+            if same_indices != indices:
+                raise AssertionError(f"batches differ: {same_indices[:1]} and {indices[:1]}")
+            nexts = [tokens[i + 1] for i in indices]
+            return list(threads.map(divergence, theirs, rows, nexts))
+
+        batches = session.evaluate_batches(given, wanted, compare, progress)
+        found = np.array([row for batch in batches for row in batch]).T
+    for numbers, whose in ((found[2], session), (found[3], reference)):
+        if not np.isfinite(numbers).all():
+            raise not_numbers(whose)
+    return base64.b64encode(found.astype("<f8").tobytes()).decode()
+
+
+def _unpacked(packed: str) -> Floats:
+    return np.frombuffer(base64.b64decode(packed), "<f8").reshape(_COLUMNS, -1)
+
+
+def divergence(reference: Logits, model: Logits, token: int) -> tuple[float, float, float, float]:
+    """Two rows of logits, compared.
+
+    Returns:
+        D(reference || model) in nats; 1.0 if the likeliest token is the same, else 0.0; and the log
+        likelihood of `token` by the model and by the reference.
+    """
+    with np.errstate(invalid="ignore"):  # what is no number stays none, for whoever asked
+        p, q = _log_softmax(reference), _log_softmax(model)
+        distance = max(0.0, float((np.exp(p) * (p - q)).sum()))
+    return distance, float(p.argmax() == q.argmax()), float(q[token]), float(p[token])
+
+
+def _log_softmax(logits: Logits) -> Floats:
+    """In float64: what a q8_0 cache costs is less than the rounding of float32."""
+    shifted = logits - np.float64(logits.max())
+    return shifted - math.log(np.exp(shifted).sum())
+
+
+# ---- what it comes to ----------------------------------------------------------------------------
+
+
+def summarized(measured: Floats, first: int, end: int) -> Divergence:
+    """The figures of positions [first, end) of all windows.
+
+    Args:
+        measured: of each window and each position from 1 on what `divergence` returns: shape (4, windows,
+            positions).
+    """
+    distances, same, model, reference = (column.ravel() for column in measured[:, :, first - 1 : end - 1])
+    mean, low, high = _mean(distances)
+    lost, lost_low, lost_high = _mean(reference - model)
+    right = int(same.sum())
+    same_low, same_high = wilson(right, same.size)
+    return Divergence(
+        first=first,
+        last=end - 1,
+        tokens=distances.size,
+        mean=mean,
+        low=low,
+        high=high,
+        median=float(np.median(distances)),
+        percentile_99=float(np.percentile(distances, 99)),
+        most=float(distances.max()),
+        same_top=right / same.size,
+        same_top_low=same_low,
+        same_top_high=same_high,
+        perplexity=math.exp(-model.mean()),
+        reference_perplexity=math.exp(-reference.mean()),
+        ratio=math.exp(lost),
+        ratio_low=None if lost_low is None else math.exp(lost_low),
+        ratio_high=None if lost_high is None else math.exp(lost_high),
+    )
+
+
+def _mean(values: Floats) -> tuple[float, float | None, float | None]:
+    """The mean, and its interval of 95 %."""
+    mean = float(values.mean())
+    if values.size < 2:
+        return mean, None, None
+    reach = _IN_95_PERCENT * float(values.std(ddof=1)) / math.sqrt(values.size)
+    return mean, mean - reach, mean + reach
+
+
+def verdict(overall: Divergence, by_position: Sequence[Divergence]) -> str:
+    """The figures in words, and whether the model is further from the reference at depth."""
+    parts = [
+        f"On average the predictions are {overall.mean:.3g} nats from the reference's, and the likeliest "
+        f"token is the same in {overall.same_top:.1%} of them.",
+        f"The text's perplexity is {overall.perplexity:.5g}, the reference's "
+        f"{overall.reference_perplexity:.5g}: {_percent(overall.ratio)}.",
+    ]
+    near, deep = by_position[0], by_position[-1]
+    if near is not deep:
+        parts.append(
+            f"{_depth(near, deep)}: {near.mean:.3g} nats up to position {near.last:,}, {deep.mean:.3g} "
+            f"from {deep.first:,} on."
+        )
+    return " ".join(parts)
+
+
+def _percent(ratio: float) -> str:
+    change = abs(ratio - 1)
+    return f"{change:.2%} {'higher' if ratio > 1 else 'lower'}" if change >= 5e-5 else "the same"
+
+
+def _depth(near: Divergence, deep: Divergence) -> str:
+    """Whether the model is further from the reference at depth, where the intervals tell."""
+    if None not in (near.high, deep.low) and deep.low > near.high:  # type: ignore[operator]
+        return "It is further from the reference at depth"
+    if None not in (near.low, deep.high) and deep.high < near.low:  # type: ignore[operator]
+        return "It is nearer to the reference at depth"
+    return "It is as near to the reference at depth, as far as the intervals tell"
+
+
+# ---- what it looks like --------------------------------------------------------------------------
+
+
+def _overall_table(d: Divergence) -> Table:
+    rows: tuple[tuple[str, Cell, Cell, Cell], ...] = (
+        ("mean KL, nats", d.mean, d.low, d.high),
+        ("median KL, nats", d.median, None, None),
+        ("99 % of KL below, nats", d.percentile_99, None, None),
+        ("largest KL, nats", d.most, None, None),
+        ("same likeliest token, %", 100 * d.same_top, 100 * d.same_top_low, 100 * d.same_top_high),
+        ("perplexity", d.perplexity, None, None),
+        ("perplexity of the reference", d.reference_perplexity, None, None),
+        ("ratio of the perplexities", d.ratio, d.ratio_low, d.ratio_high),
+    )
+    headers = ("figure", "value", "from (95 %)", "to")
+    return Table(f"Over {d.tokens:,} predictions", headers, rows)
+
+
+def _position_table(by_position: Sequence[Divergence]) -> Table:
+    headers = (
+        *("positions", "tokens", "mean KL", "from (95 %)", "to", "median KL", "99 %"),
+        *("same top, %", "perplexity", "reference's"),
+    )
+    rows = tuple(
+        (
+            *(f"{d.first:,}–{d.last:,}", d.tokens, d.mean, d.low, d.high, d.median, d.percentile_99),
+            *(100 * d.same_top, d.perplexity, d.reference_perplexity),
+        )
+        for d in by_position
+    )
+    return Table("By position in the window", headers, rows)
+
+
+def _plots(by_position: Sequence[Divergence]) -> tuple[Lines, ...]:
+    if len(by_position) < 2:
+        return ()
+    ends = [float(d.last + 1) for d in by_position]
+    mean = tuple(Point(x, d.mean, d.low, d.high) for x, d in zip(ends, by_position, strict=True))
+    same = tuple(
+        Point(x, 100 * d.same_top, 100 * d.same_top_low, 100 * d.same_top_high)
+        for x, d in zip(ends, by_position, strict=True)
+    )
+    label = "positions up to"
+    return (
+        Lines("KL divergence by position", label, "mean KL, nats", (Series("KL", mean),), log_x=True),
+        Lines("Same likeliest token by position", label, "%", (Series("same", same),), log_x=True),
+    )
