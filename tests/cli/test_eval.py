@@ -36,7 +36,7 @@ def run(tmp_path: Path, *arguments: str | Path) -> subprocess.CompletedProcess[s
         [sys.executable, "-m", "pigguf", "eval", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
     )
 

@@ -370,10 +370,10 @@ def stopped(running: list[str], cache: Path, number: int) -> subprocess.Complete
         begun = time.monotonic()
         while sum(path.read_bytes().count(b"\n") for path in cache.glob("*.jsonl")) < 10:
             assert process.poll() is None, process.communicate()
-            assert time.monotonic() - begun < 60
+            assert time.monotonic() - begun < 180
             time.sleep(0.002)
         os.kill(process.pid, number)
-        out, told = process.communicate(timeout=30)
+        out, told = process.communicate(timeout=180)
     finally:
         process.kill()
     return subprocess.CompletedProcess(running, process.returncode, out, told)
@@ -410,7 +410,7 @@ def test_ctrl_c_ends_it_at_once_and_says_how_to_go_on(tiny, novel: str, tmp_path
     assert "Traceback" not in interrupted.stderr
     assert list(cache.glob("*.jsonl"))
     finished = subprocess.run(
-        command(tiny.gguf, text), capture_output=True, text=True, timeout=60, check=True
+        command(tiny.gguf, text), capture_output=True, text=True, timeout=180, check=True
     )
     assert [f["window"] for f in json.loads(finished.stdout)["results"]["perplexity"]] == [64, 128]
     assert not list(cache.glob("*.jsonl"))
