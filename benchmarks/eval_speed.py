@@ -32,7 +32,7 @@ from pigguf.engine import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = (
-    ROOT / "scripts" / "demo_text" / "persuasion-chapters-1-2.txt",
+    ROOT / "scripts" / "demo_text" / "persuasion-chapters-1-3.txt",
     ROOT / "tests" / "data" / "persuasion-chapters-3-5.txt",
 )
 WINDOWS = (512, 2048, 8192)

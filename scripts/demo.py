@@ -1,4 +1,4 @@
-"""The demo's main job: checkpoint in, GGUF out, a question about a long document answered.
+"""The demo's main job: a checkpoint and an adapter in, a GGUF of 32768 tokens out, a long document asked about.
 
 Run by scripts/demo, inside .venv. What an earlier run made in models/ is taken as it is.
 """
@@ -13,9 +13,10 @@ from pathlib import Path
 # What the demo is about, all in one place.
 MODEL = Path("models/SmolLM2-135M-Instruct.Q4_1.gguf")  # brought by scripts/setup.py
 CHECKPOINT = Path("models/SmolLM2-135M-Instruct")
-GGUF = Path("models/smollm2-135m-instruct-Q4_K_M.gguf")
-WINDOW = 8192
-DOCUMENT = Path("scripts/demo_text/persuasion-chapters-1-2.txt")
+ADAPTER = Path("models/SmolLM2-135M-Instruct-PI-32k")  # shipped: what fine-tuning at divided positions made
+GGUF = Path("models/smollm2-135m-instruct-32k-Q4_K_M.gguf")
+WINDOW = 32768
+DOCUMENT = Path("scripts/demo_text/persuasion-chapters-1-3.txt")  # longer than the base's window of 8192 tokens
 QUESTION = "What is the name of Sir Walter Elliot's house? Answer in one sentence."
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,8 +28,8 @@ def main() -> None:
             say("A Hugging Face checkpoint, as a converter meets it, made of the model's GGUF:")
             pigguf("export", MODEL, CHECKPOINT)
         if not (ROOT / GGUF).exists():
-            say("The checkpoint to a GGUF, quantized in the same pass and verified:")
-            pigguf("convert", CHECKPOINT, "--type", "Q4_K_M", "-o", GGUF)
+            say("The checkpoint and the adapter that extends it to a GGUF, quantized in the same pass:")
+            pigguf("convert", CHECKPOINT, "--adapter", ADAPTER, "--type", "Q4_K_M", "-o", GGUF)
         say("What is in it:")
         pigguf("inspect", GGUF)
         say(f"A question about the first chapters of Persuasion, in a window of {WINDOW:,} tokens:")
