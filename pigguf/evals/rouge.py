@@ -85,7 +85,7 @@ def rouge(
         OutputError: the cache directory cannot be written.
         As Subject.of and Subject.open do.
     """
-    score = _scorer()
+    score = scorer()
     for name, count in (("max_input", max_input), ("max_output", max_output)):
         if count < 1:
             raise UsageError(f"{name} is {count}", "give a number of tokens from 1")
@@ -94,7 +94,7 @@ def rouge(
     window = subject.context_length
     readings = [subject.under(b.name, b.rope) for b in compared(compare, subject.file, window)]
     with Model.open(subject.path, vocab_only=True) as vocabulary:
-        prompts = _Prompts(vocabulary, chat, max_input, window - max_output)
+        prompts = Prompts(vocabulary, chat, max_input, window - max_output)
         asked = [
             _Asked(article, number, prompts.tokens(article.document))
             for number, article in enumerate(article for each in sets for article in each.items)
@@ -143,19 +143,23 @@ def read_article(record: Record) -> Article:
     return Article(record, document, record.text("summary"))
 
 
-def _scorer() -> Scorer:
-    """Of a reference and a text: F-measures in percent, by MEASURES."""
+def scorer() -> Scorer:
+    """What compares a reference and a text: F-measures in percent, by MEASURES.
+
+    Raises:
+        MissingPackage: rouge-score is not installed.
+    """
     try:
-        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+        from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
         raise MissingPackage(
             f"summaries are compared by the package rouge-score, which is missing: {error}",
             'pip install "pigguf[evals]"',
         ) from error
-    scorer = RougeScorer(list(MEASURES), use_stemmer=True)
+    compare = RougeScorer(list(MEASURES), use_stemmer=True)
 
     def score(reference: str, text: str) -> Scores:
-        return {name: 100 * found.fmeasure for name, found in scorer.score(reference, text).items()}
+        return {name: 100 * found.fmeasure for name, found in compare.score(reference, text).items()}
 
     return score
 
@@ -176,7 +180,7 @@ class _Asked:
     prompt: list[int]
 
 
-class _Prompts:
+class Prompts:
     """Makes the prompts of documents, cut to `max_input` tokens, or to what a prompt's `room` leaves them."""
 
     def __init__(self, model: Model, chat: bool, max_input: int, room: int) -> None:
