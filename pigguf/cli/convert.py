@@ -129,7 +129,7 @@ def _as_data(result: ConversionResult) -> dict[str, Any]:
         "type": plan.recipe.name,
         "architecture": plan.spec.architecture,
         "adapter": None if plan.adapter is None else _adapter_data(plan.adapter),
-        "rope": render.rope_data(plan.rope),
+        "rope": plan.rope.as_data(),
         "evidence": [
             {"source": e.source, "key": e.key, "value": e.value, "meaning": e.meaning}
             for e in plan.rope.evidence

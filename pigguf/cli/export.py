@@ -36,7 +36,7 @@ def command(source: Path, output: Path, as_json: bool) -> None:
                 "path": str(result.path),
                 "bytes": result.bytes,
                 "architecture": result.spec.architecture,
-                "rope": render.rope_data(rope),
+                "rope": rope.as_data(),
                 "seconds": round(result.seconds, 3),
             }
         )

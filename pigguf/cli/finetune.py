@@ -216,7 +216,7 @@ def _rows(result: FinetuneResult, source: Path) -> list[tuple[str, object]]:
 def _as_data(result: FinetuneResult) -> dict[str, Any]:
     return {
         "path": str(result.path),
-        "rope": render.rope_data(result.rope),
+        "rope": result.rope.as_data(),
         "trained_parameters": result.trained_parameters,
         "steps": list(result.steps),
         "seconds": round(result.seconds, 3),

@@ -123,7 +123,7 @@ def _as_data(report: Report) -> dict[str, Any]:
         "tokens": report.tokens,
         "chat_template": report.chat_template,
         "context_length": None if report.rope is None else report.rope.context_length,
-        "rope": None if report.rope is None else render.rope_data(report.rope),
+        "rope": None if report.rope is None else report.rope.as_data(),
         "position_notes": list(report.position_notes),
         "kv_cache": {
             cache.type: {

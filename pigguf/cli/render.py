@@ -25,7 +25,6 @@ from rich.text import Text
 
 from pigguf.cli.text import duration, printable, size
 from pigguf.progress import Progress, Unit
-from pigguf.rope import RopeScaling
 
 _PIPE_WIDTH = 10_000  # a pipe has no edge to wrap at
 _METER_WIDTH = 55  # of the text beside a bar, mostly: the bar is what gives way on a narrow terminal
@@ -36,18 +35,6 @@ _METER_WIDTH = 55  # of the text beside a bar, mostly: the bar is what gives way
 def json(value: Any) -> None:
     """Print a value as JSON, for a program to read."""
     sys.stdout.write(_json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-
-
-def rope_data(rope: RopeScaling) -> dict[str, Any]:
-    """A model's positions as the commands' JSON tells them."""
-    return {
-        "kind": rope.kind,
-        "factor": rope.factor,
-        "base": rope.base,
-        "original_context_length": rope.original_context,
-        "context_length": rope.context_length,
-        "parameters": dict(rope.parameters),
-    }
 
 
 def facts(rows: Iterable[tuple[str, object]], title: str | None = None) -> None:

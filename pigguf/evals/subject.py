@@ -164,25 +164,13 @@ class Subject:
             "bytes": self.file.size,
             "architecture": self.file.architecture,
             "type": _type_name(self.file),
-            "rope": rope_data(self.positions),
+            "rope": self.positions.as_data(),
         }
 
     def _window_for(self, length: int) -> int:
         if self.rope is None:
             return self.context_length
         return self.rope.context_length or max(length, self.context_length)
-
-
-def rope_data(rope: RopeScaling) -> dict[str, Any]:
-    """A model's positions, with the names that the commands' JSON has for them."""
-    return {
-        "kind": rope.kind,
-        "factor": rope.factor,
-        "base": rope.base,
-        "original_context_length": rope.original_context,
-        "context_length": rope.context_length,
-        "parameters": dict(rope.parameters),
-    }
 
 
 def _type_name(file: GGUFFile) -> str:

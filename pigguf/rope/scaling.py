@@ -92,6 +92,17 @@ class RopeScaling:
             f"from {self.original_context} tokens to {self.context_length}"
         )
 
+    def as_data(self) -> dict[str, Any]:
+        """The positions as commands and reports tell them in JSON."""
+        return {
+            "kind": self.kind,
+            "factor": self.factor,
+            "base": self.base,
+            "original_context_length": self.original_context,
+            "context_length": self.context_length,
+            "parameters": dict(self.parameters),
+        }
+
     def metadata(self, architecture: str) -> dict[str, Typed]:
         """The GGUF keys that say this.
 
