@@ -139,14 +139,14 @@ def command(
           --gradient-checkpointing
     """
     settings = FinetuneSettings(rank=rank, alpha=alpha or 2 * rank, **options)
-    result = finetune(
-        source,
-        list(_text_files((*text, *more_text))),
-        output,
-        settings,
-        progress=render.progress(),
-        listen=_Teller(settings.steps),
-    )
+    files = list(_text_files((*text, *more_text)))
+    try:
+        result = finetune(
+            source, files, output, settings, progress=render.progress(), listen=_Teller(settings.steps)
+        )
+    except KeyboardInterrupt:
+        render.note(f"the last saved state is in {output}.training: the same command goes on from there")
+        raise
     if as_json:
         render.json(_as_data(result))
         return

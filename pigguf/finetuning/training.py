@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from pigguf.errors import DoesNotFit, TrainingError, UsageError
+from pigguf.errors import DoesNotFit, TextError, TrainingError, UsageError
 from pigguf.finetuning.data import TrainingSequence
 from pigguf.finetuning.log import Listener, TrainingStep
 from pigguf.finetuning.model import TrainedModel
@@ -43,7 +44,7 @@ def split(
         {round((i + 0.5) * len(sequences) / count) for i in range(count)} if len(sequences) > count else set()
     )
     if not held:
-        raise TrainingError(
+        raise TextError(
             f"the text gives {len(sequences)} sequences, and {count} of them would be held out",
             "give more text, a shorter --sequence-length, or fewer --held-out",
         )
@@ -82,58 +83,68 @@ def train(
     """
     trained_on, held_out = split(sequences, settings.held_out)
     optimizer = torch.optim.AdamW(model.trained.values(), lr=settings.peak, betas=BETAS, weight_decay=0.0)
-    begun = _restore(model, optimizer, state)
-    if begun > settings.steps:
-        raise UsageError(
-            f"{begun} steps are done already and {settings.steps} were asked for", "ask for more"
-        )
-    log = workplace.begin_log(begun + 1)
-    tokens = log[-1]["tokens"] if begun else 0
+    saved = _restore(model, optimizer, state)
+    _refuse_fewer_steps(saved, settings)
+    log = workplace.begin_log(saved + 1)
+    tokens = log[-1]["tokens"] if saved else 0
 
     def tell(step: TrainingStep) -> None:
         workplace.append(step.as_data())
         listen(step)
 
-    saved = begun
+    with (
+        _within_memory(model, settings.sequence_length or window),
+        stage(progress, "training", settings.steps, "steps"),
+    ):
+        progress.advance(saved)
+        if not saved:
+            tell(TrainingStep(0, held_out=measure(model, held_out, window, settings)))
+        for step in range(saved + 1, settings.steps + 1):
+            started = time.monotonic()
+            rate = learning_rate(settings, step - 1)
+            batch = list(drawn(trained_on, window, settings, step - 1))
+            loss, norm = _step(model, optimizer, batch, rate)
+            _refuse_divergence(step, loss, norm, saved, settings, workplace)
+            tokens += sum(len(sequence.tokens) for sequence, _ in batch)
+            is_due = step == settings.steps or step % settings.every == 0
+            measured = measure(model, held_out, window, settings) if is_due else None
+            tell(TrainingStep(step, loss, rate, norm, tokens, time.monotonic() - started, measured))
+            if is_due:
+                workplace.save(_state(step, model, optimizer))
+                saved = step
+            progress.advance(1)
+
+
+def _refuse_fewer_steps(done: int, settings: FinetuneSettings) -> None:
+    if done > settings.steps:
+        raise UsageError(f"{done} steps are done already and {settings.steps} were asked for", "ask for more")
+
+
+def _refuse_divergence(
+    step: int, loss: float, norm: float, saved: int, settings: FinetuneSettings, workplace: Workplace
+) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        kept = f"the state of step {saved} is kept in {workplace.path}" if saved else "nothing was saved"
+        raise TrainingError(
+            f"the loss of step {step} is {loss}, its gradient {norm}: training has diverged; {kept}",
+            f"go on with a lower --learning-rate than {settings.peak:g}",
+        )
+
+
+@contextmanager
+def _within_memory(model: TrainedModel, length: int) -> Iterator[None]:
     try:
-        with stage(progress, "training", settings.steps, "steps"):
-            progress.advance(begun)
-            if not begun:
-                tell(TrainingStep(0, held_out=measure(model, held_out, window, settings)))
-            for step in range(begun, settings.steps):
-                started = time.monotonic()
-                rate = learning_rate(settings, step)
-                batch = list(drawn(trained_on, window, settings, step))
-                loss, norm = _step(model, optimizer, batch, rate)
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise TrainingError(
-                        f"the loss of step {step + 1} is {loss}, its gradient {norm}: training has diverged; "
-                        + (
-                            f"the state of step {saved} is kept in {workplace.path}"
-                            if saved
-                            else "nothing was saved"
-                        ),
-                        f"go on with a lower --learning-rate than {settings.peak:g}",
-                    )
-                tokens += sum(len(sequence.tokens) for sequence, _ in batch)
-                done = step + 1
-                is_due = done == settings.steps or done % settings.every == 0
-                measured = measure(model, held_out, window, settings) if is_due else None
-                tell(TrainingStep(done, loss, rate, norm, tokens, time.monotonic() - started, measured))
-                if is_due:
-                    workplace.save(_state(done, model, optimizer))
-                    saved = done
-                progress.advance(1)
+        yield
     except torch.OutOfMemoryError as error:
         raise DoesNotFit(
-            f"a sequence of {settings.sequence_length or window:,} tokens does not fit on {model.device}",
+            f"a sequence of {length:,} tokens does not fit on {model.device}",
             "take --gradient-checkpointing, a shorter --sequence-length with --position-skipping, or LoRA",
         ) from error
 
 
 def drawn(
     sequences: Sequence[TrainingSequence], window: int, settings: FinetuneSettings, step: int
-) -> Iterator[tuple[TrainingSequence, np.ndarray[Any, np.dtype[np.int64]]]]:
+) -> Iterator[tuple[TrainingSequence, NDArray[np.int64]]]:
     """A step's sequences, each with its positions: every sequence comes once before any comes again."""
     for number in range(step * settings.batch, (step + 1) * settings.batch):
         epoch, place = divmod(number, len(sequences))
@@ -159,7 +170,7 @@ def measure(
 def _step(
     model: TrainedModel,
     optimizer: torch.optim.Optimizer,
-    batch: Sequence[tuple[TrainingSequence, np.ndarray[Any, np.dtype[np.int64]]]],
+    batch: Sequence[tuple[TrainingSequence, NDArray[np.int64]]],
     rate: float,
 ) -> tuple[float, float]:
     """One update, taken only if it is finite; the mean loss, and the gradient's norm before clipping."""
@@ -177,9 +188,7 @@ def _step(
     return total, norm
 
 
-def _loss(
-    model: TrainedModel, sequence: TrainingSequence, positions: np.ndarray[Any, np.dtype[np.int64]]
-) -> torch.Tensor:
+def _loss(model: TrainedModel, sequence: TrainingSequence, positions: NDArray[np.int64]) -> torch.Tensor:
     return model.loss(
         torch.from_numpy(sequence.tokens.astype(np.int64)).to(model.device),
         torch.from_numpy(positions).to(model.device),
@@ -189,7 +198,7 @@ def _loss(
 
 def _positions(
     sequence: TrainingSequence, window: int, settings: FinetuneSettings, random: np.random.Generator
-) -> np.ndarray[Any, np.dtype[np.int64]]:
+) -> NDArray[np.int64]:
     length = len(sequence.tokens)
     return (
         skipping_positions(length, window, random) if settings.position_skipping else plain_positions(length)

@@ -277,7 +277,7 @@ def test_settings_that_do_not_fit(checkpoint: Path, text: Path, tmp_path: Path) 
         finetune(checkpoint, [text], out, replace(SETTINGS, sequence_length=512))
     with pytest.raises(UsageError, match="no device 'gpu'"):
         finetune(checkpoint, [text], out, replace(SETTINGS, device="gpu"))
-    with pytest.raises(TrainingError, match="held out"):
+    with pytest.raises(TextError, match="held out"):
         finetune(checkpoint, [text], tmp_path / "b", replace(SETTINGS, held_out=10_000))
     (tmp_path / "short.txt").write_text("too short")
     with pytest.raises(TextError, match="a sequence takes 256"):
