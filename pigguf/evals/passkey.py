@@ -40,7 +40,7 @@ from pigguf.errors import UsageError
 from pigguf.evals.baselines import compared
 from pigguf.evals.intervals import wilson
 from pigguf.evals.journal import Journal
-from pigguf.evals.passkey_plan import Place, Plan, plan_passes
+from pigguf.evals.passkey_plan import Place, Plan, common, plan_passes
 from pigguf.evals.report import Cell, HeatMap, Lines, Plot, Point, Report, Series, Table, versions
 from pigguf.evals.scoring import within
 from pigguf.evals.subject import EngineOptions, Subject
@@ -174,15 +174,25 @@ def _run(
     """All answers of the file under one reading of positions, from the journal or computed."""
     missing = [one for one in passes if one.name not in journal]
     if missing:
-        total = missing[-1].start.tokens + sum(plan.cost(one.start) for one in missing)
         with (
             reading.open(window, progress=progress) as context,
             context.sequence() as session,
-            stage(progress, f"passkey, {reading.name}", total, "tokens"),
+            stage(progress, f"passkey, {reading.name}", _cost(missing, plan, prompts), "tokens"),
         ):
             for one in missing:
                 journal.once(one.name, partial(_answers, session, prompts, plan, one, progress))
     return [answer for one in passes for answer in journal[one.name]]
+
+
+def _cost(passes: Sequence[_Pass], plan: Plan, prompts: Prompts) -> int:
+    """Tokens to compute for passes one after the other, but for those of the answers."""
+    total = 0
+    held: list[int] = []
+    for one in passes:
+        beginning = prompts.tokens(one.key, one.start.sentences, 0)
+        total += one.start.tokens - common(held, beginning) + plan.cost(one.start)
+        held = beginning
+    return total
 
 
 def _answers(session: Session, prompts: Prompts, plan: Plan, one: _Pass, progress: Progress) -> list[Answer]:

@@ -56,7 +56,7 @@ class Plan:
         return self.distances[: len(self.distances) - start.step]
 
     def cost(self, start: Place) -> int:
-        """Tokens to compute for one trial from this start, but for those of the answers."""
+        """Tokens to compute from a key on, for all its distances, but for those of the answers."""
         asked = self.asked(start)
         return asked[-1].tokens + (len(asked) - 1) * self.question
 
@@ -109,18 +109,19 @@ def _split(prompts: Prompts, key: str, before: int, after: int) -> tuple[int, in
     """Tokens before the key's first digit, and from it on: there a prompt of another key begins to differ."""
     another = ("1" if key[0] != "1" else "2") + key[1:]
     prompt = prompts.tokens(key, before, after)
-    start = _common(prompt, prompts.tokens(another, before, after))
+    start = common(prompt, prompts.tokens(another, before, after))
     return start, len(prompt) - start
 
 
 def _not_shared(prompts: Prompts, key: str, sentences: int) -> int:
     """Tokens of a prompt that one with more filler does not begin with."""
     prompt = prompts.tokens(key, 0, sentences)
-    return len(prompt) - _common(prompt, prompts.tokens(key, 0, sentences + 1))
+    return len(prompt) - common(prompt, prompts.tokens(key, 0, sentences + 1))
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two prompts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _longest(tokens: Callable[[int], int], limit: int) -> tuple[int, int]:

@@ -311,10 +311,39 @@ def test_k_max_is_the_last_distance_before_the_first_that_fails(
     assert k_max(shares) == reached
 
 
+class Counter:
+    """What the stage of the passes is told."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0.0
+
+    def begin(self, stage: str, total: float, unit: str) -> None:
+        self.counting = stage == "passkey, as shipped"
+        if self.counting:
+            assert unit == "tokens"
+            self.total = total
+
+    def advance(self, amount: float) -> None:
+        if self.counting:
+            self.done += amount
+
+    def end(self) -> None:
+        self.counting = False
+
+
 def test_a_real_model_finds_the_key_and_a_wrong_reading_of_positions_loses_it(smollm2_gguf: Path) -> None:
     """SmolLM2 has a window of 8192; positions divided by 64, untrained, are no positions to it."""
+    told = Counter()
     report = passkey(
-        smollm2_gguf, max_length=320, distances=3, trials=1, depths=2, seed=1, compare=["linear:64"]
+        smollm2_gguf,
+        max_length=320,
+        distances=3,
+        trials=1,
+        depths=2,
+        seed=1,
+        compare=["linear:64"],
+        engine=EngineOptions(threads=1),
+        progress=told,
     )
     shipped, divided = (report.results["readings"][name] for name in ("as shipped", "linear:64"))
     assert (shipped["k_max"], shipped["rate"]) == (320, 1.0)
@@ -328,6 +357,9 @@ def test_a_real_model_finds_the_key_and_a_wrong_reading_of_positions_loses_it(sm
     assert (heat.x, heat.y) == ((106, 213, 320), (0, 106))
     assert heat.values == ((1.0, 1.0, 1.0), (None, 1.0, 1.0))
     json.dumps(report.as_data())
+    # progress ends where it said that it would; answers are not in it
+    assert told.done == told.total
+    assert told.total < shipped["tokens_computed"] <= told.total + 7 * shipped["trials"]
 
 
 def test_beyond_the_files_window_only_baselines_are_measured(gguf: Path) -> None:
