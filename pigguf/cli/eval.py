@@ -15,6 +15,7 @@ EVALUATIONS: dict[str, tuple[str, str]] = {
     "perplexity": ("pigguf.cli.evals.perplexity", "How well the model foretells a text, by window."),
     "passkey": ("pigguf.cli.evals.passkey", "From how far back it finds a number: the effective window."),
     "kl": ("pigguf.cli.evals.kl", "How far its predictions are from a reference's, and at depth."),
+    "sweep": ("pigguf.cli.evals.sweep", "Which rope scaling factor suits it, where that was lost."),
     "choice": ("pigguf.cli.evals.choice", "Zero-shot questions with answers to choose from."),
     "rouge": ("pigguf.cli.evals.rouge", "Its summaries, compared with people's."),
 }

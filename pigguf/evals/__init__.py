@@ -23,6 +23,7 @@ EVALUATIONS: dict[str, str] = {
     "perplexity": "pigguf.evals.perplexity",
     "passkey": "pigguf.evals.passkey",
     "kl": "pigguf.evals.kl",
+    "sweep": "pigguf.evals.sweep",
     "choice": "pigguf.evals.choice",
     "rouge": "pigguf.evals.rouge",
 }

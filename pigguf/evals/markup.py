@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from pigguf.evals.report import Cell
 
@@ -50,18 +50,20 @@ def figure(cell: Cell) -> str:
 
 
 def aligned(column: Sequence[Cell]) -> list[str]:
-    """Figures that stand in one column, or on one axis: all with as many decimals as one of them needs."""
+    """Figures that stand in one column, or on one axis: all with as many decimals as the least needs for
+    four significant digits, if any of them has so many."""
     plain = [figure(cell) for cell in column]
-    if any("e" in text for cell, text in zip(column, plain, strict=True) if isinstance(cell, float)):
+    numbers = {text: abs(cell) for cell, text in zip(column, plain, strict=True) if _is_real(cell)}
+    if not numbers or any("e" in text for text in numbers):
         return plain
-    decimals = max(
-        (len(text.partition(".")[2]) for cell, text in zip(column, plain, strict=True) if _is_real(cell)),
-        default=0,
+    least = min((number for number in numbers.values() if number), default=1.0)
+    decimals = min(
+        max(len(text.partition(".")[2]) for text in numbers), max(0, 3 - math.floor(math.log10(least)))
     )
     return [
         f"{cell:,.{decimals}f}" if _is_real(cell) else text for cell, text in zip(column, plain, strict=True)
     ]
 
 
-def _is_real(cell: Cell) -> bool:
+def _is_real(cell: Cell) -> TypeGuard[float]:
     return isinstance(cell, float) and math.isfinite(cell)

@@ -12,6 +12,7 @@ escaped. Left out: drawing (plots.py).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -52,8 +53,9 @@ MEASURED: dict[str, str] = {
     ),
     "sweep": (
         "Which rope scaling factor suits the model: its perplexity on a text with positions divided by "
-        "each factor, by window. The factor that the model was trained with has the lowest perplexity in "
-        "long windows; a model without one is best at factor 1 and fails beyond its original window."
+        "each factor, by window. Under the factor that it was trained with, a model has the lowest "
+        "perplexity in short windows and long ones; one that was trained without scaling is best at factor "
+        "1, and fails beyond its original window."
     ),
 }
 
@@ -94,8 +96,13 @@ def _what_was_measured(report: Report) -> list[str]:
     if report.evaluation in MEASURED:
         parts.append(element("p", escaped(MEASURED[report.evaluation]), class_="lead"))
     if verdict := report.results.get("verdict"):
-        parts.append(element("p", escaped(str(verdict)), class_="verdict"))
+        parts.append(element("p", _with_options(escaped(str(verdict))), class_="verdict"))
     return parts
+
+
+def _with_options(markup: str) -> str:
+    """Command line options are kept whole where lines break."""
+    return re.sub(r"--[a-z][a-z-]*(?: \d[\d.]*\d|\b \d)?", r"<code>\g<0></code>", markup)
 
 
 # ---- plots and tables ----------------------------------------------------------------------------
@@ -141,7 +148,7 @@ def _table(table: Table) -> str:
     columns = [[row[i] for row in table.rows] for i in range(len(table.headers))]
     kinds = ["number" if _is_numeric(column) else "text" for column in columns]
     head = (
-        element("th", escaped(header), scope="col", class_=kind)
+        element("th", escaped(header).replace(" %", "\u00a0%"), scope="col", class_=kind)
         for header, kind in zip(table.headers, kinds, strict=True)
     )
     cells = [
@@ -252,9 +259,11 @@ svg .band { fill: currentColor; opacity: .18; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; min-width: 100%; }
 th, td { padding: .35rem .8rem .35rem 0; text-align: left; white-space: nowrap; }
 th:last-child, td:last-child { padding-right: 0; }
-th { border-bottom: 1px solid var(--quiet); font-weight: 600; vertical-align: bottom; }
+th { border-bottom: 1px solid var(--quiet); font-weight: 600; vertical-align: bottom; white-space: normal; }
 td { border-bottom: 1px solid var(--rule); }
 .number { text-align: right; }
+.number + .text { padding-left: 1rem; }
+code { white-space: nowrap; font-size: .92em; }
 dl { margin: 0; font-size: .9rem; }
 dl div { display: grid; grid-template-columns: 11rem 1fr; gap: .8rem; padding: .25rem 0; }
 dl div + div { border-top: 1px solid var(--rule); }

@@ -133,7 +133,10 @@ def _padded(low: float, high: float, log: bool, pad: float) -> tuple[float, floa
 
 def _are_tokens(values: Sequence[float]) -> bool:
     """Whether these are places or lengths in a window of tokens, told by powers of two."""
-    return max(values) >= 1024 and all(value % 64 == 0 for value in values)
+    if min(values) < 1:
+        return min(values) == 0 and max(values) >= 1024 and all(value % 64 == 0 for value in values)
+    are_powers = all(math.log2(value).is_integer() for value in values)
+    return are_powers or (max(values) >= 1024 and all(value % 64 == 0 for value in values))
 
 
 def _powers(low: float, high: float) -> list[float]:

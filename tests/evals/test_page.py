@@ -95,8 +95,8 @@ def test_every_figure_of_the_report_is_on_the_page() -> None:
     cells = [[cell.text for cell in row] for row in root.iter("tr")]
     assert cells == [
         ["reading", "2,048", "32,768"],
-        ["as shipped", "31.812", "28.188"],
-        ["none", "31.400", "–"],
+        ["as shipped", "31.81", "28.19"],
+        ["none", "31.40", "–"],
     ]
     assert [cell.get("title") for cell in root.iter("td")] == [
         *(None, "31.8125", "28.1875", None, "31.4", None)
@@ -177,6 +177,8 @@ def test_figures_of_one_column_have_equally_many_decimals() -> None:
     assert aligned([1.0, 2.0]) == ["1", "2"]
     assert aligned([0.5, 1e-7]) == ["0.5", "1e-07"]
     assert aligned([]) == []
+    assert aligned([137.92726, 1.72533, None]) == ["137.927", "1.725", "–"]
+    assert aligned([0.0, 0.25]) == ["0.00", "0.25"]
 
 
 def test_text_that_is_shown_as_it_is() -> None:
@@ -197,6 +199,7 @@ def test_ticks_of_windows_are_powers_of_two_and_of_other_values_round() -> None:
         *("10", "20", "50", "100", "200", "500", "1,000")
     ]
     assert axis([28.1, 31.8], 0, 1, log=True, pad=0, most=5).labels() == ["29", "30", "31"]
+    assert axis([64, 128, 512], 0, 1, log=True, pad=0.03, most=8).labels() == ["64", "128", "256", "512"]
     assert [short(1000), short(1536), short(131072)] == ["1,000", "1,536", "128k"]
 
 

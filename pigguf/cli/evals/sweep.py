@@ -1,0 +1,93 @@
+"""`pigguf eval sweep`: which rope scaling factor suits a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pigguf.cli.evals.options import Output, engine_options, output_options, run
+from pigguf.cli.options import PATH
+from pigguf.evals.subject import EngineOptions
+from pigguf.evals.sweep import FACTORS, MAX_WINDOWS, sweep
+
+
+def _numbers(kind: type[int] | type[float]) -> Any:
+    def read(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        try:
+            return tuple(kind(number) for number in value.split(","))
+        except ValueError:
+            raise click.BadParameter(f"{value!r} are not numbers with commas", ctx, parameter) from None
+
+    return read
+
+
+@click.command()
+@click.argument("model", metavar="MODEL", type=PATH)
+@click.option(
+    "--text",
+    metavar="FILE",
+    type=PATH,
+    multiple=True,
+    required=True,
+    help="A text file; may be repeated. No window spans two.",
+)
+@click.option(
+    "--factors",
+    metavar="F,...",
+    callback=_numbers(float),
+    default=",".join(f"{factor:g}" for factor in FACTORS),
+    show_default=True,
+    help="Factors to try, beside 1 and the file's own.",
+)
+@click.option(
+    "--windows",
+    metavar="N,...",
+    callback=_numbers(int),
+    help="Windows in tokens; default: 2048, doubling up to twice the file's, as far as the text reaches.",
+)
+@click.option(
+    "--max-windows",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=MAX_WINDOWS,
+    show_default=True,
+    help="Compute N windows of each length at most, spread evenly over the text.",
+)
+@engine_options
+@output_options
+def command(
+    model: Path,
+    text: tuple[Path, ...],
+    factors: tuple[float, ...],
+    windows: tuple[int, ...] | None,
+    max_windows: int,
+    engine: EngineOptions,
+    output: Output,
+) -> None:
+    """Find the rope scaling factor that suits the GGUF file MODEL: its perplexity under each, by window.
+
+    For a checkpoint whose factor was lost, or an untuned base. Every factor divides positions linearly, in
+    place of what the file says; the verdict says which fits best, how surely, up to which window, and what
+    to give to `pigguf convert`.
+
+    \b
+    Examples:
+      pigguf eval sweep model.gguf --text novel.txt
+      pigguf eval sweep model.gguf --text novel.txt --factors 1,2,4 --windows 2048,8192 --html sweep.html
+    """
+    run(
+        output,
+        lambda progress: sweep(
+            model,
+            text,
+            factors=factors,
+            windows=windows,
+            max_windows=max_windows,
+            engine=engine,
+            progress=progress,
+        ),
+    )
