@@ -456,10 +456,10 @@ def test_prompts_differ_and_are_decided_by_the_seed(scripts: dict[str, ModuleTyp
 
 @pytest.mark.slow
 def test_the_base_model_answers(scripts: dict[str, ModuleType], smollm2_gguf: Path) -> None:
-    with pigguf.open_model(smollm2_gguf, ctx=2048) as model:
-        made = list(scripts["chats"].conversations(model, 6, seed=1))
-        assert made == list(scripts["chats"].conversations(model, 6, seed=1))
-    assert len(made) >= 3
+    with pigguf.open_model(smollm2_gguf, ctx=2048, threads=1) as model:
+        made = list(scripts["chats"].conversations(model, 3, seed=1))
+        assert made == list(scripts["chats"].conversations(model, 3, seed=1))
+    assert made
     for messages in made:
         roles = [message["role"] for message in messages]
         assert roles in (["user", "assistant"], ["user", "assistant"] * 2)
