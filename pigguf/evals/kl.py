@@ -37,7 +37,7 @@ from pigguf.errors import UsageError
 from pigguf.evals.intervals import wilson
 from pigguf.evals.journal import Journal, cache_directory
 from pigguf.evals.perplexity import LEAST_WINDOW, Document, Piece, Rule, read_documents, refuse_short
-from pigguf.evals.report import Cell, Lines, Point, Report, Series, Table, versions
+from pigguf.evals.report import Lines, Point, Report, Series, Table, versions
 from pigguf.evals.scoring import not_numbers, within
 from pigguf.evals.subject import EngineOptions, Subject
 from pigguf.metadata import elements
@@ -147,7 +147,7 @@ def kl(
             "overall": vars(overall),
             "by_position": [vars(bucket) for bucket in by_position],
         },
-        tables=(_overall_table(overall), _position_table(by_position)),
+        tables=(_table(overall, by_position),),
         plots=_plots(by_position),
     )
 
@@ -367,34 +367,22 @@ def _depth(near: Divergence, deep: Divergence) -> str:
 # ---- what it looks like --------------------------------------------------------------------------
 
 
-def _overall_table(d: Divergence) -> Table:
-    rows: tuple[tuple[str, Cell, Cell, Cell], ...] = (
-        ("mean KL, nats", d.mean, d.low, d.high),
-        ("median KL, nats", d.median, None, None),
-        ("99 % of KL below, nats", d.percentile_99, None, None),
-        ("largest KL, nats", d.most, None, None),
-        ("same likeliest token, %", 100 * d.same_top, 100 * d.same_top_low, 100 * d.same_top_high),
-        ("perplexity", d.perplexity, None, None),
-        ("perplexity of the reference", d.reference_perplexity, None, None),
-        ("ratio of the perplexities", d.ratio, d.ratio_low, d.ratio_high),
-    )
-    headers = ("figure", "value", "from (95 %)", "to")
-    return Table(f"Over {d.tokens:,} predictions", headers, rows)
-
-
-def _position_table(by_position: Sequence[Divergence]) -> Table:
+def _table(overall: Divergence, by_position: Sequence[Divergence]) -> Table:
     headers = (
-        *("positions", "tokens", "mean KL", "from (95 %)", "to", "median KL", "99 %"),
-        *("same top, %", "perplexity", "reference's"),
+        *("positions", "tokens", "mean KL", "from (95 %)", "to", "median KL", "99 % below"),
+        *("same top, %", "perplexity", "reference's", "ratio"),
     )
+    named = [(f"{d.first:,}–{d.last:,}", d) for d in by_position]
+    if len(named) > 1:
+        named.append(("all", overall))
     rows = tuple(
         (
-            *(f"{d.first:,}–{d.last:,}", d.tokens, d.mean, d.low, d.high, d.median, d.percentile_99),
-            *(100 * d.same_top, d.perplexity, d.reference_perplexity),
+            *(name, d.tokens, d.mean, d.low, d.high, d.median, d.percentile_99),
+            *(100 * d.same_top, d.perplexity, d.reference_perplexity, d.ratio),
         )
-        for d in by_position
+        for name, d in named
     )
-    return Table("By position in the window", headers, rows)
+    return Table("KL divergence from the reference in nats, by position in the window", headers, rows)
 
 
 def _plots(by_position: Sequence[Divergence]) -> tuple[Lines, ...]:

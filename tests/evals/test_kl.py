@@ -216,9 +216,9 @@ def test_the_report_says_it_in_words_tables_and_plots(models: Path, text: Path) 
     overall, by_position = report.results["overall"], report.results["by_position"]
     assert f"{overall['mean']:.3g} nats" in report.results["verdict"]
     assert f"{overall['same_top']:.1%}" in report.results["verdict"]
-    table, positions = report.tables
-    assert [row[1] for row in table.rows if row[0] == "mean KL, nats"] == [overall["mean"]]
-    assert [row[0] for row in positions.rows] == ["1–1,023", "1,024–2,047", "2,048–2,499"]
+    [table] = report.tables
+    assert [row[0] for row in table.rows] == ["1–1,023", "1,024–2,047", "2,048–2,499", "all"]
+    assert [row[2] for row in table.rows] == [each["mean"] for each in (*by_position, overall)]
     distances, same = report.plots
     assert [p.y for s in distances.series for p in s.points] == [b["mean"] for b in by_position]  # type: ignore[union-attr]
     assert [p.x for s in same.series for p in s.points] == [1024, 2048, 2500]  # type: ignore[union-attr]

@@ -344,11 +344,11 @@ def test_a_file_whose_frequencies_no_override_takes_back_is_refused(
 
 @pytest.mark.slow
 def test_smollm2_was_made_without_a_factor(smollm2_gguf: Path, novel: str, tmp_path: Path) -> None:
-    """Best at 1 inside its 8192, and factor 4 is less bad than none where that has broken down."""
+    """Its own positions fit best inside its window, and clearly."""
     (tmp_path / "novel.txt").write_text(novel, encoding="utf-8")
     report = sweep(
-        smollm2_gguf, [tmp_path / "novel.txt"], factors=[1, 2, 4], windows=[512, 2048, 8192], max_windows=2
+        smollm2_gguf, [tmp_path / "novel.txt"], factors=[1, 2, 4], windows=[512, 1024], max_windows=2
     )
-    assert [fit["factor"] for fit in report.results["fits"]] == [1.0, 1.0, 1.0]
+    assert [fit["factor"] for fit in report.results["fits"]] == [1.0, 1.0]
     assert report.results["clear"]
     assert report.results["verdict"].endswith("That is the factor the file states.")
