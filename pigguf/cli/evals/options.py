@@ -27,7 +27,8 @@ from pigguf.cli import render, terminal
 from pigguf.cli.options import PATH, Command, json_option, verbose_option
 from pigguf.cli.options import engine_options as _device_options
 from pigguf.engine import CacheType, log_to
-from pigguf.evals.report import Cell, Report, Table
+from pigguf.evals.markup import figure
+from pigguf.evals.report import Report, Table
 from pigguf.evals.subject import EngineOptions
 from pigguf.files import atomic_write
 from pigguf.progress import Progress
@@ -128,20 +129,11 @@ def _evaluated(evaluate: Callable[[Progress], Report]) -> Report:
 def _show(report: Report) -> None:
     for number, table in enumerate(report.tables):
         render.facts((), title=f"\n{table.title}" if number else table.title)
-        rows = [[_text(cell) for cell in row] for row in table.rows]
+        rows = [[figure(cell) for cell in row] for row in table.rows]
         render.table(table.headers, rows, right=_numeric(table))
     if verdict := report.results.get("verdict"):
         render.facts((), title="")
         render.facts((), title=verdict)
-
-
-def _text(cell: Cell) -> str:
-    """A figure as a person reads it: five significant digits."""
-    if cell is None:
-        return "–"
-    if isinstance(cell, float):
-        return f"{cell:,.5g}" if abs(cell) < 1e5 else f"{cell:.3g}"
-    return f"{cell:,}" if isinstance(cell, int) else cell
 
 
 def _numeric(table: Table) -> list[str]:
