@@ -11,7 +11,7 @@ that were never trained on, and zero-shot questions. The peer is the base model,
 
 Spans and trials decide the hours: on two cores a pass over 32768 tokens takes about six minutes, and a
 file takes a pass a span for the largest window, half as much for the others together, and 2.5 passes a
-trial and wording (1 with --depths 1). What is finished is kept by the evaluations: run it again to go on.
+trial and wording (1 with --depths 1). Reports are kept in the work folder: run it again to go on.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from typing import Any
 
 from peers import machine
 
+from pigguf.evals.choice import MEASURES, paired
+
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTER = ROOT / "models" / "SmolLM2-135M-Instruct-PI-32k"
 QUESTIONS = [
@@ -35,6 +37,7 @@ QUESTIONS = [
 WINDOW, ORIGINAL = 32768, 8192
 WINDOWS = (2048, 4096, 8192, 16384, 32768)
 WORDINGS = ("paper", "locker")
+SEED = 7
 
 # Table 1 of arXiv 2306.15595: LLaMA 7B on PG-19, by window
 PAPER = {
@@ -91,8 +94,10 @@ def passkeys(files: dict[str, Path], options: argparse.Namespace) -> None:
     head("file", "words", "k_max", "right", "smallest rate", "tokens computed", "of separate prefills")
     for name, file in files.items():
         for wording in WORDINGS:
+            if "base" in name and wording != WORDINGS[0]:
+                continue
             result = evaluated(
-                *("passkey", file, "--wording", wording),
+                *("passkey", file, "--wording", wording, "--seed", SEED),
                 *("--trials", options.trials, "--depths", options.depths),
             )
             found = result["readings"]["as shipped"]
@@ -104,20 +109,26 @@ def passkeys(files: dict[str, Path], options: argparse.Namespace) -> None:
 
 
 def choices(files: dict[str, Path], options: argparse.Namespace) -> None:
-    head("file", "questions", "right", "by length", "right where the base was wrong", "and the reverse")
-    answers: dict[str, list[bool]] = {}
+    head("file", "questions", "right", "by length", "right where the base was wrong", "the reverse", "p")
+    answers: dict[str, list[dict[str, Any]]] = {}
     for name, file in files.items():
-        found = evaluated("choice", file, *QUESTIONS)["readings"]["as shipped"]["questions"]
-        answers[name] = [question["chosen"] == question["answer"] for question in found]
-        normalised = sum(question["chosen_normalised"] == question["answer"] for question in found)
-        base = answers[name.replace("adapter", "base")]
-        gained = sum(ours and not theirs for ours, theirs in zip(answers[name], base, strict=True))
-        lost = sum(theirs and not ours for ours, theirs in zip(answers[name], base, strict=True))
-        row(name, len(found), sum(answers[name]), normalised, gained, lost)
+        answers[name] = evaluated("choice", file, *QUESTIONS)["readings"]["as shipped"]["questions"]
+        base = name.replace("adapter", "base")
+        pair = paired(base, answers[base], name, answers[name], "accuracy")
+        right, normalised = (
+            sum(answer[field] == answer["answer"] for answer in answers[name]) for field in MEASURES.values()
+        )
+        row(name, len(answers[name]), right, normalised, pair.second_only, pair.first_only, f"{pair.p:.2f}")
 
 
 def evaluated(*words: object) -> Any:
-    return json.loads(pigguf("eval", *words, "--json"))["results"]
+    """The results of an evaluation, computed or kept from an earlier run of the same command."""
+    names = [Path(word).stem if isinstance(word, Path) else str(word).strip("-") for word in words]
+    kept = next(word for word in words if isinstance(word, Path)).parent / f"{'-'.join(names)}.json"
+    if not kept.exists():
+        report = pigguf("eval", *words, "--json")
+        kept.write_text(report, encoding="utf-8")
+    return json.loads(kept.read_text(encoding="utf-8"))["results"]
 
 
 def pigguf(*words: object) -> str:
