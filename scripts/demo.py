@@ -1,4 +1,4 @@
-"""The demo's main job: a checkpoint and an adapter in, a GGUF of 32768 tokens out, a long document asked about.
+"""The demo's main job: checkpoint and adapter in, a GGUF of 32768 tokens out, a document asked about.
 
 Run by scripts/demo, inside .venv. What an earlier run made in models/ is taken as it is.
 """
@@ -16,7 +16,7 @@ CHECKPOINT = Path("models/SmolLM2-135M-Instruct")
 ADAPTER = Path("models/SmolLM2-135M-Instruct-PI-32k")  # shipped: what fine-tuning at divided positions made
 GGUF = Path("models/smollm2-135m-instruct-32k-Q4_K_M.gguf")
 WINDOW = 32768
-DOCUMENT = Path("scripts/demo_text/persuasion-chapters-1-3.txt")  # longer than the base's window of 8192 tokens
+DOCUMENT = Path("scripts/demo_text/persuasion-chapters-1-3.txt")  # more than the base's 8192 tokens
 QUESTION = "What is the name of Sir Walter Elliot's house? Answer in one sentence."
 
 ROOT = Path(__file__).resolve().parent.parent
