@@ -24,6 +24,8 @@ def test_all_that_the_readme_shows_runs_in_its_order(smollm2_gguf: Path, tmp_pat
     assert len(runnable) >= 5
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(smollm2_gguf.resolve())
+    adapter = "models/SmolLM2-135M-Instruct-PI-32k"
+    (tmp_path / adapter).symlink_to(ROOT / adapter)
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for kind, code in runnable:
