@@ -56,6 +56,7 @@ NOTE_SECONDS = 15.0  # between two lines that tell of steps
     multiple=True,
     help="With LoRA, train these too, whole; may be given twice.",
 )
+@click.option("--adapter", type=PATH, metavar="DIR", help="Begin from the adapter of an earlier fine-tuning.")
 @click.option(
     "--sequence-length",
     type=click.IntRange(min=2),
@@ -115,6 +116,7 @@ def command(
     more_text: tuple[Path, ...],
     text: tuple[Path, ...],
     output: Path,
+    adapter: Path | None,
     alpha: int | None,
     rank: int,
     as_json: bool,
@@ -142,7 +144,13 @@ def command(
     files = list(_text_files((*text, *more_text)))
     try:
         result = finetune(
-            source, files, output, settings, progress=render.progress(), listen=_Teller(settings.steps)
+            source,
+            files,
+            output,
+            settings,
+            adapter=adapter,
+            progress=render.progress(),
+            listen=_Teller(settings.steps),
         )
     except KeyboardInterrupt:
         render.note(f"the last saved state is in {output}.training: the same command goes on from there")

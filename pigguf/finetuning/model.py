@@ -5,6 +5,7 @@ transformers does the forward pass, its linear rope scaling the interpolation, p
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -21,6 +28,7 @@ from pigguf.errors import DoesNotFit, TrainingError, UsageError
 from pigguf.finetuning.loss import chunked_loss
 from pigguf.finetuning.settings import LORA_MATRICES, FinetuneSettings
 
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 _EXTRA_MODULES = {
     "norms": ("input_layernorm", "post_attention_layernorm", "norm"),
@@ -82,15 +90,18 @@ class TrainedModel:
         return torch.autocast(self.device.type, dtype=self._dtype)
 
 
-def load_model(source: Path, config: dict[str, Any], settings: FinetuneSettings) -> TrainedModel:
+def load_model(
+    source: Path, config: dict[str, Any], settings: FinetuneSettings, adapter: Path | None = None
+) -> TrainedModel:
     """Load a checkpoint with another config, and mark what is trained.
 
     Args:
         source: the checkpoint's directory.
         config: its config.json with the extended window's rope facts.
+        adapter: the directory of a LoRA adapter to begin from; by default one that changes nothing.
 
     Raises:
-        UsageError: no such device.
+        UsageError: no such device, or the adapter is of other settings.
         TrainingError: transformers or peft refuse the checkpoint.
         DoesNotFit: it takes more memory than the device has.
     """
@@ -110,6 +121,8 @@ def load_model(source: Path, config: dict[str, Any], settings: FinetuneSettings)
                 _enable_checkpointing(model)
             if settings.method == "lora":
                 model = _with_lora(model, settings)
+        if adapter is not None:
+            _take_over(model, adapter, settings)
     except torch.OutOfMemoryError as error:
         raise DoesNotFit(
             f"{source} does not fit on {device}", "take --method lora, or another --device"
@@ -144,6 +157,23 @@ def _with_lora(model: Any, settings: FinetuneSettings) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
+
+
+def _take_over(model: Any, adapter: Path, settings: FinetuneSettings) -> None:
+    """Begin from an adapter's weights, which must be those of just the matrices that are trained here."""
+    weights = load_file(adapter / ADAPTER_WEIGHTS)
+    alpha = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("lora_alpha")
+    wanted = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(model).items()}
+    held = {name: tuple(value.shape) for name, value in weights.items()}
+    differing = sorted(name for name in wanted.keys() | held.keys() if wanted.get(name) != held.get(name))
+    if differing or alpha != settings.alpha:
+        what = f"lora_alpha is {alpha}" if not differing else f"{differing[0]} is {held.get(differing[0])}"
+        here = f"{settings.alpha}" if not differing else f"{wanted.get(differing[0])}"
+        raise UsageError(
+            f"{adapter} was trained with other settings: {what} there, and {here} here",
+            "give the --rank, --alpha and --train that it was made with",
+        )
+    set_peft_model_state_dict(model, weights)
 
 
 def _device(name: str | None) -> torch.device:

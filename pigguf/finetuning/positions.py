@@ -18,7 +18,9 @@ def plain_positions(length: int) -> NDArray[np.int64]:
 def skipping_positions(length: int, window: int, random: np.random.Generator) -> NDArray[np.int64]:
     """Ascending positions within [0, window): consecutive but for one jump at a random place.
 
-    The jump is drawn evenly from all that fit, and where the first part begins from what is left.
+    The jump is drawn evenly from the window, and cut to the longest that fits: so the distances near the
+    window's end, which only the longest jumps reach, are seen as often as others. Where the first part
+    begins is drawn from what is left.
 
     Args:
         length: tokens, at most `window`.
@@ -27,7 +29,7 @@ def skipping_positions(length: int, window: int, random: np.random.Generator) ->
     positions = plain_positions(length)
     if length < 2:
         return positions
-    jump = int(random.integers(0, window - length + 1))
+    jump = min(int(random.integers(0, window)), window - length)
     start = int(random.integers(0, window - length - jump + 1))
     cut = int(random.integers(1, length))
     positions[cut:] += jump

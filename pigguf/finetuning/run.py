@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 
 from pigguf.arch import find_family, to_gguf
 from pigguf.checkpoint import Checkpoint
+from pigguf.checkpoint.directory import read_json
 from pigguf.errors import MissingPackage, OutputError, RopeConflict, UnsupportedModel, UsageError
 from pigguf.files import atomic_directory, write_json
 from pigguf.finetuning.data import read_sequences
@@ -76,6 +77,7 @@ def finetune(
     output: str | os.PathLike[str],
     settings: FinetuneSettings,
     *,
+    adapter: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
     listen: Listener = lambda step: None,
 ) -> FinetuneResult:
@@ -89,6 +91,8 @@ def finetune(
         text: files of prose (*.txt) and of records (*.jsonl; finetuning/data.py tells their forms).
         output: the directory to make; it must not exist, or be empty.
         settings: how.
+        adapter: a LoRA adapter that an earlier fine-tuning with the same rank, alpha and extras made: this
+            one begins from it, with an optimizer and a schedule of its own.
         progress: told of the steps.
         listen: told of each step's loss.
 
@@ -109,16 +113,20 @@ def finetune(
     begun = time.monotonic()
     target = Path(output)
     paths = [Path(path) for path in text]
+    begin_from = None if adapter is None else Path(adapter)
     _refuse_used(target)
     with Checkpoint.open(source) as checkpoint:
         rope = extended_rope(checkpoint, settings.factor)
         spec = _refuse_what_convert_refuses(checkpoint, rope)
         vocab = read_vocab(checkpoint.path, checkpoint.config, spec.vocab_size)
+    if begin_from is not None:
+        _refuse_another_adapter(begin_from, rope, settings)
     length = _sequence_length(settings, rope)
     sequences = read_sequences(paths, checkpoint.path, vocab, length, progress)
     workplace = Workplace(target)
-    state = workplace.enter(settings, _fingerprints(checkpoint, paths))
-    model = load_model(checkpoint.path, {**checkpoint.config, **rope.config()}, settings)
+    state = workplace.enter(settings, _fingerprints(checkpoint, paths, begin_from))
+    config = {**checkpoint.config, **rope.config()}
+    model = load_model(checkpoint.path, config, settings, begin_from)
     train(model, sequences, rope.context_length, settings, workplace, state, progress, listen)
     _write(target, model, checkpoint, rope, settings, workplace)
     log = tuple(workplace.log())
@@ -171,6 +179,21 @@ def _refuse_used(target: Path) -> None:
         raise UsageError(f"{target} exists and is not an empty directory", "name a new one")
 
 
+def _refuse_another_adapter(adapter: Path, rope: RopeScaling, settings: FinetuneSettings) -> None:
+    if settings.method != "lora":
+        raise UsageError("an adapter is begun from with LoRA alone", "leave --method full or --adapter out")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        if not (adapter / name).is_file():
+            raise UsageError(f"{adapter / name} is missing", "give a directory that `pigguf finetune` made")
+    trained = read_json(adapter / "config.json", optional=True).get("rope_parameters")
+    if trained != rope.config()["rope_parameters"]:
+        raise RopeConflict(
+            f"{adapter}/config.json: rope_parameters = {trained}, and here they are "
+            f"{rope.config()['rope_parameters']}",
+            "give the --factor that the adapter was trained with",
+        )
+
+
 def _sequence_length(settings: FinetuneSettings, rope: RopeScaling) -> int:
     length = settings.sequence_length or rope.context_length
     if length > rope.context_length:
@@ -186,13 +209,18 @@ def _sequence_length(settings: FinetuneSettings, rope: RopeScaling) -> int:
     return length
 
 
-def _fingerprints(checkpoint: Checkpoint, paths: Sequence[Path]) -> dict[str, Any]:
+def _fingerprints(checkpoint: Checkpoint, paths: Sequence[Path], adapter: Path | None) -> dict[str, Any]:
     """What a run was begun with, beside its settings."""
     return {
+        "adapter": None if adapter is None else _sha256(adapter / "adapter_model.safetensors"),
         "source": str(checkpoint.path.resolve()),
         "config": hashlib.sha256(repr(sorted(checkpoint.config.items())).encode()).hexdigest(),
-        "text": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
+        "text": {str(path): _sha256(path) for path in paths},
     }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write(

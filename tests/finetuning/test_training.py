@@ -255,6 +255,27 @@ def test_a_full_disk_keeps_what_was_saved(checkpoint: Path, text: Path, tmp_path
     assert last == "6"
 
 
+def test_it_begins_from_an_adapter_and_goes_on_with_its_weights(
+    checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    first = finetune(checkpoint, [text], tmp_path / "first", replace(LORA, train=("norms",)))
+    settings = replace(LORA, train=("norms",), steps=1, learning_rate=1e-9)
+    second = finetune(checkpoint, [text], tmp_path / "second", settings, adapter=first.path)
+    assert held_out_loss(second.steps, 0) == pytest.approx(held_out_loss(first.steps, 30), rel=1e-3)  # bf16
+    with pytest.raises(UsageError, match=r"trained with other settings: .*lora_A"):
+        finetune(checkpoint, [text], tmp_path / "a", replace(settings, rank=2), adapter=first.path)
+    with pytest.raises(UsageError, match="lora_alpha is 8 there, and 16 here"):
+        finetune(checkpoint, [text], tmp_path / "b", replace(settings, alpha=16), adapter=first.path)
+    with pytest.raises(UsageError, match="norm"):
+        finetune(checkpoint, [text], tmp_path / "c", replace(settings, train=()), adapter=first.path)
+    with pytest.raises(RopeConflict, match="factor"):
+        finetune(checkpoint, [text], tmp_path / "d", replace(settings, factor=2), adapter=first.path)
+    with pytest.raises(UsageError, match="is missing"):
+        finetune(checkpoint, [text], tmp_path / "e", settings, adapter=tmp_path)
+    with pytest.raises(UsageError, match="LoRA alone"):
+        finetune(checkpoint, [text], tmp_path / "f", SETTINGS, adapter=first.path)
+
+
 def test_warm_up_is_the_paper_s_and_then_comes_the_schedule() -> None:
     cosine = FinetuneSettings(4, steps=120, learning_rate=1.0)
     assert learning_rate(cosine, 0) == pytest.approx(0.1)
