@@ -106,10 +106,15 @@ class Session:
         self._refuse_overflow(0, len(tokens))
         self.context.model.refuse_unknown_tokens(tokens)
         with self.context.turn:
-            kept = _common_prefix(self._tokens, tokens)
+            kept = self.shared_with(tokens)
             self.keep(kept)
             self.feed(tokens[kept:], progress)
         return kept
+
+    def shared_with(self, tokens: Sequence[int]) -> int:
+        """How many tokens at the beginning of `tokens` the cache holds already."""
+        pairs = zip(self._tokens, tokens, strict=False)
+        return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(self._tokens), len(tokens)))
 
     def keep(self, count: int) -> None:
         """Drop all tokens after the first `count`; 0 empties the sequence.
@@ -317,10 +322,14 @@ class Session:
         """C samplers sort, and sorting what is no number may leave the array. The largest of values with a
         NaN among them is NaN; minus infinity alone is in order, and drawn by nobody."""
         if not math.isfinite(self.context.logits(-1).max()):
-            raise EngineError(
-                f"{self.context.model.path} computes logits that are not numbers",
-                "the file is damaged: download or convert it again",
-            )
+            raise self.not_numbers()
+
+    def not_numbers(self) -> EngineError:
+        """What to raise where logits are not numbers."""
+        return EngineError(
+            f"{self.context.model.path} computes logits that are not numbers",
+            "the file is damaged: download or convert it again",
+        )
 
     def interrupt(self) -> None:
         """Stop the feed or generate that runs, from another thread or a signal handler.
@@ -348,10 +357,6 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _copied(indices: list[int], rows: list[NDArray[np.float32]]) -> list[tuple[int, NDArray[np.float32]]]:

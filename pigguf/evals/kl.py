@@ -38,7 +38,7 @@ from pigguf.evals.intervals import wilson
 from pigguf.evals.journal import Journal, cache_directory
 from pigguf.evals.perplexity import LEAST_WINDOW, Document, Piece, Rule, read_documents, refuse_short
 from pigguf.evals.report import Lines, Point, Report, Series, Table, versions
-from pigguf.evals.scoring import not_numbers, within
+from pigguf.evals.scoring import in_parts, within
 from pigguf.evals.subject import EngineOptions, Subject
 from pigguf.metadata import elements
 from pigguf.parallel import usable_cores
@@ -254,14 +254,14 @@ def _compared(session: Session, reference: Session, tokens: list[int], progress:
             same_indices, theirs = next(expected)
             if same_indices != indices:
                 raise AssertionError(f"batches differ: {same_indices[:1]} and {indices[:1]}")
-            nexts = [tokens[i + 1] for i in indices]
-            return list(threads.map(divergence, theirs, rows, nexts))
+            nexts = (tokens[i + 1] for i in indices)
+            return in_parts(threads, divergence, zip(theirs, rows, nexts, strict=True))
 
         batches = session.evaluate_batches(given, wanted, compare, progress)
         found = np.array([row for batch in batches for row in batch]).T
     for numbers, whose in ((found[2], session), (found[3], reference)):
         if not np.isfinite(numbers).all():
-            raise not_numbers(whose)
+            raise whose.not_numbers()
     return base64.b64encode(found.astype("<f8").tobytes()).decode()
 
 
@@ -276,9 +276,8 @@ def divergence(reference: Logits, model: Logits, token: int) -> tuple[float, flo
         D(reference || model) in nats; 1.0 if the likeliest token is the same, else 0.0; and the log
         likelihood of `token` by the model and by the reference.
     """
-    with np.errstate(invalid="ignore"):  # what is no number stays none, for whoever asked
-        p, q = _log_softmax(reference), _log_softmax(model)
-        distance = max(0.0, float((np.exp(p) * (p - q)).sum()))
+    p, q = _log_softmax(reference), _log_softmax(model)
+    distance = max(0.0, float((np.exp(p) * (p - q)).sum()))
     return distance, float(p.argmax() == q.argmax()), float(q[token]), float(p[token])
 
 

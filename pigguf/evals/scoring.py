@@ -12,16 +12,19 @@ tokens only. Left out: what is made of the numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pigguf.engine import Session
-from pigguf.errors import EngineError, UsageError
+from pigguf.errors import UsageError
 from pigguf.parallel import usable_cores
 from pigguf.progress import SILENT, Progress, Unit
+
+T = TypeVar("T")
 
 
 def log_likelihoods(
@@ -40,21 +43,20 @@ def log_likelihoods(
     if not 1 <= first < len(tokens):
         raise UsageError(f"tokens from {first} on cannot be scored of {len(tokens)}")
     given = tokens[:-1]
-    kept = min(_common_prefix(session.tokens, given), first - 1)
+    kept = min(session.shared_with(given), first - 1)
     session.keep(kept)
     wanted = range(first - 1 - kept, len(given) - kept)
     offset = kept + 1  # the logits after given[kept + i] speak of tokens[kept + i + 1]
     with ThreadPoolExecutor(usable_cores()) as threads:
 
         def score(indices: list[int], rows: list[NDArray[np.float32]]) -> list[float]:
-            wanted_tokens = [tokens[i + offset] for i in indices]
-            parts = _split(list(zip(rows, wanted_tokens, strict=True)), usable_cores())
-            return [value for part in threads.map(_of_rows, parts) for value in part]
+            wanted_tokens = (tokens[i + offset] for i in indices)
+            return in_parts(threads, _log_likelihood, zip(rows, wanted_tokens, strict=True))
 
         batches = session.evaluate_batches(given[kept:], wanted, score, progress)
         scores = np.array([value for batch in batches for value in batch])
     if not np.isfinite(scores).all():
-        raise not_numbers(session)
+        raise session.not_numbers()
     return scores
 
 
@@ -62,14 +64,6 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """One row of logits as natural logarithms of probabilities, of the same shape (vocab_size,)."""
     shifted: NDArray[np.float32] = logits - logits.max()
     return shifted - np.float32(np.log(np.exp(shifted).sum(dtype=np.float64)))
-
-
-def not_numbers(session: Session) -> EngineError:
-    """What to raise where logits are not numbers."""
-    return EngineError(
-        f"{session.context.model.path} computes logits that are not numbers",
-        "the file is damaged: download or convert it again",
-    )
 
 
 class within:
@@ -88,26 +82,24 @@ class within:
         pass
 
 
-Scored = tuple[NDArray[np.float32], int]  # a row of logits, and the token to score by it
+def in_parts(
+    threads: ThreadPoolExecutor, function: Callable[..., T], rows: Iterable[tuple[Any, ...]]
+) -> list[T]:
+    """function(*row) of every row, in their order: a part of the rows a core, for a task a row costs more
+    than it computes. Numbers that are none are no warning here: whoever asked tells of them."""
+    rows = list(rows)
+    size = max(1, -(-len(rows) // usable_cores()))
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
 
+    def of_part(part: list[tuple[Any, ...]]) -> list[T]:
+        with np.errstate(invalid="ignore"):
+            return [function(*row) for row in part]
 
-def _of_rows(rows: Sequence[Scored]) -> list[float]:
-    """log_softmax(logits)[token] in float64, for each."""
-    with np.errstate(invalid="ignore"):  # what is no number stays none, and is told of at the end
-        return [_log_likelihood(logits, token) for logits, token in rows]
+    return [value for values in threads.map(of_part, parts) for value in values]
 
 
 def _log_likelihood(logits: NDArray[np.float32], token: int) -> float:
+    """log_softmax(logits)[token], in float64."""
     largest = logits.max()
     total = np.exp(logits - largest).sum(dtype=np.float64)
     return float(logits[token] - largest) - math.log(total)
-
-
-def _split(rows: Sequence[Scored], parts: int) -> list[Sequence[Scored]]:
-    """The rows in order, in at most so many parts of one size."""
-    size = -(-len(rows) // parts)
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

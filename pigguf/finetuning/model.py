@@ -24,11 +24,12 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from pigguf.checkpoint.adapter import WEIGHTS
+from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
 from pigguf.errors import DoesNotFit, TrainingError, UsageError
 from pigguf.finetuning.loss import chunked_loss
 from pigguf.finetuning.settings import LORA_MATRICES, FinetuneSettings
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 _EXTRA_MODULES = {
     "norms": ("input_layernorm", "post_attention_layernorm", "norm"),
@@ -161,7 +162,7 @@ def _with_lora(model: Any, settings: FinetuneSettings) -> Any:
 
 def _take_over(model: Any, adapter: Path, settings: FinetuneSettings) -> None:
     """Begin from an adapter's weights, which must be those of just the matrices that are trained here."""
-    weights = load_file(adapter / ADAPTER_WEIGHTS)
+    weights = load_file(adapter / WEIGHTS[0])
     alpha = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("lora_alpha")
     wanted = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(model).items()}
     held = {name: tuple(value.shape) for name, value in weights.items()}

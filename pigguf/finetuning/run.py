@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 
 from pigguf.arch import find_family, to_gguf
 from pigguf.checkpoint import Checkpoint
+from pigguf.checkpoint.adapter import WEIGHTS
+from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
 from pigguf.checkpoint.directory import read_json
 from pigguf.errors import MissingPackage, OutputError, RopeConflict, UnsupportedModel, UsageError
 from pigguf.files import atomic_directory, write_json
@@ -33,20 +35,16 @@ from pigguf.progress import SILENT, Progress
 from pigguf.rope import RopeScaling, read_rope
 from pigguf.spec import ModelSpec
 from pigguf.tokenizer import read_vocab
+from pigguf.tokenizer.files import NAMES
 
 if TYPE_CHECKING:
     from pigguf.finetuning.model import TrainedModel
     from pigguf.finetuning.state import Workplace
 
+ADAPTER_WEIGHTS = WEIGHTS[0]  # what peft writes
 PACKAGES = ("torch", "transformers", "peft")
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
+    *NAMES,
     "vocab.json",
     "merges.txt",
 )
@@ -182,7 +180,7 @@ def _refuse_used(target: Path) -> None:
 def _refuse_another_adapter(adapter: Path, rope: RopeScaling, settings: FinetuneSettings) -> None:
     if settings.method != "lora":
         raise UsageError("an adapter is begun from with LoRA alone", "leave --method full or --adapter out")
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (adapter / name).is_file():
             raise UsageError(f"{adapter / name} is missing", "give a directory that `pigguf finetune` made")
     trained = read_json(adapter / "config.json", optional=True).get("rope_parameters")
@@ -212,7 +210,7 @@ def _sequence_length(settings: FinetuneSettings, rope: RopeScaling) -> int:
 def _fingerprints(checkpoint: Checkpoint, paths: Sequence[Path], adapter: Path | None) -> dict[str, Any]:
     """What a run was begun with, beside its settings."""
     return {
-        "adapter": None if adapter is None else _sha256(adapter / "adapter_model.safetensors"),
+        "adapter": None if adapter is None else _sha256(adapter / ADAPTER_WEIGHTS),
         "source": str(checkpoint.path.resolve()),
         "config": hashlib.sha256(repr(sorted(checkpoint.config.items())).encode()).hexdigest(),
         "text": {str(path): _sha256(path) for path in paths},

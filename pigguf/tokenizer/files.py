@@ -25,6 +25,16 @@ GENERATION_CONFIG = "generation_config.json"
 CHAT_TEMPLATE_JINJA = "chat_template.jinja"
 CHAT_TEMPLATE_JSON = "chat_template.json"
 SENTENCEPIECE = "tokenizer.model"
+NAMES = (
+    TOKENIZER,
+    SENTENCEPIECE,
+    CONFIG,
+    SPECIAL_TOKENS_MAP,
+    ADDED_TOKENS,
+    GENERATION_CONFIG,
+    CHAT_TEMPLATE_JINJA,
+    CHAT_TEMPLATE_JSON,
+)
 
 # What the keys that are read must hold: an object by its keys (... for any key), a list by its
 # element, or a type. null means what absence means.

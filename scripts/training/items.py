@@ -1,9 +1,10 @@
 """Records that train finding and copying: facts hidden in text, asked for behind it.
 
-    python scripts/training/items.py PROSE OUT [--tokens 900000] [--seed 1] [--tokenizer tokenizer.json]
+    python scripts/training/items.py PROSE OUT [--tokens 900000] [--longest 1950] [--seed 1]
+                     [--tokenizer tokenizer.json]
 
 PROSE is corpus.py's folder; OUT/items.jsonl gets a record a line, {"prompt", "completion"} or
-{"messages"}, of 200 to MOST tokens each, so that none is cut when they are packed into sequences of 2048.
+{"messages"}, of 200 to --longest tokens each: somewhat less than a training sequence, which holds them whole.
 FORMS has the parts, by tokens: needles in the paper's manner (arXiv 2306.15595, Section 3.3), conversations
 about hidden facts, copying, and tables. With PoSE's skipped positions (pigguf/finetuning/positions.py) the
 distances of these short records reach over the whole extended window.
@@ -32,8 +33,8 @@ from tokenizers import Tokenizer
 from wordings import Kind
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SHORTEST, USUAL, MOST = 200, 1450, 1950  # tokens of a record
-OFTEN = 0.75  # of the records are of USUAL to MOST tokens
+SHORTEST = 200  # tokens of a record
+OFTEN, LONG = 0.75, 0.75  # so many of the records are at least so long a part of --longest
 NOT_SAID = 0.1  # of the conversations ask once for what the document does not say
 MESSAGE_TOKENS = 8  # of the chat template, around each message; SYSTEM_TOKENS once
 SYSTEM_TOKENS = 40
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("prose", type=Path, metavar="PROSE", help="folder of corpus.py's documents")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for items.jsonl")
     parser.add_argument("--tokens", type=int, default=900_000, help="about how many tokens in all")
+    parser.add_argument("--longest", type=int, default=1950, help="tokens of the longest record")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--tokenizer", type=Path, default=ROOT / "models" / "SmolLM2-135M-Instruct" / "tokenizer.json"
@@ -63,23 +65,24 @@ def main() -> None:
     if not texts:
         sys.exit(f"error: no *.txt in {options.prose}: make them with corpus.py")
     library = Library(texts, Tokenizer.from_file(str(options.tokenizer)))
-    records = list(make(library, options.tokens, options.seed))
+    records = list(make(library, options.tokens, options.longest, options.seed))
     options.out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (options.out / "items.jsonl").write_text(lines, encoding="utf-8")
     print(f"{len(records)} records, {sum(map(library.count_record, records))} tokens in {options.out}")
 
 
-def make(library: Library, tokens: int, seed: int) -> Iterator[Record]:
+def make(library: Library, tokens: int, longest: int, seed: int) -> Iterator[Record]:
     """Records of all forms in a mixed order, each form with its part of the tokens."""
     rng = random.Random(seed)
     left = {form: tokens * part for form, part in FORMS.items()}
     while left:
         form = rng.choices(list(left), [max(budget, 1) for budget in left.values()])[0]
-        length = rng.randint(USUAL, MOST) if rng.random() < OFTEN else rng.randint(SHORTEST, USUAL)
+        usual = int(LONG * longest)
+        length = rng.randint(usual, longest) if rng.random() < OFTEN else rng.randint(SHORTEST, usual)
         record = form(library, length, rng)
         size = library.count_record(record)
-        if size > MOST or mentions_held_out(record):
+        if size > longest or mentions_held_out(record):
             continue  # drawn anew: a rare draw of long values
         yield record
         left[form] -= size

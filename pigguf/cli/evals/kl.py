@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from pigguf.cli.evals.options import Output, engine_options, output_options, run
+from pigguf.cli.evals.options import (
+    Output,
+    engine_options,
+    max_windows_option,
+    output_options,
+    run,
+    text_option,
+)
 from pigguf.cli.options import PATH
 from pigguf.evals.kl import kl
 from pigguf.evals.subject import EngineOptions
@@ -21,26 +28,14 @@ from pigguf.evals.subject import EngineOptions
     required=True,
     help="What to compare with: a GGUF file, or the directory of a checkpoint.",
 )
-@click.option(
-    "--text",
-    metavar="FILE",
-    type=PATH,
-    multiple=True,
-    required=True,
-    help="A text file; may be repeated. No window spans two.",
-)
+@text_option
 @click.option(
     "--window",
     type=click.IntRange(min=1),
     metavar="N",
     help="Window in tokens; default: the longest that both are made for.",
 )
-@click.option(
-    "--max-windows",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Compute N windows at most, spread evenly over the text.",
-)
+@max_windows_option
 @engine_options
 @output_options
 def command(

@@ -73,6 +73,42 @@ def compare_option(command: Command) -> Command:
     )(command)
 
 
+def text_option(command: Command) -> Command:
+    """--text, one or more files. Passed as `text`, a tuple."""
+    return click.option(
+        "--text",
+        metavar="FILE",
+        type=PATH,
+        multiple=True,
+        required=True,
+        help="A text file; may be repeated. No window spans two.",
+    )(command)
+
+
+def max_windows_option(command: Command) -> Command:
+    """--max-windows, for a sample of the windows. Passed as `max_windows`."""
+    return click.option(
+        "--max-windows",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Compute N windows at most, spread evenly over the text.",
+    )(command)
+
+
+def numbers(kind: type[int] | type[float], what: str = "numbers") -> Callable[..., tuple[float, ...] | None]:
+    """The callback of an option that takes numbers with commas; None where it is not given."""
+
+    def read(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+        if value is None:
+            return None
+        try:
+            return tuple(kind(number) for number in value.split(","))
+        except ValueError:
+            raise click.BadParameter(f"{value!r} are not {what} with commas", ctx, parameter) from None
+
+    return read
+
+
 def seed_option(command: Command) -> Command:
     """--seed, for what is drawn at random. Passed as `seed`."""
     return click.option(

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from pigguf.cli.evals.options import Output, compare_option, engine_options, output_options, run
+from pigguf.cli.evals.options import (
+    Output,
+    compare_option,
+    engine_options,
+    max_windows_option,
+    numbers,
+    output_options,
+    run,
+    text_option,
+)
 from pigguf.cli.options import PATH
 from pigguf.evals.perplexity import METHODS, STRIDE, Method, perplexity
 from pigguf.evals.subject import EngineOptions
@@ -20,29 +29,13 @@ Methods; L is the window, S the stride:
 """
 
 
-def _windows(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(int(number) for number in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} are not numbers of tokens with commas", ctx, parameter) from None
-
-
 @click.command(epilog=EPILOG)
 @click.argument("model", metavar="MODEL", type=PATH)
-@click.option(
-    "--text",
-    metavar="FILE",
-    type=PATH,
-    multiple=True,
-    required=True,
-    help="A text file; may be repeated. No window spans two.",
-)
+@text_option
 @click.option(
     "--windows",
     metavar="N,...",
-    callback=_windows,
+    callback=numbers(int, "numbers of tokens"),
     help="Windows in tokens; default: 2048, doubling up to the model's.",
 )
 @click.option(
@@ -58,12 +51,7 @@ def _windows(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Take the first N tokens of each text."
 )
-@click.option(
-    "--max-windows",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Compute N windows at most, spread evenly over the text.",
-)
+@max_windows_option
 @compare_option
 @engine_options
 @output_options

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from pigguf.cli.evals.options import Output, engine_options, output_options, run
+from pigguf.cli.evals.options import Output, engine_options, numbers, output_options, run, text_option
 from pigguf.cli.options import PATH
 from pigguf.evals.subject import EngineOptions
 from pigguf.evals.sweep import FACTORS, MAX_WINDOWS, sweep
 
 
-def _numbers(kind: type[int] | type[float]) -> Any:
-    def read(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-        if value is None:
-            return None
-        try:
-            return tuple(kind(number) for number in value.split(","))
-        except ValueError:
-            raise click.BadParameter(f"{value!r} are not numbers with commas", ctx, parameter) from None
-
-    return read
-
-
 @click.command()
 @click.argument("model", metavar="MODEL", type=PATH)
-@click.option(
-    "--text",
-    metavar="FILE",
-    type=PATH,
-    multiple=True,
-    required=True,
-    help="A text file; may be repeated. No window spans two.",
-)
+@text_option
 @click.option(
     "--factors",
     metavar="F,...",
-    callback=_numbers(float),
+    callback=numbers(float),
     default=",".join(f"{factor:g}" for factor in FACTORS),
     show_default=True,
     help="Factors to try, beside 1 and the file's own.",
@@ -46,7 +26,7 @@ def _numbers(kind: type[int] | type[float]) -> Any:
 @click.option(
     "--windows",
     metavar="N,...",
-    callback=_numbers(int),
+    callback=numbers(int),
     help="Windows in tokens; default: 2048, doubling up to twice the file's, as far as the text reaches.",
 )
 @click.option(
