@@ -109,6 +109,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=home))
         try:
             yield temporary
+            _let_umask_decide(temporary)
             if home is place:
                 _move_up(temporary)
             else:
@@ -124,6 +125,13 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 def _behind_link(target: Path) -> Path:
     """Where a symbolic link leads, whether something is there or not; any other path is itself."""
     return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+def _let_umask_decide(directory: Path) -> None:
+    """Some libraries write through private temporary files, which others on the machine could not read."""
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~_umask())
 
 
 def _move_up(directory: Path) -> None:

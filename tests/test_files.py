@@ -76,6 +76,13 @@ def fill(target: Path) -> None:
         (directory / "file").write_text("new")
 
 
+def test_the_umask_decides_who_reads_what_a_library_kept_private(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "out") as directory:
+        (directory / "weights").touch(mode=0o600)
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "out" / "weights").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_an_empty_directory_stays_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty, link = tmp_path / "empty", tmp_path / "link"
     empty.mkdir()

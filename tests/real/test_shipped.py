@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,17 +23,26 @@ def shipped(smollm2_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_it_is_small_and_has_a_card() -> None:
-    assert sum(file.stat().st_size for file in ADAPTER.iterdir()) < 15e6
+    assert sum(file.stat().st_size for file in ADAPTER.rglob("*")) < 15e6
     card = (ADAPTER / "README.md").read_text(encoding="utf-8")
     for word in ("license: apache-2.0", "SmolLM2-135M-Instruct", "32768", "passkey", "Persuasion"):
         assert word in card
 
 
-def test_its_log_is_that_of_its_settings() -> None:
-    settings = json.loads((ADAPTER / "training.json").read_text())
-    log = [json.loads(line) for line in (ADAPTER / "log.jsonl").read_text().splitlines()]
+def phase(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    settings = json.loads((directory / "training.json").read_text())
+    log = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == list(range(settings["steps"] + 1))
-    assert log[-1]["held_out"]["text"] < log[0]["held_out"]["text"] - 1
+    return settings, log
+
+
+def test_its_logs_are_those_of_its_settings_and_of_one_model() -> None:
+    first, learning = phase(ADAPTER / "phase-1")
+    second, going_on = phase(ADAPTER)
+    assert all(first[name] == second[name] for name in ("factor", "rank", "alpha", "train"))
+    assert learning[-1]["held_out"]["text"] < learning[0]["held_out"]["text"] - 1
+    for kind in ("text", "answers"):
+        assert going_on[-1]["held_out"][kind] < going_on[0]["held_out"][kind] - 0.04
 
 
 def test_the_file_says_what_was_trained(shipped: Path) -> None:
@@ -43,7 +53,7 @@ def test_the_file_says_what_was_trained(shipped: Path) -> None:
 def test_it_finds_a_number_in_words_that_it_was_never_trained_on(shipped: Path) -> None:
     report = passkey(shipped, max_length=2048, distances=4, trials=2, depths=1, wording="locker")
     found = report.results["readings"]["as shipped"]
-    assert found["right"] >= 7
+    assert found["right"] == 8
 
 
 @pytest.mark.slow
