@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from pigguf.chat_format import ChatFormat
+from pigguf.documents import decode_text
 from pigguf.engine import Model, Sampling, Session
 from pigguf.engine.session import StopReason
 from pigguf.errors import ContextOverflow, UsageError
@@ -282,24 +283,6 @@ class _Answer:
             if self.tokens == 1:
                 self.first_at = self.last_at
             yield token
-
-
-def decode_text(data: bytes, name: str) -> str:
-    """Bytes as the UTF-8 text they must be.
-
-    Raises:
-        UsageError: they are none; the message names the first byte that is wrong.
-    """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{name} is not UTF-8 text (byte {error.start:,})",
-            "take out its text first, for example with pdftotext, or convert it with iconv",
-        ) from error
-    if "\0" in text:
-        raise UsageError(f"{name} is not text: it holds null bytes", "take out its text first")
-    return text.replace("\r\n", "\n")
 
 
 def _read_at_most(path: Path, size: int) -> bytes:

@@ -102,8 +102,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """
     try:
         place = _behind_link(target)
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise OutputError(f"{target} exists and is not an empty directory", "name a new one")
+        refuse_used(place)
         _check_parent(place)
         home = place if place.is_dir() else place.parent
         temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, suffix=_SUFFIX, dir=home))
@@ -120,6 +119,16 @@ def atomic_directory(target: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         raise _refusal(target, error) from error
+
+
+def refuse_used(directory: Path) -> None:
+    """For what takes hours before it writes: refuse at once what atomic_directory would refuse.
+
+    Raises:
+        OutputError: something is there, and it is not an empty directory.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise OutputError(f"{directory} exists and is not an empty directory", "name a new one")
 
 
 def _behind_link(target: Path) -> Path:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pigguf.chat import ANSWER_ROOM, Chat, decode_text
+from pigguf.chat import ANSWER_ROOM, Chat
+from pigguf.documents import decode_text
 from pigguf.engine import Context, ContextOptions, Model, Sampling
 from pigguf.errors import ContextOverflow, OutputError, UsageError
 from pigguf.progress import Silent

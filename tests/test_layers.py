@@ -26,7 +26,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("spec",),
     ("rope",),
     ("config", "tensors", "metadata"),
-    ("files", "parallel"),
+    ("files", "documents", "parallel"),
     ("errors", "progress"),
 )
 HEIGHT = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}

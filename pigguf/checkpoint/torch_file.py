@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 
-from pigguf.errors import CheckpointError
+from pigguf.errors import CheckpointError, MissingPackage
 from pigguf.files import download_hint, unreadable
 from pigguf.tensors import Array, TensorRef
 
@@ -39,7 +39,8 @@ class TorchFile:
         """Open a file and check that it is a state dict.
 
         Raises:
-            CheckpointError: torch is not installed, or the file is damaged or holds other things.
+            MissingPackage: torch is not installed.
+            CheckpointError: the file is damaged or holds other things.
             ReadError: the system refuses to read it.
         """
         state = _load(path)
@@ -56,7 +57,7 @@ def _load(path: Path) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise CheckpointError(
+        raise MissingPackage(
             f"{path}: torch is needed to read a .bin file, and is not installed",
             'pip install "pigguf[torch]", or save the adapter as safetensors',
         ) from error

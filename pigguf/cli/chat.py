@@ -14,11 +14,12 @@ from typing import Literal
 
 import click
 
-from pigguf.chat import Chat, Turn, decode_text
+from pigguf.chat import Chat, Turn
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.options import json_option, model_options, sampling_options, verbose_option
 from pigguf.cli.text import size
+from pigguf.documents import decode_text
 from pigguf.engine import Context, ContextOptions, Model, RuntimeRope, Sampling, log_to
 from pigguf.engine.memory import available_memory
 from pigguf.errors import UsageError

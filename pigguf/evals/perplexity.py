@@ -37,7 +37,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pigguf.chat import decode_text
+from pigguf.documents import decode_text
 from pigguf.engine import Model, Session
 from pigguf.errors import TextError, UsageError
 from pigguf.evals.baselines import compared

@@ -6,14 +6,13 @@ Empty lines are left out. Left out: what the keys mean.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pigguf.chat import decode_text
+from pigguf.documents import decode_text, json_lines, shown
 from pigguf.errors import TextError, UsageError
 from pigguf.files import unreadable
 
@@ -60,7 +59,7 @@ class Record:
         """What to raise where a key does not hold what it should."""
         if key not in self.values:
             return TextError(f"{self.where} lacks {key!r}", f"it should hold {expected}")
-        return TextError(f"{self.where}: {key!r} is {_shown(self.values[key])}", f"it should hold {expected}")
+        return TextError(f"{self.where}: {key!r} is {shown(self.values[key])}", f"it should hold {expected}")
 
 
 @dataclass(frozen=True)
@@ -93,23 +92,8 @@ def _read(path: Path, item: Callable[[Record], T]) -> DataSet[T]:
         data = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
-    lines = enumerate(decode_text(data, str(path)).split("\n"), start=1)
-    items = tuple(item(_record(path, number, line)) for number, line in lines if line.strip())
+    lines = json_lines(decode_text(data, str(path)), str(path), _FORM)
+    items = tuple(item(Record(path, number, values)) for number, values in lines)
     if not items:
         raise TextError(f"{path} holds no records", _FORM)
     return DataSet(path, hashlib.sha256(data).hexdigest(), items)
-
-
-def _record(path: Path, number: int, line: str) -> Record:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise TextError(f"{path}, line {number} is not JSON: {error}", _FORM) from error
-    if not isinstance(values, dict):
-        raise TextError(f"{path}, line {number} is {_shown(values)}", _FORM)
-    return Record(path, number, values)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:60] + "..."

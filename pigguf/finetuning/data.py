@@ -14,7 +14,6 @@ Left out: downloading, cleaning, other formats.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pigguf.documents import decode_text, json_lines
 from pigguf.errors import TextError
 from pigguf.files import unreadable
 from pigguf.progress import SILENT, Progress, stage
@@ -67,8 +67,10 @@ def read_sequences(
         progress: told of the bytes read, one stage.
 
     Raises:
-        TextError: a file is missing, is not what its ending says, holds a record that is longer than a
-            sequence, or all prose together is shorter than one.
+        ReadError: a file cannot be read.
+        UsageError: a file is no UTF-8 text.
+        TextError: a file is not what its ending says, holds a record that is longer than a sequence, or all
+            prose together is shorter than one.
         TokenizerError: the tokenizer or its chat template is not understood.
     """
     reader = _Reader(directory, vocab)
@@ -112,10 +114,8 @@ class _Reader:
         return [*tokens, self._end] if tokens else []
 
     def records(self, path: Path) -> Iterator[_Record | list[int]]:
-        for number, line in enumerate(_read(path).splitlines(), start=1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                yield self._record(_object(line, where), where)
+        for number, record in json_lines(_read(path), str(path), f"a line is {FORMS}"):
+            yield self._record(record, f"{path}, line {number}")
 
     def _record(self, record: Mapping[str, Any], where: str) -> _Record | list[int]:
         keys = set(record)
@@ -240,21 +240,9 @@ def _size(path: Path) -> int:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return decode_text(path.read_bytes(), str(path))
     except OSError as error:
         raise unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise TextError(f"{path} is not UTF-8 text: {error}", "convert it: iconv -t UTF-8") from error
-
-
-def _object(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise TextError(f"{where} is not JSON: {error}", f"a line is {FORMS}") from error
-    if not isinstance(record, dict):
-        raise TextError(f"{where} is a {type(record).__name__}", f"a line is {FORMS}")
-    return record
 
 
 def _text(record: Mapping[str, Any], key: str, where: str) -> str:

@@ -27,7 +27,7 @@ from pigguf.checkpoint.adapter import WEIGHTS
 from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
 from pigguf.checkpoint.directory import read_json
 from pigguf.errors import MissingPackage, OutputError, RopeConflict, UnsupportedModel, UsageError
-from pigguf.files import atomic_directory, write_json
+from pigguf.files import atomic_directory, refuse_used, write_json
 from pigguf.finetuning.data import read_sequences
 from pigguf.finetuning.log import Listener
 from pigguf.finetuning.settings import FinetuneSettings
@@ -112,7 +112,7 @@ def finetune(
     target = Path(output)
     paths = [Path(path) for path in text]
     begin_from = None if adapter is None else Path(adapter)
-    _refuse_used(target)
+    refuse_used(target)  # at once, and not after hours
     with Checkpoint.open(source) as checkpoint:
         rope = extended_rope(checkpoint, settings.factor)
         spec = _refuse_what_convert_refuses(checkpoint, rope)
@@ -169,12 +169,6 @@ def _refuse_what_convert_refuses(checkpoint: Checkpoint, rope: RopeScaling) -> M
     spec = family.spec(checkpoint.config, rope)
     to_gguf(family, spec, checkpoint.tensors, str(checkpoint.path))
     return spec
-
-
-def _refuse_used(target: Path) -> None:
-    """At once, and not after hours: the result could not be written."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"{target} exists and is not an empty directory", "name a new one")
 
 
 def _refuse_another_adapter(adapter: Path, rope: RopeScaling, settings: FinetuneSettings) -> None:

@@ -23,6 +23,7 @@ from pigguf.checkpoint.adapter_config import _READ, _REFUSED, _SILENT
 from pigguf.errors import (
     CheckpointError,
     InvalidTensor,
+    MissingPackage,
     MissingTensor,
     PigError,
     UnmappedTensor,
@@ -340,7 +341,7 @@ def test_without_torch_a_bin_says_what_to_install(
 ) -> None:
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
-    error = refused(CheckpointError, ["adapter_model.bin", "torch"], base, adapter)
+    error = refused(MissingPackage, ["adapter_model.bin", "torch"], base, adapter)
     assert 'pip install "pigguf[torch]"' in (error.hint or "")
 
 

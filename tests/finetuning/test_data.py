@@ -12,7 +12,7 @@ import pytest
 from tiny import VOCAB_SIZE, edit_config, make_checkpoint
 from transformers import AutoTokenizer
 
-from pigguf.errors import PigError, ReadError, TextError
+from pigguf.errors import PigError, ReadError, TextError, UsageError
 from pigguf.finetuning.data import TrainingSequence, read_sequences
 from pigguf.tokenizer import Vocab, read_vocab
 
@@ -110,7 +110,7 @@ def test_records_are_packed_whole(read: Any) -> None:
         ("empty.txt", "", "0 tokens"),
         ("empty.jsonl", "\n\n", "0 tokens"),
         ("a.jsonl", "{not json\n", "line 1 is not JSON"),
-        ("a.jsonl", "\n[1]\n", "line 2 is a list"),
+        ("a.jsonl", "\n[1]\n", "line 2 is [1]"),
         ("a.jsonl", lines({"question": "x"}), "line 1: the keys are ['question']"),
         ("a.jsonl", lines({"prompt": "x", "completion": 7}), "completion is 7"),
         ("a.jsonl", lines({"text": ""}), "text is ''"),
@@ -142,8 +142,12 @@ def test_a_file_that_is_not_there_or_no_utf8(checkpoint: Path, vocab: Vocab, tmp
     with pytest.raises(ReadError, match=r"gone\.txt"):
         read_sequences([tmp_path / "gone.txt"], checkpoint, vocab, 16)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9" * 50)
-    with pytest.raises(TextError, match="not UTF-8"):
+    with pytest.raises(UsageError, match="not UTF-8"):
         read_sequences([tmp_path / "latin.txt"], checkpoint, vocab, 16)
+
+
+def test_a_line_separator_inside_a_string_ends_no_record(read: Any) -> None:
+    assert len(read("a.jsonl", '{"prompt": "a\u2028b\x85", "completion": "c"}\n', 64)) == 1
 
 
 def test_messages_need_a_chat_template(tmp_path: Path) -> None:
