@@ -1,6 +1,7 @@
 """The demo's main job: checkpoint and adapter in, a GGUF of 32768 tokens out, a document asked about.
 
-Run by scripts/demo, inside .venv. What an earlier run made in models/ is taken as it is.
+Run by scripts/demo, inside .venv. What an earlier run made in models/ is taken as it is; only a GGUF that is
+older than the adapter, as after a `git pull`, is made anew.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def main() -> None:
         if not (ROOT / CHECKPOINT).exists():
             say("A Hugging Face checkpoint, as a converter meets it, made of the model's GGUF:")
             pigguf("export", MODEL, CHECKPOINT)
-        if not (ROOT / GGUF).exists():
+        if is_older(ROOT / GGUF, ROOT / ADAPTER / "adapter_model.safetensors"):
             say("The checkpoint and the adapter that extends it to a GGUF, quantized in the same pass:")
             pigguf("convert", CHECKPOINT, "--adapter", ADAPTER, "--type", "Q4_K_M", "-o", GGUF)
         say("What is in it:")
@@ -38,6 +39,11 @@ def main() -> None:
         say(f"Now talk to it yourself: .venv/bin/pigguf chat {GGUF}")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def is_older(made: Path, source: Path) -> bool:
+    """Whether a file is missing, or older than what it was made of."""
+    return not made.exists() or made.stat().st_mtime < source.stat().st_mtime
 
 
 def say(text: str) -> None:
