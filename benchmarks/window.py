@@ -23,10 +23,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from peers import machine
 
+from pigguf.checkpoint.adapter import WEIGHTS
 from pigguf.evals.choice import MEASURES, paired
 from pigguf.evals.passkey import k_max
 
@@ -72,9 +74,9 @@ def main() -> None:
 
 def converted(options: argparse.Namespace, name: str, kind: str) -> Path:
     target: Path = options.work / f"{name}-{kind}.gguf"
-    weights = options.adapter / "adapter_model.safetensors"
-    if is_older(target, weights):
-        adapter = ("--adapter", options.adapter) if name == "adapter" else ()
+    extended = name == "adapter"
+    if is_older(target, options.adapter / WEIGHTS[0] if extended else options.base / "config.json"):
+        adapter = ("--adapter", options.adapter) if extended else ()
         pigguf("convert", options.base, *adapter, "--type", kind, "-o", target, "--json")
     return target
 
@@ -118,14 +120,9 @@ def passkeys(files: dict[str, Path], options: argparse.Namespace) -> None:
 
 def rates_of(found: list[Any]) -> dict[tuple[int, int], float]:
     """(where the key starts, its distance) -> the share of all trials that was right."""
-    cells: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for one in found:
-        for cell in one["cells"]:
-            cells.setdefault((cell["start"], cell["distance"]), []).append((cell["right"], cell["trials"]))
-    return {
-        place: sum(right for right, _ in counts) / sum(trials for _, trials in counts)
-        for place, counts in cells.items()
-    }
+    places = [(cell["start"], cell["distance"]) for cell in found[0]["cells"]]
+    rates = zip(*([cell["rate"] for cell in one["cells"]] for one in found), strict=True)
+    return dict(zip(places, map(fmean, rates), strict=True))
 
 
 def choices(files: dict[str, Path], options: argparse.Namespace) -> None:
