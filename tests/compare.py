@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from pigguf.engine import Context, ContextOptions, Model
 
@@ -44,13 +45,19 @@ def engine_logits(gguf: Path, tokens: Sequence[int]) -> Iterator[NDArray[np.floa
 
 def transformers_logits(checkpoint: Path, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    cache = None
+    cache = DynamicCache(config=model.config)
     for start in range(0, len(tokens), CHUNK):
-        ids = torch.tensor([list(tokens[start : start + CHUNK])])
-        with torch.no_grad():
-            output = model(ids, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        yield from output.logits[0].numpy()
+        yield from continued_logits(model, tokens[start : start + CHUNK], cache).numpy()
+
+
+@torch.no_grad()
+def continued_logits(model: Any, tokens: Sequence[int], cache: DynamicCache) -> torch.Tensor:
+    """transformers' logits, (n, vocab_size), of tokens behind those that a cache holds; it then holds both.
+
+    The cache goes in by its place: its keyword is `cache` since transformers 5.24, and was past_key_values.
+    """
+    logits: torch.Tensor = model(torch.tensor([list(tokens)]), None, None, cache, use_cache=True).logits[0]
+    return logits
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

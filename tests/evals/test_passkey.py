@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from compare import continued_logits
 from tiny import edit_config, make_checkpoint
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 import pigguf
 from pigguf.chat_format import ChatFormat
@@ -178,12 +179,10 @@ def in_transformers(checkpoint: Path) -> Any:
 def greedy(checkpoint: Path, prompt: Sequence[int], count: int) -> list[int]:
     """The likeliest tokens after a prompt."""
     model = in_transformers(checkpoint)
-    cache, ids, drawn = None, torch.tensor([list(prompt)]), []
-    with torch.no_grad():
-        for _ in range(count):
-            output = model(ids, past_key_values=cache, use_cache=True)
-            cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
-            drawn.append(int(ids))
+    cache, given, drawn = DynamicCache(config=model.config), prompt, []
+    for _ in range(count):
+        drawn.append(int(continued_logits(model, given, cache)[-1].argmax()))
+        given = drawn[-1:]
     return drawn
 
 
