@@ -14,7 +14,15 @@ import numpy as np
 import pytest
 
 from pigguf.errors import GGUFError, OutputError, PigError, UnsupportedModel
-from pigguf.gguf_file import PlannedTensor, TensorData, TensorType, file_bytes, read_header, write_gguf
+from pigguf.gguf_file import (
+    PlannedTensor,
+    TensorData,
+    TensorType,
+    file_bytes,
+    header_bytes,
+    read_header,
+    write_gguf,
+)
 from pigguf.metadata import Typed, array, boolean, f32, string, u32
 
 METADATA = {
@@ -85,6 +93,56 @@ def test_we_read_what_gguf_py_writes(tmp_path: Path) -> None:
     with TensorData(file) as data:
         np.testing.assert_array_equal(data.rows(file.tensors["a.weight"], 1, 3), packed[1:3])
         np.testing.assert_array_equal(data.rows(file.tensors["b.weight"], 0, 4).view(np.float32), values)
+
+
+@pytest.mark.parametrize("alignment", [32, 128])
+def test_a_header_is_what_gguf_py_writes_byte_for_byte(alignment: int, tmp_path: Path) -> None:
+    path = tmp_path / "peer.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_custom_alignment(alignment)
+    writer.add_string("general.name", "piglet 🐷")
+    writer.add_array("tokens", ["<s>", "猪"])
+    writer.add_array("numbers", [1, -2])
+    writer.add_bool("truth", True)
+    writer.add_float64("precise", 0.1)
+    packed = gguf.quants.quantize(np.ones((3, 64), np.float32), gguf.GGMLQuantizationType.Q4_0)
+    writer.add_tensor("a.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+    writer.add_tensor("b.weight", np.ones((2, 3, 5), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    file = read_header(path)
+    assert file.alignment == alignment
+    header = header_bytes(file.metadata, list(file.tensors.values()))
+    assert header == path.read_bytes()[: file.data_offset]
+
+
+def test_tensors_lie_as_the_files_own_alignment_says(tmp_path: Path) -> None:
+    path = tmp_path / "wide.gguf"
+    write_gguf(path, {**METADATA, "general.alignment": u32(256)}, small_tensors())
+    file = read_header(path)
+    assert all(tensor.offset % 256 == 0 for tensor in file.tensors.values())
+    with TensorData(file) as data:
+        for tensor in small_tensors():
+            stored = data.rows(file.tensors[tensor.name], 0, file.tensors[tensor.name].rows)
+            assert stored.tobytes() == tensor.encode(0, tensor.shape[0]).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [(u32(2**32), "odd.*u32"), (Typed("f32", 1e300), "odd.*f32"), (string("\ud800"), "odd")],
+)
+def test_a_value_that_its_type_cannot_hold_is_named(typed: Typed, words: str) -> None:
+    with pytest.raises(GGUFError, match=words) as raised:
+        header_bytes({"odd": typed}, [])
+    assert raised.value.hint
+
+
+def test_an_empty_array_is_kept(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "empty.gguf", {**METADATA, "none": array("str", ())}, [])
+    assert read_header(tmp_path / "empty.gguf").metadata["none"] == array("str", ())
 
 
 def test_round_trip_keeps_every_key_and_the_size(small_file: Path) -> None:

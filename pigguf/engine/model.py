@@ -198,7 +198,7 @@ class Model:
         on_gpu = 0 if vocab_only else _layers_on_gpu(gpu_layers, file, dimensions.layers)
         if not (vocab_only or on_gpu):
             _refuse_too_large(file)
-        mapped = use_mmap and (get(file.metadata, "general.alignment", int, DEFAULT_ALIGNMENT) or 0) >= 32
+        mapped = use_mmap and file.alignment >= DEFAULT_ALIGNMENT
         handle = _load(file, overrides, on_gpu, vocab_only=vocab_only, mapped=mapped, progress=progress)
         model = cls(handle, file, dimensions, positions, on_gpu, vocab_only=vocab_only)
         try:

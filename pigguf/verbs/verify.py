@@ -58,9 +58,8 @@ def verify_tokens(path: Path, encode: Callable[[str], list[int]], vocab: Vocab) 
 
 
 def _compare_keys(file: GGUFFile, metadata: Metadata) -> None:
-    expected = {key: typed for key, typed in metadata.items() if not (typed.is_array and not typed.value)}
-    for key in expected.keys() | file.metadata.keys():
-        wanted, got = expected.get(key), file.metadata.get(key)
+    for key in metadata.keys() | file.metadata.keys():
+        wanted, got = metadata.get(key), file.metadata.get(key)
         if wanted is None or got is None or not _same(wanted, got):
             raise VerificationFailed(
                 f"metadata key {key} reads back as {_brief(got)}, not {_brief(wanted)}", _HINT

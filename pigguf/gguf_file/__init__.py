@@ -1,0 +1,38 @@
+"""GGUF files: read a header and check it, read tensor rows, write files as streams, whole or in parts.
+
+The only importer of the `gguf` package, for its tables of types; reading and writing are our own.
+
+    layout   what a file is made of, and a header as a value
+    read     one file's header, tensor rows
+    join     read_header: the header of a model, from one file or all its parts
+    write    a header's bytes, files as streams
+"""
+
+from pigguf.gguf_file.join import read_header
+from pigguf.gguf_file.layout import (
+    DEFAULT_ALIGNMENT,
+    GGUFFile,
+    GGUFTensor,
+    TensorType,
+    block_elements,
+    row_bytes,
+)
+from pigguf.gguf_file.read import TensorData, read_part
+from pigguf.gguf_file.write import PlannedTensor, TensorInfo, file_bytes, header_bytes, write_gguf
+
+__all__ = [
+    "DEFAULT_ALIGNMENT",
+    "GGUFFile",
+    "GGUFTensor",
+    "PlannedTensor",
+    "TensorData",
+    "TensorInfo",
+    "TensorType",
+    "block_elements",
+    "file_bytes",
+    "header_bytes",
+    "read_header",
+    "read_part",
+    "row_bytes",
+    "write_gguf",
+]
