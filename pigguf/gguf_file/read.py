@@ -51,8 +51,6 @@ _LEAST_KEY = 8 + 1 + 4 + 1
 _LEAST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 
 _Listed = tuple[str, tuple[int, ...], TensorType, int]  # name, shape, type and offset as they stand
-    str, tuple[int, ...], TensorType, int
-]  # a tensor's name, shape, type and offset as they stand
 
 
 def read_part(path: str | os.PathLike[str]) -> GGUFFile:
