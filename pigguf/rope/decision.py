@@ -59,7 +59,18 @@ def read_rope(
         UnsupportedModel: a scheme for positions that cannot be written.
         CheckpointError: a key is missing, or holds something that it cannot.
     """
-    claims = gather(Config(config), Config(tokenizer_config, "tokenizer_config.json"), overrides, extended)
+    return decide(
+        gather(Config(config), Config(tokenizer_config, "tokenizer_config.json"), overrides, extended)
+    )
+
+
+def decide(claims: list[Claim]) -> RopeScaling:
+    """Decide from claims, wherever they come from: a checkpoint, or a GGUF that is to be repaired.
+
+    Raises:
+        RopeConflict: they contradict each other, or do not suffice to decide.
+        CheckpointError: none of them is a window.
+    """
     facts = weigh(claims)
     base = _decide_base(facts)
     factor = _decide_factor(facts)
