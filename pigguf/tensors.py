@@ -26,10 +26,11 @@ class TensorRef:
         name: its name in the world it comes from (checkpoint or GGUF).
         shape: dimensions, rows first as in numpy and torch: (n_out, n_in) for a matrix.
         dtype: how it is stored: "F32", "F16" or "BF16".
-        read: read(start, stop) -> rows [start, stop) along the first axis, as float32,
-            float16 or ml_dtypes.bfloat16 according to dtype; 1-D tensors count elements as rows.
-        row_group: slabs must begin and end at multiples of this many rows (a head's rows
-            belong together where rows are permuted).
+        read: read(start, stop) -> rows [start, stop), as float32, float16 or ml_dtypes.bfloat16 according
+            to dtype. The last axis is a row, and all before it are counted through; 1-D tensors count
+            elements as rows.
+        row_group: slabs must begin and end at multiples of this many rows (a matrix that is kept the
+            other way round is read whole).
     """
 
     name: str
@@ -40,12 +41,12 @@ class TensorRef:
 
     @property
     def rows(self) -> int:
-        return self.shape[0]
+        return self.shape[0] if len(self.shape) == 1 else int(np.prod(self.shape[:-1], dtype=np.int64))
 
     @property
     def row_elements(self) -> int:
-        """Elements of one step along the first axis."""
-        return int(np.prod(self.shape[1:], dtype=np.int64))
+        """Elements of a row."""
+        return 1 if len(self.shape) == 1 else self.shape[-1]
 
     @property
     def elements(self) -> int:

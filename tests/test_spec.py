@@ -23,11 +23,9 @@ SPEC = ModelSpec(
     heads=9,
     kv_heads=3,
     head_dim=64,
+    rotary_dim=64,
     vocab_size=49152,
     norm_epsilon=1e-5,
-    tied_embeddings=True,
-    attention_bias=False,
-    mlp_bias=False,
     rope=RopeScaling("linear", 4.0, 100000.0, 8192, 32768),
 )
 
@@ -51,7 +49,7 @@ def test_a_spec_as_gguf_keys() -> None:
 
 
 def test_a_head_of_its_own_width_is_said() -> None:
-    keys = replace(SPEC, head_dim=128).metadata()
+    keys = replace(SPEC, head_dim=128, rotary_dim=128).metadata()
     assert keys["llama.attention.key_length"] == u32(128)
     assert keys["llama.attention.value_length"] == u32(128)
     assert keys["llama.rope.dimension_count"] == u32(128)

@@ -1,6 +1,8 @@
 """Model families: config.json and tensor names of transformers <-> keys and names of GGUF.
 
-    family.py     Family: a table of tensors, and what is refused; ModelSpec <-> config and metadata
+    table.py      what a family's table of tensors is written in: rules, sizes, orders of rows
+    keys.py       the same for config keys: flags, numbers, how much of a head is rotated
+    family.py     Family: the table, and what is refused; ModelSpec <-> config and metadata
     rename.py     to_gguf and to_hf: the table applied, in either direction
     llama.py ...  one family each, as data
 
@@ -14,9 +16,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pigguf.arch.family import Family
+from pigguf.arch.gpt2 import GPT2
 from pigguf.arch.llama import LLAMA
 from pigguf.arch.mistral import MISTRAL
 from pigguf.arch.qwen2 import QWEN2
+from pigguf.arch.qwen3 import QWEN3
 from pigguf.arch.rename import to_gguf, to_hf
 from pigguf.config import Config, as_json
 from pigguf.errors import CheckpointError, UnsupportedModel
@@ -24,7 +28,7 @@ from pigguf.errors import CheckpointError, UnsupportedModel
 __all__ = ["FAMILIES", "Family", "family_of", "find_family", "to_gguf", "to_hf"]
 
 # Of families with one GGUF architecture the first is what an export makes.
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2)
+FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
 
 
 def find_family(config: Mapping[str, Any]) -> Family:

@@ -1,11 +1,10 @@
 """Family: what one kind of model has, as data, and its two descriptions, config.json and GGUF keys.
 
-The table of tensors is read both ways. A config that asks for what llama.cpp's graph of the family
-does not compute is refused with its key and value (llama.cpp src/models/*.cpp; transformers'
-configuration_*.py for keys and defaults). `pretraining_tp` is not among them: it cuts matrix
-products in pieces and leaves their sum as it was.
+A config that asks for what llama.cpp's graph of the family does not compute is refused with its key and
+value (llama.cpp src/models/*.cpp; transformers' configuration_*.py for keys and defaults).
+`pretraining_tp` is not among them: it cuts matrix products in pieces and leaves their sum as it was.
 
-Left out: applying the table to tensors (rename.py).
+Left out: the tables' vocabulary (table.py), applying them to tensors (rename.py).
 """
 
 from __future__ import annotations
@@ -15,70 +14,51 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from pigguf.arch.keys import WHOLE_HEAD, Flag, KeyRule, WholeHead, no_window
+from pigguf.arch.table import EXPERT, SIZES, Piece, TensorRule
 from pigguf.config import Config, as_json
 from pigguf.errors import CheckpointError, GGUFError, UnsupportedModel
-from pigguf.metadata import ANOTHER_MAKE, Metadata, elements, get, need, shortest_f32
-from pigguf.rope import RopeScaling, rope_from_metadata
-from pigguf.spec import ModelSpec
+from pigguf.metadata import ANOTHER_MAKE, Metadata, elements, get, need, shortest_f32, u32
+from pigguf.rope import RopeOverrides, RopeScaling, read_alibi, read_learned, read_rope, rope_from_metadata
+from pigguf.rope.tables import alibi_from_metadata, learned_from_metadata
+from pigguf.spec import EPSILON_KEYS, UNTIED, ModelSpec, Norm
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS, above which llama.cpp aborts
-DEFAULT_EPSILON = 1e-6  # transformers' rms_norm_eps where config.json has none
-
-# Sizes of tensors, by the config keys that give them (as messages name them).
-VOCAB = "vocab_size"
-WIDTH = "hidden_size"
-INNER = "intermediate_size"
-QUERIES = "num_attention_heads x head_dim"
-KEYS = "num_key_value_heads x head_dim"
-SIZES: dict[str, Callable[[ModelSpec], int]] = {
-    VOCAB: lambda spec: spec.vocab_size,
-    WIDTH: lambda spec: spec.embedding_length,
-    INNER: lambda spec: spec.feed_forward_length,
-    QUERIES: lambda spec: spec.heads * spec.head_dim,
-    KEYS: lambda spec: spec.kv_heads * spec.head_dim,
-}
-
-When = Literal["always", "attention_bias", "mlp_bias", "untied"]
-Policy = bool | Literal["config"]  # so it is in all models of the family, or as the config says
+CLASS_KEY = "pigguf.hf_class"  # of families that run on another's graph: what an export makes
 
 NOT_COMPUTED = "llama.cpp's graph of this family would compute something else"
 UNQUANTIZED = "give the checkpoint as it was before it was quantized"
+
+Allowed = tuple[tuple[Any, ...], str]
 # Keys that must have one of these values, be null or be absent; with what they ask for otherwise.
-ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+ONLY: dict[str, Allowed] = {
     "hidden_act": (("silu", "swish"), "another activation than SiLU"),
     "is_causal": ((True,), "attention that is not causal"),
-    "partial_rotary_factor": ((1,), "heads that are rotated in part"),
     "num_local_experts": ((0,), "a mixture of experts"),
     "num_experts": ((0,), "a mixture of experts"),
     "quantization_config": ((), "weights that are quantized already"),
     "compression_config": ((), "weights that are quantized already"),
 }
 
+# What a config says of the output matrix, for families that do not tie it by default, and that do.
+TIED: dict[str, Flag] = {UNTIED: Flag("tie_word_embeddings", default=False, inverted=True)}
+TIED_BY_DEFAULT: dict[str, Flag] = {UNTIED: Flag("tie_word_embeddings", default=True, inverted=True)}
 
-@dataclass(frozen=True)
-class TensorRule:
-    """One row of a family's table: a tensor of the model, or one of every layer ("{}" in its names).
-
-    Attributes:
-        hf, gguf: its name in a checkpoint and in a GGUF.
-        shape: keys of SIZES, rows first.
-        when: which models have it.
-        rotary: its rows are a query's or key's heads, which the two sides order differently.
-    """
-
-    hf: str
-    gguf: str
-    shape: tuple[str, ...]
-    when: When = "always"
-    rotary: bool = False
+Positions = Literal["rope", "learned", "alibi"]
 
 
 class NamedShape(NamedTuple):
-    """A rule applied to a model: both names in full, and the shape in numbers."""
+    """A tensor of a model: its full name and its shape, on one side."""
 
-    hf: str
-    gguf: str
+    name: str
     shape: tuple[int, ...]
+
+
+class NamedRule(NamedTuple):
+    """A rule applied to a model: the tensors of both sides, in numbers."""
+
+    hf: tuple[NamedShape, ...]
+    gguf: tuple[NamedShape, ...]
     rule: TensorRule
 
 
@@ -92,9 +72,24 @@ class Family:
         model_type: transformers' other name of it.
         tensors: the table, in the order of the file.
         dropped: pattern of checkpoint tensors that are not weights, to be left out.
-        attention_bias, mlp_bias: whether projections have biases, or the config's key says so.
+        renamed: patterns of other names of tensors in checkpoints, with the table's in their place.
+        names: this family's config keys, by those of Llama that mean the same (NAMES).
+        defaults: transformers' values of keys that a config may leave out, by Llama's names.
+        feed_forward: from the embedding length, where a config does not give it.
+        kv_heads: from the config and the heads, where it is not num_key_value_heads.
+        norm: which norms.
+        epsilon: the config's key for what they add, and transformers' default.
+        parts: its optional parts, and what a config says of them.
+        keys: keys of its own, in the config and in the GGUF.
+        only: keys that may have but these values, beyond ONLY; None takes all values.
+        positions: a rotation, a table of learned positions, or distances (ALiBi).
+        rotary: how much of a head is rotated.
+        local_base: the sliding layers may be rotated with another base.
         free_head_dim: heads may be of another width than embedding length / heads.
         sliding_window: the window beyond which the config's attention does not look, or None.
+        slides: the graph has that window itself.
+        check: refuses what else its graph does not compute.
+        folded: the family runs on another family's graph (the file says which it was: CLASS_KEY).
         export: config keys that an export needs beyond the common ones.
     """
 
@@ -102,37 +97,92 @@ class Family:
     classes: tuple[str, ...]
     model_type: str
     tensors: tuple[TensorRule, ...]
-    dropped: str
-    attention_bias: Policy
-    mlp_bias: Policy
-    free_head_dim: bool
-    sliding_window: Callable[[Config], int | None]
+    dropped: str = ""
+    renamed: tuple[tuple[str, str], ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    feed_forward: Callable[[int], int] | None = None
+    kv_heads: Callable[[Config, int], int] | None = None
+    norm: Norm = "rms"
+    epsilon: tuple[str, float] = ("rms_norm_eps", 1e-6)
+    parts: Mapping[str, Flag] = field(default_factory=lambda: TIED)
+    keys: tuple[KeyRule, ...] = ()
+    only: Mapping[str, Allowed | None] = field(default_factory=dict)
+    positions: Positions = "rope"
+    rotary: WholeHead = WHOLE_HEAD
+    local_base: bool = False
+    free_head_dim: bool = False
+    sliding_window: Callable[[Config], int | None] = no_window
+    slides: bool = False
+    check: Callable[[Config, ModelSpec], None] | None = None
+    folded: bool = False
     export: Mapping[str, Any] = field(default_factory=dict)
+
+    # --- the table
+
+    @property
+    def embedding(self) -> str:
+        """The embedding's name in a checkpoint."""
+        return self._hf_name("token_embd.weight")
+
+    @property
+    def output(self) -> str:
+        """The output matrix's name in a checkpoint; the embedding's where there is never one."""
+        return self._hf_name("output.weight") or self.embedding
+
+    def _hf_name(self, gguf: str) -> str:
+        rules = (rule for rule in self.tensors if rule.gguf[0].name == gguf and rule.hf)
+        return next((rule.hf[0].name for rule in rules), "")
 
     def drops(self, name: str) -> bool:
         """Whether a checkpoint's tensor is none of the model's weights."""
         return re.fullmatch(self.dropped, name) is not None
 
-    def shapes(self, spec: ModelSpec) -> Iterator[NamedShape]:
+    def canonical(self, name: str) -> str:
+        """A checkpoint's tensor name as the table has it."""
+        for pattern, replacement in self.renamed:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def rules(self, spec: ModelSpec) -> Iterator[NamedRule]:
         """Every tensor the model must have, in the order of the file."""
-        present = {
-            "always": True,
-            "attention_bias": spec.attention_bias,
-            "mlp_bias": spec.mlp_bias,
-            "untied": not spec.tied_embeddings,
-        }
-        rules = [rule for rule in self.tensors if present[rule.when]]
-        first = next(index for index, rule in enumerate(rules) if "{}" in rule.gguf)
-        of_layer = [rule for rule in rules if "{}" in rule.gguf]
+        rules = [rule for rule in self.tensors if spec.has(rule.when)]
+        first = next(index for index, rule in enumerate(rules) if rule.of_layer)
+        of_layer = [rule for rule in rules if rule.of_layer]
         for rule in rules[:first]:
             yield _named(rule, spec)
         for layer in range(spec.layers):
             for rule in of_layer:
                 yield _named(rule, spec, layer)
-        for rule in rules[first + len(of_layer) :]:
-            yield _named(rule, spec)
+        for rule in rules[first:]:
+            if not rule.of_layer:
+                yield _named(rule, spec)
 
     # --- config.json
+
+    def read_positions(
+        self,
+        config: Mapping[str, Any],
+        tokenizer_config: Mapping[str, Any],
+        overrides: RopeOverrides | None = None,
+        extended: Config | None = None,
+    ) -> RopeScaling:
+        """How a checkpoint's positions work, from all that it says and what the user says.
+
+        Args and raises as pigguf.rope.read_rope has them.
+        """
+        overrides = overrides or RopeOverrides()
+        keys = self._as_llama(config)
+        if self.positions == "learned":
+            return read_learned(keys, overrides)
+        if self.positions == "alibi":
+            return read_alibi(keys, overrides)
+        return read_rope(keys, tokenizer_config, overrides, extended)
+
+    def _as_llama(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config with Llama's names for what this family calls otherwise, and the defaults in place."""
+        own = {ours: config[theirs] for ours, theirs in self.names.items() if config.get(theirs) is not None}
+        return {**self.defaults, **{key: value for key, value in config.items() if value is not None}, **own}
 
     def spec(self, config: Mapping[str, Any], rope: RopeScaling) -> ModelSpec:
         """The shape that a config.json gives, with positions as decided.
@@ -142,58 +192,98 @@ class Family:
             UnsupportedModel: the config asks for what llama.cpp's graph of the family does not do.
         """
         keys = Config(config)
-        _refuse_features(keys)
-        self._refuse_sliding_window(keys, rope.context_length)
-        width, heads = keys.require("hidden_size", int), keys.require("num_attention_heads", int)
+        self._refuse_features(keys)
+        width, heads = self._number(keys, "hidden_size"), self._number(keys, "num_attention_heads")
         if width % heads and "head_dim" not in keys:
-            raise keys.invalid("hidden_size", f"a multiple of num_attention_heads = {heads}")
+            raise keys.invalid(self._name("hidden_size"), f"a multiple of num_attention_heads = {heads}")
+        head_dim = self._number(keys, "head_dim", width // heads)
+        inner = self.feed_forward(width) if self.feed_forward else None
+        experts = [rule for rule in self.keys if rule.gguf == "expert_count"]
         spec = ModelSpec(
             architecture=self.architecture,
             hf_class=self.classes[0],
-            layers=keys.require("num_hidden_layers", int),
+            layers=self._number(keys, "num_hidden_layers"),
             embedding_length=width,
-            feed_forward_length=keys.require("intermediate_size", int),
+            feed_forward_length=self._number(keys, "intermediate_size", inner),
             heads=heads,
-            kv_heads=keys.optional("num_key_value_heads", int, heads),
-            head_dim=keys.optional("head_dim", int, width // heads),
-            vocab_size=keys.require("vocab_size", int),
-            norm_epsilon=keys.optional("rms_norm_eps", float, DEFAULT_EPSILON),
-            tied_embeddings=keys.optional("tie_word_embeddings", bool, False),
-            attention_bias=self._bias(keys, "attention_bias", self.attention_bias),
-            mlp_bias=self._bias(keys, "mlp_bias", self.mlp_bias),
+            kv_heads=self.kv_heads(keys, heads)
+            if self.kv_heads
+            else self._number(keys, "num_key_value_heads", heads),
+            head_dim=head_dim,
+            rotary_dim=self.rotary.read(keys, head_dim) if self.positions == "rope" else 0,
+            vocab_size=self._number(keys, "vocab_size"),
+            norm_epsilon=keys.optional(self.epsilon[0], float, self.epsilon[1]),
             rope=rope,
+            norm=self.norm,
+            parts=frozenset(part for part, flag in self.parts.items() if flag.read(keys)),
+            experts=next((typed.value for rule in experts if (typed := rule.read(keys)) is not None), 0),
+            parameters={**self._own_keys(keys), **self._sliding(keys, rope.context_length)},
         )
         self._check(spec, "config.json: ", CheckpointError)
+        if self.check is not None:
+            self.check(keys, spec)
         return spec
 
     def config(self, spec: ModelSpec) -> dict[str, Any]:
         """The config.json of an export, whose weights are bfloat16; token ids are the tokenizer's to add."""
-        keys = {
-            "architectures": [self.classes[0]],
-            "model_type": self.model_type,
+        llamas = {
             "vocab_size": spec.vocab_size,
             "hidden_size": spec.embedding_length,
             "intermediate_size": spec.feed_forward_length,
             "num_hidden_layers": spec.layers,
             "num_attention_heads": spec.heads,
-            "num_key_value_heads": spec.kv_heads,
-            "hidden_act": "silu",
-            "rms_norm_eps": shortest_f32(spec.norm_epsilon),
-            "tie_word_embeddings": spec.tied_embeddings,
-            "torch_dtype": "bfloat16",
         }
+        if self.kv_heads is None:
+            llamas["num_key_value_heads"] = spec.kv_heads
         if spec.head_dim * spec.heads != spec.embedding_length:
-            keys["head_dim"] = spec.head_dim
-        if self.attention_bias == "config":
-            keys["attention_bias"] = spec.attention_bias
-        if self.mlp_bias == "config":
-            keys["mlp_bias"] = spec.mlp_bias
-        return {**keys, **spec.rope.config(), **self.export}
+            llamas["head_dim"] = spec.head_dim
+        if spec.head_dim != self.defaults.get("head_dim", spec.head_dim):
+            llamas["head_dim"] = spec.head_dim
+        keys = {self._name(key): value for key, value in {**llamas, **spec.rope.config()}.items()}
+        for rule in self.keys:
+            if rule.gguf in spec.parameters:
+                rule.write(keys, spec.parameters[rule.gguf].value)
+            elif rule.gguf == "expert_count":
+                rule.write(keys, spec.experts)
+        for part, flag in self.parts.items():
+            flag.write(keys, spec.has(part))
+        return {
+            "architectures": [self.classes[0]],
+            "model_type": self.model_type,
+            **keys,
+            self.epsilon[0]: shortest_f32(spec.norm_epsilon),
+            **self.rotary.config(spec.rotary_dim, spec.head_dim),
+            **self._sliding_config(spec),
+            "torch_dtype": "bfloat16",
+            **self.export,
+        }
 
-    def _bias(self, keys: Config, key: str, policy: Policy) -> bool:
-        return keys.optional(key, bool, False) if policy == "config" else policy
+    def _name(self, key: str) -> str:
+        return self.names.get(key, key)
 
-    def _refuse_sliding_window(self, keys: Config, context: int) -> None:
+    def _number(self, keys: Config, key: str, default: int | None = None) -> int:
+        name = self._name(key)
+        default = self.defaults.get(key) if default is None else self.defaults.get(key, default)
+        return keys.require(name, int) if default is None else keys.optional(name, int, default)
+
+    def _own_keys(self, keys: Config) -> dict[str, Any]:
+        read = {rule.gguf: rule.read(keys) for rule in self.keys if rule.gguf != "expert_count"}
+        return {key: typed for key, typed in read.items() if typed is not None}
+
+    def _refuse_features(self, keys: Config) -> None:
+        allowed_by_key = {**ONLY, **self.only}
+        for section in (keys, keys.section("rope_scaling"), keys.section("rope_parameters")):
+            for key, allowed in allowed_by_key.items():
+                if section is None or allowed is None or key not in section:
+                    continue
+                values, what = allowed
+                if section.values[key] not in values:
+                    raise UnsupportedModel(
+                        f"{section.says(key)} asks for {what}", NOT_COMPUTED if values else UNQUANTIZED
+                    )
+
+    def _sliding(self, keys: Config, context: int) -> dict[str, Any]:
+        """The key of the sliding window; where the graph has none, the window must hold the whole context."""
         window = self.sliding_window(keys)
         kinds = ("full_attention",) if window is None else ("full_attention", "sliding_attention")
         for kind in keys.values.get("layer_types") or ():
@@ -201,12 +291,19 @@ class Family:
                 raise UnsupportedModel(
                     f"config.json: layer_types has {as_json(kind)}, not {kinds[0]}", NOT_COMPUTED
                 )
+        if window is not None and self.slides:
+            return {"attention.sliding_window": u32(window)}
         if window is not None and window < context:
             raise UnsupportedModel(
                 f"config.json: sliding_window = {window} is below the context length {context}, and "
                 f"llama.cpp's {self.architecture} graph always attends to everything",
                 f"--context {window} converts the part in which both are the same",
             )
+        return {}
+
+    def _sliding_config(self, spec: ModelSpec) -> dict[str, Any]:
+        window = spec.parameters.get("attention.sliding_window")
+        return {} if window is None else {"sliding_window": window.value}
 
     # --- GGUF keys
 
@@ -215,8 +312,8 @@ class Family:
 
         Args:
             metadata: the file's keys.
-            tensors: the names of its tensors, which alone say whether embeddings are tied and which
-                projections have a bias; without them: tied, no bias (to_hf refuses what it is not).
+            tensors: the names of its tensors, which alone say which optional parts there are; without
+                them there are none (to_hf refuses what it is not).
 
         Raises:
             GGUFError: a key is missing, of the wrong type, or does not fit another.
@@ -230,15 +327,15 @@ class Family:
                 raise GGUFError(f"metadata key {name} is {value}", ANOTHER_MAKE)
             return value
 
-        _refuse_gguf_features(metadata, self.architecture)
+        own = self._own_metadata(metadata)
+        self._refuse_gguf_features(metadata)
         width, heads = number("embedding_length"), number("attention.head_count")
         head_dim = number("attention.key_length", width // heads)
-        for key in ("attention.value_length", "rope.dimension_count"):
-            if number(key, head_dim) != head_dim:
-                raise UnsupportedModel(
-                    f"metadata key {self.architecture}.{key} is {number(key)}, not the key length {head_dim}",
-                    NOT_COMPUTED,
-                )
+        if number("attention.value_length", head_dim) != head_dim:
+            raise self._differs("attention.value_length", number("attention.value_length"), head_dim)
+        rotary_dim = number("rope.dimension_count", head_dim) if self.positions == "rope" else 0
+        if rotary_dim != head_dim and self.rotary == WHOLE_HEAD and self.positions == "rope":
+            raise self._differs("rope.dimension_count", rotary_dim, head_dim)
         tokens = elements(metadata, "tokenizer.ggml.tokens")  # llama.cpp takes its length, not vocab_size
         spec = ModelSpec(
             architecture=self.architecture,
@@ -249,20 +346,57 @@ class Family:
             heads=heads,
             kv_heads=number("attention.head_count_kv", heads),
             head_dim=head_dim,
+            rotary_dim=rotary_dim,
             vocab_size=number("vocab_size") if tokens is None else len(tokens),
-            norm_epsilon=need(metadata, f"{self.architecture}.attention.layer_norm_rms_epsilon", float),
-            tied_embeddings=not self._has(tensors, "untied", "config"),
-            attention_bias=self._has(tensors, "attention_bias", self.attention_bias),
-            mlp_bias=self._has(tensors, "mlp_bias", self.mlp_bias),
-            rope=rope_from_metadata(metadata, self.architecture),
+            norm_epsilon=need(metadata, f"{self.architecture}.{EPSILON_KEYS[self.norm]}", float),
+            rope=self._positions_from_metadata(metadata),
+            norm=self.norm,
+            parts=frozenset(part for part in self.parts if self._has(part, tensors)),
+            experts=get(metadata, f"{self.architecture}.expert_count", int, 0) or 0,
+            parameters=own,
         )
         self._check(spec, f"metadata of {self.architecture}: ", GGUFError)
         return spec
 
-    def _has(self, tensors: Container[str], when: When, policy: Policy) -> bool:
-        if policy != "config":
-            return policy
-        return any(rule.gguf.format(0) in tensors for rule in self.tensors if rule.when == when)
+    def _positions_from_metadata(self, metadata: Metadata) -> RopeScaling:
+        if self.positions == "learned":
+            return learned_from_metadata(metadata, self.architecture)
+        if self.positions == "alibi":
+            return alibi_from_metadata(metadata, self.architecture)
+        return rope_from_metadata(metadata, self.architecture)
+
+    def _own_metadata(self, metadata: Metadata) -> dict[str, Any]:
+        names = [rule.gguf for rule in self.keys if rule.gguf != "expert_count"]
+        names += ["attention.sliding_window"] if self.slides else []
+        own = {name: metadata.get(f"{self.architecture}.{name}") for name in names}
+        return {name: typed for name, typed in own.items() if typed is not None}
+
+    def _has(self, part: str, tensors: Container[str]) -> bool:
+        """Whether a GGUF has an optional part: one of the tensors that only models with it have."""
+        with_it = [rule for rule in self.tensors if rule.when == part]
+        without = [rule for rule in self.tensors if rule.when == f"!{part}"]
+        if not with_it:
+            return not any(_first(rule) in tensors for rule in without)
+        names = {_first(rule) for rule in with_it} - {_first(rule) for rule in without}
+        return any(name in tensors for name in names)
+
+    def _differs(self, key: str, value: int, head_dim: int) -> UnsupportedModel:
+        return UnsupportedModel(
+            f"metadata key {self.architecture}.{key} is {value}, not the key length {head_dim}", NOT_COMPUTED
+        )
+
+    def _refuse_gguf_features(self, metadata: Metadata) -> None:
+        experts = f"{self.architecture}.expert_count"
+        known = any(rule.gguf == "expert_count" for rule in self.keys)
+        if get(metadata, experts, int, 0) and not known:
+            raise UnsupportedModel(
+                f"metadata key {experts} is {metadata[experts].value}: a mixture of experts", NOT_COMPUTED
+            )
+        causal = f"{self.architecture}.attention.causal"
+        if get(metadata, causal, bool, True) is False:
+            raise UnsupportedModel(
+                f"metadata key {causal} is false: attention that is not causal", NOT_COMPUTED
+            )
 
     def _check(self, spec: ModelSpec, where: str, error: type[CheckpointError | GGUFError]) -> None:
         """Refuse numbers that do not fit each other, on which llama.cpp would abort."""
@@ -273,39 +407,37 @@ class Family:
             raise error(
                 f"{where}{spec.heads} heads cannot share {spec.kv_heads} key-value heads evenly", hint
             )
-        if spec.head_dim % 2:
-            raise error(f"{where}heads of width {spec.head_dim} cannot be rotated in pairs", hint)
+        if self.positions == "rope" and (spec.rotary_dim % 2 or not 0 < spec.rotary_dim <= spec.head_dim):
+            raise error(
+                f"{where}{spec.rotary_dim} of a head's {spec.head_dim} dimensions cannot be rotated in pairs",
+                hint,
+            )
         if spec.norm_epsilon < 0:
-            raise error(f"{where}rms_norm_eps is {spec.norm_epsilon}, not a small positive number", hint)
+            raise error(f"{where}{self.epsilon[0]} is {spec.norm_epsilon}, not a small positive number", hint)
         if spec.head_dim * spec.heads != spec.embedding_length and not self.free_head_dim:
             raise UnsupportedModel(
                 f"{where}{spec.heads} heads of width {spec.head_dim} are not the embedding length "
                 f"{spec.embedding_length}, as llama.cpp's {self.architecture} graph wants",
                 NOT_COMPUTED,
             )
+        if spec.rope.local_base is not None and not self.local_base:
+            raise UnsupportedModel(
+                f"{where}a base of its own for sliding layers, {spec.rope.local_base:g}", NOT_COMPUTED
+            )
 
 
-def _named(rule: TensorRule, spec: ModelSpec, layer: int = 0) -> NamedShape:
-    shape = tuple(SIZES[size](spec) for size in rule.shape)
-    return NamedShape(rule.hf.format(layer), rule.gguf.format(layer), shape, rule)
+def _first(rule: TensorRule) -> str:
+    return rule.gguf[0].name.format(0)
 
 
-def _refuse_features(keys: Config) -> None:
-    sections = [keys, keys.section("rope_scaling"), keys.section("rope_parameters")]
-    for section in sections:
-        for key, (allowed, what) in ONLY.items():
-            if section is not None and key in section and section.values[key] not in allowed:
-                raise UnsupportedModel(
-                    f"{section.says(key)} asks for {what}", NOT_COMPUTED if allowed else UNQUANTIZED
-                )
+def _named(rule: TensorRule, spec: ModelSpec, layer: int = 0) -> NamedRule:
+    hf = tuple(shape for piece in rule.hf for shape in _spelled(piece, spec, layer))
+    gguf = tuple(shape for piece in rule.gguf for shape in _spelled(piece, spec, layer))
+    return NamedRule(hf, gguf, rule)
 
 
-def _refuse_gguf_features(metadata: Metadata, architecture: str) -> None:
-    experts = f"{architecture}.expert_count"
-    if get(metadata, experts, int, 0):
-        raise UnsupportedModel(
-            f"metadata key {experts} is {metadata[experts].value}: a mixture of experts", NOT_COMPUTED
-        )
-    causal = f"{architecture}.attention.causal"
-    if get(metadata, causal, bool, True) is False:
-        raise UnsupportedModel(f"metadata key {causal} is false: attention that is not causal", NOT_COMPUTED)
+def _spelled(piece: Piece, spec: ModelSpec, layer: int) -> Iterator[NamedShape]:
+    """The tensor, or one for each expert where its name says so."""
+    shape = tuple(SIZES[size](spec) for size in piece.shape)
+    for expert in range(spec.experts if EXPERT in piece.name else 1):
+        yield NamedShape(piece.name.format(layer, expert=expert), shape)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pigguf.arch.llama import LLAMA
+from pigguf.arch.family import TIED
+from pigguf.arch.llama import ATTENTION_BIAS, LLAMA, MLP_BIAS
 from pigguf.config import Config
 
 DEFAULT_WINDOW = 4096
@@ -24,8 +25,8 @@ MISTRAL = replace(
     LLAMA,
     classes=("MistralForCausalLM",),
     model_type="mistral",
-    attention_bias=False,
-    mlp_bias=False,
+    tensors=tuple(rule for rule in LLAMA.tensors if rule.when not in (ATTENTION_BIAS, MLP_BIAS)),
+    parts=TIED,
     sliding_window=_window,
     export={"sliding_window": None},
 )

@@ -18,7 +18,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from pigguf.arch.rename import EMBEDDING, OUTPUT, refuse_unequal_output
+from pigguf.arch import find_family
+from pigguf.arch.rename import refuse_unequal_output
 from pigguf.checkpoint.adapter import Adapter, Change, LowRank
 from pigguf.checkpoint.directory import Checkpoint
 from pigguf.config import Config
@@ -82,11 +83,12 @@ def _refuse_another_model(checkpoint: Checkpoint, adapter: Adapter) -> None:
 
 def _part_tied(tensors: dict[str, TensorRef], changes: dict[str, Change], checkpoint: Checkpoint) -> None:
     """Give the output matrix a tensor of its own where an adapter changes it and the embedding apart."""
-    if EMBEDDING not in tensors:
+    family = find_family(checkpoint.config)
+    if family.embedding not in tensors:
         return
-    if OUTPUT in tensors:
-        refuse_unequal_output(tensors[EMBEDDING], tensors.pop(OUTPUT), str(checkpoint.path))
-    embedding, output = changes.pop(EMBEDDING, Change()), changes.pop(OUTPUT, Change())
+    if family.output in tensors:
+        refuse_unequal_output(tensors[family.embedding], tensors.pop(family.output), str(checkpoint.path))
+    embedding, output = changes.pop(family.embedding, Change()), changes.pop(family.output, Change())
     bases = [change.base for change in (embedding, output) if change.base is not None]
     if len(bases) == 2 and not bases[0].equals(bases[1]):
         raise InvalidTensor(
@@ -96,11 +98,11 @@ def _part_tied(tensors: dict[str, TensorRef], changes: dict[str, Change], checkp
     shared = bases[0] if bases else None
     embedding, output = replace(embedding, base=shared), replace(output, base=shared)
     if embedding != Change():
-        changes[EMBEDDING] = embedding
+        changes[family.embedding] = embedding
     if not _alike(embedding, output):
-        tensors[OUTPUT] = replace(tensors[EMBEDDING], name=OUTPUT)
+        tensors[family.output] = replace(tensors[family.embedding], name=family.output)
         if output != Change():
-            changes[OUTPUT] = output
+            changes[family.output] = output
 
 
 def _alike(embedding: Change, output: Change) -> bool:

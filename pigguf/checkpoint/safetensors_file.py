@@ -115,7 +115,7 @@ class SafetensorsFile:
 
     def _promise(self, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> TensorRef:
         element_bytes, numpy_dtype = _DTYPES[dtype]
-        row_shape = shape[1:]
+        row_shape = shape[-1:] if len(shape) > 1 else ()
         row_bytes = element_bytes * int(np.prod(row_shape, dtype=np.int64))
 
         def read(start: int, stop: int) -> Array:

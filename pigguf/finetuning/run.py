@@ -32,7 +32,7 @@ from pigguf.finetuning.data import read_sequences
 from pigguf.finetuning.log import Listener
 from pigguf.finetuning.settings import FinetuneSettings
 from pigguf.progress import SILENT, Progress
-from pigguf.rope import RopeScaling, read_rope
+from pigguf.rope import RopeScaling
 from pigguf.spec import ModelSpec
 from pigguf.tokenizer import read_vocab
 from pigguf.tokenizer.files import NAMES
@@ -85,18 +85,18 @@ def finetune(
     the log (log.jsonl), and is removed when the result stands.
 
     Args:
-        source: a checkpoint directory of a family that convert knows.
+        source: a checkpoint of a family that convert knows, in a directory or on a hub, as convert takes it.
         text: files of prose (*.txt) and of records (*.jsonl; finetuning/data.py tells their forms).
         output: the directory to make; it must not exist, or be empty.
         settings: how.
         adapter: a LoRA adapter that an earlier fine-tuning with the same rank, alpha and extras made: this
             one begins from it, with an optimizer and a schedule of its own.
-        progress: told of the steps.
+        progress: told of the bytes fetched and of the steps.
         listen: told of each step's loss.
 
     Raises:
         MissingPackage: the extra pigguf[finetune] is not installed.
-        CheckpointError, TokenizerError, UnsupportedModel, RopeConflict: as convert does.
+        CheckpointError, HubError, TokenizerError, UnsupportedModel, RopeConflict: as convert does.
         TextError: the text is not what it should be, or too short.
         UsageError: settings that do not fit the model, or an unfinished run of other settings.
         TrainingError: the loss is no number; the last good state is kept.
@@ -111,9 +111,9 @@ def finetune(
     begun = time.monotonic()
     target = Path(output)
     paths = [Path(path) for path in text]
-    begin_from = None if adapter is None else Path(adapter)
+    begin_from = None if adapter is None else directory_of(adapter, ADAPTER, progress)
     refuse_used(target)  # at once, and not after hours
-    with Checkpoint.open(source) as checkpoint:
+    with Checkpoint.open(source, progress) as checkpoint:
         rope = extended_rope(checkpoint, settings.factor)
         spec = _refuse_what_convert_refuses(checkpoint, rope)
         vocab = read_vocab(checkpoint.path, checkpoint.config, spec.vocab_size)
@@ -148,7 +148,7 @@ def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
         UnsupportedModel: they are scaled in a way that is not interpolation.
         RopeConflict: as convert does, or the checkpoint is extended further already.
     """
-    rope = read_rope(checkpoint.config, checkpoint.tokenizer_config)
+    rope = find_family(checkpoint.config).read_positions(checkpoint.config, checkpoint.tokenizer_config)
     if rope.kind not in ("none", "linear"):
         raise UnsupportedModel(
             f"{checkpoint.path} scales its positions by {rope.kind}",

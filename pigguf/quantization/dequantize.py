@@ -34,9 +34,7 @@ def _promise(tensor: GGUFTensor, data: TensorData) -> TensorRef:
     def read(start: int, stop: int) -> Array:
         if len(tensor.shape) == 1:
             return _floats(tensor, data.rows(tensor, 0, 1))[0, start:stop]
-        step = tensor.rows // tensor.shape[0]  # rows of the file in one step along the first axis
-        values = _floats(tensor, data.rows(tensor, start * step, stop * step))
-        return values.reshape(stop - start, *tensor.shape[1:])
+        return _floats(tensor, data.rows(tensor, start, stop))
 
     dtype = tensor.type.name if tensor.type in FLOATS else "F32"
     return TensorRef(tensor.name, tensor.shape, dtype, read)

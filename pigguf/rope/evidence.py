@@ -66,11 +66,15 @@ LARGEST_BASE = 1e30  # well inside single precision
 
 @dataclass(frozen=True)
 class RopeOverrides:
-    """What the user says of positions; it overrules the checkpoint, number by number."""
+    """What the user says of positions; it overrules the checkpoint, number by number.
+
+    `interpolation` is how a table of learned positions gets its rows (rope/tables.py).
+    """
 
     factor: float | None = None
     original_context: int | None = None
     context: int | None = None
+    interpolation: str | None = None
 
 
 NO_OVERRIDES = RopeOverrides()

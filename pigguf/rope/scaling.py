@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pigguf.config import as_json
 from pigguf.errors import GGUFError, UnsupportedModel
 from pigguf.metadata import ANOTHER_MAKE, Kind, Metadata, Typed, f32, shortest_f32, string, u32
@@ -58,6 +61,7 @@ class RopeScaling:
         parameters: what else a GGUF says of its scaling, by the key's last part.
         evidence: everything that was found, in order.
         decisions: what was concluded, one plain sentence each.
+        local_base: the base of layers with a sliding window, where it is another (Gemma 3).
     """
 
     kind: str
@@ -68,6 +72,7 @@ class RopeScaling:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     evidence: tuple[Evidence, ...] = field(default=(), compare=False)
     decisions: tuple[str, ...] = field(default=(), compare=False)
+    local_base: float | None = None
 
     @property
     def windows_agree(self) -> bool:
@@ -123,6 +128,10 @@ class RopeScaling:
             keys[f"{rope}.scaling.factor"] = f32(self.factor)
             keys[f"{rope}.scaling.original_context_length"] = u32(self.original_context)
         return keys
+
+    def tensors(self, rotary_dimensions: int) -> dict[str, NDArray[np.float32]]:
+        """The tensors of a GGUF that say this, by name; `rotary_dimensions` are those rotated of a head."""
+        return {}
 
     def config(self) -> dict[str, Any]:
         """The config.json keys that say this, for an export.

@@ -1,11 +1,11 @@
-"""convert: a checkpoint directory -> one GGUF file, in one pass, proven before it takes its name.
+"""convert: a checkpoint, in a directory or on a hub -> one GGUF file, in one pass, proven before it takes its name.
 
 Source of the form: llama.cpp's convert_hf_to_gguf.py and llama-quantize, whose keys and bytes this
 gives; the rope keys and the context length are decided by pigguf.rope, from all the evidence.
 
 An adapter is merged on the way (checkpoint/merge.py): no merged tensor is ever held.
 
-Left out: downloading, importance matrices.
+Left out: importance matrices.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pigguf.arch import find_family, to_gguf
-from pigguf.arch.rename import OUTPUT
+from pigguf.arch import Family, find_family, to_gguf
 from pigguf.checkpoint import Adapter, AdapterFacts, Checkpoint, model_name, with_adapter
 from pigguf.errors import InvalidTensor, UsageError
 from pigguf.gguf_file import PlannedTensor, TensorType, file_bytes, write_gguf
@@ -28,7 +27,7 @@ from pigguf.metadata import Typed, string, u32
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import RECIPES, Recipe, choose_types, encode
 from pigguf.quantization.kernels import InvalidValue
-from pigguf.rope import RopeOverrides, RopeScaling, read_rope
+from pigguf.rope import RopeOverrides, RopeScaling
 from pigguf.spec import ModelSpec
 from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef
 from pigguf.tokenizer import Vocab, read_vocab, source_encoder
@@ -105,19 +104,22 @@ def convert(
     tokenizer and with the file's.
 
     Args:
-        source: a directory with config.json, safetensors and tokenizer files.
+        source: a directory with config.json, safetensors and tokenizer files; or a str OWNER/NAME or
+            OWNER/NAME@REVISION that is nothing on this disk, to be fetched from the hub into its cache.
         output: the file to write; by default NAME-TYPE.gguf in the current directory.
-        adapter: a directory as PEFT saves a LoRA adapter, to be merged into the checkpoint. A config.json
-            in it is the extended model's, and its position facts must agree with the checkpoint's.
+        adapter: a directory as PEFT saves a LoRA adapter, or a hub's, to be merged into the checkpoint.
+            A config.json in it is the extended model's, and its position facts must agree with the
+            checkpoint's.
         type: a name in pigguf.quantization.RECIPES: "F16", "Q8_0", "Q4_K_M", ...
         rope: position facts that overrule the checkpoint's.
         dry_run: decide everything, check every header, write nothing.
-        progress: told of the bytes written.
+        progress: told of the bytes fetched and written.
 
     Raises:
         CheckpointError, TokenizerError, UnsupportedModel: the source or the adapter is damaged, not
             understood, or they do not belong together.
         ReadError: the system refuses to read a file of it.
+        HubError, MissingPackage: it cannot be fetched.
         RopeConflict: its position facts contradict each other.
         ConversionError: a tensor is missing, unknown or not finite, the target cannot be written, or
             the written file does not verify.
@@ -125,8 +127,8 @@ def convert(
     """
     begun = time.monotonic()
     with ExitStack() as opened:
-        checkpoint = opened.enter_context(Checkpoint.open(source))
-        merged = opened.enter_context(Adapter.open(adapter)) if adapter is not None else None
+        checkpoint = opened.enter_context(Checkpoint.open(source, progress))
+        merged = opened.enter_context(Adapter.open(adapter, progress)) if adapter is not None else None
         plan = plan_conversion(checkpoint, type, rope or RopeOverrides(), merged)
         if dry_run:
             return ConversionResult(None, plan, time.monotonic() - begun)
@@ -144,9 +146,10 @@ def plan_conversion(
     """Decide everything about the file to be, from headers and config files alone. Raises as convert does."""
     recipe = find_recipe(type)
     family = find_family(checkpoint.config)
-    config, weights = _merged(checkpoint, adapter)
+    config, weights = _merged(checkpoint, adapter, family)
     extended = adapter.extended if adapter else None
-    spec = family.spec(config, read_rope(checkpoint.config, checkpoint.tokenizer_config, rope, extended))
+    positions = family.read_positions(checkpoint.config, checkpoint.tokenizer_config, rope, extended)
+    spec = family.spec(config, positions)
     vocab = read_vocab(checkpoint.path, config, spec.vocab_size)
     tensors = plan_tensors(recipe, spec, to_gguf(family, spec, weights, str(checkpoint.path)))
     base, facts = model_name(checkpoint.path), adapter.facts if adapter else None
@@ -162,13 +165,13 @@ def plan_conversion(
 
 
 def _merged(
-    checkpoint: Checkpoint, adapter: Adapter | None
+    checkpoint: Checkpoint, adapter: Adapter | None, family: Family
 ) -> tuple[Mapping[str, Any], Mapping[str, TensorRef]]:
     """config.json and the tensors, of the checkpoint or of what an adapter makes of it."""
     if adapter is None:
         return checkpoint.config, checkpoint.tensors
     tensors = with_adapter(checkpoint, adapter)
-    return {**checkpoint.config, "tie_word_embeddings": OUTPUT not in tensors}, tensors
+    return {**checkpoint.config, "tie_word_embeddings": family.output not in tensors}, tensors
 
 
 def _merged_name(base: str, adapter: str) -> str:

@@ -1,0 +1,113 @@
+"""A tiny seeded model of each kind that the families' tables tell apart, made with transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+
+from pigguf.arch import Family, find_family, to_gguf
+from pigguf.spec import ModelSpec
+from pigguf.tensors import TensorRef
+
+WINDOW = 64
+BASE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": WINDOW,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+GPT2: dict[str, Any] = {
+    "vocab_size": 96,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": WINDOW,
+}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+SCALED = {"rope_parameters": LINEAR}
+
+
+class Kind(NamedTuple):
+    """A transformers class and the keys of its config."""
+
+    cls: str
+    config: Mapping[str, Any]
+
+
+KINDS: dict[str, Kind] = {
+    "llama": Kind("LlamaForCausalLM", BASE),
+    "llama, factor 4": Kind("LlamaForCausalLM", {**BASE, **SCALED}),
+    "llama, tied": Kind("LlamaForCausalLM", {**BASE, "tie_word_embeddings": True}),
+    "llama, biases": Kind("LlamaForCausalLM", {**BASE, "attention_bias": True, "mlp_bias": True, **SCALED}),
+    "llama, heads of their own width": Kind(
+        "LlamaForCausalLM", {**BASE, "head_dim": 16, "num_key_value_heads": 4}
+    ),
+    "llama, no shared heads": Kind("LlamaForCausalLM", {**BASE, "num_key_value_heads": 8}),
+    "mistral": Kind("MistralForCausalLM", {**BASE, "sliding_window": None, **SCALED}),
+    "qwen2": Kind("Qwen2ForCausalLM", BASE),
+    "qwen2, tied, factor 4": Kind("Qwen2ForCausalLM", {**BASE, "tie_word_embeddings": True, **SCALED}),
+    "qwen3": Kind("Qwen3ForCausalLM", {**BASE, "head_dim": 16}),
+    "qwen3, factor 4": Kind("Qwen3ForCausalLM", {**BASE, "head_dim": 16, **SCALED}),
+    "gpt2": Kind("GPT2LMHeadModel", GPT2),
+    "gpt2, untied": Kind("GPT2LMHeadModel", {**GPT2, "n_inner": 96, "tie_word_embeddings": False}),
+}
+
+
+class TinyModel:
+    """A tiny seeded model, its config.json and its tensors as promises.
+
+    Attributes:
+        kind: a name in KINDS.
+        module: the model.
+        config: config.json as transformers writes it.
+        tensors: as save_pretrained names them, without buffers and tied copies.
+    """
+
+    def __init__(self, kind: str, **changes: Any) -> None:
+        self.kind = kind
+        cls = getattr(transformers, KINDS[kind].cls)
+        torch.manual_seed(7)
+        self.module = cls(cls.config_class(**{**KINDS[kind].config, **changes})).eval()
+        with torch.no_grad():
+            for parameter in self.module.parameters():  # norms and biases other than 1 and 0
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        self.config: dict[str, Any] = json.loads(self.module.config.to_json_string())
+        self.config["architectures"] = [KINDS[kind].cls]
+        tied = set(getattr(self.module, "_tied_weights_keys", None) or ())
+        state = {
+            name: value
+            for name, value in self.module.state_dict().items()
+            if not (name in tied and self.module.config.tie_word_embeddings)
+        }
+        self.tensors = {name: promise(name, value.numpy()) for name, value in saved(state).items()}
+
+    @property
+    def family(self) -> Family:
+        return find_family(self.config)
+
+    def spec(self) -> ModelSpec:
+        return self.family.spec(self.config, self.family.read_positions(self.config, {}))
+
+    def converted(self) -> dict[str, TensorRef]:
+        return {t.name: t for t in to_gguf(self.family, self.spec(), self.tensors, "here")}
+
+
+def saved(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A module's state as it lies in a checkpoint: contiguous."""
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def promise(name: str, values: np.ndarray[Any, Any], dtype: str = "F32") -> TensorRef:
+    rows = values if values.ndim == 1 else values.reshape(-1, values.shape[-1])
+    read: Callable[[int, int], np.ndarray[Any, Any]] = lambda start, stop: rows[start:stop]  # noqa: E731
+    return TensorRef(name, values.shape, dtype, read)
