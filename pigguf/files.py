@@ -15,9 +15,9 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,44 @@ def atomic_write(target: Path, expected_bytes: int = 0) -> Iterator[AtomicFile]:
         OutputError: the target is no regular file, its directory is missing or not writable, or the disk
             is full or failing.
     """
+    with atomic_writes([target], expected_bytes) as (file,):
+        yield file
+
+
+@contextmanager
+def atomic_writes(targets: Sequence[Path], expected_bytes: int = 0) -> Iterator[tuple[AtomicFile, ...]]:
+    """Files of one directory that belong together: all of them appear when the block ends well, or none.
+
+    They take their names from the last to the first, so that who opens the first finds the others.
+
+    Args:
+        targets: the files to make or to replace; their directory must exist.
+        expected_bytes: how much is going to be written in all; refused at once where there is no room.
+
+    Raises:
+        OutputError: as atomic_write.
+    """
     try:
-        place = _behind_link(target)
-        _check_room(place, expected_bytes)
-        with AtomicFile(place) as file:
-            yield file
-            file.publish()
+        places = [_behind_link(target) for target in targets]
+        for place in places:
+            _check_room(place, expected_bytes)
+        with ThreadPoolExecutor(1, thread_name_prefix="pigguf-flush") as flusher, ExitStack() as opened:
+            files = tuple(opened.enter_context(AtomicFile(place, flusher)) for place in places)
+            yield files
+            _publish(files)
     except OSError as error:
-        raise _refusal(target, error) from error
+        raise _refusal(targets[0], error) from error
+
+
+def _publish(files: Sequence[AtomicFile]) -> None:
+    """First all that can fail, then the names; where one cannot be had, those that were are given back."""
+    for file in files:
+        file.settle()
+    with ExitStack() as taken:
+        for file in reversed(files):
+            file.appear()
+            taken.callback(file.vanish)
+        taken.pop_all()
 
 
 @contextmanager
@@ -153,13 +183,13 @@ def _move_up(directory: Path) -> None:
 class AtomicFile:
     """The bytes of a file to be, written in order."""
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, flusher: ThreadPoolExecutor) -> None:
         self._target = target
         self._descriptor: int
         self._path: Path | None  # None while the file has no name
         self._descriptor, self._path = _open_unnamed(target) or _open_named(target)
         self._behind = 0
-        self._flusher = ThreadPoolExecutor(1, thread_name_prefix="pigguf-flush")
+        self._flusher = flusher
         self._flush: Future[None] | None = None
 
     @property
@@ -178,21 +208,31 @@ class AtomicFile:
             self._behind = 0
             self._flush = self._flusher.submit(os.fsync, self._descriptor)
 
-    def publish(self) -> None:
-        """Make the bytes safe, then let the target's name point at them."""
+    def settle(self) -> None:
+        """Make the bytes safe, and ready to take the target's name."""
         os.fsync(self._descriptor)
         if self._path is None:
             self._path = _link(self._descriptor, self._target)
         os.chmod(self._path, _permissions(self._target))
+
+    def appear(self) -> None:
+        """Let the target's name point at the settled bytes."""
+        assert self._path is not None
         os.replace(self._path, self._target)
         self._path = None
         _sync_directory(self._target.parent)
+
+    def vanish(self) -> None:
+        """Take the target's name away again."""
+        with suppress(OSError):
+            self._target.unlink()
 
     def __enter__(self) -> AtomicFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._flusher.shutdown(wait=True)
+        if self._flush is not None:
+            wait([self._flush])
         os.close(self._descriptor)
         if self._path is not None:
             with suppress(OSError):
@@ -284,5 +324,6 @@ def _refusal(target: Path, error: OSError) -> OutputError:
         errno.EFBIG: "the file is larger than this file system or the process's limit allows",
         errno.EACCES: "write to a directory of your own with -o",
         errno.EROFS: "the disk is read-only: write to another one with -o",
+        errno.EMFILE: "too many files at once: take a larger --shard-size, or raise the limit (ulimit -n)",
     }
     return OutputError(f"{target}: {error.strerror or error}", hints.get(error.errno or 0))

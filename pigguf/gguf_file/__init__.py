@@ -4,6 +4,7 @@ The only importer of the `gguf` package, for its tables of types; reading and wr
 
     layout   what a file is made of, and a header as a value
     read     one file's header, tensor rows
+    split    how a model is cut into files: names, keys, which tensor goes where
     join     read_header: the header of a model, from one file or all its parts
     write    a header's bytes, files as streams
 """
@@ -18,12 +19,22 @@ from pigguf.gguf_file.layout import (
     row_bytes,
 )
 from pigguf.gguf_file.read import TensorData, read_part
-from pigguf.gguf_file.write import PlannedTensor, TensorInfo, file_bytes, header_bytes, write_gguf
+from pigguf.gguf_file.split import planned_files
+from pigguf.gguf_file.write import (
+    PlannedFile,
+    PlannedTensor,
+    TensorInfo,
+    file_bytes,
+    header_bytes,
+    write_files,
+    write_gguf,
+)
 
 __all__ = [
     "DEFAULT_ALIGNMENT",
     "GGUFFile",
     "GGUFTensor",
+    "PlannedFile",
     "PlannedTensor",
     "TensorData",
     "TensorInfo",
@@ -31,8 +42,10 @@ __all__ = [
     "block_elements",
     "file_bytes",
     "header_bytes",
+    "planned_files",
     "read_header",
     "read_part",
     "row_bytes",
+    "write_files",
     "write_gguf",
 ]

@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
 
 from pigguf.errors import GGUFError
-from pigguf.files import atomic_write
+from pigguf.files import AtomicFile, atomic_writes
 from pigguf.gguf_file.layout import (
     ARRAY,
     MAGIC,
@@ -119,6 +121,19 @@ def _text(text: str) -> bytes:
 # ---- files ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file to be written, the whole of a model or a part of it: keys and tensors in order."""
+
+    path: Path
+    metadata: Metadata
+    tensors: Sequence[PlannedTensor]
+
+    @property
+    def bytes(self) -> int:
+        return file_bytes(self.metadata, self.tensors)
+
+
 def file_bytes(metadata: Metadata, tensors: Sequence[PlannedTensor]) -> int:
     """Size of the file that write_gguf would write."""
     alignment = alignment_of(metadata)
@@ -132,39 +147,72 @@ def write_gguf(
     progress: Progress = SILENT,
     verify: Callable[[Path], None] | None = None,
 ) -> int:
-    """Write a GGUF file whole or not at all, and return its size in bytes.
-
-    Rows are encoded on all cores a few slabs ahead of the writing, so that memory does not grow
-    with the model. The bytes reach the disk under no name, or a temporary neighbour's, and take
-    the target's name when all are safe: an existing file is replaced in one step or not harmed.
+    """Write a model as one GGUF file, whole or not at all, and return its size in bytes.
 
     Args:
         target: the file to make or replace.
         metadata: keys in the order in which they are to stand.
         tensors: in the order in which they are to stand.
+        progress, verify: as in write_files.
+
+    Raises:
+        As write_files.
+    """
+    return write_files([PlannedFile(Path(target), metadata, tensors)], progress, verify)
+
+
+def write_files(
+    files: Sequence[PlannedFile],
+    progress: Progress = SILENT,
+    verify: Callable[[Path], None] | None = None,
+) -> int:
+    """Write a model's file, or its parts, whole or not at all, and return their size in bytes.
+
+    Rows are encoded on all cores a few slabs ahead of the writing, so that memory does not grow
+    with the model. The bytes reach the disk under no name, or a temporary neighbour's, and take
+    the targets' names when all are safe: existing files are replaced in one step or not harmed.
+
+    Args:
+        files: one, or all parts in order, in one directory (split.planned_files).
         progress: told of the bytes written, one stage.
-        verify: called with a path to the finished bytes before they take the target's name; what
-            it raises keeps them from doing so.
+        verify: called with a path to the finished bytes before they take their names: the file, or the
+            first part, with the others beside it; what it raises keeps them from doing so.
 
     Raises:
         GGUFError: a value that its type cannot hold.
         OutputError: no room, no right to write, or the disk failed.
         Whatever `encode` and `verify` raise.
     """
-    alignment = alignment_of(metadata)
-    header = header_bytes(metadata, tensors)
-    total = len(header) + sum(padded(tensor.nbytes, alignment) for tensor in tensors)
-    target = Path(target)
-    with atomic_write(target, total) as file:
-        with stage(progress, f"writing {target.name}", total, "bytes"):
-            file.write(header)
-            progress.advance(len(header))
-            for buffer in computed_ahead(_jobs(tensors, alignment)):
-                file.write(buffer)
-                progress.advance(len(buffer))
+    total = sum(file.bytes for file in files)
+    with atomic_writes([file.path for file in files], total) as opened:
+        with stage(progress, f"writing {files[0].path.name}", total, "bytes"):
+            for file, target in zip(files, opened, strict=True):
+                _write(file, target, progress)
         if verify is not None:
-            verify(file.path)
+            with _readable(files, opened) as path:
+                verify(path)
     return total
+
+
+def _write(file: PlannedFile, target: AtomicFile, progress: Progress) -> None:
+    header = header_bytes(file.metadata, file.tensors)
+    target.write(header)
+    progress.advance(len(header))
+    for buffer in computed_ahead(_jobs(file.tensors, alignment_of(file.metadata))):
+        target.write(buffer)
+        progress.advance(len(buffer))
+
+
+@contextmanager
+def _readable(files: Sequence[PlannedFile], opened: Sequence[AtomicFile]) -> Iterator[Path]:
+    """A path to what was written and has no name yet; parts are linked, for they find each other by name."""
+    if len(opened) == 1:
+        yield opened[0].path
+        return
+    with TemporaryDirectory(prefix="pigguf-") as directory:
+        for file, target in zip(files, opened, strict=True):
+            Path(directory, file.path.name).symlink_to(target.path.absolute())
+        yield Path(directory, files[0].path.name)
 
 
 def _jobs(tensors: Iterable[PlannedTensor], alignment: int) -> Iterator[Callable[[], memoryview]]:
