@@ -5,6 +5,7 @@
     ├── MissingPackage        a Python package of an extra that is not installed
     ├── ReadError             a file that cannot be opened, or read to its end
     ├── CheckpointError       a checkpoint on disk that cannot be read as it says
+    ├── HubError              a model hub that does not give what was asked of it, or cannot be reached
     ├── TokenizerError        a tokenizer rule, token or template that is not understood
     ├── UnsupportedModel      an architecture or a feature of one that pigguf does not know
     ├── TextError             a text file or record that is not what it should be, or too short
@@ -64,6 +65,10 @@ class CheckpointError(PigError):
     """A checkpoint on disk that cannot be read as it says."""
 
     usual_hint = "correct the file, or download it again"
+
+
+class HubError(PigError):
+    """A model hub that does not give what was asked of it, or cannot be reached."""
 
 
 class TokenizerError(PigError):

@@ -37,6 +37,7 @@ HOMES = {
     "llama_cpp": {"engine"},
     "torch": {"checkpoint", "finetuning"},
     "transformers": {"finetuning"},
+    "huggingface_hub": {"checkpoint"},
     "peft": {"finetuning"},
     "rouge_score": {"evals"},
     "prompt_toolkit": {"cli"},

@@ -4,7 +4,8 @@
         checkpoint.config["max_position_embeddings"], checkpoint.tensors["lm_head.weight"].shape
 
 A checkpoint is a directory as transformers saves it: config.json, safetensors in one file or in
-shards with an index, and the tokenizer's files. Nothing is loaded before it is read, and tensors
+shards with an index, and the tokenizer's files. A hub's name, OWNER/NAME@REVISION, stands for
+what is fetched from there. Nothing is loaded before it is read, and tensors
 are read in rows with positioned reads, not mapped, so that memory stays flat.
 
     with Adapter.open("path/to/adapter") as adapter:
@@ -12,7 +13,7 @@ are read in rows with positioned reads, not mapped, so that memory stays flat.
 
 An adapter is a directory as PEFT saves it (LoRA); its tensors may be in a .bin of torch's.
 
-Left out, and refused with a reason: checkpoints in torch's .bin files, hub names.
+Left out, and refused with a reason: checkpoints in torch's .bin files.
 """
 
 from __future__ import annotations

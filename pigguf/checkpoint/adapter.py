@@ -28,9 +28,11 @@ import numpy as np
 from pigguf.checkpoint.adapter_config import FILE, MERGE_ELSEWHERE, LoraSettings, read_settings
 from pigguf.checkpoint.directory import model_name, read_json
 from pigguf.checkpoint.safetensors_file import SafetensorsFile
+from pigguf.checkpoint.source import ADAPTER, directory_of
 from pigguf.checkpoint.torch_file import TorchFile
 from pigguf.config import Config
 from pigguf.errors import CheckpointError, InvalidTensor, MissingTensor, UnmappedTensor, UnsupportedModel
+from pigguf.progress import SILENT, Progress
 from pigguf.tensors import Array, TensorRef
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # peft takes the first where both are there
@@ -146,16 +148,19 @@ class Adapter:
         self._files = files
 
     @classmethod
-    def open(cls, source: str | os.PathLike[str]) -> Adapter:
-        """Open an adapter and check that its parts are all there and fit each other.
+    def open(cls, source: str | os.PathLike[str], progress: Progress = SILENT) -> Adapter:
+        """Open an adapter, a directory or a hub's by name (source.py).
+
+        Its parts are all there and fit each other.
 
         Raises:
             CheckpointError: no such directory, or a file is missing, damaged or not what it says.
             UnsupportedModel: a kind of adapter that cannot be merged here.
             ConversionError: a tensor without its counterpart, without a use, or of the wrong shape.
             ReadError: the system refuses to read a file.
+            HubError, MissingPackage, OutputError: it cannot be fetched.
         """
-        path = Path(source)
+        path = directory_of(source, ADAPTER, progress)
         if not (path / FILE).exists():
             what = f"holds no {FILE}" if path.is_dir() else "is no directory that could hold an adapter"
             raise CheckpointError(f"{path} {what}", "give a directory as peft saves it (save_pretrained)")
@@ -196,7 +201,7 @@ class Adapter:
 
 def _extended_config(path: Path) -> Config | None:
     file = path / "config.json"
-    return Config(read_json(file), f"{path.resolve().name}/{file.name}") if file.exists() else None
+    return Config(read_json(file), f"{model_name(path)}/{file.name}") if file.exists() else None
 
 
 def _weight_files(path: Path) -> list[Path]:

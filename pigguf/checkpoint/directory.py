@@ -10,8 +10,10 @@ from types import TracebackType
 from typing import Any
 
 from pigguf.checkpoint.safetensors_file import SafetensorsFile
+from pigguf.checkpoint.source import CHECKPOINT, directory_of
 from pigguf.errors import CheckpointError
 from pigguf.files import download_hint, unreadable
+from pigguf.progress import SILENT, Progress
 from pigguf.tensors import TensorRef
 
 SINGLE_FILE = "model.safetensors"
@@ -39,14 +41,15 @@ class Checkpoint:
         self._files = files
 
     @classmethod
-    def open(cls, source: str | os.PathLike[str]) -> Checkpoint:
-        """Open a checkpoint and check every header in it.
+    def open(cls, source: str | os.PathLike[str], progress: Progress = SILENT) -> Checkpoint:
+        """Open a checkpoint, a directory or a hub's by name (source.py), and check every header in it.
 
         Raises:
             CheckpointError: no such directory, a file missing, cut short, or not what it says.
+            HubError, MissingPackage, OutputError: it cannot be fetched.
             ReadError: the system refuses to read a file.
         """
-        path = Path(source)
+        path = directory_of(source, CHECKPOINT, progress)
         _refuse_other_things(path)
         config = read_json(path / "config.json")
         return cls(path, config, _open_weights(path))
@@ -90,10 +93,10 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
 
 def _refuse_other_things(path: Path) -> None:
     if not path.exists():
-        hint = "give a directory with config.json and safetensors"
-        if str(path).count("/") == 1 and not str(path).startswith((".", "/")):
-            hint = f"names of a model hub are not fetched yet: download {path} and give its directory"
-        raise CheckpointError(f"{path}: no such directory", hint)
+        raise CheckpointError(
+            f"{path}: no such directory",
+            "give a directory with config.json and weights, or a hub's name, OWNER/NAME",
+        )
     if path.is_file():
         hint = "give the directory that holds the checkpoint"
         if path.suffix == ".gguf":

@@ -1,4 +1,4 @@
-"""`pigguf convert`: a checkpoint directory -> one GGUF file."""
+"""`pigguf convert`: a checkpoint -> one GGUF file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 from pigguf.checkpoint import AdapterFacts
 from pigguf.cli import render
-from pigguf.cli.options import PATH, json_option, type_option, type_table, verbose_option
+from pigguf.cli.options import PATH, SOURCE, json_option, type_option, type_table, verbose_option
 from pigguf.cli.termination import tidy_termination
 from pigguf.cli.text import size
 from pigguf.rope import RopeOverrides, RopeScaling
@@ -17,7 +17,7 @@ from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
 
 
 @click.command(epilog=type_table())
-@click.argument("source", metavar="SOURCE", type=PATH)
+@click.argument("source", metavar="SOURCE", type=SOURCE)
 @click.option(
     "-o",
     "--output",
@@ -28,7 +28,7 @@ from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
 @click.option(
     "--adapter",
     metavar="DIR",
-    type=PATH,
+    type=SOURCE,
     help="A LoRA adapter as PEFT saves it, to merge into SOURCE.",
 )
 @type_option(default=DEFAULT_TYPE)
@@ -43,9 +43,9 @@ from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
 @json_option
 @verbose_option
 def command(
-    source: Path,
+    source: str,
     output: Path | None,
-    adapter: Path | None,
+    adapter: str | None,
     type: str,
     rope_factor: float | None,
     original_context: int | None,
@@ -54,7 +54,11 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Turn the Hugging Face checkpoint in the directory SOURCE into a GGUF file.
+    """Turn the Hugging Face checkpoint SOURCE into a GGUF file.
+
+    SOURCE is a directory, or a hub's OWNER/NAME or OWNER/NAME@REVISION that is nothing here: what is
+    needed of it is fetched into the hub's cache, and a broken fetch goes on where it ended. The same
+    holds for --adapter. HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured.
 
     The rope scaling factor and the context length are decided from everything the checkpoint says;
     evidence that contradicts itself stops the conversion and names the flag that settles it. The
@@ -66,6 +70,7 @@ def command(
     \b
     Examples:
       pigguf convert ./longchat-7b-16k --dry-run
+      pigguf convert lmsys/longchat-7b-16k --type Q4_K_M
       pigguf convert ./longchat-7b-16k -o longchat.gguf --type Q4_K_M
       pigguf convert ./superhot-13b-8k --rope-factor 4 --original-context 2048
       pigguf convert ./SmolLM2-135M-Instruct --adapter ./smollm2-32k-adapter -o smollm2-32k.gguf

@@ -28,18 +28,20 @@ OVERFLOW = ExitCode(10, "more tokens than the context window holds")
 TEXT = ExitCode(11, "a text or data file that is not what it should be, or too short")
 TRAINING = ExitCode(12, "a fine-tuning that cannot go on")
 PACKAGE = ExitCode(13, "a Python package of an extra that is not installed")
+HUB = ExitCode(14, "a model hub that does not give what was asked of it, or cannot be reached")
 INTERRUPTED = ExitCode(130, "interrupted")
 CLOSED = ExitCode(141, "whoever read the output went away")
 
 ALL = (
     UNEXPECTED, USAGE, MODEL, ROPE, CONVERSION, FILE, GGUF, ENGINE, MEMORY, OVERFLOW,
-    TEXT, TRAINING, PACKAGE, INTERRUPTED, CLOSED,
+    TEXT, TRAINING, PACKAGE, HUB, INTERRUPTED, CLOSED,
 )  # fmt: skip
 
 # The nearest class in an error's ancestry decides.
 BY_ERROR: dict[type[BaseException], ExitCode] = {
     errors.UsageError: USAGE,
     errors.CheckpointError: MODEL,
+    errors.HubError: HUB,
     errors.TokenizerError: MODEL,
     errors.UnsupportedModel: MODEL,
     errors.ReadError: FILE,

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import PATH, json_option, verbose_option
+from pigguf.cli.options import PATH, SOURCE, json_option, verbose_option
 from pigguf.cli.text import duration
 from pigguf.errors import TextError
 from pigguf.finetuning.log import TrainingStep
@@ -23,7 +23,7 @@ NOTE_SECONDS = 15.0  # between two lines that tell of steps
 
 
 @click.command()
-@click.argument("source", metavar="SOURCE", type=PATH)
+@click.argument("source", metavar="SOURCE", type=SOURCE)
 @click.argument("more_text", metavar="", type=PATH, nargs=-1)
 @click.option(
     "--factor",
@@ -56,7 +56,9 @@ NOTE_SECONDS = 15.0  # between two lines that tell of steps
     multiple=True,
     help="With LoRA, train these too, whole; may be given twice.",
 )
-@click.option("--adapter", type=PATH, metavar="DIR", help="Begin from the adapter of an earlier fine-tuning.")
+@click.option(
+    "--adapter", type=SOURCE, metavar="DIR", help="Begin from the adapter of an earlier fine-tuning."
+)
 @click.option(
     "--sequence-length",
     type=click.IntRange(min=2),
@@ -112,11 +114,11 @@ NOTE_SECONDS = 15.0  # between two lines that tell of steps
 @json_option
 @verbose_option
 def command(
-    source: Path,
+    source: str,
     more_text: tuple[Path, ...],
     text: tuple[Path, ...],
     output: Path,
-    adapter: Path | None,
+    adapter: str | None,
     alpha: int | None,
     rank: int,
     as_json: bool,
@@ -124,6 +126,8 @@ def command(
     **options: Any,
 ) -> None:
     """Extend the window of the checkpoint SOURCE by Position Interpolation, and fine-tune it on text.
+
+    SOURCE is a directory, or a hub's OWNER/NAME[@REVISION], as `pigguf convert` takes them.
 
     The loss is that of the next token. A *.txt file is a document; a line of a *.jsonl file is
     {"text"}, {"prompt", "completion"} or {"messages"}, and of the latter two only the completion
@@ -198,7 +202,7 @@ def _loss(loss: float) -> str:
     return f"{loss:.3f} (perplexity {math.exp(min(loss, 700)):.4g})"
 
 
-def _rows(result: FinetuneResult, source: Path) -> list[tuple[str, object]]:
+def _rows(result: FinetuneResult, source: str) -> list[tuple[str, object]]:
     first, last = result.steps[0], result.steps[-1]
     rows: list[tuple[str, object]] = [
         ("directory", result.path),

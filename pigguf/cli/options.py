@@ -17,6 +17,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 # click would call a file without read permission wrong usage; whoever reads it says it better
 PATH = click.Path(path_type=Path, readable=False)
+# A directory or a hub's name: a str, for ./org/model is none, and Path would make org/model of it
+SOURCE = click.Path(readable=False)
 
 
 def _set_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:

@@ -26,6 +26,7 @@ from pigguf.checkpoint import Checkpoint
 from pigguf.checkpoint.adapter import WEIGHTS
 from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
 from pigguf.checkpoint.directory import read_json
+from pigguf.checkpoint.source import ADAPTER, directory_of
 from pigguf.errors import MissingPackage, OutputError, RopeConflict, UnsupportedModel, UsageError
 from pigguf.files import atomic_directory, refuse_used, write_json
 from pigguf.finetuning.data import read_sequences
@@ -85,7 +86,7 @@ def finetune(
     the log (log.jsonl), and is removed when the result stands.
 
     Args:
-        source: a checkpoint of a family that convert knows, in a directory or on a hub, as convert takes it.
+        source: a checkpoint of a family that convert knows: a directory or a hub's name, as for convert.
         text: files of prose (*.txt) and of records (*.jsonl; finetuning/data.py tells their forms).
         output: the directory to make; it must not exist, or be empty.
         settings: how.
@@ -111,8 +112,8 @@ def finetune(
     begun = time.monotonic()
     target = Path(output)
     paths = [Path(path) for path in text]
-    begin_from = None if adapter is None else directory_of(adapter, ADAPTER, progress)
     refuse_used(target)  # at once, and not after hours
+    begin_from = None if adapter is None else directory_of(adapter, ADAPTER, progress)
     with Checkpoint.open(source, progress) as checkpoint:
         rope = extended_rope(checkpoint, settings.factor)
         spec = _refuse_what_convert_refuses(checkpoint, rope)

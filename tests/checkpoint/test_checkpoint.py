@@ -92,7 +92,7 @@ def test_a_config_that_is_not_json_is_refused(single: Path) -> None:
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path, single: Path) -> None:
     refused(tmp_path / "absent", "no such directory")
-    refused(Path("org/model-that-is-not-here"), "names of a model hub are not fetched")
+    refused(Path("org/model-that-is-not-here"), "no such directory")  # a Path is never a hub's name
     refused(single / "config.json", "is a file")
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     refused(tmp_path / "x.gguf", "pigguf quantize")
