@@ -9,7 +9,15 @@ import click
 
 from pigguf.checkpoint import AdapterFacts
 from pigguf.cli import render
-from pigguf.cli.options import PATH, SOURCE, json_option, type_option, type_table, verbose_option
+from pigguf.cli.options import (
+    PATH,
+    SOURCE,
+    json_option,
+    shard_size_option,
+    type_option,
+    type_table,
+    verbose_option,
+)
 from pigguf.cli.termination import tidy_termination
 from pigguf.cli.text import size
 from pigguf.rope import RopeOverrides, RopeScaling
@@ -39,6 +47,7 @@ from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
     "--original-context", type=click.IntRange(min=1), metavar="N", help="The window the model was trained at."
 )
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="The window to write, in tokens.")
+@shard_size_option
 @click.option("--dry-run", is_flag=True, help="Print what would be decided and why, and write nothing.")
 @json_option
 @verbose_option
@@ -50,6 +59,7 @@ def command(
     rope_factor: float | None,
     original_context: int | None,
     context: int | None,
+    shard_size: int | None,
     dry_run: bool,
     as_json: bool,
     verbose: bool,
@@ -83,6 +93,7 @@ def command(
             adapter=adapter,
             type=type,
             rope=overrides,
+            shard_size=shard_size,
             dry_run=dry_run,
             progress=render.progress(),
         )
@@ -99,6 +110,8 @@ def _rows(result: ConversionResult) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
     if result.path is not None:
         rows.append(("file", result.path))
+    if len(result.parts) > 1:
+        rows.append(("parts", f"{len(result.parts)} files, to {result.parts[-1]}"))
     rows += [
         ("size", size(plan.bytes)),
         ("model", f"{plan.spec.architecture}, {plan.spec.layers} layers, {plan.recipe.name}"),
@@ -130,6 +143,7 @@ def _as_data(result: ConversionResult) -> dict[str, Any]:
     plan = result.plan
     return {
         "path": None if result.path is None else str(result.path),
+        "parts": [str(part) for part in result.parts],
         "bytes": plan.bytes,
         "type": plan.recipe.name,
         "architecture": plan.spec.architecture,

@@ -24,6 +24,8 @@ _SHOWN_ELEMENTS = 6  # of an array, in --keys
 def command(path: Path, keys: bool, as_json: bool) -> None:
     """Say what the GGUF file FILE holds: family, size, types, tokenizer, window, rope, KV cache.
 
+    Of a model that is split into several files, FILE is any one of them.
+
     \b
     Examples:
       pigguf inspect model.gguf
@@ -41,6 +43,8 @@ def command(path: Path, keys: bool, as_json: bool) -> None:
 def _show(report: Report) -> None:
     rope = report.rope
     rows: list[tuple[str, object]] = [("file", f"{report.path}, {size(report.bytes)}")]
+    if len(report.parts) > 1:
+        rows.append(("parts", f"{len(report.parts)} files, the size is all of theirs"))
     if report.name:
         rows.append(("name", report.name))
     rows += [
@@ -111,6 +115,7 @@ def _as_data(report: Report) -> dict[str, Any]:
     return {
         "path": str(report.path),
         "bytes": report.bytes,
+        "parts": [str(part) for part in report.parts],
         "name": report.name,
         "architecture": report.architecture,
         "parameters": report.parameters,

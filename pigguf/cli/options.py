@@ -58,6 +58,26 @@ def type_option(default: str | None = None) -> Callable[[Command], Command]:
     )
 
 
+def _shard_size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """llama.cpp's tools/gguf-split: a whole number of M (10^6 bytes) or G (10^9)."""
+    if value is None:
+        return None
+    number, unit = value[:-1], value[-1:]
+    if unit not in ("M", "G") or not (number.isascii() and number.isdecimal()) or int(number) < 1:
+        raise click.BadParameter(f"{value!r} is not a size such as 500M or 4G", ctx, parameter)
+    return int(number) * (10**6 if unit == "M" else 10**9)
+
+
+def shard_size_option(command: Command) -> Command:
+    """--shard-size, as llama.cpp's gguf-split reads sizes. Passed as `shard_size`: bytes, or None."""
+    return click.option(
+        "--shard-size",
+        metavar="N(M|G)",
+        callback=_shard_size,
+        help="Split what is larger into OUT-00001-of-0000N.gguf and so on, as gguf-split does.",
+    )(command)
+
+
 def type_table() -> str:
     """The types that --type takes, as an epilog of --help."""
     from pigguf.quantization import RECIPES

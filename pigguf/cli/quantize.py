@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import PATH, json_option, type_option, type_table
+from pigguf.cli.options import PATH, json_option, shard_size_option, type_option, type_table
 from pigguf.cli.termination import tidy_termination
 from pigguf.cli.text import size
 from pigguf.verbs.quantize import quantize
@@ -17,8 +17,9 @@ from pigguf.verbs.quantize import quantize
 @click.argument("source", metavar="IN.gguf", type=PATH)
 @click.argument("output", metavar="OUT.gguf", type=PATH)
 @type_option()
+@shard_size_option
 @json_option
-def command(source: Path, output: Path, type: str, as_json: bool) -> None:
+def command(source: Path, output: Path, type: str, shard_size: int | None, as_json: bool) -> None:
     """Write the float GGUF file IN.gguf again as OUT.gguf in another type.
 
     The bytes are those that llama.cpp's own quantizer makes. Every other key stays as it is.
@@ -28,11 +29,12 @@ def command(source: Path, output: Path, type: str, as_json: bool) -> None:
       pigguf quantize model-F16.gguf model-Q4_K_M.gguf --type Q4_K_M
     """
     with tidy_termination():
-        result = quantize(source, output, type=type, progress=render.progress())
+        result = quantize(source, output, type=type, shard_size=shard_size, progress=render.progress())
     if as_json:
         render.json(
             {
                 "path": str(result.path),
+                "parts": [str(part) for part in result.parts],
                 "type": result.type,
                 "bytes": result.bytes,
                 "source_bytes": result.source_bytes,
@@ -40,9 +42,11 @@ def command(source: Path, output: Path, type: str, as_json: bool) -> None:
             }
         )
         return
+    more = [("parts", f"{len(result.parts)} files, to {result.parts[-1]}")] if len(result.parts) > 1 else []
     render.facts(
         [
             ("file", result.path),
+            *more,
             ("size", f"{size(result.bytes)}, from {size(result.source_bytes)}"),
             ("verified", f"shapes, types and rope keys, in {result.seconds:.1f} s"),
         ]

@@ -66,7 +66,7 @@ class Subject:
 
     Attributes:
         file: its header.
-        sha256: of all its bytes.
+        sha256: of all its bytes; of a split one, of its parts' hashes.
         engine: how it is run.
         name: of the reading; "as shipped" is the file's own.
         rope: what the reading says against the file, or None.
@@ -89,7 +89,7 @@ class Subject:
             OutputError: the cache directory cannot be written.
         """
         file = read_header(path)
-        return cls(file, _sha256(file.path, progress), engine or EngineOptions())
+        return cls(file, _sha256_of_all(file.parts, progress), engine or EngineOptions())
 
     def under(self, name: str, rope: RuntimeRope | None) -> Subject:
         """The same file, its positions read in another way."""
@@ -186,6 +186,11 @@ def _type_name(file: GGUFFile) -> str:
 
 
 # ---- the hash ------------------------------------------------------------------------------------
+
+
+def _sha256_of_all(parts: tuple[Path, ...], progress: Progress) -> str:
+    hashes = [_sha256(path, progress) for path in parts]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def _sha256(path: Path, progress: Progress) -> str:

@@ -14,15 +14,15 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pigguf.arch import Family, find_family, to_gguf
+from pigguf.arch import CLASS_KEY, Family, find_family, to_gguf
 from pigguf.checkpoint import Adapter, AdapterFacts, Checkpoint, model_name, with_adapter
 from pigguf.errors import InvalidTensor, UsageError
-from pigguf.gguf_file import PlannedTensor, TensorType, file_bytes, write_gguf
+from pigguf.gguf_file import PlannedTensor, TensorType, file_bytes, planned_files, write_files
 from pigguf.metadata import Typed, string, u32
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import RECIPES, Recipe, choose_types, encode
@@ -49,7 +49,7 @@ class ConversionPlan:
         recipe: which type goes where.
         metadata: every key of the file, in order.
         tensors: every tensor of the file, in order.
-        bytes: the size of the file to be.
+        bytes: the size of the file to be, or of its parts together.
         adapter: what is merged into the checkpoint, or None.
     """
 
@@ -77,14 +77,16 @@ class ConversionResult:
     """What a conversion made.
 
     Attributes:
-        path: the file; None where nothing was to be written.
+        path: the file, or its first part; None where nothing was to be written.
         plan: what was decided.
         seconds: how long it took.
+        parts: every file, one or several in order, there or to be.
     """
 
     path: Path | None
     plan: ConversionPlan
     seconds: float
+    parts: tuple[Path, ...]
 
 
 def convert(
@@ -94,6 +96,7 @@ def convert(
     adapter: str | os.PathLike[str] | None = None,
     type: str = DEFAULT_TYPE,
     rope: RopeOverrides | None = None,
+    shard_size: int | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> ConversionResult:
@@ -112,6 +115,8 @@ def convert(
             checkpoint's.
         type: a name in pigguf.quantization.RECIPES: "F16", "Q8_0", "Q4_K_M", ...
         rope: position facts that overrule the checkpoint's.
+        shard_size: most bytes of tensors in one file; what is larger is split as llama.cpp's gguf-split
+            does it, and NAME.gguf becomes NAME-00001-of-00003.gguf and so on.
         dry_run: decide everything, check every header, write nothing.
         progress: told of the bytes fetched and written.
 
@@ -130,14 +135,18 @@ def convert(
         checkpoint = opened.enter_context(Checkpoint.open(source, progress))
         merged = opened.enter_context(Adapter.open(adapter, progress)) if adapter is not None else None
         plan = plan_conversion(checkpoint, type, rope or RopeOverrides(), merged)
-        if dry_run:
-            return ConversionResult(None, plan, time.monotonic() - begun)
         target = Path(output) if output is not None else Path(f"{plan.name}-{plan.recipe.name}.gguf")
-        _refuse_own_files("checkpoint", checkpoint.path, target)
-        if merged is not None:
-            _refuse_own_files("adapter", merged.path, target)
-        write_gguf(target, plan.metadata, plan.tensors, progress, partial(_verify, plan, checkpoint.path))
-    return ConversionResult(target, plan, time.monotonic() - begun)
+        files = planned_files(target, plan.metadata, plan.tensors, shard_size)
+        plan = replace(plan, bytes=sum(file.bytes for file in files))
+        parts = tuple(file.path for file in files)
+        if dry_run:
+            return ConversionResult(None, plan, time.monotonic() - begun, parts)
+        for part in parts:
+            _refuse_own_files("checkpoint", checkpoint.path, part)
+            if merged is not None:
+                _refuse_own_files("adapter", merged.path, part)
+        write_files(files, progress, partial(_verify, plan, checkpoint.path))
+    return ConversionResult(parts[0], plan, time.monotonic() - begun, parts)
 
 
 def plan_conversion(
@@ -157,6 +166,7 @@ def plan_conversion(
     metadata = {
         **general_metadata(spec.architecture, name, recipe),
         **(_base_metadata(base) if facts else {}),
+        **({CLASS_KEY: string(spec.hf_class)} if family.folded else {}),
         **spec.metadata(),
         **vocab.metadata(),
     }

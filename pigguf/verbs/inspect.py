@@ -70,7 +70,8 @@ class Report:
     """What a GGUF file says of itself.
 
     Attributes:
-        path, bytes: the file and its size.
+        path, bytes: the file and its size, or the first part and the size of all.
+        parts: every file, in order; one where the model is not split.
         architecture, name: of the model.
         parameters: number of weights.
         types: how many bytes are stored in which tensor type, largest first.
@@ -80,11 +81,12 @@ class Report:
             adapter, a projector).
         position_notes: what else the file says of how positions are read, a sentence each.
         cache: memory of the KV cache by type; empty where the shape does not say.
-        metadata: every key, with its typed value.
+        metadata: every key of the model, with its typed value.
     """
 
     path: Path
     bytes: int
+    parts: tuple[Path, ...]
     architecture: str
     name: str | None
     parameters: int
@@ -117,6 +119,7 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     return Report(
         path=file.path,
         bytes=file.size,
+        parts=file.parts,
         architecture=file.architecture,
         name=get(file.metadata, "general.name", str),
         parameters=sum(tensor.elements for tensor in file.tensors.values()),

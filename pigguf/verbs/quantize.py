@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pigguf.arch import family_of
+from pigguf.arch import CLASS_KEY, family_of
 from pigguf.errors import UnsupportedModel, UsageError
-from pigguf.gguf_file import GGUFFile, TensorData, TensorType, read_header, write_gguf
+from pigguf.gguf_file import GGUFFile, TensorData, TensorType, planned_files, read_header, write_files
 from pigguf.metadata import Typed, u32
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import float_tensors
@@ -26,13 +26,16 @@ _FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """What was made: the file, its size and that of the source in bytes, and how long it took."""
+    """What was made: the file or its first part, its size and that of the source in bytes, how long it took,
+    and every file of it in order.
+    """
 
     path: Path
     type: str
     bytes: int
     source_bytes: int
     seconds: float
+    parts: tuple[Path, ...]
 
 
 def quantize(
@@ -40,6 +43,7 @@ def quantize(
     output: str | os.PathLike[str],
     *,
     type: str,
+    shard_size: int | None = None,
     progress: Progress = SILENT,
 ) -> QuantizationResult:
     """Write a float GGUF again in another type; every key but the type's own stays as it is.
@@ -48,6 +52,7 @@ def quantize(
         source: a GGUF whose tensors are F32, F16 or BF16.
         output: the file to write; it appears whole and verified, or not at all.
         type: a name in pigguf.quantization.RECIPES.
+        shard_size: as convert takes it.
         progress: told of the bytes written.
 
     Raises:
@@ -62,9 +67,7 @@ def quantize(
     target = Path(output)
     file = read_header(source)
     _refuse_quantized(file)
-    if target.exists() and target.samefile(file.path):
-        raise UsageError(f"{target} is both source and output", "give the output another name")
-    family = family_of(file.architecture)
+    family = family_of(file.architecture, get(file.metadata, CLASS_KEY, str))
     spec = family.spec_from_metadata(file.metadata, file.tensors)
     metadata: dict[str, Typed] = {
         **file.metadata,
@@ -75,8 +78,17 @@ def quantize(
         tensors = plan_tensors(recipe, spec, float_tensors(file, data))
         rope = rope_from_metadata(file.metadata, file.architecture)
         verify = partial(verify_gguf, metadata=metadata, tensors=tensors, rope=rope)
-        size = write_gguf(target, metadata, tensors, progress, verify)
-    return QuantizationResult(target, recipe.name, size, file.size, time.monotonic() - begun)
+        files = planned_files(target, metadata, tensors, shard_size)
+        parts = tuple(planned.path for planned in files)
+        _refuse_own_files(file, parts)
+        size = write_files(files, progress, verify)
+    return QuantizationResult(parts[0], recipe.name, size, file.size, time.monotonic() - begun, parts)
+
+
+def _refuse_own_files(source: GGUFFile, targets: tuple[Path, ...]) -> None:
+    for target in targets:
+        if target.exists() and any(target.samefile(part) for part in source.parts):
+            raise UsageError(f"{target} is both source and output", "give the output another name")
 
 
 def _refuse_quantized(file: GGUFFile) -> None:
