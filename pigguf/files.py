@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +24,11 @@ from typing import Any
 from pigguf.errors import OutputError, ReadError
 
 _WRITE_BACK_BYTES = 64 << 20  # the disk begins this far behind, so that the last fsync is short
+_COPY_BYTES = 64 << 20  # copied by one call, between two words of progress
+_BLOCK_BYTES = 4096  # of a file system
+_READ_BYTES = 4 << 20  # where a copy goes through our own memory
+# Why copy_file_range does not: another disk, a file system or kernel without it, or a filter against it
+_NOT_COPIED = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 # A temporary neighbour's name: by chance, for threads may write one target; short, for a target's may be long
 _PREFIX, _SUFFIX = ".pigguf-", ".partial"
 
@@ -203,7 +208,52 @@ class AtomicFile:
         while view:
             written = os.write(self._descriptor, view)
             view = view[written:]
-            self._behind += written
+            self._written(written)
+
+    def copy(self, source: Path, start: int, count: int, advance: Callable[[int], None]) -> None:
+        """Append `count` bytes of another file, from `start` on, without bringing them here where possible.
+
+        The system copies (copy_file_range), and shares blocks instead where the file system can (btrfs,
+        XFS) and both places lie alike in a block; else the bytes are read and written.
+
+        Args:
+            advance: told of the bytes done.
+
+        Raises:
+            ReadError: the source cannot be read, or ends before.
+        """
+        try:
+            descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise unreadable(source, error) from error
+        try:
+            while count > 0:
+                piece = min(count, -start % _BLOCK_BYTES or _COPY_BYTES)  # whole blocks as soon as may be
+                done = self._copy_piece(descriptor, source, start, piece)
+                start, count = start + done, count - done
+                self._written(done)
+                advance(done)
+        finally:
+            os.close(descriptor)
+
+    def _copy_piece(self, descriptor: int, source: Path, start: int, count: int) -> int:
+        if hasattr(os, "copy_file_range"):
+            try:
+                done = os.copy_file_range(descriptor, self._descriptor, count, start)
+            except OSError as error:
+                if error.errno not in _NOT_COPIED:
+                    raise
+            else:
+                if done:
+                    return done
+        # 0 above is the source's end, or a file system that cannot: reading tells which
+        buffer = memoryview(bytearray(min(count, _READ_BYTES)))
+        read_exactly(descriptor, buffer, start, source)
+        return os.write(self._descriptor, buffer)
+
+    def _written(self, count: int) -> None:
+        """Let the disk begin, far enough behind."""
+        self._behind += count
         if self._behind >= _WRITE_BACK_BYTES and (self._flush is None or self._flush.done()):
             self._behind = 0
             self._flush = self._flusher.submit(os.fsync, self._descriptor)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from pigguf.errors import OutputError
+from pigguf.errors import OutputError, ReadError
 from pigguf.files import atomic_directory, atomic_write
 
 
@@ -108,3 +109,42 @@ def test_a_failure_leaves_a_directory_as_it_was(there: bool, tmp_path: Path) -> 
         raise RuntimeError
     assert os.listdir(tmp_path) == (["target"] if there else [])
     assert not there or os.listdir(target) == []
+
+
+@pytest.mark.parametrize("refused", [None, errno.EXDEV, errno.ENOSYS])
+def test_a_range_of_another_file_is_copied_whole(
+    refused: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the system, and by reading and writing where it will not: more than one piece of either."""
+    if refused is not None:
+
+        def refuse(*arguments: int) -> int:
+            raise OSError(refused, os.strerror(refused))
+
+        monkeypatch.setattr("os.copy_file_range", refuse)
+    monkeypatch.setattr("pigguf.files._COPY_BYTES", 8192)
+    monkeypatch.setattr("pigguf.files._READ_BYTES", 3000)
+    content = os.urandom(50_000)
+    (tmp_path / "source").write_bytes(content)
+    told: list[int] = []
+    with atomic_write(tmp_path / "target") as file:
+        file.write(b"head")
+        file.copy(tmp_path / "source", 1234, 40_000, told.append)
+        file.write(b"tail")
+    assert (tmp_path / "target").read_bytes() == b"head" + content[1234:41_234] + b"tail"
+    assert sum(told) == 40_000
+    assert len(told) > 4
+
+
+def test_a_copy_of_what_is_not_there_harms_nothing(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"short")
+    (tmp_path / "target").write_bytes(b"precious")
+    for source, words in (("source", "ends at byte 5"), ("missing", "No such file")):
+        with (
+            pytest.raises(ReadError, match=words) as raised,
+            atomic_write(tmp_path / "target") as file,
+        ):
+            file.copy(tmp_path / source, 2, 10, lambda done: None)
+        assert raised.value.hint
+    assert (tmp_path / "target").read_bytes() == b"precious"
+    assert sorted(os.listdir(tmp_path)) == ["source", "target"]
