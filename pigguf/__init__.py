@@ -27,6 +27,7 @@ _HOMES = {
     "quantize": "pigguf.verbs.quantize",
     "export": "pigguf.verbs.export",
     "inspect": "pigguf.verbs.inspect",
+    "repair": "pigguf.verbs.repair",
     "open_model": "pigguf.local",
     "evaluate": "pigguf.evals",
     "LocalModel": "pigguf.local",
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "quantize",
     "export",
     "inspect",
+    "repair",
     "open_model",
     "LocalModel",
     "evaluate",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from pigguf.verbs.export import export
     from pigguf.verbs.inspect import inspect
     from pigguf.verbs.quantize import quantize
+    from pigguf.verbs.repair import repair
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune": ("pigguf.cli.finetune", "Extend a checkpoint's window by Position Interpolation."),
     "quantize": ("pigguf.cli.quantize", "Make a smaller GGUF of a float one."),
     "inspect": ("pigguf.cli.inspect", "Say what a GGUF file holds: window, rope, types, memory."),
+    "repair": ("pigguf.cli.repair", "Find what is wrong with a GGUF's positions, and mend its keys."),
     "export": ("pigguf.cli.export", "Turn a GGUF file back into a Hugging Face checkpoint."),
     "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),

@@ -29,12 +29,13 @@ TEXT = ExitCode(11, "a text or data file that is not what it should be, or too s
 TRAINING = ExitCode(12, "a fine-tuning that cannot go on")
 PACKAGE = ExitCode(13, "a Python package of an extra that is not installed")
 HUB = ExitCode(14, "a model hub that does not give what was asked of it, or cannot be reached")
+FOUND = ExitCode(15, "a comparison or a check that found something: files that differ, positions to mend")
 INTERRUPTED = ExitCode(130, "interrupted")
 CLOSED = ExitCode(141, "whoever read the output went away")
 
 ALL = (
     UNEXPECTED, USAGE, MODEL, ROPE, CONVERSION, FILE, GGUF, ENGINE, MEMORY, OVERFLOW,
-    TEXT, TRAINING, PACKAGE, HUB, INTERRUPTED, CLOSED,
+    TEXT, TRAINING, PACKAGE, HUB, FOUND, INTERRUPTED, CLOSED,
 )  # fmt: skip
 
 # The nearest class in an error's ancestry decides.

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pigguf.cli import render
+from pigguf.cli.keys import brief, kind, plain
 from pigguf.cli.options import PATH, json_option
 from pigguf.cli.text import size
-from pigguf.metadata import Typed
 from pigguf.verbs.inspect import Report, inspect
-
-_SHOWN_ELEMENTS = 6  # of an array, in --keys
 
 
 @click.command()
@@ -88,27 +85,9 @@ def _tokenizer(report: Report) -> str:
 
 def _show_keys(report: Report, as_json: bool) -> None:
     if as_json:
-        render.json({key: _plain(typed.value) for key, typed in report.metadata.items()})
+        render.json({key: plain(typed.value) for key, typed in report.metadata.items()})
         return
-    render.facts((f"{key} ({_kind(typed)})", _brief(typed)) for key, typed in report.metadata.items())
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it: infinities and nan, which it lacks, by their names."""
-    if isinstance(value, tuple):
-        return [_plain(element) for element in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _kind(typed: Typed) -> str:
-    return f"{typed.kind}[{len(typed.value)}]" if typed.is_array else typed.kind
-
-
-def _brief(typed: Typed) -> str:
-    if not typed.is_array:
-        return repr(typed.value) if typed.kind == "str" else str(typed.value)
-    shown = ", ".join(repr(element) for element in typed.value[:_SHOWN_ELEMENTS])
-    return f"[{shown}, ...]" if len(typed.value) > _SHOWN_ELEMENTS else f"[{shown}]"
+    render.facts((f"{key} ({kind(typed)})", brief(typed)) for key, typed in report.metadata.items())
 
 
 def _as_data(report: Report) -> dict[str, Any]:
