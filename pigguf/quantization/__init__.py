@@ -1,7 +1,22 @@
-"""Which tensor gets which type (recipes), and the engine's kernels that make its bytes and read them."""
+"""Which tensor gets which type (recipes), which columns matter (imatrix), and the engine's own kernels."""
 
 from pigguf.quantization.dequantize import float_tensors
+from pigguf.quantization.imatrix import ImportanceMatrix, Sums, read_imatrix, write_imatrix
 from pigguf.quantization.kernels import decode, encode
-from pigguf.quantization.recipes import RECIPES, Recipe, choose_types
+from pigguf.quantization.recipes import RECIPES, Choice, Recipe, Scheme, choose_types, read_overrides
 
-__all__ = ["RECIPES", "Recipe", "choose_types", "decode", "encode", "float_tensors"]
+__all__ = [
+    "RECIPES",
+    "Choice",
+    "ImportanceMatrix",
+    "Recipe",
+    "Scheme",
+    "Sums",
+    "choose_types",
+    "decode",
+    "encode",
+    "float_tensors",
+    "read_imatrix",
+    "read_overrides",
+    "write_imatrix",
+]

@@ -5,9 +5,9 @@ functions compute it; `decode` is the inverse. Both work on the calling thread w
 bounded size, release the GIL and may run on many threads at once: spreading slabs of rows over
 the cores is the caller's part (gguf_file.write_gguf).
 
-The shared libraries are loaded on first use, without importing llama_cpp. Left out: importance
-matrices, and the types that cannot do without. Upstream: ggml.h (ggml_quantize_chunk,
-ggml_validate_row_data, ggml_get_type_traits) and ggml-cpu.h.
+The shared libraries are loaded on first use, without importing llama_cpp. Left out: which columns
+matter (imatrix.py), and ternary types. Upstream: ggml.h (ggml_quantize_chunk, ggml_validate_row_data,
+ggml_get_type_traits) and ggml-cpu.h.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ BLOCK_FORMATS = frozenset(
     {
         *(TensorType.Q4_0, TensorType.Q4_1, TensorType.Q5_0, TensorType.Q5_1, TensorType.Q8_0),
         *(TensorType.Q2_K, TensorType.Q3_K, TensorType.Q4_K, TensorType.Q5_K, TensorType.Q6_K),
-        *(TensorType.IQ4_NL, TensorType.IQ4_XS),
+        *(TensorType.IQ4_NL, TensorType.IQ4_XS, TensorType.IQ3_S, TensorType.IQ3_XXS),
+        *(TensorType.IQ2_S, TensorType.IQ2_XS, TensorType.IQ2_XXS, TensorType.IQ1_M, TensorType.IQ1_S),
     }
 )
+# Their kernels abort the process without an importance (ggml.c, ggml_quantize_requires_imatrix).
+NEED_IMPORTANCE = frozenset({TensorType.IQ2_XS, TensorType.IQ2_XXS, TensorType.IQ1_S})
 
 # The bits of infinity; with the sign masked away, only NaNs lie above.
 _INFINITY: dict[np.dtype[Any], np.unsignedinteger[Any]] = {
@@ -72,12 +75,14 @@ class InvalidValue(InvalidTensor):
         return InvalidTensor(f"{tensor}: element {index} {self.problem}", self.hint)
 
 
-def encode(values: Array, kind: TensorType) -> Array:
+def encode(values: Array, kind: TensorType, importance: Array | None = None) -> Array:
     """Encode rows as llama_model_quantize does: by way of float32, unless they are of the type already.
 
     Args:
         values: float32, float16 or ml_dtypes.bfloat16, of any shape; the last axis is a row.
         kind: a float type or one of BLOCK_FORMATS.
+        importance: float32, how much each column matters; NEED_IMPORTANCE cannot do without. Float types
+            and Q8_0 make no use of it.
 
     Returns:
         uint8 (rows, row_bytes); a view of `values` where they are of the type already.
@@ -89,8 +94,12 @@ def encode(values: Array, kind: TensorType) -> Array:
     """
     if kind not in FLOATS and kind not in BLOCK_FORMATS:
         raise ValueError(f"{kind.name} is not encoded here")  # ggml would abort the process
+    if importance is None and kind in NEED_IMPORTANCE:
+        raise ValueError(f"{kind.name} is not encoded without an importance")
     values = np.ascontiguousarray(values)
     width = values.shape[-1]
+    if importance is not None and (importance.shape != (width,) or importance.dtype != np.float32):
+        raise ValueError(f"the importance of {width} columns is {importance.dtype}{importance.shape}")
     rows = values.reshape(-1, width)
     if values.dtype == FLOATS.get(kind):
         _refuse(first_non_finite(rows), values, kind)
@@ -100,7 +109,7 @@ def encode(values: Array, kind: TensorType) -> Array:
     scratch = np.empty((min(step, len(rows)), width), np.float32)
     for start in range(0, len(rows), step):
         block = slice(start, start + step)
-        bad = _encode_block(rows[block], kind, encoded[block], scratch)
+        bad = _encode_block(rows[block], kind, encoded[block], scratch, importance)
         _refuse(bad, values, kind, start * width)
     return encoded
 
@@ -145,7 +154,9 @@ def first_non_finite(values: Array) -> int | None:
     return None
 
 
-def _encode_block(values: Array, kind: TensorType, encoded: Array, scratch: Array) -> int | None:
+def _encode_block(
+    values: Array, kind: TensorType, encoded: Array, scratch: Array, importance: Array | None
+) -> int | None:
     """Encode a few rows; returns the flat index of the first value that is not finite before or after."""
     bad = first_non_finite(values)
     if bad is not None:
@@ -154,8 +165,15 @@ def _encode_block(values: Array, kind: TensorType, encoded: Array, scratch: Arra
     if kind is TensorType.F16:  # ggml_quantize_chunk gives the same bits, but goes element by element
         _ggml_cpu().ggml_cpu_fp32_to_fp16(floats.ctypes.data, encoded.ctypes.data, floats.size)
     else:
+        matters = None if importance is None else np.ascontiguousarray(importance)
         _ggml_base().ggml_quantize_chunk(
-            kind, floats.ctypes.data, encoded.ctypes.data, 0, len(floats), floats.shape[1], None
+            kind,
+            floats.ctypes.data,
+            encoded.ctypes.data,
+            0,
+            len(floats),
+            floats.shape[1],
+            None if matters is None else matters.ctypes.data,
         )
     if kind in FLOATS:
         return first_non_finite(encoded.view(FLOATS[kind]))

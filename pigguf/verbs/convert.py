@@ -4,8 +4,6 @@ Source of the form: llama.cpp's convert_hf_to_gguf.py and llama-quantize, whose 
 gives; the rope keys and the context length are decided by pigguf.rope, from all the evidence.
 
 An adapter is merged on the way (checkpoint/merge.py): no merged tensor is ever held.
-
-Left out: importance matrices.
 """
 
 from __future__ import annotations
@@ -16,8 +14,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pigguf.arch import CLASS_KEY, Family, find_family, to_gguf
 from pigguf.checkpoint import Adapter, AdapterFacts, Checkpoint, model_name, with_adapter
@@ -25,7 +26,17 @@ from pigguf.errors import InvalidTensor, UsageError
 from pigguf.gguf_file import PlannedTensor, TensorType, file_bytes, planned_files, write_files
 from pigguf.metadata import Typed, string, u32
 from pigguf.progress import SILENT, Progress
-from pigguf.quantization import RECIPES, Recipe, choose_types, encode
+from pigguf.quantization import (
+    RECIPES,
+    Choice,
+    ImportanceMatrix,
+    Recipe,
+    Scheme,
+    choose_types,
+    encode,
+    read_imatrix,
+    read_overrides,
+)
 from pigguf.quantization.kernels import InvalidValue
 from pigguf.rope import RopeOverrides, RopeScaling
 from pigguf.spec import ModelSpec
@@ -46,7 +57,8 @@ class ConversionPlan:
             an adapter its name follows, or stands alone where it begins with the base's.
         spec: the model's shape, its rope included.
         vocab: the tokenizer as GGUF holds it.
-        recipe: which type goes where.
+        scheme: how it is quantized.
+        choices: the type of every tensor, by name.
         metadata: every key of the file, in order.
         tensors: every tensor of the file, in order.
         bytes: the size of the file to be, or of its parts together.
@@ -56,7 +68,8 @@ class ConversionPlan:
     name: str
     spec: ModelSpec
     vocab: Vocab
-    recipe: Recipe
+    scheme: Scheme
+    choices: Mapping[str, Choice]
     metadata: dict[str, Typed]
     tensors: tuple[PlannedTensor, ...]
     bytes: int
@@ -67,9 +80,15 @@ class ConversionPlan:
         return self.spec.rope
 
     @property
+    def recipe(self) -> Recipe:
+        return self.scheme.recipe
+
+    @property
     def fallbacks(self) -> tuple[str, ...]:
         """Tensors whose rows are not whole blocks of the type they should have, as "name: type"."""
-        return tuple(f"{t.name}: {t.type.name}" for t in self.tensors if self.recipe.is_fallback(t.type))
+        return tuple(
+            f"{name}: {choice.type.name}" for name, choice in self.choices.items() if choice.fell_back
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,8 @@ def convert(
     *,
     adapter: str | os.PathLike[str] | None = None,
     type: str = DEFAULT_TYPE,
+    imatrix: str | os.PathLike[str] | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     rope: RopeOverrides | None = None,
     shard_size: int | None = None,
     dry_run: bool = False,
@@ -114,6 +135,10 @@ def convert(
             A config.json in it is the extended model's, and its position facts must agree with the
             checkpoint's.
         type: a name in pigguf.quantization.RECIPES: "F16", "Q8_0", "Q4_K_M", ...
+        imatrix: a file that pigguf.imatrix or llama-imatrix made of this model: columns that matter more
+            are kept more exactly. The types of the fewest bits need one.
+        tensor_types: types for tensors whose names a regular expression is found in, such as
+            {"ffn_down": "q6_k"}, in place of the recipe's; the first that is found decides.
         rope: position facts that overrule the checkpoint's.
         shard_size: most bytes of tensors in one file; what is larger is split as llama.cpp's gguf-split
             does it, and NAME.gguf becomes NAME-00001-of-00003.gguf and so on.
@@ -128,13 +153,17 @@ def convert(
         RopeConflict: its position facts contradict each other.
         ConversionError: a tensor is missing, unknown or not finite, the target cannot be written, or
             the written file does not verify.
-        UsageError: no such type, or the output is a file of the checkpoint or the adapter itself.
+        GGUFError: the importance matrix is damaged.
+        UsageError: no such type, a type that needs an importance matrix, a matrix of another model, a
+            pattern that is found in no tensor; or the output is a file of the checkpoint or the adapter
+            itself.
     """
     begun = time.monotonic()
+    scheme = read_scheme(type, imatrix, tensor_types)
     with ExitStack() as opened:
         checkpoint = opened.enter_context(Checkpoint.open(source, progress))
         merged = opened.enter_context(Adapter.open(adapter, progress)) if adapter is not None else None
-        plan = plan_conversion(checkpoint, type, rope or RopeOverrides(), merged)
+        plan = plan_conversion(checkpoint, scheme, rope or RopeOverrides(), merged)
         target = Path(output) if output is not None else Path(f"{plan.name}-{plan.recipe.name}.gguf")
         files = planned_files(target, plan.metadata, plan.tensors, shard_size)
         plan = replace(plan, bytes=sum(file.bytes for file in files))
@@ -150,28 +179,30 @@ def convert(
 
 
 def plan_conversion(
-    checkpoint: Checkpoint, type: str, rope: RopeOverrides, adapter: Adapter | None = None
+    checkpoint: Checkpoint, scheme: Scheme, rope: RopeOverrides, adapter: Adapter | None = None
 ) -> ConversionPlan:
     """Decide everything about the file to be, from headers and config files alone. Raises as convert does."""
-    recipe = find_recipe(type)
     family = find_family(checkpoint.config)
     config, weights = _merged(checkpoint, adapter, family)
     extended = adapter.extended if adapter else None
     positions = family.read_positions(checkpoint.config, checkpoint.tokenizer_config, rope, extended)
     spec = family.spec(config, positions)
     vocab = read_vocab(checkpoint.path, config, spec.vocab_size)
-    tensors = plan_tensors(recipe, spec, to_gguf(family, spec, weights, str(checkpoint.path)))
+    named = to_gguf(family, spec, weights, str(checkpoint.path))
+    choices = choose_types(scheme, spec, named)
+    tensors = plan_tensors(named, choices, scheme.matrix)
     base, facts = model_name(checkpoint.path), adapter.facts if adapter else None
     name = base if facts is None else _merged_name(base, facts.name)
     metadata = {
-        **general_metadata(spec.architecture, name, recipe),
+        **general_metadata(spec.architecture, name, scheme.recipe),
         **(_base_metadata(base) if facts else {}),
         **({CLASS_KEY: string(spec.hf_class)} if family.folded else {}),
         **spec.metadata(),
         **vocab.metadata(),
+        **(scheme.matrix.metadata() if scheme.matrix else {}),
     }
     size = file_bytes(metadata, tensors)
-    return ConversionPlan(name, spec, vocab, recipe, metadata, tensors, size, facts)
+    return ConversionPlan(name, spec, vocab, scheme, choices, metadata, tensors, size, facts)
 
 
 def _merged(
@@ -196,16 +227,20 @@ def _refuse_own_files(what: str, source: Path, target: Path) -> None:
         raise UsageError(f"{target} is a file of the {what} {source}", "give the output another name")
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe of that name, whatever its case.
+def read_scheme(
+    type: str, imatrix: str | os.PathLike[str] | None, tensor_types: Mapping[str, str] | None
+) -> Scheme:
+    """The recipe of that name, whatever its case, with the matrix and the tensors' own types.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no such type, or a pattern that is no regular expression.
+        ReadError, GGUFError: the matrix cannot be read.
     """
-    recipe = RECIPES.get(name.upper())
+    recipe = RECIPES.get(type.upper())
     if recipe is None:
-        raise UsageError(f"there is no type {name!r}", f"types are {', '.join(RECIPES)}")
-    return recipe
+        raise UsageError(f"there is no type {type!r}", f"types are {', '.join(RECIPES)}")
+    matrix = None if imatrix is None else read_imatrix(imatrix)
+    return Scheme(recipe, matrix, read_overrides(tensor_types or {}))
 
 
 def general_metadata(architecture: str, name: str, recipe: Recipe) -> dict[str, Typed]:
@@ -224,7 +259,9 @@ def _base_metadata(base: str) -> dict[str, Typed]:
     return {"general.base_model.count": u32(1), "general.base_model.0.name": string(base)}
 
 
-def plan_tensors(recipe: Recipe, spec: ModelSpec, tensors: Sequence[TensorRef]) -> tuple[PlannedTensor, ...]:
+def plan_tensors(
+    tensors: Sequence[TensorRef], choices: Mapping[str, Choice], matrix: ImportanceMatrix | None
+) -> tuple[PlannedTensor, ...]:
     """Give every tensor its type and its way to bytes.
 
     Raises:
@@ -236,14 +273,30 @@ def plan_tensors(recipe: Recipe, spec: ModelSpec, tensors: Sequence[TensorRef]) 
                 f"{tensor.name} is stored as {tensor.dtype}, not as F32, F16 or BF16",
                 "give the checkpoint as it was before it was quantized",
             )
-    types = choose_types(recipe, spec, tensors)
-    return tuple(_planned(tensor, types[tensor.name]) for tensor in tensors)
+    return tuple(
+        _planned(tensor, choices[tensor.name].type, matrix.of(tensor) if matrix else None)
+        for tensor in tensors
+    )
 
 
-def _planned(tensor: TensorRef, kind: TensorType) -> PlannedTensor:
+def _planned(tensor: TensorRef, kind: TensorType, importance: Array | None) -> PlannedTensor:
+    """`importance` is (matrices, columns): of experts each has its own."""
+
     def encode_rows(start: int, stop: int) -> Array:
+        values = tensor.read(start, stop)
+        if importance is None:
+            return encode_part(values, start, None)
+        height = tensor.rows // len(importance)  # of one matrix
+        edges = [start, *range(height * (start // height + 1), stop, height), stop]
+        parts = [
+            encode_part(values[first - start : last - start], first, importance[first // height])
+            for first, last in pairwise(edges)
+        ]
+        return np.concatenate(parts)
+
+    def encode_part(values: Array, start: int, columns: Array | None) -> Array:
         try:
-            return encode(tensor.read(start, stop), kind)
+            return encode(values, kind, columns)
         except InvalidValue as error:
             raise error.located(tensor.name, start) from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,11 @@ from pathlib import Path
 from pigguf.arch import CLASS_KEY, family_of
 from pigguf.errors import UnsupportedModel, UsageError
 from pigguf.gguf_file import GGUFFile, TensorData, TensorType, planned_files, read_header, write_files
-from pigguf.metadata import Typed, u32
+from pigguf.metadata import Typed, get, u32
 from pigguf.progress import SILENT, Progress
-from pigguf.quantization import float_tensors
+from pigguf.quantization import choose_types, float_tensors
 from pigguf.rope import rope_from_metadata
-from pigguf.verbs.convert import QUANTIZATION_VERSION, find_recipe, plan_tensors
+from pigguf.verbs.convert import QUANTIZATION_VERSION, plan_tensors, read_scheme
 from pigguf.verbs.verify import verify_gguf
 
 _FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
@@ -43,6 +44,8 @@ def quantize(
     output: str | os.PathLike[str],
     *,
     type: str,
+    imatrix: str | os.PathLike[str] | None = None,
+    tensor_types: Mapping[str, str] | None = None,
     shard_size: int | None = None,
     progress: Progress = SILENT,
 ) -> QuantizationResult:
@@ -52,18 +55,18 @@ def quantize(
         source: a GGUF whose tensors are F32, F16 or BF16.
         output: the file to write; it appears whole and verified, or not at all.
         type: a name in pigguf.quantization.RECIPES.
-        shard_size: as convert takes it.
+        imatrix, tensor_types, shard_size: as convert takes them.
         progress: told of the bytes written.
 
     Raises:
         ReadError: the system refuses to read the source.
-        GGUFError: the source is damaged.
+        GGUFError: the source or the importance matrix is damaged.
         UnsupportedModel: the source is quantized already, or of an unknown architecture.
         ConversionError: a value is not finite, or the target cannot be written.
-        UsageError: no such type, or source and output are one file.
+        UsageError: source and output are one file, or type, matrix and patterns do not fit (as for convert).
     """
     begun = time.monotonic()
-    recipe = find_recipe(type)
+    scheme = read_scheme(type, imatrix, tensor_types)
     target = Path(output)
     file = read_header(source)
     _refuse_quantized(file)
@@ -71,18 +74,20 @@ def quantize(
     spec = family.spec_from_metadata(file.metadata, file.tensors)
     metadata: dict[str, Typed] = {
         **file.metadata,
-        "general.file_type": u32(recipe.file_type),
+        "general.file_type": u32(scheme.recipe.file_type),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
+        **(scheme.matrix.metadata() if scheme.matrix else {}),
     }
     with TensorData(file) as data:
-        tensors = plan_tensors(recipe, spec, float_tensors(file, data))
+        floats = float_tensors(file, data)
+        tensors = plan_tensors(floats, choose_types(scheme, spec, floats), scheme.matrix)
         rope = rope_from_metadata(file.metadata, file.architecture)
         verify = partial(verify_gguf, metadata=metadata, tensors=tensors, rope=rope)
         files = planned_files(target, metadata, tensors, shard_size)
         parts = tuple(planned.path for planned in files)
         _refuse_own_files(file, parts)
         size = write_files(files, progress, verify)
-    return QuantizationResult(parts[0], recipe.name, size, file.size, time.monotonic() - begun, parts)
+    return QuantizationResult(parts[0], scheme.recipe.name, size, file.size, time.monotonic() - begun, parts)
 
 
 def _refuse_own_files(source: GGUFFile, targets: tuple[Path, ...]) -> None:
