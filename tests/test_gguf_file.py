@@ -204,13 +204,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_header(tmp_path / "absent.gguf")
 
 
-def test_part_of_a_split_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "part.gguf"
-    write_gguf(path, {"general.architecture": string("llama"), "split.count": Typed("u16", 3)}, [])
-    with pytest.raises(UnsupportedModel, match=r"split into 3 files \(split.count\)"):
-        read_header(path)
-
-
 def test_a_failing_encoder_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
     target.write_bytes(b"precious")

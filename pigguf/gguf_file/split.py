@@ -20,7 +20,7 @@ from pigguf.gguf_file.write import PlannedFile, PlannedTensor
 from pigguf.metadata import Kind, Metadata, Typed
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
-SPLIT_KINDS: dict[str, Kind] = {NUMBER: "u16", COUNT: "u16", TENSORS: "i32"}
+SPLIT_KINDS: dict[str, Kind] = {NUMBER: "u16", TENSORS: "i32", COUNT: "u16"}  # in gguf-split's order
 MOST_PARTS = 2**16 - 1
 
 _PART = re.compile(r"(?s)(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
