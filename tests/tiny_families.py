@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import load_file
 
 from pigguf.arch import Family, find_family, to_gguf
 from pigguf.spec import ModelSpec
@@ -32,6 +35,31 @@ GPT2: dict[str, Any] = {
     "n_layer": 2,
     "n_head": 4,
     "n_positions": WINDOW,
+}
+NEOX: dict[str, Any] = {
+    **{key: value for key, value in BASE.items() if key not in ("num_key_value_heads", "rms_norm_eps")},
+    "num_attention_heads": 4,
+}
+PHI: dict[str, Any] = {**NEOX, "num_key_value_heads": 2}
+FALCON: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": WINDOW,
+}
+BLOOM: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "seq_length": WINDOW,
+}
+MPT: dict[str, Any] = {"vocab_size": 96, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": WINDOW}
+OPT: dict[str, Any] = {
+    **FALCON,
+    "ffn_dim": 96,
+    "word_embed_proj_dim": 64,
 }
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 SCALED = {"rope_parameters": LINEAR}
@@ -60,6 +88,31 @@ KINDS: dict[str, Kind] = {
     "qwen3, factor 4": Kind("Qwen3ForCausalLM", {**BASE, "head_dim": 16, **SCALED}),
     "gpt2": Kind("GPT2LMHeadModel", GPT2),
     "gpt2, untied": Kind("GPT2LMHeadModel", {**GPT2, "n_inner": 96, "tie_word_embeddings": False}),
+    "gptneox": Kind("GPTNeoXForCausalLM", NEOX),
+    "gptneox, one after the other, factor 4": Kind(
+        "GPTNeoXForCausalLM",
+        {**NEOX, "use_parallel_residual": False, "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}},
+    ),
+    "gptneox, tied": Kind("GPTNeoXForCausalLM", {**NEOX, "tie_word_embeddings": True}),
+    "phi2": Kind("PhiForCausalLM", PHI),
+    "phi2, factor 4": Kind(
+        "PhiForCausalLM", {**PHI, "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}}
+    ),
+    "gptj": Kind("GPTJForCausalLM", {**GPT2, "rotary_dim": 8}),
+    "falcon": Kind("FalconForCausalLM", FALCON),
+    "falcon, no shared heads, untied": Kind(
+        "FalconForCausalLM", {**FALCON, "multi_query": False, "tie_word_embeddings": False}
+    ),
+    "falcon, two norms, factor 4": Kind(
+        "FalconForCausalLM", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, **SCALED}
+    ),
+    "bloom": Kind("BloomForCausalLM", BLOOM),
+    "bloom, 12 heads": Kind("BloomForCausalLM", {**BLOOM, "hidden_size": 96, "n_head": 12}),
+    "mpt": Kind("MptForCausalLM", MPT),
+    "mpt, clipped": Kind("MptForCausalLM", {**MPT, "attn_config": {"clip_qkv": 0.5}}),
+    "starcoder": Kind("GPTBigCodeForCausalLM", GPT2),
+    "starcoder, no shared heads": Kind("GPTBigCodeForCausalLM", {**GPT2, "multi_query": False}),
+    "opt": Kind("OPTForCausalLM", OPT),
 }
 
 
@@ -70,7 +123,7 @@ class TinyModel:
         kind: a name in KINDS.
         module: the model.
         config: config.json as transformers writes it.
-        tensors: as save_pretrained names them, without buffers and tied copies.
+        tensors: as save_pretrained names them.
     """
 
     def __init__(self, kind: str, **changes: Any) -> None:
@@ -81,15 +134,11 @@ class TinyModel:
         with torch.no_grad():
             for parameter in self.module.parameters():  # norms and biases other than 1 and 0
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-        self.config: dict[str, Any] = json.loads(self.module.config.to_json_string())
-        self.config["architectures"] = [KINDS[kind].cls]
-        tied = set(getattr(self.module, "_tied_weights_keys", None) or ())
-        state = {
-            name: value
-            for name, value in self.module.state_dict().items()
-            if not (name in tied and self.module.config.tie_word_embeddings)
-        }
-        self.tensors = {name: promise(name, value.numpy()) for name, value in saved(state).items()}
+        with tempfile.TemporaryDirectory() as directory:
+            self.module.save_pretrained(directory)
+            self.config: dict[str, Any] = json.loads(Path(directory, "config.json").read_text())
+            state = load_file(Path(directory, "model.safetensors"))
+        self.tensors = {name: promise(name, values) for name, values in state.items()}
 
     @property
     def family(self) -> Family:
@@ -100,11 +149,6 @@ class TinyModel:
 
     def converted(self) -> dict[str, TensorRef]:
         return {t.name: t for t in to_gguf(self.family, self.spec(), self.tensors, "here")}
-
-
-def saved(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A module's state as it lies in a checkpoint: contiguous."""
-    return {name: value.contiguous() for name, value in state.items()}
 
 
 def promise(name: str, values: np.ndarray[Any, Any], dtype: str = "F32") -> TensorRef:

@@ -15,20 +15,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pigguf.arch.family import Family
+from pigguf.arch.bloom import BLOOM
+from pigguf.arch.falcon import FALCON
+from pigguf.arch.family import CLASS_KEY, Family
 from pigguf.arch.gpt2 import GPT2
+from pigguf.arch.gptj import GPTJ
+from pigguf.arch.gptneox import GPTNEOX
 from pigguf.arch.llama import LLAMA
 from pigguf.arch.mistral import MISTRAL
+from pigguf.arch.mpt import MPT
+from pigguf.arch.opt import OPT
+from pigguf.arch.phi2 import PHI2
 from pigguf.arch.qwen2 import QWEN2
 from pigguf.arch.qwen3 import QWEN3
 from pigguf.arch.rename import to_gguf, to_hf
+from pigguf.arch.starcoder import STARCODER
 from pigguf.config import Config, as_json
 from pigguf.errors import CheckpointError, UnsupportedModel
 
-__all__ = ["FAMILIES", "Family", "family_of", "find_family", "to_gguf", "to_hf"]
+__all__ = ["CLASS_KEY", "FAMILIES", "Family", "family_of", "find_family", "to_gguf", "to_hf"]
 
 # Of families with one GGUF architecture the first is what an export makes.
-FAMILIES: tuple[Family, ...] = (LLAMA, MISTRAL, QWEN2, QWEN3, GPT2)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GPT2,
+    GPTNEOX,
+    PHI2,
+    GPTJ,
+    FALCON,
+    BLOOM,
+    MPT,
+    STARCODER,
+    OPT,
+)
 
 
 def find_family(config: Mapping[str, Any]) -> Family:
@@ -43,12 +65,13 @@ def find_family(config: Mapping[str, Any]) -> Family:
     if "architectures" not in keys:
         if not model_type:
             raise CheckpointError("config.json lacks architectures", "it should name the model's class")
-        return _known([family for family in FAMILIES if family.model_type == model_type], keys, "model_type")
+        named = [f for f in FAMILIES if model_type in (f.model_type, *f.old_model_types)]
+        return _known(named, keys, "model_type")
     names = config["architectures"]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise keys.invalid("architectures", "a list of class names")
     family = _known([family for family in FAMILIES if names[0] in family.classes], keys, "architectures")
-    if model_type not in ("", family.model_type):
+    if model_type not in ("", family.model_type, *family.old_model_types):
         raise UnsupportedModel(
             f"config.json: architectures = {as_json(names)} contradicts model_type = {as_json(model_type)}",
             f"the model_type of {names[0]} is {family.model_type}",
@@ -56,14 +79,19 @@ def find_family(config: Mapping[str, Any]) -> Family:
     return family
 
 
-def family_of(architecture: str) -> Family:
-    """The family of a GGUF's general.architecture.
+def family_of(architecture: str, hf_class: str | None = None) -> Family:
+    """The family of a GGUF, by its general.architecture.
+
+    Args:
+        architecture: its value.
+        hf_class: what CLASS_KEY says, which a file has whose family runs on another's graph.
 
     Raises:
         UnsupportedModel: there is none.
     """
     for family in FAMILIES:
-        if family.architecture == architecture:
+        named = not family.folded if hf_class is None else hf_class in family.classes
+        if family.architecture == architecture and named:
             return family
     known = dict.fromkeys(family.architecture for family in FAMILIES)
     raise UnsupportedModel(

@@ -70,10 +70,12 @@ class Family:
         architecture: GGUF's name of it.
         classes: transformers' names of it; an export writes the first.
         model_type: transformers' other name of it.
+        old_model_types: what it was called before it had a class in transformers.
         tensors: the table, in the order of the file.
         dropped: pattern of checkpoint tensors that are not weights, to be left out.
         renamed: patterns of other names of tensors in checkpoints, with the table's in their place.
-        names: this family's config keys, by those of Llama that mean the same (NAMES).
+        names: this family's config keys, by those of Llama that mean the same; of several the first is
+            written, and all are read.
         defaults: transformers' values of keys that a config may leave out, by Llama's names.
         feed_forward: from the embedding length, where a config does not give it.
         kv_heads: from the config and the heads, where it is not num_key_value_heads.
@@ -89,6 +91,7 @@ class Family:
         sliding_window: the window beyond which the config's attention does not look, or None.
         slides: the graph has that window itself.
         check: refuses what else its graph does not compute.
+        write: config keys that follow from the shape in a way of the family's own.
         folded: the family runs on another family's graph (the file says which it was: CLASS_KEY).
         export: config keys that an export needs beyond the common ones.
     """
@@ -97,9 +100,10 @@ class Family:
     classes: tuple[str, ...]
     model_type: str
     tensors: tuple[TensorRule, ...]
+    old_model_types: tuple[str, ...] = ()
     dropped: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     feed_forward: Callable[[int], int] | None = None
     kv_heads: Callable[[Config, int], int] | None = None
@@ -115,6 +119,7 @@ class Family:
     sliding_window: Callable[[Config], int | None] = no_window
     slides: bool = False
     check: Callable[[Config, ModelSpec], None] | None = None
+    write: Callable[[ModelSpec], Mapping[str, Any]] | None = None
     folded: bool = False
     export: Mapping[str, Any] = field(default_factory=dict)
 
@@ -181,7 +186,8 @@ class Family:
 
     def _as_llama(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with Llama's names for what this family calls otherwise, and the defaults in place."""
-        own = {ours: config[theirs] for ours, theirs in self.names.items() if config.get(theirs) is not None}
+        keys = Config(config)
+        own = {ours: config[name] for ours in self.names if (name := self._name(ours, keys)) in keys}
         return {**self.defaults, **{key: value for key, value in config.items() if value is not None}, **own}
 
     def spec(self, config: Mapping[str, Any], rope: RopeScaling) -> ModelSpec:
@@ -195,7 +201,8 @@ class Family:
         self._refuse_features(keys)
         width, heads = self._number(keys, "hidden_size"), self._number(keys, "num_attention_heads")
         if width % heads and "head_dim" not in keys:
-            raise keys.invalid(self._name("hidden_size"), f"a multiple of num_attention_heads = {heads}")
+            name = self._name("hidden_size", keys)
+            raise keys.invalid(name, f"a multiple of num_attention_heads = {heads}")
         head_dim = self._number(keys, "head_dim", width // heads)
         inner = self.feed_forward(width) if self.feed_forward else None
         experts = [rule for rule in self.keys if rule.gguf == "expert_count"]
@@ -247,22 +254,25 @@ class Family:
                 rule.write(keys, spec.experts)
         for part, flag in self.parts.items():
             flag.write(keys, spec.has(part))
+        self.rotary.write(keys, spec.rotary_dim, spec.head_dim)
         return {
             "architectures": [self.classes[0]],
             "model_type": self.model_type,
             **keys,
             self.epsilon[0]: shortest_f32(spec.norm_epsilon),
-            **self.rotary.config(spec.rotary_dim, spec.head_dim),
             **self._sliding_config(spec),
             "torch_dtype": "bfloat16",
+            **(self.write(spec) if self.write else {}),
             **self.export,
         }
 
-    def _name(self, key: str) -> str:
-        return self.names.get(key, key)
+    def _name(self, key: str, keys: Config | None = None) -> str:
+        """This family's name of one of Llama's keys: the one that a config has, or the first."""
+        names = self.names.get(key, (key,))
+        return next((name for name in names if keys is not None and name in keys), names[0])
 
     def _number(self, keys: Config, key: str, default: int | None = None) -> int:
-        name = self._name(key)
+        name = self._name(key, keys)
         default = self.defaults.get(key) if default is None else self.defaults.get(key, default)
         return keys.require(name, int) if default is None else keys.optional(name, int, default)
 
@@ -377,8 +387,8 @@ class Family:
         without = [rule for rule in self.tensors if rule.when == f"!{part}"]
         if not with_it:
             return not any(_first(rule) in tensors for rule in without)
-        names = {_first(rule) for rule in with_it} - {_first(rule) for rule in without}
-        return any(name in tensors for name in names)
+        names = {_first(rule) for rule in with_it}
+        return any(name in tensors for name in names - {_first(rule) for rule in without} or names)
 
     def _differs(self, key: str, value: int, head_dim: int) -> UnsupportedModel:
         return UnsupportedModel(

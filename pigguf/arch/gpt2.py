@@ -43,11 +43,11 @@ TENSORS = (
 
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 NAMES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "intermediate_size": "n_inner",
-    "max_position_embeddings": "n_positions",
+    "hidden_size": ("n_embd",),
+    "num_hidden_layers": ("n_layer",),
+    "num_attention_heads": ("n_head",),
+    "intermediate_size": ("n_inner",),
+    "max_position_embeddings": ("n_positions",),
 }
 
 GPT2 = Family(

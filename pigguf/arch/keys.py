@@ -87,8 +87,8 @@ class WholeHead:
                 )
         return head_dim
 
-    def config(self, rotary_dim: int, head_dim: int) -> dict[str, Any]:
-        return {}
+    def write(self, config: dict[str, Any], rotary_dim: int, head_dim: int) -> None:
+        """Say it in a config."""
 
 
 WHOLE_HEAD = WholeHead()
@@ -99,7 +99,8 @@ class HeadPart(WholeHead):
     """A part of a head is rotated, the first dimensions of it.
 
     Attributes:
-        keys: the fraction's names, the newest first; they may lie in rope_parameters.
+        keys: the fraction's names, the newest first; they may lie in rope_parameters. All versions of
+            transformers know the last one.
         default: transformers' fraction where the config is silent.
     """
 
@@ -110,8 +111,9 @@ class HeadPart(WholeHead):
         said = [section.require(key, float) for name in self.keys for section, key in _places(keys, name)]
         return int(head_dim * (said[0] if said else self.default))
 
-    def config(self, rotary_dim: int, head_dim: int) -> dict[str, Any]:
-        return {self.keys[0]: rotary_dim / head_dim}
+    def write(self, config: dict[str, Any], rotary_dim: int, head_dim: int) -> None:
+        config[self.keys[-1]] = rotary_dim / head_dim
+        config["rope_parameters"]["partial_rotary_factor"] = rotary_dim / head_dim
 
 
 @dataclass(frozen=True)
@@ -124,13 +126,18 @@ class HeadDimensions(WholeHead):
     def read(self, keys: Config, head_dim: int) -> int:
         return keys.optional(self.key, int, self.default)
 
-    def config(self, rotary_dim: int, head_dim: int) -> dict[str, Any]:
-        return {self.key: rotary_dim}
+    def write(self, config: dict[str, Any], rotary_dim: int, head_dim: int) -> None:
+        config[self.key] = rotary_dim
 
 
 def no_window(keys: Config) -> int | None:
     """For families that look at no sliding_window."""
     return None
+
+
+def stated_window(keys: Config) -> int | None:
+    """For families without a sliding window unless the config gives one."""
+    return keys.require("sliding_window", int) if "sliding_window" in keys else None
 
 
 def _places(keys: Config, key: str) -> list[tuple[Config, str]]:

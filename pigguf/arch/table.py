@@ -33,11 +33,14 @@ WIDTH = "hidden_size"
 INNER = "intermediate_size"
 TWICE_INNER = "2 x intermediate_size"
 HEAD = "head_dim"
+HEADS = "num_attention_heads"
+KEY_HEADS = "num_key_value_heads"
 QUERIES = "num_attention_heads x head_dim"
 KEYS = "num_key_value_heads x head_dim"
 QKV = "(num_attention_heads + 2 x num_key_value_heads) x head_dim"
 EXPERTS = "num_experts"
 ORIGINAL = "original context length"
+PADDED_ORIGINAL = "original context length + 2"
 CONTEXT = "context length"
 SIZES: dict[str, Callable[[ModelSpec], int]] = {
     VOCAB: lambda spec: spec.vocab_size,
@@ -45,11 +48,14 @@ SIZES: dict[str, Callable[[ModelSpec], int]] = {
     INNER: lambda spec: spec.feed_forward_length,
     TWICE_INNER: lambda spec: 2 * spec.feed_forward_length,
     HEAD: lambda spec: spec.head_dim,
+    HEADS: lambda spec: spec.heads,
+    KEY_HEADS: lambda spec: spec.kv_heads,
     QUERIES: lambda spec: spec.heads * spec.head_dim,
     KEYS: lambda spec: spec.kv_heads * spec.head_dim,
     QKV: lambda spec: (spec.heads + 2 * spec.kv_heads) * spec.head_dim,
     EXPERTS: lambda spec: spec.experts,
     ORIGINAL: lambda spec: spec.rope.original_context,
+    PADDED_ORIGINAL: lambda spec: spec.rope.original_context + 2,
     CONTEXT: lambda spec: spec.rope.context_length,
 }
 

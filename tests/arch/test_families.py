@@ -55,7 +55,11 @@ def test_there_and_back_every_tensor_is_the_same(model: TinyModel) -> None:
     back = {t.name: t for t in to_hf(model.family, model.spec(), model.converted(), "there")}
     assert back.keys() == model.tensors.keys()
     for name, tensor in model.tensors.items():
-        assert back[name].load().tobytes() == tensor.load().tobytes(), name
+        before, after = tensor.load(), back[name].load()
+        if name == "model.decoder.embed_positions.weight":  # its first rows, for padding, are left out
+            assert not after[:2].any()
+            before, after = before[2:], after[2:]
+        assert after.tobytes() == before.tobytes(), name
         assert back[name].dtype == tensor.dtype
 
 
@@ -161,7 +165,7 @@ def test_a_missing_tensor_is_named() -> None:
         error = refused(model, {other: t for other, t in model.tensors.items() if other != name})
         assert isinstance(error, MissingTensor)
         assert name in error.message
-    assert "tie_word_embeddings" in (error.hint or "")  # of lm_head.weight, the last
+        assert ("tie_word_embeddings" in (error.hint or "")) == (name == "lm_head.weight")
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
@@ -428,10 +432,18 @@ def close(spec: ModelSpec) -> ModelSpec:
     return replace(spec, norm_epsilon=f32(spec.norm_epsilon).value)
 
 
+def family_in(spec: ModelSpec) -> Family:
+    """The family that a reader of the GGUF finds."""
+    folded = any(family.folded and spec.hf_class in family.classes for family in FAMILIES)
+    return family_of(spec.architecture, spec.hf_class if folded else None)
+
+
 def test_gguf_keys_read_back_as_the_same_spec(model: TinyModel) -> None:
     spec = model.spec()
-    family = family_of(spec.architecture)
+    family = family_in(spec)
     read = family.spec_from_metadata(spec.metadata(), model.converted())
+    if model.kind == "gptneox, tied":  # the graph has an output matrix of its own all the same
+        spec = replace(spec, parts=spec.parts | {"untied"})
     assert read == replace(close(spec), hf_class=family.classes[0])
     assert read.metadata() == spec.metadata()
 
@@ -439,20 +451,24 @@ def test_gguf_keys_read_back_as_the_same_spec(model: TinyModel) -> None:
 def test_an_export_is_the_model_again(model: TinyModel) -> None:
     """transformers loads the exported config and tensors and computes the same."""
     spec, tensors = model.spec(), model.converted()
-    family = family_of(spec.architecture)
+    family = family_in(spec)
     spec = family.spec_from_metadata(spec.metadata(), tensors)
     config = family.config(spec)
-    assert config[family.names.get("max_position_embeddings", "max_position_embeddings")] == (
+    assert config[family.names.get("max_position_embeddings", ["max_position_embeddings"])[0]] == (
         spec.rope.context_length
     )
     cls = getattr(transformers, config["architectures"][0])
-    again = cls(cls.config_class.from_dict(config)).eval()
-    state = {t.name: torch.from_numpy(t.load()) for t in to_hf(family, spec, tensors, "x.gguf")}
-    missing = again.load_state_dict(state, strict=False)
-    assert not missing.unexpected_keys
-    tied = [family.output] if spec.tied_embeddings and family.output != family.embedding else []
-    assert missing.missing_keys == tied
-    again.tie_weights()
+    state = {t.name: torch.from_numpy(t.load().copy()) for t in to_hf(family, spec, tensors, "x.gguf")}
+    again, told = cls.from_pretrained(
+        None,
+        config=cls.config_class.from_dict(config),
+        state_dict=state,
+        output_loading_info=True,
+        dtype=torch.float32,
+    )
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    again.eval()
     tokens = torch.arange(60).unsqueeze(0)
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, model.module(tokens).logits)
@@ -538,6 +554,7 @@ class LlamaCpp:
         for position, token in enumerate(tokens):
             batch.token[position], batch.pos[position] = token, position
             batch.n_seq_id[position], batch.seq_id[position][0], batch.logits[position] = 1, 0, 1
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         assert llama_cpp.llama_decode(self.context, batch) == 0
         vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         address = ctypes.cast(llama_cpp.llama_get_logits(self.context), ctypes.POINTER(ctypes.c_float))
@@ -566,12 +583,12 @@ def test_llama_cpp_reads_the_same_shape_and_computes_the_same(model: TinyModel, 
         assert llama_cpp.llama_model_n_head(engine.model) == spec.heads
         assert llama_cpp.llama_model_n_head_kv(engine.model) == spec.kv_heads
         assert llama_cpp.llama_model_rope_freq_scale_train(engine.model) == 1 / spec.rope.factor
-        tokens = torch.randint(0, spec.vocab_size, (spec.rope.context_length,)).tolist()
-        got = engine.log_probabilities(tokens)
+        texts = torch.randint(0, spec.vocab_size, (4, spec.rope.context_length))
+        got = torch.stack([engine.log_probabilities(text.tolist()) for text in texts])
     finally:
         engine.close()
     with torch.no_grad():
-        expected = model.module(torch.tensor([tokens])).logits[0].log_softmax(-1)
+        expected = model.module(texts).logits.log_softmax(-1)
     divergence = (expected.exp() * (expected - got)).sum(-1)
     assert divergence.mean() <= 1e-6
     assert (expected.argmax(-1) == got.argmax(-1)).float().mean() >= 0.99
