@@ -133,6 +133,12 @@ def mending(findings: tuple[Finding, ...]) -> tuple[str, ...]:
     pairs = dict.fromkeys(
         pair for options in proven for pair in zip(options[::2], options[1::2], strict=True)
     )
+    if any(flag in ("--rope-factor", "--context", "--original-context") for flag, _ in pairs):
+        # numbers write these keys anew, in their right types
+        written = tuple(f".{key}=" for key in (CONTEXT, BASE, TYPE, FACTOR, ORIGINAL))
+        pairs = {
+            pair: None for pair in pairs if pair[0] != "--set" or not any(key in pair[1] for key in written)
+        }
     return tuple(word for pair in pairs for word in pair)
 
 

@@ -76,7 +76,7 @@ _PER_TOKEN = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "to
 _LONGEST_KEY = 65535  # ggml docs/gguf.md
 
 _TYPE_PREFIX = re.compile(r"(?P<kind>[ui](8|16|32|64)|f32|f64|bool|str)(?P<array>\[\])?:")
-_NAMES = {"f32": "a finite number", "f64": "a finite number", "bool": "true or false", "str": "text"}
+_NAMES = {"f32": "a number that f32 holds", "f64": "a number that f64 holds", "bool": "true or false"}
 _LARGEST_SINGLE = float(np.finfo(np.float32).max)
 _BUG = "this is a bug in pigguf: please report it"
 _SET_HINT = (
@@ -332,10 +332,11 @@ def _as_decided(positions: Positions, scaling: RopeScaling, base: float | None) 
         keys.pop(positions.full(BASE), None)  # llama.cpp's default is not for us to assert
     stale = [LEGACY, *(key for key in POSITION_KEYS if ".yarn_" in key)]
     if scaling.kind == "none":
-        scaled = positions.factor not in (None, 1.0)
-        stale += [ORIGINAL] if positions.whole(ORIGINAL) != scaling.context_length else []
-        stale += [FACTOR] if scaled or not positions.factor else []
-        stale += [TYPE] if positions.kind != "none" and (scaled or not positions.factor) else []
+        one = positions.typed(FACTOR) == f32(1.0)
+        said = positions.kind == "none" or (positions.kind == "linear" and one)
+        stale += [] if one else [FACTOR]
+        stale += [] if said else [TYPE]
+        stale += [] if positions.typed(ORIGINAL) == u32(scaling.context_length) else [ORIGINAL]
     for key in stale:
         metadata.pop(positions.full(key), None)
     return metadata | keys

@@ -1,0 +1,103 @@
+"""`pigguf repair` as a program: what goes where, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import make_checkpoint
+
+import pigguf
+from pigguf import cli
+from pigguf.cli import exit_codes
+from pigguf.gguf_file import read_header
+from pigguf.metadata import u32
+
+
+@pytest.fixture(scope="module")
+def clamped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained at 64 tokens, interpolated to 256, and the window says 64."""
+    path = tmp_path_factory.mktemp("models")
+    linear = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+    pigguf.convert(make_checkpoint(path / "piglet", rope_parameters=linear), path / "model.gguf", type="F32")
+    pigguf.repair(path / "model.gguf", set={"llama.context_length": "64"})
+    return path / "model.gguf"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pigguf", "repair", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_found_shown_mended_and_sound(clamped: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(clamped.read_bytes())
+    found = run(path)
+    assert found.returncode == exit_codes.FOUND.code == 15
+    assert found.stderr == ""
+    assert "window-not-multiplied" in found.stdout
+    assert f"pigguf repair {path} --rope-factor 4\n" in found.stdout
+
+    shown = run(path, "--rope-factor", "4", "--dry-run")
+    assert (shown.returncode, path.read_bytes()) == (0, clamped.read_bytes())
+    assert shown.stdout == "llama.context_length\n-  64 (u32)\n+  256 (u32)\n"
+    assert "nothing was written" in shown.stderr
+    assert "extended from 64 to 256" in shown.stderr
+
+    mended = run(path, "--rope-factor", "4")
+    assert mended.returncode == 0
+    assert f"written  {path}, verified" in mended.stdout
+    assert read_header(path).metadata["llama.context_length"] == u32(256)
+
+    sound = run(path)
+    assert (sound.returncode, sound.stderr) == (0, "")
+    assert "nothing is wrong" in sound.stdout
+    again = run(path, "--rope-factor", "4")
+    assert (again.returncode, again.stdout) == (0, "")
+    assert "nothing to change" in again.stderr
+
+
+def test_what_stays_wrong_is_said(clamped: Path, tmp_path: Path) -> None:
+    done = run(clamped, "--set", "general.name=Piglet", "-o", tmp_path / "copy.gguf")
+    assert done.returncode == 0
+    assert "still wrong: llama.context_length is 64" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--set", "general.name"], exit_codes.USAGE, "has no value"),
+        (["--set", "a=u8:1", "--set", "a=u8:2"], exit_codes.USAGE, "set twice"),
+        (["--remove", "no.such"], exit_codes.USAGE, "no.such"),
+        (["--rope-factor", "3", "--context", "256"], exit_codes.ROPE, "256"),
+        (["--set", "llama.rope.scaling.type=wobbly"], exit_codes.GGUF, "wobbly"),
+        (["--rope-factor", "4", "-o", "/no/such/place/copy.gguf"], exit_codes.FILE, "/no/such/place"),
+    ],
+)
+def test_a_refusal_is_one_line_with_a_hint(
+    arguments: list[str],
+    code: exit_codes.ExitCode,
+    words: str,
+    clamped: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        cli.main(["repair", str(clamped), *arguments])
+    assert exited.value.code == code.code
+    told = capsys.readouterr()
+    error, hint = told.err.splitlines()
+    assert error.startswith("error: ")
+    assert words in error
+    assert hint.startswith("hint: ")
+    assert told.out == ""
+
+
+def test_json_is_all_that_stands_on_stdout(clamped: Path) -> None:
+    found = run(clamped, "--json")
+    assert found.returncode == exit_codes.FOUND.code
+    data = json.loads(found.stdout)
+    assert data["command"] == ["pigguf", "repair", str(clamped), "--rope-factor", "4"]
+    assert data["path"] is None
