@@ -5,6 +5,7 @@ Keys stand in the order given. Every file is version 3, its data aligned as its 
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -57,7 +58,7 @@ class PlannedTensor:
 
     Attributes:
         name, shape, type: what the header says; shape is rows first.
-        slabs: row ranges that cover the tensor in order.
+        slabs: row ranges that cover the tensor in order, rows counted as TensorRef does.
         encode: encode(start, stop) -> the file's bytes of these rows; called from worker threads.
     """
 
@@ -66,6 +67,10 @@ class PlannedTensor:
     type: TensorType
     slabs: Sequence[tuple[int, int]]
     encode: Callable[[int, int], Array]
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] if len(self.shape) == 1 else math.prod(self.shape[:-1])
 
     @property
     def nbytes(self) -> int:
@@ -224,12 +229,12 @@ def _jobs(tensors: Iterable[PlannedTensor], alignment: int) -> Iterator[Callable
 
 def _encode_slab(tensor: PlannedTensor, start: int, stop: int, alignment: int) -> memoryview:
     encoded = np.ascontiguousarray(tensor.encode(start, stop)).reshape(-1).view(np.uint8)
-    whole_rows = tensor.nbytes * (stop - start) // tensor.shape[0]
+    whole_rows = tensor.nbytes * (stop - start) // tensor.rows
     if encoded.nbytes != whole_rows:
         raise AssertionError(
             f"{tensor.name}: rows {start}:{stop} came as {encoded.nbytes} bytes, not {whole_rows}"
         )
-    if stop == tensor.shape[0]:
+    if stop == tensor.rows:
         padding = padded(tensor.nbytes, alignment) - tensor.nbytes
         encoded = np.concatenate([encoded, np.zeros(padding, np.uint8)])
     return memoryview(encoded)
