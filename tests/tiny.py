@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from tiny_families import KINDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCAB_SIZE = 320
@@ -40,11 +41,13 @@ def make_checkpoint(
 ) -> Path:
     """Save a tiny model with random weights and a byte-level BPE tokenizer; returns the directory.
 
-    Its original window is 64 tokens. `config` overrides the config's keys before the model is made;
+    Its original window is 64 tokens. `family` is one of FAMILIES, or a kind of tiny_families.KINDS.
+    `config` overrides the config's keys before the model is made;
     keys that transformers would normalise are better edited in config.json afterwards (edit_config).
     """
     torch.manual_seed(seed)
-    model = FAMILIES[family](FAMILIES[family].config_class(**{**_config(family), **config})).to(dtype)
+    cls = FAMILIES.get(family) or getattr(transformers, KINDS[family].cls)
+    model = cls(cls.config_class(**{**_config(family), **config})).to(dtype)
     with torch.no_grad():  # transformers initialises norms to 1 and biases to 0, which would prove little
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
@@ -88,6 +91,9 @@ def save_tokenizer(path: Path, vocab_size: int = VOCAB_SIZE) -> None:
 
 
 def _config(family: str) -> dict[str, Any]:
+    if family not in FAMILIES:
+        special = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+        return {**KINDS[family].config, **special}
     config: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,

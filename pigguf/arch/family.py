@@ -14,20 +14,23 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from pigguf.arch.keys import WHOLE_HEAD, Flag, KeyRule, WholeHead, no_window
+from pigguf.arch.keys import WHOLE_HEAD, Flag, KeyRule, WholeHead, no_window, stated
 from pigguf.arch.table import EXPERT, SIZES, Piece, TensorRule
 from pigguf.config import Config, as_json
-from pigguf.errors import CheckpointError, GGUFError, UnsupportedModel
-from pigguf.metadata import ANOTHER_MAKE, Metadata, elements, get, need, shortest_f32, u32
+from pigguf.errors import CheckpointError, GGUFError, RopeConflict, UnsupportedModel
+from pigguf.metadata import ANOTHER_MAKE, Metadata, array, elements, get, need, shortest_f32, u32
 from pigguf.rope import RopeOverrides, RopeScaling, read_alibi, read_learned, read_rope, rope_from_metadata
-from pigguf.rope.tables import alibi_from_metadata, learned_from_metadata
 from pigguf.spec import EPSILON_KEYS, UNTIED, ModelSpec, Norm
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS, above which llama.cpp aborts
+MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 CLASS_KEY = "pigguf.hf_class"  # of families that run on another's graph: what an export makes
 
 NOT_COMPUTED = "llama.cpp's graph of this family would compute something else"
 UNQUANTIZED = "give the checkpoint as it was before it was quantized"
+
+# None of them, where the tokenizer adds none: transformers has defaults that belong to the published models.
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 Allowed = tuple[tuple[Any, ...], str]
 # Keys that must have one of these values, be null or be absent; with what they ask for otherwise.
@@ -43,6 +46,9 @@ ONLY: dict[str, Allowed] = {
 # What a config says of the output matrix, for families that do not tie it by default, and that do.
 TIED: dict[str, Flag] = {UNTIED: Flag("tie_word_embeddings", default=False, inverted=True)}
 TIED_BY_DEFAULT: dict[str, Flag] = {UNTIED: Flag("tie_word_embeddings", default=True, inverted=True)}
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as layer_types has them
+WINDOW_KEY, PATTERN_KEY = "attention.sliding_window", "attention.sliding_window_pattern"
 
 Positions = Literal["rope", "learned", "alibi"]
 
@@ -89,7 +95,8 @@ class Family:
         local_base: the sliding layers may be rotated with another base.
         free_head_dim: heads may be of another width than embedding length / heads.
         sliding_window: the window beyond which the config's attention does not look, or None.
-        slides: the graph has that window itself.
+        period: of so many layers the graph lets all but the last look no further than that window, unless
+            the file says otherwise; 0: it has no such window.
         check: refuses what else its graph does not compute.
         write: config keys that follow from the shape in a way of the family's own.
         folded: the family runs on another family's graph (the file says which it was: CLASS_KEY).
@@ -117,7 +124,7 @@ class Family:
     local_base: bool = False
     free_head_dim: bool = False
     sliding_window: Callable[[Config], int | None] = no_window
-    slides: bool = False
+    period: int = 0
     check: Callable[[Config, ModelSpec], None] | None = None
     write: Callable[[ModelSpec], Mapping[str, Any]] | None = None
     folded: bool = False
@@ -134,6 +141,11 @@ class Family:
     def output(self) -> str:
         """The output matrix's name in a checkpoint; the embedding's where there is never one."""
         return self._hf_name("output.weight") or self.embedding
+
+    @property
+    def mixture(self) -> bool:
+        """Whether its layers have several feed-forwards to choose from."""
+        return any(rule.gguf == "expert_count" for rule in self.keys)
 
     def _hf_name(self, gguf: str) -> str:
         rules = (rule for rule in self.tensors if rule.gguf[0].name == gguf and rule.hf)
@@ -180,6 +192,11 @@ class Family:
         keys = self._as_llama(config)
         if self.positions == "learned":
             return read_learned(keys, overrides)
+        if overrides.interpolation is not None:
+            raise RopeConflict(
+                f"--interpolation {overrides.interpolation}: {self.classes[0]} has no table of positions",
+                "it is for GPT-2, StarCoder and OPT; --rope-factor interpolates positions that are rotations",
+            )
         if self.positions == "alibi":
             return read_alibi(keys, overrides)
         return read_rope(keys, tokenizer_config, overrides, extended)
@@ -188,7 +205,8 @@ class Family:
         """The config with Llama's names for what this family calls otherwise, and the defaults in place."""
         keys = Config(config)
         own = {ours: config[name] for ours in self.names if (name := self._name(ours, keys)) in keys}
-        return {**self.defaults, **{key: value for key, value in config.items() if value is not None}, **own}
+        defaults = {key: value for key, value in self.defaults.items() if not stated(keys, key)}
+        return {**defaults, **{key: value for key, value in config.items() if value is not None}, **own}
 
     def spec(self, config: Mapping[str, Any], rope: RopeScaling) -> ModelSpec:
         """The shape that a config.json gives, with positions as decided.
@@ -206,10 +224,11 @@ class Family:
         head_dim = self._number(keys, "head_dim", width // heads)
         inner = self.feed_forward(width) if self.feed_forward else None
         experts = [rule for rule in self.keys if rule.gguf == "expert_count"]
+        layers = self._number(keys, "num_hidden_layers")
         spec = ModelSpec(
             architecture=self.architecture,
             hf_class=self.classes[0],
-            layers=self._number(keys, "num_hidden_layers"),
+            layers=layers,
             embedding_length=width,
             feed_forward_length=self._number(keys, "intermediate_size", inner),
             heads=heads,
@@ -224,7 +243,7 @@ class Family:
             norm=self.norm,
             parts=frozenset(part for part, flag in self.parts.items() if flag.read(keys)),
             experts=next((typed.value for rule in experts if (typed := rule.read(keys)) is not None), 0),
-            parameters={**self._own_keys(keys), **self._sliding(keys, rope.context_length)},
+            parameters={**self._own_keys(keys), **self._sliding(keys, layers, rope.context_length)},
         )
         self._check(spec, "config.json: ", CheckpointError)
         if self.check is not None:
@@ -232,7 +251,11 @@ class Family:
         return spec
 
     def config(self, spec: ModelSpec) -> dict[str, Any]:
-        """The config.json of an export, whose weights are bfloat16; token ids are the tokenizer's to add."""
+        """The config.json of an export, whose weights are bfloat16; token ids are the tokenizer's to add.
+
+        Raises:
+            GGUFError: the GGUF leaves a key out for which transformers has another default than the graph.
+        """
         llamas = {
             "vocab_size": spec.vocab_size,
             "hidden_size": spec.embedding_length,
@@ -252,6 +275,8 @@ class Family:
                 rule.write(keys, spec.parameters[rule.gguf].value)
             elif rule.gguf == "expert_count":
                 rule.write(keys, spec.experts)
+            elif rule.default is not None:  # the graph's value and transformers' may differ
+                raise GGUFError(f"metadata key {self.architecture}.{rule.gguf} is missing", ANOTHER_MAKE)
         for part, flag in self.parts.items():
             flag.write(keys, spec.has(part))
         self.rotary.write(keys, spec.rotary_dim, spec.head_dim)
@@ -261,6 +286,7 @@ class Family:
             **keys,
             self.epsilon[0]: shortest_f32(spec.norm_epsilon),
             **self._sliding_config(spec),
+            **dict.fromkeys(TOKEN_IDS),
             "torch_dtype": "bfloat16",
             **(self.write(spec) if self.write else {}),
             **self.export,
@@ -292,18 +318,18 @@ class Family:
                         f"{section.says(key)} asks for {what}", NOT_COMPUTED if values else UNQUANTIZED
                     )
 
-    def _sliding(self, keys: Config, context: int) -> dict[str, Any]:
-        """The key of the sliding window; where the graph has none, the window must hold the whole context."""
+    def _sliding(self, keys: Config, layers: int, context: int) -> dict[str, Any]:
+        """Keys of the sliding window; where the graph has none, the window must hold the whole context."""
         window = self.sliding_window(keys)
-        kinds = ("full_attention",) if window is None else ("full_attention", "sliding_attention")
-        for kind in keys.values.get("layer_types") or ():
-            if kind not in kinds:
-                raise UnsupportedModel(
-                    f"config.json: layer_types has {as_json(kind)}, not {kinds[0]}", NOT_COMPUTED
-                )
-        if window is not None and self.slides:
-            return {"attention.sliding_window": u32(window)}
-        if window is not None and window < context:
+        if window is None:
+            self._kinds_of_layers(keys, layers, (FULL,))
+            return {}
+        kinds = self._kinds_of_layers(keys, layers, (FULL, SLIDING))
+        if self.period:
+            slides, usual = tuple(kind == SLIDING for kind in kinds), _sliding_layers(self.period, layers)
+            pattern = {} if slides == usual else {PATTERN_KEY: array("bool", slides)}
+            return {WINDOW_KEY: u32(window), **pattern}
+        if window < context:
             raise UnsupportedModel(
                 f"config.json: sliding_window = {window} is below the context length {context}, and "
                 f"llama.cpp's {self.architecture} graph always attends to everything",
@@ -311,9 +337,29 @@ class Family:
             )
         return {}
 
+    def _kinds_of_layers(self, keys: Config, layers: int, allowed: tuple[str, ...]) -> tuple[str, ...]:
+        """What layer_types says, or sliding_window_pattern, or what the family has where both are absent."""
+        kinds = keys.values.get("layer_types")
+        if kinds is None:
+            period = keys.optional("sliding_window_pattern", int, self.period) if self.period else 0
+            return tuple(SLIDING if slides else FULL for slides in _sliding_layers(period, layers))
+        for kind in kinds:
+            if kind not in allowed:
+                raise UnsupportedModel(
+                    f"{keys.file}: {keys.prefix}layer_types has {as_json(kind)}, not {allowed[0]}",
+                    NOT_COMPUTED,
+                )
+        if len(kinds) != layers:
+            raise keys.invalid("layer_types", f"a list of {layers}, one for each layer")
+        return tuple(kinds)
+
     def _sliding_config(self, spec: ModelSpec) -> dict[str, Any]:
-        window = spec.parameters.get("attention.sliding_window")
-        return {} if window is None else {"sliding_window": window.value}
+        window, pattern = spec.parameters.get(WINDOW_KEY), spec.parameters.get(PATTERN_KEY)
+        if window is None:
+            return {}
+        slides = _sliding_layers(self.period, spec.layers) if pattern is None else pattern.value
+        kinds = [SLIDING if each else FULL for each in slides]
+        return {"sliding_window": window.value, "layer_types": kinds}
 
     # --- GGUF keys
 
@@ -359,7 +405,7 @@ class Family:
             rotary_dim=rotary_dim,
             vocab_size=number("vocab_size") if tokens is None else len(tokens),
             norm_epsilon=need(metadata, f"{self.architecture}.{EPSILON_KEYS[self.norm]}", float),
-            rope=self._positions_from_metadata(metadata),
+            rope=rope_from_metadata(metadata, self.architecture),
             norm=self.norm,
             parts=frozenset(part for part in self.parts if self._has(part, tensors)),
             experts=get(metadata, f"{self.architecture}.expert_count", int, 0) or 0,
@@ -368,16 +414,9 @@ class Family:
         self._check(spec, f"metadata of {self.architecture}: ", GGUFError)
         return spec
 
-    def _positions_from_metadata(self, metadata: Metadata) -> RopeScaling:
-        if self.positions == "learned":
-            return learned_from_metadata(metadata, self.architecture)
-        if self.positions == "alibi":
-            return alibi_from_metadata(metadata, self.architecture)
-        return rope_from_metadata(metadata, self.architecture)
-
     def _own_metadata(self, metadata: Metadata) -> dict[str, Any]:
         names = [rule.gguf for rule in self.keys if rule.gguf != "expert_count"]
-        names += ["attention.sliding_window"] if self.slides else []
+        names += [WINDOW_KEY, PATTERN_KEY] if self.period else []
         own = {name: metadata.get(f"{self.architecture}.{name}") for name in names}
         return {name: typed for name, typed in own.items() if typed is not None}
 
@@ -397,8 +436,7 @@ class Family:
 
     def _refuse_gguf_features(self, metadata: Metadata) -> None:
         experts = f"{self.architecture}.expert_count"
-        known = any(rule.gguf == "expert_count" for rule in self.keys)
-        if get(metadata, experts, int, 0) and not known:
+        if get(metadata, experts, int, 0) and not self.mixture:
             raise UnsupportedModel(
                 f"metadata key {experts} is {metadata[experts].value}: a mixture of experts", NOT_COMPUTED
             )
@@ -422,6 +460,13 @@ class Family:
                 f"{where}{spec.rotary_dim} of a head's {spec.head_dim} dimensions cannot be rotated in pairs",
                 hint,
             )
+        used = spec.parameters.get("expert_used_count")
+        if self.mixture and (used is None or not 0 < used.value <= spec.experts <= MAX_EXPERTS):
+            raise error(
+                f"{where}{'none' if used is None else used.value} of {spec.experts} experts for a token, and "
+                f"llama.cpp takes {MAX_EXPERTS} at most",
+                hint,
+            )
         if spec.norm_epsilon < 0:
             raise error(f"{where}{self.epsilon[0]} is {spec.norm_epsilon}, not a small positive number", hint)
         if spec.head_dim * spec.heads != spec.embedding_length and not self.free_head_dim:
@@ -434,6 +479,11 @@ class Family:
             raise UnsupportedModel(
                 f"{where}a base of its own for sliding layers, {spec.rope.local_base:g}", NOT_COMPUTED
             )
+
+
+def _sliding_layers(period: int, layers: int) -> tuple[bool, ...]:
+    """All but the last of each `period`; 0: none (llama.cpp src/llama-hparams.cpp, set_swa_pattern)."""
+    return tuple(period > 0 and (layer + 1) % period != 0 for layer in range(layers))
 
 
 def _first(rule: TensorRule) -> str:

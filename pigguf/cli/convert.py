@@ -20,7 +20,7 @@ from pigguf.cli.options import (
 )
 from pigguf.cli.termination import tidy_termination
 from pigguf.cli.text import size
-from pigguf.rope import RopeOverrides, RopeScaling
+from pigguf.rope import INTERPOLATIONS, RopeOverrides, RopeScaling
 from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
 
 
@@ -47,6 +47,11 @@ from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
     "--original-context", type=click.IntRange(min=1), metavar="N", help="The window the model was trained at."
 )
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="The window to write, in tokens.")
+@click.option(
+    "--interpolation",
+    type=click.Choice(INTERPOLATIONS),
+    help="How --context makes rows of learned positions (GPT-2, StarCoder, OPT).  [default: linear]",
+)
 @shard_size_option
 @click.option("--dry-run", is_flag=True, help="Print what would be decided and why, and write nothing.")
 @json_option
@@ -59,6 +64,7 @@ def command(
     rope_factor: float | None,
     original_context: int | None,
     context: int | None,
+    interpolation: str | None,
     shard_size: int | None,
     dry_run: bool,
     as_json: bool,
@@ -83,9 +89,10 @@ def command(
       pigguf convert lmsys/longchat-7b-16k --type Q4_K_M
       pigguf convert ./longchat-7b-16k -o longchat.gguf --type Q4_K_M
       pigguf convert ./superhot-13b-8k --rope-factor 4 --original-context 2048
+      pigguf convert ./gpt2 --context 4096 --interpolation linear -o gpt2-4k.gguf
       pigguf convert ./SmolLM2-135M-Instruct --adapter ./smollm2-32k-adapter -o smollm2-32k.gguf
     """
-    overrides = RopeOverrides(rope_factor, original_context, context)
+    overrides = RopeOverrides(rope_factor, original_context, context, interpolation)
     with tidy_termination():
         result = convert(
             source,

@@ -6,7 +6,7 @@ What the loader itself answers with a plain failure (a missing tensor, a wrong s
 wrong type) is left to it.
 
 Upstream, where the GGML_ASSERT or the uncaught exception stands: llama.cpp src/llama-model.cpp
-(load_hparams), src/models/llama.cpp and qwen2.cpp (graphs), src/llama-vocab.cpp (load, byte_to_token,
+(load_hparams), src/models/ (graphs), src/llama-vocab.cpp (load, byte_to_token,
 find_bpe_rank), src/llama-context.cpp (decode), ggml/src/ggml.c and ggml-cpu/ops.cpp (operators).
 """
 
@@ -16,12 +16,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from pigguf.arch import FAMILIES
+from pigguf.arch.keys import WHOLE_HEAD
 from pigguf.errors import GGUFError, UnsupportedModel
 from pigguf.gguf_file import GGUFFile, TensorType
 from pigguf.metadata import elements, get, need
 from pigguf.rope import rope_from_metadata
+from pigguf.spec import EPSILON_KEYS
 
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = tuple(dict.fromkeys(family.architecture for family in FAMILIES))
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
@@ -139,9 +142,10 @@ def _check_sizes(keys: _Keys) -> None:
     prediction_layers = keys.integer("nextn_predict_layers", 0)
     if prediction_layers:
         raise keys.refuse("nextn_predict_layers", prediction_layers, "not 0, which this architecture has")
-    epsilon = keys.real("attention.layer_norm_rms_epsilon", 0.0)
-    if not 0 <= epsilon < math.inf:
-        raise keys.refuse("attention.layer_norm_rms_epsilon", epsilon, "not a small positive number")
+    for key in EPSILON_KEYS.values():
+        epsilon = keys.real(key, 0.0)
+        if not 0 <= epsilon < math.inf:
+            raise keys.refuse(key, epsilon, "not a small positive number")
     if get(keys.metadata, keys.full("attention.causal"), bool, True) is False:
         raise keys.refuse("attention.causal", False, "and a model that does not look back cannot be run")
 
@@ -164,8 +168,11 @@ def _check_heads(keys: _Keys) -> tuple[int, tuple[int, ...]]:
         raise keys.refuse("attention.key_length", key_length, "not an even number of dimensions to rotate")
     if value_length != key_length:
         raise keys.refuse("attention.value_length", value_length, f"not the key length {key_length}")
-    if rotated != key_length:
+    families = [family for family in FAMILIES if family.architecture == keys.architecture]
+    if rotated != key_length and all(family.rotary == WHOLE_HEAD for family in families):
         raise keys.refuse("rope.dimension_count", rotated, f"not the key length {key_length}")
+    if not 0 <= rotated <= key_length or rotated % 2:
+        raise keys.refuse("rope.dimension_count", rotated, f"not an even part of {key_length}")
     return key_length, tuple(kv_heads)
 
 

@@ -160,16 +160,26 @@ def read_alibi(config: Mapping[str, Any], overrides: RopeOverrides) -> AlibiPosi
     )
 
 
-def learned_from_metadata(metadata: Metadata, architecture: str) -> LearnedPositions:
-    """What a GGUF says of a learned table. Raises GGUFError: it gives no window."""
-    context = _gguf_window(metadata, architecture)
-    return LearnedPositions("learned", 1.0, DEFAULT_BASE, context, context)
+# The graphs of llama.cpp (src/models/) that rotate nothing, and what their positions are.
+UNROTATED: Mapping[str, tuple[str, type[RopeScaling]]] = {
+    "gpt2": ("learned", LearnedPositions),
+    "starcoder": ("learned", LearnedPositions),
+    "bloom": ("alibi", AlibiPositions),
+    "mpt": ("alibi", AlibiPositions),
+}
 
 
-def alibi_from_metadata(metadata: Metadata, architecture: str) -> AlibiPositions:
-    """What a GGUF says of a model with ALiBi. Raises GGUFError: it gives no window."""
+def unrotated_from_metadata(metadata: Metadata, architecture: str) -> RopeScaling | None:
+    """What a GGUF says of positions that are no rotation; None where they are one.
+
+    Raises:
+        GGUFError: it gives no window.
+    """
+    if architecture not in UNROTATED:
+        return None
+    kind, positions = UNROTATED[architecture]
     context = _gguf_window(metadata, architecture)
-    return AlibiPositions("alibi", 1.0, DEFAULT_BASE, context, context)
+    return positions(kind, 1.0, DEFAULT_BASE, context, context)
 
 
 def _gguf_window(metadata: Metadata, architecture: str) -> int:
