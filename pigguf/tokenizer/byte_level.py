@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 
+from pigguf.tokenizer.limits import Limit
 from pigguf.tokenizer.pieces import Pieces
 from pigguf.tokenizer.pre_tokenizers import recognise
 from pigguf.tokenizer.tokenizer_json import TokenizerJson
-from pigguf.tokenizer.vocab import Limit
 
 
 def read_byte_level(tokenizer: TokenizerJson) -> Pieces:
@@ -41,7 +41,7 @@ def read_byte_level(tokenizer: TokenizerJson) -> Pieces:
         ids=tokenizer.ids,
         merges=tuple(_joined(tokenizer, left, right) for left, right in tokenizer.merges),
         around=tokenizer.around,
-        limits=_normalizer_limits(tokenizer),
+        limits=(*_normalizer_limits(tokenizer), *row.limits),
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pigguf.tokenizer.vocab import Limit, TokenType
+from pigguf.tokenizer.limits import Limit
+from pigguf.tokenizer.vocab import TokenType
 
 
 @dataclass(frozen=True)

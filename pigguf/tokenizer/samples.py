@@ -6,10 +6,10 @@ vocabularies, which llama.cpp may read as its own ("</s>").
 
 from __future__ import annotations
 
-import unicodedata
 from itertools import pairwise
 
-from pigguf.tokenizer.vocab import MATCHED_IN_TEXT, Limit, Vocab
+from pigguf.tokenizer.limits import Limit, kept_clear
+from pigguf.tokenizer.vocab import MATCHED_IN_TEXT, Vocab
 
 MAX_SPECIAL_TOKENS = 64
 
@@ -76,12 +76,7 @@ def samples(vocab: Vocab) -> tuple[str, ...]:
 
     Special tokens come alone, in pairs, and with text before and after them.
     """
-    texts = (*SAMPLES, *_special_samples(vocab))
-    if Limit.NFC in vocab.limits:
-        texts = tuple(unicodedata.normalize("NFC", text) for text in texts)
-    if Limit.SPACE_PREFIX in vocab.limits:
-        texts = tuple(text for text in texts if not text.startswith((" ", "▁")))
-    return texts
+    return kept_clear((*SAMPLES, *_special_samples(vocab)), vocab.limits)
 
 
 def _special_samples(vocab: Vocab) -> tuple[str, ...]:

@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from pigguf.errors import TokenizerError
 from pigguf.tokenizer.files import CONFIG, SENTENCEPIECE, TokenizerFiles
+from pigguf.tokenizer.limits import Limit
 from pigguf.tokenizer.pieces import Pieces
 from pigguf.tokenizer.sentencepiece_model import ALGORITHMS, BPE, SentencePieceModel, read_model
 from pigguf.tokenizer.tokenizer_json import BYTE_TOKENS, TokenizerJson
-from pigguf.tokenizer.vocab import Limit, TokenType
+from pigguf.tokenizer.vocab import TokenType
 
 SPACE: Final = "▁"
 

@@ -16,10 +16,11 @@ from tokenizers import AddedToken, Tokenizer
 from pigguf.errors import TokenizerError
 from pigguf.tokenizer.added import added_tokens
 from pigguf.tokenizer.files import TOKENIZER, TokenizerFiles
+from pigguf.tokenizer.limits import Limit
 from pigguf.tokenizer.pieces import Pieces
 from pigguf.tokenizer.read import read_pieces, token_type
 from pigguf.tokenizer.sentencepiece_model import NO_DUMMY_PREFIX
-from pigguf.tokenizer.vocab import MATCHED_IN_TEXT, Limit
+from pigguf.tokenizer.vocab import MATCHED_IN_TEXT
 
 Encoder = Callable[[str], list[int]]
 

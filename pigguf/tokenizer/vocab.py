@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum
+from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
 from pigguf.errors import TokenizerError
 from pigguf.metadata import Metadata, Typed, array, boolean, elements, get, need, string, u32
+from pigguf.tokenizer.limits import Limit
 from pigguf.tokenizer.pre_tokenizers import adds_bos_by_default
 
 
@@ -33,19 +34,6 @@ class TokenType(IntEnum):
 
 MATCHED_IN_TEXT: Final = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED})
 """Types whose text llama.cpp finds in the input before it splits anything."""
-
-
-class Limit(Enum):
-    """What the source's tokenizer does to a text and llama.cpp cannot."""
-
-    NFC = (
-        "the source's tokenizer brings text to the normal form NFC and llama.cpp does not: "
-        "text in another form becomes other tokens"
-    )
-    SPACE_PREFIX = (
-        "llama.cpp puts a space before the text's beginning and after every special token; the source's "
-        "tokenizer only before the beginning, and not where a space is already"
-    )
 
 
 ENDS_BY_TEXT: Final = frozenset(

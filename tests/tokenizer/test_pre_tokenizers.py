@@ -17,6 +17,7 @@ from tokenizer.vocab_gguf import (
 
 from pigguf.errors import TokenizerError
 from pigguf.tokenizer import Limit, read_vocab, samples, source_encoder
+from pigguf.tokenizer.limits import kept_clear
 from pigguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, recognise
 
 SIZE = 1500
@@ -28,7 +29,7 @@ def test_a_row_makes_llama_cpps_tokens(row: PreTokenizer, tmp_path: Path) -> Non
     vocab = read_vocab(tmp_path, {}, SIZE)
     assert vocab.pre == row.name
     encode = source_encoder(tmp_path)
-    texts = (*samples(vocab), *random_texts(seed=2, count=400))
+    texts = (*samples(vocab), *kept_clear(random_texts(seed=2, count=400), row.limits))
     for name in (row.name, *row.aliases):
         llama = in_llama_cpp(replace(vocab, pre=name), tmp_path)
         assert_same_tokens(encode, llama.tokenize, texts)
