@@ -61,7 +61,29 @@ OPT: dict[str, Any] = {
     "ffn_dim": 96,
     "word_embed_proj_dim": 64,
 }
+GEMMA: dict[str, Any] = {**BASE, "head_dim": 16, "tie_word_embeddings": True}
+GEMMA2: dict[str, Any] = {
+    **GEMMA,
+    "num_hidden_layers": 4,
+    "sliding_window": 24,
+    "query_pre_attn_scalar": 16,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+}
+MIXTRAL: dict[str, Any] = {**BASE, "num_local_experts": 4, "num_experts_per_tok": 2}
+GRANITE: dict[str, Any] = {
+    **BASE,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.25,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 1.5,
+}
+SMALL_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+COHERE: dict[str, Any] = {**PHI, **SMALL_IDS, "tie_word_embeddings": True}
+PHI3: dict[str, Any] = {**BASE, **SMALL_IDS, "original_max_position_embeddings": WINDOW}
+SMOLLM3: dict[str, Any] = {**BASE, **SMALL_IDS, "num_hidden_layers": 5}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 SCALED = {"rope_parameters": LINEAR}
 
 
@@ -113,6 +135,47 @@ KINDS: dict[str, Kind] = {
     "starcoder": Kind("GPTBigCodeForCausalLM", GPT2),
     "starcoder, no shared heads": Kind("GPTBigCodeForCausalLM", {**GPT2, "multi_query": False}),
     "opt": Kind("OPTForCausalLM", OPT),
+    "mixtral": Kind("MixtralForCausalLM", MIXTRAL),
+    "mixtral, factor 4": Kind("MixtralForCausalLM", {**MIXTRAL, **SCALED}),
+    "gemma": Kind("GemmaForCausalLM", GEMMA),
+    "gemma, factor 4": Kind("GemmaForCausalLM", {**GEMMA, **SCALED}),
+    "gemma2": Kind("Gemma2ForCausalLM", GEMMA2),
+    "gemma2, factor 4": Kind("Gemma2ForCausalLM", {**GEMMA2, **SCALED}),
+    "gemma2, other layers slide": Kind(
+        "Gemma2ForCausalLM", {**GEMMA2, "layer_types": ["full_attention", *["sliding_attention"] * 3]}
+    ),
+    "phi3": Kind("Phi3ForCausalLM", PHI3),
+    "phi3, tied, half of a head": Kind(
+        "Phi3ForCausalLM", {**PHI3, "tie_word_embeddings": True, "partial_rotary_factor": 0.5}
+    ),
+    "starcoder2": Kind("Starcoder2ForCausalLM", {**PHI, **SMALL_IDS}),
+    "starcoder2, tied, factor 4": Kind(
+        "Starcoder2ForCausalLM", {**PHI, **SMALL_IDS, "tie_word_embeddings": True, **SCALED}
+    ),
+    "olmo2": Kind("Olmo2ForCausalLM", {**BASE, **SMALL_IDS}),
+    "olmo2, factor 4": Kind("Olmo2ForCausalLM", {**BASE, **SMALL_IDS, **SCALED}),
+    "granite": Kind("GraniteForCausalLM", GRANITE),
+    "granite, tied, biases, factor 4": Kind(
+        "GraniteForCausalLM",
+        {**GRANITE, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, **SCALED},
+    ),
+    "command-r": Kind("CohereForCausalLM", COHERE),
+    "command-r, factor 4": Kind("CohereForCausalLM", {**COHERE, **SCALED}),
+    "command-r plus": Kind("CohereForCausalLM", {**COHERE, "num_hidden_layers": 64, "use_qk_norm": True}),
+    "smollm3": Kind("SmolLM3ForCausalLM", SMOLLM3),
+    "smollm3, tied, factor 4": Kind("SmolLM3ForCausalLM", {**SMOLLM3, "tie_word_embeddings": True, **SCALED}),
+    "stablelm": Kind(
+        "StableLmForCausalLM", {**PHI, "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.25}}
+    ),
+    "stablelm, biases, side by side, factor 4": Kind(
+        "StableLmForCausalLM",
+        {
+            **PHI,
+            "use_qkv_bias": True,
+            "use_parallel_residual": True,
+            "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5},
+        },
+    ),
 }
 
 
@@ -132,8 +195,10 @@ class TinyModel:
         torch.manual_seed(7)
         self.module = cls(cls.config_class(**{**KINDS[kind].config, **changes})).eval()
         with torch.no_grad():
-            for parameter in self.module.parameters():  # norms and biases other than 1 and 0
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+            for (
+                parameter
+            ) in self.module.parameters():  # norms and biases other than 1 and 0, as bfloat16 has them
+                parameter.copy_((parameter + torch.randn_like(parameter) * 0.1).bfloat16())
         with tempfile.TemporaryDirectory() as directory:
             self.module.save_pretrained(directory)
             self.config: dict[str, Any] = json.loads(Path(directory, "config.json").read_text())

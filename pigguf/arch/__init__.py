@@ -16,24 +16,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from pigguf.arch.bloom import BLOOM
+from pigguf.arch.command_r import COMMAND_R
 from pigguf.arch.falcon import FALCON
 from pigguf.arch.family import CLASS_KEY, Family
+from pigguf.arch.gemma import GEMMA
+from pigguf.arch.gemma2 import GEMMA2
 from pigguf.arch.gpt2 import GPT2
 from pigguf.arch.gptj import GPTJ
 from pigguf.arch.gptneox import GPTNEOX
+from pigguf.arch.granite import GRANITE
+from pigguf.arch.internlm2 import INTERNLM2
 from pigguf.arch.llama import LLAMA
 from pigguf.arch.mistral import MISTRAL
+from pigguf.arch.mixtral import MIXTRAL
 from pigguf.arch.mpt import MPT
+from pigguf.arch.olmo2 import OLMO2
 from pigguf.arch.opt import OPT
 from pigguf.arch.phi2 import PHI2
+from pigguf.arch.phi3 import PHI3
 from pigguf.arch.qwen2 import QWEN2
 from pigguf.arch.qwen3 import QWEN3
 from pigguf.arch.rename import to_gguf, to_hf
+from pigguf.arch.smollm3 import SMOLLM3
+from pigguf.arch.stablelm import STABLELM
 from pigguf.arch.starcoder import STARCODER
+from pigguf.arch.starcoder2 import STARCODER2
 from pigguf.config import Config, as_json
 from pigguf.errors import CheckpointError, UnsupportedModel
+from pigguf.metadata import Metadata, get, need
 
-__all__ = ["CLASS_KEY", "FAMILIES", "Family", "family_of", "find_family", "to_gguf", "to_hf"]
+__all__ = ["CLASS_KEY", "FAMILIES", "Family", "family_in", "family_of", "find_family", "to_gguf", "to_hf"]
 
 # Of families with one GGUF architecture the first is what an export makes.
 FAMILIES: tuple[Family, ...] = (
@@ -50,6 +62,17 @@ FAMILIES: tuple[Family, ...] = (
     MPT,
     STARCODER,
     OPT,
+    MIXTRAL,
+    GEMMA,
+    GEMMA2,
+    PHI3,
+    STARCODER2,
+    OLMO2,
+    GRANITE,
+    COMMAND_R,
+    SMOLLM3,
+    STABLELM,
+    INTERNLM2,
 )
 
 
@@ -79,20 +102,40 @@ def find_family(config: Mapping[str, Any]) -> Family:
     return family
 
 
-def family_of(architecture: str, hf_class: str | None = None) -> Family:
-    """The family of a GGUF, by its general.architecture.
+def family_in(metadata: Metadata) -> Family:
+    """The family of a GGUF.
+
+    Raises:
+        UnsupportedModel: none that pigguf knows.
+        GGUFError: the file does not say.
+    """
+    architecture = need(metadata, "general.architecture", str)
+    experts = get(metadata, f"{architecture}.expert_count", int, 0) or 0
+    return family_of(architecture, get(metadata, CLASS_KEY, str), experts)
+
+
+def family_of(architecture: str, hf_class: str | None = None, experts: int = 0) -> Family:
+    """The family of a GGUF, by what it says of itself.
 
     Args:
-        architecture: its value.
+        architecture: general.architecture.
         hf_class: what CLASS_KEY says, which a file has whose family runs on another's graph.
+        experts: how many; some families share a graph with one that has none.
 
     Raises:
         UnsupportedModel: there is none.
     """
-    for family in FAMILIES:
-        named = not family.folded if hf_class is None else hf_class in family.classes
-        if family.architecture == architecture and named:
+    found = [
+        family
+        for family in FAMILIES
+        if family.architecture == architecture
+        and (not family.folded if hf_class is None else hf_class in family.classes)
+    ]
+    for family in found:
+        if family.mixture == (experts > 0):
             return family
+    if found:
+        return found[0]
     known = dict.fromkeys(family.architecture for family in FAMILIES)
     raise UnsupportedModel(
         f"general.architecture = {as_json(architecture)} is not a family pigguf knows",

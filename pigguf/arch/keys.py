@@ -140,6 +140,11 @@ def stated_window(keys: Config) -> int | None:
     return keys.require("sliding_window", int) if "sliding_window" in keys else None
 
 
+def stated(keys: Config, key: str) -> bool:
+    """Whether a config has a key that may also lie in its scaling of positions."""
+    return bool(_places(keys, key))
+
+
 def _places(keys: Config, key: str) -> list[tuple[Config, str]]:
     sections = (keys, keys.section("rope_parameters"), keys.section("rope_scaling"))
     return [(section, key) for section in sections if section is not None and key in section]

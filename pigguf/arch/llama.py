@@ -1,4 +1,7 @@
-"""Llama: LlamaForCausalLM and what took its shape (Vicuna, Code Llama, SmolLM2, Yi, DeepSeek-coder, ...).
+"""Llama: LlamaForCausalLM and what took its shape, which needs nothing of its own here.
+
+Vicuna, LongChat, Code Llama, SmolLM2, Yi and DeepSeek-coder are LlamaForCausalLM to transformers and so
+they are here. What has a class of its own but Llama's layers builds its table from the functions below.
 
 Sources: transformers' modeling_llama.py; llama.cpp src/models/llama.cpp and conversion/llama.py.
 Queries and keys are rotated in neighbouring pairs there and in halves of a head here, so their rows
@@ -15,6 +18,7 @@ from pigguf.arch.table import (
     QUERIES,
     VOCAB,
     WIDTH,
+    TensorRule,
     key_heads,
     linear,
     neighbours,
@@ -27,28 +31,46 @@ from pigguf.arch.table import (
 ATTENTION_BIAS, MLP_BIAS = "attention_bias", "mlp_bias"
 
 LAYER = "model.layers.{}"
+
+
+def attention(
+    bias: str | None = None, output_bias: str | None = None, *, rotates_neighbours: bool = False
+) -> tuple[TensorRule, ...]:
+    """Rules for queries, keys, values and what follows them.
+
+    `bias` and `output_bias` are as `linear` has them; `rotates_neighbours` is of the graph, where the
+    checkpoint's heads are rotated in halves.
+    """
+    queries, keys = (neighbours(query_heads), neighbours(key_heads)) if rotates_neighbours else (None, None)
+    return (
+        *linear(f"{LAYER}.self_attn.q_proj", "blk.{}.attn_q", QUERIES, WIDTH, bias, order=queries),
+        *linear(f"{LAYER}.self_attn.k_proj", "blk.{}.attn_k", KEYS, WIDTH, bias, order=keys),
+        *linear(f"{LAYER}.self_attn.v_proj", "blk.{}.attn_v", KEYS, WIDTH, bias),
+        *linear(f"{LAYER}.self_attn.o_proj", "blk.{}.attn_output", WIDTH, QUERIES, output_bias),
+    )
+
+
+def feed_forward(bias: str | None = None) -> tuple[TensorRule, ...]:
+    """Rules for a feed-forward with a gate."""
+    return (
+        *linear(f"{LAYER}.mlp.gate_proj", "blk.{}.ffn_gate", INNER, WIDTH, bias),
+        *linear(f"{LAYER}.mlp.up_proj", "blk.{}.ffn_up", INNER, WIDTH, bias),
+        *linear(f"{LAYER}.mlp.down_proj", "blk.{}.ffn_down", WIDTH, INNER, bias),
+    )
+
+
 EMBEDDING = tensor("model.embed_tokens.weight", "token_embd.weight", VOCAB, WIDTH)
+ATTENTION_NORM = norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm")
+FEED_FORWARD_NORM = norm(f"{LAYER}.post_attention_layernorm", "blk.{}.ffn_norm")
+OUTPUT_NORM = norm("model.norm", "output_norm")
+
 TENSORS = (
     EMBEDDING,
-    norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm"),
-    *linear(
-        f"{LAYER}.self_attn.q_proj",
-        "blk.{}.attn_q",
-        QUERIES,
-        WIDTH,
-        ATTENTION_BIAS,
-        order=neighbours(query_heads),
-    ),
-    *linear(
-        f"{LAYER}.self_attn.k_proj", "blk.{}.attn_k", KEYS, WIDTH, ATTENTION_BIAS, order=neighbours(key_heads)
-    ),
-    *linear(f"{LAYER}.self_attn.v_proj", "blk.{}.attn_v", KEYS, WIDTH, ATTENTION_BIAS),
-    *linear(f"{LAYER}.self_attn.o_proj", "blk.{}.attn_output", WIDTH, QUERIES, ATTENTION_BIAS),
-    norm(f"{LAYER}.post_attention_layernorm", "blk.{}.ffn_norm"),
-    *linear(f"{LAYER}.mlp.gate_proj", "blk.{}.ffn_gate", INNER, WIDTH, MLP_BIAS),
-    *linear(f"{LAYER}.mlp.up_proj", "blk.{}.ffn_up", INNER, WIDTH, MLP_BIAS),
-    *linear(f"{LAYER}.mlp.down_proj", "blk.{}.ffn_down", WIDTH, INNER, MLP_BIAS),
-    norm("model.norm", "output_norm"),
+    ATTENTION_NORM,
+    *attention(ATTENTION_BIAS, ATTENTION_BIAS, rotates_neighbours=True),
+    FEED_FORWARD_NORM,
+    *feed_forward(MLP_BIAS),
+    OUTPUT_NORM,
     output(),
 )
 

@@ -7,22 +7,25 @@ head as transformers does, so no rows change places.
 from __future__ import annotations
 
 from pigguf.arch.family import Family
-from pigguf.arch.llama import EMBEDDING, LAYER, ROTARY_BUFFERS
-from pigguf.arch.table import INNER, KEYS, QUERIES, WIDTH, linear, norm, output
+from pigguf.arch.llama import (
+    ATTENTION_NORM,
+    EMBEDDING,
+    FEED_FORWARD_NORM,
+    OUTPUT_NORM,
+    ROTARY_BUFFERS,
+    attention,
+    feed_forward,
+)
+from pigguf.arch.table import output
 from pigguf.config import Config
 
 TENSORS = (
     EMBEDDING,
-    norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm"),
-    *linear(f"{LAYER}.self_attn.q_proj", "blk.{}.attn_q", QUERIES, WIDTH),
-    *linear(f"{LAYER}.self_attn.k_proj", "blk.{}.attn_k", KEYS, WIDTH),
-    *linear(f"{LAYER}.self_attn.v_proj", "blk.{}.attn_v", KEYS, WIDTH),
-    *linear(f"{LAYER}.self_attn.o_proj", "blk.{}.attn_output", WIDTH, QUERIES, None),
-    norm(f"{LAYER}.post_attention_layernorm", "blk.{}.ffn_norm"),
-    *linear(f"{LAYER}.mlp.gate_proj", "blk.{}.ffn_gate", INNER, WIDTH, None),
-    *linear(f"{LAYER}.mlp.up_proj", "blk.{}.ffn_up", INNER, WIDTH, None),
-    *linear(f"{LAYER}.mlp.down_proj", "blk.{}.ffn_down", WIDTH, INNER, None),
-    norm("model.norm", "output_norm"),
+    ATTENTION_NORM,
+    *attention(""),
+    FEED_FORWARD_NORM,
+    *feed_forward(),
+    OUTPUT_NORM,
     output(),
 )
 

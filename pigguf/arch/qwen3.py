@@ -7,26 +7,29 @@ from __future__ import annotations
 
 from pigguf.arch.family import TIED, Family
 from pigguf.arch.keys import Flag
-from pigguf.arch.llama import EMBEDDING, LAYER, ROTARY_BUFFERS
+from pigguf.arch.llama import (
+    ATTENTION_BIAS,
+    ATTENTION_NORM,
+    EMBEDDING,
+    FEED_FORWARD_NORM,
+    LAYER,
+    OUTPUT_NORM,
+    ROTARY_BUFFERS,
+    attention,
+    feed_forward,
+)
 from pigguf.arch.qwen2 import window
-from pigguf.arch.table import HEAD, INNER, KEYS, QUERIES, WIDTH, linear, norm, output
-
-ATTENTION_BIAS = "attention_bias"
+from pigguf.arch.table import HEAD, norm, output
 
 TENSORS = (
     EMBEDDING,
-    norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm"),
-    *linear(f"{LAYER}.self_attn.q_proj", "blk.{}.attn_q", QUERIES, WIDTH, ATTENTION_BIAS),
+    ATTENTION_NORM,
+    *attention(ATTENTION_BIAS, ATTENTION_BIAS),
     norm(f"{LAYER}.self_attn.q_norm", "blk.{}.attn_q_norm", HEAD),
-    *linear(f"{LAYER}.self_attn.k_proj", "blk.{}.attn_k", KEYS, WIDTH, ATTENTION_BIAS),
     norm(f"{LAYER}.self_attn.k_norm", "blk.{}.attn_k_norm", HEAD),
-    *linear(f"{LAYER}.self_attn.v_proj", "blk.{}.attn_v", KEYS, WIDTH, ATTENTION_BIAS),
-    *linear(f"{LAYER}.self_attn.o_proj", "blk.{}.attn_output", WIDTH, QUERIES, ATTENTION_BIAS),
-    norm(f"{LAYER}.post_attention_layernorm", "blk.{}.ffn_norm"),
-    *linear(f"{LAYER}.mlp.gate_proj", "blk.{}.ffn_gate", INNER, WIDTH, None),
-    *linear(f"{LAYER}.mlp.up_proj", "blk.{}.ffn_up", INNER, WIDTH, None),
-    *linear(f"{LAYER}.mlp.down_proj", "blk.{}.ffn_down", WIDTH, INNER, None),
-    norm("model.norm", "output_norm"),
+    FEED_FORWARD_NORM,
+    *feed_forward(),
+    OUTPUT_NORM,
     output(),
 )
 

@@ -13,11 +13,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pigguf.arch import CLASS_KEY, family_of, to_hf
+from pigguf.arch import family_in, to_hf
 from pigguf.checkpoint import write_safetensors
 from pigguf.files import atomic_directory, write_json
 from pigguf.gguf_file import TensorData, read_header
-from pigguf.metadata import get
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import float_tensors
 from pigguf.spec import ModelSpec
@@ -53,7 +52,7 @@ def export(
     begun = time.monotonic()
     target = Path(output)
     file = read_header(source)
-    family = family_of(file.architecture, get(file.metadata, CLASS_KEY, str))
+    family = family_in(file.metadata)
     spec = family.spec_from_metadata(file.metadata, file.tensors)
     vocab = vocab_from_metadata(file.metadata)
     with atomic_directory(target) as directory, TensorData(file) as data:

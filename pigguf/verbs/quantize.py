@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pigguf.arch import CLASS_KEY, family_of
+from pigguf.arch import family_in
 from pigguf.errors import UnsupportedModel, UsageError
 from pigguf.gguf_file import GGUFFile, TensorData, TensorType, planned_files, read_header, write_files
-from pigguf.metadata import Typed, get, u32
+from pigguf.metadata import Typed, u32
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import choose_types, float_tensors
 from pigguf.rope import rope_from_metadata
@@ -70,7 +70,7 @@ def quantize(
     target = Path(output)
     file = read_header(source)
     _refuse_quantized(file)
-    family = family_of(file.architecture, get(file.metadata, CLASS_KEY, str))
+    family = family_in(file.metadata)
     spec = family.spec_from_metadata(file.metadata, file.tensors)
     metadata: dict[str, Typed] = {
         **file.metadata,

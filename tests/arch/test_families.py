@@ -435,7 +435,7 @@ def close(spec: ModelSpec) -> ModelSpec:
 def family_in(spec: ModelSpec) -> Family:
     """The family that a reader of the GGUF finds."""
     folded = any(family.folded and spec.hf_class in family.classes for family in FAMILIES)
-    return family_of(spec.architecture, spec.hf_class if folded else None)
+    return family_of(spec.architecture, spec.hf_class if folded else None, spec.experts)
 
 
 def test_gguf_keys_read_back_as_the_same_spec(model: TinyModel) -> None:

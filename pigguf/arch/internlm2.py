@@ -1,0 +1,81 @@
+"""InternLM2 and InternLM2.5: Llama under other names, with queries in groups with their key and value.
+
+Sources: the code published with internlm/internlm2-7b (modeling_internlm2.py), for transformers has none
+of its own; llama.cpp src/models/internlm2.cpp and conversion/internlm.py. The graph has no biases and
+wants an output matrix. An export needs that code too: its config names no auto_map.
+"""
+
+from __future__ import annotations
+
+from pigguf.arch.family import NOT_COMPUTED, TIED, Family
+from pigguf.arch.table import (
+    INNER,
+    KEYS,
+    QKV,
+    QUERIES,
+    VOCAB,
+    WIDTH,
+    Piece,
+    Rows,
+    TensorRule,
+    grouped_qkv,
+    key_heads,
+    linear,
+    neighbours,
+    norm,
+    output,
+    query_heads,
+    tensor,
+)
+from pigguf.config import Config
+from pigguf.errors import UnsupportedModel
+from pigguf.spec import ModelSpec
+
+LAYER = "model.layers.{}"
+
+
+def _rows(spec: ModelSpec) -> Rows:
+    """All queries, all keys, all values, and rotated heads in the order of llama.cpp's pairs."""
+    rows = grouped_qkv(spec)
+    queries = spec.heads * spec.head_dim
+    keys = queries + spec.kv_heads * spec.head_dim
+    rows[:queries] = rows[:queries][neighbours(query_heads)(spec)]
+    rows[queries:keys] = rows[queries:keys][neighbours(key_heads)(spec)]
+    return rows
+
+
+def _check(keys: Config, spec: ModelSpec) -> None:
+    if keys.optional("bias", bool, True):
+        raise UnsupportedModel(f"{keys.file}: bias is not false, which asks for biases", NOT_COMPUTED)
+
+
+INTERNLM2 = Family(
+    architecture="internlm2",
+    classes=("InternLM2ForCausalLM",),
+    model_type="internlm2",
+    tensors=(
+        tensor("model.tok_embeddings.weight", "token_embd.weight", VOCAB, WIDTH),
+        norm(f"{LAYER}.attention_norm", "blk.{}.attn_norm"),
+        TensorRule(
+            (Piece(f"{LAYER}.attention.wqkv.weight", (QKV, WIDTH)),),
+            (
+                Piece("blk.{}.attn_q.weight", (QUERIES, WIDTH)),
+                Piece("blk.{}.attn_k.weight", (KEYS, WIDTH)),
+                Piece("blk.{}.attn_v.weight", (KEYS, WIDTH)),
+            ),
+            order=_rows,
+        ),
+        *linear(f"{LAYER}.attention.wo", "blk.{}.attn_output", WIDTH, QUERIES, None),
+        norm(f"{LAYER}.ffn_norm", "blk.{}.ffn_norm"),
+        *linear(f"{LAYER}.feed_forward.w1", "blk.{}.ffn_gate", INNER, WIDTH, None),
+        *linear(f"{LAYER}.feed_forward.w3", "blk.{}.ffn_up", INNER, WIDTH, None),
+        *linear(f"{LAYER}.feed_forward.w2", "blk.{}.ffn_down", WIDTH, INNER, None),
+        norm("model.norm", "output_norm"),
+        output("output.weight"),
+    ),
+    dropped=r"model\.layers\.\d+\.attention\.rotary_emb\.inv_freq",
+    parts=TIED,
+    only={"tie_word_embeddings": ((False,), "the embedding as output matrix")},
+    check=_check,
+    export={"bias": False},
+)
