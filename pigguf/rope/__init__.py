@@ -3,25 +3,36 @@
 Position Interpolation (arXiv 2306.15595) reads position m as m / factor, where
 factor = extended window / original window; RoPE then turns pair i of a head of size d by
 m / factor * base^(-2i/d). That is metadata and no weight: four numbers (factor, base, original and
-extended context length), decided from all that a checkpoint says.
+extended context length), decided from all that a checkpoint says. Other kinds of scaling divide
+frequencies unevenly; they have a few numbers more, and some a small tensor.
 
     evidence.py   every dialect: what each key of a config says, by itself
+    kinds.py      every kind of scaling: its names, its keys, what llama.cpp cannot express
+    known.py      known.json: models whose config is silent, and what their names tell
     decision.py   read_rope: what the evidence says together, or a RopeConflict
-    scaling.py    RopeScaling, the result; its GGUF keys and its config keys, written and read
+    frequencies.py  what the kinds make of frequencies, as numbers and as tensors
+    scaling.py    RopeScaling, the result, written as GGUF keys and tensors, and as config keys
+    from_gguf.py  rope_from_metadata: the same, read from a file
+    graphs.py     which of llama.cpp's graphs read what
     tables.py     positions that are no rotation: a learned table, which is resampled, and ALiBi
 
 Evidence that contradicts itself stops the work, and so does a scheme that cannot be written;
 nothing is dropped with a warning. docs/rope.md tells it to people.
 
-Left out: writing any kind but linear and none. YaRN and LongRoPE in a GGUF are read, to be shown.
+Left out: partial rotation, which is the family's business (arch/), and scaling that changes with the
+length of a text, which a GGUF cannot say: dynamic NTK is fixed to the base of a chosen window.
 """
 
 from pigguf.rope.decision import read_rope
 from pigguf.rope.evidence import RopeOverrides
-from pigguf.rope.scaling import Evidence, RopeScaling, rope_from_metadata
-from pigguf.rope.tables import AlibiPositions, LearnedPositions, read_alibi, read_learned
+from pigguf.rope.frequencies import POSITION_TENSORS
+from pigguf.rope.from_gguf import rope_from_metadata
+from pigguf.rope.scaling import Evidence, RopeScaling
+from pigguf.rope.tables import INTERPOLATIONS, AlibiPositions, LearnedPositions, read_alibi, read_learned
 
 __all__ = [
+    "INTERPOLATIONS",
+    "POSITION_TENSORS",
     "AlibiPositions",
     "Evidence",
     "LearnedPositions",

@@ -1,27 +1,47 @@
-"""RopeScaling: how positions become rotations, as GGUF keys and as config.json keys, both ways.
+"""RopeScaling: how positions become rotations, as GGUF keys and tensors, and as config.json keys.
 
-The GGUF side follows llama.cpp src/llama-model.cpp (load_hparams) and src/llama-context.cpp, the
-config side transformers' modeling_rope_utils.py. Left out: deciding what a checkpoint means.
+The GGUF side follows llama.cpp src/llama-model.cpp (load_hparams), src/llama-context.cpp and src/models/
+(graphs.py), the config side transformers' modeling_rope_utils.py. Numbers
+beyond the common ones are single-precision, under GGUF's names, so that both sides give them back as they
+were. Left out: reading a GGUF (from_gguf.py), and deciding what a checkpoint means.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pigguf.config import as_json
-from pigguf.errors import GGUFError, UnsupportedModel
-from pigguf.metadata import ANOTHER_MAKE, Kind, Metadata, Typed, f32, shortest_f32, string, u32
+from pigguf.errors import CheckpointError, UnsupportedModel
+from pigguf.metadata import Typed, f32, shortest_f32, string, u32
+from pigguf.rope.frequencies import (
+    FREQUENCIES,
+    LLAMA3_ORIGINAL,
+    LONG,
+    SHORT,
+    Divisors,
+    as_divisors,
+    llama3_divisors,
+    longrope_attention,
+    single,
+    yarn_attention,
+)
+from pigguf.rope.graphs import UNSCALED_SLIDING, refuse_unread
 
-# The kinds llama.cpp knows by name; on any other it aborts the process.
+# The kinds llama.cpp knows by name; on any other it aborts the process. Llama 3's is told by its tensor.
 GGUF_KINDS = ("none", "linear", "yarn", "longrope")
-WRITTEN_KINDS = ("none", "linear")
-WRITTEN = "this version writes linear and unscaled positions"
+
+# Parameters of each kind that is written. Those under GGUF's names become keys, the others tensors.
+WRITTEN_PARAMETERS = {
+    "none": (),
+    "linear": (),
+    "yarn": ("attn_factor", "yarn_beta_fast", "yarn_beta_slow"),
+    "longrope": ("attn_factor", "short_factor", "long_factor"),
+    "llama3": ("low_freq_factor", "high_freq_factor"),
+}
+# What a file may say and what llama.cpp would do without it (src/llama-hparams.h).
+NEUTRAL = {"attn_factor": 1.0, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_log_multiplier": 0.0}
 
 DEFAULT_BASE = 10000.0  # transformers' default_theta, and llama.cpp's where freq_base is absent
 ROUNDING = 1e-3  # relative: published factors are rounded (24.41 for 100000 / 4096)
@@ -53,12 +73,15 @@ class RopeScaling:
     """How positions become rotations.
 
     Attributes:
-        kind: "none" or "linear"; read from a GGUF also "yarn" or "longrope".
-        factor: position m is read as m / factor; 1.0 for "none".
+        kind: "none", "linear", "yarn", "longrope" or "llama3" (rope/tables.py has others).
+        factor: position m is read as m / factor; 1.0 for "none", and for "longrope", which has lists. In
+            "yarn" and "llama3" that holds for the low frequencies only.
         base: theta, the base of the rotation frequencies.
         original_context: tokens of the window the model was trained at.
         context_length: tokens of the window it can be used at, extended where it was extended.
-        parameters: what else a GGUF says of its scaling, by the key's last part.
+        parameters: what else there is to the scaling: GGUF's keys by their last part, where they say more
+            than is the rule ("attn_factor"); the numbers that become tensors by the config's names
+            ("long_factor", "low_freq_factor"), or a tensor of unknown make ("rope_freqs").
         evidence: everything that was found, in order.
         decisions: what was concluded, one plain sentence each.
         local_base: the base of layers with a sliding window, where it is another (Gemma 3).
@@ -80,8 +103,19 @@ class RopeScaling:
         return same(self.factor * self.original_context, self.context_length)
 
     def explain(self) -> str:
-        """What the factor means for positions, in a sentence."""
+        """What the scaling means for positions, in a sentence."""
+        told = self._explain_kind()
+        if "rope_freqs" in self.parameters:
+            told += f"; each frequency is also divided by its own number in {FREQUENCIES}"
+        if self.local_base is not None:
+            told += (
+                f"; layers with a sliding window read them as they are, with a base of {self.local_base:g}"
+            )
+        return told
+
+    def _explain_kind(self) -> str:
         last = self.context_length - 1
+        windows = f"from {self.original_context} tokens to {self.context_length}"
         if self.kind == "none":
             return f"positions are read as they are, 0 to {last}"
         if self.kind == "linear":
@@ -92,10 +126,23 @@ class RopeScaling:
                     f"that the model was trained at"
                 )
             return f"{read}: every position is divided by {self.factor:g}"
-        return (
-            f"positions are scaled by {self.kind}, factor {self.factor:g}, "
-            f"from {self.original_context} tokens to {self.context_length}"
-        )
+        if self.kind == "yarn":
+            return (
+                f"positions are divided by {self.factor:g} for low frequencies and as they are for high ones "
+                f"(YaRN), {windows}"
+            )
+        if self.kind == "llama3":
+            return (
+                f"positions are divided by {self.factor:g} for low frequencies and as they are for high ones "
+                f"(Llama 3), {windows}"
+            )
+        if self.kind == "longrope":
+            return (
+                "positions are divided by a number of its own for each frequency (LongRoPE): of one list "
+                f"where the context is opened with up to {self.original_context} tokens, of another beyond, "
+                f"up to {self.context_length}"
+            )
+        return f"positions are scaled by {self.kind}, factor {self.factor:g}, {windows}"
 
     def as_data(self) -> dict[str, Any]:
         """The positions as commands and reports tell them in JSON."""
@@ -106,6 +153,7 @@ class RopeScaling:
             "original_context_length": self.original_context,
             "context_length": self.context_length,
             "parameters": dict(self.parameters),
+            **({} if self.local_base is None else {"local_base": self.local_base}),
         }
 
     def metadata(self, architecture: str) -> dict[str, Typed]:
@@ -115,119 +163,145 @@ class RopeScaling:
         would also switch off a factor that someone gives at run time (llama-context.cpp).
 
         Raises:
-            UnsupportedModel: a kind, or a parameter of it, that is not written.
+            UnsupportedModel: a kind, or a parameter of it, that the architecture's graph does not compute.
         """
         self._refuse_unwritable()
-        rope = f"{architecture}.rope"
-        keys = {
-            f"{architecture}.context_length": u32(self.context_length),
-            f"{rope}.freq_base": f32(self.base),
-        }
-        if self.kind == "linear":
-            keys[f"{rope}.scaling.type"] = string("linear")
-            keys[f"{rope}.scaling.factor"] = f32(self.factor)
-            keys[f"{rope}.scaling.original_context_length"] = u32(self.original_context)
-        return keys
+        refuse_unread(self, architecture)
+        keys = {"context_length": u32(self.context_length), "rope.freq_base": f32(self.base)}
+        if self.kind in GGUF_KINDS and self.kind != "none":
+            keys["rope.scaling.type"] = string(self.kind)
+        if self.kind in ("linear", "yarn") or (self.kind == "longrope" and self.factor != 1.0):
+            keys["rope.scaling.factor"] = f32(self.factor)
+        if self.kind != "none":
+            keys["rope.scaling.original_context_length"] = u32(self.original_context)
+        for name in NEUTRAL:
+            if name in self.parameters:
+                keys[f"rope.scaling.{name}"] = f32(self.parameters[name])
+        if self.local_base is not None or UNSCALED_SLIDING.get(architecture):
+            keys["rope.freq_base_swa"] = f32(self.base if self.local_base is None else self.local_base)
+        return {f"{architecture}.{key}": typed for key, typed in keys.items()}
 
-    def tensors(self, rotary_dimensions: int) -> dict[str, NDArray[np.float32]]:
-        """The tensors of a GGUF that say this, by name; `rotary_dimensions` are those rotated of a head."""
-        return {}
+    def tensors(self, rotary_dimensions: int) -> dict[str, Divisors]:
+        """The tensors of a GGUF that say this, by name; `rotary_dimensions` are those rotated of a head.
+
+        Raises:
+            CheckpointError: the numbers are not as many as there are rotated pairs.
+        """
+        if self.kind == "llama3":
+            made = llama3_divisors(
+                self.base, self.factor, self.original_context, self.parameters, rotary_dimensions
+            )
+            return {FREQUENCIES: made}
+        names = {"rope_freqs": FREQUENCIES, "long_factor": LONG, "short_factor": SHORT}
+        tensors = {
+            tensor: as_divisors(self.parameters[name])
+            for name, tensor in names.items()
+            if name in self.parameters
+        }
+        for name, divisors in tensors.items():
+            if 2 * len(divisors) != rotary_dimensions:
+                raise CheckpointError(
+                    f"{name} would hold {len(divisors)} numbers, and {rotary_dimensions} dimensions of a "
+                    f"head are rotated in {rotary_dimensions // 2} pairs",
+                    "correct short_factor and long_factor in config.json: one number a pair",
+                )
+        return tensors
 
     def config(self) -> dict[str, Any]:
         """The config.json keys that say this, for an export.
 
-        Both schemas, as they agree: rope_parameters for transformers 5 and later, rope_theta and
-        rope_scaling for 4.31 and later (which wants exactly `type` and `factor`).
-        max_position_embeddings is the extended window; original_max_position_embeddings stands at
-        the top level, where transformers' linear kind takes no offence, and only if it is known.
+        Both schemas, as they agree: rope_parameters for transformers 5 and later, rope_theta and rope_scaling
+        for 4.31 and later, spelled as the first version spelled it that knew the kind (linear and Phi-3's
+        longrope want their keys and no others). max_position_embeddings is the extended window; the original
+        one stands where transformers looks for it, which for linear and longrope is the top level.
 
         Raises:
-            UnsupportedModel: a kind, or a parameter of it, that is not written.
+            UnsupportedModel: a kind, or a parameter of it, that configs do not have.
         """
         self._refuse_unwritable()
-        base, factor = shortest_f32(self.base), shortest_f32(self.factor)
-        keys: dict[str, Any] = {"max_position_embeddings": self.context_length, "rope_theta": base}
+        if "rope_freqs" in self.parameters:
+            raise UnsupportedModel(
+                f"{FREQUENCIES} is not what Llama 3 makes of base {self.base:g} and {LLAMA3_ORIGINAL} tokens",
+                "no other kind of scaling with such a tensor is known, and a config cannot hold it",
+            )
+        if self.kind == "longrope" and self.factor != 1.0:
+            raise UnsupportedModel(
+                f"rope.scaling.factor = {self.factor:g} beside positions of kind longrope divides them again",
+                "no config has such a thing; pigguf repair --remove takes the key away",
+            )
+        base = shortest_f32(self.base)
+        top: dict[str, Any] = {"max_position_embeddings": self.context_length, "rope_theta": base}
+        scaling = self._config_scaling()
+        if self.kind == "longrope" or (self.kind == "linear" and self.windows_agree):
+            top["original_max_position_embeddings"] = self.original_context
+        parameters = {"rope_type": self.kind, **scaling, "rope_theta": base}
+        parameters.pop("type", None)
         if self.kind == "none":
-            return {**keys, "rope_parameters": {"rope_type": "default", "rope_theta": base}}
-        if self.windows_agree:
-            keys["original_max_position_embeddings"] = self.original_context
+            parameters["rope_type"] = "default"
+        else:
+            top["rope_scaling"] = scaling
+        if self.kind == "longrope":
+            parameters["original_max_position_embeddings"] = self.original_context
+        if self.local_base is None:
+            return {**top, "rope_parameters": parameters}
+        local = shortest_f32(self.local_base)
+        sliding = {"rope_type": "default", "rope_theta": local}
         return {
-            **keys,
-            "rope_parameters": {"rope_type": "linear", "rope_theta": base, "factor": factor},
-            "rope_scaling": {"type": "linear", "factor": factor},
+            **top,
+            "rope_local_base_freq": local,
+            "rope_parameters": {"full_attention": parameters, "sliding_attention": sliding},
         }
 
+    def _config_scaling(self) -> dict[str, Any]:
+        """What rope_scaling holds."""
+        factor, said = shortest_f32(self.factor), self.parameters
+        if self.kind == "linear":
+            return {"type": "linear", "factor": factor}
+        if self.kind == "yarn":
+            attention = {"attention_factor": said["attn_factor"] * yarn_attention(self.factor)}
+            betas = {
+                key: shortest_f32(said[f"yarn_{key}"])
+                for key in ("beta_fast", "beta_slow")
+                if f"yarn_{key}" in said
+            }
+            return {
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": self.original_context,
+                **(attention if "attn_factor" in said else {}),
+                **betas,
+            }
+        if self.kind == "llama3":
+            return {
+                "rope_type": "llama3",
+                "factor": factor,
+                "original_max_position_embeddings": self.original_context,
+                **said,
+            }
+        if self.kind == "longrope":
+            usual = longrope_attention(self.context_length / self.original_context, self.original_context)
+            attention = said.get("attn_factor", 1.0)
+            return {
+                "type": "longrope",
+                **{
+                    key: [shortest_f32(value) for value in said[key]]
+                    for key in ("short_factor", "long_factor")
+                },
+                **({} if attention == single(usual) else {"attention_factor": shortest_f32(attention)}),
+            }
+        return {}
+
     def _refuse_unwritable(self) -> None:
-        if self.kind not in WRITTEN_KINDS:
-            raise UnsupportedModel(
-                f"rope scaling of kind {self.kind} (factor {self.factor:g}) cannot be written yet",
-                WRITTEN,
-            )
+        if self.kind not in WRITTEN_PARAMETERS:
+            raise UnsupportedModel(f"rope scaling of kind {self.kind} is not written")
         for key, value in self.parameters.items():
-            raise UnsupportedModel(
-                f"rope.scaling.{key} = {value} beside rope.scaling.type {self.kind} cannot be written yet",
-                "this version writes a factor and nothing else",
-            )
-
-
-def rope_from_metadata(metadata: Metadata, architecture: str) -> RopeScaling:
-    """What a GGUF says of positions, as llama.cpp reads it (src/llama-model.cpp, load_hparams).
-
-    Absent keys: base 10000, type linear, factor 1 (or the legacy scale_linear), original context =
-    context length. A GGUF made before a factor was thought of may claim the original window as its
-    context length; that is told as it stands (see RopeScaling.windows_agree).
-
-    Raises:
-        GGUFError: a key is missing, of a type llama.cpp does not take, or names a scaling on which
-            llama.cpp aborts.
-    """
-    prefix = f"{architecture}.rope"
-    evidence: list[Evidence] = []
-
-    def read(key: str, kind: Kind, default: Any = None) -> Any:
-        typed = metadata.get(key)
-        if typed is None:
-            return default
-        if typed.kind != kind or typed.is_array:
-            kept = f"{typed.kind}{'[]' if typed.is_array else ''}"
-            raise GGUFError(f"metadata key {key} is {kept}, not {kind}", ANOTHER_MAKE)
-        evidence.append(Evidence("GGUF", key, typed.value, "as llama.cpp reads it"))
-        return typed.value
-
-    context = read(f"{architecture}.context_length", "u32")
-    if not context:
-        absent = "missing" if context is None else 0
-        raise GGUFError(f"metadata key {architecture}.context_length is {absent}", ANOTHER_MAKE)
-    kind = read(f"{prefix}.scaling.type", "str", "linear")
-    if kind not in GGUF_KINDS:
-        raise GGUFError(
-            f"metadata key {prefix}.scaling.type is {kind!r}, on which llama.cpp aborts",
-            f"it knows {', '.join(GGUF_KINDS)}",
-        )
-    factor = read(f"{prefix}.scaling.factor", "f32")
-    if factor is None:
-        factor = read(f"{prefix}.scale_linear", "f32")
-    factor = factor or 1.0
-    base = read(f"{prefix}.freq_base", "f32", DEFAULT_BASE)
-    for key, value in (("scaling.factor", factor), ("freq_base", base)):
-        if not (math.isfinite(value) and value > 0):
-            raise GGUFError(f"metadata key {prefix}.{key} is {value}, not a number above 0", ANOTHER_MAKE)
-    original = read(f"{prefix}.scaling.original_context_length", "u32", context) or context
-    if kind == "none" or (kind == "linear" and factor == 1.0):
-        kind, factor, original = "none", 1.0, context
-    return RopeScaling(
-        kind=kind,
-        factor=factor,
-        base=base,
-        original_context=original,
-        context_length=context,
-        parameters=_other_parameters(metadata, f"{prefix}.scaling."),
-        evidence=tuple(evidence),
-    )
-
-
-def _other_parameters(metadata: Metadata, prefix: str) -> dict[str, Any]:
-    """Scaling keys beyond the common ones, all of which change the rotation or the attention."""
-    common = {"type", "factor", "original_context_length", "finetuned"}
-    names = [key.removeprefix(prefix) for key in metadata if key.startswith(prefix)]
-    return {name: metadata[prefix + name].value for name in names if name not in common}
+            if key not in (*WRITTEN_PARAMETERS[self.kind], "rope_freqs"):
+                raise UnsupportedModel(
+                    f"rope.scaling.{key} = {value} beside positions of kind {self.kind} is not written",
+                    "no config has such a thing, and most of llama.cpp's graphs do not read it",
+                )
+        for key in ("short_factor", "long_factor") if self.kind == "longrope" else ():
+            if key not in self.parameters:
+                raise UnsupportedModel(
+                    f"rope scaling of kind longrope lacks {key}", f"the file should hold {LONG} and {SHORT}"
+                )
