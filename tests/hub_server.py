@@ -7,7 +7,7 @@
 Large files are answered with a redirect to a second server, which has no business with a token, as the
 real one does with its CDN. Faults are injected by a file's name, and used up one by one.
 
-Source: huggingface_hub 2.4 (hf_api.py model_info and list_repo_tree, file_download.py
+Source: huggingface_hub 2.4 (hf_api.py model_info, file_download.py
 get_hf_file_metadata, utils/_http.py hf_raise_for_status) for paths, headers and X-Error-Code.
 """
 
@@ -30,35 +30,47 @@ LARGE = 2_000  # bytes; larger files are kept in git-lfs, as it were
 TOKEN = "hf_the_right_token"
 
 
+Files = dict[str, bytes]
+
+
 @dataclass
 class Repository:
     """What a repository holds, and who may see it.
 
     Attributes:
-        files: name -> content; edited between two commits by `commit`.
-        tags: name -> commit.
+        files: name -> content, on main.
+        revisions: the same for other branches and tags.
         gated: listed for all, given with the token alone.
         private: does not exist for whoever has no token.
+        lies: file -> what its entry in the listing says otherwise.
     """
 
-    files: dict[str, bytes]
-    tags: dict[str, str] = field(default_factory=dict)
+    files: Files
+    revisions: dict[str, Files] = field(default_factory=dict)
     gated: bool = False
     private: bool = False
+    lies: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, directory: Path, **settings: Any) -> Repository:
-        files = {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
-        return cls({"README.md": b"# read me", ".gitattributes": b"*.bin", **files}, **settings)
+        return cls(read(directory), **settings)
 
-    @property
-    def head(self) -> str:
-        return hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
+    def at(self, revision: str) -> tuple[str, Files] | None:
+        """The commit and the files of a branch, a tag or a commit."""
+        for name, files in {"main": self.files, **self.revisions}.items():
+            if revision in (name, commit_of(files)):
+                return commit_of(files), files
+        return None
 
-    def commit(self, revision: str) -> str | None:
-        if revision == "main" or revision == self.head:
-            return self.head
-        return self.tags.get(revision)
+
+def read(directory: Path) -> Files:
+    """A directory's files, and what every repository has beside them."""
+    files = {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+    return {"README.md": b"# read me", ".gitattributes": b"*.bin", **files}
+
+
+def commit_of(files: Files) -> str:
+    return hashlib.sha1(repr(sorted(files.items())).encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -213,20 +225,20 @@ class _HubHandler(_Handler):
         request = self._request()
         self.hub.requests.append(request)
         path = urlsplit(self.path)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree)/([^/]+)(/.*)?", path.path):
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path.path):
             fault = self.hub.fault("api")
             if fault.status:
                 self.refuse(fault.status, fault.code)
-            elif (visible := self._visible(found[1], unquote(found[3]), request.token)) is not None:
-                self._describe(found[2], found[1], *visible, parse_qs(path.query))
+            elif (visible := self._visible(found[1], unquote(found[2]), request.token)) is not None:
+                self._describe(found[1], *visible, "blobs" in parse_qs(path.query))
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path.path):
             if (visible := self._visible(found[1], unquote(found[2]), request.token)) is not None:
                 self._give(*visible, unquote(found[3]), request.token)
         else:
             self.refuse(404, message="Sorry, we can't find the page you are looking for.")
 
-    def _visible(self, name: str, revision: str, token: str | None) -> tuple[Repository, str] | None:
-        """The repository and the commit; what is not to be seen is answered as the real hub answers it."""
+    def _visible(self, name: str, revision: str, token: str | None) -> tuple[Repository, str, Files] | None:
+        """The repository, the commit and its files; the rest is answered as the real hub answers it."""
         if token not in (None, TOKEN):
             self.refuse(401, message="Invalid credentials in Authorization header")
             return None
@@ -234,43 +246,32 @@ class _HubHandler(_Handler):
         if repository is None or (repository.private and token is None):
             self.refuse(404 if token else 401, "RepoNotFound", "Repository not found")
             return None
-        commit = repository.commit(revision)
-        if commit is None:
+        found = repository.at(revision)
+        if found is None:
             self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return None
-        return repository, commit
+        return repository, *found
 
-    def _describe(
-        self, what: str, name: str, repository: Repository, commit: str, query: dict[str, Any]
-    ) -> None:
-        files = [_described(file, content, "blobs" in query) for file, content in repository.files.items()]
-        if what == "tree":
-            keys = {"rfilename": "path", "blobId": "oid"}
-            described = [_described(file, content, True) for file, content in repository.files.items()]
-            answer: Any = [
-                {"type": "file", **{keys.get(key, key): value for key, value in one.items()}}
-                for one in described
-            ]
-            for one in answer:
-                if "lfs" in one:
-                    one["lfs"]["oid"] = one["lfs"].pop("sha256")
-        else:
-            answer = {
-                "_id": "1", "id": name, "modelId": name, "sha": commit, "private": repository.private,
-                "gated": "auto" if repository.gated else False, "disabled": False, "downloads": 1,
-                "likes": 1, "tags": [], "siblings": files, "spaces": [],
-                "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
-            }  # fmt: skip
+    def _describe(self, name: str, repository: Repository, commit: str, files: Files, blobs: bool) -> None:
+        siblings = [
+            _sibling(file, content, blobs) | repository.lies.get(file, {}) for file, content in files.items()
+        ]
+        answer = {
+            "_id": "1", "id": name, "modelId": name, "sha": commit, "private": repository.private,
+            "gated": "auto" if repository.gated else False, "disabled": False, "downloads": 1,
+            "likes": 1, "tags": [], "siblings": siblings, "spaces": [],
+            "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
+        }  # fmt: skip
         self.answer(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
-    def _give(self, repository: Repository, commit: str, file: str, token: str | None) -> None:
+    def _give(self, repository: Repository, commit: str, files: Files, file: str, token: str | None) -> None:
         if repository.gated and token is None:
             self.refuse(401, "GatedRepo", "Access to model is restricted.")
             return
-        if file not in repository.files:
+        if file not in files:
             self.refuse(404, "EntryNotFound", "Entry not found")
             return
-        content = repository.files[file]
+        content = files[file]
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes", "ETag": f'"{_git_sha1(content)}"'}
         if len(content) <= LARGE:
             self.send_file(content, file, headers)
@@ -299,10 +300,12 @@ def _server(hub: Hub, handler: type[_Handler]) -> ThreadingHTTPServer:
 
 def _contents(hub: Hub) -> Iterator[bytes]:
     for repository in hub.repositories.values():
-        yield from repository.files.values()
+        for files in (repository.files, *repository.revisions.values()):
+            yield from files.values()
 
 
-def _described(file: str, content: bytes, blobs: bool) -> dict[str, Any]:
+def _sibling(file: str, content: bytes, blobs: bool) -> dict[str, Any]:
+    """A file as model_info lists it."""
     if not blobs:
         return {"rfilename": file}
     described: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": _git_sha1(content)}

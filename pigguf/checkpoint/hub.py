@@ -60,7 +60,7 @@ if int(huggingface_hub.__version__.partition(".")[0]) < 1:
 
 RETRIES = 3  # without a byte between them
 RESUMES = "run the same again: what was fetched stays, and it goes on from there"
-TOKEN = "a token goes into HF_TOKEN, or is kept by `hf auth login`"
+TOKEN = "a token in HF_TOKEN, or one kept by `hf auth login`"
 
 
 @dataclass(frozen=True)
@@ -266,14 +266,16 @@ def _bring(cache: _Cache, snapshot: Path, files: list[HubFile], progress: Progre
     missing = [file for file in files if not _is_whole(snapshot / file.name, file)]
     if not missing:
         return
-    waiting = sum(file.size - _begun(cache.blob(file), file) for file in missing)
-    cache.refuse_full_disk(waiting)
+    waiting = [file.size - _begun(cache.blob(file), file) for file in missing]
+    cache.refuse_full_disk(sum(waiting))
     what = missing[0].name if len(missing) == 1 else f"{len(missing)} files"
-    with stage(progress, f"fetching {what}", waiting, "bytes"):
-        for file in missing:
+    with stage(progress, f"fetching {what}", sum(waiting), "bytes"):
+        for file, size in zip(missing, waiting, strict=True):
             with cache.held(file):
                 blob = cache.blob(file)
-                if not _is_whole(blob, file):
+                if _is_whole(blob, file):  # another file's, or another process's by now
+                    progress.advance(size)
+                else:
                     _fetch(cache.name, file, snapshot.name, blob, progress.advance)
                 _link(blob, snapshot / file.name)
 
@@ -424,7 +426,7 @@ def _refusal(name: HubName, error: HfHubHTTPError, file: str | None = None) -> H
     if isinstance(error, GatedRepoError):
         return HubError(
             f"{hub} gives {what} only to those who accepted its conditions ({status})",
-            f"accept them at {hub}/{repository}; {TOKEN}",
+            f"accept them at {hub}/{repository}, and give {TOKEN}",
         )
     if isinstance(error, RevisionNotFoundError):
         return HubError(
@@ -437,8 +439,10 @@ def _refusal(name: HubName, error: HfHubHTTPError, file: str | None = None) -> H
         return HubError(
             f"there is no directory {repository} here, and no repository {repository} on {hub} that one can "
             f"see ({status})",
-            f"see to the name; a private repository needs a token: {TOKEN}",
+            f"see to the name; a private repository needs {TOKEN}",
         )
     if status in (401, 403):
-        return HubError(f"{hub} refuses {what} to this token ({status})", f"another may do: {TOKEN}")
+        return HubError(f"{hub} refuses {what} to this token, or without one ({status})", f"give {TOKEN}")
+    if status == 404:
+        return _no_hub(name)
     return HubError(f"{hub} answers {status} for {what}", f"the hub's trouble: later, {RESUMES}")
