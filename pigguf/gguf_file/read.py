@@ -104,18 +104,29 @@ class _HeaderReader:
     # ---- bytes -----------------------------------------------------------------------------------
 
     def take(self, count: int) -> bytes:
-        self.pass_over(count)
-        return self.stream.read(count)
-
-    def pass_over(self, count: int) -> None:
-        if count > self.end - self.at:
+        if count > self.room:
             raise self.too_short()
         self.at += count
+        return self.stream.read(count)
 
     def too_short(self) -> GGUFError:
         if self.end < self.size:
             return self.fail(f"its header is larger than {MAX_HEADER_BYTES} bytes, which none is")
         return self.fail(f"the file ends at byte {self.size}, inside its header", _CUT)
+
+    def too_long(self, what: str, length: int) -> GGUFError:
+        return self.fail(f"{what} is {length} bytes long, and {self.room} remain of {self.whole}")
+
+    @property
+    def room(self) -> int:
+        return self.end - self.at
+
+    @property
+    def whole(self) -> str:
+        """What a header has to fit into, in words."""
+        if self.end < self.size:
+            return f"the {MAX_HEADER_BYTES} bytes that a header may have"
+        return f"a file of {self.size} bytes"
 
     def number(self, code: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize(code)))[0]
@@ -124,6 +135,8 @@ class _HeaderReader:
         length = self.number("Q")
         if limit is not None and length > limit:
             raise self.fail(f"{what} is {length} bytes long, more than {limit}")
+        if length > self.room:
+            raise self.too_long(what, length)
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -133,12 +146,8 @@ class _HeaderReader:
         return self.fail(f"{what} is not UTF-8 text ({error.reason} at byte {error.start})")
 
     def refuse_count(self, count: int, least_bytes: int, what: str) -> None:
-        if count > (self.end - self.at) // least_bytes:
-            raise self.fail(
-                f"the header speaks of {count} {what}, more than a file of {self.size} bytes can hold"
-                if self.end == self.size
-                else f"the header speaks of {count} {what}, more than {MAX_HEADER_BYTES} bytes can hold"
-            )
+        if count > self.room // least_bytes:
+            raise self.fail(f"the header speaks of {count} {what}, more than {self.whole} can hold")
 
     # ---- parts of a header -----------------------------------------------------------------------
 
@@ -195,14 +204,14 @@ class _HeaderReader:
         """Strings one after another. A vocabulary and its merges are most of a header: no call but reads."""
         read, length_of, texts = self.stream.read, _LENGTH.unpack, []
         try:
-            for _ in range(count):
-                self.at += 8
-                if self.at > self.end:
+            for place in range(count):
+                if self.at + 8 > self.end:
                     raise self.too_short()
                 length = length_of(read(8))[0]
-                if length > self.end - self.at:
-                    raise self.too_short()
-                self.at += length
+                self.at += 8 + length
+                if self.at > self.end:
+                    self.at -= length
+                    raise self.too_long(f"element {place} of {_brief(key)}", length)
                 texts.append(read(length).decode())
         except UnicodeDecodeError as error:
             raise self.not_text(f"element {len(texts)} of {_brief(key)}", error) from error
