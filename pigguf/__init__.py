@@ -28,6 +28,7 @@ _HOMES = {
     "export": "pigguf.verbs.export",
     "inspect": "pigguf.verbs.inspect",
     "repair": "pigguf.verbs.repair",
+    "diff": "pigguf.verbs.diff",
     "open_model": "pigguf.local",
     "evaluate": "pigguf.evals",
     "LocalModel": "pigguf.local",
@@ -47,6 +48,7 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "export",
     "inspect",
     "repair",
+    "diff",
     "open_model",
     "LocalModel",
     "evaluate",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from pigguf.progress import Progress
     from pigguf.rope import RopeOverrides
     from pigguf.verbs.convert import ConversionResult, convert
+    from pigguf.verbs.diff import diff
     from pigguf.verbs.export import export
     from pigguf.verbs.inspect import inspect
     from pigguf.verbs.quantize import quantize

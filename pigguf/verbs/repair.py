@@ -18,7 +18,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -385,10 +385,11 @@ def _refuse_said_twice(concluded: tuple[Change, ...], said: Collection[str]) -> 
 
 
 def _refuse_unusable(file: GGUFFile, wanted: GGUFFile, changes: tuple[Change, ...]) -> None:
-    """A file that could be used must not become one that cannot."""
-    after = _refusal(wanted)
-    if after is not None and _refusal(file) is None:
-        raise GGUFError(f"{after.message}: nothing could use the file after this change", after.hint)
+    """A file that could be used must not become one that cannot, as far as headers tell."""
+    for check in (_check_positions, preflight.check):
+        after = _error(check, wanted)
+        if after is not None and _error(check, file) is None:
+            raise GGUFError(f"{after.message}: nothing could use the file after this change", after.hint)
     for part in file.parts[1:]:
         there = read_part(part).metadata
         for change in changes:
@@ -399,13 +400,14 @@ def _refuse_unusable(file: GGUFFile, wanted: GGUFFile, changes: tuple[Change, ..
                 )
 
 
-def _refusal(file: GGUFFile) -> PigError | None:
-    """Why the file cannot be used, as far as its header tells; of other architectures only positions are."""
+def _check_positions(file: GGUFFile) -> None:
+    if f"{file.architecture}.{CONTEXT}" in file.metadata:
+        rope_from_metadata(file.metadata, file.architecture)
+
+
+def _error(check: Callable[[GGUFFile], object], file: GGUFFile) -> PigError | None:
     try:
-        if f"{file.architecture}.{CONTEXT}" in file.metadata:
-            rope_from_metadata(file.metadata, file.architecture)
-        if file.architecture in preflight.ARCHITECTURES:
-            preflight.check(file)
+        check(file)
     except PigError as error:
         return error
     return None

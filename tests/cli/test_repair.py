@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from tiny import make_checkpoint
@@ -27,12 +29,31 @@ def clamped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "model.gguf"
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pigguf", "repair", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+class Done(NamedTuple):
+    returncode: Any
+    stdout: str
+    stderr: str
 
 
-def test_found_shown_mended_and_sound(clamped: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command line within this process, from its arguments to its exit code."""
+
+    def run_with(*arguments: str | Path) -> Done:
+        with pytest.raises(SystemExit) as exited:
+            cli.main(["repair", *map(str, arguments)])
+        return Done(exited.value.code, *capsys.readouterr())
+
+    return run_with
+
+
+def test_the_program_exits_as_the_page_says(clamped: Path) -> None:
+    command = [sys.executable, "-m", "pigguf", "repair", str(clamped)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (15, "")
+
+
+def test_found_shown_mended_and_sound(clamped: Path, run: Callable[..., Done], tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(clamped.read_bytes())
     found = run(path)
@@ -60,7 +81,7 @@ def test_found_shown_mended_and_sound(clamped: Path, tmp_path: Path) -> None:
     assert "nothing to change" in again.stderr
 
 
-def test_what_stays_wrong_is_said(clamped: Path, tmp_path: Path) -> None:
+def test_what_stays_wrong_is_said(clamped: Path, run: Callable[..., Done], tmp_path: Path) -> None:
     done = run(clamped, "--set", "general.name=Piglet", "-o", tmp_path / "copy.gguf")
     assert done.returncode == 0
     assert "still wrong: llama.context_length is 64" in done.stderr
@@ -82,20 +103,18 @@ def test_a_refusal_is_one_line_with_a_hint(
     code: exit_codes.ExitCode,
     words: str,
     clamped: Path,
-    capsys: pytest.CaptureFixture[str],
+    run: Callable[..., Done],
 ) -> None:
-    with pytest.raises(SystemExit) as exited:
-        cli.main(["repair", str(clamped), *arguments])
-    assert exited.value.code == code.code
-    told = capsys.readouterr()
-    error, hint = told.err.splitlines()
+    done = run(clamped, *arguments)
+    assert done.returncode == code.code
+    error, hint = done.stderr.splitlines()
     assert error.startswith("error: ")
     assert words in error
     assert hint.startswith("hint: ")
-    assert told.out == ""
+    assert done.stdout == ""
 
 
-def test_json_is_all_that_stands_on_stdout(clamped: Path) -> None:
+def test_json_is_all_that_stands_on_stdout(clamped: Path, run: Callable[..., Done]) -> None:
     found = run(clamped, "--json")
     assert found.returncode == exit_codes.FOUND.code
     data = json.loads(found.stdout)

@@ -1,0 +1,161 @@
+"""`pigguf diff`: how two GGUF files differ."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pigguf.cli import exit_codes, render
+from pigguf.cli.keys import as_data, brief, kind, plain
+from pigguf.cli.options import PATH, json_option
+from pigguf.cli.text import shortened
+from pigguf.gguf_file import GGUFTensor
+from pigguf.metadata import Typed
+from pigguf.verbs.diff import Difference, KeyDifference, TensorDifference, diff
+
+_WIDTH = 60  # of a value in a table
+
+
+@click.command()
+@click.argument("a", metavar="A.gguf", type=PATH)
+@click.argument("b", metavar="B.gguf", type=PATH)
+@click.option(
+    "--no-data", is_flag=True, help="Compare the headers alone: keys, and tensors' shapes and types."
+)
+@json_option
+@click.pass_context
+def command(ctx: click.Context, a: Path, b: Path, no_data: bool, as_json: bool) -> None:
+    """Compare two GGUF files: their keys, and their tensors by shape, type, bytes and values.
+
+    Order makes no difference. Values are compared where bytes or types differ, quantized ones as they
+    are decoded: the largest difference, and the root mean square of all by that of A's values.
+
+    \b
+    Exit codes, beyond those of every command:
+        0  nothing differs
+       15  something does
+
+    \b
+    Examples:
+      pigguf diff model-F16.gguf model-Q4_K_M.gguf
+      pigguf diff before.gguf after.gguf --no-data --json | jq .metadata
+    """
+    difference = diff(a, b, data=not no_data, progress=render.progress(keep=False))
+    if as_json:
+        render.json(_as_data(difference))
+    else:
+        _show(difference)
+    if not difference.same:
+        ctx.exit(exit_codes.FOUND.code)
+
+
+def _show(difference: Difference) -> None:
+    render.facts(
+        [
+            ("A", difference.a),
+            ("B", difference.b),
+            ("keys", _count(len(difference.metadata), difference.same_keys)),
+            ("tensors", _count(len(difference.tensors), difference.same_tensors) + _not_compared(difference)),
+        ]
+    )
+    if difference.metadata:
+        click.echo()
+        render.table(["key", "A", "B"], map(_key_row, difference.metadata))
+    if difference.tensors:
+        click.echo()
+        numbers = ["bytes", "rows", "largest", "rms, relative"]
+        rows = [_tensor_row(tensor) for tensor in difference.tensors]
+        render.table(["tensor", "A", "B", *numbers], rows, right=numbers)
+
+
+def _count(differing: int, same: int) -> str:
+    return f"{differing:,} differ, {same:,} are the same" if differing else f"all {same:,} are the same"
+
+
+def _not_compared(difference: Difference) -> str:
+    return "" if difference.compared_data else ", by shape and type alone"
+
+
+def _key_row(found: KeyDifference) -> tuple[str, str, str]:
+    return found.key, _side(found.a, found.first), _side(found.b, found.first)
+
+
+def _side(typed: Typed | None, first: int | None) -> str:
+    """A value in a cell; of an array its length, and what stands where the two begin to differ."""
+    if typed is None:
+        return "-"
+    if first is None:
+        return shortened(f"{brief(typed)} ({kind(typed)})", _WIDTH)
+    there = shortened(repr(typed.value[first]), _WIDTH) if first < len(typed.value) else "nothing"
+    return f"{kind(typed)}, at {first}: {there}"
+
+
+def _tensor_row(found: TensorDifference) -> tuple[str, ...]:
+    numbers = (found.bytes, found.rows), (found.max_abs, found.rms_relative)
+    counts, sizes = numbers
+    return (
+        found.name,
+        _tensor(found.a),
+        _tensor(found.b),
+        *("" if count is None else f"{count:,}" for count in counts),
+        *("" if amount is None else f"{amount:.3g}" for amount in sizes),
+    )
+
+
+def _tensor(tensor: GGUFTensor | None) -> str:
+    return "-" if tensor is None else f"{tensor.type.name} {list(tensor.shape)}"
+
+
+def _as_data(difference: Difference) -> dict[str, Any]:
+    return {
+        "a": str(difference.a),
+        "b": str(difference.b),
+        "same": difference.same,
+        "compared_data": difference.compared_data,
+        "same_keys": difference.same_keys,
+        "same_tensors": difference.same_tensors,
+        "metadata": [
+            {
+                "key": found.key,
+                "first_difference": found.first,
+                "a": _value_data(found.a, found.first),
+                "b": _value_data(found.b, found.first),
+            }
+            for found in difference.metadata
+        ],
+        "tensors": [
+            {
+                "name": found.name,
+                "a": _tensor_data(found.a),
+                "b": _tensor_data(found.b),
+                "differing_bytes": found.bytes,
+                "differing_rows": found.rows,
+                "max_abs": _number(found.max_abs),
+                "rms_relative": _number(found.rms_relative),
+            }
+            for found in difference.tensors
+        ],
+    }
+
+
+def _value_data(typed: Typed | None, first: int | None) -> dict[str, Any] | None:
+    """A value; of an array its length, and the element where the two begin to differ."""
+    if typed is None:
+        return None
+    if not typed.is_array:
+        return as_data(typed)
+    data: dict[str, Any] = {"type": f"{typed.kind}[]", "length": len(typed.value)}
+    if first is not None and first < len(typed.value):
+        data["element"] = plain(typed.value[first])
+    return data
+
+
+def _tensor_data(tensor: GGUFTensor | None) -> dict[str, Any] | None:
+    return None if tensor is None else {"type": tensor.type.name, "shape": list(tensor.shape)}
+
+
+def _number(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else str(value)
