@@ -21,6 +21,7 @@ from pigguf.arch.falcon import FALCON
 from pigguf.arch.family import CLASS_KEY, Family
 from pigguf.arch.gemma import GEMMA
 from pigguf.arch.gemma2 import GEMMA2
+from pigguf.arch.gemma3 import GEMMA3, GEMMA3_THAT_SEES
 from pigguf.arch.gpt2 import GPT2
 from pigguf.arch.gptj import GPTJ
 from pigguf.arch.gptneox import GPTNEOX
@@ -65,6 +66,8 @@ FAMILIES: tuple[Family, ...] = (
     MIXTRAL,
     GEMMA,
     GEMMA2,
+    GEMMA3,
+    GEMMA3_THAT_SEES,
     PHI3,
     STARCODER2,
     OLMO2,

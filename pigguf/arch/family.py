@@ -77,8 +77,10 @@ class Family:
         classes: transformers' names of it; an export writes the first.
         model_type: transformers' other name of it.
         old_model_types: what it was called before it had a class in transformers.
+        section: the config's object that describes the language model; "" where that is the config itself.
         tensors: the table, in the order of the file.
-        dropped: pattern of checkpoint tensors that are not weights, to be left out.
+        dropped: pattern of checkpoint tensors to be left out: such as are no weights, or see.
+        leaves_out: what a reader must know of that; "" where the model is whole without them.
         renamed: patterns of other names of tensors in checkpoints, with the table's in their place.
         names: this family's config keys, by those of Llama that mean the same; of several the first is
             written, and all are read.
@@ -108,7 +110,9 @@ class Family:
     model_type: str
     tensors: tuple[TensorRule, ...]
     old_model_types: tuple[str, ...] = ()
+    section: str = ""
     dropped: str = ""
+    leaves_out: str = ""
     renamed: tuple[tuple[str, str], ...] = ()
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -177,6 +181,11 @@ class Family:
 
     # --- config.json
 
+    def _keys(self, config: Mapping[str, Any]) -> Config:
+        """The keys that describe the language model."""
+        keys = Config(config)
+        return (keys.section(self.section) if self.section else None) or keys
+
     def read_positions(
         self,
         config: Mapping[str, Any],
@@ -203,10 +212,12 @@ class Family:
 
     def _as_llama(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with Llama's names for what this family calls otherwise, and the defaults in place."""
-        keys = Config(config)
-        own = {ours: config[name] for ours in self.names if (name := self._name(ours, keys)) in keys}
+        keys = self._keys(config)
+        own = {ours: keys.values[name] for ours in self.names if (name := self._name(ours, keys)) in keys}
         defaults = {key: value for key, value in self.defaults.items() if not stated(keys, key)}
-        return {**defaults, **{key: value for key, value in config.items() if value is not None}, **own}
+        said = {key: value for key, value in keys.values.items() if value is not None}
+        language = {**defaults, **said, **own}
+        return {**config, self.section: language} if keys.prefix else language
 
     def spec(self, config: Mapping[str, Any], rope: RopeScaling) -> ModelSpec:
         """The shape that a config.json gives, with positions as decided.
@@ -215,7 +226,7 @@ class Family:
             CheckpointError: a key is missing, of the wrong type, or does not fit another.
             UnsupportedModel: the config asks for what llama.cpp's graph of the family does not do.
         """
-        keys = Config(config)
+        keys = self._keys(config)
         self._refuse_features(keys)
         width, heads = self._number(keys, "hidden_size"), self._number(keys, "num_attention_heads")
         if width % heads and "head_dim" not in keys:

@@ -146,8 +146,18 @@ def stated(keys: Config, key: str) -> bool:
 
 
 def _places(keys: Config, key: str) -> list[tuple[Config, str]]:
-    sections = (keys, keys.section("rope_parameters"), keys.section("rope_scaling"))
-    return [(section, key) for section in sections if section is not None and key in section]
+    """Where a config has a key: at the top, or in its scaling of positions, of which there may be one for
+    each type of layer (where the base of sliding layers has the name of any base)."""
+    scalings = [keys.section(name) for name in ("rope_parameters", "rope_scaling")]
+    of_layers = "sliding_attention" if key == "rope_local_base_freq" else "full_attention"
+    nested = [scaling.section(of_layers) for scaling in scalings if scaling is not None]
+    name = "rope_theta" if key == "rope_local_base_freq" else key
+    places = [
+        (keys, key),
+        *((scaling, key) for scaling in scalings),
+        *((section, name) for section in nested),
+    ]
+    return [(section, key) for section, key in places if section is not None and key in section]
 
 
 def _located(keys: Config, path: str) -> tuple[Config | None, str]:
