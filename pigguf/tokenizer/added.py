@@ -18,7 +18,6 @@ from pigguf.tokenizer.files import (
     ADDED_TOKENS,
     CONFIG,
     SPECIAL_TOKENS_MAP,
-    TOKENIZER,
     Json,
     TokenizerFiles,
 )
@@ -97,7 +96,7 @@ def added_tokens(files: TokenizerFiles, base: Mapping[str, int]) -> dict[int, Ad
 def _stated_tokens(files: TokenizerFiles) -> Iterable[AddedToken]:
     """Added tokens as the files list them; a later one overrules an earlier one of the same id."""
     for entry in (files.tokenizer or {}).get("added_tokens") or ():
-        yield _added_token(files, TOKENIZER, entry.get("id"), entry)
+        yield _added_token(files, files.tokenizer_file, entry.get("id"), entry)
     decoder = files.config.get("added_tokens_decoder")
     if decoder is not None:
         for key, entry in decoder.items():

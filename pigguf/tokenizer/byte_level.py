@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 
+from pigguf.tokenizer.alphabet import BYTE_ALPHABET
 from pigguf.tokenizer.limits import Limit
 from pigguf.tokenizer.pieces import Pieces
 from pigguf.tokenizer.pre_tokenizers import recognise
@@ -22,7 +23,7 @@ def read_byte_level(tokenizer: TokenizerJson) -> Pieces:
     tokenizer.expect("dropout", None, 0.0)
     tokenizer.expect("continuing_subword_prefix", None, "")
     tokenizer.expect("end_of_word_suffix", None, "")
-    if not byte_alphabet() <= tokenizer.ids.keys():
+    if not set(BYTE_ALPHABET) <= tokenizer.ids.keys():
         # SmolLM2 lacks some control characters' bytes. llama.cpp drops such, as tokenizers does with these
         # off (which then merges what stood on either side, where both are one word).
         tokenizer.expect("unk_token", None)
@@ -43,16 +44,6 @@ def read_byte_level(tokenizer: TokenizerJson) -> Pieces:
         around=tokenizer.around,
         limits=(*_normalizer_limits(tokenizer), *row.limits),
     )
-
-
-def byte_alphabet() -> frozenset[str]:
-    """The 256 characters that stand for bytes in GPT-2's byte-level BPE (its encoder.py).
-
-    Printable Latin-1 stands for itself; the others follow from U+0100 on, in order.
-    """
-    itself = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    moved = range(0x100, 0x100 + 256 - len(itself))
-    return frozenset(map(chr, [*itself, *moved]))
 
 
 def _joined(tokenizer: TokenizerJson, left: str, right: str) -> str:

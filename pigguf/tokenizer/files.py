@@ -1,7 +1,8 @@
 """The tokenizer files of a checkpoint directory, read once: JSON objects and the sentencepiece model.
 
-Left out: what the files mean. Tokenizers kept elsewhere (vocab.json with merges.txt, tiktoken's and
-Mistral's tekken.json) are not read.
+Where there is no tokenizer.json, an older form of the same may stand in its place (older_forms.py).
+
+Left out: what the files mean. Mistral's tekken.json and other models' tiktoken files are not read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from pigguf.errors import TokenizerError
 from pigguf.files import download_hint, unreadable
+from pigguf.tokenizer.older_forms import OlderForm, from_pairs, from_tiktoken, is_tiktoken
 
 Json = Mapping[str, Any]
 
@@ -25,9 +27,15 @@ GENERATION_CONFIG = "generation_config.json"
 CHAT_TEMPLATE_JINJA = "chat_template.jinja"
 CHAT_TEMPLATE_JSON = "chat_template.json"
 SENTENCEPIECE = "tokenizer.model"
+VOCAB = "vocab.json"
+MERGES = "merges.txt"
+MODEL_CONFIG = "config.json"
+META_PARAMS = "params.json"
 NAMES = (
     TOKENIZER,
     SENTENCEPIECE,
+    VOCAB,
+    MERGES,
     CONFIG,
     SPECIAL_TOKENS_MAP,
     ADDED_TOKENS,
@@ -50,6 +58,8 @@ _SHAPES: Final[dict[str, Any]] = {
     },
     CONFIG: {"added_tokens_decoder": {...: _TOKEN}, "chat_template": (str, list, dict)},
     ADDED_TOKENS: {...: int},
+    VOCAB: {...: int},
+    MODEL_CONFIG: {"model_type": str},
     CHAT_TEMPLATE_JSON: {"chat_template": str},
 }
 
@@ -60,14 +70,17 @@ class TokenizerFiles:
 
     Attributes:
         directory: where they lie.
-        tokenizer: tokenizer.json, or None.
-        sentencepiece: the bytes of tokenizer.model, or None.
-        config, special_tokens_map, added_tokens, generation_config: the files of these names.
+        tokenizer: tokenizer.json, or what an older form of it says, or None.
+        tokenizer_file: the name of the file that `tokenizer` is read from.
+        sentencepiece: the bytes of sentencepiece's tokenizer.model, or None.
+        config, special_tokens_map, added_tokens, generation_config: the files of these names; an older
+            form names its BOS and EOS in config where no file does.
         chat_template: the template of its own file (chat_template.jinja, else chat_template.json), or None.
     """
 
     directory: Path
     tokenizer: Json | None
+    tokenizer_file: str
     sentencepiece: bytes | None
     config: Json
     special_tokens_map: Json
@@ -86,12 +99,17 @@ class TokenizerFiles:
         template = _text(directory / CHAT_TEMPLATE_JINJA)
         if template is None:
             template = (_object(directory / CHAT_TEMPLATE_JSON) or {}).get("chat_template")
+        tokenizer, model = _object(directory / TOKENIZER), _bytes(directory / SENTENCEPIECE)
+        config = _object(directory / CONFIG) or {}
+        special_tokens_map = _object(directory / SPECIAL_TOKENS_MAP) or {}
+        older = None if tokenizer else _older_form(directory, model, config, special_tokens_map)
         return cls(
             directory=directory,
-            tokenizer=_object(directory / TOKENIZER),
-            sentencepiece=_bytes(directory / SENTENCEPIECE),
-            config=_object(directory / CONFIG) or {},
-            special_tokens_map=_object(directory / SPECIAL_TOKENS_MAP) or {},
+            tokenizer=older.content if older else tokenizer,
+            tokenizer_file=older.file if older else TOKENIZER,
+            sentencepiece=None if model and is_tiktoken(model) else model,
+            config={**(older.names if older else {}), **config},
+            special_tokens_map=special_tokens_map,
             added_tokens=_object(directory / ADDED_TOKENS) or {},
             generation_config=_object(directory / GENERATION_CONFIG) or {},
             chat_template=template,
@@ -100,6 +118,20 @@ class TokenizerFiles:
     def path(self, name: str) -> Path:
         """A file's path, for messages."""
         return self.directory / name
+
+
+def _older_form(directory: Path, model: bytes | None, config: Json, special: Json) -> OlderForm | None:
+    """vocab.json with merges.txt, or a tokenizer.model in tiktoken's form."""
+    if model is not None:
+        if not is_tiktoken(model):
+            return None
+        return from_tiktoken(model, _object(directory / META_PARAMS) or {}, directory / SENTENCEPIECE)
+    vocab, merges = _object(directory / VOCAB), _text(directory / MERGES)
+    if vocab is None or merges is None:
+        return None
+    stated = {**special, **config} if "added_tokens_decoder" in config else {**config, **special}
+    model_type = (_object(directory / MODEL_CONFIG) or {}).get("model_type")
+    return from_pairs(vocab, merges, stated, model_type, directory / VOCAB)
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -54,10 +54,14 @@ def kept_clear(texts: Iterable[str], limits: Iterable[Limit]) -> tuple[str, ...]
 
 def _small_letters(text: str) -> str:
     """Without capitals beyond A-Z; those that have no small letter (𝐋) are left out."""
-    return "".join(
-        c if c.isascii() or unicodedata.category(c) not in ("Lu", "Lt") else c.lower() if c.lower() != c else ""
-        for c in text
-    )
+    return "".join(map(_small_letter, text))
+
+
+def _small_letter(character: str) -> str:
+    if character.isascii() or unicodedata.category(character) not in ("Lu", "Lt"):
+        return character
+    small = character.lower()
+    return small if small != character else ""
 
 
 def _without_marks(text: str) -> str:

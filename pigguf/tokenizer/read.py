@@ -1,7 +1,7 @@
 """read_vocab: the tokenizer files of a checkpoint -> Vocab.
 
-Which file is read: a byte-level tokenizer.json; else tokenizer.model, which has sentencepiece's own
-scores; else a tokenizer.json in sentencepiece's style.
+Which file is read: a byte-level tokenizer.json or an older form of one; else tokenizer.model, which has
+sentencepiece's own scores; else a tokenizer.json in sentencepiece's style.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pigguf.errors import TokenizerError
 from pigguf.tokenizer.added import AddedToken, added_tokens
 from pigguf.tokenizer.byte_level import read_byte_level
 from pigguf.tokenizer.chat_template import ChatTemplate
-from pigguf.tokenizer.files import CONFIG, SENTENCEPIECE, TOKENIZER, TokenizerFiles
+from pigguf.tokenizer.files import CONFIG, MERGES, SENTENCEPIECE, TOKENIZER, VOCAB, TokenizerFiles
 from pigguf.tokenizer.pieces import Pieces
 from pigguf.tokenizer.sentencepiece_style import read_sentencepiece_json, read_sentencepiece_model
 from pigguf.tokenizer.special_ids import special_ids
@@ -79,7 +79,7 @@ def read_pieces(files: TokenizerFiles) -> Pieces:
     if tokenizer is not None:
         return read_sentencepiece_json(tokenizer)
     raise TokenizerError(
-        f"{files.directory} holds neither {TOKENIZER} nor {SENTENCEPIECE}",
+        f"{files.directory} holds neither {TOKENIZER} nor {SENTENCEPIECE}, nor {VOCAB} with {MERGES}",
         "download the tokenizer too; other forms become tokenizer.json with transformers: "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
     )
@@ -172,8 +172,9 @@ def _around(pieces: Pieces, files: TokenizerFiles, roles: Mapping[str, str]) -> 
     before, after = pieces.around
     if before not in ((), (roles.get("bos"),)) or after not in ((), (roles.get("eos"),)):
         raise TokenizerError(
-            f"{files.path(TOKENIZER)}: post_processor puts {list(before)} before a text and {list(after)} "
-            f"after it; llama.cpp can put BOS ({roles.get('bos')!r}) and EOS ({roles.get('eos')!r})",
+            f"{files.path(files.tokenizer_file)}: post_processor puts {list(before)} before a text and "
+            f"{list(after)} after it; llama.cpp can put BOS ({roles.get('bos')!r}) and "
+            f"EOS ({roles.get('eos')!r})",
             f"make bos_token and eos_token in {CONFIG} agree with it",
         )
     return bool(before), bool(after)

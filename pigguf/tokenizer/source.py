@@ -6,6 +6,7 @@ for a tokenizer.model. The same file is taken as read_vocab takes.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,15 +38,19 @@ def source_encoder(directory: Path, *, parse_special: bool = True) -> Encoder:
     """
     files = TokenizerFiles.open(directory)
     pieces = read_pieces(files)
-    if pieces.file == str(files.path(TOKENIZER)):
+    if files.tokenizer is not None and pieces.file == str(files.path(files.tokenizer_file)):
         return _tokenizers_encoder(files, pieces, parse_special)
     return _sentencepiece_encoder(files, pieces, parse_special)
 
 
 def _tokenizers_encoder(files: TokenizerFiles, pieces: Pieces, parse_special: bool) -> Encoder:
-    path = files.path(TOKENIZER)
+    path = files.path(files.tokenizer_file)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = (
+            Tokenizer.from_file(str(path))
+            if files.tokenizer_file == TOKENIZER
+            else Tokenizer.from_str(json.dumps(files.tokenizer))
+        )
     except Exception as error:  # the library raises nothing more exact
         raise TokenizerError(f"{path}: {error}", "download the file again") from error
     tokenizer.no_truncation()

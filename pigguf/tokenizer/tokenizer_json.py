@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer.files import TOKENIZER, Json, TokenizerFiles
+from pigguf.tokenizer.files import Json, TokenizerFiles
 
 BYTE_TOKENS: Final = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
@@ -50,10 +50,10 @@ class TokenizerJson:
 
     @classmethod
     def of(cls, files: TokenizerFiles) -> TokenizerJson | None:
-        """The directory's tokenizer.json, or None where there is none."""
+        """The directory's tokenizer.json or an older form of it, or None where there is none."""
         if files.tokenizer is None:
             return None
-        return cls(files.path(TOKENIZER), files.tokenizer)
+        return cls(files.path(files.tokenizer_file), files.tokenizer)
 
     @property
     def is_byte_level(self) -> bool:
