@@ -46,7 +46,7 @@ class TensorRef:
     @property
     def row_elements(self) -> int:
         """Elements of a row."""
-        return 1 if len(self.shape) == 1 else self.shape[-1]
+        return 1 if len(self.shape) <= 1 else self.shape[-1]
 
     @property
     def elements(self) -> int:

@@ -26,7 +26,8 @@ from types import TracebackType
 import numpy as np
 
 from pigguf.checkpoint.adapter_config import FILE, MERGE_ELSEWHERE, LoraSettings, read_settings
-from pigguf.checkpoint.directory import model_name, read_json
+from pigguf.checkpoint.directory import model_name
+from pigguf.checkpoint.json_file import read_json
 from pigguf.checkpoint.safetensors_file import SafetensorsFile
 from pigguf.checkpoint.source import ADAPTER, directory_of
 from pigguf.checkpoint.torch_file import TorchFile

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pigguf.checkpoint.directory import read_json
+from pigguf.checkpoint.json_file import read_json
 from pigguf.config import Config
 from pigguf.errors import CheckpointError, UnsupportedModel
 

@@ -67,8 +67,10 @@ class SafetensorsFile:
             raise unreadable(path, error) from error
         try:
             return cls(path, descriptor)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, OSError):
+                raise unreadable(path, error) from error
             raise
 
     def close(self) -> None:
@@ -122,7 +124,7 @@ class SafetensorsFile:
             rows = np.empty((stop - start, *row_shape), numpy_dtype)
             read_exactly(
                 self._descriptor,
-                memoryview(rows.view(np.uint8)).cast("B"),
+                memoryview(rows.reshape(-1).view(np.uint8)),
                 offset + start * row_bytes,
                 self.path,
             )

@@ -25,7 +25,7 @@ from pigguf.arch import find_family, to_gguf
 from pigguf.checkpoint import Checkpoint
 from pigguf.checkpoint.adapter import WEIGHTS
 from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
-from pigguf.checkpoint.directory import read_json
+from pigguf.checkpoint.json_file import read_json
 from pigguf.checkpoint.source import ADAPTER, directory_of
 from pigguf.errors import MissingPackage, OutputError, RopeConflict, UnsupportedModel, UsageError
 from pigguf.files import atomic_directory, refuse_used, write_json

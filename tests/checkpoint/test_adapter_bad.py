@@ -254,8 +254,6 @@ def test_weights_that_do_not_fit_are_named(
         (adapter / WEIGHTS).unlink()
         state = {name: torch.from_numpy(values) for name, values in tensors.items()}
         torch.save(state, adapter / "adapter_model.bin")
-        if spoil is integers:
-            error, words = CheckpointError, [A, "torch.int8"]
     refused(error, ["adapter", *words], base, adapter)
 
 

@@ -1,0 +1,34 @@
+"""One JSON file of a checkpoint or an adapter: an object, or an error that names the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pigguf.errors import CheckpointError
+from pigguf.files import download_hint, unreadable
+
+
+def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    """A JSON object from a file; {} where an optional file is absent.
+
+    Raises:
+        CheckpointError: the file is missing, not JSON, or not an object.
+        ReadError: the system refuses to read it.
+    """
+    raw = b""
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw)
+    except FileNotFoundError:
+        if optional:
+            return {}
+        raise CheckpointError(f"{path} is missing", f"is {path.parent} a whole checkpoint?") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}", download_hint(raw)) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
+    return content
