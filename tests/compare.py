@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +55,10 @@ def transformers_logits(checkpoint: Path, tokens: Sequence[int]) -> Iterator[NDA
 def continued_logits(model: Any, tokens: Sequence[int], cache: DynamicCache) -> torch.Tensor:
     """transformers' logits, (n, vocab_size), of tokens behind those that a cache holds; it then holds both.
 
-    The cache goes in by its place: its keyword is `cache` since transformers 5.24, and was past_key_values.
+    The cache's keyword is `cache` since transformers 5.24, and was past_key_values.
     """
-    logits: torch.Tensor = model(torch.tensor([list(tokens)]), None, None, cache, use_cache=True).logits[0]
+    keyword = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    logits: torch.Tensor = model(torch.tensor([list(tokens)]), use_cache=True, **{keyword: cache}).logits[0]
     return logits
 
 

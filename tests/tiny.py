@@ -53,7 +53,8 @@ def make_checkpoint(
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
-                parameter.mul_(4.0 if "embed" not in name else 1.0)
+                tied = getattr(model.config, "tie_word_embeddings", False)
+                parameter.mul_(4.0 if tied or "embed" not in name else 1.0)
     model.save_pretrained(path, max_shard_size=max_shard_size)
     save_tokenizer(path)
     return path

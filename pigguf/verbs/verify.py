@@ -16,8 +16,9 @@ from pigguf.engine.model import Model
 from pigguf.errors import VerificationFailed
 from pigguf.gguf_file import GGUFFile, PlannedTensor, read_header
 from pigguf.metadata import Metadata, Typed
-from pigguf.rope import RopeScaling, rope_from_metadata
+from pigguf.rope import LearnedPositions, RopeScaling
 from pigguf.tokenizer import Vocab, samples
+from pigguf.verbs.positions import file_positions
 
 _HINT = "this is a bug in pigguf: please report it with the checkpoint's name"
 
@@ -91,8 +92,9 @@ def _compare_tensors(file: GGUFFile, tensors: Sequence[PlannedTensor]) -> None:
 
 
 def _compare_rope(file: GGUFFile, rope: RopeScaling) -> None:
-    read = rope_from_metadata(file.metadata, file.architecture)
-    for fact in ("kind", "factor", "base", "original_context", "context_length"):
+    read = file_positions(file)
+    facts = ("kind", "context_length", "factor", "base", "original_context", "parameters", "local_base")
+    for fact in facts[:2] if isinstance(rope, LearnedPositions) else facts:  # a table tells no more
         wanted, got = getattr(rope, fact), getattr(read, fact)
         if wanted != got and not (isinstance(wanted, float) and abs(wanted - got) <= 1e-6 * abs(wanted)):
             raise VerificationFailed(f"rope {fact} reads back as {got}, not {wanted}", _HINT)
