@@ -70,6 +70,7 @@ GEMMA2: dict[str, Any] = {
     "attn_logit_softcapping": 5.0,
     "final_logit_softcapping": 3.0,
 }
+GEMMA3: dict[str, Any] = {**GEMMA, "num_hidden_layers": 7, "sliding_window": 24, "query_pre_attn_scalar": 16}
 MIXTRAL: dict[str, Any] = {**BASE, "num_local_experts": 4, "num_experts_per_tok": 2}
 GRANITE: dict[str, Any] = {
     **BASE,
@@ -79,7 +80,7 @@ GRANITE: dict[str, Any] = {
     "logits_scaling": 1.5,
 }
 SMALL_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-COHERE: dict[str, Any] = {**PHI, **SMALL_IDS, "tie_word_embeddings": True}
+COHERE: dict[str, Any] = {**PHI, **SMALL_IDS, "tie_word_embeddings": True, "logit_scale": 0.5}
 PHI3: dict[str, Any] = {**BASE, **SMALL_IDS, "original_max_position_embeddings": WINDOW}
 SMOLLM3: dict[str, Any] = {**BASE, **SMALL_IDS, "num_hidden_layers": 5}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
@@ -144,6 +145,20 @@ KINDS: dict[str, Kind] = {
     "gemma2, other layers slide": Kind(
         "Gemma2ForCausalLM", {**GEMMA2, "layer_types": ["full_attention", *["sliding_attention"] * 3]}
     ),
+    "gemma3": Kind("Gemma3ForCausalLM", GEMMA3),
+    "gemma3, untied, other layers slide, factor 4": Kind(
+        "Gemma3ForCausalLM",
+        {
+            **GEMMA3,
+            "tie_word_embeddings": False,
+            "layer_types": [*["sliding_attention", "full_attention"] * 3, "sliding_attention"],
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {**PLAIN, "rope_theta": 5000.0},
+            },
+        },
+    ),
     "phi3": Kind("Phi3ForCausalLM", PHI3),
     "phi3, tied, half of a head": Kind(
         "Phi3ForCausalLM", {**PHI3, "tie_word_embeddings": True, "partial_rotary_factor": 0.5}
@@ -161,7 +176,6 @@ KINDS: dict[str, Kind] = {
     ),
     "command-r": Kind("CohereForCausalLM", COHERE),
     "command-r, factor 4": Kind("CohereForCausalLM", {**COHERE, **SCALED}),
-    "command-r plus": Kind("CohereForCausalLM", {**COHERE, "num_hidden_layers": 64, "use_qk_norm": True}),
     "smollm3": Kind("SmolLM3ForCausalLM", SMOLLM3),
     "smollm3, tied, factor 4": Kind("SmolLM3ForCausalLM", {**SMOLLM3, "tie_word_embeddings": True, **SCALED}),
     "stablelm": Kind(
@@ -177,6 +191,13 @@ KINDS: dict[str, Kind] = {
         },
     ),
 }
+
+
+def scaled(kind: str, rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The config keys that scale a kind's positions, as its class has them."""
+    if KINDS[kind].cls == "Gemma3ForCausalLM":
+        return {"rope_parameters": {"full_attention": rope, "sliding_attention": PLAIN}}
+    return {"rope_parameters": {**(KINDS[kind].config.get("rope_parameters") or {}), **rope}}
 
 
 class TinyModel:

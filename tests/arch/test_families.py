@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from bare_engine import bare_engine, write_model
 from tiny_families import BASE, KINDS, TinyModel, promise
 
 from pigguf.arch import FAMILIES, Family, family_of, find_family, to_gguf, to_hf
@@ -29,8 +29,7 @@ from pigguf.errors import (
     UnmappedTensor,
     UnsupportedModel,
 )
-from pigguf.gguf_file import PlannedTensor, TensorType, write_gguf
-from pigguf.metadata import Typed, f32, string, u32
+from pigguf.metadata import Typed, f32, u32
 from pigguf.rope import RopeOverrides, read_rope
 from pigguf.spec import ModelSpec
 from pigguf.tensors import TensorRef
@@ -521,62 +520,10 @@ def test_the_vocabulary_counts_as_llama_cpp_counts_it() -> None:
 # --- llama.cpp itself
 
 
-def write_f32(path: Path, metadata: dict[str, Typed], tensors: list[TensorRef]) -> None:
-    def planned(tensor: TensorRef) -> PlannedTensor:
-        def encode(start: int, stop: int) -> np.ndarray[Any, Any]:
-            return np.ascontiguousarray(tensor.read(start, stop), np.float32).view(np.uint8)
-
-        return PlannedTensor(tensor.name, tensor.shape, TensorType.F32, tuple(tensor.slabs(512)), encode)
-
-    write_gguf(path, metadata, [planned(tensor) for tensor in tensors])
-
-
-class LlamaCpp:
-    """A model in the real library, on the CPU, without flash attention and with F32 caches."""
-
-    def __init__(self, path: Path, context: int) -> None:
-        llama_cpp.llama_backend_init()
-        options = llama_cpp.llama_model_default_params()
-        options.n_gpu_layers = 0
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
-        assert self.model
-        settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = settings.n_batch = settings.n_ubatch = context
-        settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
-        settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        settings.n_threads = settings.n_threads_batch = 2
-        self.context = llama_cpp.llama_init_from_model(self.model, settings)
-        assert self.context
-
-    def log_probabilities(self, tokens: list[int]) -> torch.Tensor:
-        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
-        batch.n_tokens = len(tokens)
-        for position, token in enumerate(tokens):
-            batch.token[position], batch.pos[position] = token, position
-            batch.n_seq_id[position], batch.seq_id[position][0], batch.logits[position] = 1, 0, 1
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
-        assert llama_cpp.llama_decode(self.context, batch) == 0
-        vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-        address = ctypes.cast(llama_cpp.llama_get_logits(self.context), ctypes.POINTER(ctypes.c_float))
-        logits = np.ctypeslib.as_array(address, (len(tokens), vocab)).copy()
-        llama_cpp.llama_batch_free(batch)
-        return torch.from_numpy(logits).log_softmax(-1)
-
-    def close(self) -> None:
-        llama_cpp.llama_free(self.context)
-        llama_cpp.llama_model_free(self.model)
-
-
 def test_llama_cpp_reads_the_same_shape_and_computes_the_same(model: TinyModel, tmp_path: Path) -> None:
     spec = model.spec()
-    metadata = {
-        "general.architecture": string(spec.architecture),
-        "tokenizer.ggml.model": string("no_vocab"),
-        **spec.metadata(),
-    }
-    write_f32(tmp_path / "model.gguf", metadata, list(model.converted().values()))
-    engine = LlamaCpp(tmp_path / "model.gguf", context=256)
-    try:
+    write_model(tmp_path / "model.gguf", spec, model.converted())
+    with bare_engine(tmp_path / "model.gguf", context=256) as engine:
         assert llama_cpp.llama_model_n_ctx_train(engine.model) == spec.rope.context_length
         assert llama_cpp.llama_model_n_embd(engine.model) == spec.embedding_length
         assert llama_cpp.llama_model_n_layer(engine.model) == spec.layers
@@ -585,8 +532,6 @@ def test_llama_cpp_reads_the_same_shape_and_computes_the_same(model: TinyModel, 
         assert llama_cpp.llama_model_rope_freq_scale_train(engine.model) == 1 / spec.rope.factor
         texts = torch.randint(0, spec.vocab_size, (4, spec.rope.context_length))
         got = torch.stack([engine.log_probabilities(text.tolist()) for text in texts])
-    finally:
-        engine.close()
     with torch.no_grad():
         expected = model.module(texts).logits.log_softmax(-1)
     divergence = (expected.exp() * (expected - got)).sum(-1)

@@ -38,9 +38,8 @@ def test_a_model_is_transformers_own_over_its_window(kind: str, tmp_path: Path) 
 NOT_IN_TRANSFORMERS = {"InternLM2ForCausalLM", "BaichuanForCausalLM", "Gemma3ForConditionalGeneration"}
 # What transformers itself cannot compute with a linear factor like the others'.
 OTHERS = {
-    "phi3": "transformers scales it by longrope alone",
+    "phi3": "transformers scales it by longrope alone: tests/arch/test_phi3.py",
     "gptj": "transformers has a table of its rotations: tests/arch/test_gptj.py",
-    "gemma3": "only its global layers are scaled: a kind of its own has a factor",
 }
 
 
@@ -53,10 +52,6 @@ def test_an_extended_model_is_transformers_own_past_its_window(kind: str, tmp_pa
         pytest.skip("positions are no rotation, or are scaled already")
     original = family.rope.original_context
     rope = {"rope_type": "linear", "factor": float(FACTOR), "rope_theta": family.rope.base}
-    if KINDS[kind].cls == "Phi3ForCausalLM":
-        pytest.skip(
-            "transformers refuses linear scaling of Phi-3; tests/arch/test_phi3.py has a Llama instead"
-        )
     extended = make_checkpoint(tmp_path / "extended", kind, **scaled(kind, rope))
     tokens = random_tokens(original * FACTOR)
     for factor in (FACTOR, FACTOR / 2):
