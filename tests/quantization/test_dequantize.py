@@ -34,7 +34,9 @@ def write(path: Path, kind: TensorType) -> dict[str, np.ndarray]:
         path,
         {"general.architecture": string("llama")},
         [
-            PlannedTensor(name, SHAPES[name], kind, [(0, rows_of(SHAPES[name]))], lambda a, b, rows=rows: rows)
+            PlannedTensor(
+                name, SHAPES[name], kind, [(0, rows_of(SHAPES[name]))], lambda a, b, rows=rows: rows
+            )
             for name, rows in raw.items()
         ],
     )
