@@ -11,6 +11,7 @@ from pigguf.cli import render
 from pigguf.cli.keys import brief, kind, plain
 from pigguf.cli.options import PATH, json_option
 from pigguf.cli.text import size
+from pigguf.rope import RopeScaling
 from pigguf.verbs.inspect import Report, inspect
 
 
@@ -52,7 +53,7 @@ def _show(report: Report) -> None:
         ("window", "not stated" if rope is None else f"{rope.context_length:,} tokens"),
     ]
     if rope is not None:
-        rows.append(("rope", f"{rope.kind}, factor {rope.factor:g}, base {rope.base:g}"))
+        rows.append(("rope", _rope(rope)))
         rows.append(("positions", rope.explain()))
     rows += [("positions", note) for note in report.position_notes]
     rows += [
@@ -63,6 +64,15 @@ def _show(report: Report) -> None:
         for cache in report.cache
     ]
     render.facts(rows)
+
+
+def _rope(rope: RopeScaling) -> str:
+    said = [rope.kind]
+    if rope.kind in ("none", "linear", "yarn", "llama3"):
+        said.append(f"factor {rope.factor:g}")
+    if rope.kind not in ("learned", "alibi"):
+        said.append(f"base {rope.base:g}")
+    return ", ".join(said)
 
 
 def _shape(report: Report) -> str:

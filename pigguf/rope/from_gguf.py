@@ -77,7 +77,8 @@ def rope_from_metadata(
     if kind == "none" or (kind == "linear" and factor == 1.0):
         kind, factor, original = "none", 1.0, context
     divisors = tensors or {}
-    if kind == "longrope":
+    if kind == "longrope" or (kind == "none" and divisors.keys() & {SHORT, LONG}):  # Phi-3's needs no type
+        kind, original = "longrope", stated or context
         for name, tensor in (("short_factor", SHORT), ("long_factor", LONG)):
             if tensor in divisors:
                 parameters[name] = tuple(float(value) for value in divisors[tensor])

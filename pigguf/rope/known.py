@@ -1,8 +1,8 @@
 """Known families: what prose alone tells of published models whose config.json is silent about scaling.
 
 known.json holds them, a family an entry: `name`, as it is told; `pattern`, which the model's name must
-hold, whatever its case; `config`, keys that config.json must have as they are here; `rope_scaling`, as
-such a config should have said it; `source`, where it is told.
+hold, whatever its case; `config`, the values that keys of config.json may have in it (null: absent);
+`rope_scaling`, as such a config should have said it; `source`, where it is told.
 
 Left out: models whose config says anything of scaling: then it is believed, and no name.
 """
@@ -23,14 +23,14 @@ class KnownFamily:
 
     name: str
     pattern: str
-    config: Mapping[str, Any]
+    config: Mapping[str, list[Any]]
     rope_scaling: Mapping[str, Any]
     source: str
 
     def fits(self, name: str, config: Mapping[str, Any]) -> bool:
         """Whether a model of that name with that config.json is one of the family."""
         named = re.search(self.pattern, name, re.IGNORECASE) is not None
-        return named and all(config.get(key) == value for key, value in self.config.items())
+        return named and all(config.get(key) in values for key, values in self.config.items())
 
 
 _FILE = Path(__file__).with_name("known.json")

@@ -258,19 +258,20 @@ class RopeScaling:
         if self.kind == "linear":
             return {"type": "linear", "factor": factor}
         if self.kind == "yarn":
-            attention = {"attention_factor": said["attn_factor"] * yarn_attention(self.factor)}
             betas = {
                 key: shortest_f32(said[f"yarn_{key}"])
                 for key in ("beta_fast", "beta_slow")
                 if f"yarn_{key}" in said
             }
-            return {
+            keys = {
                 "rope_type": "yarn",
                 "factor": factor,
                 "original_max_position_embeddings": self.original_context,
-                **(attention if "attn_factor" in said else {}),
                 **betas,
             }
+            if "attn_factor" in said:
+                keys["attention_factor"] = said["attn_factor"] * yarn_attention(self.factor)
+            return keys
         if self.kind == "llama3":
             return {
                 "rope_type": "llama3",

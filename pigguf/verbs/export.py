@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pigguf.arch import family_in, to_hf
@@ -21,6 +21,7 @@ from pigguf.progress import SILENT, Progress
 from pigguf.quantization import float_tensors
 from pigguf.spec import ModelSpec
 from pigguf.tokenizer import Vocab, vocab_from_metadata, write_tokenizer
+from pigguf.verbs.positions import file_positions
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def export(
     target = Path(output)
     file = read_header(source)
     family = family_in(file.metadata)
-    spec = family.spec_from_metadata(file.metadata, file.tensors)
+    spec = replace(family.spec_from_metadata(file.metadata, file.tensors), rope=file_positions(file))
     vocab = vocab_from_metadata(file.metadata)
     with atomic_directory(target) as directory, TensorData(file) as data:
         by_name = {tensor.name: tensor for tensor in float_tensors(file, data)}

@@ -1,4 +1,4 @@
-"""inspect: what a person wants to know of a GGUF file, from its header alone.
+"""inspect: what a person wants to know of a GGUF file, from its header and the few numbers of positions.
 
 Works on every architecture: what a file does not say is None, and what its keys alone do not decide
 (the cache of a model with a sliding window, say) is left out rather than guessed. Left out: running
@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pigguf.gguf_file import GGUFFile, TensorType, block_elements, read_header, row_bytes
+from pigguf.gguf_file import GGUFFile, TensorType, block_elements, named, read_header, row_bytes
 from pigguf.metadata import Typed, elements, get
-from pigguf.rope import RopeScaling, rope_from_metadata
+from pigguf.rope import RopeScaling
+from pigguf.verbs.positions import file_positions
 
 CACHE_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0)
 
@@ -44,8 +45,6 @@ _WINDOWED = ("llama4", "gemma2", "exaone4", "exaone-moe", "smallthinker")
 
 # What else says how positions are read: a tensor's name or the end of a key -> in words.
 _OTHER_POSITIONS = {
-    "rope_freqs.weight": "each frequency is also divided by its own number in rope_freqs.weight",
-    "rope_factors_long.weight": "each frequency is divided by its own number in rope_factors_*.weight",
     "position_embd.weight": "positions are rows of a learned table, position_embd.weight",
     "attention.max_alibi_bias": "positions act by ALiBi",
     "attention.sliding_window": "layers with a sliding window may read positions in another way",
@@ -113,9 +112,14 @@ def inspect(path: str | os.PathLike[str]) -> Report:
         UnsupportedModel: a sort of GGUF that is not read.
     """
     file = read_header(path)
+    with named(file.path):
+        return _report(file)
+
+
+def _report(file: GGUFFile) -> Report:
     shape = _Shape(file)
     window = f"{file.architecture}.context_length"
-    rope = rope_from_metadata(file.metadata, file.architecture) if window in file.metadata else None
+    rope = file_positions(file) if window in file.metadata else None
     return Report(
         path=file.path,
         bytes=file.size,

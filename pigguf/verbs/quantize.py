@@ -18,8 +18,8 @@ from pigguf.gguf_file import GGUFFile, TensorData, TensorType, planned_files, re
 from pigguf.metadata import Typed, u32
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import choose_types, float_tensors
-from pigguf.rope import rope_from_metadata
 from pigguf.verbs.convert import QUANTIZATION_VERSION, plan_tensors, read_scheme
+from pigguf.verbs.positions import file_positions
 from pigguf.verbs.verify import verify_gguf
 
 _FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
@@ -81,8 +81,7 @@ def quantize(
     with TensorData(file) as data:
         floats = float_tensors(file, data)
         tensors = plan_tensors(floats, choose_types(scheme, spec, floats), scheme.matrix)
-        rope = rope_from_metadata(file.metadata, file.architecture)
-        verify = partial(verify_gguf, metadata=metadata, tensors=tensors, rope=rope)
+        verify = partial(verify_gguf, metadata=metadata, tensors=tensors, rope=file_positions(file))
         files = planned_files(target, metadata, tensors, shard_size)
         parts = tuple(planned.path for planned in files)
         _refuse_own_files(file, parts)

@@ -96,5 +96,6 @@ def _compare_rope(file: GGUFFile, rope: RopeScaling) -> None:
     facts = ("kind", "context_length", "factor", "base", "original_context", "parameters", "local_base")
     for fact in facts[:2] if isinstance(rope, LearnedPositions) else facts:  # a table tells no more
         wanted, got = getattr(rope, fact), getattr(read, fact)
-        if wanted != got and not (isinstance(wanted, float) and abs(wanted - got) <= 1e-6 * abs(wanted)):
+        close = isinstance(wanted, float) and isinstance(got, float) and abs(wanted - got) <= 1e-6 * wanted
+        if wanted != got and not close:
             raise VerificationFailed(f"rope {fact} reads back as {got}, not {wanted}", _HINT)

@@ -1,0 +1,103 @@
+"""GGUF keys and tensors of positions, written and read."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from rope_configs import PUBLISHED
+
+from pigguf.errors import GGUFError
+from pigguf.metadata import Typed, f32, string, u32
+from pigguf.rope import RopeScaling, read_rope, rope_from_metadata
+
+
+def test_linear_scaling_as_gguf_keys() -> None:
+    assert RopeScaling("linear", 8.0, 10000.0, 4096, 32768).metadata("llama") == {
+        "llama.context_length": u32(32768),
+        "llama.rope.freq_base": f32(10000.0),
+        "llama.rope.scaling.type": string("linear"),
+        "llama.rope.scaling.factor": f32(8.0),
+        "llama.rope.scaling.original_context_length": u32(4096),
+    }
+
+
+def test_unscaled_positions_as_gguf_keys() -> None:
+    assert RopeScaling("none", 1.0, 1e6, 32768, 32768).metadata("qwen2") == {
+        "qwen2.context_length": u32(32768),
+        "qwen2.rope.freq_base": f32(1e6),
+    }
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_gguf_keys_read_back_as_the_same_scaling(name: str) -> None:
+    config, limit, *_ = PUBLISHED[name]
+    rope = read_rope(config, {"model_max_length": limit})
+    keys = rope.metadata("llama")
+    assert rope_from_metadata(keys, "llama") == rope
+    assert rope_from_metadata(keys, "llama").metadata("llama") == keys
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, RopeScaling("none", 1.0, 10000.0, 4096, 4096)),
+        ({"freq_base": f32(5e5)}, RopeScaling("none", 1.0, 5e5, 4096, 4096)),
+        (
+            {"scaling.type": string("none"), "scaling.factor": f32(4)},
+            RopeScaling("none", 1.0, 1e4, 4096, 4096),
+        ),
+        ({"scaling.type": string("linear")}, RopeScaling("none", 1.0, 1e4, 4096, 4096)),
+        ({"scaling.factor": f32(4)}, RopeScaling("linear", 4.0, 1e4, 4096, 4096)),
+        ({"scale_linear": f32(4)}, RopeScaling("linear", 4.0, 1e4, 4096, 4096)),
+        ({"scale_linear": f32(4), "scaling.factor": f32(0)}, RopeScaling("none", 1.0, 1e4, 4096, 4096)),
+        (
+            {"scaling.factor": f32(4), "scaling.original_context_length": u32(1024)},
+            RopeScaling("linear", 4.0, 1e4, 1024, 4096),
+        ),
+        ({"scaling.finetuned": Typed("bool", True)}, RopeScaling("none", 1.0, 1e4, 4096, 4096)),
+        (
+            {
+                "scaling.type": string("yarn"),
+                "scaling.factor": f32(16),
+                "scaling.original_context_length": u32(256),
+                "scaling.yarn_beta_fast": f32(32),
+            },
+            RopeScaling("yarn", 16.0, 1e4, 256, 4096),
+        ),
+        (
+            {"scaling.type": string("yarn"), "scaling.factor": f32(4), "scaling.yarn_beta_fast": f32(16)},
+            RopeScaling("yarn", 4.0, 1e4, 4096, 4096, {"yarn_beta_fast": 16.0}),
+        ),
+        (
+            {"scaling.type": string("longrope"), "scaling.attn_factor": f32(1.5)},
+            RopeScaling("longrope", 1.0, 1e4, 4096, 4096, {"attn_factor": 1.5}),
+        ),
+    ],
+)
+def test_gguf_keys_are_read_as_llama_cpp_reads_them(keys: dict[str, Typed], expected: RopeScaling) -> None:
+    metadata = {"llama.context_length": u32(4096), **{f"llama.rope.{key}": v for key, v in keys.items()}}
+    assert rope_from_metadata(metadata, "llama") == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("llama.rope.scaling.type", string("dynamic")),
+        ("llama.rope.scaling.type", u32(1)),
+        ("llama.rope.scaling.factor", u32(4)),
+        ("llama.rope.scaling.factor", f32(math.nan)),
+        ("llama.rope.scaling.factor", f32(-4.0)),
+        ("llama.rope.freq_base", f32(0.0)),
+        ("llama.rope.freq_base", Typed("f32", (1e4,), is_array=True)),
+        ("llama.context_length", u32(0)),
+        ("llama.context_length", Typed("u64", 4096)),
+        ("llama.context_length", None),
+    ],
+)
+def test_gguf_keys_that_llama_cpp_would_not_take_are_refused(key: str, value: Typed | None) -> None:
+    metadata = {"llama.context_length": u32(4096), key: value}
+    metadata = {name: typed for name, typed in metadata.items() if typed is not None}
+    with pytest.raises(GGUFError, match=key) as caught:
+        rope_from_metadata(metadata, "llama")  # type: ignore[arg-type]
+    assert caught.value.hint
