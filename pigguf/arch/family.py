@@ -93,6 +93,7 @@ class Family:
         keys: keys of its own, in the config and in the GGUF.
         only: keys that may have but these values, beyond ONLY; None takes all values.
         positions: a rotation, a table of learned positions, or distances (ALiBi).
+        alibi_layers: a model of so many layers has ALiBi in their place.
         rotary: how much of a head is rotated.
         local_base: the sliding layers may be rotated with another base.
         free_head_dim: heads may be of another width than embedding length / heads.
@@ -124,6 +125,7 @@ class Family:
     keys: tuple[KeyRule, ...] = ()
     only: Mapping[str, Allowed | None] = field(default_factory=dict)
     positions: Positions = "rope"
+    alibi_layers: int = 0
     rotary: WholeHead = WHOLE_HEAD
     local_base: bool = False
     free_head_dim: bool = False
@@ -192,6 +194,7 @@ class Family:
         tokenizer_config: Mapping[str, Any],
         overrides: RopeOverrides | None = None,
         extended: Config | None = None,
+        name: str = "",
     ) -> RopeScaling:
         """How a checkpoint's positions work, from all that it says and what the user says.
 
@@ -208,7 +211,7 @@ class Family:
             )
         if self.positions == "alibi":
             return read_alibi(keys, overrides)
-        return read_rope(keys, tokenizer_config, overrides, extended)
+        return read_rope(keys, tokenizer_config, overrides, extended, name)
 
     def _as_llama(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with Llama's names for what this family calls otherwise, and the defaults in place."""

@@ -184,15 +184,15 @@ def plan_conversion(
     """Decide everything about the file to be, from headers and config files alone. Raises as convert does."""
     family = find_family(checkpoint.config)
     config, weights = _merged(checkpoint, adapter, family)
+    base, facts = model_name(checkpoint.path), adapter.facts if adapter else None
+    name = base if facts is None else _merged_name(base, facts.name)
     extended = adapter.extended if adapter else None
-    positions = family.read_positions(checkpoint.config, checkpoint.tokenizer_config, rope, extended)
+    positions = family.read_positions(checkpoint.config, checkpoint.tokenizer_config, rope, extended, name)
     spec = family.spec(config, positions)
     vocab = read_vocab(checkpoint.path, config, spec.vocab_size)
     named = to_gguf(family, spec, weights, str(checkpoint.path))
     choices = choose_types(scheme, spec, named)
     tensors = plan_tensors(named, choices, scheme.matrix)
-    base, facts = model_name(checkpoint.path), adapter.facts if adapter else None
-    name = base if facts is None else _merged_name(base, facts.name)
     metadata = {
         **general_metadata(spec.architecture, name, scheme.recipe),
         **(_base_metadata(base) if facts else {}),
