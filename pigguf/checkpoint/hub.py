@@ -1,14 +1,14 @@
 """A repository of the Hugging Face hub -> its snapshot in the cache. The only importer of huggingface_hub.
 
 The library knows the settings (HF_ENDPOINT, HF_TOKEN and the token's file, HF_HOME, HF_HUB_OFFLINE,
-proxies), the requests and what the answers mean; its cache's layout is kept: blobs by their digest,
+proxies), the requests, and what the answers mean. Its cache's layout is kept: blobs by their digest,
 snapshots/COMMIT/NAME that link to them, refs/REVISION. The transfer is done here, for the library's
-begins a file anew in every run and does not compare digests: BLOB.incomplete grows, a
-broken connection is taken up where it ended, now or in a later run, and it becomes the
-blob when its sha256 (or git's sha1) is the listed one.
+begins a file anew in every run, and compares no digest: BLOB.incomplete grows, a broken connection
+is taken up where it ended, now or in a later run, and what has the listed sha256 (of small files
+git's sha1) becomes the blob.
 
-Settings are fetched before weights, and the revision's ref is written last: a snapshot with
-weights, or one that is found offline, has them all.
+Settings are fetched before weights, and the revision's ref is written last: what is found offline
+is whole, if it was fetched here.
 
 Source: huggingface_hub 2.4's file_download.py and docs "Understand caching".
 Left out: Xet's own protocol (its files are served over HTTP too), several connections at a time.
@@ -53,7 +53,7 @@ from huggingface_hub.utils import (
 from pigguf import __version__
 from pigguf.checkpoint.source import HubName, Kind
 from pigguf.errors import CheckpointError, HubError, OutputError
-from pigguf.progress import Progress, stage
+from pigguf.progress import SILENT, Progress, stage
 
 if int(huggingface_hub.__version__.partition(".")[0]) < 1:
     raise ImportError(f"{huggingface_hub.__version__} is installed, and 1.0 is the oldest that will do")
@@ -182,7 +182,7 @@ def _shards(name: HubName, listing: Listing, index: Path) -> list[str]:
         return []
     try:
         shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # whoever reads the directory says what is wrong with its index
     for shard in shards:
         if shard not in listing.siblings or "/" in shard:
@@ -268,7 +268,9 @@ def _bring(cache: _Cache, snapshot: Path, files: list[HubFile], progress: Progre
         return
     waiting = [file.size - _begun(cache.blob(file), file) for file in missing]
     cache.refuse_full_disk(sum(waiting))
-    what = missing[0].name if len(missing) == 1 else f"{len(missing)} files"
+    names = [file.name for file, size in zip(missing, waiting, strict=True) if size]
+    what = names[0] if len(names) == 1 else f"{len(names)} files"
+    progress = progress if names else SILENT  # all here, and only to be linked
     with stage(progress, f"fetching {what}", sum(waiting), "bytes"):
         for file, size in zip(missing, waiting, strict=True):
             with cache.held(file):

@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pigguf.errors import CheckpointError, MissingPackage
+from pigguf.errors import CheckpointError, HubError, MissingPackage
 from pigguf.progress import Progress
 from pigguf.tokenizer.files import NAMES as TOKENIZER_FILES
 
@@ -87,6 +87,11 @@ def directory_of(source: str | os.PathLike[str], kind: Kind, progress: Progress)
         raise MissingPackage(
             f"{name} is no directory here, and fetching it from a hub needs huggingface_hub: {error}",
             'pip install "pigguf[hub]", or give a directory',
+        ) from error
+    except ValueError as error:  # the library reads its settings when it is imported
+        raise HubError(
+            f"{name} cannot be fetched: huggingface_hub does not take its settings: {error}",
+            "see to HF_ENDPOINT and the other HF_ variables",
         ) from error
     return hub.fetch(name, kind, progress)
 

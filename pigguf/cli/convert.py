@@ -73,8 +73,9 @@ def command(
     """Turn the Hugging Face checkpoint SOURCE into a GGUF file.
 
     SOURCE is a directory, or a hub's OWNER/NAME or OWNER/NAME@REVISION that is nothing here: what is
-    needed of it is fetched into the hub's cache, and a broken fetch goes on where it ended. The same
-    holds for --adapter. HF_TOKEN, HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured.
+    needed of it is fetched into the hub's cache, with --dry-run too, and a fetch that was broken off
+    goes on where it ended. The same holds for --adapter. HF_TOKEN, HF_ENDPOINT, HF_HOME and
+    HF_HUB_OFFLINE are honoured.
 
     The rope scaling factor and the context length are decided from everything the checkpoint says;
     evidence that contradicts itself stops the conversion and names the flag that settles it. The

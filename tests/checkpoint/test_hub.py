@@ -190,6 +190,19 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(desk: Desk, hub: Hub, tiny: Pa
     assert len(weights) == 1  # the revisions share them
 
 
+def test_a_revision_fetches_what_is_new_in_it(desk: Desk, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+    longer = shutil.copytree(tiny, tmp_path / "longer")
+    edit_config(longer, max_position_embeddings=256)
+    hub.repositories["org/tiny"].revisions = {"v2": read(longer)}
+    desk.fetch()
+    hub.forget()
+    size = (longer / "config.json").stat().st_size
+    path, heard = desk.fetch("org/tiny@v2")
+    assert hub.asked() == ["config.json"]
+    assert heard.stages == [["fetching config.json", size, size, "bytes"]]
+    assert {file.name for file in path.iterdir()} == {*SETTINGS, WEIGHTS}
+
+
 # ---- which files ---------------------------------------------------------------------------------
 
 
@@ -463,6 +476,14 @@ def test_without_a_network_or_a_hub(desk: Desk, hub: Hub) -> None:
     desk.refused(HubError, f"{hub.cdn} answers for org/tiny as no hub does", "HF_ENDPOINT")
     desk.set(HF_HUB_OFFLINE=True)
     desk.refused(HubError, "org/tiny", "not in the cache", str(desk.home), "HF_HUB_OFFLINE")
+
+
+def test_settings_that_are_none(desk: Desk) -> None:
+    finished = desk.pigguf("convert", "org/tiny", HF_HUB_DOWNLOAD_TIMEOUT="soon")
+    assert finished.returncode == 14
+    assert "org/tiny cannot be fetched" in finished.stderr
+    assert "'soon'" in finished.stderr
+    assert "hint: see to HF_ENDPOINT" in finished.stderr
 
 
 def test_a_cache_that_cannot_be_written(desk: Desk) -> None:
