@@ -96,11 +96,7 @@ def _of_compressed_tensors(section: Config) -> Block | None:
             raise UnsupportedModel(f"{section.says(key)} is not taken apart here", UNQUANTIZED)
     groups = section.section("config_groups")
     if groups is None:
-        raise (
-            section.invalid("config_groups", "an object")
-            if "config_groups" in section.values
-            else (UnsupportedModel(f"{section.file} lacks {section.prefix}config_groups", UNQUANTIZED))
-        )
+        raise UnsupportedModel(f"{section.file} lacks {section.prefix}config_groups", UNQUANTIZED)
     blocks = set()
     for name in groups.values:
         group = groups.section(name)

@@ -197,6 +197,10 @@ def _storages(path: Path) -> Storages:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             storages: Storages = {}
+            if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
+                raise CheckpointError(
+                    f"{path} is a TorchScript archive, whose weights come with a program", SAVE_PLAIN
+                )
             for entry in archive.infolist():
                 begin = _data_begin(entry, file)
                 _refuse_entry(path, entry, begin, size)
@@ -234,11 +238,6 @@ def _refuse_entry(path: Path, entry: zipfile.ZipInfo, begin: int, size: int) -> 
         raise CheckpointError(
             f"{path}: {entry.filename} ends at byte {begin + entry.file_size} of {size}",
             "the file was cut short or damaged: download it again",
-        )
-    if entry.filename.rpartition("/")[2] == "constants.pkl":
-        raise CheckpointError(
-            f"{path} is a TorchScript archive, whose weights come with a program",
-            SAVE_PLAIN,
         )
     if entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE_BYTES:
         raise CheckpointError(

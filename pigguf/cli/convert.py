@@ -129,7 +129,7 @@ def _rows(result: ConversionResult) -> list[tuple[str, object]]:
     if plan.adapter is not None:
         rows.append(("adapter", f"{plan.adapter.name}: {plan.adapter.explain()}"))
     rows += [("decided", decision) for decision in rope.decisions]
-    rows += [("note", note) for note in plan.vocab.notes]
+    rows += [("note", note) for note in plan.notes]
     if plan.fallbacks:
         count = len(plan.fallbacks)
         rows.append(
@@ -162,7 +162,7 @@ def _as_data(result: ConversionResult) -> dict[str, Any]:
             for e in plan.rope.evidence
         ],
         "decisions": list(plan.rope.decisions),
-        "notes": list(plan.vocab.notes),
+        "notes": list(plan.notes),
         "fallbacks": list(plan.fallbacks),
         "seconds": round(result.seconds, 3),
     }

@@ -63,6 +63,7 @@ class ConversionPlan:
         tensors: every tensor of the file, in order.
         bytes: the size of the file to be, or of its parts together.
         adapter: what is merged into the checkpoint, or None.
+        notes: what was done to weights and tokens that a person should know, a sentence each.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ConversionPlan:
     tensors: tuple[PlannedTensor, ...]
     bytes: int
     adapter: AdapterFacts | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def rope(self) -> RopeScaling:
@@ -202,7 +204,8 @@ def plan_conversion(
         **(scheme.matrix.metadata() if scheme.matrix else {}),
     }
     size = file_bytes(metadata, tensors)
-    return ConversionPlan(name, spec, vocab, scheme, choices, metadata, tensors, size, facts)
+    notes = checkpoint.notes + vocab.notes
+    return ConversionPlan(name, spec, vocab, scheme, choices, metadata, tensors, size, facts, notes)
 
 
 def _merged(
