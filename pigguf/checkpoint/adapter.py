@@ -29,7 +29,7 @@ from pigguf.checkpoint.adapter_config import FILE, MERGE_ELSEWHERE, LoraSettings
 from pigguf.checkpoint.directory import model_name
 from pigguf.checkpoint.json_file import read_json
 from pigguf.checkpoint.safetensors_file import SafetensorsFile
-from pigguf.checkpoint.source import ADAPTER, directory_of
+from pigguf.checkpoint.source import Kind, directory_of
 from pigguf.checkpoint.torch_file import TorchFile
 from pigguf.config import Config
 from pigguf.errors import CheckpointError, InvalidTensor, MissingTensor, UnmappedTensor, UnsupportedModel
@@ -38,6 +38,11 @@ from pigguf.tensors import Array, TensorRef
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # peft takes the first where both are there
 LONGLORA_WEIGHTS = "trainable_params.bin"
+ADAPTER = Kind(
+    "adapter",
+    settings=(FILE, "config.json"),
+    weights=tuple((re.escape(name), re.escape(LONGLORA_WEIGHTS)) for name in WEIGHTS),
+)
 PREFIX = "base_model.model."
 
 # What a tensor is, by its name without the prefix. An adapter's own name ("default") may stand in it,

@@ -7,6 +7,7 @@ eight bits come back as numbers (float8.py). Left out: what the config means.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,12 +16,19 @@ from typing import Any
 
 from pigguf.checkpoint.float8 import dequantized
 from pigguf.checkpoint.json_file import read_json
-from pigguf.checkpoint.meta import holds_pieces, joined, open_pieces
-from pigguf.checkpoint.source import CHECKPOINT, directory_of
-from pigguf.checkpoint.weights import WeightFile, has_weights, open_weights
+from pigguf.checkpoint.meta import PARAMS, PIECE, holds_pieces, joined, open_pieces
+from pigguf.checkpoint.source import Kind, directory_of
+from pigguf.checkpoint.weights import FORMS, WeightFile, has_weights, open_weights
 from pigguf.errors import CheckpointError
 from pigguf.progress import SILENT, Progress
 from pigguf.tensors import TensorRef
+from pigguf.tokenizer.files import NAMES as TOKENIZER_FILES
+
+CHECKPOINT = Kind(
+    "checkpoint",
+    settings=("config.json", *TOKENIZER_FILES),
+    weights=(*((re.escape(name),) for name in FORMS), (PIECE, re.escape(PARAMS))),
+)
 
 
 class Checkpoint:

@@ -2,9 +2,10 @@
 
 A str OWNER/NAME or OWNER/NAME@REVISION that is nothing on this disk is a hub's; a Path never is, and
 neither is ./OWNER/NAME. What is fetched lies in huggingface_hub's own cache, and is a directory
-like any other. A Kind tells which files are taken: none that nobody here reads.
+like any other.
 
-Left out: files in a repository's folders, GGUF files, fetching no more than headers for a dry run.
+Left out: which files a checkpoint (directory.py) and an adapter (adapter.py) have; files in a
+repository's folders, GGUF files, fetching no more than headers for a dry run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 
 from pigguf.errors import CheckpointError, HubError, MissingPackage
 from pigguf.progress import Progress
-from pigguf.tokenizer.files import NAMES as TOKENIZER_FILES
 
 DEFAULT_REVISION = "main"
 
@@ -34,7 +34,7 @@ class HubName:
 
 @dataclass(frozen=True)
 class Kind:
-    """What is taken from a repository.
+    """What is taken from a repository: the files that are read here, and no others.
 
     Attributes:
         name: what such a directory is called.
@@ -46,27 +46,6 @@ class Kind:
     name: str
     settings: tuple[str, ...]
     weights: tuple[tuple[str, ...], ...]
-
-
-CHECKPOINT = Kind(
-    "checkpoint",
-    ("config.json", *TOKENIZER_FILES, "vocab.json", "merges.txt"),
-    (
-        (r"model\.safetensors",),
-        (r"model\.safetensors\.index\.json",),
-        (r"pytorch_model\.bin",),
-        (r"pytorch_model\.bin\.index\.json",),
-        (r"consolidated\.\d+\.pth", r"params\.json"),
-    ),
-)
-ADAPTER = Kind(
-    "adapter",
-    ("adapter_config.json", "config.json"),
-    (
-        (r"adapter_model\.safetensors", r"trainable_params\.bin"),
-        (r"adapter_model\.bin", r"trainable_params\.bin"),
-    ),
-)
 
 
 def directory_of(source: str | os.PathLike[str], kind: Kind, progress: Progress) -> Path:

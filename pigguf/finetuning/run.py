@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 
 from pigguf.arch import find_family, to_gguf
 from pigguf.checkpoint import Checkpoint
-from pigguf.checkpoint.adapter import WEIGHTS
+from pigguf.checkpoint.adapter import ADAPTER, WEIGHTS
 from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
 from pigguf.checkpoint.json_file import read_json
-from pigguf.checkpoint.source import ADAPTER, directory_of
+from pigguf.checkpoint.source import directory_of
 from pigguf.errors import MissingPackage, OutputError, RopeConflict, UnsupportedModel, UsageError
 from pigguf.files import atomic_directory, refuse_used, write_json
 from pigguf.finetuning.data import read_sequences

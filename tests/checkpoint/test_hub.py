@@ -19,13 +19,17 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from adapters import make_adapter
 from hub_server import TOKEN, Fault, Hub, Repository, commit_of, read
 from huggingface_hub import constants
+from safetensors.torch import load_file
 from tiny import edit_config, make_checkpoint
 
 import pigguf
-from pigguf.checkpoint.source import ADAPTER, CHECKPOINT, HubName, Kind, directory_of, hub_name
+from pigguf.checkpoint.adapter import ADAPTER
+from pigguf.checkpoint.directory import CHECKPOINT
+from pigguf.checkpoint.source import HubName, Kind, directory_of, hub_name
 from pigguf.errors import CheckpointError, HubError, OutputError, PigError
 
 SETTINGS = [
@@ -268,6 +272,15 @@ def test_equal_files_are_fetched_once(desk: Desk, hub: Hub) -> None:
     assert [(path / name).read_bytes() for name in META] == [b"w", b"w"]
     assert len(hub.asked()) == 1
     assert [stage[1:3] for stage in heard.stages] == [[3, 3]]
+
+
+def test_torch_files_come_from_the_hub_too(desk: Desk, hub: Hub, tiny: Path, tmp_path: Path) -> None:
+    older = shutil.copytree(tiny, tmp_path / "older")
+    torch.save(load_file(older / WEIGHTS), older / "pytorch_model.bin")
+    (older / WEIGHTS).unlink()
+    hub.repositories["org/older"] = Repository.of(older)
+    assert desk.convert("org/older") == desk.convert(older)
+    assert hub.asked() == [*SETTINGS, "pytorch_model.bin"]
 
 
 def test_an_adapter_comes_from_the_hub_too(desk: Desk, hub: Hub, tiny: Path, tmp_path: Path) -> None:
