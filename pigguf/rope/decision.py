@@ -97,16 +97,16 @@ def decide(claims: list[Claim]) -> RopeScaling:
 
 
 def _decide_kind(facts: Facts) -> str:
-    """The kind that everything names; no kind counts as linear where there is a factor."""
-    kinds = {claim.value for claim in facts.kinds}
-    _refuse_differing(
-        facts.kinds, "kinds of scaling", SETTLE_FACTOR if kinds <= {"none", "linear"} else SETTLE_KINDS
-    )
+    """The kind that everything names; a known name stands before a config's default, "not scaled"."""
+    claims = tuple(claim for claim in facts.kinds if not facts.names or claim.value != "none")
+    kinds = {claim.value for claim in claims}
+    hint = SETTLE_FACTOR if kinds <= {"none", "linear"} else SETTLE_KINDS
+    _refuse_differing(claims, "kinds of scaling", hint)
     if len({str(claim.value) for claim in facts.parameters}) > 1:
         raise RopeConflict(
-            f"{_listed(facts.parameters)} are different numbers of {facts.kinds[0].value}", SETTLE_KINDS
+            f"{_listed(facts.parameters)} are different numbers of {claims[0].value}", SETTLE_KINDS
         )
-    kind: str = facts.kinds[0].value if kinds else "none"
+    kind: str = claims[0].value if claims else "none"
     return kind
 
 

@@ -103,7 +103,7 @@ class Facts:
         windows: max_position_embeddings and max_sequence_length, of which either may be either.
         limits: the tokenizer's model_max_length.
         code: auto_map, where it names modelling code.
-        names: the model's name, where it is one of known.json and the config is silent.
+        names: the model's name, where it is one of known.json and the config has no scaling.
         overrides: how many numbers the user gave.
         plain: whether the checkpoint itself says nothing of scaling, what is overruled included.
     """
@@ -143,7 +143,7 @@ def gather(
     if extended is not None:
         claims = _before_extension(_silence_is_default(claims, config))
         claims += _silence_is_default(_checkpoint_claims(extended), extended)
-    if not any(claim.quantity in ("kinds", "factors") for claim in claims):
+    if not any(_speaks_of_kind(claim) for claim in claims):
         claims += _known_claims(config, name)
     return claims + _override_claims(overrides)
 
@@ -173,7 +173,11 @@ def _keeps_kind(claims: list[Claim], given: list[Claim]) -> bool:
 
 
 def _speaks_of_scaling(claim: Claim) -> bool:
-    return claim.quantity in ("factors", "idle_factors", "code") or _names_kind(claim)
+    return claim.quantity == "code" or _speaks_of_kind(claim)
+
+
+def _speaks_of_kind(claim: Claim) -> bool:
+    return claim.quantity in ("factors", "idle_factors") or _names_kind(claim)
 
 
 def _names_kind(claim: Claim) -> bool:
@@ -371,7 +375,7 @@ def _rotary_claims(section: Config, claims: list[Claim]) -> list[Claim]:
 
 
 def _known_claims(config: Config, name: str) -> list[Claim]:
-    """What a model's name says where its config says nothing of scaling: one of known.json's families."""
+    """What a model's name says where its config has no scaling: one of known.json's families."""
     for source, said in (("its name", name), (f"{config.file}: _name_or_path", _name_or_path(config))):
         family = next((family for family in KNOWN if said and family.fits(said, config.values)), None)
         if family is not None:

@@ -4,7 +4,8 @@ known.json holds them, a family an entry: `name`, as it is told; `pattern`, whic
 hold, whatever its case; `config`, the values that keys of config.json may have in it (null: absent);
 `rope_scaling`, as such a config should have said it; `source`, where it is told.
 
-Left out: models whose config says anything of scaling: then it is believed, and no name.
+Left out: models whose config has a scaling: then it is believed, and no name. That it has none may be
+said ("default", as transformers 5 writes it) or not.
 """
 
 from __future__ import annotations

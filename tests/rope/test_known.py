@@ -34,6 +34,11 @@ def scaled(factor: float, original: int) -> RopeScaling:
         ("Llama-2-13b-longlora-64k", LLAMA_2, scaled(16.0, 4096)),
         ("LongAlpaca-7B", LLAMA_2, scaled(8.0, 4096)),
         ("LongAlpaca-13B", mpe(32768, rope_theta=10000.0), scaled(8.0, 4096)),
+        (
+            "Llama-2-7b-longlora-32k-ft",
+            mpe(4096, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+            scaled(8.0, 4096),
+        ),
         ("LongAlpaca-70B-16k", LLAMA_2, scaled(4.0, 4096)),
         ("Meta-Llama-3.1-8B", LLAMA_3, RopeScaling("llama3", 8.0, 5e5, 8192, 131072, BANDS)),
         ("llama3.2-1b", LLAMA_3, RopeScaling("llama3", 32.0, 5e5, 8192, 131072, BANDS)),
@@ -83,11 +88,10 @@ def test_other_names_tell_nothing(name: str, config: dict[str, Any]) -> None:
     [
         mpe(4096, **linear(2.0)),
         mpe(2048, rope_condense_ratio=2),
-        mpe(4096, rope_scaling={"rope_type": "default"}),
         mpe(131072, rope_theta=5e5, rope_scaling=LLAMA3),
     ],
 )
-def test_a_config_that_says_anything_is_believed_and_no_name(config: dict[str, Any]) -> None:
+def test_a_config_that_has_a_scaling_is_believed_and_no_name(config: dict[str, Any]) -> None:
     assert read_rope(config, {}, name="superhot-8k") == read_rope(config, {})
 
 
