@@ -9,7 +9,8 @@ Left out: which token plays which part (special_ids.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ class AddedToken:
         id, content: which token, and its text.
         special: whether it is meant for the model alone and not to be shown.
         normalized: whether it is looked for in the normalized text.
+        strips_after: whether white space after it is taken away.
         file: which file says so.
     """
 
@@ -47,6 +49,7 @@ class AddedToken:
     content: str
     special: bool
     normalized: bool
+    strips_after: bool
     file: str
 
     @property
@@ -54,6 +57,26 @@ class AddedToken:
         return self.content in _CONTROL_TEXTS or any(
             self.content.startswith(begin) and self.content.endswith(end) for begin, end in _CONTROL_SHAPES
         )
+
+
+# Pieces that a vocabulary keeps free, to be named later: InternLM2's "[UNUSED_TOKEN_145]".
+_PLACEHOLDER: Final = re.compile(r"[\[<|]+(unused|reserved|extra|placeholder)", re.IGNORECASE)
+
+
+def renamed_pieces(files: TokenizerFiles, texts: Sequence[str]) -> dict[int, str]:
+    """New texts of placeholder pieces that added_tokens_decoder gives a name, by id.
+
+    transformers renames them in the sentencepiece vocabulary (tokenization_utils_tokenizers.py, "Replace
+    placeholder tokens"), llama.cpp's converter too (conversion/internlm.py).
+    """
+    named = {int(key): entry for key, entry in (files.config.get("added_tokens_decoder") or {}).items()}
+    return {
+        token: entry["content"]
+        for token, entry in named.items()
+        if 0 <= token < len(texts)
+        and texts[token] != entry.get("content")
+        and _PLACEHOLDER.match(texts[token])
+    }
 
 
 def added_tokens(files: TokenizerFiles, base: Mapping[str, int]) -> dict[int, AddedToken]:
@@ -65,7 +88,7 @@ def added_tokens(files: TokenizerFiles, base: Mapping[str, int]) -> dict[int, Ad
 
     Raises:
         TokenizerError: two files give one id to two tokens or one token two ids; or a token strips white
-            space around it or wants whole words, which llama.cpp cannot do.
+            space before it or wants whole words, which llama.cpp cannot do.
     """
     merged: dict[int, AddedToken] = {}
     ids: dict[str, int] = dict(base)
@@ -89,7 +112,7 @@ def added_tokens(files: TokenizerFiles, base: Mapping[str, int]) -> dict[int, Ad
         if token in merged:
             merged[token] = replace(merged[token], special=True)
         elif text in _framing_texts(files):  # a pad_token "!" stays the exclamation mark that it is
-            merged[token] = AddedToken(token, text, special=True, normalized=False, file=CONFIG)
+            merged[token] = AddedToken(token, text, True, normalized=False, strips_after=False, file=CONFIG)
     return dict(sorted(merged.items()))
 
 
@@ -114,7 +137,7 @@ def _added_token(files: TokenizerFiles, file: str, token: Any, entry: Json) -> A
         token = -1
     if not content or token < 0:
         raise TokenizerError(f"{files.path(file)}: the added token {token}: {entry} has no id or no text")
-    for flag in ("lstrip", "rstrip", "single_word"):
+    for flag in ("lstrip", "single_word"):
         if entry.get(flag):
             raise TokenizerError(
                 f"{files.path(file)}: the added token {content!r} has {flag} = true, "
@@ -122,7 +145,8 @@ def _added_token(files: TokenizerFiles, file: str, token: Any, entry: Json) -> A
                 f"set {flag} to false where the model does not depend on it",
             )
     normalized = bool(entry.get("normalized", not entry.get("special", False)))
-    return AddedToken(token, content, bool(entry.get("special", False)), normalized, file)
+    special, strips_after = bool(entry.get("special", False)), bool(entry.get("rstrip", False))
+    return AddedToken(token, content, special, normalized, strips_after, file)
 
 
 def _naming_files(files: TokenizerFiles) -> tuple[tuple[str, Mapping[str, Any]], ...]:

@@ -40,9 +40,7 @@ class Limit(Enum):
         "the vocabulary has tokens for runs of spaces, which llama.cpp finds in spaces alone: "
         "a literal ▁ in a text becomes other tokens"
     )
-    NUL = (
-        "llama.cpp reads no token with the character U+0000 in it: a text that holds one becomes other tokens"
-    )
+    STRIPPED_END = "llama.cpp takes away the white space after </s>, which the source's tokenizer keeps"
 
 
 def kept_clear(texts: Iterable[str], limits: Iterable[Limit]) -> tuple[str, ...]:
@@ -75,5 +73,5 @@ _CLEAR: Final[Mapping[Limit, Callable[[str], str]]] = {
     Limit.MARKS: _without_marks,
     Limit.MIXED_SPACES: lambda text: re.sub(r"(?<=\s)\u3000", "", text),
     Limit.SPACE_TOKENS: lambda text: text.replace("▁", ""),
-    Limit.NUL: lambda text: text.replace("\0", ""),
+    Limit.STRIPPED_END: lambda text: re.sub(r"(?<=</s>)\s+", "", text),
 }

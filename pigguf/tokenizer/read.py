@@ -6,7 +6,7 @@ sentencepiece's own scores; else a tokenizer.json in sentencepiece's style.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,19 @@ from pigguf.tokenizer.added import AddedToken, added_tokens
 from pigguf.tokenizer.byte_level import read_byte_level
 from pigguf.tokenizer.chat_template import ChatTemplate
 from pigguf.tokenizer.files import CONFIG, MERGES, SENTENCEPIECE, TOKENIZER, VOCAB, TokenizerFiles
+from pigguf.tokenizer.limits import Limit
 from pigguf.tokenizer.pieces import Pieces
 from pigguf.tokenizer.sentencepiece_style import read_sentencepiece_json, read_sentencepiece_model
 from pigguf.tokenizer.special_ids import special_ids
 from pigguf.tokenizer.tokenizer_json import TokenizerJson
-from pigguf.tokenizer.vocab import ENDS_BY_TEXT, MATCHED_IN_TEXT, TokenType, Vocab
+from pigguf.tokenizer.vocab import (
+    ENDS_BY_TEXT,
+    MATCHED_IN_TEXT,
+    NEVER_STRIPPING,
+    STRIPPED_END,
+    TokenType,
+    Vocab,
+)
 
 ADDED_SCORE = -1000.0  # as llama.cpp's converter gives added tokens (conversion/base.py)
 
@@ -45,6 +53,8 @@ def read_vocab(directory: Path, config: Mapping[str, Any], vocab_size: int) -> V
     special = special_ids(files, config, ids, _own_ids(pieces, ids), vocab_size)
     add_bos, add_eos = _around(pieces, files, {role: tokens[id] for role, id in special.ids.items()})
     template, template_notes = chat_template(files)
+    strips = _strips_after_special(files, added, types, tokens)
+    limits = (*pieces.limits, *_stripping_limits(added, strips))
     return Vocab(
         model=pieces.model,
         pre=pieces.pre,
@@ -56,15 +66,16 @@ def read_vocab(directory: Path, config: Mapping[str, Any], vocab_size: int) -> V
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=pieces.add_space_prefix,
+        strips_after_special=strips,
         chat_template=template,
-        limits=pieces.limits,
+        limits=limits,
         notes=(
             *special.notes,
             *_framing_notes(pieces, files, add_bos=add_bos, add_eos=add_eos),
             *template_notes,
             *_padding_notes(ids, vocab_size),
             *_end_notes(tokens, types),
-            *(limit.value for limit in pieces.limits),
+            *(limit.value for limit in limits),
         ),
     )
 
@@ -121,6 +132,35 @@ def token_type(pieces: Pieces, token: int, added: AddedToken | None) -> TokenTyp
     if added is None or own is TokenType.UNKNOWN:
         return own
     return TokenType.CONTROL if added.special or added.looks_special else TokenType.USER_DEFINED
+
+
+def _strips_after_special(
+    files: TokenizerFiles, added: Mapping[int, AddedToken], types: Sequence[TokenType], tokens: Sequence[str]
+) -> bool:
+    """Whether white space after special tokens is taken away, as Phi-3's files have it.
+
+    Raises:
+        TokenizerError: after some it is and after others not, in another way than llama.cpp's.
+    """
+    stripping = {token.content: token for token in added.values() if token.strips_after}
+    if not stripping:
+        return False
+    matched = {text for text, kind in zip(tokens, types, strict=True) if kind in MATCHED_IN_TEXT}
+    odd = (stripping.keys() ^ (matched - NEVER_STRIPPING)) - {STRIPPED_END}
+    if odd or not {STRIPPED_END, *NEVER_STRIPPING} <= set(tokens):
+        text, token = next(iter(stripping.items()))
+        raise TokenizerError(
+            f"{files.path(token.file)}: the added token {text!r} has rstrip = true and others differ "
+            f"({', '.join(sorted(odd)[:3])}); llama.cpp takes white space away after all special tokens of a "
+            "Phi-3 vocabulary, or after none",
+            "set rstrip to false where the model does not depend on it",
+        )
+    return True
+
+
+def _stripping_limits(added: Mapping[int, AddedToken], strips: bool) -> tuple[Limit, ...]:
+    kept = not any(token.content == STRIPPED_END and token.strips_after for token in added.values())
+    return (Limit.STRIPPED_END,) if strips and kept else ()
 
 
 def _columns(

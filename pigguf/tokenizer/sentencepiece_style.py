@@ -10,10 +10,11 @@ Left out: sentencepiece's unigram algorithm and its text normalization, which ll
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from pigguf.errors import TokenizerError
+from pigguf.tokenizer.added import renamed_pieces
 from pigguf.tokenizer.files import CONFIG, SENTENCEPIECE, TokenizerFiles
 from pigguf.tokenizer.limits import Limit
 from pigguf.tokenizer.pieces import Pieces
@@ -27,6 +28,15 @@ REPLACE_SPACES: Final = {"type": "Replace", "pattern": {"String": " "}, "content
 PREPEND_SPACE: Final = {"type": "Prepend", "prepend": SPACE}
 
 
+# Gemma's files split at spaces, of which their normalizer has left none.
+_SPLIT_AT_SPACES: Final = {
+    "type": "Split",
+    "pattern": {"String": " "},
+    "behavior": "MergedWithPrevious",
+    "invert": False,
+}
+
+
 def _metaspace(scheme: str) -> dict[str, Any]:
     return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": False}
 
@@ -36,6 +46,7 @@ def _metaspace(scheme: str) -> dict[str, Any]:
 _PREFIX_RULES: Final[tuple[tuple[Any, bool, tuple[Limit, ...]], ...]] = (
     (([PREPEND_SPACE, REPLACE_SPACES], []), True, ()),
     (([REPLACE_SPACES], []), False, ()),
+    (([REPLACE_SPACES], [_SPLIT_AT_SPACES]), False, ()),
     (([], [_metaspace("never")]), False, ()),
     (([], [_metaspace("first")]), True, (Limit.SPACE_PREFIX,)),
     (([], [_metaspace("always")]), True, (Limit.SPACE_PREFIX,)),
@@ -56,11 +67,15 @@ def read_sentencepiece_model(files: TokenizerFiles, tokenizer: TokenizerJson | N
     model = read_model(files.sentencepiece or b"", file)
     _check_model(model, file)
     types = {token: TokenType(piece.type) for token, piece in enumerate(model.pieces)}
-    texts = [_input_text(piece.text, types[token]) for token, piece in enumerate(model.pieces)]
+    renamed = renamed_pieces(files, [piece.text for piece in model.pieces])
+    texts = [
+        _input_text(renamed.get(token, piece.text), types[token]) for token, piece in enumerate(model.pieces)
+    ]
     ids = {text: token for token, text in enumerate(texts)}
     if len(ids) < len(texts):
         twin = next(text for text in texts if texts.count(text) > 1)
         raise TokenizerError(f"{file} holds the piece {twin!r} more than once")
+    _check_nul(texts, file)
     if tokenizer is not None:
         _check_against_json(ids, tokenizer, file)
     add_space_prefix, limits = _prefix(files, model, tokenizer)
@@ -74,7 +89,10 @@ def read_sentencepiece_model(files: TokenizerFiles, tokenizer: TokenizerJson | N
         own_ids={"bos": model.bos_id, "eos": model.eos_id, "unk": model.unk_id, "pad": model.pad_id},
         around=tokenizer.around if tokenizer is not None else None,
         add_space_prefix=add_space_prefix,
-        limits=limits,
+        limits=(
+            *limits,
+            *((Limit.SPACE_TOKENS,) if any(" " in text for text in texts) else ()),
+        ),
     )
 
 
@@ -122,7 +140,7 @@ def scores_from_merges(tokenizer: TokenizerJson) -> dict[int, float]:
     order: dict[str, int] = {}
     halves: dict[str, set[tuple[str, str]]] = {}
     last = ""
-    for left, right in tokenizer.merges:
+    for left, right in _runs_by_length(tokenizer.merges):
         joined = left + right
         if joined in order and joined != last:
             raise _no_scores(tokenizer, f"the merges of {joined!r} do not stand together")
@@ -131,10 +149,26 @@ def scores_from_merges(tokenizer: TokenizerJson) -> dict[int, float]:
         last = joined
     added = {entry.get("content") for entry in tokenizer.content.get("added_tokens") or ()}
     for text in ids.keys() - added - set(BYTE_TOKENS):
-        lacking = set(splits(text, ids)) - halves.get(text, set())
-        if lacking:
+        known = halves.get(text, set())
+        if sum(1 for _ in splits(text, ids)) > len(known):
+            lacking = set(splits(text, ids)) - known
             raise _no_scores(tokenizer, f"the merge {sorted(lacking)[0]} into {text!r} is not among them")
     return {ids[text]: float(-place) for text, place in order.items()}
+
+
+def _runs_by_length(merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Gemma's merges begin with runs of one character, those of the longest left half first.
+
+    A run then grows one by one from its left end, as it does where longer runs count more than shorter
+    ones; and runs of different characters never meet. So they may be ordered by their length.
+    """
+    end = next((at for at, pair in enumerate(merges) if len(set("".join(pair))) > 1), len(merges))
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    for left, right in merges[:end]:
+        sizes.setdefault(left[0], []).append((len(left), len(right)))
+    if any(run != sorted(run, reverse=True) for run in sizes.values()):
+        return merges
+    return [*sorted(merges[:end], key=lambda pair: (-len("".join(pair)), pair[0][0])), *merges[end:]]
 
 
 def splits(text: str, ids: Mapping[str, int]) -> Iterator[tuple[str, str]]:
@@ -181,12 +215,14 @@ def _check_model(model: SentencePieceModel, file: str) -> None:
 
 def _check_pieces(model: SentencePieceModel, file: str) -> None:
     known = {int(kind) for kind in TokenType}
+    ids = {piece.text: token for token, piece in enumerate(model.pieces)}
     for token, piece in enumerate(model.pieces):
         if piece.type not in known:
             raise TokenizerError(f"{file}: piece {token} {piece.text!r} has the unknown type {piece.type}")
-        if piece.type == TokenType.UNUSED:
+        if piece.type == TokenType.UNUSED and (len(piece.text) == 1 or any(splits(piece.text, ids))):
             raise TokenizerError(
-                f"{file}: piece {token} {piece.text!r} is marked unused; llama.cpp would use it"
+                f"{file}: piece {token} {piece.text!r} is marked unused; llama.cpp would use it",
+                "llama.cpp keeps clear of an unused piece only where no two others make it",
             )
     texts = {piece.text for piece in model.pieces if piece.type == TokenType.BYTE}
     missing = [token for token in BYTE_TOKENS if token not in texts]
@@ -195,6 +231,15 @@ def _check_pieces(model: SentencePieceModel, file: str) -> None:
             f"{file} has no byte tokens (byte_fallback): {missing[0]} is the first to be missing",
             "llama.cpp cannot run a sentencepiece vocabulary without them",
         )
+
+
+def _check_nul(texts: Sequence[str], file: str) -> None:
+    """llama.cpp reads a token's text up to U+0000; a piece of that alone is no text to sentencepiece either."""
+    for token, text in enumerate(texts):
+        if text.strip("\0") and "\0" in text:
+            raise TokenizerError(
+                f"{file}: piece {token} {text!r} holds U+0000, at which llama.cpp cuts it off"
+            )
 
 
 def _check_against_json(ids: Mapping[str, int], tokenizer: TokenizerJson, file: str) -> None:

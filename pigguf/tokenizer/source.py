@@ -56,7 +56,8 @@ def _tokenizers_encoder(files: TokenizerFiles, pieces: Pieces, parse_special: bo
     tokenizer.no_truncation()
     tokenizer.no_padding()
     for token in added_tokens(files, pieces.ids).values():
-        tokenizer.add_tokens([AddedToken(token.content, normalized=token.normalized, special=token.special)])
+        flags = {"normalized": token.normalized, "special": token.special, "rstrip": token.strips_after}
+        tokenizer.add_tokens([AddedToken(token.content, **flags)])
         if tokenizer.token_to_id(token.content) != token.id:
             raise TokenizerError(
                 f"{files.path(token.file)} gives {token.content!r} the id {token.id}; it becomes "
@@ -85,14 +86,17 @@ def _sentencepiece_encoder(files: TokenizerFiles, pieces: Pieces, parse_special:
         return lambda text: list(prefixed.encode(text))
     special = _special_ids(files, pieces)
     pattern = _any_of(special)
+    stripping = {token.content for token in added_tokens(files, pieces.ids).values() if token.strips_after}
 
     def encode(text: str) -> list[int]:
         ids: list[int] = []
+        before = ""
         for index, part in enumerate(pattern.split(text)):  # at odd places what the pattern matched
             if index % 2:
                 ids.append(special[part])
-            elif part:
-                ids += (inner if index else prefixed).encode(part)
+                before = part
+            elif stretch := part.lstrip() if before in stripping else part:
+                ids += (inner if index else prefixed).encode(stretch)
         return ids
 
     return encode

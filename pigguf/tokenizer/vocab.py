@@ -8,6 +8,7 @@ Left out: other kinds (wordpiece, unigram, rwkv ...), and keys that no Hugging F
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,12 @@ ENDS_BY_TEXT: Final = frozenset(
 )
 """Tokens that end an answer because of their text alone (llama.cpp src/llama-vocab.cpp, special_eog_ids)."""
 
+NEVER_STRIPPING: Final = frozenset({"<unk>", "<s>", "<|endoftext|>"})
+"""Tokens after which llama.cpp keeps white space in a model that strips it (see Vocab.model_name)."""
+
+STRIPPED_END: Final = "</s>"
+"""The one after which it always strips; it and the three above must exist."""
+
 _ID_KEYS: Final = {
     "bos": "tokenizer.ggml.bos_token_id",
     "eos": "tokenizer.ggml.eos_token_id",
@@ -89,6 +96,8 @@ class Vocab:
         special_ids: role -> id for the roles that are filled: bos, eos, eot, eom, unk, pad.
         add_bos, add_eos: whether a text gets BOS before it and EOS after it.
         add_space_prefix: whether a text gets a space before it ("llama").
+        strips_after_special: whether white space after special tokens is taken away, which llama.cpp does
+            by the model's name alone (see model_name).
         chat_template: jinja source, or None.
         limits: where the source's tokenizer and llama.cpp are known to differ.
         notes: what reading decided that a person should know, one sentence each.
@@ -107,6 +116,7 @@ class Vocab:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
+    strips_after_special: bool = False
     chat_template: str | None = None
     limits: tuple[Limit, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -122,6 +132,15 @@ class Vocab:
         """Tokens named as ends of an answer, the preferred one first."""
         named = (self.special_ids[role] for role in ("eos", "eot", "eom") if role in self.special_ids)
         return tuple(dict.fromkeys(named))
+
+    def model_name(self, name: str) -> str:
+        """The general.name under which llama.cpp strips white space after special tokens, or does not.
+
+        It does so for every model whose name has "phi-3" or "phi3" in it (src/llama-vocab.cpp).
+        """
+        if self.strips_after_special:
+            return name if strips_by_name(name) else f"{name} (Phi-3)"
+        return re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE)
 
     def text(self, role: str) -> str | None:
         """The text of the token in a role, or None where the role is not filled."""
@@ -178,8 +197,14 @@ def vocab_from_metadata(metadata: Metadata) -> Vocab:
         add_bos=_flag(metadata, "add_bos_token", llama or adds_bos_by_default(pre)),
         add_eos=_flag(metadata, "add_eos_token", False),
         add_space_prefix=_flag(metadata, "add_space_prefix", llama),
+        strips_after_special=strips_by_name(get(metadata, "general.name", str) or ""),
         chat_template=get(metadata, "tokenizer.chat_template", str),
     )
+
+
+def strips_by_name(name: str) -> bool:
+    """Whether llama.cpp strips white space after the special tokens of a model of that name."""
+    return re.search("phi-?3", name, re.IGNORECASE) is not None
 
 
 def _special_ids(metadata: Metadata, defaults: Mapping[str, int]) -> dict[str, int]:

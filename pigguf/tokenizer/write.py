@@ -19,7 +19,7 @@ from pigguf.tokenizer.files import CONFIG, SENTENCEPIECE, TOKENIZER
 from pigguf.tokenizer.pre_tokenizers import pre_tokenizer_named
 from pigguf.tokenizer.sentencepiece_model import BPE, Piece, SentencePieceModel, write_model
 from pigguf.tokenizer.sentencepiece_style import PREPEND_SPACE, REPLACE_SPACES, SPACE, splits
-from pigguf.tokenizer.vocab import MATCHED_IN_TEXT, TokenType, Vocab
+from pigguf.tokenizer.vocab import MATCHED_IN_TEXT, NEVER_STRIPPING, TokenType, Vocab
 
 _BYTE_LEVEL: Final = {
     "type": "ByteLevel",
@@ -100,7 +100,7 @@ def _frame(vocab: Vocab) -> dict[str, Any]:
                 "content": vocab.tokens[token],
                 "single_word": False,
                 "lstrip": False,
-                "rstrip": False,
+                "rstrip": vocab.strips_after_special and vocab.tokens[token] not in NEVER_STRIPPING,
                 "normalized": False,
                 "special": kind is not TokenType.USER_DEFINED,
             }

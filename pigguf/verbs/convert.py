@@ -196,7 +196,7 @@ def plan_conversion(
     choices = choose_types(scheme, spec, named)
     tensors = plan_tensors(named, choices, scheme.matrix)
     metadata = {
-        **general_metadata(spec.architecture, name, scheme.recipe),
+        **general_metadata(spec.architecture, vocab.model_name(name), scheme.recipe),
         **(_base_metadata(base) if facts else {}),
         **({CLASS_KEY: string(spec.hf_class)} if family.folded else {}),
         **spec.metadata(),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,18 @@ from tokenizer.vocab_gguf import (
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer import SAMPLES, Limit, TokenType, read_vocab, samples, source_encoder, write_tokenizer
+from pigguf.metadata import string
+from pigguf.tokenizer import (
+    SAMPLES,
+    Limit,
+    TokenType,
+    read_vocab,
+    samples,
+    source_encoder,
+    vocab_from_metadata,
+    write_tokenizer,
+)
+from pigguf.tokenizer.sentencepiece_model import read_model, write_model
 
 SIZE = 1200
 TEXTS = [*SAMPLES * 5, Path(__file__).read_text(encoding="utf-8") * 3]
@@ -112,9 +125,8 @@ def test_user_defined_pieces_and_no_space_prefix(tmp_path: Path) -> None:
     assert kinds["<sep>"] is kinds["    "] is TokenType.USER_DEFINED
     assert kinds["<ctl>"] is TokenType.CONTROL
     llama = in_llama_cpp(vocab, tmp_path)
+    assert vocab.limits == (Limit.SPACE_TOKENS,)
     texts = (*samples(vocab), *random_texts(seed=6, count=300), "a<sep>b     c<ctl> d")
-    # llama.cpp looks for a piece of spaces before a literal "▁" and a space have become the same.
-    texts = tuple(text for text in texts if "▁" not in text)
     assert_same_tokens(source_encoder(tmp_path), llama.tokenize, texts)
 
 
@@ -275,3 +287,189 @@ def without_special(tokenizer: Any) -> Callable[[str], list[int]]:
         return ids
 
     return encode
+
+
+# Gemma
+
+
+def test_gemmas_tokenizer_json_gives_the_same_tokens(tmp_path: Path) -> None:
+    """Runs of spaces and newlines are tokens, merged first; the normalizer leaves no space to split at."""
+    runs = ["\n", *(character * count for count in range(2, 6) for character in ("\n", "▁"))]
+    train(tmp_path, user_defined_symbols=runs, add_dummy_prefix=False)
+    model = read_vocab(tmp_path, CONFIG, SIZE)
+    assert Limit.SPACE_TOKENS in model.limits
+    llama = in_llama_cpp(model, tmp_path)
+    assert_same_tokens(source_encoder(tmp_path), llama.tokenize, samples(model))
+    content = gemma_json(tmp_path, runs)
+    directory = tmp_path / "json"
+    directory.mkdir()
+    write_json(directory / "tokenizer.json", content)
+    write_json(directory / "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>"})
+    vocab = read_vocab(directory, CONFIG, SIZE)
+    assert not vocab.add_space_prefix
+    llama = in_llama_cpp(vocab, tmp_path)
+    texts = (
+        *samples(vocab),
+        *random_texts(seed=11, count=500),
+        "a" + " " * 23 + "b" + "\n" * 12 + "  \n\n c",
+    )
+    assert_same_tokens(source_encoder(directory), llama.tokenize, texts)
+
+
+def gemma_json(source: Path, runs: list[str]) -> dict[str, Any]:
+    """A tokenizer.json with Gemma's rules, and its order of merges: runs of the longest left half first."""
+    content = as_tokenizer_json(source, source / "written")
+    normal = [entry for entry in content["added_tokens"] if entry["content"].strip(" \n")]
+    first = [
+        [character * left, character * right]
+        for left in range(4, 0, -1)
+        for right in range(5 - left, 0, -1)
+        for character in ("\n", "▁")
+    ]
+    vocab = {text.replace(" ", "▁"): token for text, token in content["model"]["vocab"].items()}
+    assert {"".join(pair) for pair in first} <= vocab.keys()
+    ids = set(vocab) - {entry["content"] for entry in normal}
+    order = list(dict.fromkeys("".join(merge) for merge in content["model"]["merges"]))
+    rest = [
+        [text[:at], text[at:]]
+        for text in (*order, *sorted(ids - set(order) - set(runs)))
+        for at in range(1, len(text))
+        if text[:at] in ids and text[at:] in ids
+    ]
+    return {
+        **content,
+        "added_tokens": normal,
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "model": {**content["model"], "vocab": vocab, "merges": [*first, *rest]},
+    }
+
+
+# Pieces kept free
+
+
+def test_a_placeholder_that_the_config_names_takes_its_name(tmp_path: Path) -> None:
+    """InternLM2 keeps pieces free in tokenizer.model and names six of them in added_tokens_decoder."""
+    train(tmp_path, user_defined_symbols=["[UNUSED_TOKEN_1]", "[UNUSED_TOKEN_2]"])
+    decoder = {
+        "3": {"content": "<|im_start|>", "special": True},
+        "4": {"content": "<|plugin|>", "special": True},
+        "1": {"content": "<s>", "special": True},
+    }
+    write_json(
+        tmp_path / "tokenizer_config.json",
+        {"added_tokens_decoder": decoder, "tokenizer_class": "InternLM2Tokenizer"},
+    )
+    vocab = read_vocab(tmp_path, CONFIG, SIZE)
+    assert vocab.tokens[3:5] == ("<|im_start|>", "<|plugin|>")
+    assert set(vocab.types[3:5]) == {TokenType.CONTROL}
+    llama = in_llama_cpp(vocab, tmp_path)
+    assert_same_tokens(source_encoder(tmp_path), llama.tokenize, samples(vocab))
+    assert llama.tokenize("<|im_start|>user")[0] == 3
+
+
+def test_a_piece_that_is_no_placeholder_keeps_its_name(tmp_path: Path) -> None:
+    train(tmp_path)
+    write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": {"400": {"content": "<new>"}}})
+    with pytest.raises(TokenizerError, match="gives the id 400 to '<new>'") as refusal:
+        read_vocab(tmp_path, CONFIG, SIZE)
+    assert refusal.value.hint
+
+
+def changed_piece(source: Path, token: int, **changes: Any) -> str:
+    """Change one piece of a tokenizer.model; returns the text that it had."""
+    path = source / "tokenizer.model"
+    model = read_model(path.read_bytes(), str(path))
+    pieces = list(model.pieces)
+    pieces[token] = replace(pieces[token], **changes)
+    path.write_bytes(write_model(replace(model, pieces=tuple(pieces))))
+    return model.pieces[token].text
+
+
+def test_an_unused_piece_counts_only_where_others_make_it(source: Path, tmp_path: Path) -> None:
+    changed_piece(source, SIZE - 1, type=int(TokenType.UNUSED), text="<|reserved|>")
+    vocab = read_vocab(source, CONFIG, SIZE)
+    assert vocab.types[-1] is TokenType.UNUSED
+    llama = in_llama_cpp(vocab, tmp_path)
+    assert_same_tokens(source_encoder(source), llama.tokenize, (*samples(vocab), "a <|reserved|> b"))
+    text = changed_piece(source, 300, type=int(TokenType.UNUSED))
+    with pytest.raises(TokenizerError, match=re.escape(f"piece 300 {text!r} is marked unused")) as refusal:
+        read_vocab(source, CONFIG, SIZE)
+    assert refusal.value.hint
+
+
+def test_a_piece_of_nul_plays_no_part_and_within_another_is_refused(source: Path, tmp_path: Path) -> None:
+    """InternLM2 has a piece of U+0000; llama.cpp ends a token's text there."""
+    changed_piece(source, SIZE - 1, text="\0")
+    vocab = read_vocab(source, CONFIG, SIZE)
+    llama = in_llama_cpp(vocab, tmp_path)
+    assert_same_tokens(source_encoder(source), llama.tokenize, (*samples(vocab), "a\0b", "\0\0"))
+    changed_piece(source, SIZE - 1, text="a\0")
+    with pytest.raises(TokenizerError, match="holds U\\+0000"):
+        read_vocab(source, CONFIG, SIZE)
+
+
+# Phi-3
+
+PHI3 = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
+
+
+def write_phi3(source: Path, *, stripped_end: bool = True, **more: bool) -> None:
+    """Phi-3's added tokens over a Llama vocabulary: white space after all but three is taken away."""
+    stripping = {text: text != "<|endoftext|>" for text in PHI3} | more
+    tokens = {
+        "0": {"content": "<unk>", "special": True},
+        "1": {"content": "<s>", "special": True},
+        "2": {"content": "</s>", "special": False, "rstrip": stripped_end},
+        **{
+            str(SIZE + place): {"content": text, "special": True, "rstrip": stripping[text]}
+            for place, text in enumerate(PHI3)
+        },
+    }
+    config = {"added_tokens_decoder": tokens, "eos_token": "<|endoftext|>", "bos_token": "<s>"}
+    write_json(source / "tokenizer_config.json", {**config, "add_bos_token": True})
+
+
+@pytest.mark.parametrize("stripped_end", [True, False])
+def test_phi_3s_tokens_strip_white_space_by_the_models_name(
+    stripped_end: bool, source: Path, tmp_path: Path
+) -> None:
+    write_phi3(source, stripped_end=stripped_end)
+    vocab = read_vocab(source, CONFIG, SIZE + 64)
+    assert vocab.strips_after_special
+    assert (Limit.STRIPPED_END in vocab.limits) is not stripped_end
+    assert vocab.model_name("microsoft_Phi-3-mini") == "microsoft_Phi-3-mini"
+    assert vocab.model_name("our tune") == "our tune (Phi-3)"
+    encode, llama = source_encoder(source), in_llama_cpp(vocab, tmp_path)
+    texts = (*samples(vocab), "<|user|>\n Hi<|end|>\n<|assistant|>\n\t", "<s> <|endoftext|> x<|system|> ")
+    assert_same_tokens(encode, llama.tokenize, texts)
+    written = tmp_path / "written"
+    written.mkdir()
+    write_tokenizer(vocab, written)
+    again = read_vocab(written, CONFIG, SIZE + 64)
+    assert again == replace(vocab, limits=())
+    assert_same_tokens(source_encoder(written), llama.tokenize, texts)
+    keys = {"general.name": string(vocab.model_name("x")), **vocab.metadata()}
+    assert vocab_from_metadata(keys) == replace(vocab, limits=())
+
+
+def test_a_model_that_keeps_white_space_is_not_named_phi_3(source: Path, tmp_path: Path) -> None:
+    """By that name llama.cpp would take it away."""
+    vocab = read_vocab(source, CONFIG, SIZE)
+    assert not vocab.strips_after_special
+    assert vocab.model_name("Phi-3-like") == "Phi 3-like"
+    assert vocab.model_name("TinyPHI3") == "TinyPHI 3"
+    assert vocab.model_name("Phi-2") == "Phi-2"
+
+
+def test_other_ways_of_stripping_are_refused(source: Path) -> None:
+    write_phi3(source, **{"<|user|>": False})
+    with pytest.raises(TokenizerError, match=r"rstrip = true and others differ \(<\|user\|>\)") as refusal:
+        read_vocab(source, CONFIG, SIZE + 64)
+    assert "tokenizer_config.json" in refusal.value.message
+    assert "rstrip" in (refusal.value.hint or "")

@@ -72,7 +72,8 @@ class LlamaVocab:
 def in_llama_cpp(vocab: Vocab, directory: Path) -> LlamaVocab:
     """The vocabulary, written to a file and read by llama.cpp."""
     path = directory / "vocab.gguf"
-    write_gguf(path, {**_SHAPE, **vocab.metadata()}, [])
+    name = {"general.name": string(vocab.model_name("A model"))}
+    write_gguf(path, {**_SHAPE, **name, **vocab.metadata()}, [])
     return LlamaVocab(path)
 
 
