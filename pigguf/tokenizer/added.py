@@ -64,18 +64,18 @@ _PLACEHOLDER: Final = re.compile(r"[\[<|]+(unused|reserved|extra|placeholder)", 
 
 
 def renamed_pieces(files: TokenizerFiles, texts: Sequence[str]) -> dict[int, str]:
-    """New texts of placeholder pieces that added_tokens_decoder gives a name, by id.
+    """Texts that added_tokens_decoder gives to placeholders, and special tokens' own, by id.
 
-    transformers renames them in the sentencepiece vocabulary (tokenization_utils_tokenizers.py, "Replace
-    placeholder tokens"), llama.cpp's converter too (conversion/internlm.py).
+    transformers renames placeholders in the sentencepiece vocabulary (tokenization_utils_tokenizers.py,
+    "Replace placeholder tokens"), llama.cpp's converter too (conversion/internlm.py). A special token is
+    looked for as it is written: CodeLlama's "▁<PRE>" is not " <PRE>".
     """
-    named = {int(key): entry for key, entry in (files.config.get("added_tokens_decoder") or {}).items()}
+    named = {added.id: added for added in _stated_tokens(files) if added.file == CONFIG}
     return {
-        token: entry["content"]
-        for token, entry in named.items()
-        if 0 <= token < len(texts)
-        and texts[token] != entry.get("content")
-        and _PLACEHOLDER.match(texts[token])
+        token: added.content
+        for token, added in named.items()
+        if token < len(texts)
+        and (_PLACEHOLDER.match(texts[token]) or (added.special and texts[token] == added.content))
     }
 
 
@@ -93,7 +93,8 @@ def added_tokens(files: TokenizerFiles, base: Mapping[str, int]) -> dict[int, Ad
     merged: dict[int, AddedToken] = {}
     ids: dict[str, int] = dict(base)
     texts = {token: text for text, token in base.items()}
-    for added in _stated_tokens(files):
+    for stated in _stated_tokens(files):
+        added = _in_input_text(stated, texts)
         if ids.get(added.content, added.id) != added.id:
             raise TokenizerError(
                 f"{files.path(added.file)} gives {added.content!r} the id {added.id}; "
@@ -114,6 +115,12 @@ def added_tokens(files: TokenizerFiles, base: Mapping[str, int]) -> dict[int, Ad
         elif text in _framing_texts(files):  # a pad_token "!" stays the exclamation mark that it is
             merged[token] = AddedToken(token, text, True, normalized=False, strips_after=False, file=CONFIG)
     return dict(sorted(merged.items()))
+
+
+def _in_input_text(added: AddedToken, texts: Mapping[int, str]) -> AddedToken:
+    """A user-defined "▁▁" of sentencepiece as the two spaces that are looked for (sentencepiece_style.py)."""
+    spaced = added.content.replace("▁", " ")
+    return replace(added, content=spaced) if texts.get(added.id) == spaced else added
 
 
 def _stated_tokens(files: TokenizerFiles) -> Iterable[AddedToken]:

@@ -72,6 +72,6 @@ _CLEAR: Final[Mapping[Limit, Callable[[str], str]]] = {
     Limit.LETTER_CASE: _small_letters,
     Limit.MARKS: _without_marks,
     Limit.MIXED_SPACES: lambda text: re.sub(r"(?<=\s)\u3000", "", text),
-    Limit.SPACE_TOKENS: lambda text: text.replace("▁", ""),
+    Limit.SPACE_TOKENS: lambda text: text.replace("▁", "_"),
     Limit.STRIPPED_END: lambda text: re.sub(r"(?<=</s>)\s+", "", text),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer.added import AddedToken, added_tokens
+from pigguf.tokenizer.added import AddedToken, added_tokens, named_roles
 from pigguf.tokenizer.byte_level import read_byte_level
 from pigguf.tokenizer.chat_template import ChatTemplate
 from pigguf.tokenizer.files import CONFIG, MERGES, SENTENCEPIECE, TOKENIZER, VOCAB, TokenizerFiles
@@ -21,6 +21,7 @@ from pigguf.tokenizer.sentencepiece_style import read_sentencepiece_json, read_s
 from pigguf.tokenizer.special_ids import special_ids
 from pigguf.tokenizer.tokenizer_json import TokenizerJson
 from pigguf.tokenizer.vocab import (
+    ENDS_AS_FILLER,
     ENDS_BY_TEXT,
     MATCHED_IN_TEXT,
     NEVER_STRIPPING,
@@ -30,6 +31,14 @@ from pigguf.tokenizer.vocab import (
 )
 
 ADDED_SCORE = -1000.0  # as llama.cpp's converter gives added tokens (conversion/base.py)
+
+# Files that are not read, and what they hold.
+_UNREAD = {
+    "tekken.json": "Mistral's tekken.json, which their Hugging Face repositories have as tokenizer.json too",
+    "*.tiktoken": "a tiktoken file, whose rules stand in code beside it",
+    "spiece.model": "spiece.model, a T5-like vocabulary",
+    "vocab.txt": "vocab.txt, a WordPiece vocabulary (BERT), which llama.cpp runs for encoders only",
+}
 
 
 def read_vocab(directory: Path, config: Mapping[str, Any], vocab_size: int) -> Vocab:
@@ -46,13 +55,13 @@ def read_vocab(directory: Path, config: Mapping[str, Any], vocab_size: int) -> V
     """
     files = TokenizerFiles.open(directory)
     pieces = read_pieces(files)
-    added = added_tokens(files, pieces.ids)
+    template, template_notes = chat_template(files)
+    added, row_notes = _with_rows(files, added_tokens(files, pieces.ids), vocab_size, template or "")
     ids = {**pieces.ids, **{token.content: token.id for token in added.values()}}
     _check_size(ids, vocab_size, pieces.file)
     tokens, types, scores = _columns(pieces, added, ids, vocab_size)
     special = special_ids(files, config, ids, _own_ids(pieces, ids), vocab_size)
     add_bos, add_eos = _around(pieces, files, {role: tokens[id] for role, id in special.ids.items()})
-    template, template_notes = chat_template(files)
     strips = _strips_after_special(files, added, types, tokens)
     limits = (*pieces.limits, *_stripping_limits(added, strips))
     return Vocab(
@@ -73,6 +82,7 @@ def read_vocab(directory: Path, config: Mapping[str, Any], vocab_size: int) -> V
             *special.notes,
             *_framing_notes(pieces, files, add_bos=add_bos, add_eos=add_eos),
             *template_notes,
+            *row_notes,
             *_padding_notes(ids, vocab_size),
             *_end_notes(tokens, types),
             *(limit.value for limit in limits),
@@ -89,8 +99,10 @@ def read_pieces(files: TokenizerFiles) -> Pieces:
         return read_sentencepiece_model(files, tokenizer)
     if tokenizer is not None:
         return read_sentencepiece_json(tokenizer)
+    found = next((name for name in _UNREAD if any(files.directory.glob(name))), None)
     raise TokenizerError(
-        f"{files.directory} holds neither {TOKENIZER} nor {SENTENCEPIECE}, nor {VOCAB} with {MERGES}",
+        f"{files.directory} holds neither {TOKENIZER} nor {SENTENCEPIECE}, nor {VOCAB} with {MERGES}"
+        + (f"; it holds {_UNREAD[found]}" if found else ""),
         "download the tokenizer too; other forms become tokenizer.json with transformers: "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
     )
@@ -177,13 +189,35 @@ def _columns(
     return tokens, types, scores
 
 
+def _with_rows(
+    files: TokenizerFiles, added: Mapping[int, AddedToken], size: int, template: str
+) -> tuple[dict[int, AddedToken], tuple[str, ...]]:
+    """The added tokens that the embedding has rows for, and a note on those that it does without.
+
+    It does without a padding token, and without one that no text of a conversation brings up (Gemma 3's
+    "<image_soft_token>" beside a text model): those are left out. Any other stays, and is refused later.
+    """
+    needed = {text for role, (text, _) in named_roles(files).items() if role in ("bos", "eos")}
+    idle = {
+        id: token
+        for id, token in added.items()
+        if id >= size and token.special and token.content not in needed and token.content not in template
+    }
+    notes = tuple(
+        f"{token.file}: the token {id} {token.content!r} has no row in the embedding and was left out"
+        for id, token in idle.items()
+    )
+    return {id: token for id, token in added.items() if id not in idle}, notes
+
+
 def _check_size(ids: Mapping[str, int], size: int, file: str) -> None:
     highest = max(ids.values())
     if highest >= size:
         raise TokenizerError(
             f"{file} and the added tokens reach up to token {highest}, {highest + 1} in all; "
             f"the embedding has {size} rows",
-            "the tokenizer is another model's, or tokens were added without resize_token_embeddings",
+            "the tokenizer is another model's, or tokens were added without resize_token_embeddings; "
+            "LongLoRA's 32001 tokens go with 32001 rows, which its adapters keep in trainable_params.bin",
         )
     if len(ids) <= highest:
         taken = set(ids.values())
@@ -247,5 +281,5 @@ def _end_notes(tokens: list[str], types: list[TokenType]) -> tuple[str, ...]:
     return tuple(
         f"token {token} {text!r} is plain text in the source; llama.cpp ends an answer at it"
         for token, text in enumerate(tokens)
-        if text in ENDS_BY_TEXT and types[token] not in MATCHED_IN_TEXT
+        if text in ENDS_BY_TEXT | ENDS_AS_FILLER and types[token] not in MATCHED_IN_TEXT
     )

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from pigguf.tokenizer.alphabet import text_of
 from pigguf.tokenizer.limits import Limit, kept_clear
-from pigguf.tokenizer.vocab import MATCHED_IN_TEXT, Vocab
+from pigguf.tokenizer.vocab import ENDS_AS_FILLER, ENDS_BY_TEXT, MATCHED_IN_TEXT, TokenType, Vocab
 
 MAX_SPECIAL_TOKENS = 64
+MAX_PLAIN_TOKENS = 2000
+PLAIN_TOKENS_PER_TEXT = 25
 
 SAMPLES: tuple[str, ...] = (
     # Prose, with contractions in both cases and both apostrophes.
@@ -72,11 +75,12 @@ SAMPLES: tuple[str, ...] = (
 
 
 def samples(vocab: Vocab) -> tuple[str, ...]:
-    """The texts that a conversion of this vocabulary is proven with: SAMPLES, and its own special tokens.
+    """The texts that a conversion of this vocabulary is proven with: SAMPLES, and of its own tokens.
 
     Special tokens come alone, in pairs, and with text before and after them.
     """
-    return kept_clear((*SAMPLES, *_special_samples(vocab)), vocab.limits)
+    texts = (*SAMPLES, *_special_samples(vocab), *_vocabulary_samples(vocab))
+    return kept_clear(texts, vocab.limits)
 
 
 def _special_samples(vocab: Vocab) -> tuple[str, ...]:
@@ -87,6 +91,22 @@ def _special_samples(vocab: Vocab) -> tuple[str, ...]:
         texts += [f"{text}Some text" for text in special]
         texts += [f"{text}\nuser: 12 {text} {text}\n\n中文{text}" for text in special]
     return tuple(texts)
+
+
+def _vocabulary_samples(vocab: Vocab) -> tuple[str, ...]:
+    """Plain tokens from all over a byte-level vocabulary, one after the other: words of its own languages."""
+    if vocab.model != "gpt2":
+        return ()
+    plain = [
+        token
+        for token, kind in zip(vocab.tokens, vocab.types, strict=True)
+        if kind is TokenType.NORMAL and token not in ENDS_BY_TEXT | ENDS_AS_FILLER
+    ]
+    some = plain[:: max(1, len(plain) // MAX_PLAIN_TOKENS)]
+    texts = [text for token in some if (text := text_of(token)) is not None]
+    return tuple(
+        "".join(texts[at : at + PLAIN_TOKENS_PER_TEXT]) for at in range(0, len(texts), PLAIN_TOKENS_PER_TEXT)
+    )
 
 
 def _special_texts(vocab: Vocab) -> list[str]:

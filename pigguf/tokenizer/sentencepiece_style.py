@@ -69,7 +69,7 @@ def read_sentencepiece_model(files: TokenizerFiles, tokenizer: TokenizerJson | N
     types = {token: TokenType(piece.type) for token, piece in enumerate(model.pieces)}
     renamed = renamed_pieces(files, [piece.text for piece in model.pieces])
     texts = [
-        _input_text(renamed.get(token, piece.text), types[token]) for token, piece in enumerate(model.pieces)
+        renamed.get(token, _input_text(piece.text, types[token])) for token, piece in enumerate(model.pieces)
     ]
     ids = {text: token for token, text in enumerate(texts)}
     if len(ids) < len(texts):
@@ -234,7 +234,7 @@ def _check_pieces(model: SentencePieceModel, file: str) -> None:
 
 
 def _check_nul(texts: Sequence[str], file: str) -> None:
-    """llama.cpp reads a token's text up to U+0000; a piece of that alone is no text to sentencepiece either."""
+    """llama.cpp reads a token's text up to U+0000; a piece of that alone is never found."""
     for token, text in enumerate(texts):
         if text.strip("\0") and "\0" in text:
             raise TokenizerError(

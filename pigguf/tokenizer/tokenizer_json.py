@@ -22,6 +22,17 @@ _INNER: Final = {
     "post_processor": "processors",
 }
 
+# What llama.cpp does with the other models of the tokenizers library.
+_OTHER_MODELS: Final = {
+    "Unigram": "llama.cpp runs unigram vocabularies (T5, XLM-R) for encoders and T5 only",
+    "WordPiece": "llama.cpp runs WordPiece vocabularies (BERT) for encoders only",
+    "WordLevel": "llama.cpp has no vocabulary of whole words: train the model with a BPE vocabulary",
+}
+
+
+def _hint(kind: Any) -> str:
+    return _OTHER_MODELS.get(str(kind), "llama.cpp runs Llama-like models with BPE vocabularies only")
+
 
 class TokenizerJson:
     """A tokenizer.json whose model is a BPE.
@@ -42,10 +53,7 @@ class TokenizerJson:
         # GPT-2's own file, one of the first, does not name the type.
         kind = self.model.get("type") or ("BPE" if "merges" in self.model else None)
         if kind != "BPE":
-            raise TokenizerError(
-                f"{path}: model.type = {json.dumps(kind)} is not BPE",
-                "llama.cpp runs Llama-like models with BPE vocabularies only",
-            )
+            raise TokenizerError(f"{path}: model.type = {json.dumps(kind)} is not BPE", _hint(kind))
         self.ids: Mapping[str, int] = self._ids()
 
     @classmethod

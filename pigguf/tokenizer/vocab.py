@@ -2,8 +2,8 @@
 
 Two kinds of vocabulary: "gpt2" (byte-level BPE with merges) and "llama" (sentencepiece BPE, whose
 merges follow from scores). Keys and their defaults: llama.cpp src/llama-vocab.cpp, `load`.
-Left out: other kinds (wordpiece, unigram, rwkv ...), and keys that no Hugging Face file speaks of
-(fill-in-the-middle tokens, which llama.cpp finds by their text).
+Left out: other kinds (wordpiece, unigram, rwkv ...). Fill-in-the-middle tokens play no role here: they
+are known by their text, to llama.cpp or to the keys that are written.
 """
 
 from __future__ import annotations
@@ -64,6 +64,22 @@ ENDS_BY_TEXT: Final = frozenset(
     }
 )
 """Tokens that end an answer because of their text alone (llama.cpp src/llama-vocab.cpp, special_eog_ids)."""
+
+ENDS_AS_FILLER: Final = frozenset(
+    {
+        *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+        *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
+    }
+)
+"""Tokens that llama.cpp takes for fill-in-the-middle's padding, repository and file marks, and ends at too;
+where several stand in a vocabulary, one of each kind."""
+
+_FILLER_KEYS: Final = {
+    "[PREFIX]": "tokenizer.ggml.fim_pre_token_id",
+    "[SUFFIX]": "tokenizer.ggml.fim_suf_token_id",
+    "[MIDDLE]": "tokenizer.ggml.fim_mid_token_id",
+}
+"""Codestral's fill-in-the-middle tokens, whose texts llama.cpp does not know as it does others'."""
 
 NEVER_STRIPPING: Final = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 """Tokens after which llama.cpp keeps white space in a model that strips it (see Vocab.model_name)."""
@@ -161,6 +177,9 @@ class Vocab:
         for role, key in _ID_KEYS.items():
             if role in self.special_ids:
                 keys[key] = u32(self.special_ids[role])
+        for token, text in enumerate(self.tokens):
+            if text in _FILLER_KEYS and self.types[token] in MATCHED_IN_TEXT:
+                keys[_FILLER_KEYS[text]] = u32(token)
         keys["tokenizer.ggml.add_bos_token"] = boolean(self.add_bos)
         keys["tokenizer.ggml.add_eos_token"] = boolean(self.add_eos)
         keys["tokenizer.ggml.add_space_prefix"] = boolean(self.add_space_prefix)

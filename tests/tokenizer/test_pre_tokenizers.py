@@ -18,7 +18,7 @@ from tokenizer.vocab_gguf import (
 from pigguf.errors import TokenizerError
 from pigguf.tokenizer import Limit, read_vocab, samples, source_encoder
 from pigguf.tokenizer.limits import kept_clear
-from pigguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, recognise
+from pigguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer_named, recognise
 
 SIZE = 1500
 
@@ -67,6 +67,27 @@ def test_rows_with_other_rules_make_other_tokens(tmp_path: Path) -> None:
     encode = source_encoder(tmp_path)
     llama = in_llama_cpp(replace(vocab, pre="gpt-2"), tmp_path)
     assert any(encode(text) != llama.tokenize(text) for text in samples(vocab))
+
+
+@pytest.mark.parametrize(
+    ("limit", "name", "text"),
+    [
+        (Limit.LETTER_CASE, "tekken", "L'ÉTAT C'EST MOI"),
+        (Limit.MARKS, "tekken", "नमस्ते दुनिया, यह हिन्दी है।"),
+        (Limit.MIXED_SPACES, "deepseek-llm", "空格 \u00a0\u3000混合"),
+    ],
+)
+def test_a_limit_is_where_the_two_differ(limit: Limit, name: str, text: str, tmp_path: Path) -> None:
+    row = pre_tokenizer_named(name)
+    assert limit in row.limits
+    texts = [*[text] * 200, *training_texts()]  # so that the words of the text are merged
+    write_byte_level(tmp_path, row.rules, ignore_merges=row.ignore_merges, size=3000, texts=texts)
+    vocab = read_vocab(tmp_path, {}, 3000)
+    assert limit.value in vocab.notes
+    encode, llama = source_encoder(tmp_path), in_llama_cpp(vocab, tmp_path)
+    assert encode(text) != llama.tokenize(text)
+    (clear,) = kept_clear([text], [limit])
+    assert encode(clear) == llama.tokenize(clear)
 
 
 def test_ignore_merges_is_part_of_the_rules() -> None:

@@ -34,7 +34,7 @@ from pigguf.tokenizer import (
     write_tokenizer,
 )
 from pigguf.tokenizer.pre_tokenizers import pre_tokenizer_named
-from pigguf.tokenizer.vocab import ENDS_BY_TEXT
+from pigguf.tokenizer.vocab import ENDS_AS_FILLER, ENDS_BY_TEXT
 
 SPECIAL = (END, "<s>", "<|im_end|>", "<pad>", "<a>", "<b>", "<c>")
 SIZE = 700
@@ -210,6 +210,39 @@ def test_a_plain_text_that_llama_cpp_takes_for_an_end_is_said(source: Path) -> N
     assert any("'</s>' is plain text" in note for note in vocab.notes)
 
 
+# Fill-in-the-middle tokens
+
+
+@pytest.mark.parametrize(
+    ("texts", "parts"),
+    [
+        (("<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<fim_pad>"), "pre suf mid pad"),  # StarCoder
+        (("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>"), "pre suf mid pad"),  # Qwen2.5
+        (("<|repo_name|>", "<|file_sep|>"), "rep sep"),
+        (("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"), "pre suf mid"),  # DeepSeek-Coder
+        (("▁<PRE>", "▁<SUF>", "▁<MID>"), "pre suf mid"),  # CodeLlama
+        (("[PREFIX]", "[SUFFIX]", "[MIDDLE]"), "pre suf mid"),  # Codestral
+    ],
+)
+def test_llama_cpp_finds_the_tokens_to_fill_in_the_middle(
+    texts: tuple[str, ...], parts: str, tmp_path: Path
+) -> None:
+    write_byte_level(tmp_path, pre_tokenizer_named("smollm").rules, special=(END, *texts), size=600)
+    vocab = read_vocab(tmp_path, {}, 600)
+    llama = in_llama_cpp(vocab, tmp_path)
+    assert [llama.filler(part) for part in parts.split()] == [*range(1, len(texts) + 1)]
+    assert vocab_from_metadata(vocab.metadata()).metadata() == vocab.metadata()
+
+
+@pytest.mark.parametrize("text", sorted(ENDS_AS_FILLER))
+def test_llama_cpp_ends_answers_at_padding_and_marks_of_files(text: str, tmp_path: Path) -> None:
+    write_byte_level(
+        tmp_path, pre_tokenizer_named("gpt-2").rules, special=(END, text), size=400, texts=["a b"]
+    )
+    size = len(tokenizer_json(tmp_path)["model"]["vocab"])
+    assert in_llama_cpp(read_vocab(tmp_path, {}, size), tmp_path).is_end(1)
+
+
 # BOS and EOS around a text
 
 
@@ -290,7 +323,7 @@ def test_files_that_contradict_each_other_are_refused(
     assert "added_tokens.json" in refusal.value.message
 
 
-@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+@pytest.mark.parametrize("flag", ["lstrip", "single_word"])
 def test_tokens_that_strip_white_space_are_refused(flag: str, source: Path) -> None:
     content = tokenizer_json(source)
     content["added_tokens"][3][flag] = True
@@ -311,8 +344,39 @@ def test_a_smaller_vocabulary_is_filled_up_and_said(source: Path, tmp_path: Path
 
 
 def test_a_larger_vocabulary_is_refused_with_the_counts(source: Path) -> None:
-    with pytest.raises(TokenizerError, match=f"{SIZE} in all; the embedding has {SIZE - 1} rows"):
+    with pytest.raises(TokenizerError, match=f"{SIZE} in all; the embedding has {SIZE - 1} rows") as refusal:
         read_vocab(source, {}, SIZE - 1)
+    assert "LongLoRA" in (refusal.value.hint or "")
+
+
+def test_a_special_token_without_a_row_is_left_out_where_nothing_needs_it(
+    source: Path, tmp_path: Path
+) -> None:
+    """Gemma 3's text models have 262144 rows, and "<image_soft_token>" as token 262144."""
+    content = tokenizer_json(source)
+    token = {**content["added_tokens"][0], "id": SIZE, "content": "<image_soft_token>"}
+    content["added_tokens"].append(token)
+    write_json(source / "tokenizer.json", content)
+    edit_json(source / "tokenizer_config.json", pad_token="<image_soft_token>")
+    vocab = read_vocab(source, {}, SIZE)
+    assert len(vocab.tokens) == SIZE
+    assert "pad" not in vocab.special_ids
+    assert any(f"token {SIZE} '<image_soft_token>' has no row" in note for note in vocab.notes)
+    assert_same_tokens(source_encoder(source), in_llama_cpp(vocab, tmp_path).tokenize, samples(vocab))
+
+
+@pytest.mark.parametrize("need", ["not special", "in the template", "eos"])
+def test_a_token_without_a_row_that_is_needed_is_refused(need: str, source: Path) -> None:
+    content = tokenizer_json(source)
+    token = {"id": SIZE, "content": "<tool>", "special": need != "not special"}
+    content["added_tokens"].append({**content["added_tokens"][0], **token})
+    write_json(source / "tokenizer.json", content)
+    if need == "in the template":
+        edit_json(source / "tokenizer_config.json", chat_template="{{ '<tool>' }}")
+    if need == "eos":
+        edit_json(source / "tokenizer_config.json", eos_token="<tool>")
+    with pytest.raises(TokenizerError, match=f"{SIZE + 1} in all; the embedding has {SIZE} rows"):
+        read_vocab(source, {}, SIZE)
 
 
 def test_a_hole_in_the_ids_is_refused(source: Path) -> None:
@@ -448,6 +512,33 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         TokenizerError, match=r"holds neither tokenizer\.json nor tokenizer\.model, nor vocab\.json"
     ):
         read_vocab(tmp_path, {}, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("tekken.json", "Mistral's tekken.json"),
+        ("qwen.tiktoken", "a tiktoken file"),
+        ("vocab.txt", "a WordPiece vocabulary"),
+        ("spiece.model", "a T5-like vocabulary"),
+    ],
+)
+def test_a_form_that_is_not_read_is_named(name: str, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(TokenizerError, match=f"; it holds .*{what}") as refusal:
+        read_vocab(tmp_path, {}, SIZE)
+    assert str(tmp_path) in refusal.value.message
+    assert "save_pretrained" in (refusal.value.hint or "")
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "WordPiece", "WordLevel"])
+def test_other_models_are_refused_by_name(kind: str, source: Path) -> None:
+    content = tokenizer_json(source)
+    content["model"]["type"] = kind
+    write_json(source / "tokenizer.json", content)
+    with pytest.raises(TokenizerError, match=f'model.type = "{kind}" is not BPE') as refusal:
+        read_vocab(source, {}, SIZE)
+    assert "llama.cpp" in (refusal.value.hint or "")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])

@@ -350,6 +350,25 @@ def gemma_json(source: Path, runs: list[str]) -> dict[str, Any]:
     }
 
 
+def test_spaces_are_looked_for_as_the_decoder_spells_them(tmp_path: Path) -> None:
+    """Gemma's "▁▁" stands for two spaces; CodeLlama's special "▁<PRE>" for itself."""
+    train(tmp_path, user_defined_symbols=["▁<PRE>", "▁▁", "▁▁▁"], add_dummy_prefix=False)
+    decoder = {
+        "3": {"content": "▁<PRE>", "special": True, "normalized": False},
+        "4": {"content": "▁▁", "special": False, "normalized": False},
+        "5": {"content": "▁▁▁", "special": False, "normalized": False},
+    }
+    write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": decoder})
+    vocab = read_vocab(tmp_path, CONFIG, SIZE)
+    assert vocab.tokens[3:6] == ("▁<PRE>", "  ", "   ")
+    control, user = TokenType.CONTROL, TokenType.USER_DEFINED
+    assert vocab.types[3:6] == (control, user, user)
+    llama = in_llama_cpp(vocab, tmp_path)
+    assert_same_tokens(source_encoder(tmp_path), llama.tokenize, (*samples(vocab), "a    b      c"))
+    assert llama.filler("pre") == 3
+    assert llama.tokenize("x▁<PRE>y")[1] == 3
+
+
 # Pieces kept free
 
 

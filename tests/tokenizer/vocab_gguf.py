@@ -65,6 +65,10 @@ class LlamaVocab:
         assert count >= 0
         return list(buffer[:count])
 
+    def filler(self, part: str) -> int:
+        """The fill-in-the-middle token of a part: pre, suf, mid, pad, rep or sep; -1 for none."""
+        return int(getattr(llama_cpp, f"llama_vocab_fim_{part}")(self._vocab))
+
     def is_end(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
