@@ -16,6 +16,7 @@ from pigguf.gguf_file.layout import (
     GGUFTensor,
     TensorType,
     block_elements,
+    named,
     row_bytes,
 )
 from pigguf.gguf_file.read import TensorData, read_part
@@ -42,6 +43,7 @@ __all__ = [
     "block_elements",
     "file_bytes",
     "header_bytes",
+    "named",
     "planned_files",
     "read_header",
     "read_part",

@@ -7,12 +7,14 @@ other source is named.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 
-from pigguf.errors import GGUFError
+from pigguf.errors import GGUFError, PigError
 from pigguf.metadata import Kind, Metadata, Typed, get
 
 TensorType = gguf.GGMLQuantizationType
@@ -86,6 +88,18 @@ def alignment_of(metadata: Metadata) -> int:
     return alignment
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let what is refused of keys and values, which do not know their file, name it."""
+    try:
+        yield
+    except PigError as error:
+        if not error.message.startswith(str(path)):
+            error.message = f"{path}: {error.message}"
+            error.args = (error.message,)
+        raise
+
+
 def padded(nbytes: int, alignment: int) -> int:
     """The next multiple of the alignment."""
     return -(-nbytes // alignment) * alignment
@@ -149,10 +163,8 @@ class GGUFFile:
         Raises:
             GGUFError: the key is missing or not a string.
         """
-        try:
+        with named(self.path):
             value = get(self.metadata, "general.architecture", str)
-        except GGUFError as error:
-            raise GGUFError(f"{self.path}: {error.message}", error.hint) from None
         if value is None:
             raise GGUFError(
                 f"{self.path}: general.architecture is missing", "the file does not say what model it holds"

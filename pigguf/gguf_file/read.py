@@ -34,6 +34,7 @@ from pigguf.gguf_file.layout import (
     TensorType,
     alignment_of,
     block_elements,
+    named,
     padded,
     row_bytes,
     tensor_bytes,
@@ -87,10 +88,8 @@ class _HeaderReader:
         self.refuse_count(tensor_count, _LEAST_TENSOR, "tensors")
         self.refuse_count(key_count, _LEAST_KEY, "metadata keys")
         metadata = self.keys(key_count)
-        try:
+        with named(self.path):
             alignment = alignment_of(metadata)
-        except GGUFError as error:
-            raise self.fail(error.message) from None
         listed = [self.tensor_info() for _ in range(tensor_count)]
         data_offset = padded(self.at, alignment)
         tensors = self.placed(listed, data_offset, alignment)
