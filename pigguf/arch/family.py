@@ -20,6 +20,7 @@ from pigguf.config import Config, as_json
 from pigguf.errors import CheckpointError, GGUFError, RopeConflict, UnsupportedModel
 from pigguf.metadata import ANOTHER_MAKE, Metadata, array, elements, get, need, shortest_f32, u32
 from pigguf.rope import RopeOverrides, RopeScaling, read_alibi, read_learned, read_rope, rope_from_metadata
+from pigguf.rope.tables import ALIBI_BY_LAYERS
 from pigguf.spec import EPSILON_KEYS, UNTIED, ModelSpec, Norm
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS, above which llama.cpp aborts
@@ -93,7 +94,6 @@ class Family:
         keys: keys of its own, in the config and in the GGUF.
         only: keys that may have but these values, beyond ONLY; None takes all values.
         positions: a rotation, a table of learned positions, or distances (ALiBi).
-        alibi_layers: a model of so many layers has ALiBi in their place.
         rotary: how much of a head is rotated.
         local_base: the sliding layers may be rotated with another base.
         free_head_dim: heads may be of another width than embedding length / heads.
@@ -125,7 +125,6 @@ class Family:
     keys: tuple[KeyRule, ...] = ()
     only: Mapping[str, Allowed | None] = field(default_factory=dict)
     positions: Positions = "rope"
-    alibi_layers: int = 0
     rotary: WholeHead = WHOLE_HEAD
     local_base: bool = False
     free_head_dim: bool = False
@@ -156,6 +155,22 @@ class Family:
     def _hf_name(self, gguf: str) -> str:
         rules = (rule for rule in self.tensors if rule.gguf[0].name == gguf and rule.hf)
         return next((rule.hf[0].name for rule in rules), "")
+
+    def modules(self, *stems: str, parts: int = 1) -> tuple[str, ...]:
+        """The modules of transformers' model that hold weights by these names in a GGUF ("attn_q").
+
+        Args:
+            stems: parts of GGUF names, after "blk.{}." where they are a layer's.
+            parts: how many of a module's last names tell it from others.
+        """
+        rules = [rule for rule in self.tensors if rule.gguf[0].name.endswith(".weight")]
+        named = {
+            ".".join(piece.name.split(".")[-1 - parts : -1]): None
+            for rule in rules
+            if rule.gguf[0].name.split(".")[-2] in stems
+            for piece in rule.hf
+        }
+        return tuple(named)
 
     def drops(self, name: str) -> bool:
         """Whether a checkpoint's tensor is none of the model's weights."""
@@ -202,16 +217,20 @@ class Family:
         """
         overrides = overrides or RopeOverrides()
         keys = self._as_llama(config)
-        if self.positions == "learned":
+        positions = self._positions(self._number(self._keys(config), "num_hidden_layers"))
+        if positions == "learned":
             return read_learned(keys, overrides)
         if overrides.interpolation is not None:
             raise RopeConflict(
                 f"--interpolation {overrides.interpolation}: {self.classes[0]} has no table of positions",
                 "it is for GPT-2, StarCoder and OPT; --rope-factor interpolates positions that are rotations",
             )
-        if self.positions == "alibi":
+        if positions == "alibi":
             return read_alibi(keys, overrides)
         return read_rope(keys, tokenizer_config, overrides, extended, name)
+
+    def _positions(self, layers: int) -> Positions:
+        return "alibi" if ALIBI_BY_LAYERS.get(self.architecture) == layers else self.positions
 
     def _as_llama(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config with Llama's names for what this family calls otherwise, and the defaults in place."""
@@ -250,7 +269,7 @@ class Family:
             if self.kv_heads
             else self._number(keys, "num_key_value_heads", heads),
             head_dim=head_dim,
-            rotary_dim=self.rotary.read(keys, head_dim) if self.positions == "rope" else 0,
+            rotary_dim=self.rotary.read(keys, head_dim) if self._positions(layers) == "rope" else 0,
             vocab_size=self._number(keys, "vocab_size"),
             norm_epsilon=keys.optional(self.epsilon[0], float, self.epsilon[1]),
             rope=rope,
@@ -263,6 +282,13 @@ class Family:
         if self.check is not None:
             self.check(keys, spec)
         return spec
+
+    def with_positions(self, config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
+        """A checkpoint's config.json with the positions of `spec` in place of its own."""
+        said = {self._name(key): value for key, value in spec.rope.config().items()}
+        merged = {**config, **said}
+        self.rotary.write(merged, spec.rotary_dim, spec.head_dim)
+        return merged
 
     def config(self, spec: ModelSpec) -> dict[str, Any]:
         """The config.json of an export, whose weights are bfloat16; token ids are the tokenizer's to add.
@@ -403,8 +429,9 @@ class Family:
         head_dim = number("attention.key_length", width // heads)
         if number("attention.value_length", head_dim) != head_dim:
             raise self._differs("attention.value_length", number("attention.value_length"), head_dim)
-        rotary_dim = number("rope.dimension_count", head_dim) if self.positions == "rope" else 0
-        if rotary_dim != head_dim and self.rotary == WHOLE_HEAD and self.positions == "rope":
+        rotated = self._positions(number("block_count")) == "rope"
+        rotary_dim = number("rope.dimension_count", head_dim) if rotated else 0
+        if rotary_dim != head_dim and self.rotary == WHOLE_HEAD and rotated:
             raise self._differs("rope.dimension_count", rotary_dim, head_dim)
         tokens = elements(metadata, "tokenizer.ggml.tokens")  # llama.cpp takes its length, not vocab_size
         spec = ModelSpec(
@@ -469,7 +496,8 @@ class Family:
             raise error(
                 f"{where}{spec.heads} heads cannot share {spec.kv_heads} key-value heads evenly", hint
             )
-        if self.positions == "rope" and (spec.rotary_dim % 2 or not 0 < spec.rotary_dim <= spec.head_dim):
+        rotated = self._positions(spec.layers) == "rope"
+        if rotated and (spec.rotary_dim % 2 or not 0 < spec.rotary_dim <= spec.head_dim):
             raise error(
                 f"{where}{spec.rotary_dim} of a head's {spec.head_dim} dimensions cannot be rotated in pairs",
                 hint,

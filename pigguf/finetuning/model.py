@@ -24,16 +24,24 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from pigguf.arch import Family
+from pigguf.checkpoint import Checkpoint
 from pigguf.checkpoint.adapter import WEIGHTS
 from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
 from pigguf.errors import DoesNotFit, TrainingError, UsageError
 from pigguf.finetuning.loss import chunked_loss
-from pigguf.finetuning.settings import LORA_MATRICES, FinetuneSettings
+from pigguf.finetuning.settings import FinetuneSettings
+from pigguf.rope import LearnedPositions, RopeScaling
 
 _DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
-_EXTRA_MODULES = {
-    "norms": ("input_layernorm", "post_attention_layernorm", "norm"),
-    "embeddings": ("embed_tokens",),
+# What is trained, by the names of the weights in a GGUF (arch/).
+_ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output")
+_EXTRAS = {
+    "norms": (
+        *("attn_norm", "attn_norm_2", "attn_q_norm", "attn_k_norm", "post_attention_norm"),
+        *("ffn_norm", "post_ffw_norm", "output_norm"),
+    ),
+    "embeddings": ("token_embd",),
 }
 
 
@@ -66,7 +74,7 @@ class TrainedModel:
         with self._computing():
             # Without a mask transformers takes a jump in the positions for the next packed sequence, and
             # cuts attention there.
-            hidden = self._core.model(
+            hidden = self._core.base_model(
                 input_ids=tokens[None],
                 position_ids=positions[None],
                 attention_mask=torch.ones_like(tokens)[None],
@@ -92,13 +100,20 @@ class TrainedModel:
 
 
 def load_model(
-    source: Path, config: dict[str, Any], settings: FinetuneSettings, adapter: Path | None = None
+    source: Path,
+    config: dict[str, Any],
+    family: Family,
+    rope: RopeScaling,
+    settings: FinetuneSettings,
+    adapter: Path | None = None,
 ) -> TrainedModel:
     """Load a checkpoint with another config, and mark what is trained.
 
     Args:
         source: the checkpoint's directory.
-        config: its config.json with the extended window's rope facts.
+        config: its config.json with the extended window's positions.
+        family: what its weights are called.
+        rope: the extended positions; a table of learned ones is resampled.
         adapter: the directory of a LoRA adapter to begin from; by default one that changes nothing.
 
     Raises:
@@ -116,12 +131,15 @@ def load_model(
                 dtype=torch.float32 if settings.method == "full" else _DTYPES[settings.dtype],
                 attn_implementation="sdpa",
                 local_files_only=True,
+                ignore_mismatched_sizes=isinstance(rope, LearnedPositions),
             )
+            if isinstance(rope, LearnedPositions):
+                _resample(model, source, family, rope)
             model = model.to(device)
             if settings.gradient_checkpointing:
                 _enable_checkpointing(model)
             if settings.method == "lora":
-                model = _with_lora(model, settings)
+                model = _with_lora(model, family, settings)
         if adapter is not None:
             _take_over(model, adapter, settings)
     except torch.OutOfMemoryError as error:
@@ -142,14 +160,30 @@ def _enable_checkpointing(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def _with_lora(model: Any, settings: FinetuneSettings) -> Any:
-    modules = [module for extra in settings.train for module in _EXTRA_MODULES[extra]]
+@torch.no_grad()
+def _resample(model: Any, source: Path, family: Family, rope: LearnedPositions) -> None:
+    """Give the table of positions its rows between the old ones; rows for padding stay before them."""
+    (name,) = family.modules("position_embd", parts=5)
+    with Checkpoint.open(source) as checkpoint:
+        tensors = {family.canonical(key): tensor for key, tensor in checkpoint.tensors.items()}
+        old = torch.from_numpy(tensors[f"{name}.weight"].load().astype("float32"))
+    below, part = rope.sources()
+    first = len(old) - rope.original_context
+    lower = torch.from_numpy(below) + first
+    upper = (lower + 1).clamp(max=len(old) - 1)
+    rows = torch.lerp(old[lower].double(), old[upper].double(), torch.from_numpy(part)[:, None])
+    table = model.get_submodule(name)
+    table.weight.copy_(torch.cat([old[:first], rows.float()]))
+
+
+def _with_lora(model: Any, family: Family, settings: FinetuneSettings) -> Any:
+    modules = [module for extra in settings.train for module in family.modules(*_EXTRAS[extra])]
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
-        target_modules=list(LORA_MATRICES),
+        target_modules=list(family.modules(*_ATTENTION, parts=2)),
         modules_to_save=modules or None,
         ensure_weight_tying="embeddings" in settings.train and model.config.tie_word_embeddings,
     )

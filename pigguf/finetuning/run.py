@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ from pigguf.finetuning.data import read_sequences
 from pigguf.finetuning.log import Listener
 from pigguf.finetuning.settings import FinetuneSettings
 from pigguf.progress import SILENT, Progress
-from pigguf.rope import RopeScaling
+from pigguf.rope import RopeOverrides, RopeScaling
 from pigguf.spec import ModelSpec
 from pigguf.tokenizer import read_vocab
 from pigguf.tokenizer.files import NAMES
@@ -116,6 +116,7 @@ def finetune(
     begin_from = None if adapter is None else directory_of(adapter, ADAPTER, progress)
     with Checkpoint.open(source, progress) as checkpoint:
         rope = extended_rope(checkpoint, settings.factor)
+        _refuse_untrained_table(checkpoint, rope, settings)
         spec = _refuse_what_convert_refuses(checkpoint, rope)
         vocab = read_vocab(checkpoint.path, checkpoint.config, spec.vocab_size)
     if begin_from is not None:
@@ -124,10 +125,11 @@ def finetune(
     sequences = read_sequences(paths, checkpoint.path, vocab, length, progress)
     workplace = Workplace(target)
     state = workplace.enter(settings, _fingerprints(checkpoint, paths, begin_from))
-    config = {**checkpoint.config, **rope.config()}
-    model = load_model(checkpoint.path, config, settings, begin_from)
+    family = find_family(checkpoint.config)
+    config = family.with_positions(checkpoint.config, spec)
+    model = load_model(checkpoint.path, config, family, rope, settings, begin_from)
     train(model, sequences, rope.context_length, settings, workplace, state, progress, listen)
-    _write(target, model, checkpoint, rope, settings, workplace)
+    _write(target, model, checkpoint, config, settings, workplace)
     log = tuple(workplace.log())
     shutil.rmtree(workplace.path)
     trained = sum(parameter.numel() for parameter in model.trained.values())
@@ -149,10 +151,13 @@ def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
         UnsupportedModel: they are scaled in a way that is not interpolation.
         RopeConflict: as convert does, or the checkpoint is extended further already.
     """
-    rope = find_family(checkpoint.config).read_positions(checkpoint.config, checkpoint.tokenizer_config)
+    family = find_family(checkpoint.config)
+    rope = family.read_positions(checkpoint.config, checkpoint.tokenizer_config)
+    if rope.kind == "learned":
+        return family.read_positions(checkpoint.config, {}, RopeOverrides(factor))
     if rope.kind not in ("none", "linear"):
         raise UnsupportedModel(
-            f"{checkpoint.path} scales its positions by {rope.kind}",
+            f"{checkpoint.path} has positions of kind {rope.kind}",
             "Position Interpolation starts from positions that are plain, or divided by a factor",
         )
     if rope.factor > factor:
@@ -161,7 +166,7 @@ def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
             f"the factor counts from the original {rope.original_context} tokens",
         )
     window = round(rope.original_context * factor)
-    return RopeScaling("linear", factor, rope.base, rope.original_context, window)
+    return replace(rope, kind="linear", factor=factor, context_length=window, evidence=(), decisions=())
 
 
 def _refuse_what_convert_refuses(checkpoint: Checkpoint, rope: RopeScaling) -> ModelSpec:
@@ -170,6 +175,14 @@ def _refuse_what_convert_refuses(checkpoint: Checkpoint, rope: RopeScaling) -> M
     spec = family.spec(checkpoint.config, rope)
     to_gguf(family, spec, checkpoint.tensors, str(checkpoint.path))
     return spec
+
+
+def _refuse_untrained_table(checkpoint: Checkpoint, rope: RopeScaling, settings: FinetuneSettings) -> None:
+    if rope.kind == "learned" and settings.method == "lora":
+        raise UsageError(
+            f"{checkpoint.path} has a table of learned positions, whose new rows must be trained as a whole",
+            "give --method full: models with such tables are small",
+        )
 
 
 def _refuse_another_adapter(adapter: Path, rope: RopeScaling, settings: FinetuneSettings) -> None:
@@ -220,7 +233,7 @@ def _write(
     target: Path,
     model: TrainedModel,
     checkpoint: Checkpoint,
-    rope: RopeScaling,
+    config: dict[str, Any],
     settings: FinetuneSettings,
     workplace: Workplace,
 ) -> None:
@@ -236,7 +249,7 @@ def _write(
                 f"{target} cannot be written: {error}",
                 f"make room and run the same again: the training is kept in {workplace.path}",
             ) from error
-        write_json(directory / "config.json", {**checkpoint.config, **rope.config()})
+        write_json(directory / "config.json", config)
         write_json(directory / "training.json", settings.as_data())
         shutil.copyfile(workplace.log_file, directory / workplace.log_file.name)
         if settings.method == "full":

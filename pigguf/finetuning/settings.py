@@ -12,8 +12,6 @@ Method = Literal["full", "lora"]
 Extra = Literal["norms", "embeddings"]
 Schedule = Literal["constant", "cosine"]
 
-LORA_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")
-
 # A run may be gone on with other values of these: they do not change what was done so far.
 CHANGEABLE = ("steps", "learning_rate", "every")
 

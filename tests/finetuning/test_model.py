@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,9 @@ import torch
 from tiny import FAMILIES, make_checkpoint
 from transformers import AutoModelForCausalLM
 
+from pigguf.arch import find_family
 from pigguf.checkpoint import Checkpoint
-from pigguf.finetuning.model import load_model
+from pigguf.finetuning.model import TrainedModel, load_model
 from pigguf.finetuning.run import extended_rope
 from pigguf.finetuning.settings import FinetuneSettings
 
@@ -19,7 +19,7 @@ SETTINGS = FinetuneSettings(4, method="full", dtype="f32", device="cpu")
 POSITIONS = torch.cat([torch.arange(10, 30), torch.arange(200, 220)])  # one jump, past the toy's 64
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+@pytest.fixture(scope="module", params=[*sorted(FAMILIES), "olmo2", "stablelm"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("model") / request.param, request.param)
 
@@ -27,10 +27,14 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def trained_loss(
     path: Path, settings: FinetuneSettings, tokens: torch.Tensor, first: int = 1
 ) -> torch.Tensor:
+    return loaded(path, settings).loss(tokens, POSITIONS, torch.arange(len(tokens)) >= first)
+
+
+def loaded(path: Path, settings: FinetuneSettings) -> TrainedModel:
     with Checkpoint.open(path) as checkpoint:
-        config = {**checkpoint.config, **extended_rope(checkpoint, settings.factor).config()}
-    model = load_model(path, config, settings)
-    return model.loss(tokens, POSITIONS, torch.arange(len(tokens)) >= first)
+        family, rope = find_family(checkpoint.config), extended_rope(checkpoint, settings.factor)
+        config = family.with_positions(checkpoint.config, family.spec(checkpoint.config, rope))
+    return load_model(path, config, family, rope, settings)
 
 
 def reference_loss(path: Path, tokens: torch.Tensor, positions: torch.Tensor, first: int = 1) -> torch.Tensor:
@@ -75,6 +79,5 @@ def test_bf16_is_close_and_trained_weights_stay_float32(tmp_path: Path) -> None:
         assert float(trained_loss(path, lora, tokens)) == pytest.approx(
             float(trained_loss(path, SETTINGS, tokens)), rel=0.02
         )
-    config = json.loads((path / "config.json").read_text())
-    model = load_model(path, config, lora)
+    model = loaded(path, lora)
     assert {parameter.dtype for parameter in model.trained.values()} == {torch.float32}
