@@ -212,7 +212,11 @@ BAD_CONFIGS: list[tuple[dict[str, Any], type[PigError], list[str]]] = [
     ({"num_hidden_layers": "two"}, CheckpointError, ["num_hidden_layers", "two"]),
     ({"rms_norm_eps": -1e-5}, CheckpointError, ["rms_norm_eps"]),
     ({"hidden_act": "gelu"}, UnsupportedModel, ["hidden_act", "gelu"]),
-    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, UnsupportedModel, ["yarn"]),
+    (
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}},
+        UnsupportedModel,
+        ["rope_parameters.truncate", "false"],
+    ),
     ({"rope_parameters": {"rope_type": "wobbly", "factor": 4.0}}, UnsupportedModel, ["wobbly"]),
     (
         {"rope_scaling": {"type": "linear", "factor": 8.0}},
