@@ -41,7 +41,10 @@ from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
 )
 @type_option(default=DEFAULT_TYPE)
 @click.option(
-    "--rope-factor", type=float, metavar="F", help="Positions are divided by F, whatever the checkpoint says."
+    "--rope-factor",
+    type=float,
+    metavar="F",
+    help="The scaling factor, whatever the checkpoint says; 1: none.",
 )
 @click.option(
     "--original-context", type=click.IntRange(min=1), metavar="N", help="The window the model was trained at."
