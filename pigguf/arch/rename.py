@@ -77,7 +77,7 @@ def to_hf(family: Family, spec: ModelSpec, tensors: Mapping[str, TensorRef], sou
     left = dict(tensors)
     for wanted in _position_tensors(spec):
         found = _taken(NamedShape(wanted.name, wanted.shape), None, left, {}, source)
-        if not np.array_equal(found.load(), wanted.load()):
+        if not np.allclose(found.load(), wanted.load(), rtol=1e-6, atol=0):  # powers differ by last places
             raise InvalidTensor(
                 f"{source}: {wanted.name} is not what the positions make it", spec.rope.explain()
             )
@@ -258,6 +258,8 @@ def _transposed(tensor: TensorRef) -> TensorRef:
 def _changed(tensor: TensorRef, change: Change) -> TensorRef:
     def read(start: int, stop: int) -> Array:
         rows = tensor.read(start, stop).astype(np.float32)
+        if change.unit:  # as torch.nn.functional.normalize
+            rows /= np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
         if change.scale != 1.0:
             rows *= np.float32(change.scale)
         if change.add != 0.0:
