@@ -438,7 +438,7 @@ def test_a_full_disk_is_an_error_that_harms_nothing(
 def test_kill_minus_nine_in_the_middle_leaves_nothing(checkpoint: Path) -> None:
     (checkpoint.parent / "model.gguf").write_bytes(b"precious")
     deadly = (
-        "import pigguf.files as f; f.AtomicFile.publish = lambda self: os.kill(os.getpid(), signal.SIGKILL)"
+        "import pigguf.files as f; f.AtomicFile.settle = lambda self: os.kill(os.getpid(), signal.SIGKILL)"
     )
     finished = run_limited(checkpoint, deadly)
     assert finished.returncode == -signal.SIGKILL
