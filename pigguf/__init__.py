@@ -29,6 +29,7 @@ _HOMES = {
     "inspect": "pigguf.verbs.inspect",
     "repair": "pigguf.verbs.repair",
     "diff": "pigguf.verbs.diff",
+    "verify": "pigguf.verbs.against",
     "open_model": "pigguf.local",
     "evaluate": "pigguf.evals",
     "LocalModel": "pigguf.local",
@@ -49,6 +50,7 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "inspect",
     "repair",
     "diff",
+    "verify",
     "open_model",
     "LocalModel",
     "evaluate",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from pigguf.local import LocalModel, open_model
     from pigguf.progress import Progress
     from pigguf.rope import RopeOverrides
+    from pigguf.verbs.against import verify
     from pigguf.verbs.convert import ConversionResult, convert
     from pigguf.verbs.diff import diff
     from pigguf.verbs.export import export

@@ -19,6 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
     ("chat", "local", "chat_format", "text", "evals", "finetuning"),
     ("verbs",),
+    ("reference",),
     ("engine",),
     ("checkpoint", "tokenizer", "quantization"),
     ("gguf_file",),
@@ -35,8 +36,8 @@ HEIGHT = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in ro
 HOMES = {
     "gguf": {"gguf_file"},
     "llama_cpp": {"engine"},
-    "torch": {"checkpoint", "finetuning"},
-    "transformers": {"finetuning"},
+    "torch": {"checkpoint", "finetuning", "reference"},
+    "transformers": {"finetuning", "reference"},
     "huggingface_hub": {"checkpoint"},
     "peft": {"finetuning"},
     "rouge_score": {"evals"},

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("pigguf.cli.inspect", "Say what a GGUF file holds: window, rope, types, memory."),
     "repair": ("pigguf.cli.repair", "Find what is wrong with a GGUF's positions, and mend its keys."),
     "diff": ("pigguf.cli.diff", "Compare two GGUF files, key by key and tensor by tensor."),
+    "verify": ("pigguf.cli.verify", "Say whether a GGUF is the checkpoint it is said to be."),
     "export": ("pigguf.cli.export", "Turn a GGUF file back into a Hugging Face checkpoint."),
     "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),

@@ -1,0 +1,197 @@
+"""`pigguf verify`: whether a GGUF is the checkpoint that it is said to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pigguf.cli import exit_codes, render
+from pigguf.cli.options import PATH, SOURCE, json_option
+from pigguf.verbs.against import TOKENS, Depth, Discrepancy, Part, Predictions, Verification, verify
+
+_SHOWN = 20  # differences; --json has them all
+
+
+def _depths(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    if not all(depth.strip().isdecimal() for depth in value.split(",")):
+        raise click.BadParameter(f"{value!r} is not a list of tokens such as 512,2048", ctx, parameter)
+    return [int(depth) for depth in value.split(",")]
+
+
+@click.command()
+@click.argument("path", metavar="FILE", type=PATH)
+@click.option(
+    "--against",
+    "source",
+    type=SOURCE,
+    required=True,
+    metavar="SOURCE",
+    help="The checkpoint: a directory, or OWNER/NAME on a hub.",
+)
+@click.option(
+    "--text",
+    type=PATH,
+    metavar="PATH",
+    help="UTF-8 text to read.  [default: samples in many languages, and code]",
+)
+@click.option(
+    "--depths",
+    callback=_depths,
+    metavar="N,N,...",
+    help="Where to compare predictions, in tokens.  [default: at a quarter, a half and the end of the "
+    "original window, and a half and the end of the extended one]",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=TOKENS,
+    show_default=True,
+    metavar="N",
+    help="Without --depths, read so many tokens at most.",
+)
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    path: Path,
+    source: str,
+    text: Path | None,
+    depths: list[int] | None,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Say whether the GGUF file FILE, whoever made it, is the checkpoint SOURCE, at depth too.
+
+    Its keys and tensors are compared with what convert would write, its tokens with those of the
+    checkpoint's own tokenizer, its weights with the checkpoint's but for what their types round, and
+    its predictions of a text with those of transformers, which computes the checkpoint in float32:
+    four bytes of memory a weight. How far predictions may be apart, as KL divergence in nats,
+    depends on the types. transformers is in the extra pigguf[verify].
+
+    \b
+    Exit codes, beyond those of every command:
+        0  it is, or is but for its quantization
+        3  nothing differs, but transformers cannot compute the checkpoint
+       15  it is not
+
+    \b
+    Examples:
+      pigguf verify model-Q4_K_M.gguf --against ./longchat-7b-16k --text novel.txt
+      pigguf verify model.gguf --against ./model --depths 512,4096,16384 --json | jq .predictions
+    """
+    found = verify(
+        path, source, text=text, depths=depths, tokens=tokens, progress=render.progress(keep=False)
+    )
+    if as_json:
+        render.json(_as_data(found))
+    else:
+        _show(found)
+    if found.verdict == "different":
+        ctx.exit(exit_codes.FOUND.code)
+    if found.verdict == "not compared":
+        ctx.exit(exit_codes.MODEL.code)
+
+
+def _show(found: Verification) -> None:
+    render.facts(
+        [
+            ("file", f"{found.file}, weights of {found.predictions.type}"),
+            ("source", found.source),
+            ("structure", _part(found.structure)),
+            ("tokenizer", _part(found.tokenizer)),
+            ("weights", _part(found.weights, "tensors")),
+            ("predictions", _predictions(found.predictions, found.context_length)),
+            ("verdict", found.verdict),
+        ]
+    )
+    _list("differs", found.differences)
+    _list("notes", found.notes)
+    if found.predictions.depths:
+        click.echo()
+        headers = ["depth", "tokens", "mean KL", "at most", "same top, %", "log p, file", "log p, source", ""]
+        render.table(headers, map(_row, found.predictions.depths), right=headers[:-1])
+
+
+def _list(title: str, discrepancies: Iterable[Discrepancy]) -> None:
+    rows = [(found.what, found.told) for found in discrepancies]
+    if rows:
+        click.echo()
+        more = [("...", f"{len(rows) - _SHOWN:,} more: --json has them all")] if len(rows) > _SHOWN else []
+        render.facts(rows[:_SHOWN] + more, title)
+
+
+def _part(part: Part, what: str = "facts") -> str:
+    notes = f", notes: {len(part.notes):,}" if part.notes else ""
+    if part.differences:
+        return f"different: {len(part.differences):,} of {part.compared:,} {what}{notes}"
+    return f"same: {part.compared:,} {what}{notes}"
+
+
+def _predictions(found: Predictions, window: int) -> str:
+    if found.refused:
+        return f"not compared: {found.refused}"
+    deepest = found.depths[-1].depth
+    seen = f"of {found.text}, to {deepest:,} tokens of a window of {window:,}"
+    if found.breaks_at is not None:
+        return f"different from depth {found.breaks_at:,} on, {seen}"
+    return f"{found.verdict}, {seen}"
+
+
+def _row(depth: Depth) -> tuple[str, ...]:
+    return (
+        f"{depth.depth:,}",
+        f"{depth.tokens}",
+        f"{depth.divergence:.3g}",
+        f"{depth.limit:.3g}",
+        f"{100 * depth.same_top:.1f}",
+        f"{depth.log_p:.3f}",
+        f"{depth.source_log_p:.3f}",
+        "" if depth.holds else "too far",
+    )
+
+
+def _as_data(found: Verification) -> dict[str, Any]:
+    predictions = found.predictions
+    return {
+        "file": str(found.file),
+        "source": found.source,
+        "verdict": found.verdict,
+        "context_length": found.context_length,
+        "structure": _part_data(found.structure),
+        "tokenizer": _part_data(found.tokenizer),
+        "weights": _part_data(found.weights),
+        "predictions": {
+            "verdict": predictions.verdict,
+            "refused": predictions.refused or None,
+            "type": predictions.type,
+            "text": predictions.text,
+            "breaks_at": predictions.breaks_at,
+            "depths": [
+                {
+                    "depth": depth.depth,
+                    "tokens": depth.tokens,
+                    "mean_kl": depth.divergence,
+                    "limit": depth.limit,
+                    "holds": depth.holds,
+                    "same_top": depth.same_top,
+                    "log_p": depth.log_p,
+                    "source_log_p": depth.source_log_p,
+                }
+                for depth in predictions.depths
+            ],
+        },
+    }
+
+
+def _part_data(part: Part) -> dict[str, Any]:
+    return {
+        "verdict": part.verdict,
+        "compared": part.compared,
+        "differences": [{"what": found.what, "told": found.told} for found in part.differences],
+        "notes": [{"what": found.what, "told": found.told} for found in part.notes],
+    }
