@@ -6,6 +6,7 @@ first arranges promises and only then reads them, a bounded slab of rows at a ti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class TensorRef:
 
     @property
     def rows(self) -> int:
-        return self.shape[0] if len(self.shape) == 1 else int(np.prod(self.shape[:-1], dtype=np.int64))
+        return self.shape[0] if len(self.shape) == 1 else math.prod(self.shape[:-1])
 
     @property
     def row_elements(self) -> int:
@@ -53,10 +54,13 @@ class TensorRef:
         return self.rows * self.row_elements
 
     def slabs(self, max_elements: int) -> Iterator[tuple[int, int]]:
-        """Row ranges that cover the tensor, none with more than max_elements unless one group is."""
+        """Row ranges that cover the tensor, none with more than max_elements unless one group is.
+
+        A tensor without elements has none, however many rows it says it has.
+        """
         groups = max(1, max_elements // max(1, self.row_elements * self.row_group))
         step = groups * self.row_group
-        for start in range(0, self.rows, step):
+        for start in range(0, self.rows if self.elements else 0, step):
             yield start, min(start + step, self.rows)
 
     def equals(self, other: TensorRef) -> bool:

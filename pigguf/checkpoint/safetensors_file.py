@@ -8,15 +8,18 @@ the model; positioned reads keep it flat.
 from __future__ import annotations
 
 import json
+import math
 import os
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from pigguf.checkpoint.safetensors_header import header_members
 from pigguf.errors import CheckpointError
 from pigguf.files import atomic_write, download_hint, read_exactly, unreadable
 from pigguf.parallel import computed_ahead
@@ -24,6 +27,7 @@ from pigguf.progress import SILENT, Progress, stage
 from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_ELEMENTS, MAX_AXES = 2**40, 32  # no tensor is larger, and numpy has no more axes
 
 # dtype -> (bytes of an element, numpy's dtype where values can be read)
 _DTYPES: dict[str, tuple[int, Any]] = {
@@ -43,6 +47,15 @@ _DTYPES: dict[str, tuple[int, Any]] = {
     "F8_E4M3": (1, ml_dtypes.float8_e4m3fn),
     "F8_E5M2": (1, ml_dtypes.float8_e5m2),
 }
+
+
+class Entry(NamedTuple):
+    """One tensor, as a header describes it: `begin` and `end` are bytes of the data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
 
 class SafetensorsFile:
@@ -78,15 +91,14 @@ class SafetensorsFile:
 
     def _read_tensors(self) -> dict[str, TensorRef]:
         size = os.fstat(self._descriptor).st_size
-        header, data_start = self._header(size)
+        entries, data_start = self._header(size)
         tensors: dict[str, TensorRef] = {}
         expected = 0
-        for name, entry in sorted(header.items(), key=lambda item: _begin(self.path, *item)):
-            dtype, shape, begin, end = _checked(self.path, name, entry)
-            if begin != expected:
-                raise self._lies(f"{name} begins at byte {begin} of the data, not {expected}")
-            expected = end
-            tensors[name] = self._promise(name, dtype, shape, data_start + begin)
+        for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+            if entry.begin != expected:
+                raise self._lies(f"{name} begins at byte {entry.begin} of the data, not {expected}")
+            expected = entry.end
+            tensors[name] = self._promise(name, entry.dtype, entry.shape, data_start + entry.begin)
         if data_start + expected != size:
             raise CheckpointError(
                 f"{self.path} is {size} bytes long, but its header describes {data_start + expected}",
@@ -94,7 +106,7 @@ class SafetensorsFile:
             )
         return tensors
 
-    def _header(self, size: int) -> tuple[dict[str, Any], int]:
+    def _header(self, size: int) -> tuple[dict[str, Entry], int]:
         if size < 8:
             raise self._lies(f"{size} bytes cannot hold a header")
         beginning = os.pread(self._descriptor, 64, 0)
@@ -106,14 +118,15 @@ class SafetensorsFile:
             )
         raw = bytearray(length)
         read_exactly(self._descriptor, memoryview(raw), 8, self.path)
+        entries: dict[str, Entry] = {}
         try:
-            header = json.loads(raw)
+            for name, entry in header_members(raw):
+                if name in entries:
+                    raise self._lies(f"it describes {name} twice")
+                entries[name] = _checked(self.path, name, entry)
         except (ValueError, RecursionError) as error:
-            raise self._lies(f"it is not JSON ({error})") from error
-        if not isinstance(header, dict):
-            raise self._lies("it is not an object")
-        header.pop("__metadata__", None)
-        return header, 8 + length
+            raise self._lies(str(error)) from error
+        return entries, 8 + length
 
     def _promise(self, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> TensorRef:
         element_bytes, numpy_dtype = _DTYPES[dtype]
@@ -138,34 +151,32 @@ class SafetensorsFile:
         )
 
 
-def _begin(path: Path, name: str, entry: Any) -> int:
-    return _checked(path, name, entry)[2]
-
-
-def _checked(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """dtype, shape and byte range of one header entry, sure to fit each other."""
+def _checked(path: Path, name: str, entry: Any) -> Entry:
+    """One entry of a header, sure to fit itself."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        numbers = (*shape, begin, end)
-        sound = all(type(number) is int and number >= 0 for number in numbers)
+        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        sound = sound and isinstance(dtype, str) and len(shape) <= MAX_AXES
+        sound = sound and math.prod(max(number, 1) for number in shape) <= MAX_ELEMENTS
     except (TypeError, KeyError, ValueError):
         sound = False
     if not sound:
         raise CheckpointError(
-            f"{path}: the safetensors header lies: {name} is described as {entry!r}", "download it again"
+            f"{path}: the safetensors header lies: {name} is described as {reprlib.repr(entry)}",
+            "download it again",
         )
     if dtype not in _DTYPES:
         raise CheckpointError(
-            f"{path}: {name} has the unknown dtype {dtype!r}", f"known are {', '.join(_DTYPES)}"
+            f"{path}: {name} has the unknown dtype {dtype[:40]!r}", f"known are {', '.join(_DTYPES)}"
         )
-    expected = _DTYPES[dtype][0] * int(np.prod([float(n) for n in shape]))
+    expected = _DTYPES[dtype][0] * math.prod(shape)
     if end - begin != expected:
         raise CheckpointError(
             f"{path}: the safetensors header lies: {name} {dtype} {list(shape)} takes {expected} bytes, "
             f"not {end - begin}",
             "the file is damaged: download it again",
         )
-    return dtype, shape, begin, end
+    return Entry(dtype, shape, begin, end)
 
 
 def write_safetensors(
