@@ -3,17 +3,23 @@
     with Checkpoint.open("path/to/checkpoint") as checkpoint:
         checkpoint.config["max_position_embeddings"], checkpoint.tensors["lm_head.weight"].shape
 
-A checkpoint is a directory as transformers saves it: config.json, safetensors in one file or in
-shards with an index, and the tokenizer's files. A hub's name, OWNER/NAME@REVISION, stands for
-what is fetched from there. Nothing is loaded before it is read, and tensors
-are read in rows with positioned reads, not mapped, so that memory stays flat.
+A checkpoint is a directory with a tokenizer's files and, in one of these forms, weights and a config:
+
+    safetensors_file.py   config.json with safetensors, in one file or in shards with an index (weights.py)
+    torch_file.py         the same with pytorch_model.bin, whose pickles run no code
+    meta.py               Meta's params.json with consolidated.*.pth, whose pieces are joined
+    float8.py             matrices of eight bits with scales beside them become numbers again
+
+A hub's name, OWNER/NAME@REVISION, stands for what is fetched from there. Nothing is loaded before it is
+read, and tensors are read in rows with positioned reads, not mapped, so that memory stays flat.
 
     with Adapter.open("path/to/adapter") as adapter:
         tensors = with_adapter(checkpoint, adapter)
 
 An adapter is a directory as PEFT saves it (LoRA); its tensors may be in a .bin of torch's.
 
-Left out, and refused with a reason: checkpoints in torch's .bin files.
+Left out, and refused with a reason: weights quantized in other ways (GPTQ, AWQ, bitsandbytes, ...), and
+adapters for more tokens than their base has.
 """
 
 from __future__ import annotations

@@ -145,8 +145,19 @@ def _refuse_shape(
         raise InvalidTensor(
             f"{adapter.path}: {names} is for a tensor of shape {list(shape)}, but {tensor.name} of "
             f"{checkpoint.path} has {list(tensor.shape)}",
-            _another_base(adapter),
+            _more_tokens(shape, tensor) or _another_base(adapter),
         )
+
+
+def _more_tokens(shape: tuple[int, ...], tensor: TensorRef) -> str | None:
+    """What to do where tokens were added before the adapter was trained, as LongLoRA adds [PAD]."""
+    of_tokens = "embed" in tensor.name or "lm_head" in tensor.name
+    if not of_tokens or shape[1:] != tensor.shape[1:] or shape[0] < tensor.shape[0]:
+        return None
+    return (
+        f"tokens were added before the training: give them to the base too, with transformers' "
+        f"resize_token_embeddings({shape[0]}) and the tokenizer that was trained with, and save that"
+    )
 
 
 def _updated(tensor: TensorRef, update: LowRank) -> TensorRef:
