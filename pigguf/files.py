@@ -24,6 +24,7 @@ from typing import Any
 from pigguf.errors import OutputError, ReadError
 
 _WRITE_BACK_BYTES = 64 << 20  # the disk begins this far behind, so that the last fsync is short
+_COPY_BACK_BYTES = 256 << 20  # the same behind a copy, which a busy disk would only hold up
 _COPY_BYTES = 64 << 20  # copied by one call, between two words of progress
 _BLOCK_BYTES = 4096  # of a file system
 _READ_BYTES = 4 << 20  # where a copy goes through our own memory
@@ -208,7 +209,7 @@ class AtomicFile:
         while view:
             written = os.write(self._descriptor, view)
             view = view[written:]
-            self._written(written)
+            self._written(written, _WRITE_BACK_BYTES)
 
     def copy(self, source: Path, start: int, count: int, advance: Callable[[int], None]) -> None:
         """Append `count` bytes of another file, from `start` on, without bringing them here where possible.
@@ -231,7 +232,7 @@ class AtomicFile:
                 piece = min(count, -start % _BLOCK_BYTES or _COPY_BYTES)  # whole blocks as soon as may be
                 done = self._copy_piece(descriptor, source, start, piece)
                 start, count = start + done, count - done
-                self._written(done)
+                self._written(done, _COPY_BACK_BYTES)
                 advance(done)
         finally:
             os.close(descriptor)
@@ -251,10 +252,10 @@ class AtomicFile:
         read_exactly(descriptor, buffer, start, source)
         return os.write(self._descriptor, buffer)
 
-    def _written(self, count: int) -> None:
-        """Let the disk begin, far enough behind."""
+    def _written(self, count: int, interval: int) -> None:
+        """Let the disk begin, so far behind."""
         self._behind += count
-        if self._behind >= _WRITE_BACK_BYTES and (self._flush is None or self._flush.done()):
+        if self._behind >= interval and (self._flush is None or self._flush.done()):
             self._behind = 0
             self._flush = self._flusher.submit(os.fsync, self._descriptor)
 
