@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from meta_pieces import as_meta
 from safetensors.numpy import load_file
-from tiny import make_checkpoint
+from tiny import edit_config, make_checkpoint
 
 import pigguf
 from pigguf.checkpoint import Checkpoint
@@ -143,6 +143,15 @@ def test_llama_3_1s_scaling_is_told_with_the_factor_that_meta_gave_the_model(lla
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 8192,
         }
+
+
+def test_llama_3_1s_scaling_is_written_as_from_transformers_form(llama: Path) -> None:
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 8192}  # fmt: skip
+    edit_config(llama, rope_parameters=..., rope_theta=500000.0, rope_scaling=scaling)
+    wanted = gguf(llama, context=131072)
+    as_meta(llama, 2, embedding_rows=True, rope_theta=500000.0, use_scaled_rope=True, rope_scaling_factor=8)
+    assert gguf(llama, context=131072) == wanted
 
 
 def test_a_config_beside_the_pieces_says_the_rest_and_must_not_contradict(llama: Path) -> None:
