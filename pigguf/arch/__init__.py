@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pigguf.arch.baichuan import BAICHUAN
 from pigguf.arch.bloom import BLOOM
 from pigguf.arch.command_r import COMMAND_R
 from pigguf.arch.falcon import FALCON
@@ -76,6 +77,7 @@ FAMILIES: tuple[Family, ...] = (
     SMOLLM3,
     STABLELM,
     INTERNLM2,
+    BAICHUAN,
 )
 
 

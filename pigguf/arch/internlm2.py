@@ -10,21 +10,19 @@ from __future__ import annotations
 from pigguf.arch.family import NOT_COMPUTED, TIED, Family
 from pigguf.arch.table import (
     INNER,
-    KEYS,
     QKV,
     QUERIES,
+    SEPARATE_QKV,
     VOCAB,
     WIDTH,
     Piece,
     Rows,
     TensorRule,
     grouped_qkv,
-    key_heads,
     linear,
-    neighbours,
     norm,
     output,
-    query_heads,
+    rotated_qkv,
     tensor,
 )
 from pigguf.config import Config
@@ -35,13 +33,7 @@ LAYER = "model.layers.{}"
 
 
 def _rows(spec: ModelSpec) -> Rows:
-    """All queries, all keys, all values, and rotated heads in the order of llama.cpp's pairs."""
-    rows = grouped_qkv(spec)
-    queries = spec.heads * spec.head_dim
-    keys = queries + spec.kv_heads * spec.head_dim
-    rows[:queries] = rows[:queries][neighbours(query_heads)(spec)]
-    rows[queries:keys] = rows[queries:keys][neighbours(key_heads)(spec)]
-    return rows
+    return grouped_qkv(spec)[rotated_qkv(spec)]
 
 
 def _check(keys: Config, spec: ModelSpec) -> None:
@@ -58,11 +50,7 @@ INTERNLM2 = Family(
         norm(f"{LAYER}.attention_norm", "blk.{}.attn_norm"),
         TensorRule(
             (Piece(f"{LAYER}.attention.wqkv.weight", (QKV, WIDTH)),),
-            (
-                Piece("blk.{}.attn_q.weight", (QUERIES, WIDTH)),
-                Piece("blk.{}.attn_k.weight", (KEYS, WIDTH)),
-                Piece("blk.{}.attn_v.weight", (KEYS, WIDTH)),
-            ),
+            SEPARATE_QKV,
             order=_rows,
         ),
         *linear(f"{LAYER}.attention.wo", "blk.{}.attn_output", WIDTH, QUERIES, None),

@@ -7,7 +7,7 @@ reads both ways:
     the order of rows   row i of the GGUF's tensors, laid one behind another, is row order[i] of the
                         checkpoint's: heads rotated in another manner, queries, keys and values in one
                         matrix or in three, experts in one tensor or in many
-    the values          x * scale + add
+    the values          x * scale + add, or rows made as long as 1
     the axes            a matrix that is kept the other way round
 
 Left out: applying rules (rename.py).
@@ -69,11 +69,23 @@ class Piece(NamedTuple):
     shape: tuple[str, ...]
 
 
+SEPARATE_QKV = (
+    Piece("blk.{}.attn_q.weight", (QUERIES, WIDTH)),
+    Piece("blk.{}.attn_k.weight", (KEYS, WIDTH)),
+    Piece("blk.{}.attn_v.weight", (KEYS, WIDTH)),
+)
+
+
 class Change(NamedTuple):
-    """What becomes of values on the way to a GGUF: x * scale + add, in float32."""
+    """What becomes of values on the way to a GGUF: x * scale + add, in float32.
+
+    `unit`: rows are divided by their length first. That has no way back, and needs none: a checkpoint
+    whose code does so computes the same from rows of length 1.
+    """
 
     scale: float = 1.0
     add: float = 0.0
+    unit: bool = False
 
 
 SAME = Change()
@@ -205,6 +217,14 @@ def grouped_qkv(spec: ModelSpec) -> Rows:
     groups = rows.reshape(spec.kv_heads, queries + 2, spec.head_dim)
     parts = (groups[:, :queries], groups[:, queries], groups[:, queries + 1])
     return np.concatenate([part.reshape(-1) for part in parts])
+
+
+def rotated_qkv(spec: ModelSpec) -> Rows:
+    """All queries, keys and values one behind another: `neighbours` of the first two."""
+    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    of_keys = queries + neighbours(key_heads)(spec)
+    values = np.arange(queries + keys, queries + 2 * keys, dtype=np.int64)
+    return np.concatenate([neighbours(query_heads)(spec), of_keys, values])
 
 
 def _of_heads(head: Rows, count: int) -> Rows:

@@ -167,6 +167,8 @@ UNROTATED: Mapping[str, tuple[str, type[RopeScaling]]] = {
     "bloom": ("alibi", AlibiPositions),
     "mpt": ("alibi", AlibiPositions),
 }
+# Graphs that rotate, but not in models of so many layers, which have ALiBi (src/models/baichuan.cpp).
+ALIBI_BY_LAYERS: Mapping[str, int] = {"baichuan": 40}
 
 
 def unrotated_from_metadata(metadata: Metadata, architecture: str) -> RopeScaling | None:
@@ -175,9 +177,14 @@ def unrotated_from_metadata(metadata: Metadata, architecture: str) -> RopeScalin
     Raises:
         GGUFError: it gives no window.
     """
-    if architecture not in UNROTATED:
+    if architecture in UNROTATED:
+        kind, positions = UNROTATED[architecture]
+    elif architecture in ALIBI_BY_LAYERS and (
+        need(metadata, f"{architecture}.block_count", int) == ALIBI_BY_LAYERS[architecture]
+    ):
+        kind, positions = "alibi", AlibiPositions
+    else:
         return None
-    kind, positions = UNROTATED[architecture]
     context = _gguf_window(metadata, architecture)
     return positions(kind, 1.0, DEFAULT_BASE, context, context)
 
