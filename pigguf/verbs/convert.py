@@ -204,7 +204,8 @@ def plan_conversion(
         **(scheme.matrix.metadata() if scheme.matrix else {}),
     }
     size = file_bytes(metadata, tensors)
-    notes = checkpoint.notes + vocab.notes
+    left_out = (family.leaves_out,) if family.leaves_out else ()
+    notes = checkpoint.notes + left_out + vocab.notes
     return ConversionPlan(name, spec, vocab, scheme, choices, metadata, tensors, size, facts, notes)
 
 
