@@ -181,6 +181,20 @@ def in_float8(checkpoint: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
+def test_the_real_model_is_its_checkpoint_and_with_another_base_is_not(
+    smollm2_gguf: Path, smollm2_checkpoint: Path, novel: str, tmp_path: Path
+) -> None:
+    text, wrong = tmp_path / "novel.txt", tmp_path / "wrong.gguf"
+    text.write_text(novel)
+    found = pigguf.verify(smollm2_gguf, smollm2_checkpoint, text=text, depths=[256, 1024])
+    assert found.verdict == "same but for its quantization"
+    pigguf.repair(smollm2_gguf, wrong, set={"llama.rope.freq_base": "10000"})
+    found = pigguf.verify(wrong, smollm2_checkpoint, text=text, depths=[256, 1024])
+    assert differing(found) == {"llama.rope.freq_base"}
+    assert found.predictions.breaks_at == 256
+
+
 # ---- wrong files ---------------------------------------------------------------------------------------
 
 TYPES = ("F32", "F16", "Q8_0", "Q4_K_M")
@@ -222,7 +236,7 @@ def permuted(state: dict[str, np.ndarray[Any, Any]]) -> None:
 def tuned(state: dict[str, np.ndarray[Any, Any]]) -> None:
     noise = np.random.default_rng(3)
     for values in state.values():
-        values += 0.3 * values.std() * noise.standard_normal(values.shape).astype(np.float32)
+        values += 0.1 * values.std() * noise.standard_normal(values.shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -239,7 +253,8 @@ def test_other_weights_under_the_same_header_are_another_model(
     assert found.verdict == "different"
     query = "blk.0.attn_q.weight"
     assert differing(found) == {query} if edit is permuted else {query} < differing(found)
-    assert found.predictions.breaks_at is not None or (edit is permuted and type == "Q4_K_M")
+    if type != "Q4_K_M":  # of which predictions are as far off by themselves
+        assert found.predictions.breaks_at is not None
 
 
 def test_another_tokenizer_of_the_same_size_is_another_model(checkpoint: Path, tmp_path: Path) -> None:

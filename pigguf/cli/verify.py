@@ -11,7 +11,9 @@ import click
 from pigguf.cli import exit_codes, render
 from pigguf.cli.options import PATH, SOURCE, json_option
 from pigguf.verbs.against import TOKENS, Depth, Discrepancy, Part, Predictions, Verification, verify
+from pigguf.verbs.lint import POSITION_KEYS
 
+_POSITION_KEYS = tuple(f".{key}" for key in POSITION_KEYS)
 _SHOWN = 20  # differences; --json has them all
 
 
@@ -111,6 +113,8 @@ def _show(found: Verification) -> None:
     )
     _list("differs", found.differences)
     _list("notes", found.notes)
+    if any(difference.what.endswith(_POSITION_KEYS) for difference in found.structure.differences):
+        render.note(f"hint: `pigguf repair {found.file}` tells what would mend its positions")
     if found.predictions.depths:
         click.echo()
         headers = ["depth", "tokens", "mean KL", "at most", "same top, %", "log p, file", "log p, source", ""]

@@ -72,6 +72,7 @@ def test_another_model_exits_with_what_differs_and_where(
     assert "1 in the file, 4 by the checkpoint" in done.stdout
     assert "'Wilbur' in the file, 'piglet' by the checkpoint" in done.stdout
     assert done.stdout.count("too far") == 2
+    assert done.stderr == f"hint: `pigguf repair {wrong}` tells what would mend its positions\n"
 
 
 def test_json_has_it_all(checkpoint: Path, gguf: Path, run: Callable[..., Done], tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _told(what: str, got: Any, wanted: Any) -> Discrepancy:
 
 def _shown(value: Any) -> str:
     if value is None:
-        return "absent"
+        return "nothing"
     text = f"{value:g}" if isinstance(value, float) else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
