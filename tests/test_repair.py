@@ -103,14 +103,6 @@ BROKEN: dict[str, tuple[list[str], Changes]] = {
             "general.name": string("Piglet 1B 8k"),
         },
     ),
-    "factor missing, a known recipe in the base model's name": (
-        ["factor-missing"],
-        {
-            **UNSCALED,
-            f"{SCALING}.original_context_length": None,
-            "general.base_model.0.name": string("pig-superhot-8k"),
-        },
-    ),
     "factor inverted": (["factor-inverted"], {f"{SCALING}.factor": f32(1 / FACTOR)}),
     "type missing": (["no-type"], {f"{SCALING}.type": None}),
     "type none": (["type-none"], {f"{SCALING}.type": string("none")}),
@@ -193,6 +185,36 @@ def test_yarn_is_mended_too(fault: str, changes: Changes, condition: str, yarn: 
     assert invoke(*advised(told.stdout, condition)[2:]).exit_code == 0
     assert read_header(path).metadata == read_header(yarn).metadata
     np.testing.assert_array_equal(logits(path), logits(yarn))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "window", "options"),
+    [
+        ("llama-13b-superhot-8k", "general.name", 8192, "--rope-factor 4"),
+        ("llama-13b-SuperHOT-8K", "general.base_model.0.name", 2048, "--rope-factor 4"),
+        ("vicuna-13b-v1.5-16k", "general.name", 16384, "--rope-factor 4"),
+        ("longchat-7b-16k", "general.basename", 16384, "--rope-factor 8"),
+        ("Llama-2-7b-longlora-32k", "general.name", 4096, "--rope-factor 8"),
+    ],
+)
+def test_a_known_name_tells_the_factor_that_was_lost(
+    name: str, key: str, window: int, options: str, right: Path, tmp_path: Path
+) -> None:
+    lost: Changes = {
+        **UNSCALED,
+        f"{SCALING}.original_context_length": None,
+        f"{PREFIX}.rope.freq_base": f32(1e4),
+        CONTEXT: u32(window),
+        key: string(name),
+    }
+    path = changed(right, tmp_path / "model.gguf", lost)
+    told = invoke(path)
+    assert problems(path) == ["factor-missing"]
+    words = advised(told.stdout)
+    assert shlex.join(words[3:]).startswith(options)
+    assert name in told.stdout
+    assert invoke(*words[2:]).exit_code == 0
+    assert problems(path) == []
 
 
 def test_a_choice_is_left_to_the_user_and_each_command_settles_it(right: Path, tmp_path: Path) -> None:

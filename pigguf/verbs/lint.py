@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from pigguf.config import MAX_COUNT, Config
 from pigguf.errors import CheckpointError, RopeConflict
@@ -25,7 +25,10 @@ from pigguf.metadata import Kind, Typed, elements, shortest_f32
 from pigguf.rope import Evidence, RopeOverrides, RopeScaling
 from pigguf.rope.decision import BASE_WINDOWS, decide
 from pigguf.rope.evidence import NO_OVERRIDES, Claim, gather
+from pigguf.rope.known import KNOWN
 from pigguf.rope.scaling import DEFAULT_BASE, GGUF_KINDS, same
+
+Number = TypeVar("Number", int, float)
 
 # Every key of positions that llama.cpp reads, behind the architecture's name, and the one type it takes.
 POSITION_KEYS: dict[str, Kind] = {
@@ -65,29 +68,18 @@ _NAME_KEYS = re.compile(
 _WINDOW_IN_NAME = re.compile(r"(?<![a-z0-9.])(8|16|32|64|128|256|512)k(?![a-z0-9])", re.IGNORECASE)
 
 
-class Family(NamedTuple):
-    """Published models known by name: what they were trained at, and the base they need."""
-
-    name: re.Pattern[str]
-    original: int | None = None
-    base: float | None = None
-
-
-# Sources: the models' own config.json; for SuperHOT, kaiokendev's model cards (trained at 2048).
-_FAMILIES = tuple(
-    Family(re.compile(pattern, re.IGNORECASE), original, base)
-    for pattern, original, base in (
-        (r"superhot", 2048, None),
-        (r"longchat-\d+b-16k", 2048, None),
-        (r"longchat-\d+b-v1\.5", 4096, None),
-        (r"vicuna-\d+b-v1\.5-16k", 4096, None),
-        (r"llama-2-7b-32k|llongma-2|longalpaca|longlora|giraffe-v2", 4096, None),
-        (r"code-?llama(?!.*70b)", None, 1e6),  # the 70B was trained at 4096 tokens with 10000
-        (r"deepseek-coder-(1\.3|5\.7|6\.7|33)b", None, 1e5),
-        (r"(meta-)?llama-?3(?!\d)", None, 5e5),
-        (r"qwen2(\.5)?-|mixtral", None, 1e6),
-    )
-)
+# A name's pattern -> what the models of that name were trained at or with, by their own config.json. It says
+# their scaling too, which is why rope/known.json leaves them out: here that was lost on the way.
+_TRAINED_AT: dict[str, int] = {
+    r"longchat-\d+b-16k": 2048,
+    r"(longchat|vicuna)-\d+b-v1\.5|llama-2-7b-32k|llongma-2|giraffe-v2": 4096,
+}
+_TRAINED_WITH: dict[str, float] = {
+    r"code-?llama(?!.*70b)": 1e6,  # the 70B was trained at 4096 tokens with 10000
+    r"deepseek-coder-(1\.3|5\.7|6\.7|33)b": 1e5,
+    r"llama-?3(?!\d)": 5e5,
+    r"qwen2(\.5)?-|mixtral": 1e6,
+}
 
 
 @dataclass(frozen=True)
@@ -444,11 +436,15 @@ def _no_factor(p: Positions) -> Iterator[Finding]:
 
 def _factor_by_name(p: Positions, context: int) -> tuple[Evidence, float] | None:
     """A name that tells of an extension, and the factor that it implies."""
+    config = {"max_position_embeddings": context, "rope_theta": p.positive(BASE)}
+    for name in p.names:
+        for family in KNOWN:
+            if family.rope_scaling.get("rope_type") == "linear" and family.fits(str(name.value), config):
+                return name, float(family.rope_scaling["factor"])
+    trained = _by_name(p, _TRAINED_AT)
     for name, window in _named_windows(p):
-        family = _family(p, lambda family: family.original is not None)
-        original = family[1].original if family else None
-        if original is not None and context in (original, window) and window > original:
-            return name, window / original
+        if trained is not None and context in (trained[1], window) and window > trained[1]:
+            return name, window / trained[1]
         if window / context >= 1.5:
             return name, window / context
     return None
@@ -548,8 +544,7 @@ def _known_base(p: Positions) -> tuple[Evidence, float] | None:
     tokens = elements(p.file.metadata, "tokenizer.ggml.tokens")
     if p.architecture == "llama" and tokens is not None and len(tokens) == 128256:
         return Evidence("GGUF", "tokenizer.ggml.tokens", len(tokens), "Llama 3's own vocabulary"), 5e5
-    found = _family(p, lambda family: family.base is not None)
-    return None if found is None or found[1].base is None else (found[0], found[1].base)
+    return _by_name(p, _TRAINED_WITH)
 
 
 def _dimensions(p: Positions) -> Iterator[Finding]:
@@ -660,12 +655,12 @@ def _named_windows(p: Positions) -> Iterator[tuple[Evidence, int]]:
             yield name, int(found[1]) * 1024
 
 
-def _family(p: Positions, tells: Callable[[Family], bool]) -> tuple[Evidence, Family] | None:
-    """The first name that is a known family's, of those that tell something."""
+def _by_name(p: Positions, table: Mapping[str, Number]) -> tuple[Evidence, Number] | None:
+    """The first name that is in the table, and what the table says of it."""
     for name in p.names:
-        for family in _FAMILIES:
-            if tells(family) and family.name.search(str(name.value)):
-                return name, family
+        for pattern, number in table.items():
+            if re.search(pattern, str(name.value), re.IGNORECASE):
+                return name, number
     return None
 
 
