@@ -29,6 +29,10 @@ QUANTIZED = "the weights are quantized already: give the checkpoint as it was be
 TELLING_NAMES = {
     r".*\.lora_.*": "an adapter lies among the weights: merge it first (peft: merge_and_unload)",
     r".*\.(qweight|qzeros|scales|weight_scale|weight_scale_inv|absmax|SCB)": QUANTIZED,
+    r".*\.experts\.(gate_up_proj|down_proj)": (
+        "its experts lie in one tensor: save it as it was published (save_pretrained does, "
+        "without save_original_format=False)"
+    ),
     r".*experts.*": "this family has no mixture of experts",
     r".*(vision|visual|mm_projector|multi_modal).*": "a model that sees is none of the families pigguf knows",
     r"rope_(freqs|factors_\w+)\.weight": "scaling by dimension (llama3, longrope) of an unknown kind",

@@ -18,7 +18,7 @@ from tiny_families import GEMMA3, KINDS, LINEAR, PHI3, PLAIN, WINDOW, TinyModel,
 
 import pigguf
 from pigguf.arch import find_family, to_gguf
-from pigguf.errors import CheckpointError, GGUFError, PigError, UnsupportedModel
+from pigguf.errors import CheckpointError, GGUFError, MissingTensor, PigError, UnsupportedModel
 from pigguf.metadata import u32
 from pigguf.rope import RopeOverrides
 
@@ -53,6 +53,15 @@ def test_experts_lie_one_behind_another() -> None:
         ]
         expected = np.stack([model.tensors[name].load() for name in names])
         np.testing.assert_array_equal(there[f"blk.1.ffn_{gguf}_exps.weight"].load(), expected)
+
+
+def test_experts_in_one_tensor_are_refused_with_what_to_do() -> None:
+    """As save_pretrained(save_original_format=False) writes them."""
+    model = TinyModel("mixtral")
+    state = {name: promise(name, values.numpy()) for name, values in model.module.state_dict().items()}
+    with pytest.raises(MissingTensor, match="block_sparse_moe") as caught:
+        to_gguf(model.family, model.spec(), state, "here")
+    assert "save_original_format" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("used", [None, 0, 5])
