@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pigguf.arch import FAMILIES
 from pigguf.cli import COMMANDS
 from pigguf.quantization import RECIPES
 
@@ -43,9 +44,12 @@ def test_all_that_the_readme_shows_runs_in_its_order(smollm2_gguf: Path, tmp_pat
         assert finished.stdout.strip()
 
 
-def test_the_readme_names_every_type_and_command() -> None:
-    for name in (*RECIPES, *(f"pigguf {command}" for command in COMMANDS)):
-        assert name in README
+def test_the_readme_names_every_command_and_convert_s_page_every_type() -> None:
+    for command in COMMANDS:
+        assert f"pigguf {command}" in README
+    page = (ROOT / "docs" / "commands" / "convert.md").read_text(encoding="utf-8")
+    for name in RECIPES:
+        assert f"{name} " in page
 
 
 @pytest.mark.parametrize(
@@ -62,3 +66,9 @@ def test_the_pages_of_the_commands_are_what_help_says() -> None:
         [sys.executable, ROOT / "scripts" / "docs.py", "--check"], capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
+
+
+def test_the_page_of_families_names_every_class() -> None:
+    page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    for family in FAMILIES:
+        assert f"`{family.classes[0]}`" in page
