@@ -187,12 +187,14 @@ def test_the_real_model_is_its_checkpoint_and_with_another_base_is_not(
 ) -> None:
     text, wrong = tmp_path / "novel.txt", tmp_path / "wrong.gguf"
     text.write_text(novel)
-    found = pigguf.verify(smollm2_gguf, smollm2_checkpoint, text=text, depths=[256, 1024])
-    assert found.verdict == "same but for its quantization"
+    right = pigguf.verify(smollm2_gguf, smollm2_checkpoint, text=text, depths=[256, 1024])
+    assert right.verdict == "same but for its quantization"
     pigguf.repair(smollm2_gguf, wrong, set={"llama.rope.freq_base": "10000"})
     found = pigguf.verify(wrong, smollm2_checkpoint, text=text, depths=[256, 1024])
+    assert found.verdict == "different"
     assert differing(found) == {"llama.rope.freq_base"}
-    assert found.predictions.breaks_at == 256
+    for depth, expected in zip(found.predictions.depths, right.predictions.depths, strict=True):
+        assert depth.divergence > 5 * expected.divergence
 
 
 # ---- wrong files ---------------------------------------------------------------------------------------
