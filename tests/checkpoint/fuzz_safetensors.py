@@ -15,6 +15,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,11 @@ def with_values(chance: random.Random) -> bytes:
         name = chance.choice(sorted(entries))
         part = chance.choice(("dtype", "shape", "data_offsets", "more", None))
         if part is None or not isinstance(entries[name], dict):
-            entries[name] = chance.choice(VALUES)
+            entries[name] = deepcopy(chance.choice(VALUES))
         elif chance.random() < 0.2:
             entries[name].pop(part, None)
         else:
-            entries[name][part] = chance.choice(DTYPES if part == "dtype" else VALUES)
+            entries[name][part] = deepcopy(chance.choice(DTYPES if part == "dtype" else VALUES))
     return _file(json.dumps(entries).encode(), SAMPLE)
 
 
