@@ -25,6 +25,7 @@ _HOMES = {
     "finetune": "pigguf.finetuning.run",
     "FinetuneSettings": "pigguf.finetuning.settings",
     "quantize": "pigguf.verbs.quantize",
+    "imatrix": "pigguf.verbs.imatrix",
     "export": "pigguf.verbs.export",
     "inspect": "pigguf.verbs.inspect",
     "repair": "pigguf.verbs.repair",
@@ -46,6 +47,7 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "finetune",
     "FinetuneSettings",
     "quantize",
+    "imatrix",
     "export",
     "inspect",
     "repair",
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from pigguf.verbs.convert import ConversionResult, convert
     from pigguf.verbs.diff import diff
     from pigguf.verbs.export import export
+    from pigguf.verbs.imatrix import imatrix
     from pigguf.verbs.inspect import inspect
     from pigguf.verbs.quantize import quantize
     from pigguf.verbs.repair import repair

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("pigguf.cli.convert", "Turn a Hugging Face checkpoint into a GGUF file."),
     "finetune": ("pigguf.cli.finetune", "Extend a checkpoint's window by Position Interpolation."),
     "quantize": ("pigguf.cli.quantize", "Make a smaller GGUF of a float one."),
+    "imatrix": ("pigguf.cli.imatrix", "Measure which columns of a model's weights matter."),
     "inspect": ("pigguf.cli.inspect", "Say what a GGUF file holds: window, rope, types, memory."),
     "repair": ("pigguf.cli.repair", "Find what is wrong with a GGUF's positions, and mend its keys."),
     "diff": ("pigguf.cli.diff", "Compare two GGUF files, key by key and tensor by tensor."),

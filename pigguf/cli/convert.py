@@ -17,6 +17,7 @@ from pigguf.cli.options import (
     type_option,
     type_table,
     verbose_option,
+    weights_options,
 )
 from pigguf.cli.termination import tidy_termination
 from pigguf.cli.text import size
@@ -40,6 +41,7 @@ from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
     help="A LoRA adapter as PEFT saves it, to merge into SOURCE.",
 )
 @type_option(default=DEFAULT_TYPE)
+@weights_options
 @click.option(
     "--rope-factor",
     type=float,
@@ -64,6 +66,8 @@ def command(
     output: Path | None,
     adapter: str | None,
     type: str,
+    imatrix: Path | None,
+    tensor_types: dict[str, str],
     rope_factor: float | None,
     original_context: int | None,
     context: int | None,
@@ -103,6 +107,8 @@ def command(
             output,
             adapter=adapter,
             type=type,
+            imatrix=imatrix,
+            tensor_types=tensor_types,
             rope=overrides,
             shard_size=shard_size,
             dry_run=dry_run,

@@ -58,6 +58,38 @@ def type_option(default: str | None = None) -> Callable[[Command], Command]:
     )
 
 
+def weights_options(command: Command) -> Command:
+    """--imatrix and --tensor-type. Passed as `imatrix`: a path or None, and `tensor_types`: a dict."""
+    command = click.option(
+        "--tensor-type",
+        "tensor_types",
+        multiple=True,
+        metavar="PATTERN=TYPE",
+        callback=_tensor_types,
+        help="A type of their own for tensors in whose names the regular expression is found; may be given "
+        "several times.",
+    )(command)
+    return click.option(
+        "--imatrix",
+        type=PATH,
+        metavar="FILE",
+        help="An importance matrix of this model, which types below four bits need.",
+    )(command)
+
+
+def _tensor_types(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """llama-quantize's --tensor-type."""
+    types: dict[str, str] = {}
+    for value in values:
+        pattern, equals, name = value.rpartition("=")
+        if not (pattern and equals and name):
+            raise click.BadParameter(f"{value!r} is not PATTERN=TYPE, as ffn_down=q6_k", ctx, parameter)
+        if pattern in types:
+            raise click.BadParameter(f"{pattern!r} is given twice", ctx, parameter)
+        types[pattern] = name
+    return types
+
+
 def _shard_size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """llama.cpp's tools/gguf-split: a whole number of M (10^6 bytes) or G (10^9)."""
     if value is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import PATH, json_option, shard_size_option, type_option, type_table
+from pigguf.cli.options import PATH, json_option, shard_size_option, type_option, type_table, weights_options
 from pigguf.cli.termination import tidy_termination
 from pigguf.cli.text import size
 from pigguf.verbs.quantize import quantize
@@ -17,19 +17,38 @@ from pigguf.verbs.quantize import quantize
 @click.argument("source", metavar="IN.gguf", type=PATH)
 @click.argument("output", metavar="OUT.gguf", type=PATH)
 @type_option()
+@weights_options
 @shard_size_option
 @json_option
-def command(source: Path, output: Path, type: str, shard_size: int | None, as_json: bool) -> None:
+def command(
+    source: Path,
+    output: Path,
+    type: str,
+    imatrix: Path | None,
+    tensor_types: dict[str, str],
+    shard_size: int | None,
+    as_json: bool,
+) -> None:
     """Write the float GGUF file IN.gguf again as OUT.gguf in another type.
 
     The bytes are those that llama.cpp's own quantizer makes. Every other key stays as it is.
 
     \b
-    Example:
+    Examples:
       pigguf quantize model-F16.gguf model-Q4_K_M.gguf --type Q4_K_M
+      pigguf quantize model-F16.gguf model-IQ3_S.gguf --type IQ3_S --imatrix imatrix.gguf
+      pigguf quantize model-F16.gguf out.gguf --type Q4_K_M --tensor-type ffn_down=q6_k
     """
     with tidy_termination():
-        result = quantize(source, output, type=type, shard_size=shard_size, progress=render.progress())
+        result = quantize(
+            source,
+            output,
+            type=type,
+            imatrix=imatrix,
+            tensor_types=tensor_types,
+            shard_size=shard_size,
+            progress=render.progress(),
+        )
     if as_json:
         render.json(
             {

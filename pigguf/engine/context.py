@@ -26,6 +26,7 @@ from pigguf.gguf_file import TensorType
 from pigguf.parallel import usable_cores
 
 if TYPE_CHECKING:
+    from pigguf.engine.observe import InputObserver
     from pigguf.engine.session import Session
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -98,6 +99,7 @@ class Context:
     Attributes:
         turn: a lock to hold around work with `decode`, `logits` and `cut` that belongs together.
         model, options: what it was made of.
+        observer: who sees what goes into the weights, or None.
         length: window of each sequence in tokens.
         cache_bytes: what the KV cache takes.
         batch_size: most tokens of one decode; most_outputs: most of them whose logits are kept.
@@ -109,9 +111,15 @@ class Context:
         EngineError: the model is closed or has no weights.
     """
 
-    def __init__(self, model: Model, options: ContextOptions | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        options: ContextOptions | None = None,
+        observer: InputObserver | None = None,
+    ) -> None:
         self.model = model
         self.options = options or ContextOptions()
+        self.observer = observer
         self.length = _window(model, self.options)
         self.cache_bytes = _refuse_too_large(model, self.options, self.length)
         self._llama = library.load()
@@ -144,6 +152,8 @@ class Context:
         parameters.type_k = getattr(TensorType, self.options.cache_k.upper())
         parameters.type_v = getattr(TensorType, self.options.cache_v.upper())
         parameters.flash_attn_type = _FLASH_ATTENTION[self.options.flash_attention]
+        if self.observer is not None:
+            parameters.cb_eval = self.observer.callback
         with library.complaints() as said:
             handle = self._llama.llama_init_from_model(self.model.handle, parameters)
         if not handle:
@@ -230,7 +240,7 @@ class Context:
             False if `stop` gave it up.
 
         Raises:
-            EngineError: llama.cpp failed.
+            EngineError: llama.cpp failed, or the observer did.
         """
         handle = self.handle
         self._batch.fill(sequence, tokens, position, outputs)
@@ -243,6 +253,8 @@ class Context:
         if stop is not None:
             self._llama.llama_set_abort_callback(handle, self._no_abort, None)
             self._stop = None
+        if self.observer is not None:
+            self.observer.settle(answer == _DECODED)
         if answer == _ABORTED:
             return False
         if answer != _DECODED:

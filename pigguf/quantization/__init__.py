@@ -1,7 +1,7 @@
 """Which tensor gets which type (recipes), which columns matter (imatrix), and the engine's own kernels."""
 
 from pigguf.quantization.dequantize import float_tensors
-from pigguf.quantization.imatrix import ImportanceMatrix, Sums, read_imatrix, write_imatrix
+from pigguf.quantization.imatrix import ImportanceMatrix, Sums, imatrix_bytes, read_imatrix
 from pigguf.quantization.kernels import decode, encode
 from pigguf.quantization.recipes import RECIPES, Choice, Recipe, Scheme, choose_types, read_overrides
 
@@ -16,7 +16,7 @@ __all__ = [
     "decode",
     "encode",
     "float_tensors",
+    "imatrix_bytes",
     "read_imatrix",
     "read_overrides",
-    "write_imatrix",
 ]

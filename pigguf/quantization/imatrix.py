@@ -22,12 +22,13 @@ import numpy as np
 from pigguf.errors import GGUFError, PigError, UsageError
 from pigguf.files import unreadable
 from pigguf.gguf_file import (
+    DEFAULT_ALIGNMENT,
     GGUFFile,
     PlannedTensor,
     TensorData,
     TensorType,
+    header_bytes,
     read_header,
-    write_gguf,
 )
 from pigguf.metadata import Typed, array, elements, get, string, u32
 from pigguf.tensors import Array, TensorRef
@@ -233,22 +234,13 @@ class _Legacy:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def write_imatrix(
-    target: str | os.PathLike[str],
-    sums: Mapping[str, Sums],
-    datasets: Sequence[str],
-    chunks: int,
-    chunk_size: int,
-) -> int:
-    """Write an importance matrix as llama-imatrix does, whole or not at all; returns its bytes.
+def imatrix_bytes(sums: Mapping[str, Sums], datasets: Sequence[str], chunks: int, chunk_size: int) -> bytes:
+    """An importance matrix as llama-imatrix writes it, all of the file.
 
     Args:
         sums: by the name of the weight tensor.
         datasets: names of the texts.
         chunks: pieces of text that went in, each of `chunk_size` tokens.
-
-    Raises:
-        OutputError: it cannot be written.
     """
     metadata = {
         "general.type": string("imatrix"),
@@ -264,7 +256,10 @@ def write_imatrix(
             _planned(name + _COUNTS, sums[name].counts.reshape(-1, 1)),
         )
     ]
-    return write_gguf(target, metadata, tensors)
+    pieces = [header_bytes(metadata, tensors)]
+    for tensor in tensors:
+        pieces += [tensor.encode(0, tensor.rows).tobytes(), bytes(-tensor.nbytes % DEFAULT_ALIGNMENT)]
+    return b"".join(pieces)
 
 
 def _planned(name: str, table: Array) -> PlannedTensor:

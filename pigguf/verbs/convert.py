@@ -1,4 +1,4 @@
-"""convert: a checkpoint, in a directory or on a hub -> one GGUF file, in one pass, proven before it takes its name.
+"""convert: a checkpoint, in a directory or on a hub -> one GGUF, in one pass, proven before it has a name.
 
 Source of the form: llama.cpp's convert_hf_to_gguf.py and llama-quantize, whose keys and bytes this
 gives; the rope keys and the context length are decided by pigguf.rope, from all the evidence.
