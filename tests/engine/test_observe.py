@@ -72,12 +72,8 @@ def test_sums_are_those_of_transformers_inputs(tmp_path: Path, text: Path) -> No
         for start in range(0, len(tokens), WINDOW):
             model(torch.tensor([tokens[start : start + WINDOW]]))
     for name, expected in squares.items():
-        np.testing.assert_allclose(
-            table(result.path, f"{name}.in_sum2").ravel(),
-            expected.numpy(),
-            rtol=1e-3,
-            err_msg=name,  # the KV cache is f16
-        )
+        measured = table(result.path, f"{name}.in_sum2").ravel()
+        np.testing.assert_allclose(measured, expected.numpy(), rtol=5e-3, err_msg=name)  # an f16 KV cache
         assert table(result.path, f"{name}.counts").ravel() == [3 * WINDOW]
 
 
