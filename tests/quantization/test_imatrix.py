@@ -1,0 +1,244 @@
+"""Importance matrices as files of both kinds, what is refused of them, and experts with their own parts."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from pigguf.errors import GGUFError, InvalidTensor
+from pigguf.gguf_file import PlannedTensor, TensorType, write_gguf
+from pigguf.metadata import Typed, array, string, u32
+from pigguf.quantization import Choice, ImportanceMatrix, Sums, decode, encode, imatrix_bytes, read_imatrix
+from pigguf.tensors import Array, TensorRef
+from pigguf.verbs.convert import plan_tensors
+
+DENSE, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
+SQUARES = np.random.default_rng(1).exponential(size=(3, 8)).astype(np.float32)
+SUMS = {
+    EXPERTS: Sums(SQUARES.astype(np.float64), np.array([4, 0, 96])),
+    DENSE: Sums(SQUARES[:1].astype(np.float64), np.array([100])),
+}
+
+
+def written(path: Path) -> Path:
+    path.write_bytes(imatrix_bytes(SUMS, ["novel.txt", "code.txt"], 5, 512))
+    return path
+
+
+def test_the_file_is_what_llama_imatrix_writes(tmp_path: Path) -> None:
+    reader = gguf.GGUFReader(written(tmp_path / "matrix.gguf"))
+    fields = {name: field.contents() for name, field in reader.fields.items() if name[0] in "gi"}
+    assert fields == {
+        "general.type": "imatrix",
+        "imatrix.datasets": ["novel.txt", "code.txt"],
+        "imatrix.chunk_count": 5,
+        "imatrix.chunk_size": 512,
+    }
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == {
+        f"{DENSE}.in_sum2": [8],
+        f"{DENSE}.counts": [1],
+        f"{EXPERTS}.in_sum2": [8, 3],
+        f"{EXPERTS}.counts": [1, 3],
+    }
+    assert list(tensors) == sorted(
+        tensors, key=lambda name: (name.rpartition(".")[0], name.endswith("counts"))
+    )
+    np.testing.assert_array_equal(tensors[f"{EXPERTS}.in_sum2"].data, SQUARES)
+    assert tensors[f"{EXPERTS}.counts"].data.ravel().tolist() == [4, 0, 96]
+
+
+def test_weights_are_sums_by_counts_and_one_where_an_expert_was_never_asked(tmp_path: Path) -> None:
+    matrix = read_imatrix(written(tmp_path / "matrix.gguf"))
+    assert (matrix.datasets, matrix.chunks) == (("novel.txt", "code.txt"), 5)
+    np.testing.assert_array_equal(matrix.weights[DENSE], SQUARES[0] / np.float32(100))
+    wanted = np.stack([SQUARES[0] / np.float32(4), np.ones(8), SQUARES[2] / np.float32(96)]).astype(
+        np.float32
+    )
+    tensor = TensorRef(EXPERTS, (3, 2, 8), "F32", lambda start, stop: SQUARES)
+    of_tensor = matrix.of(tensor)
+    assert of_tensor is not None
+    assert of_tensor.dtype == np.float32
+    np.testing.assert_array_equal(of_tensor, wanted)
+
+
+def test_its_keys_in_a_quantized_file(tmp_path: Path) -> None:
+    path = written(tmp_path / "matrix.gguf")
+    assert {key: typed.value for key, typed in read_imatrix(path).metadata().items()} == {
+        "quantize.imatrix.file": str(path),
+        "quantize.imatrix.dataset": "novel.txt",
+        "quantize.imatrix.entries_count": 2,
+        "quantize.imatrix.chunks_count": 5,
+    }
+    assert list(ImportanceMatrix(path, {}, (), 0).metadata()) == [
+        "quantize.imatrix.file",
+        "quantize.imatrix.entries_count",
+    ]
+
+
+# ---- the older kind ------------------------------------------------------------------------------
+
+
+def legacy(entries: Mapping[str, tuple[int, Array]], tail: tuple[int, str] | None) -> bytes:
+    """As imatrix.cpp's save_imatrix_legacy writes it: means of squares, times the calls."""
+    data = struct.pack("<i", len(entries))
+    for name, (calls, values) in entries.items():
+        data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", calls, len(values))
+        data += (values * np.float32(calls)).astype("<f4").tobytes()
+    if tail is not None:
+        data += struct.pack("<ii", tail[0], len(tail[1])) + tail[1].encode()
+    return data
+
+
+LEGACY = {DENSE: (4, SQUARES[0]), EXPERTS: (8, SQUARES.ravel())}
+
+
+@pytest.mark.parametrize("tail", [None, (5, "novel.txt"), (5, "")])
+def test_the_older_kind_holds_the_same(tmp_path: Path, tail: tuple[int, str] | None) -> None:
+    path = tmp_path / "matrix.dat"
+    path.write_bytes(legacy(LEGACY, tail))
+    matrix = read_imatrix(path)
+    assert matrix.chunks == (5 if tail else 0)
+    assert matrix.datasets == (("novel.txt",) if tail and tail[1] else ())
+    assert list(matrix.weights) == [DENSE, EXPERTS]
+    np.testing.assert_array_equal(matrix.weights[DENSE], SQUARES[0])  # 4 and 8 are exact
+    np.testing.assert_array_equal(matrix.weights[EXPERTS], SQUARES.ravel())
+
+
+def test_the_older_kind_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.dat"
+    whole = legacy(LEGACY, (5, "novel.txt"))
+    without_tail = len(legacy(LEGACY, None))
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        if length == without_tail:  # the oldest files end here
+            assert read_imatrix(path).chunks == 0
+            continue
+        with pytest.raises(
+            GGUFError, match=r"matrix\.dat is no importance matrix, or a damaged one"
+        ) as raised:
+            read_imatrix(path)
+        assert raised.value.hint
+
+
+@pytest.mark.parametrize("at", range(0, 60, 4))
+@pytest.mark.parametrize("number", [-1, 0, 2**31 - 1, -(2**31)])
+def test_absurd_numbers_in_the_older_kind_are_refused_or_read_at_once(
+    tmp_path: Path, at: int, number: int
+) -> None:
+    path = tmp_path / "matrix.dat"
+    data = bytearray(legacy(LEGACY, (5, "novel.txt")))
+    data[at : at + 4] = struct.pack("<i", number)
+    path.write_bytes(data)
+    with suppress(GGUFError):  # and nothing else, such as a MemoryError
+        assert all(np.isfinite(values).all() for values in read_imatrix(path).weights.values())
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+KEYS = {
+    "general.type": string("imatrix"),
+    "imatrix.datasets": array("str", ("novel.txt",)),
+    "imatrix.chunk_count": u32(1),
+    "imatrix.chunk_size": u32(512),
+}
+WHOLE = {f"{DENSE}.in_sum2": SQUARES[0], f"{DENSE}.counts": np.array([7], np.float32)}
+
+
+def changed(values: Array, index: int, value: float) -> Array:
+    values = values.copy()
+    values[index] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensors", "message"),
+    [
+        (KEYS, {"blk.0.attn_q.weight": SQUARES}, r"no importance matrix: it lacks any tensor NAME\.in_sum2"),
+        (
+            {key: typed for key, typed in KEYS.items() if key != "imatrix.chunk_size"},
+            WHOLE,
+            r"no importance matrix: it lacks imatrix\.chunk_size",
+        ),
+        ({**KEYS, "imatrix.chunk_count": string("x")}, WHOLE, r"imatrix\.chunk_count is str, not int"),
+        (KEYS, {f"{DENSE}.in_sum2": SQUARES[0]}, rf"{DENSE}\.counts is missing"),
+        (KEYS, {**WHOLE, f"{DENSE}.counts": np.ones(3, np.float32)}, "8 sums and 3 counts, which do not fit"),
+        (KEYS, {**WHOLE, f"{DENSE}.counts": np.array([np.nan], np.float32)}, "8 sums and 1 counts"),
+        (KEYS, {**WHOLE, f"{DENSE}.in_sum2": SQUARES[0].astype(np.float16)}, "in_sum2 is F16, not F32"),
+        (
+            KEYS,
+            {**WHOLE, f"{DENSE}.in_sum2": changed(SQUARES[0], 3, np.inf)},
+            f"value 3 of {DENSE} is inf, not a mean of squares",
+        ),
+        (
+            KEYS,
+            {**WHOLE, f"{DENSE}.in_sum2": changed(SQUARES[0], 5, -7)},
+            f"value 5 of {DENSE} is -1, not a mean of squares",
+        ),
+    ],
+)
+def test_what_is_no_importance_matrix_is_refused_by_file_and_tensor(
+    tmp_path: Path, keys: dict[str, Typed], tensors: dict[str, Array], message: str
+) -> None:
+    path = tmp_path / "matrix.gguf"
+    write_gguf(path, keys, [planned(name, values) for name, values in tensors.items()])
+    with pytest.raises(GGUFError, match=message) as raised:
+        read_imatrix(path)
+    assert str(path) in raised.value.message
+    assert raised.value.hint
+
+
+def planned(name: str, values: Array) -> PlannedTensor:
+    kind = TensorType[f"F{8 * values.itemsize}"]
+    return PlannedTensor(name, values.shape, kind, [(0, len(values))], lambda start, stop: values)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GGUFError, match=r"gone\.gguf: No such file") as raised:
+        read_imatrix(tmp_path / "gone.gguf")
+    assert "importance matrix" in (raised.value.hint or "")
+
+
+# ---- what is made with it ------------------------------------------------------------------------
+
+WEIGHTS = np.random.default_rng(2).normal(size=(24, 256)).astype(np.float32)  # 4 experts of 6 rows
+
+
+@pytest.mark.parametrize("kind", [TensorType.IQ2_XXS, TensorType.Q4_K, TensorType.Q8_0], ids=lambda k: k.name)
+def test_each_expert_is_weighted_by_its_own_part_wherever_slabs_begin(kind: TensorType) -> None:
+    importance = np.random.default_rng(3).exponential(size=(4, 256)).astype(np.float32)
+    importance[1, ::3] = 0
+    matrix = ImportanceMatrix(Path("matrix.gguf"), {EXPERTS: importance.ravel()}, (), 0)
+    tensor = TensorRef(EXPERTS, (4, 6, 256), "F32", lambda start, stop: WEIGHTS[start:stop])
+    (made,) = plan_tensors([tensor], {EXPERTS: Choice(kind, kind)}, matrix)
+    wanted = np.concatenate([encode(WEIGHTS[6 * e : 6 * e + 6], kind, importance[e]) for e in range(4)])
+    for size in (1, 5, 6, 7, 24):
+        slabs = [made.encode(start, min(start + size, 24)) for start in range(0, 24, size)]
+        np.testing.assert_array_equal(np.concatenate(slabs), wanted)
+
+
+def test_columns_that_matter_are_kept_more_exactly() -> None:
+    importance = np.where(np.arange(256) % 8 == 0, 1000, 1).astype(np.float32)
+    errors = [
+        (decode(encode(WEIGHTS, TensorType.Q3_K, given), TensorType.Q3_K, 256) - WEIGHTS)[
+            :, importance > 1
+        ].std()
+        for given in (None, importance)
+    ]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_an_infinite_weight_of_an_expert_is_told_by_its_row() -> None:
+    values = WEIGHTS.copy()
+    values[13, 7] = np.inf
+    matrix = ImportanceMatrix(Path("matrix.gguf"), {EXPERTS: np.ones(4 * 256, np.float32)}, (), 0)
+    tensor = TensorRef(EXPERTS, (4, 6, 256), "F32", lambda start, stop: values[start:stop])
+    (made,) = plan_tensors([tensor], {EXPERTS: Choice(TensorType.Q4_K, TensorType.Q4_K)}, matrix)
+    with pytest.raises(InvalidTensor, match=rf"{EXPERTS}: element \[13, 7\] is inf"):
+        made.encode(2, 20)
