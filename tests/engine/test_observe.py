@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine.tiny_gguf import text_tokens, write_tiny
 from tiny import make_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pigguf
-from pigguf.errors import ContextOverflow, PigError, TextError, UsageError
-from pigguf.gguf_file import TensorData, read_header
+from pigguf.engine import Context, ContextOptions, Model
+from pigguf.engine.observe import InputObserver
+from pigguf.errors import ContextOverflow, EngineError, PigError, TextError, UsageError
+from pigguf.gguf_file import TensorData, TensorType, read_header
+from pigguf.metadata import f32
+from pigguf.progress import Silent
 from pigguf.quantization import read_imatrix
 
 WINDOW = 32
@@ -77,15 +82,93 @@ def test_sums_are_those_of_transformers_inputs(tmp_path: Path, text: Path) -> No
         assert table(result.path, f"{name}.counts").ravel() == [3 * WINDOW]
 
 
-def test_experts_are_counted_by_the_tokens_sent_to_them(tmp_path: Path, text: Path) -> None:
-    _, gguf = made(tmp_path, "mixtral")
-    header = read_header(gguf)
-    experts, used = (header.metadata[f"llama.expert_{key}"].value for key in ("count", "used_count"))
+def test_sums_of_experts_are_of_what_transformers_sends_to_each(tmp_path: Path, text: Path) -> None:
+    checkpoint, gguf = made(tmp_path, "mixtral")
     result = pigguf.imatrix(gguf, [text], tmp_path / "matrix.gguf", window=WINDOW, max_windows=2)
-    counts = table(result.path, "blk.0.ffn_down_exps.weight.counts").ravel()
-    assert len(counts) == experts
-    assert counts.sum() == 2 * WINDOW * used
-    assert len(table(result.path, "blk.0.ffn_down_exps.weight.in_sum2")) == experts
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    experts = len(model.model.layers[0].mlp.experts.down_proj)
+    squares: dict[str, np.ndarray[Any, Any]] = {}
+    counts = np.zeros(experts)
+
+    def add(block: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        hidden, chosen, _ = inputs
+        for expert in range(experts):
+            sent = hidden[(chosen == expert).any(dim=1)]
+            gate, up = (sent @ block.gate_up_proj[expert].T).chunk(2, dim=-1)
+            for stem, values in (("gate", sent), ("up", sent), ("down", block.act_fn(gate) * up)):
+                whole = squares.setdefault(f"ffn_{stem}_exps", np.zeros((experts, values.shape[1])))
+                whole[expert] += values.double().square().sum(0).numpy()
+            counts[expert] += len(sent)
+
+    model.model.layers[0].mlp.experts.register_forward_pre_hook(add)
+    tokens = AutoTokenizer.from_pretrained(checkpoint)(text.read_text())["input_ids"][: 2 * WINDOW]
+    with torch.no_grad():
+        for start in range(0, len(tokens), WINDOW):
+            model(torch.tensor([tokens[start : start + WINDOW]]))
+    assert len(set(counts)) > 1
+    for stem, expected in squares.items():
+        np.testing.assert_array_equal(table(result.path, f"blk.0.{stem}.weight.counts").ravel(), counts)
+        measured = table(result.path, f"blk.0.{stem}.weight.in_sum2")
+        np.testing.assert_allclose(measured, expected, rtol=5e-3, atol=1e-4 * expected.max(), err_msg=stem)
+
+
+def test_a_window_of_more_than_a_batch_is_counted_whole(tmp_path: Path, novel: str) -> None:
+    gguf = write_tiny(tmp_path / "model.gguf")
+    (tmp_path / "text.txt").write_text(novel[:1200], encoding="utf-8")
+    result = pigguf.imatrix(gguf, [tmp_path / "text.txt"], tmp_path / "matrix.gguf", window=520)
+    assert result.windows == 2
+    assert table(result.path, "blk.1.ffn_down.weight.counts").ravel() == [2 * 520]
+
+
+def test_a_batch_that_is_given_up_and_done_again_counts_once(tmp_path: Path) -> None:
+    tokens, every = text_tokens(64), range(64)
+    with Model.open(write_tiny(tmp_path / "model.gguf")) as model:
+        sums = []
+        for given_up in ((), (5, 20, 30)):  # at which question; of forty in a batch
+            observer = InputObserver()
+            with Context(model, ContextOptions(length=64, threads=1), observer) as context:
+                for after in given_up:
+                    asked = iter(range(after))
+                    assert not context.decode(
+                        0, tokens, 0, every, lambda asked=asked: next(asked, None) is None
+                    )
+                    assert observer.sums == {}
+                assert context.decode(0, tokens, 0, every)
+            sums.append(observer.sums)
+    assert sums[0].keys() == sums[1].keys()
+    assert len(sums[0]) == 14
+    for name, once in sums[0].items():
+        np.testing.assert_array_equal(sums[1][name].squares, once.squares)
+        assert (once.counts, sums[1][name].counts) == ([64], [64])
+
+
+def test_inputs_that_are_not_numbers_are_refused_by_tensor(tmp_path: Path, text: Path) -> None:
+    zeros = {"token_embd.weight": TensorType.F16}  # whose norm, with nothing added under the root, is 0 / 0
+    gguf = write_tiny(tmp_path / "m.gguf", {"llama.attention.layer_norm_rms_epsilon": f32(0.0)}, zeros)
+    with pytest.raises(
+        EngineError, match=r"an input of blk\.0\.attn_\w\.weight is not a finite number"
+    ) as caught:
+        pigguf.imatrix(gguf, [text], tmp_path / "matrix.gguf", window=WINDOW)
+    assert caught.value.hint
+    assert not (tmp_path / "matrix.gguf").exists()
+
+
+def test_an_interrupted_measurement_leaves_what_was_there(tmp_path: Path, text: Path) -> None:
+    class Interrupter(Silent):
+        told = 0.0
+
+        def advance(self, amount: float) -> None:
+            self.told += amount
+            if self.told > 200:  # the loading's hundred percent, and some windows
+                raise KeyboardInterrupt
+
+    matrix = tmp_path / "matrix.gguf"
+    matrix.write_text("before")
+    gguf = write_tiny(tmp_path / "model.gguf")
+    with pytest.raises(KeyboardInterrupt):
+        pigguf.imatrix(gguf, [text], matrix, window=WINDOW, progress=Interrupter())
+    assert matrix.read_text() == "before"
+    assert {path.name for path in tmp_path.iterdir()} == {"matrix.gguf", "model.gguf", "text.txt"}
 
 
 def test_the_matrix_makes_low_bit_types_and_is_named_in_the_file(tmp_path: Path, text: Path) -> None:
