@@ -137,6 +137,8 @@ def _rows(result: ConversionResult) -> list[tuple[str, object]]:
     ]
     if plan.adapter is not None:
         rows.append(("adapter", f"{plan.adapter.name}: {plan.adapter.explain()}"))
+    if plan.scheme.matrix is not None:
+        rows.append(("imatrix", f"{plan.scheme.matrix.path}: {len(plan.scheme.matrix.weights)} tensors"))
     rows += [("decided", decision) for decision in rope.decisions]
     rows += [("note", note) for note in plan.notes]
     if plan.fallbacks:
@@ -163,6 +165,7 @@ def _as_data(result: ConversionResult) -> dict[str, Any]:
         "parts": [str(part) for part in result.parts],
         "bytes": plan.bytes,
         "type": plan.recipe.name,
+        "imatrix": None if plan.scheme.matrix is None else str(plan.scheme.matrix.path),
         "architecture": plan.spec.architecture,
         "adapter": None if plan.adapter is None else _adapter_data(plan.adapter),
         "rope": plan.rope.as_data(),

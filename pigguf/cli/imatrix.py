@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import PATH, json_option
+from pigguf.cli.options import PATH, engine_options, json_option, verbose_option
 from pigguf.cli.termination import tidy_termination
 from pigguf.cli.text import duration
+from pigguf.engine import GpuLayers, log_to
 from pigguf.verbs.imatrix import WINDOW, ImatrixResult, imatrix
 
 
@@ -39,21 +40,24 @@ from pigguf.verbs.imatrix import WINDOW, ImatrixResult, imatrix
 @click.option(
     "--max-windows", type=click.IntRange(min=1), metavar="N", help="Compute the first N windows only."
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]")
+@engine_options
 @json_option
+@verbose_option
 def command(
     model: Path,
     text: tuple[Path, ...],
     output: Path,
     window: int,
     max_windows: int | None,
+    gpu_layers: GpuLayers,
     threads: int | None,
     as_json: bool,
+    verbose: bool,
 ) -> None:
     """Measure on texts which columns of the weight matrices of the GGUF file MODEL matter.
 
-    The file is llama-imatrix's; `pigguf convert` and `pigguf quantize` take it as --imatrix, and types
-    below four bits need it. MODEL should be of a type that loses little, such as F16 or Q8_0. Where a
+    The file is llama-imatrix's; `pigguf convert` and `pigguf quantize` take it as --imatrix, and the
+    types of the fewest bits need it. MODEL should be of a type that loses little, such as F16 or Q8_0. Where a
     window was extended, a long --window measures what columns meet at depth, too.
 
     \b
@@ -61,6 +65,8 @@ def command(
       pigguf imatrix model-F16.gguf --text calibration.txt -o imatrix.gguf
       pigguf imatrix model-F16.gguf --text novel.txt --window 32768 --max-windows 4
     """
+    if verbose:
+        log_to(render.note)
     with tidy_termination():
         result = imatrix(
             model,
@@ -68,6 +74,7 @@ def command(
             output,
             window=window,
             max_windows=max_windows,
+            gpu_layers=gpu_layers,
             threads=threads,
             progress=render.progress(),
         )

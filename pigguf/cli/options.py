@@ -73,7 +73,7 @@ def weights_options(command: Command) -> Command:
         "--imatrix",
         type=PATH,
         metavar="FILE",
-        help="An importance matrix of this model, which types below four bits need.",
+        help="An importance matrix of this model; the table below says which types need one.",
     )(command)
 
 
