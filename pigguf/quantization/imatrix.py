@@ -36,6 +36,9 @@ from pigguf.tensors import Array, TensorRef
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 
+# A square beyond this is of no input that an engine computes with; kernels abort the process at 1e25.
+_LARGEST = 1e12
+
 _MAKE_ANEW = "make the matrix again with `pigguf imatrix`"
 _OF_THIS_MODEL = "make the matrix of this very model with `pigguf imatrix`"
 
@@ -115,7 +118,7 @@ def read_imatrix(path: str | os.PathLike[str]) -> ImportanceMatrix:
     Raises:
         ReadError: the system refuses to read it.
         GGUFError: it is missing, damaged, no importance matrix, or holds values that cannot be means of
-            squares: not finite, or negative.
+            squares (not finite, negative, absurdly large), or nothing but zeros for a tensor.
     """
     path = Path(path)
     try:
@@ -132,12 +135,14 @@ def read_imatrix(path: str | os.PathLike[str]) -> ImportanceMatrix:
 
 def _checked(matrix: ImportanceMatrix) -> ImportanceMatrix:
     for name, weights in matrix.weights.items():
-        bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+        bad = np.flatnonzero(~((weights >= 0) & (weights <= _LARGEST)))
         if bad.size:
             raise GGUFError(
                 f"{matrix.path}: value {bad[0]} of {name} is {weights[bad[0]]:g}, not a mean of squares",
                 _MAKE_ANEW,
             )
+        if not weights.any():  # kernels would make zeros of its weights
+            raise GGUFError(f"{matrix.path}: every value of {name} is 0", _MAKE_ANEW)
     return matrix
 
 

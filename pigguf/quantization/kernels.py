@@ -41,6 +41,15 @@ BLOCK_FORMATS = frozenset(
         *(TensorType.IQ2_S, TensorType.IQ2_XS, TensorType.IQ2_XXS, TensorType.IQ1_M, TensorType.IQ1_S),
     }
 )
+# Their kernels search a grid, and abort the process where squares of values overflow. No value near
+# _GRID_MOST can be held: a block's scale is a float16, and grids end at about 500 of it.
+_GRIDS = frozenset(
+    {
+        *(TensorType.IQ3_S, TensorType.IQ3_XXS, TensorType.IQ2_S, TensorType.IQ2_XS, TensorType.IQ2_XXS),
+        *(TensorType.IQ1_M, TensorType.IQ1_S),
+    }
+)
+_GRID_MOST = float(1 << 26)
 # Their kernels abort the process without an importance (ggml.c, ggml_quantize_requires_imatrix).
 NEED_IMPORTANCE = frozenset({TensorType.IQ2_XS, TensorType.IQ2_XXS, TensorType.IQ1_S})
 
@@ -162,6 +171,8 @@ def _encode_block(
     if bad is not None:
         return bad
     floats = _widen(values, scratch)
+    if kind in _GRIDS and max(floats.max(), -floats.min()) > _GRID_MOST:
+        return int((np.abs(floats) > _GRID_MOST).argmax())
     if kind is TensorType.F16:  # ggml_quantize_chunk gives the same bits, but goes element by element
         _ggml_cpu().ggml_cpu_fp32_to_fp16(floats.ctypes.data, encoded.ctypes.data, floats.size)
     else:

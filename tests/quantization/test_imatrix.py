@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -181,6 +183,12 @@ def changed(values: Array, index: int, value: float) -> Array:
             {**WHOLE, f"{DENSE}.in_sum2": changed(SQUARES[0], 5, -7)},
             f"value 5 of {DENSE} is -1, not a mean of squares",
         ),
+        (
+            KEYS,
+            {**WHOLE, f"{DENSE}.in_sum2": changed(SQUARES[0], 2, 7e30)},
+            rf"value 2 of {DENSE} is 1e\+30, not a mean of squares",
+        ),
+        (KEYS, {**WHOLE, f"{DENSE}.in_sum2": 0 * SQUARES[0]}, f"every value of {DENSE} is 0"),
     ],
 )
 def test_what_is_no_importance_matrix_is_refused_by_file_and_tensor(
@@ -242,3 +250,35 @@ def test_an_infinite_weight_of_an_expert_is_told_by_its_row() -> None:
     (made,) = plan_tensors([tensor], {EXPERTS: Choice(TensorType.Q4_K, TensorType.Q4_K)}, matrix)
     with pytest.raises(InvalidTensor, match=rf"{EXPERTS}: element \[13, 7\] is inf"):
         made.encode(2, 20)
+
+
+EXTREMES = """
+import sys, numpy as np
+from pigguf.gguf_file import TensorType
+from pigguf.quantization.kernels import InvalidValue, encode
+kind, rng = TensorType[sys.argv[1]], np.random.default_rng(0)
+importances = [np.zeros(256), np.full(256, 1e12), rng.choice([0, 1e-38, 1e12], size=256), np.full(256, 1e-38)]
+refused = 0
+for scale in (1e-38, 1e-30, 1e-10, 1, 1e3, 1e6, 1e7, 5e7, 1e9, 1e20, 3e38):
+    normal = rng.normal(size=(4, 256)).clip(-1, 1) * scale
+    for values in (normal, np.full((1, 256), scale), rng.choice([-scale, 0, scale], size=(4, 256))):
+        for importance in importances:
+            try:
+                encode(values.astype("f4"), kind, importance.astype("f4"))
+            except InvalidValue as error:
+                assert scale >= 1e6 and f"which {kind.name} cannot hold" in error.message, (scale, error)
+                refused += 1
+print(refused >= 3 * 3 * 4)
+"""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ3_S"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("IQ2_S", "IQ1_M", "IQ1_S")),
+    ],
+)
+def test_no_values_and_no_importances_end_the_process(kind: str) -> None:
+    done = subprocess.run([sys.executable, "-c", EXTREMES, kind], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-2000:]
