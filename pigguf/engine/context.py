@@ -36,6 +36,13 @@ CACHE_BLOCK = 256  # llama-context.cpp pads a sequence's cells to this
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
 OUTPUT_BYTES = 64 << 20  # logits of one batch; llama.cpp reserves twice as much for them
 
+# How a model gets a longer window, by what its positions are.
+_LONGER = {
+    "learned": "convert its checkpoint with --context N, which resamples its table of positions",
+    "alibi": "override its context length",
+}
+_ROTATED_LONGER = "override its rope factor and context length"
+
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # llama.h, enum llama_flash_attn_type
 _DECODED, _ABORTED = 0, 2  # llama_decode's answers
 
@@ -347,7 +354,7 @@ def _window(model: Model, options: ContextOptions) -> int:
         raise ContextOverflow(
             f"a context of {options.length:,} tokens is longer than the {model.context_length:,} "
             f"that {model.path} is made for",
-            f"take {model.context_length:,} at most, or override its rope factor and context length",
+            f"take {model.context_length:,} at most, or {_LONGER.get(model.rope.kind, _ROTATED_LONGER)}",
         )
     return options.length
 

@@ -21,17 +21,27 @@ from pigguf.engine import devices, library, preflight
 from pigguf.engine.deep_stack import with_stack_for
 from pigguf.engine.interrupts import held_interrupts
 from pigguf.engine.memory import available_memory, in_words
-from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError, GGUFError, Interrupted, UsageError
+from pigguf.errors import (
+    BackendUnavailable,
+    ContextOverflow,
+    DoesNotFit,
+    EngineError,
+    GGUFError,
+    Interrupted,
+    UsageError,
+)
 from pigguf.gguf_file import DEFAULT_ALIGNMENT, GGUFFile, TensorType, read_header, row_bytes
 from pigguf.metadata import Typed, elements, f32, get, string, u32
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.rope import RopeScaling, rope_from_metadata
+from pigguf.rope.tables import AlibiPositions, LearnedPositions
 
 if TYPE_CHECKING:
     from pigguf.engine.context import Context
 
 GpuLayers = int | Literal["all", "auto"]
 
+POSITION_TABLE = "position_embd.weight"  # GPT-2's, StarCoder's, and of some MPT beside its distances
 _GPU_SHARE = 0.8  # of free GPU memory for weights under "auto"; the rest is for cache and buffers
 _LOAD_MODE_AUTO, _LOAD_MODE_NONE = -1, 0  # llama.h, enum llama_load_mode: memory mapped, and read
 _OVERRIDE_TAGS = {"u32": (0, "val_i64"), "f32": (1, "val_f64"), "str": (3, "val_str")}
@@ -74,20 +84,42 @@ class RuntimeRope:
         """The keys that say so in place of the file's.
 
         Raises:
-            UsageError: a factor for a file whose own scaling it cannot replace.
+            UsageError: a factor for a file whose own scaling it cannot replace, or whose positions are no
+                rotation.
+            ContextOverflow: a window longer than the file's table of learned positions.
         """
+        own = rope_from_metadata(file.metadata, file.architecture)
         keys: dict[str, Typed] = {}
-        if self.factor is not None:
-            keys |= self._scaling(file, self.factor)
+        if isinstance(own, LearnedPositions | AlibiPositions):
+            self._refuse_rotation(file, own)
+        elif self.factor is not None:
+            keys |= self._scaling(file, own, self.factor)
         if self.base is not None:
             keys[f"{file.architecture}.rope.freq_base"] = f32(self.base)
         if self.context_length is not None:
             keys[f"{file.architecture}.context_length"] = u32(self.context_length)
         return keys
 
-    def _scaling(self, file: GGUFFile, factor: float) -> dict[str, Typed]:
+    def _refuse_rotation(self, file: GGUFFile, own: RopeScaling) -> None:
+        if self.factor not in (None, 1) or self.base is not None:
+            said = f"factor {self.factor:g}" if self.base is None else f"base {self.base:g}"
+            raise UsageError(
+                f"the rope {said} says nothing to {file.path}: {own.explain()}",
+                "leave it out: nothing rotates",
+            )
+        table = file.tensors.get(POSITION_TABLE)
+        if table is None or self.context_length in (None, table.rows):
+            return
+        what = f"a window of {self.context_length:,} tokens for {file.path}, whose table of learned positions"
+        if self.context_length > table.rows:
+            raise ContextOverflow(
+                f"{what} ends after {table.rows:,}",
+                "convert the checkpoint with --context N, which resamples the table, or take a shorter one",
+            )
+        raise UsageError(f"{what} has {table.rows:,}", "a shorter context needs no override")
+
+    def _scaling(self, file: GGUFFile, own: RopeScaling, factor: float) -> dict[str, Typed]:
         prefix = f"{file.architecture}.rope.scaling"
-        own = rope_from_metadata(file.metadata, file.architecture)
         if self.kind is None and own.kind not in ("none", "linear"):
             raise UsageError(
                 f"{file.path} scales its positions by {own.kind}; a linear factor cannot replace that",
@@ -190,6 +222,7 @@ class Model:
             DoesNotFit: not enough memory for the weights.
             BackendUnavailable: no engine, or no GPU where layers were asked onto one.
             UsageError: an override the file cannot take.
+            ContextOverflow: an override beyond the file's table of learned positions.
         """
         file = read_header(path)
         dimensions = preflight.check(file)

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pigguf.arch import FAMILIES
+from pigguf.arch.family import PATTERN_KEY, WINDOW_KEY
 from pigguf.arch.keys import WHOLE_HEAD
 from pigguf.errors import GGUFError, UnsupportedModel
 from pigguf.gguf_file import GGUFFile, TensorType
 from pigguf.metadata import elements, get, need
 from pigguf.rope import rope_from_metadata
+from pigguf.rope.scaling import GGUF_KINDS
 from pigguf.spec import EPSILON_KEYS
 
 ARCHITECTURES = tuple(dict.fromkeys(family.architecture for family in FAMILIES))
@@ -31,6 +33,17 @@ MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 TOKENIZER_MODELS = ("llama", "gpt2")
 # Pre-tokenizers of other architectures: one asserts on two blanks, one recurses once a word.
 _UNSAFE_PRE_TOKENIZERS = ("whitespace", "exaone-moe")
+
+# Graphs whose heads may be of another width than embedding length / heads; others reshape what is not there.
+_FREE_HEADS = ("llama", "qwen3", "gemma", "gemma2", "gemma3", "granite", "smollm3")
+# Graphs with sliding layers: of so many layers the last does not slide, where the file does not say.
+_SLIDING_PERIODS = {"gemma2": 2, "gemma3": 6, "olmo2": 4}
+_SLIDING_WINDOWS = {"gemma2": 4096}  # where the file gives none; other graphs then have no sliding layers
+_OF_SLIDING_LAYERS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+# The graph that takes a layer without any queries, keys and values to be of another sort, and has no other.
+_UNCHECKED_ATTENTION = ("phi3",)
+# Tensors that a graph reads and cannot compute with.
+_UNCOMPUTED = {"mpt": "attn_q_norm.weight"}
 
 # Types that no matrix product of ggml takes as weights.
 _NOT_WEIGHTS = frozenset(
@@ -72,10 +85,12 @@ def check(file: GGUFFile) -> Dimensions:
     try:
         _check_sizes(keys)
         head_length, kv_heads = _check_heads(keys)
-        rope_from_metadata(file.metadata, file.architecture)
+        _check_sliding_layers(keys)
+        _check_positions(keys)
         _check_experts(keys)
         _check_vocabulary(keys)
         _check_tensor_types(file)
+        _check_tensor_names(file, keys)
     except (GGUFError, UnsupportedModel) as error:
         raise type(error)(f"{file.path}: {error.message}", error.hint) from None
     return Dimensions(keys.integer("block_count"), keys.integer("embedding_length"), head_length, kv_heads)
@@ -155,6 +170,9 @@ def _check_heads(keys: _Keys) -> tuple[int, tuple[int, ...]]:
     layers = keys.integer("block_count")
     heads = keys.a_layer("attention.head_count", layers)
     kv_heads = keys.a_layer("attention.head_count_kv", layers, heads)
+    for key, counts in (("attention.head_count", heads), ("attention.head_count_kv", kv_heads)):
+        if len(set(counts)) > 1:
+            raise keys.refuse(key, counts, "and layers of different shape cannot be run")
     for count, kv_count in zip(heads, kv_heads, strict=True):
         if count < 1:
             raise keys.refuse("attention.head_count", count, "not a number of heads")
@@ -168,12 +186,45 @@ def _check_heads(keys: _Keys) -> tuple[int, tuple[int, ...]]:
         raise keys.refuse("attention.key_length", key_length, "not an even number of dimensions to rotate")
     if value_length != key_length:
         raise keys.refuse("attention.value_length", value_length, f"not the key length {key_length}")
+    width = keys.integer("embedding_length")
+    if key_length * heads[0] != width and keys.architecture not in _FREE_HEADS:
+        raise keys.refuse("attention.head_count", heads[0], f"by {key_length} not the embedding's {width}")
     families = [family for family in FAMILIES if family.architecture == keys.architecture]
     if rotated != key_length and all(family.rotary == WHOLE_HEAD for family in families):
         raise keys.refuse("rope.dimension_count", rotated, f"not the key length {key_length}")
     if not 0 <= rotated <= key_length or rotated % 2:
         raise keys.refuse("rope.dimension_count", rotated, f"not an even part of {key_length}")
     return key_length, tuple(kv_heads)
+
+
+def _check_sliding_layers(keys: _Keys) -> None:
+    """Where a graph may have sliding layers, one at least must slide, and they are shaped as the others."""
+    for key in _OF_SLIDING_LAYERS:
+        own = keys.integer(f"{key}_swa", 0)
+        if own and own != keys.integer(key, own):
+            raise keys.refuse(f"{key}_swa", own, f"not {key}, {keys.integer(key)}")
+    window = keys.integer(WINDOW_KEY, _SLIDING_WINDOWS.get(keys.architecture, 0))
+    if keys.architecture not in _SLIDING_PERIODS or (
+        window == 0 and keys.architecture not in _SLIDING_WINDOWS
+    ):
+        return
+    if not 1 <= window < 2**31:
+        raise keys.refuse(WINDOW_KEY, window, "not a number of tokens")
+    pattern = keys.metadata.get(keys.full(PATTERN_KEY))
+    if pattern is not None and pattern.is_array:
+        slides = any(pattern.value[: keys.integer("block_count")])
+    else:
+        slides = keys.integer(PATTERN_KEY, _SLIDING_PERIODS[keys.architecture]) != 1
+    if not slides:
+        raise keys.refuse(PATTERN_KEY, pattern.value if pattern else None, "by which no layer slides")
+
+
+def _check_positions(keys: _Keys) -> None:
+    """llama.cpp reads the scaling of graphs, too, that rotate nothing."""
+    rope_from_metadata(keys.metadata, keys.architecture)
+    kind = get(keys.metadata, keys.full("rope.scaling.type"), str, GGUF_KINDS[0])
+    if kind not in GGUF_KINDS:
+        raise keys.refuse("rope.scaling.type", kind, f"none of {', '.join(GGUF_KINDS)}")
 
 
 def _check_experts(keys: _Keys) -> None:
@@ -242,3 +293,16 @@ def _check_tensor_types(file: GGUFFile) -> None:
             raise GGUFError(
                 f"tensor {tensor.name} is of type {tensor.type.name}, which llama.cpp does not compute"
             )
+
+
+def _check_tensor_names(file: GGUFFile, keys: _Keys) -> None:
+    """Refuse what the loader lets pass: optional tensors that a graph needs, or cannot compute with."""
+    for layer in range(keys.integer("block_count")):
+        prefix = f"blk.{layer}."
+        uncomputed = _UNCOMPUTED.get(file.architecture)
+        if uncomputed and prefix + uncomputed in file.tensors:
+            raise GGUFError(f"tensor {prefix}{uncomputed} is one that llama.cpp cannot compute with")
+        if file.architecture in _UNCHECKED_ATTENTION and f"{prefix}attn_qkv.weight" not in file.tensors:
+            for name in ("attn_q", "attn_k", "attn_v"):
+                if f"{prefix}{name}.weight" not in file.tensors:
+                    raise GGUFError(f"tensor {prefix}{name}.weight is missing")

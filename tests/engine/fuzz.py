@@ -15,7 +15,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tiny_gguf import LAYERS, METADATA, SHAPES, TOKENS, VOCABULARY, WIDTH, text_tokens, write_tiny
+from tiny_gguf import (
+    GRAPHS,
+    LAYERS,
+    METADATA,
+    SHAPES,
+    TOKENS,
+    VOCABULARY,
+    WIDE_GRAPHS,
+    WIDTH,
+    Tiny,
+    text_tokens,
+    write_tiny,
+)
 
 from pigguf.engine import Context, ContextOptions, Model, Sampling
 from pigguf.errors import PigError
@@ -80,6 +92,63 @@ OTHER_KEYS: dict[str, Typed] = {
     "tokenizer.ggml.suppress_tokens": array("i32", (1,)),
     "tokenizer.ggml.precompiled_charsmap": array("u8", (1,)),
     "tokenizer.chat_template": string("{{ messages }}"),
+}
+
+# Keys of the graphs beyond Llama's, without the architecture's name (llama-arch.cpp), and tensors.
+GRAPH_KEYS: dict[str, Typed] = {
+    "attention.sliding_window": u32(16),
+    "attention.sliding_window_pattern": u32(2),
+    "attention.value_length_swa": u32(16),
+    "attention.clamp_kqv": f32(1.0),
+    "attention.max_alibi_bias": f32(8.0),
+    "attention.temperature_length": u32(16),
+    "attn_logit_softcapping": f32(50.0),
+    "final_logit_softcapping": f32(30.0),
+    "residual_scale": f32(1.0),
+    "embedding_scale": f32(1.0),
+    "use_parallel_residual": boolean(True),
+    "rope.freq_base_swa": f32(10000.0),
+    "rope.scaling.finetuned": boolean(True),
+    "rope.scaling.alpha": f32(1.0),
+    "rope.dimension_sections": array("i32", (4, 4, 4, 4)),
+    "deepstack_mapping": array("i32", (-1, 0)),
+    "expert_feed_forward_length": u32(96),
+    "expert_shared_feed_forward_length": u32(96),
+    "expert_shared_count": u32(0),
+    "expert_weights_scale": f32(1.0),
+    "expert_weights_norm": boolean(True),
+    "expert_gating_func": u32(1),
+    "interleave_moe_layer_step": u32(1),
+    "dense_2_feat_out": u32(64),
+    "dense_3_feat_in": u32(64),
+    "classifier.output_labels": array("str", ("yes", "no")),
+    "tensor_data_layout": string("Meta AI original pth"),
+    "swin_norm": boolean(True),
+    "decoder_start_token_id": u32(1),
+}
+OTHER_TENSORS: dict[str, tuple[int, ...]] = {
+    "token_types.weight": (2, WIDTH),
+    "rope_factors_long.weight": (8,),
+    "rope_factors_short.weight": (8,),
+    "rope_freqs.weight": (8,),
+    "cls.weight": (WIDTH, WIDTH),
+    "cls.output.weight": (1, WIDTH),
+    "dense_2.weight": (WIDTH, WIDTH),
+    "dense_3.weight": (WIDTH, WIDTH),
+    "output.scale": (1,),
+    "output.input_scale": (1,),
+    "blk.0.attn_q_norm.bias": (WIDTH,),
+    "blk.0.attn_k_norm.bias": (WIDTH,),
+    "blk.0.attn_qkv.scale": (1,),
+    "blk.0.attn_output.scale": (1,),
+    "blk.0.ffn_up.scale": (1,),
+    "blk.0.ffn.act.scales": (96,),
+    "blk.0.ffn_act.scales": (96,),
+    "blk.0.attn_sinks.weight": (4,),
+    "blk.0.ffn_gate_up_exps.weight": (4, 192, WIDTH),
+    "blk.0.ffn_gate_shexp.weight": (96, WIDTH),
+    "blk.0.ffn_up_shexp.weight": (96, WIDTH),
+    "blk.0.ffn_down_shexp.weight": (WIDTH, 96),
 }
 
 
@@ -260,6 +329,89 @@ def weights(chance: random.Random) -> Iterator[Case]:
             yield f"{tensor.name} holds {value} at byte {place}", _bytes(bytes(changed))
 
 
+def graph_keys(_: random.Random) -> Iterator[Case]:
+    """In every graph every key gone, and with every odd value and type."""
+    for name, tiny in GRAPHS.items():
+        for key, typed in _keys_of(tiny).items():
+            yield f"{name}: {key} gone", _model(model=tiny, metadata={key: None})
+            for value in (*_odd_values(typed), *_uneven(tiny)):
+                yield f"{name}: {key} = {_shown(value)}", _model(model=tiny, metadata={key: value})
+
+
+def graph_tensors(_: random.Random) -> Iterator[Case]:
+    """In every graph every tensor gone, of other shapes and types, and tensors that others have."""
+    for name, tiny in GRAPHS.items():
+        for tensor in {**tiny.shapes, **_others(tiny)}:
+            if not tensor.startswith("blk.") or tensor.startswith("blk.0."):
+                yield f"{name}: {tensor} gone", _model(model=tiny, shapes={tensor: None})
+                for shape in _odd_shapes(tiny, tensor):
+                    yield f"{name}: {tensor} {shape}", _model(model=tiny, shapes={tensor: shape})
+        wide = WIDE_GRAPHS[name]
+        for tensor, shape in {**wide.shapes, **_others(wide)}.items():
+            if not tensor.startswith("blk.") or tensor.startswith("blk.0."):
+                for kind in TensorType:
+                    yield (
+                        f"{name}: {tensor} of type {kind.name}",
+                        _model(model=wide, shapes={tensor: shape}, types={tensor: kind}),
+                    )
+
+
+def graph_pairs(chance: random.Random) -> Iterator[Case]:
+    """In a graph several keys with odd values, and tensors gone or of other shapes and types, at once."""
+    while True:
+        name, tiny = chance.choice(list(GRAPHS.items()))
+        known, shapes = _keys_of(tiny), {**tiny.shapes, **_others(tiny)}
+        keys = chance.sample(sorted(known), chance.choice((1, 2, 2, 3)))
+        odd = {key: chance.choice([*_odd_values(known[key]), *_uneven(tiny)]) for key in keys}
+        names = chance.sample(sorted(shapes), chance.choice((0, 1, 1, 2)))
+        changed = {tensor: chance.choice([None, *_odd_shapes(tiny, tensor)]) for tensor in names}
+        types = {tensor: chance.choice(list(TensorType)) for tensor in names if chance.random() < 0.2}
+        yield (
+            f"{name}: { {key: _shown(value) for key, value in odd.items()} } {changed} {types}",
+            _model(model=tiny, metadata=odd, shapes=changed, types=types),
+        )
+
+
+def _keys_of(tiny: Tiny) -> dict[str, Typed]:
+    """The keys of a model, and those that only other graphs or other models have."""
+    own = {key: typed for key, typed in tiny.metadata.items() if not key.startswith("tokenizer.")}
+    prefix = f"{tiny.architecture}."
+    others = {key.replace("llama.", prefix): typed for key, typed in OTHER_KEYS.items() if "llama." in key}
+    return {**others, **{prefix + key: typed for key, typed in GRAPH_KEYS.items()}, **own}
+
+
+def _others(tiny: Tiny) -> dict[str, tuple[int, ...]]:
+    """Tensors that other models have, in the sizes of this one."""
+    found = {name: shape for each in GRAPHS.values() for name, shape in each.shapes.items()}
+    width = tiny.shapes["output_norm.weight"][0]
+    for name, shape in OTHER_TENSORS.items():
+        found[name] = tuple(width if size == WIDTH else size for size in shape)
+    return {name: shape for name, shape in found.items() if name not in tiny.shapes and ".0." in f".{name}"}
+
+
+def _odd_shapes(tiny: Tiny, tensor: str) -> Iterator[tuple[int, ...]]:
+    own = tiny.shapes.get(tensor) or _others(tiny)[tensor]
+    yield from (own, own[::-1], (*own, 1), (1, *own), own[1:] or (1,), (2 * own[0], *own[1:]))
+    yield from ((own[0], 2 * own[-1]), (1,), (WIDTH,), (1, WIDTH), (WIDTH, WIDTH), (WIDTH // 4, 4))
+
+
+def _uneven(tiny: Tiny) -> Iterator[Typed]:
+    """Numbers that differ between layers, and the ones that sizes are made of."""
+    layers = int(tiny.metadata[f"{tiny.architecture}.block_count"].value)
+    yield from (u32(number) for number in (4, 5, 8, 16, 32, 64, 128))
+    for value in ((4, 2), (2, 4), (2, 1), (4, 0), (0, 1)):
+        yield array("u32", value * (layers // 2))
+        yield array("i32", value * (layers // 2))
+    for flags in ((True, False), (False, True), (True, True), (False, False)):
+        yield array("bool", flags * (layers // 2))
+
+
+def _shown(value: Typed) -> str:
+    if value.is_array:
+        return f"{value.kind}[{len(value.value)}] {value.value[:2]!s}"
+    return f"{value.kind} {value.value!r}"
+
+
 SETS: dict[str, Callable[[random.Random], Iterator[Case]]] = {
     "truncations": truncations,
     "flips": flips,
@@ -268,8 +420,11 @@ SETS: dict[str, Callable[[random.Random], Iterator[Case]]] = {
     "tensors": tensors,
     "vocabularies": vocabularies,
     "weights": weights,
+    "graph_keys": graph_keys,
+    "graph_tensors": graph_tensors,
+    "graph_pairs": graph_pairs,
 }
-ENDLESS = ("flips", "pairs")
+ENDLESS = ("flips", "pairs", "graph_pairs")
 TEXT = "Hello  world,\n\tcaf\u00e9 \U0001f600 12345 don't </s> <s> \u4f60\u597d\0 \u00a0 a ." * 3
 
 
@@ -279,7 +434,7 @@ def run(path: Path) -> None:
         tokens = model.tokenize(TEXT, parse_special=True)
         model.detokenize(tokens, special=True)
         model.detokenize(list(range(model.vocab_size)), special=True)
-        options = ContextOptions(length=min(model.context_length, 128), batch=32)
+        options = ContextOptions(length=min(model.context_length, 128), batch=32, threads=1)
         with Context(model, options) as context, context.sequence() as session:
             room = min(context.length, 40)
             session.feed([token % model.vocab_size for token in text_tokens(room)])
