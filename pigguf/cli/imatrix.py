@@ -57,8 +57,8 @@ def command(
     """Measure on texts which columns of the weight matrices of the GGUF file MODEL matter.
 
     The file is llama-imatrix's; `pigguf convert` and `pigguf quantize` take it as --imatrix, and the
-    types of the fewest bits need it. MODEL should be of a type that loses little, such as F16 or Q8_0. Where a
-    window was extended, a long --window measures what columns meet at depth, too.
+    types of the fewest bits need it. MODEL should be of a type that loses little, such as F16 or Q8_0.
+    Where a window was extended, a long --window measures what columns meet at depth, too.
 
     \b
     Examples:
