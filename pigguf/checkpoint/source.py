@@ -65,7 +65,7 @@ def directory_of(source: str | os.PathLike[str], kind: Kind, progress: Progress)
     except ImportError as error:
         raise MissingPackage(
             f"{name} is no directory here, and fetching it from a hub needs huggingface_hub: {error}",
-            'pip install "pigguf[hub]", or give a directory',
+            'pip install -e ".[hub]" in the clone, or give a directory',
         ) from error
     except ValueError as error:  # the library reads its settings when it is imported
         raise HubError(

@@ -128,7 +128,7 @@ class TorchFile:
 
             raise MissingPackage(
                 f"{self.path}: torch {torch.__version__} does not say where in the file {name} lies",
-                'pip install --upgrade "pigguf[torch]"',
+                'pip install --upgrade -e ".[torch]" in the clone',
             )
         if storages.get(start) != storage.nbytes():
             raise CheckpointError(
@@ -253,7 +253,7 @@ def _load(path: Path, whole: bool, beginning: bytes) -> Any:
     except ImportError as error:
         raise MissingPackage(
             f"{path}: torch is needed to read this file, and is not installed",
-            'pip install "pigguf[torch]", or save the weights as safetensors',
+            'pip install -e ".[torch]" in the clone, or save the weights as safetensors',
         ) from error
     try:
         return torch.load(path, map_location="cpu" if whole else "meta", weights_only=True)

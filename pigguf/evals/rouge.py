@@ -154,7 +154,7 @@ def scorer() -> Scorer:
     except ImportError as error:
         raise MissingPackage(
             f"summaries are compared by the package rouge-score, which is missing: {error}",
-            'pip install "pigguf[evals]"',
+            'pip install -e ".[evals]" in the clone',
         ) from error
     compare = RougeScorer(list(MEASURES), use_stemmer=True)
 

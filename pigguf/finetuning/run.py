@@ -140,7 +140,8 @@ def _require_packages() -> None:
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise MissingPackage(
-                f"fine-tuning needs the package {name}", 'install them all: pip install "pigguf[finetune]"'
+                f"fine-tuning needs the package {name}",
+                'install them all: pip install -e ".[finetune]" in the clone',
             )
 
 

@@ -340,7 +340,7 @@ def test_without_torch_a_bin_says_what_to_install(
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
     error = refused(MissingPackage, ["adapter_model.bin", "torch"], base, adapter)
-    assert 'pip install "pigguf[torch]"' in (error.hint or "")
+    assert 'pip install -e ".[torch]" in the clone' in (error.hint or "")
 
 
 def test_trainable_parameters_of_another_base_are_refused(base: Path, adapter: Path) -> None:

@@ -529,4 +529,4 @@ def test_the_package_that_is_missing_is_named(desk: Desk) -> None:
     finished = desk.pigguf("convert", "org/tiny", before="sys.modules['huggingface_hub'] = None")
     assert finished.returncode == 13
     assert "org/tiny is no directory here" in finished.stderr
-    assert 'hint: pip install "pigguf[hub]"' in finished.stderr
+    assert 'hint: pip install -e ".[hub]" in the clone' in finished.stderr

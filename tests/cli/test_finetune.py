@@ -113,4 +113,4 @@ def test_without_the_extra_it_says_how_to_get_it(checkpoint: Path, books: Path, 
         check=False,
     )
     assert made.returncode == 13
-    assert 'pip install "pigguf[finetune]"' in made.stderr
+    assert 'pip install -e ".[finetune]" in the clone' in made.stderr

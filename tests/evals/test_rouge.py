@@ -72,7 +72,7 @@ def test_a_missing_package_is_told_with_what_to_install(gguf: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(MissingPackage, match="rouge-score") as refusal:
         rouge(gguf, [DATA])
-    assert refusal.value.hint == 'pip install "pigguf[evals]"'
+    assert refusal.value.hint == 'pip install -e ".[evals]" in the clone'
 
 
 # ---- prompts -----------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ def command(
 
     DATA are files of JSON lines: {"document": ..., "summary": ...}, or GovReport's "report" for
     "document". The prompt and the sampling (temperature 0.5, top-p 0.95) are those of the Position
-    Interpolation paper. It needs the package rouge-score: pip install "pigguf[evals]".
+    Interpolation paper. It needs the package rouge-score: pip install -e ".[evals]" in the clone.
 
     \b
     Examples:

@@ -94,5 +94,5 @@ def _require_packages() -> None:
         if importlib.util.find_spec(name) is None:
             raise MissingPackage(
                 f"verifying against a checkpoint needs the package {name}",
-                'install it: pip install "pigguf[verify]"',
+                'install it: pip install -e ".[verify]" in the clone',
             )
