@@ -30,6 +30,8 @@ ARCHITECTURES = tuple(dict.fromkeys(family.architecture for family in FAMILIES))
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+# Of a layer with experts, beside two for each one used; llama-context.cpp (graph_max_nodes) counts on fewer.
+_LAYER_NODES = 64
 TOKENIZER_MODELS = ("llama", "gpt2")
 # Pre-tokenizers of other architectures: one asserts on two blanks, one recurses once a word.
 _UNSAFE_PRE_TOKENIZERS = ("whitespace", "exaone-moe")
@@ -85,9 +87,9 @@ def check(file: GGUFFile) -> Dimensions:
     try:
         _check_sizes(keys)
         head_length, kv_heads = _check_heads(keys)
-        _check_sliding_layers(keys)
+        _check_sliding_layers(keys, head_length)
         _check_positions(keys)
-        _check_experts(keys)
+        _check_experts(keys, len(file.tensors))
         _check_vocabulary(keys)
         _check_tensor_types(file)
         _check_tensor_names(file, keys)
@@ -188,7 +190,8 @@ def _check_heads(keys: _Keys) -> tuple[int, tuple[int, ...]]:
         raise keys.refuse("attention.value_length", value_length, f"not the key length {key_length}")
     width = keys.integer("embedding_length")
     if key_length * heads[0] != width and keys.architecture not in _FREE_HEADS:
-        raise keys.refuse("attention.head_count", heads[0], f"by {key_length} not the embedding's {width}")
+        why = f"and heads of {key_length} are not the embedding length {width}"
+        raise keys.refuse("attention.head_count", heads[0], why)
     families = [family for family in FAMILIES if family.architecture == keys.architecture]
     if rotated != key_length and all(family.rotary == WHOLE_HEAD for family in families):
         raise keys.refuse("rope.dimension_count", rotated, f"not the key length {key_length}")
@@ -197,12 +200,13 @@ def _check_heads(keys: _Keys) -> tuple[int, tuple[int, ...]]:
     return key_length, tuple(kv_heads)
 
 
-def _check_sliding_layers(keys: _Keys) -> None:
+def _check_sliding_layers(keys: _Keys, head_length: int) -> None:
     """Where a graph may have sliding layers, one at least must slide, and they are shaped as the others."""
     for key in _OF_SLIDING_LAYERS:
-        own = keys.integer(f"{key}_swa", 0)
-        if own and own != keys.integer(key, own):
-            raise keys.refuse(f"{key}_swa", own, f"not {key}, {keys.integer(key)}")
+        others = keys.integer(key, head_length)
+        own = keys.integer(f"{key}_swa", others)
+        if own != others:
+            raise keys.refuse(f"{key}_swa", own, f"not {others} as in layers that do not slide")
     window = keys.integer(WINDOW_KEY, _SLIDING_WINDOWS.get(keys.architecture, 0))
     if keys.architecture not in _SLIDING_PERIODS or (
         window == 0 and keys.architecture not in _SLIDING_WINDOWS
@@ -227,15 +231,18 @@ def _check_positions(keys: _Keys) -> None:
         raise keys.refuse("rope.scaling.type", kind, f"none of {', '.join(GGUF_KINDS)}")
 
 
-def _check_experts(keys: _Keys) -> None:
+def _check_experts(keys: _Keys, tensors: int) -> None:
     experts = keys.integer("expert_count", 0)
-    used = max(keys.a_layer("expert_used_count", keys.integer("block_count"), [0]))
+    layers = keys.integer("block_count")
+    used = max(keys.a_layer("expert_used_count", layers, [0]))
     groups = keys.integer("expert_group_count", 0)
     used_groups = keys.integer("expert_group_used_count", 0)
     if not 0 <= experts <= MAX_EXPERTS:
         raise keys.refuse("expert_count", experts, f"not between 0 and {MAX_EXPERTS}")
     if used > experts or (experts and used < 1):
         raise keys.refuse("expert_used_count", used, f"with {experts} experts")
+    if used and layers * (_LAYER_NODES + 2 * used) > max(1024, 8 * tensors):
+        raise keys.refuse("expert_used_count", used, "more than llama.cpp's graph has room for")
     if groups > max(0, experts - 1) or (groups > 1 and experts % groups):
         raise keys.refuse("expert_group_count", groups, f"with {experts} experts")
     if groups > 1 and not 0 < used_groups < groups:

@@ -6,6 +6,7 @@ it tries it, and after a set how many were refused and how many ran.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import re
@@ -25,10 +26,12 @@ from tiny_gguf import (
     WIDE_GRAPHS,
     WIDTH,
     Tiny,
+    graph,
     text_tokens,
     write_tiny,
 )
 
+from pigguf.arch import FAMILIES
 from pigguf.engine import Context, ContextOptions, Model, Sampling
 from pigguf.errors import PigError
 from pigguf.gguf_file import TensorType, read_header
@@ -329,6 +332,12 @@ def weights(chance: random.Random) -> Iterator[Case]:
             yield f"{tensor.name} holds {value} at byte {place}", _bytes(bytes(changed))
 
 
+def graphs(_: random.Random) -> Iterator[Case]:
+    """Every graph as it is, which runs."""
+    for name, tiny in GRAPHS.items():
+        yield name, _model(model=tiny)
+
+
 def graph_keys(_: random.Random) -> Iterator[Case]:
     """In every graph every key gone, and with every odd value and type."""
     for name, tiny in GRAPHS.items():
@@ -372,6 +381,38 @@ def graph_pairs(chance: random.Random) -> Iterator[Case]:
         )
 
 
+def graph_sizes(chance: random.Random) -> Iterator[Case]:
+    """In a graph other sizes, with tensors that fit them; and a key with an odd value."""
+    families = [family for family in FAMILIES if not family.folded]
+    while True:
+        family, layers = chance.choice(families), chance.choice((1, 2, 2, 3))
+        parts = frozenset(part for part in family.parts if chance.random() < 0.5)
+        changed = chance.sample(sorted(SIZES), chance.choice((1, 1, 2, 3)))
+        sizes = {size: chance.choice(SIZES[size]) for size in changed}
+        tiny = graph(family, layers, parts, **sizes)
+        known = _keys_of(tiny)
+        key = chance.choice(sorted(known))
+        odd = (
+            {key: chance.choice([*_odd_values(known[key]), *_uneven(tiny)])} if chance.random() < 0.3 else {}
+        )
+        yield (
+            f"{tiny.architecture}, {layers} layers, {sorted(parts)}, {sizes} {odd}",
+            _model(model=tiny, metadata=odd),
+        )
+
+
+SIZES: dict[str, tuple[int, ...]] = {
+    "embedding_length": (1, 2, 32, 48, 96, 128),
+    "feed_forward_length": (1, 2, 32, 64),
+    "heads": (1, 2, 3, 6, 8),
+    "kv_heads": (1, 3, 4, 8),
+    "head_dim": (1, 2, 6, 8, 24, 32, 64),
+    "rotary_dim": (0, 1, 2, 4, 8, 16, 32),
+    "experts": (0, 1, 2, 3, 8),
+    "vocab_size": (1, 256, VOCABULARY + 1),
+}
+
+
 def _keys_of(tiny: Tiny) -> dict[str, Typed]:
     """The keys of a model, and those that only other graphs or other models have."""
     own = {key: typed for key, typed in tiny.metadata.items() if not key.startswith("tokenizer.")}
@@ -382,11 +423,20 @@ def _keys_of(tiny: Tiny) -> dict[str, Typed]:
 
 def _others(tiny: Tiny) -> dict[str, tuple[int, ...]]:
     """Tensors that other models have, in the sizes of this one."""
-    found = {name: shape for each in GRAPHS.values() for name, shape in each.shapes.items()}
     width = tiny.shapes["output_norm.weight"][0]
-    for name, shape in OTHER_TENSORS.items():
-        found[name] = tuple(width if size == WIDTH else size for size in shape)
-    return {name: shape for name, shape in found.items() if name not in tiny.shapes and ".0." in f".{name}"}
+    return {name: shape for name, shape in _every_tensor(width).items() if name not in tiny.shapes}
+
+
+@functools.cache
+def _every_tensor(width: int) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a graph may have, in a first layer or beside the layers."""
+    found = {
+        name: tuple(width if size == WIDTH else size for size in shape)
+        for name, shape in OTHER_TENSORS.items()
+    }
+    for tiny in (GRAPHS if width == WIDTH else WIDE_GRAPHS).values():
+        found |= tiny.shapes
+    return {name: shape for name, shape in found.items() if not re.match(r"blk\.[1-9]", name)}
 
 
 def _odd_shapes(tiny: Tiny, tensor: str) -> Iterator[tuple[int, ...]]:
@@ -420,11 +470,13 @@ SETS: dict[str, Callable[[random.Random], Iterator[Case]]] = {
     "tensors": tensors,
     "vocabularies": vocabularies,
     "weights": weights,
+    "graphs": graphs,
     "graph_keys": graph_keys,
     "graph_tensors": graph_tensors,
     "graph_pairs": graph_pairs,
+    "graph_sizes": graph_sizes,
 }
-ENDLESS = ("flips", "pairs", "graph_pairs")
+ENDLESS = ("flips", "pairs", "graph_pairs", "graph_sizes")
 TEXT = "Hello  world,\n\tcaf\u00e9 \U0001f600 12345 don't </s> <s> \u4f60\u597d\0 \u00a0 a ." * 3
 
 

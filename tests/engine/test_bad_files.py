@@ -41,9 +41,32 @@ def test_changed_headers_tensors_and_vocabularies_never_end_the_process(tmp_path
         assert ran, name
 
 
+def test_no_graph_ends_the_process(tmp_path: Path) -> None:
+    counts = survive(
+        tmp_path,
+        "graphs:0x99",
+        "graph_keys:1x90",
+        "graph_tensors:1x90",
+        "graph_pairs:1x60",
+        "graph_sizes:1x60",
+    )
+    assert counts.pop("graphs") == (0, 29)
+    for name, (refused, ran) in counts.items():
+        assert refused, name
+        assert ran, name
+
+
 @pytest.mark.slow
 def test_many_more_bad_files(tmp_path: Path) -> None:
     every = "truncations:0x9999", "keys:0x9999", "tensors:0x9999", "vocabularies:0x9999", "weights:0x9999"
     counts = survive(tmp_path, *every, "flips:2x10000", "pairs:2x2000")
     assert counts["truncations"][1] == 0
     assert sum(map(sum, counts.values())) > 15000
+
+
+@pytest.mark.slow
+def test_many_more_of_every_graph(tmp_path: Path) -> None:
+    counts = survive(
+        tmp_path, "graph_keys:2x9000", "graph_tensors:2x9000", "graph_pairs:2x4000", "graph_sizes:2x4000"
+    )
+    assert sum(map(sum, counts.values())) > 20000

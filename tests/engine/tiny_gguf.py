@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,8 +146,8 @@ WITH_64_LAYERS = "use_qk_norm"
 NOT_IN_GRAPH = ("qwen3", "attention_bias")  # which is a bias of the output too, in transformers
 
 
-def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH) -> Tiny:
-    """The tiny model of a family, whose window is 64 tokens, with optional parts."""
+def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH, **sizes: int) -> Tiny:
+    """The tiny model of a family, whose window is 64 tokens, with optional parts and sizes of ModelSpec."""
     window, experts = 64, 4 if family.mixture else 0
     kind, positions = UNROTATED.get(family.architecture, ("none", RopeScaling))
     spec = ModelSpec(
@@ -167,6 +168,7 @@ def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH
         experts=experts,
         parameters=_parameters(family, layers),
     )
+    spec = replace(spec, **sizes)
     shapes = {tensor.name: tensor.shape for rule in family.rules(spec) for tensor in rule.gguf}
     return Tiny({"general.architecture": string(family.architecture), **spec.metadata(), **TOKENIZER}, shapes)
 
