@@ -396,7 +396,7 @@ def test_a_missing_package_is_named_with_its_extra(package: str, checkpoint: Pat
     )
     assert done.stdout.startswith("MissingPackage")
     assert package in done.stdout
-    assert "pigguf[verify]" in done.stdout
+    assert 'pip install -e ".[verify]"' in done.stdout
 
 
 def test_the_extra_brings_every_package() -> None:
