@@ -234,13 +234,14 @@ def _check_positions(keys: _Keys) -> None:
 def _check_experts(keys: _Keys, tensors: int) -> None:
     experts = keys.integer("expert_count", 0)
     layers = keys.integer("block_count")
-    used = max(keys.a_layer("expert_used_count", layers, [0]))
+    used_by_layer = keys.a_layer("expert_used_count", layers, [0])
+    used, least = max(used_by_layer), min(used_by_layer)
     groups = keys.integer("expert_group_count", 0)
     used_groups = keys.integer("expert_group_used_count", 0)
     if not 0 <= experts <= MAX_EXPERTS:
         raise keys.refuse("expert_count", experts, f"not between 0 and {MAX_EXPERTS}")
-    if used > experts or (experts and used < 1):
-        raise keys.refuse("expert_used_count", used, f"with {experts} experts")
+    if used > experts or (experts and least < 1):
+        raise keys.refuse("expert_used_count", used if used > experts else least, f"with {experts} experts")
     if used and layers * (_LAYER_NODES + 2 * used) > max(1024, 8 * tensors):
         raise keys.refuse("expert_used_count", used, "more than llama.cpp's graph has room for")
     if groups > max(0, experts - 1) or (groups > 1 and experts % groups):

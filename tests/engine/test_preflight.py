@@ -125,6 +125,12 @@ REFUSED: dict[str, tuple[Tiny, dict[str, Any], dict[str, Any], str]] = {
         in_layers(attn_q_norm__weight=(WIDTH,)),
         "tensor blk.0.attn_q_norm.weight is one that llama.cpp cannot compute with",
     ),
+    "mixtral, a layer without experts": (
+        graph(MIXTRAL, LAYERS, frozenset()),
+        {"llama.expert_used_count": array("u32", (4, 0))},
+        NONE,
+        "llama.expert_used_count is 0, with 4 experts",
+    ),
     "mixtral, too many experts at once": (
         graph(MIXTRAL, LAYERS, frozenset(), experts=512, feed_forward_length=1),
         {"llama.expert_used_count": u32(300)},
