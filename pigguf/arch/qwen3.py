@@ -6,9 +6,7 @@ Sources: transformers' modeling_qwen3.py; llama.cpp src/models/qwen3.cpp.
 from __future__ import annotations
 
 from pigguf.arch.family import TIED, Family
-from pigguf.arch.keys import Flag
 from pigguf.arch.llama import (
-    ATTENTION_BIAS,
     ATTENTION_NORM,
     EMBEDDING,
     FEED_FORWARD_NORM,
@@ -24,7 +22,7 @@ from pigguf.arch.table import HEAD, norm, output
 TENSORS = (
     EMBEDDING,
     ATTENTION_NORM,
-    *attention(ATTENTION_BIAS, ATTENTION_BIAS),
+    *attention(None, None),
     norm(f"{LAYER}.self_attn.q_norm", "blk.{}.attn_q_norm", HEAD),
     norm(f"{LAYER}.self_attn.k_norm", "blk.{}.attn_k_norm", HEAD),
     FEED_FORWARD_NORM,
@@ -40,7 +38,8 @@ QWEN3 = Family(
     tensors=TENSORS,
     dropped=ROTARY_BUFFERS,
     defaults={"head_dim": 128},
-    parts={**TIED, ATTENTION_BIAS: Flag(ATTENTION_BIAS)},
+    parts=TIED,
+    only={"attention_bias": ((False,), "attention with biases")},
     free_head_dim=True,
     sliding_window=window,
     export={"use_sliding_window": False},

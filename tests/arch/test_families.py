@@ -537,3 +537,9 @@ def test_llama_cpp_reads_the_same_shape_and_computes_the_same(model: TinyModel, 
     divergence = (expected.exp() * (expected - got)).sum(-1)
     assert divergence.mean() <= 1e-6
     assert (expected.argmax(-1) == got.argmax(-1)).float().mean() >= 0.99
+
+
+def test_biases_that_qwen3_s_graph_does_not_load_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="attention_bias = true") as caught:
+        read_spec(QWEN3, attention_bias=True)
+    assert caught.value.hint
