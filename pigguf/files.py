@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pigguf.errors import OutputError, ReadError
+
+T = TypeVar("T")
 
 _WRITE_BACK_BYTES = 64 << 20  # the disk begins this far behind, so that the last fsync is short
 _COPY_BACK_BYTES = 256 << 20  # the same behind a copy, which a busy disk would only hold up
@@ -51,6 +53,25 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -
                 f"{path}: the file ends at byte {offset + done}, and became shorter while it was read"
             )
         done += got
+
+
+def opened(path: Path, read: Callable[[int], T]) -> T:
+    """What `read` makes of a file's descriptor, which is its to close; it closes here if `read` fails.
+
+    Raises:
+        ReadError: the system refuses to open or read the file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    try:
+        return read(descriptor)
+    except BaseException as error:
+        os.close(descriptor)
+        if isinstance(error, OSError):
+            raise unreadable(path, error) from error
+        raise
 
 
 def unreadable(path: Path, error: OSError) -> ReadError:

@@ -14,7 +14,6 @@ imported where it is used. Left out: GPUs, and adapters.
 from __future__ import annotations
 
 import inspect
-import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +24,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, DynamicCache
-from transformers.utils import logging as transformers_logging
 
 from pigguf.arch import Family
 from pigguf.checkpoint import Checkpoint
 from pigguf.checkpoint.json_file import read_json
 from pigguf.engine.memory import available_memory, in_words
 from pigguf.errors import CheckpointError, DoesNotFit, PigError, UnsupportedModel
+from pigguf.quiet import quiet_transformers
 from pigguf.spec import ModelSpec
 
 _NOT_COMPUTED = "the header and the tokenizer are compared all the same"
@@ -107,14 +106,11 @@ def _config(config: Mapping[str, Any], family: Family, spec: ModelSpec, length: 
         factors = {**rope.parameters, "short_factor": rope.parameters["long_factor"]}
         spec = replace(spec, rope=replace(rope, parameters=factors))
     said = {key: value for key, value in config.items() if key != "model_type"}
-    section = said.get(family.section) if family.section else None
-    if section is None:
-        said = _positioned(said, family, spec)
-    else:
-        said[family.section] = _positioned(section, family, spec)
     try:
         with _quiet():
-            return AutoConfig.for_model(config.get("model_type", family.model_type), **said)
+            return AutoConfig.for_model(
+                config.get("model_type", family.model_type), **family.with_positions(said, spec)
+            )
     except PigError:
         raise
     except Exception as error:  # a ValueError of its own, or a validator's
@@ -128,12 +124,6 @@ def _class_of(config: Any, spec: ModelSpec) -> Any:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModel(f"transformers computes no {spec.hf_class} as a causal model", _NOT_COMPUTED)
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-
-
-def _positioned(config: Mapping[str, Any], family: Family, spec: ModelSpec) -> dict[str, Any]:
-    """transformers lets rope_scaling win over rope_parameters, so that none may stay from before."""
-    bare = {key: value for key, value in config.items() if key not in ("rope_scaling", "rope_parameters")}
-    return family.with_positions(bare, spec)
 
 
 def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -163,15 +153,6 @@ def _refuse_too_large(checkpoint: Checkpoint) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bars and no advice of the library's on stderr; what it refuses, it raises."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

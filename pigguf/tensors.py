@@ -19,6 +19,11 @@ Array = NDArray[Any]
 SLAB_ELEMENTS = 1 << 20  # what one worker handles at a time: memory stays flat whatever the model's size
 
 
+def row_count(shape: tuple[int, ...]) -> int:
+    """Rows of a tensor: all axes but the last; of a vector, its elements."""
+    return shape[0] if len(shape) == 1 else math.prod(shape[:-1])
+
+
 @dataclass(frozen=True)
 class TensorRef:
     """One float tensor that can be read in slabs of rows.
@@ -42,7 +47,7 @@ class TensorRef:
 
     @property
     def rows(self) -> int:
-        return self.shape[0] if len(self.shape) == 1 else math.prod(self.shape[:-1])
+        return row_count(self.shape)
 
     @property
     def row_elements(self) -> int:

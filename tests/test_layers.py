@@ -27,7 +27,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("spec",),
     ("rope",),
     ("config", "tensors", "metadata"),
-    ("files", "documents", "parallel"),
+    ("files", "documents", "parallel", "divergence", "quiet"),
     ("errors", "progress"),
 )
 HEIGHT = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
@@ -37,7 +37,7 @@ HOMES = {
     "gguf": {"gguf_file"},
     "llama_cpp": {"engine"},
     "torch": {"checkpoint", "finetuning", "reference"},
-    "transformers": {"finetuning", "reference"},
+    "transformers": {"finetuning", "quiet", "reference"},
     "huggingface_hub": {"checkpoint"},
     "peft": {"finetuning"},
     "rouge_score": {"evals"},

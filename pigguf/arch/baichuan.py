@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from pigguf.arch.family import NOT_COMPUTED, TIED, Family
-from pigguf.arch.keys import Flag
+from pigguf.arch.keys import Flag, own_keys
 from pigguf.arch.llama import (
     ATTENTION_NORM,
     EMBEDDING,
@@ -83,7 +83,7 @@ BAICHUAN = Family(
     ),
     dropped=ROTARY_BUFFERS,
     names={"max_position_embeddings": ("max_position_embeddings", "model_max_length")},
-    kv_heads=lambda keys, heads: heads,
+    kv_heads=own_keys,
     parts={**TIED, UNIT_ROWS: UnitRows("vocab_size")},
     only={"tie_word_embeddings": ((False,), "the embedding as output matrix")},
     check=_check,

@@ -7,6 +7,7 @@ in the model bounds the window: `seq_length`, where a config has it, says at whi
 from __future__ import annotations
 
 from pigguf.arch.family import TIED_BY_DEFAULT, Family
+from pigguf.arch.keys import four_times, own_keys
 from pigguf.arch.table import INNER, QKV, VOCAB, WIDTH, grouped_qkv, layer_norm, linear, output, tensor
 
 LAYER = "transformer.h.{}"
@@ -36,8 +37,8 @@ BLOOM = Family(
         "max_position_embeddings": ("seq_length",),
         "intermediate_size": ("n_inner",),
     },
-    feed_forward=lambda width: 4 * width,
-    kv_heads=lambda keys, heads: heads,
+    feed_forward=four_times,
+    kv_heads=own_keys,
     norm="layer",
     epsilon=("layer_norm_epsilon", 1e-5),
     parts=TIED_BY_DEFAULT,

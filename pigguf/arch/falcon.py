@@ -12,7 +12,7 @@ from typing import Any
 
 from pigguf.arch.family import TIED_BY_DEFAULT, Family
 from pigguf.arch.gptneox import GELU
-from pigguf.arch.keys import Flag
+from pigguf.arch.keys import Flag, four_times
 from pigguf.arch.table import INNER, QKV, VOCAB, WIDTH, grouped_qkv, layer_norm, linear, output, tensor
 from pigguf.config import Config
 from pigguf.spec import ModelSpec
@@ -50,18 +50,11 @@ def _write(spec: ModelSpec) -> Mapping[str, Any]:
     }
 
 
-def _norm(hf: str, gguf: str, when: str) -> list[Any]:
-    return [
-        tensor(f"{LAYER}.{hf}.{kind}", f"blk.{{}}.{gguf}.{kind}", WIDTH, when=when)
-        for kind in ("weight", "bias")
-    ]
-
-
 TENSORS = (
     tensor("transformer.word_embeddings.weight", "token_embd.weight", VOCAB, WIDTH),
-    *_norm("input_layernorm", "attn_norm", f"!{TWO_NORMS}"),
-    *_norm("ln_mlp", "attn_norm", TWO_NORMS),
-    *_norm("ln_attn", "attn_norm_2", TWO_NORMS),
+    *layer_norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm", when=f"!{TWO_NORMS}"),
+    *layer_norm(f"{LAYER}.ln_mlp", "blk.{}.attn_norm", when=TWO_NORMS),
+    *layer_norm(f"{LAYER}.ln_attn", "blk.{}.attn_norm_2", when=TWO_NORMS),
     *linear(
         f"{LAYER}.self_attention.query_key_value", "blk.{}.attn_qkv", QKV, WIDTH, None, order=grouped_qkv
     ),
@@ -84,7 +77,7 @@ FALCON = Family(
         "intermediate_size": ("ffn_hidden_size",),
     },
     defaults={"max_position_embeddings": 2048},
-    feed_forward=lambda width: 4 * width,
+    feed_forward=four_times,
     kv_heads=_kv_heads,
     norm="layer",
     epsilon=("layer_norm_epsilon", 1e-5),

@@ -48,6 +48,7 @@ ONLY: dict[str, Allowed] = {
 TIED: dict[str, Flag] = {UNTIED: Flag("tie_word_embeddings", default=False, inverted=True)}
 TIED_BY_DEFAULT: dict[str, Flag] = {UNTIED: Flag("tie_word_embeddings", default=True, inverted=True)}
 
+SCALING_SECTIONS = ("rope_scaling", "rope_parameters")
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as layer_types has them
 WINDOW_KEY, PATTERN_KEY = "attention.sliding_window", "attention.sliding_window_pattern"
 
@@ -284,11 +285,15 @@ class Family:
         return spec
 
     def with_positions(self, config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
-        """A checkpoint's config.json with the positions of `spec` in place of its own."""
-        said = {self._name(key): value for key, value in spec.rope.config().items()}
-        merged = {**config, **said}
-        self.rotary.write(merged, spec.rotary_dim, spec.head_dim)
-        return merged
+        """A checkpoint's config.json with the positions of `spec` in place of its own.
+
+        Nothing of what it said of scaling stays: transformers lets rope_scaling win over rope_parameters.
+        """
+        keys = self._keys(config)
+        bare = {key: keys.values[key] for key in keys.values if key not in SCALING_SECTIONS}
+        language = {**bare, **{self._name(key): value for key, value in spec.rope.config().items()}}
+        self.rotary.write(language, spec.rotary_dim, spec.head_dim)
+        return {**config, self.section: language} if keys.prefix else language
 
     def config(self, spec: ModelSpec) -> dict[str, Any]:
         """The config.json of an export, whose weights are bfloat16; token ids are the tokenizer's to add.
@@ -305,9 +310,8 @@ class Family:
         }
         if self.kv_heads is None:
             llamas["num_key_value_heads"] = spec.kv_heads
-        if spec.head_dim * spec.heads != spec.embedding_length:
-            llamas["head_dim"] = spec.head_dim
-        if spec.head_dim != self.defaults.get("head_dim", spec.head_dim):
+        of_its_own = spec.head_dim * spec.heads != spec.embedding_length
+        if of_its_own or spec.head_dim != self.defaults.get("head_dim", spec.head_dim):
             llamas["head_dim"] = spec.head_dim
         keys = {self._name(key): value for key, value in {**llamas, **spec.rope.config()}.items()}
         for rule in self.keys:

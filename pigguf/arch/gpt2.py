@@ -8,16 +8,15 @@ published checkpoints, which were saved from the bare model.
 from __future__ import annotations
 
 from pigguf.arch.family import TIED_BY_DEFAULT, Family
+from pigguf.arch.keys import four_times, own_keys
 from pigguf.arch.table import (
-    CONTEXT,
     INNER,
     ORIGINAL,
     QKV,
     VOCAB,
     WIDTH,
-    Piece,
-    TensorRule,
     layer_norm,
+    learned_positions,
     linear,
     output,
     tensor,
@@ -26,11 +25,7 @@ from pigguf.arch.table import (
 LAYER = "transformer.h.{}"
 TENSORS = (
     tensor("transformer.wte.weight", "token_embd.weight", VOCAB, WIDTH),
-    TensorRule(
-        (Piece("transformer.wpe.weight", (ORIGINAL, WIDTH)),),
-        (Piece("position_embd.weight", (CONTEXT, WIDTH)),),
-        resampled=True,
-    ),
+    learned_positions("transformer.wpe.weight", ORIGINAL),
     *layer_norm(f"{LAYER}.ln_1", "blk.{}.attn_norm"),
     *linear(f"{LAYER}.attn.c_attn", "blk.{}.attn_qkv", QKV, WIDTH, transposed=True),
     *linear(f"{LAYER}.attn.c_proj", "blk.{}.attn_output", WIDTH, WIDTH, transposed=True),
@@ -58,8 +53,8 @@ GPT2 = Family(
     dropped=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
     renamed=((r"^(wte|wpe|ln_f|h)\.", r"transformer.\1."),),
     names=NAMES,
-    feed_forward=lambda width: 4 * width,
-    kv_heads=lambda keys, heads: heads,
+    feed_forward=four_times,
+    kv_heads=own_keys,
     norm="layer",
     epsilon=("layer_norm_epsilon", 1e-5),
     parts=TIED_BY_DEFAULT,

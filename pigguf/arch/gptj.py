@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pigguf.arch.family import TIED, Family
 from pigguf.arch.gpt2 import NAMES, TANH_GELU
-from pigguf.arch.keys import HeadDimensions
+from pigguf.arch.keys import HeadDimensions, four_times, own_keys
 from pigguf.arch.table import (
     INNER,
     QUERIES,
@@ -59,8 +59,8 @@ GPTJ = Family(
     tensors=TENSORS,
     dropped=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
     names=NAMES,
-    feed_forward=lambda width: 4 * width,
-    kv_heads=lambda keys, heads: heads,
+    feed_forward=four_times,
+    kv_heads=own_keys,
     norm="layer",
     epsilon=("layer_norm_epsilon", 1e-5),
     parts=TIED,

@@ -8,7 +8,7 @@ exact GELU here and its tanh form there, which is what llama.cpp has.
 from __future__ import annotations
 
 from pigguf.arch.family import TIED, Family
-from pigguf.arch.keys import HeadPart, KeyRule
+from pigguf.arch.keys import HeadPart, KeyRule, own_keys
 from pigguf.arch.table import (
     INNER,
     QKV,
@@ -45,7 +45,7 @@ GPTNEOX = Family(
     dropped=r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
     renamed=((r"^lm_head\.", "embed_out."),),
     names={"rope_theta": ("rope_theta", "rotary_emb_base")},
-    kv_heads=lambda keys, heads: heads,
+    kv_heads=own_keys,
     norm="layer",
     epsilon=("layer_norm_eps", 1e-5),
     parts=TIED,

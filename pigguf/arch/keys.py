@@ -130,6 +130,16 @@ class HeadDimensions(WholeHead):
         config[self.key] = rotary_dim
 
 
+def own_keys(keys: Config, heads: int) -> int:
+    """For families in which every query has a key of its own."""
+    return heads
+
+
+def four_times(width: int) -> int:
+    """The usual width of a feed-forward where a config does not give it."""
+    return 4 * width
+
+
 def no_window(keys: Config) -> int | None:
     """For families that look at no sliding_window."""
     return None

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pigguf.arch.family import NOT_COMPUTED, TIED_BY_DEFAULT, Family
-from pigguf.arch.keys import KeyRule
+from pigguf.arch.keys import KeyRule, four_times, own_keys
 from pigguf.arch.table import INNER, QKV, VOCAB, WIDTH, linear, norm, output, tensor
 from pigguf.config import Config
 from pigguf.errors import UnsupportedModel
@@ -65,8 +65,8 @@ MPT = Family(
         "intermediate_size": ("ffn_hidden_size",),
     },
     defaults={"max_position_embeddings": 2048},
-    feed_forward=lambda width: 4 * width,  # transformers looks at no expansion_ratio
-    kv_heads=lambda keys, heads: heads,
+    feed_forward=four_times,  # transformers looks at no expansion_ratio
+    kv_heads=own_keys,
     norm="layer",
     epsilon=("layer_norm_epsilon", 1e-5),
     parts=TIED_BY_DEFAULT,

@@ -11,8 +11,8 @@ layers and a narrower embedding, has no graph.
 from __future__ import annotations
 
 from pigguf.arch.family import TIED_BY_DEFAULT, Family
+from pigguf.arch.keys import own_keys
 from pigguf.arch.table import (
-    CONTEXT,
     INNER,
     PADDED_ORIGINAL,
     QKV,
@@ -23,6 +23,7 @@ from pigguf.arch.table import (
     Piece,
     TensorRule,
     layer_norm,
+    learned_positions,
     linear,
     output,
     tensor,
@@ -44,11 +45,7 @@ def _joined(kind: str, *columns: str) -> TensorRule:
 
 TENSORS = (
     tensor("model.decoder.embed_tokens.weight", "token_embd.weight", VOCAB, WIDTH),
-    TensorRule(
-        (Piece("model.decoder.embed_positions.weight", (PADDED_ORIGINAL, WIDTH)),),
-        (Piece("position_embd.weight", (CONTEXT, WIDTH)),),
-        resampled=True,
-    ),
+    learned_positions("model.decoder.embed_positions.weight", PADDED_ORIGINAL),
     *layer_norm(f"{LAYER}.self_attn_layer_norm", "blk.{}.attn_norm"),
     _joined("weight", WIDTH),
     _joined("bias"),
@@ -79,7 +76,7 @@ OPT = Family(
     tensors=TENSORS,
     renamed=((r"^decoder\.", "model.decoder."),),
     names={"intermediate_size": ("ffn_dim",)},
-    kv_heads=lambda keys, heads: heads,
+    kv_heads=own_keys,
     norm="layer",
     epsilon=("layer_norm_eps", 1e-5),
     parts=TIED_BY_DEFAULT,

@@ -20,7 +20,7 @@ from pigguf.arch.table import SAME, Change, Rows, TensorRule
 from pigguf.errors import InvalidTensor, MissingTensor, UnmappedTensor
 from pigguf.rope import LearnedPositions
 from pigguf.spec import ModelSpec
-from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef
+from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef, row_count
 
 NEAR = 64  # rows: a gap no longer than this is read with what lies around it
 
@@ -196,13 +196,9 @@ def _backward(
 
 def _inverse(order: Rows, to: Sequence[NamedShape]) -> Rows:
     """Where each of the checkpoint's rows lies in the GGUF; -1 where it was left out."""
-    inverse = np.full(sum(_row_count(shape.shape) for shape in to), -1, dtype=np.int64)
+    inverse = np.full(sum(row_count(shape.shape) for shape in to), -1, dtype=np.int64)
     inverse[order] = np.arange(len(order))
     return inverse
-
-
-def _row_count(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) == 1 else int(np.prod(shape[:-1], dtype=np.int64))
 
 
 def _gathered(
@@ -212,7 +208,7 @@ def _gathered(
     if order is None and len(pieces) == len(to) == 1:
         yield replace(pieces[0], name=to[0].name, shape=to[0].shape)
         return
-    count = sum(_row_count(shape.shape) for shape in to)
+    count = sum(row_count(shape.shape) for shape in to)
     rows = np.arange(count, dtype=np.int64) if order is None else order
     dtypes = {piece.dtype for piece in pieces}
     dtype = dtypes.pop() if len(dtypes) == 1 else "F32"
@@ -220,7 +216,7 @@ def _gathered(
         pieces = [_changed(piece, SAME) for piece in pieces]
     first = 0
     for shape in to:
-        own = rows[first : first + _row_count(shape.shape)]
+        own = rows[first : first + row_count(shape.shape)]
         first += len(own)
         yield TensorRef(shape.name, shape.shape, dtype, partial(_read_rows, tuple(pieces), own))
 

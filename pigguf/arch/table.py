@@ -97,7 +97,7 @@ class TensorRule:
 
     Attributes:
         hf: its tensors in a checkpoint, in the order of `order`; an EXPERT in a name stands for one each.
-            None: the checkpoint has no such tensor, and all of its values are `fill`.
+            Empty: the checkpoint has no such tensor, and all of its values are `fill`.
         gguf: its tensors in a GGUF.
         when: the optional part of the model that has it ("!part": that lacks it); "" for all models.
         order: rows in another order; None: as they are.
@@ -160,9 +160,15 @@ def norm(hf: str, gguf: str, size: str = WIDTH, *, change: Change = SAME) -> Ten
     return tensor(f"{hf}.weight", f"{gguf}.weight", size, change=change)
 
 
-def layer_norm(hf: str, gguf: str, size: str = WIDTH) -> tuple[TensorRule, TensorRule]:
+def layer_norm(hf: str, gguf: str, *, when: str = "") -> tuple[TensorRule, ...]:
     """Rules for a norm with weight and bias."""
-    return norm(hf, gguf, size), tensor(f"{hf}.bias", f"{gguf}.bias", size)
+    return tuple(tensor(f"{hf}.{kind}", f"{gguf}.{kind}", WIDTH, when=when) for kind in ("weight", "bias"))
+
+
+def learned_positions(hf: str, rows: str) -> TensorRule:
+    """The table of learned positions: so many rows in a checkpoint, as many as wanted in a GGUF."""
+    kept, made = Piece(hf, (rows, WIDTH)), Piece("position_embd.weight", (CONTEXT, WIDTH))
+    return TensorRule((kept,), (made,), resampled=True)
 
 
 def output(hf: str = "lm_head.weight") -> TensorRule:
@@ -180,21 +186,24 @@ def neighbours(heads: Callable[[ModelSpec], int]) -> Order:
     it permute.
     """
 
-    def order(spec: ModelSpec) -> Rows:
-        head = np.arange(spec.head_dim, dtype=np.int64)
-        head[: spec.rotary_dim] = head[: spec.rotary_dim].reshape(2, -1).T.reshape(-1)
-        return _of_heads(head, heads(spec))
-
-    return order
+    return _repaired(heads, (2, -1))
 
 
 def halves(heads: Callable[[ModelSpec], int]) -> Order:
     """The other way about: a checkpoint that rotates neighbours, for a graph that rotates halves."""
 
+    return _repaired(heads, (-1, 2))
+
+
+def _repaired(heads: Callable[[ModelSpec], int], pairs: tuple[int, int]) -> Order:
+    """Each head's rotated rows, laid out in that shape, are read the other way."""
+
     def order(spec: ModelSpec) -> Rows:
         head = np.arange(spec.head_dim, dtype=np.int64)
-        head[: spec.rotary_dim] = head[: spec.rotary_dim].reshape(-1, 2).T.reshape(-1)
-        return _of_heads(head, heads(spec))
+        head[: spec.rotary_dim] = head[: spec.rotary_dim].reshape(pairs).T.reshape(-1)
+        starts = np.arange(heads(spec), dtype=np.int64)[:, None] * spec.head_dim
+        rows: Rows = (starts + head).reshape(-1)
+        return rows
 
     return order
 
@@ -225,9 +234,3 @@ def rotated_qkv(spec: ModelSpec) -> Rows:
     of_keys = queries + neighbours(key_heads)(spec)
     values = np.arange(queries + keys, queries + 2 * keys, dtype=np.int64)
     return np.concatenate([neighbours(query_heads)(spec), of_keys, values])
-
-
-def _of_heads(head: Rows, count: int) -> Rows:
-    starts = np.arange(count, dtype=np.int64)[:, None] * len(head)
-    rows: Rows = (starts + head).reshape(-1)
-    return rows

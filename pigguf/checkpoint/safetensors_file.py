@@ -21,7 +21,7 @@ import numpy as np
 
 from pigguf.checkpoint.safetensors_header import header_members
 from pigguf.errors import CheckpointError
-from pigguf.files import atomic_write, download_hint, read_exactly, unreadable
+from pigguf.files import atomic_write, download_hint, opened, read_exactly
 from pigguf.parallel import computed_ahead
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef
@@ -74,17 +74,7 @@ class SafetensorsFile:
             CheckpointError: the file is cut short, or its header lies.
             ReadError: the system refuses to read it.
         """
-        try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise unreadable(path, error) from error
-        try:
-            return cls(path, descriptor)
-        except BaseException as error:
-            os.close(descriptor)
-            if isinstance(error, OSError):
-                raise unreadable(path, error) from error
-            raise
+        return opened(path, partial(cls, path))
 
     def close(self) -> None:
         os.close(self._descriptor)

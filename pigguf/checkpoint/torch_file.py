@@ -16,6 +16,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from pigguf.errors import CheckpointError, MissingPackage
-from pigguf.files import download_hint, read_exactly, unreadable
+from pigguf.files import download_hint, opened, read_exactly, unreadable
 from pigguf.tensors import Array, TensorRef
 
 if TYPE_CHECKING:
@@ -74,17 +75,7 @@ class TorchFile:
             CheckpointError: the file is damaged or holds other things.
             ReadError: the system refuses to read it.
         """
-        try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise unreadable(path, error) from error
-        try:
-            return cls(path, descriptor)
-        except BaseException as error:
-            os.close(descriptor)
-            if isinstance(error, OSError):
-                raise unreadable(path, error) from error
-            raise
+        return opened(path, partial(cls, path))
 
     def close(self) -> None:
         """Let go of the file; arrays that were read stay."""

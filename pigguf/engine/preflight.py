@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pigguf.arch import FAMILIES
-from pigguf.arch.family import PATTERN_KEY, WINDOW_KEY
+from pigguf.arch.family import MAX_EXPERTS, MAX_LAYERS, PATTERN_KEY, WINDOW_KEY
 from pigguf.arch.keys import WHOLE_HEAD
 from pigguf.errors import GGUFError, UnsupportedModel
 from pigguf.gguf_file import GGUFFile, TensorType
@@ -28,8 +28,6 @@ from pigguf.spec import EPSILON_KEYS
 
 ARCHITECTURES = tuple(dict.fromkeys(family.architecture for family in FAMILIES))
 
-MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
-MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 # Of a layer with experts, beside two for each one used; llama-context.cpp (graph_max_nodes) counts on fewer.
 _LAYER_NODES = 64
 TOKENIZER_MODELS = ("llama", "gpt2")

@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pigguf.divergence import Logits, divergence
 from pigguf.engine import Session
 from pigguf.errors import UsageError
 from pigguf.evals.intervals import wilson
@@ -49,7 +50,6 @@ _IN_95_PERCENT = 1.959963984540054  # standard errors of a normal distribution
 _COLUMNS = 4  # what `divergence` returns
 
 Floats = NDArray[np.float64]
-Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -267,24 +267,6 @@ def _compared(session: Session, reference: Session, tokens: list[int], progress:
 
 def _unpacked(packed: str) -> Floats:
     return np.frombuffer(base64.b64decode(packed), "<f8").reshape(_COLUMNS, -1)
-
-
-def divergence(reference: Logits, model: Logits, token: int) -> tuple[float, float, float, float]:
-    """Two rows of logits, compared.
-
-    Returns:
-        D(reference || model) in nats; 1.0 if the likeliest token is the same, else 0.0; and the log
-        likelihood of `token` by the model and by the reference.
-    """
-    p, q = _log_softmax(reference), _log_softmax(model)
-    distance = max(0.0, float((np.exp(p) * (p - q)).sum()))
-    return distance, float(p.argmax() == q.argmax()), float(q[token]), float(p[token])
-
-
-def _log_softmax(logits: Logits) -> Floats:
-    """In float64: what a q8_0 cache costs is less than the rounding of float32."""
-    shifted = logits - np.float64(logits.max())
-    return shifted - math.log(np.exp(shifted).sum())
 
 
 # ---- what it comes to ----------------------------------------------------------------------------

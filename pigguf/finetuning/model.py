@@ -6,13 +6,13 @@ transformers does the forward pass, its linear rope scaling the interpolation, p
 from __future__ import annotations
 
 import json
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import (
     LoraConfig,
@@ -22,16 +22,17 @@ from peft import (
 )
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
-from pigguf.arch import Family
+from pigguf.arch import Family, to_gguf
 from pigguf.checkpoint import Checkpoint
 from pigguf.checkpoint.adapter import WEIGHTS
 from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
 from pigguf.errors import DoesNotFit, TrainingError, UsageError
 from pigguf.finetuning.loss import chunked_loss
 from pigguf.finetuning.settings import FinetuneSettings
-from pigguf.rope import LearnedPositions, RopeScaling
+from pigguf.quiet import quiet_transformers
+from pigguf.rope import LearnedPositions
+from pigguf.spec import ModelSpec
 
 _DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 # What is trained, by the names of the weights in a GGUF (arch/).
@@ -103,7 +104,7 @@ def load_model(
     source: Path,
     config: dict[str, Any],
     family: Family,
-    rope: RopeScaling,
+    spec: ModelSpec,
     settings: FinetuneSettings,
     adapter: Path | None = None,
 ) -> TrainedModel:
@@ -113,7 +114,7 @@ def load_model(
         source: the checkpoint's directory.
         config: its config.json with the extended window's positions.
         family: what its weights are called.
-        rope: the extended positions; a table of learned ones is resampled.
+        spec: its shape, with the extended positions; a table of learned ones is resampled.
         adapter: the directory of a LoRA adapter to begin from; by default one that changes nothing.
 
     Raises:
@@ -131,10 +132,10 @@ def load_model(
                 dtype=torch.float32 if settings.method == "full" else _DTYPES[settings.dtype],
                 attn_implementation="sdpa",
                 local_files_only=True,
-                ignore_mismatched_sizes=isinstance(rope, LearnedPositions),
+                ignore_mismatched_sizes=isinstance(spec.rope, LearnedPositions),
             )
-            if isinstance(rope, LearnedPositions):
-                _resample(model, source, family, rope)
+            if isinstance(spec.rope, LearnedPositions):
+                _resample(model, source, family, spec)
             model = model.to(device)
             if settings.gradient_checkpointing:
                 _enable_checkpointing(model)
@@ -161,19 +162,16 @@ def _enable_checkpointing(model: Any) -> None:
 
 
 @torch.no_grad()
-def _resample(model: Any, source: Path, family: Family, rope: LearnedPositions) -> None:
-    """Give the table of positions its rows between the old ones; rows for padding stay before them."""
+def _resample(model: Any, source: Path, family: Family, spec: ModelSpec) -> None:
+    """Give the table of positions the rows that convert gives it; rows for padding stay before them."""
     (name,) = family.modules("position_embd", parts=5)
+    table = model.get_submodule(name).weight
     with Checkpoint.open(source) as checkpoint:
-        tensors = {family.canonical(key): tensor for key, tensor in checkpoint.tensors.items()}
-        old = torch.from_numpy(tensors[f"{name}.weight"].load().astype("float32"))
-    below, part = rope.sources()
-    first = len(old) - rope.original_context
-    lower = torch.from_numpy(below) + first
-    upper = (lower + 1).clamp(max=len(old) - 1)
-    rows = torch.lerp(old[lower].double(), old[upper].double(), torch.from_numpy(part)[:, None])
-    table = model.get_submodule(name)
-    table.weight.copy_(torch.cat([old[:first], rows.float()]))
+        old = {family.canonical(key): tensor for key, tensor in checkpoint.tensors.items()}[f"{name}.weight"]
+        made = to_gguf(family, spec, checkpoint.tensors, str(source))
+        rows = next(tensor for tensor in made if tensor.name == "position_embd.weight").load()
+        padding = old.read(0, len(table) - len(rows))
+    table.copy_(torch.from_numpy(np.concatenate([padding.astype(np.float32), rows.astype(np.float32)])))
 
 
 def _with_lora(model: Any, family: Family, settings: FinetuneSettings) -> Any:
@@ -226,15 +224,7 @@ def _device(name: str | None) -> torch.device:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No bars and no advice of the libraries' on stderr; what they refuse, they raise."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        with warnings.catch_warnings():  # peft asks transformers for what is going to have another name
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    with quiet_transformers(), warnings.catch_warnings():
+        # peft asks transformers for what is going to have another name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield

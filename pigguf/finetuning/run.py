@@ -127,7 +127,7 @@ def finetune(
     state = workplace.enter(settings, _fingerprints(checkpoint, paths, begin_from))
     family = find_family(checkpoint.config)
     config = family.with_positions(checkpoint.config, spec)
-    model = load_model(checkpoint.path, config, family, rope, settings, begin_from)
+    model = load_model(checkpoint.path, config, family, spec, settings, begin_from)
     train(model, sequences, rope.context_length, settings, workplace, state, progress, listen)
     _write(target, model, checkpoint, config, settings, workplace)
     log = tuple(workplace.log())

@@ -543,3 +543,38 @@ def test_biases_that_qwen3_s_graph_does_not_load_are_refused() -> None:
     with pytest.raises(UnsupportedModel, match="attention_bias = true") as caught:
         read_spec(QWEN3, attention_bias=True)
     assert caught.value.hint
+
+
+def test_what_a_checkpoint_has_not_is_exported_only_where_it_is_what_it_should_be() -> None:
+    """GPT-J's graph has biases, all zero; and one matrix for two names must be one."""
+    gptj = TinyModel("gptj")
+    name = "blk.1.attn_k.bias"
+    tensors = gptj.converted()
+    for index in (0, -1):
+        values = tensors[name].load().copy()
+        values[index] = 1e-30
+        with pytest.raises(InvalidTensor, match=name) as caught:
+            to_hf(gptj.family, gptj.spec(), {**tensors, name: promise(name, values)}, "x.gguf")
+        assert caught.value.hint
+    tied = TinyModel("gptneox, tied")
+    tensors = tied.converted()
+    values = tensors["output.weight"].load().copy()
+    values[-1, -1] += 1
+    other = promise("output.weight", values)
+    with pytest.raises(InvalidTensor, match="differs from the embedding"):
+        to_hf(tied.family, tied.spec(), {**tensors, other.name: other}, "x.gguf")
+
+
+def test_positions_are_put_where_the_config_has_those_of_its_language_model() -> None:
+    language = {**TinyModel("gemma3").config, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": language,
+    }
+    family = find_family(config)
+    rope = replace(TinyModel("gemma3").spec().rope, kind="linear", factor=4.0, context_length=256)
+    spec = replace(TinyModel("gemma3").spec(), rope=rope)
+    said = family.with_positions(config, spec)
+    assert said.keys() == config.keys()
+    assert family.read_positions(said, {}).factor == 4.0

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
+from command_line import Done
 from tiny import make_checkpoint
 
 import pigguf
-from pigguf import cli
 from pigguf.cli import exit_codes
 from pigguf.gguf_file import read_header
 
@@ -33,24 +32,6 @@ def text(checkpoint: Path, novel: str) -> Path:
     path = checkpoint.parent / "text.txt"
     path.write_text(novel[:1500], encoding="utf-8")
     return path
-
-
-class Done(NamedTuple):
-    returncode: Any
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command line within this process, from its arguments to its exit code."""
-
-    def run_with(*arguments: str | Path) -> Done:
-        with pytest.raises(SystemExit) as exited:
-            cli.main(list(map(str, arguments)))
-        return Done(exited.value.code, *capsys.readouterr())
-
-    return run_with
 
 
 def types(path: Path) -> dict[str, str]:

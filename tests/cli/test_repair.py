@@ -6,14 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
+from command_line import Done
 from tiny import make_checkpoint
 
 import pigguf
-from pigguf import cli
 from pigguf.cli import exit_codes
 from pigguf.gguf_file import read_header
 from pigguf.metadata import u32
@@ -29,22 +29,10 @@ def clamped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "model.gguf"
 
 
-class Done(NamedTuple):
-    returncode: Any
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command line within this process, from its arguments to its exit code."""
-
-    def run_with(*arguments: str | Path) -> Done:
-        with pytest.raises(SystemExit) as exited:
-            cli.main(["repair", *map(str, arguments)])
-        return Done(exited.value.code, *capsys.readouterr())
-
-    return run_with
+def run(run: Callable[..., Done]) -> Callable[..., Done]:
+    """`pigguf repair` with arguments."""
+    return partial(run, "repair")
 
 
 def test_the_program_exits_as_the_page_says(clamped: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
+from command_line import Done
 from tiny import edit_config, make_checkpoint
 
 import pigguf
-from pigguf import cli
 from pigguf.cli import exit_codes
 
 
@@ -27,22 +27,10 @@ def gguf(checkpoint: Path) -> Path:
     return checkpoint.parent / "model.gguf"
 
 
-class Done(NamedTuple):
-    returncode: Any
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command line within this process, from its arguments to its exit code."""
-
-    def run_with(*arguments: str | Path) -> Done:
-        with pytest.raises(SystemExit) as exited:
-            cli.main(["verify", *map(str, arguments)])
-        return Done(exited.value.code, *capsys.readouterr())
-
-    return run_with
+def run(run: Callable[..., Done]) -> Callable[..., Done]:
+    """`pigguf verify` with arguments."""
+    return partial(run, "verify")
 
 
 def test_the_same_is_said_part_by_part_with_a_table(

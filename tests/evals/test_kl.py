@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM
 
 import pigguf
 from pigguf import evaluate
+from pigguf.divergence import divergence
 from pigguf.engine import Context, ContextOptions, Model
 from pigguf.errors import ContextOverflow, EngineError, GGUFError, TextError, UsageError
-from pigguf.evals.kl import buckets, divergence, kl, summarized, verdict
+from pigguf.evals.kl import buckets, kl, summarized, verdict
 from pigguf.evals.page import page
 from pigguf.evals.report import Report
 from pigguf.evals.subject import EngineOptions

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from pigguf.arch import Family
 from pigguf.checkpoint import Checkpoint
+from pigguf.divergence import divergence
 from pigguf.engine import Context, ContextOptions, Model, RuntimeRope, Session
 from pigguf.errors import CheckpointError, UnsupportedModel
 from pigguf.gguf_file import GGUFFile, TensorType, block_elements, row_bytes
@@ -69,8 +70,6 @@ QUANTIZED = (
     Limit(2, 3.0),
     Limit(0, 6.0),
 )
-
-Floats = NDArray[np.float64]
 
 
 def compare_predictions(
@@ -162,24 +161,13 @@ def _compared(
 
 
 def _predicted(ours: NDArray[np.float32], theirs: NDArray[np.float32], token: int) -> _Prediction:
-    q, p = _log_softmax(ours), _log_softmax(theirs)
-    if not math.isfinite(p[token]):
+    distance, same_top, log_p, source_log_p = divergence(theirs, ours, token)
+    if not math.isfinite(source_log_p):
         raise CheckpointError(
             "the checkpoint computes logits that are not numbers",
             "the weights are damaged: download it again",
         )
-    return _Prediction(
-        divergence=float((np.exp(p) * (p - q)).sum()),
-        same_top=bool(p.argmax() == q.argmax()),
-        log_p=float(q[token]),
-        source_log_p=float(p[token]),
-    )
-
-
-def _log_softmax(logits: NDArray[np.float32]) -> Floats:
-    shifted = logits.astype(np.float64) - logits.max()
-    logarithms: Floats = shifted - np.log(np.exp(shifted).sum())
-    return logarithms
+    return _Prediction(distance, bool(same_top), log_p, source_log_p)
 
 
 def _by_depth(
