@@ -3,6 +3,7 @@
     llama = library.load()           the llama_cpp module, its backends initialized
     library.log_to(listener)         every log line goes to listener(line); None is silence, the default
     with library.complaints() as said:    the errors llama.cpp logs meanwhile, to say why it refused
+    with library.log_lines() as lines:    all that it logs meanwhile on this thread, to read sizes from
 
 The library's lines never reach stderr by themselves. Debug lines are dropped: there are several a token.
 """
@@ -12,8 +13,8 @@ from __future__ import annotations
 import atexit
 import ctypes
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pigguf.errors import BackendUnavailable
@@ -65,6 +66,22 @@ class complaints:
         del _log.collectors[id(self._said)]
 
 
+@contextmanager
+def log_lines() -> Iterator[list[str]]:
+    """Collects what is logged inside a block by the thread that runs it, debug lines apart."""
+    lines: list[str] = []
+    key = threading.get_ident()
+    before = _log.readers.get(key)
+    _log.readers[key] = lines
+    try:
+        yield lines
+    finally:
+        if before is None:
+            del _log.readers[key]
+        else:
+            _log.readers[key] = before
+
+
 def _import_llama_cpp() -> Any:
     try:
         import llama_cpp
@@ -76,14 +93,21 @@ def _import_llama_cpp() -> Any:
     return llama_cpp
 
 
+class _Unfinished(threading.local):
+    """The line that a thread of llama.cpp is at: two that log at once must not mix theirs."""
+
+    level = _INFO
+    text = ""
+
+
 class _Log:
     """Puts the fragments llama.cpp logs together into lines and hands them on."""
 
     def __init__(self) -> None:
         self.listener: LogListener | None = None
         self.collectors: dict[int, list[str]] = {}
-        self._level = _INFO
-        self._line = ""
+        self.readers: dict[int, list[str]] = {}  # of a thread
+        self._unfinished = _Unfinished()
         self._callback: Any = None
 
     def callback(self, llama: Any) -> Any:
@@ -97,18 +121,21 @@ class _Log:
             self._fragment(level, (text or b"").decode("utf-8", "replace"))
 
     def _fragment(self, level: int, text: str) -> None:
+        unfinished = self._unfinished
         if level != _CONTINUE:
-            self._level = level
-        if self._level == _DEBUG:
+            unfinished.level = level
+        if unfinished.level == _DEBUG:
             return
-        *lines, self._line = (self._line + text).split("\n")
+        *lines, unfinished.text = (unfinished.text + text).split("\n")
         for line in lines:
-            self._tell(line)
+            self._tell(unfinished.level, line)
 
-    def _tell(self, line: str) -> None:
-        if self._level == _ERROR:
+    def _tell(self, level: int, line: str) -> None:
+        if level == _ERROR:
             for said in list(self.collectors.values()):  # other threads come and go
                 said.append(_without_function(line))
+        if (reader := self.readers.get(threading.get_ident())) is not None:
+            reader.append(_without_function(line))
         if self.listener is not None:
             self.listener(line)
 

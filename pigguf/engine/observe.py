@@ -4,7 +4,7 @@ llama.cpp's scheduler asks a callback of every node whether its data is wanted, 
 computed. Wanted are the products with weights of layers; their other factor is what is summed. A batch
 counts when it was computed to its end, so one that was given up and done again counts once.
 
-Upstream: tools/imatrix/imatrix.cpp (collect_imatrix), ggml.h (struct ggml_tensor), ggml-backend.h. Sums of
+Upstream: tools/imatrix/imatrix.cpp (collect_imatrix), ggml-backend.h. Sums of
 a batch are single precision as there, sums of batches are double.
 Left out: the output matrix, as llama-imatrix leaves it out unless it is told otherwise.
 """
@@ -18,35 +18,14 @@ from typing import Any
 import numpy as np
 
 from pigguf.engine import library
+from pigguf.engine.ggml_tensor import Tensor, ggml
 from pigguf.errors import BackendUnavailable, EngineError
 from pigguf.quantization import Sums
 from pigguf.tensors import Array
 
 LEAST_ROWS = 16  # of a product that counts: smaller batches are passed over, as upstream does
 
-_OBJECT_BYTES = 32  # sizeof(struct ggml_object)
 _F32 = 0  # enum ggml_type
-
-
-class _Tensor(ctypes.Structure):
-    """struct ggml_tensor."""
-
-    _fields_ = (
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
-        ("extra", ctypes.c_void_p),
-        ("padding", ctypes.c_char * 8),
-    )
 
 
 class InputObserver:
@@ -58,7 +37,8 @@ class InputObserver:
     """
 
     def __init__(self) -> None:
-        self._ggml, self._product, self._experts_product = _ggml()
+        self._ggml = ggml()
+        self._product, self._experts_product = _products()
         self._sums: dict[str, Sums] = {}
         self._batch: dict[str, Sums] = {}
         self._last: tuple[int, Array] = (0, np.empty(0))
@@ -86,11 +66,11 @@ class InputObserver:
 
     def _receive(self, address: int, ask: bool, _: object) -> bool:
         """Called by C of every node: whether it is wanted, and then whether to go on. No exception leaves."""
-        op = ctypes.c_int.from_address(address + _Tensor.op.offset).value
+        op = ctypes.c_int.from_address(address + Tensor.op.offset).value
         if op not in (self._product, self._experts_product) or self._failure is not None:
             return False
         try:
-            node = _Tensor.from_address(address)
+            node = Tensor.from_address(address)
             if ask:
                 return self._wants(node)
             self._take(node)
@@ -98,15 +78,15 @@ class InputObserver:
             self._failure = error
         return self._failure is None
 
-    def _wants(self, node: _Tensor) -> bool:
-        weight, inputs = _source(node, 0), _source(node, 1)
-        if inputs.type != _F32 or not _weight_name(weight).startswith("blk."):
+    def _wants(self, node: Tensor) -> bool:
+        weight, inputs = node.source(0), node.source(1)
+        if inputs.type != _F32 or not weight.weight_name.startswith("blk."):
             return False
         return bool(node.op == self._experts_product or inputs.ne[1] >= LEAST_ROWS)
 
-    def _take(self, node: _Tensor) -> None:
-        weight = _source(node, 0)
-        name = _weight_name(weight)
+    def _take(self, node: Tensor) -> None:
+        weight = node.source(0)
+        name = weight.weight_name
         sums = (
             self._of_experts(node, weight)
             if node.op == self._experts_product
@@ -119,8 +99,8 @@ class InputObserver:
             )
         self._batch[name] = _added(self._batch.get(name), sums)
 
-    def _of_product(self, node: _Tensor, weight: _Tensor) -> Sums:
-        inputs = _source(node, 1)
+    def _of_product(self, node: Tensor, weight: Tensor) -> Sums:
+        inputs = node.source(1)
         matrices = weight.ne[2] * weight.ne[3]
         if matrices == 1:
             squares = self._squares_of_all(node.src[1], inputs)
@@ -134,16 +114,16 @@ class InputObserver:
         rows = inputs.ne[1] * inputs.ne[2] * inputs.ne[3]
         return Sums(squares, np.array([rows // matrices]))
 
-    def _squares_of_all(self, address: int, inputs: _Tensor) -> Array:
+    def _squares_of_all(self, address: int, inputs: Tensor) -> Array:
         """One sum of all rows. Several products may have one input (of attention): it is summed once."""
         if self._last[0] != address:
             values = self._values(inputs, np.float32)
             self._last = address, _squares(values.reshape(-1, inputs.ne[0]))[None]
         return self._last[1]
 
-    def _of_experts(self, node: _Tensor, weight: _Tensor) -> Sums:
+    def _of_experts(self, node: Tensor, weight: Tensor) -> Sums:
         """Each expert's sum is of the rows that were sent to it."""
-        inputs, chosen = _source(node, 1), _source(node, 2)
+        inputs, chosen = node.source(1), node.source(2)
         values = self._values(inputs, np.float32)[0]  # (tokens, slots or 1, columns)
         experts = self._values(chosen, np.int32)[0, 0]  # (tokens, slots)
         squares, counts = np.zeros((weight.ne[2], inputs.ne[0])), np.zeros(weight.ne[2], np.int64)
@@ -153,7 +133,7 @@ class InputObserver:
             counts[expert] = len(tokens)
         return Sums(squares, counts)
 
-    def _values(self, tensor: _Tensor, dtype: Any) -> Array:
+    def _values(self, tensor: Tensor, dtype: Any) -> Array:
         """A tensor's values, axes in numpy's order: a view of the host's memory, or a copy of a device's."""
         size = self._ggml.ggml_nbytes(ctypes.byref(tensor))
         if self._ggml.ggml_backend_buffer_is_host(tensor.buffer):
@@ -175,41 +155,17 @@ def _added(before: Sums | None, more: Sums) -> Sums:
     return more if before is None else Sums(before.squares + more.squares, before.counts + more.counts)
 
 
-def _source(node: _Tensor, number: int) -> _Tensor:
-    return _Tensor.from_address(node.src[number])
-
-
-def _weight_name(weight: _Tensor) -> str:
-    """The tensor's name without what a backend puts around its copies: "CUDA0#blk.0.attn_k.weight#0"."""
-    name = str(weight.name, "utf-8", "replace")
-    return name.split("#")[1] if "#" in name else name
-
-
 @cache
-def _ggml() -> tuple[Any, int, int]:
-    """ggml's shared library with the signatures used here, and its numbers of the two products.
+def _products() -> tuple[int, int]:
+    """ggml's numbers of the two products.
 
     Raises:
-        BackendUnavailable: tensors lie in memory in another way than this module knows.
+        BackendUnavailable: it has none of that name.
     """
-    library.load()
-    import llama_cpp._ggml
-
-    ggml = llama_cpp._ggml.libggml
-    size, handle = ctypes.c_size_t, ctypes.c_void_p
-    for name, result, arguments in (
-        ("ggml_tensor_overhead", size, []),
-        ("ggml_op_name", ctypes.c_char_p, [ctypes.c_int]),
-        ("ggml_nbytes", size, [handle]),
-        ("ggml_backend_buffer_is_host", ctypes.c_bool, [handle]),
-        ("ggml_backend_tensor_get", None, [handle, handle, size, size]),
-    ):
-        function = getattr(ggml, name)
-        function.restype, function.argtypes = result, arguments
-    names = [ggml.ggml_op_name(number) for number in range(64)]
-    if ggml.ggml_tensor_overhead() != _OBJECT_BYTES + ctypes.sizeof(_Tensor) or b"MUL_MAT" not in names:
+    names = [ggml().ggml_op_name(number) for number in range(64)]
+    if b"MUL_MAT" not in names:
         raise BackendUnavailable(
-            "the engine's tensors lie in memory in a way that this pigguf does not know",
+            "the engine's products have a name that this pigguf does not know",
             "`pigguf doctor` shows which llama-cpp-python is installed, and which one pigguf is made for",
         )
-    return ggml, names.index(b"MUL_MAT"), names.index(b"MUL_MAT_ID")
+    return names.index(b"MUL_MAT"), names.index(b"MUL_MAT_ID")
