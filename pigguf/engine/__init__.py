@@ -11,7 +11,7 @@ a Session is one sequence's tokens in it. Each is a context manager and closes w
 Not here: chat templates (tokenizer/), text streams (local.py), the build of the library (build.py).
 """
 
-from pigguf.engine.context import CacheType, Context, ContextOptions
+from pigguf.engine.context import CacheType, Context, ContextOptions, Handoff
 from pigguf.engine.library import log_to
 from pigguf.engine.model import GpuLayers, Model, RuntimeRope
 from pigguf.engine.sampling import Sampling
@@ -22,6 +22,7 @@ __all__ = [
     "Context",
     "ContextOptions",
     "GpuLayers",
+    "Handoff",
     "Model",
     "RuntimeRope",
     "Sampling",

@@ -1,15 +1,19 @@
 """A context: the KV cache of a model for one or many sequences, and the buffers to compute in.
 
 Every decode of the engine goes through Context.decode: one batch of one sequence's tokens, at explicit
-positions. Upstream: llama.cpp include/llama.h, src/llama-context.cpp.
+positions. A Handoff lets a context change between flash attention and none, as either is faster at that
+depth: the sequences' states move from a llama_context that is freed into the one that is made after it, so
+that there is one cache at a time. Upstream: llama.cpp include/llama.h, src/llama-context.cpp.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.engine import library
+from pigguf.engine import kv_state, library
+from pigguf.engine.interrupts import held_interrupts
 from pigguf.engine.memory import available_memory, in_words
 from pigguf.engine.model import Model
 from pigguf.errors import ContextOverflow, DoesNotFit, EngineError, UsageError
@@ -27,10 +32,13 @@ from pigguf.parallel import usable_cores
 
 if TYPE_CHECKING:
     from pigguf.engine.observe import InputObserver
+    from pigguf.engine.roads import PromptReader, StateStore
     from pigguf.engine.session import Session
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
-_UNQUANTIZED = ("f32", "f16", "bf16")
+UNQUANTIZED = ("f32", "f16", "bf16")
+
+_log = logging.getLogger("pigguf")
 
 CACHE_BLOCK = 256  # llama-context.cpp pads a sequence's cells to this
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
@@ -43,8 +51,34 @@ _LONGER = {
 }
 _ROTATED_LONGER = "override its rope factor and context length"
 
+_TURNED_ALONE = ("none", "linear", "llama3")  # rope kinds that turn keys, and do nothing else to them
+_ROTATED_BASIS = 64  # heads of a multiple of it have their quantized keys rotated
+
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # llama.h, enum llama_flash_attn_type
 _DECODED, _ABORTED = 0, 2  # llama_decode's answers
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """From which depth on flash attention is left, and when it is worth to come back to it.
+
+    Attributes:
+        decode: tokens in the cache from which single tokens are computed without it.
+        prefill: tokens in the cache from which prompts are, too; None is never.
+        prompt: fewer tokens of a prompt than this are read in whatever way the cache lies.
+    """
+
+    decode: int
+    prefill: int | None = None
+    prompt: int = 512
+
+    def wants_flash(self, held: int, count: int) -> bool | None:
+        """Whether `count` tokens after `held` go with flash attention; None is either way."""
+        if count == 1:
+            return None if held < self.decode else False
+        if count < self.prompt:
+            return None
+        return self.prefill is None or held < self.prefill
 
 
 @dataclass(frozen=True)
@@ -58,6 +92,7 @@ class ContextOptions:
         batch: most tokens computed at once; progress is told at its edges.
         cache_k, cache_v: types of the KV cache.
         flash_attention: None lets llama.cpp choose. A quantized V cache needs it.
+        handoff: prefill with flash attention, decode without it where that is faster; None is no change.
         sequences: how many Sessions may live at once.
 
     Raises:
@@ -71,6 +106,7 @@ class ContextOptions:
     cache_k: CacheType = "f16"
     cache_v: CacheType = "f16"
     flash_attention: bool | None = None
+    handoff: Handoff | None = None
     sequences: int = 1
 
     def __post_init__(self) -> None:
@@ -90,10 +126,15 @@ class ContextOptions:
                     f"the KV cache type {getattr(self, name)!r} is unknown",
                     f"one of {', '.join(get_args(CacheType))}",
                 )
-        if self.cache_v not in _UNQUANTIZED and self.flash_attention is False:
+        if self.cache_v not in UNQUANTIZED and self.flash_attention is False:
             raise UsageError(
                 f"a V cache of type {self.cache_v} needs flash attention, which is switched off",
                 "leave flash attention on, or take f16 for the V cache",
+            )
+        if self.handoff is not None and (self.flash_attention is not None or self.cache_v not in UNQUANTIZED):
+            raise UsageError(
+                "a handoff changes flash attention, which another option or a quantized V cache settles",
+                "leave flash attention open, and the V cache unquantized",
             )
 
 
@@ -107,6 +148,7 @@ class Context:
         turn: a lock to hold around work with `decode`, `logits` and `cut` that belongs together.
         model, options: what it was made of.
         observer: who sees what goes into the weights, or None.
+        reader, store: other roads of a prompt into the cache (roads.py), or None.
         length: window of each sequence in tokens.
         cache_bytes: what the KV cache takes.
         batch_size: most tokens of one decode; most_outputs: most of them whose logits are kept.
@@ -123,10 +165,16 @@ class Context:
         model: Model,
         options: ContextOptions | None = None,
         observer: InputObserver | None = None,
+        reader: PromptReader | None = None,
+        store: StateStore | None = None,
     ) -> None:
         self.model = model
         self.options = options or ContextOptions()
         self.observer = observer
+        self.reader = reader
+        self.store = store
+        self._handoff = _handoff(model, self.options)
+        self._flash = True if self._handoff else self.options.flash_attention
         self.length = _window(model, self.options)
         self.cache_bytes = _refuse_too_large(model, self.options, self.length)
         self._llama = library.load()
@@ -158,7 +206,7 @@ class Context:
         parameters.n_threads_batch = self.options.prefill_threads or threads
         parameters.type_k = getattr(TensorType, self.options.cache_k.upper())
         parameters.type_v = getattr(TensorType, self.options.cache_v.upper())
-        parameters.flash_attn_type = _FLASH_ATTENTION[self.options.flash_attention]
+        parameters.flash_attn_type = _FLASH_ATTENTION[self._flash]
         if self.observer is not None:
             parameters.cb_eval = self.observer.callback
         with library.complaints() as said:
@@ -204,7 +252,7 @@ class Context:
             if self._handle is not None:
                 self._llama.llama_free(self._handle)
                 self._handle = None
-                self.model.detach(self)
+            self.model.detach(self)
 
     def __enter__(self) -> Context:
         return self
@@ -270,6 +318,153 @@ class Context:
         if outputs and outputs[-1] == len(tokens) - 1:
             self._logits_of = (sequence, position + len(tokens))
         return True
+
+    # ---- flash attention, or none ----------------------------------------------------------------
+
+    def settle_flash_attention(self, held: int, count: int) -> bool:
+        """Lay the cache out as `count` tokens after `held` are computed fastest; a move loses the logits.
+
+        Returns:
+            Whether it moved.
+
+        Raises:
+            EngineError: there is no memory for the other layout, nor for the old one again.
+        """
+        wanted = self._handoff.wants_flash(held, count) if self._handoff else None
+        if wanted is None or wanted == self._flash:
+            return False
+        try:
+            self._move(wanted)
+        except EngineError as error:
+            self.give_up_handoff(error.message)
+            return self._flash == wanted
+        return True
+
+    def give_up_handoff(self, why: str) -> None:
+        """From now on the cache stays as it lies."""
+        self._handoff = None
+        _log.warning("flash attention stays %s: %s", "on" if self._flash else "off", why)
+
+    def _move(self, flash: bool) -> None:
+        """Make the llama_context anew, with flash attention or without, and give it the sequences' states."""
+        with self.turn, held_interrupts():
+            states = {sequence: self.state(sequence) for sequence in self._sessions if self.cached(sequence)}
+            for state in states.values():
+                kv_state.read_layout(state)  # before anything is given up
+            moved = self._remake(flash)
+            if not moved:
+                self._remake(not flash)
+            for sequence, state in states.items():
+                if moved:
+                    kv_state.transpose_values(state)
+                self.set_state(sequence, state)
+            if not moved:
+                raise EngineError("there is no memory to lay the KV cache out the other way")
+
+    def _remake(self, flash: bool) -> bool:
+        """Free the llama_context and make another; whether there was memory for it."""
+        if self._handle is not None:
+            self._llama.llama_free(self._handle)
+        self._handle, self._flash, self._logits_of = None, flash, None
+        with suppress(DoesNotFit):
+            self._handle = self._create()
+            self._memory = self._llama.llama_get_memory(self._handle)
+        return self._handle is not None
+
+    # ---- states of sequences ---------------------------------------------------------------------
+
+    @property
+    def values_transposed(self) -> bool:
+        """Whether V lies transposed in the states of this context, as it does without flash attention."""
+        return self._flash is False
+
+    def state(self, sequence: int) -> bytearray:
+        """A sequence's KV state, as kv_state.py reads it.
+
+        Raises:
+            EngineError: llama.cpp failed.
+        """
+        size = self._llama.llama_state_seq_get_size(self.handle, sequence)
+        state = bytearray(size)
+        raw = (ctypes.c_uint8 * size).from_buffer(state)
+        if size == 0 or self._llama.llama_state_seq_get_data(self.handle, raw, size, sequence) != size:
+            raise EngineError("llama.cpp cannot give out a sequence's KV state")
+        return state
+
+    def set_state(self, sequence: int, state: bytearray) -> None:
+        """Put a state in place of what a sequence holds.
+
+        Raises:
+            EngineError: llama.cpp refuses it; the sequence is empty then.
+        """
+        self._logits_of = None
+        raw = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        with library.complaints() as said:
+            taken = self._llama.llama_state_seq_set_data(self.handle, raw, len(state), sequence)
+        if taken != len(state):
+            self.cut(sequence, 0)
+            raise EngineError(f"llama.cpp refuses a KV state: {said[0] if said else 'it gave no reason'}")
+
+    def save_state(self, sequence: int, path: str, tokens: Sequence[int]) -> int:
+        """Write a sequence's tokens and state to a file, as llama.cpp streams them; bytes written.
+
+        Raises:
+            EngineError: it could not be written whole.
+        """
+        array = (ctypes.c_int32 * len(tokens))(*tokens)
+        with library.complaints() as said:
+            written = self._llama.llama_state_seq_save_file(
+                self.handle, os.fsencode(path), sequence, array, len(tokens)
+            )
+        # The library's last write is its fclose, which it does not look at.
+        if not written or os.path.getsize(path) != written:
+            raise EngineError(f"{path}: {said[0] if said else 'the KV state was not written whole'}")
+        return int(written)
+
+    def load_state(self, sequence: int, path: str, count: int) -> list[int]:
+        """Put what a file of save_state holds in place of what a sequence holds; its `count` tokens.
+
+        The file must be known to be whole, and of a context like this one: the library trusts it.
+
+        Raises:
+            EngineError: llama.cpp refuses it; the sequence is empty then.
+        """
+        self._logits_of = None
+        tokens, found = (ctypes.c_int32 * count)(), ctypes.c_size_t()
+        with library.complaints() as said:
+            read = self._llama.llama_state_seq_load_file(
+                self.handle, os.fsencode(path), sequence, tokens, count, ctypes.byref(found)
+            )
+        if not read or found.value != count:
+            self.cut(sequence, 0)
+            raise EngineError(f"{path}: {said[0] if said else 'llama.cpp refuses the KV state'}")
+        return list(tokens)
+
+    def shift(self, sequence: int, start: int, stop: int) -> None:
+        """Drop the tokens at [start, stop) and move those after them to the positions before.
+
+        llama.cpp turns their keys back by the file's rope when it computes next.
+
+        Raises:
+            EngineError: this model's memory cannot.
+        """
+        if not self._can_shift() or not self._llama.llama_memory_seq_rm(self._memory, sequence, start, stop):
+            raise EngineError(
+                f"{self.model.path} cannot move what its KV cache holds to other positions",
+                "clear the conversation, or take another way with a full window",
+            )
+        self._logits_of = None
+        self._llama.llama_memory_seq_add(self._memory, sequence, stop, -1, start - stop)
+
+    def _can_shift(self) -> bool:
+        """llama.cpp also scales the keys that it turns where a kind scales them, once more each time, and
+        crashes on quantized ones that it does not keep in another basis (llama-kv-cache.cpp, attn_rot)."""
+        is_whole = self.options.cache_k in UNQUANTIZED or self.model.head_length % _ROTATED_BASIS == 0
+        return (
+            is_whole
+            and self.model.rope.kind in _TURNED_ALONE
+            and bool(self._llama.llama_memory_can_shift(self._memory))
+        )
 
     def logits(self, index: int) -> NDArray[np.float32]:
         """A view of the last batch's logits after its token `index`, -1 for the last kept: (vocab_size,).
@@ -357,6 +552,11 @@ def _window(model: Model, options: ContextOptions) -> int:
             f"take {model.context_length:,} at most, or {_LONGER.get(model.rope.kind, _ROTATED_LONGER)}",
         )
     return options.length
+
+
+def _handoff(model: Model, options: ContextOptions) -> Handoff | None:
+    """The handoff that is asked for; states of sliding layers do not hold all that a cut may need again."""
+    return None if model.sliding_window else options.handoff
 
 
 def _padded(length: int) -> int:

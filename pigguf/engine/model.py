@@ -148,11 +148,12 @@ class Model:
         description: architecture, parameters and llama.cpp's name of the types, "llama 135M Q4_1".
         rope: what is in force for positions: the file's, or the override's.
         context_length: the window in tokens, rope.context_length.
-        vocab_size, embedding_length, layers: counts.
+        vocab_size, embedding_length, layers: counts; head_length: dimensions of a head.
         space_prefix: tokenize puts a space before a text's first word, as sentencepiece models want it.
         longest_piece: no token stands for more bytes of text.
         size_bytes, parameters: of the weights.
         gpu_layers: how many layers went to a GPU, the output counted as one.
+        sliding_window: tokens that the sliding layers look back, 0 where there are none.
         bos, eos: token ids or None; bos_text, eos_text: their text or "".
         chat_template: the file's jinja template, or None.
     """
@@ -182,9 +183,11 @@ class Model:
         self.vocab_size: int = llama.llama_vocab_n_tokens(self._vocab)
         self.embedding_length = dimensions.embedding_length
         self.layers = dimensions.layers
+        self.head_length = dimensions.head_length
         self.size_bytes = sum(tensor.nbytes for tensor in file.tensors.values())
         self.parameters = sum(tensor.elements for tensor in file.tensors.values())
         self.gpu_layers = gpu_layers
+        self.sliding_window: int = llama.llama_model_n_swa(handle)
         self.description = f"{self.architecture} {_rounded(self.parameters)} {self._type_name()}"
         self.bos, self.bos_text = self._special(llama.llama_vocab_bos(self._vocab))
         self.eos, self.eos_text = self._special(llama.llama_vocab_eos(self._vocab))
@@ -232,7 +235,7 @@ class Model:
         if not (vocab_only or on_gpu):
             _refuse_too_large(file)
         mapped = use_mmap and file.alignment >= DEFAULT_ALIGNMENT
-        handle = _load(file, overrides, on_gpu, vocab_only=vocab_only, mapped=mapped, progress=progress)
+        handle = load_weights(file, overrides, on_gpu, vocab_only=vocab_only, mapped=mapped, progress=progress)
         model = cls(handle, file, dimensions, positions, on_gpu, vocab_only=vocab_only)
         try:
             model._check_loaded()
@@ -393,7 +396,7 @@ class Model:
             UsageError: a cache type whose blocks do not fit the model's heads.
         """
         return tokens * sum(
-            _row_bytes(name, self._dimensions.head_length) * heads
+            cache_row_bytes(name, self._dimensions.head_length) * heads
             for heads in self._dimensions.kv_heads
             for name in (cache_k, cache_v)
         )
@@ -405,8 +408,9 @@ class Model:
         self._contexts.append(context)
 
     def detach(self, context: Context) -> None:
-        """Forget a context that was closed."""
-        self._contexts.remove(context)
+        """Forget a context that was closed, be it twice."""
+        if context in self._contexts:
+            self._contexts.remove(context)
 
 
 def _rounded(count: int) -> str:
@@ -417,7 +421,12 @@ def _rounded(count: int) -> str:
     return str(count)
 
 
-def _row_bytes(cache_type: str, elements: int) -> int:
+def cache_row_bytes(cache_type: str, elements: int) -> int:
+    """Bytes of one head of one token in a KV cache.
+
+    Raises:
+        UsageError: the type's blocks do not fit heads of so many dimensions.
+    """
     try:
         return row_bytes(getattr(TensorType, cache_type.upper()), elements)
     except GGUFError:
@@ -430,16 +439,21 @@ def _row_bytes(cache_type: str, elements: int) -> int:
 # ---- loading -------------------------------------------------------------------------------------
 
 
-def _load(
+def load_weights(
     file: GGUFFile,
     overrides: dict[str, Typed],
     gpu_layers: int,
     *,
-    vocab_only: bool,
-    mapped: bool,
-    progress: Progress,
+    vocab_only: bool = False,
+    mapped: bool = False,
+    dry: bool = False,
+    progress: Progress = SILENT,
 ) -> Any:
-    """A llama_model pointer.
+    """A llama_model pointer; of a checked file, and for this package.
+
+    Args:
+        dry: take no memory for weights and for what is made of the model: only sizes can be asked of it, and
+            any computation would end the process.
 
     Raises:
         GGUFError, DoesNotFit: llama.cpp cannot load it, with its own reason.
@@ -450,6 +464,7 @@ def _load(
     parameters = llama.llama_model_default_params()
     parameters.n_gpu_layers = gpu_layers
     parameters.vocab_only = vocab_only
+    parameters.no_alloc = dry
     parameters.load_mode = _LOAD_MODE_AUTO if mapped else _LOAD_MODE_NONE
     parameters.kv_overrides = _c_overrides(llama, overrides)
     handle = None

@@ -18,15 +18,17 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.engine import library
+from pigguf.divergence import divergence
 from pigguf.engine.context import Context
 from pigguf.engine.interrupts import held_interrupts
-from pigguf.engine.sampling import Sampling, sampler_chain
+from pigguf.engine.sampling import Sampling, sampler
 from pigguf.errors import ContextOverflow, EngineError, Interrupted, UsageError
 from pigguf.progress import SILENT, Progress, stage
 
 StopReason = Literal["end", "length", "window", "interrupted"]
 T = TypeVar("T")
+
+_MOST_DIVERGENCE = 0.1  # nats, KL
 
 
 class Session:
@@ -62,6 +64,11 @@ class Session:
         return self.context.length - len(self._tokens)
 
     @property
+    def interrupted(self) -> bool:
+        """Whether interrupt() was called and what runs has not stopped yet."""
+        return self._interrupted
+
+    @property
     def context(self) -> Context:
         """
         Raises:
@@ -91,25 +98,46 @@ class Session:
             for start in range(0, len(tokens), size):
                 batch = tokens[start : start + size]
                 is_last = start + size >= len(tokens)
+                self.context.settle_flash_attention(len(self._tokens), len(tokens) - start)
                 self._append(batch, (len(batch) - 1,) if is_last else ())
                 progress.advance(len(batch))
 
     def advance_to(self, tokens: Sequence[int], progress: Progress = SILENT) -> int:
-        """Make the cache hold exactly `tokens`: keep the common prefix, feed the rest.
+        """Make the cache hold exactly `tokens`: keep the common prefix, read the rest by the fastest road.
+
+        What was read before Ctrl-C, interrupt() or a failure is in the cache, and in the store where it is
+        worth it.
 
         Returns:
-            How many tokens were kept.
+            How many tokens were there already, in the cache or in the store.
 
         Raises:
             As feed does; nothing is dropped where they do not fit.
         """
+        context = self.context
         self._refuse_overflow(0, len(tokens))
-        self.context.model.refuse_unknown_tokens(tokens)
-        with self.context.turn:
+        context.model.refuse_unknown_tokens(tokens)
+        with context.turn:
+            if context.store is not None:
+                context.store.recall(self, tokens)
             kept = self.shared_with(tokens)
             self.keep(kept)
-            self.feed(tokens[kept:], progress)
+            try:
+                self._read(tokens, progress)
+            finally:
+                if context.store is not None:
+                    context.store.keep(self)
         return kept
+
+    def _read(self, tokens: Sequence[int], progress: Progress) -> None:
+        """Feed what the cache does not hold of `tokens`; the last goes to llama.cpp, for its logits."""
+        context, held = self.context, len(self._tokens)
+        more = len(tokens) - 1 - held
+        if context.reader is not None and context.reader.is_worth(held, more):
+            self._interrupted = False
+            context.settle_flash_attention(len(tokens), 1)
+            context.reader.read(self, tokens[held:-1], progress)
+        self.feed(tokens[len(self._tokens) :], progress)
 
     def shared_with(self, tokens: Sequence[int]) -> int:
         """How many tokens at the beginning of `tokens` the cache holds already."""
@@ -131,6 +159,82 @@ class Session:
         with self.context.turn, held_interrupts():
             self.context.cut(self._sequence, count)
             del self._tokens[count:]
+
+    def drop(self, start: int, stop: int) -> None:
+        """Drop the tokens at [start, stop) and move those after them to the positions before.
+
+        The keys that move are turned to their new positions by the file's rope. What they were computed
+        from is not undone: after the first layer they remember the dropped tokens.
+
+        Raises:
+            UsageError: the cache does not hold them, or nothing comes after them.
+            EngineError: this model's memory cannot be moved.
+        """
+        if not 0 <= start < stop < len(self._tokens):
+            raise UsageError(f"tokens {start} to {stop} cannot be dropped of {len(self._tokens)}")
+        self._user = None
+        with self.context.turn, held_interrupts():
+            self.context.shift(self._sequence, start, stop)
+            del self._tokens[start:stop]
+            # llama.cpp turns the keys when it computes next: before that, a state taken would be wrong.
+            last = self._tokens.pop()
+            self.context.cut(self._sequence, len(self._tokens))
+            self._append_one(last)
+
+    # ---- states ----------------------------------------------------------------------------------
+
+    def export_state(self) -> bytearray:
+        """The sequence's KV state, laid out as kv_state.py reads it.
+
+        Raises:
+            EngineError: the session is empty or closed, or llama.cpp failed.
+        """
+        with self.context.turn:
+            return self.context.state(self._sequence)
+
+    def adopt_state(self, state: bytearray, tokens: Sequence[int]) -> None:
+        """Hold `tokens`, whose KV state this is, in place of what there was.
+
+        V must lie as `context.values_transposed` says.
+
+        Raises:
+            EngineError: llama.cpp refuses it, or it is of another number of tokens; the session is empty then.
+        """
+        with self.context.turn, held_interrupts():
+            self._user = None
+            self._tokens = []
+            self.context.set_state(self._sequence, state)
+            self._take(tokens)
+
+    def save_state(self, path: str) -> int:
+        """Write tokens and KV state to a file, streamed; bytes written.
+
+        Raises:
+            EngineError: it could not be written whole.
+        """
+        with self.context.turn:
+            return self.context.save_state(self._sequence, path, self._tokens)
+
+    def load_state(self, path: str, tokens: Sequence[int]) -> None:
+        """Hold what a file of save_state holds, which is `tokens`, in place of what there was.
+
+        The file must be known to be whole and of a context like this one, V laid out alike.
+
+        Raises:
+            EngineError: llama.cpp refuses it, or it holds other tokens; the session is empty then.
+        """
+        with self.context.turn, held_interrupts():
+            self._user = None
+            self._tokens = []
+            found = self.context.load_state(self._sequence, path, len(tokens))
+            self._take(found if found == list(tokens) else [])
+
+    def _take(self, tokens: Sequence[int]) -> None:
+        """Note the tokens of a state that the cache has taken, if they are as many."""
+        if not tokens or self.context.cached(self._sequence) != len(tokens):
+            self.context.cut(self._sequence, 0)
+            raise EngineError("a KV state does not hold the tokens that it is said to hold")
+        self._tokens = [index(token) for token in tokens]
 
     def evaluate(
         self, tokens: Sequence[int], wanted: Iterable[int], progress: Progress = SILENT
@@ -265,13 +369,12 @@ class Session:
     def _generate(self, user: object, sampling: Sampling, limit: float) -> Generator[int, None, None]:
         context = self.context
         model = context.model
-        sample = library.load().llama_sampler_sample
         drawn = 0
         token: int | None = None
         self.stop_reason = None
         self._interrupted = False
         try:
-            with sampler_chain(sampling, model.vocab_size, self._tokens) as chain:
+            with sampler(sampling, model, self._tokens) as drawing:
                 while drawn < limit:
                     with context.turn:
                         self._refuse_change(user)
@@ -283,7 +386,7 @@ class Session:
                         else:
                             self._append_one(token)
                         self._refuse_no_numbers()
-                        token = sample(chain, context.handle, -1)
+                        token = drawing.draw(context)
                     if model.is_end(token):
                         self.stop_reason = "end"
                         return
@@ -312,7 +415,23 @@ class Session:
             raise
 
     def _compute_logits(self) -> None:
-        """Compute the last token again where its logits are not the ones at hand."""
+        """Compute the last token again where its logits are not the ones at hand.
+
+        Where the cache is laid out anew for decode, the logits of before and after are compared: a layout
+        that was not understood costs a second reading, never a wrong answer.
+        """
+        context, length = self.context, len(self._tokens)
+        expected = context.logits(-1).copy() if context.has_logits_of(self._sequence, length) else None
+        moved = context.settle_flash_attention(length, 1)
+        self._compute_last()
+        if moved and expected is not None and not _alike(expected, context.logits(-1)):
+            context.give_up_handoff("the engine computes something else after the KV cache was moved")
+            tokens, user = list(self._tokens), self._user
+            self._cut(0)
+            self.feed(tokens)
+            self._user = user
+
+    def _compute_last(self) -> None:
         if not self.context.has_logits_of(self._sequence, len(self._tokens)):
             last = self._tokens[-1]
             self._cut(len(self._tokens) - 1)
@@ -357,6 +476,11 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _alike(expected: NDArray[np.float32], found: NDArray[np.float32]) -> bool:
+    """Whether two ways to compute logits agree: roundings stay far below this, a wrong cache far above."""
+    return divergence(expected, found, 0)[0] < _MOST_DIVERGENCE
 
 
 def _copied(indices: list[int], rows: list[NDArray[np.float32]]) -> list[tuple[int, NDArray[np.float32]]]:
