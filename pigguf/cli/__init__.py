@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("pigguf.cli.diff", "Compare two GGUF files, key by key and tensor by tensor."),
     "verify": ("pigguf.cli.verify", "Say whether a GGUF is the checkpoint it is said to be."),
     "export": ("pigguf.cli.export", "Turn a GGUF file back into a Hugging Face checkpoint."),
+    "plan": ("pigguf.cli.plan", "Say what a model takes of the memory, and which windows fit."),
     "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),
     "doctor": ("pigguf.cli.doctor", "Check the engine on this machine, and say what is missing."),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -131,6 +131,11 @@ def engine_options(command: Command) -> Command:
     command = click.option(
         "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; default: all cores."
     )(command)
+    return gpu_layers_option(command)
+
+
+def gpu_layers_option(command: Command) -> Command:
+    """--gpu-layers. Passed as `gpu_layers`."""
     return click.option(
         "--gpu-layers",
         metavar="N|all|auto",
@@ -141,11 +146,32 @@ def engine_options(command: Command) -> Command:
     )(command)
 
 
+def cache_options(command: Command) -> Command:
+    """Types of the KV cache. Passed as `cache_k` and `cache_v`."""
+    from pigguf.engine import CacheType
+
+    for letter, what in (("v", "values"), ("k", "keys")):
+        command = click.option(
+            f"--cache-type-{letter}",
+            f"cache_{letter}",
+            type=click.Choice(get_args(CacheType)),
+            metavar="TYPE",
+            default="f16",
+            show_default=True,
+            help=f"Type of the KV cache's {what}: {', '.join(get_args(CacheType))}.",
+        )(command)
+    return command
+
+
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a model is opened. Passed as `gpu_layers`, `threads`, and `rope`: RuntimeRope or None."""
+    """How a model is opened. Passed as window_options and engine_options say."""
+    return window_options(engine_options(command))
+
+
+def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The window, and how positions are read. Passed as `ctx_length`, and `rope`: RuntimeRope or None."""
     from pigguf.engine import RuntimeRope
 
-    @engine_options
     @click.option(
         "--rope-factor",
         type=click.FloatRange(min=0, min_open=True),
@@ -159,7 +185,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Rope frequency base to use in place of the file's; permits any --ctx.",
     )
     @functools.wraps(command)
-    def with_model_options(
+    def with_window_options(
         *, ctx_length: int | None, rope_factor: float | None, rope_base: float | None, **rest: Any
     ) -> Any:
         overridden = rope_factor is not None or rope_base is not None
@@ -172,7 +198,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.IntRange(min=1),
         metavar="N",
         help="Context window in tokens; default: the file's, or what half of the free memory holds.",
-    )(with_model_options)
+    )(with_window_options)
 
 
 # Sampling's name, type, letter, what it does; Sampling itself checks the ranges

@@ -18,6 +18,7 @@ DeviceKind = Literal["cpu", "gpu", "integrated gpu", "accelerator", "meta"]
 
 # enum ggml_backend_dev_type, in its order.
 _KINDS: tuple[DeviceKind, ...] = ("cpu", "gpu", "integrated gpu", "accelerator", "meta")
+_GPUS: tuple[DeviceKind, ...] = ("gpu", "integrated gpu")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,35 @@ def list_devices() -> tuple[Device, ...]:
     """
     ggml = _ggml()
     return tuple(_device(ggml, ggml.ggml_backend_dev_get(i)) for i in range(ggml.ggml_backend_dev_count()))
+
+
+def list_gpus() -> tuple[Device, ...]:
+    """The devices that layers can be given to, in the order llama.cpp prefers them.
+
+    Raises:
+        BackendUnavailable: the engine cannot be loaded.
+    """
+    return tuple(device for device in list_devices() if device.kind in _GPUS)
+
+
+def buffer_homes() -> dict[str, str]:
+    """The device that each GPU's own sort of buffer lies on, by the buffer's name: {"CUDA0": "CUDA0"}.
+
+    Whatever is not in it lies in the computer's memory: the CPU's buffers, and those that a GPU's driver pins
+    there.
+
+    Raises:
+        BackendUnavailable: the engine cannot be loaded.
+    """
+    ggml = _ggml()
+    handles = [ggml.ggml_backend_dev_get(i) for i in range(ggml.ggml_backend_dev_count())]
+    return {
+        ggml.ggml_backend_buft_name(ggml.ggml_backend_dev_buffer_type(handle)).decode(): _device(
+            ggml, handle
+        ).name
+        for handle in handles
+        if _KINDS[ggml.ggml_backend_dev_type(handle)] in _GPUS
+    }
 
 
 def cpu_features() -> tuple[str, ...]:
@@ -98,6 +128,8 @@ def _ggml() -> Any:
         ("ggml_backend_dev_type", ctypes.c_int, [handle]),
         ("ggml_backend_dev_memory", None, [handle, ctypes.c_void_p, ctypes.c_void_p]),
         ("ggml_backend_dev_backend_reg", handle, [handle]),
+        ("ggml_backend_dev_buffer_type", handle, [handle]),
+        ("ggml_backend_buft_name", text, [handle]),
         ("ggml_backend_reg_name", text, [handle]),
     ):
         function = getattr(ggml, name)

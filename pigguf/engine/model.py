@@ -235,7 +235,9 @@ class Model:
         if not (vocab_only or on_gpu):
             _refuse_too_large(file)
         mapped = use_mmap and file.alignment >= DEFAULT_ALIGNMENT
-        handle = load_weights(file, overrides, on_gpu, vocab_only=vocab_only, mapped=mapped, progress=progress)
+        handle = load_weights(
+            file, overrides, on_gpu, vocab_only=vocab_only, mapped=mapped, progress=progress
+        )
         model = cls(handle, file, dimensions, positions, on_gpu, vocab_only=vocab_only)
         try:
             model._check_loaded()
@@ -533,27 +535,35 @@ def _load_failure(file: GGUFFile, said: list[str]) -> EngineError | GGUFError:
 def _layers_on_gpu(wanted: GpuLayers, file: GGUFFile, layers: int) -> int:
     """How many layers to give to GPUs; llama.cpp counts the output as one more.
 
+    "auto" is a guess here, before any context is known of; plan.py knows.
+
     Raises:
         BackendUnavailable: layers were asked for and there is no GPU.
     """
     if wanted == 0:
         return 0
-    gpus = [device for device in devices.list_devices() if "gpu" in device.kind]
-    if not gpus and wanted == "auto":
-        return 0
-    if not gpus:
+    gpus = devices.list_gpus()
+    if wanted != "auto":
+        return layers_on_gpu(wanted, layers + 1, gpus)
+    budget = _GPU_SHARE * sum(gpu.memory_free for gpu in gpus)
+    return min(layers + 1, int(budget / file.size * (layers + 1)))
+
+
+def layers_on_gpu(wanted: int | Literal["all"], layers: int, gpus: Sequence[devices.Device]) -> int:
+    """How many of all layers, the output among them, go to GPUs if so many are asked for.
+
+    Raises:
+        BackendUnavailable: layers were asked for and there is no GPU.
+        UsageError: fewer than none.
+    """
+    if wanted != "all" and wanted < 0:
+        raise UsageError(f"gpu layers is {wanted}", "give a number from 0, `all` or `auto`")
+    if wanted and not gpus:
         raise BackendUnavailable(
             f"gpu layers is {wanted}, and the engine finds no GPU",
             "run `pigguf doctor` to see why, or leave the layers to auto",
         )
-    if wanted == "all":
-        return layers + 1
-    if wanted == "auto":
-        budget = _GPU_SHARE * sum(gpu.memory_free for gpu in gpus)
-        return min(layers + 1, int(budget / file.size * (layers + 1)))
-    if wanted < 0:
-        raise UsageError(f"gpu layers is {wanted}", "give a number from 0, `all` or `auto`")
-    return min(wanted, layers + 1)
+    return layers if wanted == "all" else min(wanted, layers)
 
 
 def _refuse_too_large(file: GGUFFile) -> None:

@@ -1,0 +1,131 @@
+"""`pigguf plan`: what a model and its window would take, and what of it fits here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from pigguf.cli import render
+from pigguf.cli.options import PATH, cache_options, gpu_layers_option, json_option, window_options
+from pigguf.engine import CacheType, ContextOptions, RuntimeRope
+from pigguf.engine.dry_run import HOST
+from pigguf.engine.memory import in_words
+from pigguf.plan import DevicePlan, LongestWindow, MeasuredSpeed, Plan, plan
+
+
+@click.command()
+@click.argument("path", metavar="MODEL", type=PATH)
+@window_options
+@gpu_layers_option
+@cache_options
+@json_option
+def command(
+    path: Path,
+    ctx_length: int | None,
+    rope: RuntimeRope | None,
+    gpu_layers: int | Literal["all", "auto"],
+    cache_k: CacheType,
+    cache_v: CacheType,
+    as_json: bool,
+) -> None:
+    """Say what the GGUF file MODEL takes of each device's memory, and which windows fit.
+
+    \b
+    Examples:
+      pigguf plan model.gguf
+      pigguf plan model.gguf --ctx 32768 --cache-type-k q8_0 --cache-type-v q8_0
+      pigguf plan model.gguf --json | jq '.windows[] | {cache_k, length}'
+
+    The engine itself says what it would allocate; nothing is loaded. Exits with 9 where it does not fit.
+    """
+    options = ContextOptions(length=ctx_length, cache_k=cache_k, cache_v=cache_v)
+    planned = plan(path, options, gpu_layers=gpu_layers, rope=rope)
+    if as_json:
+        render.json(_as_data(planned))
+    else:
+        _show(planned)
+    planned.check()
+
+
+def _show(planned: Plan) -> None:
+    options = planned.options
+    rows = [
+        ("model", str(planned.path)),
+        ("window", f"{planned.length:,} of {planned.model_window:,} tokens"),
+        ("KV cache", f"K {options.cache_k}, V {options.cache_v}"),
+        ("layers on a GPU", f"{planned.gpu_layers} of {planned.layers}"),
+    ]
+    if planned.speed is not None:
+        rows.append(("speed here", _speed(planned.speed)))
+    render.facts([*rows, ("fits", "yes" if planned.fits else "no")])
+    names = [_name(device) for device in planned.devices]
+    render.table(("memory", *names), _memory(planned.devices), right=names)
+    render.table(
+        ("KV cache", "longest window", "memory"),
+        map(_window, planned.windows),
+        right=("longest window", "memory"),
+    )
+
+
+def _speed(speed: MeasuredSpeed) -> str:
+    return f"prefill {speed.prefill:,.0f}, decode {speed.decode:,.1f} tokens/s at depth {speed.depth:,}"
+
+
+def _name(device: DevicePlan) -> str:
+    return "computer" if device.name == HOST else device.name
+
+
+def _memory(devices: tuple[DevicePlan, ...]) -> list[tuple[str, ...]]:
+    """A row for each thing that takes memory, a column for each device."""
+    rows: dict[str, list[int | None]] = {
+        "weights, in the file's pages": [device.sizes.mapped for device in devices],
+        "weights": [device.sizes.weights for device in devices],
+        "KV cache, K": [device.sizes.cache_k for device in devices],
+        "KV cache, V": [device.sizes.cache_v for device in devices],
+        "buffers to compute in": [device.sizes.compute for device in devices],
+        "logits": [device.sizes.output for device in devices],
+        **{what: [device.extra.get(what, 0) for device in devices] for what in devices[0].extra},
+    }
+    shown = {what: sizes for what, sizes in rows.items() if any(sizes)}
+    shown["all of it"] = [device.total for device in devices]
+    shown["there is room for"] = [device.room for device in devices]
+    return [
+        (what, *("?" if count is None else in_words(count) for count in row)) for what, row in shown.items()
+    ]
+
+
+def _window(longest: LongestWindow) -> tuple[str, str, str]:
+    kinds = dict.fromkeys((longest.cache_k, longest.cache_v))
+    if longest.length is None or longest.total is None:
+        return "/".join(kinds), "none", ""
+    return "/".join(kinds), f"{longest.length:,}", in_words(longest.total)
+
+
+def _as_data(planned: Plan) -> dict[str, Any]:
+    return {
+        "path": str(planned.path),
+        "fits": planned.fits,
+        **_settings(planned),
+        "model_window": planned.model_window,
+        "layers": planned.layers,
+        "total_bytes": planned.total,
+        "devices": [
+            {**asdict(device.sizes), "extra": dict(device.extra), "total": device.total, "room": device.room}
+            for device in planned.devices
+        ],
+        "windows": [asdict(window) for window in planned.windows],
+        "nearest": [_settings(replace(planned, settings=settings)) for settings in planned.nearest],
+        "speed": None if planned.speed is None else asdict(planned.speed),
+    }
+
+
+def _settings(planned: Plan) -> dict[str, Any]:
+    return {
+        "context_length": planned.length,
+        "gpu_layers": planned.gpu_layers,
+        "cache_k": planned.options.cache_k,
+        "cache_v": planned.options.cache_v,
+    }

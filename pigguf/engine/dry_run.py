@@ -1,0 +1,267 @@
+"""What a model and a context of it would take, told by llama.cpp itself: everything is made but the memory.
+
+    with DryRun(read_header(path), gpu_layers=12) as run:
+        [host, *gpus] = run.sizes(ContextOptions(length=8192))
+
+A model loaded with `no_alloc` decides where each tensor goes and allocates none; a context of it lays out
+its KV cache and graphs in the same way. So there is no formula here that could drift from the library.
+Weights and cache are the tensors of the smallest graph, each with the buffer it was promised; the compute and
+output buffers are what the log says of them. Nothing may be computed with either.
+
+It costs what reading the vocabulary costs (0.1 s and 20 MB for 49,152 tokens), and some milliseconds for each
+context.
+
+Upstream: llama.cpp src/llama-context.cpp (sched_reserve, llama_graph_reserve), src/llama-model.cpp and
+src/llama-kv-cache.cpp (no_alloc), common/fit.cpp, which does the same for --fit.
+Left out: whether there is room for it (plan.py); what is not in the library's buffers (scratch space of the
+CPU's operators, the vocabulary).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any
+
+from pigguf.engine import devices, library, preflight
+from pigguf.engine.context import CACHE_BLOCK, OUTPUT_BYTES, ContextOptions
+from pigguf.engine.ggml_tensor import Tensor, ggml
+from pigguf.engine.memory import available_memory, in_words
+from pigguf.engine.model import RuntimeRope, cache_row_bytes, load_weights
+from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError
+from pigguf.gguf_file import DEFAULT_ALIGNMENT, GGUFFile, TensorType
+from pigguf.metadata import elements
+
+HOST = "CPU"  # the computer's own memory, by the name of the device that works on it
+
+_FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # llama.h, enum llama_flash_attn_type
+_PLAIN_HOST_BUFFERS = re.compile(
+    r"CPU$|.*_Host$"
+)  # others hold weights in an order of their own, not the file's
+_CACHE = re.compile(r"cache_\w*([kv])_l\d+$")  # llama-kv-cache.cpp: the names of its tensors
+
+# What is read off the log, and the size it gives: of one buffer type, in MiB.
+_LOGGED = {
+    "compute": re.compile(r"\s*(\S+) compute buffer size =\s*([\d.]+) MiB"),
+    "output": re.compile(r"\s*(\S+)\s+output buffer size =\s*([\d.]+) MiB"),
+}
+
+# What llama.cpp keeps of a cell beside its K and V, dry run or not (llama-kv-cells.h: position, sequences).
+_CELL_BYTES = 64
+
+# llama-ext.h's llama_graph_reserve(llama_context *, uint32_t, uint32_t, uint32_t), as C++ names it.
+_RESERVE = "_Z19llama_graph_reserveP13llama_contextjjj"
+
+
+@dataclass(frozen=True)
+class BufferSizes:
+    """Bytes that llama.cpp takes on one device.
+
+    Attributes:
+        device: ggml's name, HOST for the computer's memory.
+        mapped: weights that stay in the file's own pages, which the system can take back and read again.
+        weights: weights that are copied.
+        cache_k, cache_v: of the KV cache.
+        compute: for the values between, of the largest batch.
+        output: for logits.
+    """
+
+    device: str
+    mapped: int = 0
+    weights: int = 0
+    cache_k: int = 0
+    cache_v: int = 0
+    compute: int = 0
+    output: int = 0
+
+    @property
+    def cache(self) -> int:
+        return self.cache_k + self.cache_v
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self) if field.name != "device")
+
+
+class DryRun:
+    """A model that is there but for its memory. A context manager.
+
+    Args:
+        file: as read; it is checked here.
+        gpu_layers: how many layers go to GPUs, the output counted as one.
+        mapped: the file is to be mapped into memory rather than read.
+
+    Attributes:
+        dimensions: the model's sizes.
+
+    Raises:
+        GGUFError, UnsupportedModel, UsageError, ContextOverflow: as Model.open.
+        BackendUnavailable: no engine, or one that cannot be asked.
+    """
+
+    def __init__(
+        self, file: GGUFFile, gpu_layers: int = 0, *, rope: RuntimeRope | None = None, mapped: bool = True
+    ) -> None:
+        self._handle: Any = None
+        self.dimensions = preflight.check(file)
+        self._llama = library.load()
+        self._reserve = _graph_reserve()
+        self._homes = devices.buffer_homes()
+        self._file = file
+        self._mapped = mapped and file.alignment >= DEFAULT_ALIGNMENT
+        self._vocab_size = len(elements(file.metadata, "tokenizer.ggml.tokens") or ())
+        self._handle = load_weights(file, rope.metadata(file) if rope else {}, gpu_layers, dry=True)
+
+    def sizes(self, options: ContextOptions) -> tuple[BufferSizes, ...]:
+        """What a context takes together with its model, the host first, then GPUs.
+
+        Args:
+            options: with a length; what they say of a handoff is not looked at.
+
+        Raises:
+            UsageError: a cache type that does not fit the model's heads.
+            DoesNotFit: so long a window that there is not even room to count it.
+            EngineError: llama.cpp cannot make such a context.
+        """
+        for cache_type in (options.cache_k, options.cache_v):
+            cache_row_bytes(cache_type, self.dimensions.head_length)
+        with library.complaints() as said, library.log_lines() as lines:
+            handle = self._llama.llama_init_from_model(self._handle, self._parameters(options))
+        if not handle:
+            raise EngineError(
+                f"llama.cpp cannot make a context of {options.length:,} tokens of {self._file.path}: "
+                f"{said[0] if said else 'it gave no reason'}"
+            )
+        try:
+            found = self._promised(self._tensors(handle, options.sequences))
+        finally:
+            self._llama.llama_free(handle)
+        for field, buffer, size in _logged(lines):
+            found[self._homes.get(buffer, HOST)][field] += size
+        others = sorted(device for device in found if device != HOST)
+        return tuple(BufferSizes(device, **found[device]) for device in (HOST, *others))
+
+    def close(self) -> None:
+        """Forget the model. Twice is fine."""
+        if self._handle is not None:
+            self._llama.llama_model_free(self._handle)
+            self._handle = None
+
+    def __enter__(self) -> DryRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _parameters(self, options: ContextOptions) -> Any:
+        """As Context makes them, of what has a part in sizes."""
+        assert options.length is not None
+        cells = -(-options.length // CACHE_BLOCK) * CACHE_BLOCK * options.sequences
+        _refuse_uncountable(self._file, cells)
+        parameters = self._llama.llama_context_default_params()
+        parameters.n_ctx = cells
+        parameters.n_seq_max = options.sequences
+        parameters.n_batch = parameters.n_ubatch = options.batch
+        parameters.n_outputs_max = max(
+            options.sequences, min(options.batch, OUTPUT_BYTES // (4 * self._vocab_size))
+        )
+        parameters.type_k = getattr(TensorType, options.cache_k.upper())
+        parameters.type_v = getattr(TensorType, options.cache_v.upper())
+        parameters.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
+        return parameters
+
+    def _tensors(self, context: Any, sequences: int) -> list[Tensor]:
+        """Every tensor that the graph of a token is computed from and that is not computed itself.
+
+        Raises:
+            DoesNotFit: there is no memory for the graph.
+        """
+        graph = self._reserve(context, sequences, sequences, sequences)
+        if not graph:
+            raise DoesNotFit(f"no memory to plan {self._file.path} with", "close other programs")
+        nodes = (ggml().ggml_graph_node(graph, i) for i in range(ggml().ggml_graph_n_nodes(graph)))
+        found: dict[int, Tensor] = {}
+        for node in map(Tensor.from_address, nodes):
+            for address in (*node.src, node.view_src):
+                if address and address not in found:
+                    found[address] = Tensor.from_address(address)
+        return list(found.values())
+
+    def _promised(self, tensors: Iterable[Tensor]) -> defaultdict[str, dict[str, int]]:
+        """Bytes by device and field of BufferSizes."""
+        names = [field.name for field in fields(BufferSizes) if field.name != "device"]
+        found: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(names, 0))
+        for tensor in tensors:
+            name = str(tensor.name, "utf-8", "replace")
+            cache = _CACHE.match(name)
+            if not tensor.buffer or not (cache or name in self._file.tensors):
+                continue
+            kind = ggml().ggml_backend_buffer_get_type(tensor.buffer)
+            buffer = ggml().ggml_backend_buft_name(kind).decode()
+            device = self._homes.get(buffer, HOST)
+            mapped = self._mapped and device == HOST and _PLAIN_HOST_BUFFERS.match(buffer)
+            field = f"cache_{cache[1]}" if cache else "mapped" if mapped else "weights"
+            found[device][field] += ggml().ggml_backend_buft_get_alloc_size(kind, ctypes.byref(tensor))
+        return found
+
+
+def _logged(lines: Iterable[str]) -> list[tuple[str, str, int]]:
+    """(field of BufferSizes, name of the buffer type, bytes) that the log tells.
+
+    Raises:
+        EngineError: it does not speak of what is looked for.
+    """
+    found = [
+        (field, match[1], round(float(match[2]) * 2**20))
+        for line in lines
+        for field, pattern in _LOGGED.items()
+        if (match := pattern.match(line))
+    ]
+    for field in _LOGGED:
+        if all(field != name for name, _, _ in found):
+            raise EngineError(
+                f"llama.cpp does not say how large its {field} buffers are",
+                "`pigguf doctor` shows which llama-cpp-python is installed, and which one pigguf is made for",
+            )
+    return found
+
+
+def _refuse_uncountable(file: GGUFFile, cells: int) -> None:
+    """
+    Raises:
+        DoesNotFit: llama.cpp's own notes on so many cells would be more than half of the free memory.
+    """
+    available = available_memory()
+    if cells >= 2**31 or (available is not None and cells * _CELL_BYTES > available // 2):
+        free = "" if available is None else f", and {in_words(available)} of memory are free"
+        raise DoesNotFit(
+            f"{file.path}: llama.cpp would take {in_words(cells * _CELL_BYTES)} only to count the "
+            f"{cells:,} tokens of the windows{free}",
+            "take a shorter context",
+        )
+
+
+def _graph_reserve() -> Any:
+    """llama.cpp's function that builds a graph of (context, tokens, sequences, outputs).
+
+    Raises:
+        BackendUnavailable: this build of it has none.
+    """
+    from llama_cpp.llama_cpp import _lib
+
+    try:
+        function = getattr(_lib, _RESERVE)
+    except AttributeError as error:
+        raise BackendUnavailable(
+            "the engine cannot be asked what a model would take",
+            "`pigguf doctor` shows which llama-cpp-python is installed, and which one pigguf is made for",
+        ) from error
+    function.restype = ctypes.c_void_p
+    function.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32]
+    return function
