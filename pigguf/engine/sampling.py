@@ -1,21 +1,34 @@
 """How the next token is drawn: a frozen recipe, and the C sampler chain made of it.
 
 Upstream: llama.cpp src/llama-sampler.cpp; the order of the samplers is that of common/sampling.cpp.
+As there, a token is drawn first and only where the grammar does not allow it drawn again, of those it
+allows. The library ends the process over a token that its grammar does not allow: it must see none.
 """
 
 from __future__ import annotations
 
+import codecs
+import ctypes
 import math
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pigguf.engine import library
-from pigguf.errors import UsageError
+from pigguf.errors import EngineError, UsageError
+
+if TYPE_CHECKING:
+    from pigguf.engine.context import Context
+    from pigguf.engine.model import Model
 
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: the library draws one itself
+_ROOT = b"root"  # the rule a grammar begins with
+_CANDIDATE = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama.h, llama_token_data
 
 
 @dataclass(frozen=True)
@@ -32,6 +45,8 @@ class Sampling:
         frequency_penalty: subtracted from a logit for each time the token was seen lately; 0 is off.
         presence_penalty: subtracted once; 0 is off.
         seed: None draws a new one for every generation.
+        grammar: what the text must be, in llama.cpp's GBNF (grammars/README.md) with a rule `root`; None is
+            any text. For JSON, json_schema.grammar makes one of a schema.
 
     Raises:
         UsageError: a value outside its range.
@@ -46,6 +61,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: int | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         self._demand("temperature", 0 <= self.temperature < math.inf, "0 or more")
@@ -63,22 +79,140 @@ class Sampling:
             raise UsageError(f"{name} is {getattr(self, name)}", f"{name} must be {rule}")
 
 
+class Sampler:
+    """Draws the next token, and remembers what it drew; made by `sampler`."""
+
+    def __init__(self, chain: Any, grammar: _Grammar | None) -> None:
+        self._llama = library.load()
+        self._chain = chain
+        self._grammar = grammar
+
+    def draw(self, context: Context, index: int = -1) -> int:
+        """A token from the last batch's logits after its token `index`, -1 for the last kept.
+
+        Raises:
+            EngineError: the vocabulary has no token that the grammar allows.
+        """
+        if self._grammar is None:
+            return int(self._llama.llama_sampler_sample(self._chain, context.handle, index))
+        candidates = _candidates(context.logits(index))
+        token = self._pick(candidates)
+        while not self._grammar.allows(token):
+            candidates = self._grammar.allowed(candidates[candidates["id"] != token])
+            token = self._pick(candidates)
+        self._grammar.accept(token)
+        self._llama.llama_sampler_accept(self._chain, token)
+        return token
+
+    def _pick(self, candidates: NDArray[Any]) -> int:
+        tried = candidates.copy()  # named: C only has its address
+        array = _apply(self._llama, self._chain, tried)
+        return int(array.data[array.selected].id)
+
+
 @contextmanager
-def sampler_chain(sampling: Sampling, vocab_size: int, recent: Sequence[int]) -> Iterator[Any]:
-    """A C sampler chain that has seen the tokens `recent`, freed at the end of the block."""
+def sampler(sampling: Sampling, model: Model, recent: Sequence[int]) -> Iterator[Sampler]:
+    """A sampler that has seen the tokens `recent`; what it holds in C is freed at the end of the block.
+
+    Raises:
+        UsageError: the grammar is none.
+    """
     llama = library.load()
     chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+    grammar: _Grammar | None = None
     try:
-        for sampler in _samplers(llama, sampling, vocab_size):
-            llama.llama_sampler_chain_add(chain, sampler)
+        if sampling.grammar is not None:
+            grammar = _Grammar(model, sampling.grammar)
+        for link in _chain(llama, sampling, model.vocab_size):
+            llama.llama_sampler_chain_add(chain, link)
         for token in recent[-sampling.repeat_last :] if sampling.repeat_last else ():
             llama.llama_sampler_accept(chain, token)
-        yield chain
+        yield Sampler(chain, grammar)
     finally:
         llama.llama_sampler_free(chain)
+        if grammar is not None:
+            grammar.free()
 
 
-def _samplers(llama: Any, sampling: Sampling, vocab_size: int) -> Iterator[Any]:
+class _Grammar:
+    """The state of a text that a grammar describes.
+
+    Raises:
+        UsageError: it cannot be parsed.
+    """
+
+    def __init__(self, model: Model, grammar: str) -> None:
+        self._llama = library.load()
+        self._model = model
+        vocab = self._llama.llama_model_get_vocab(model.handle)
+        with library.complaints() as said:
+            self._sampler = self._llama.llama_sampler_init_grammar(vocab, grammar.encode(), _ROOT)
+        if not self._sampler:
+            reason = said[0] if said else "it gives no reason"
+            raise UsageError(f"llama.cpp refuses the grammar: {reason}", "see its grammars/README.md")
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+
+    def allows(self, token: int) -> bool:
+        """Whether this token may come next: much quicker to say than which ones may."""
+        one = _candidates(np.zeros(1, np.float32))
+        one["id"] = token
+        return len(self._of(one)) == 1 and self._is_text(token)
+
+    def _is_text(self, token: int) -> bool:
+        """Control tokens write nothing, but the library knows them by name; nor does it see all bytes that
+        are no UTF-8."""
+        piece, state = self._model.piece(token), self._utf8.getstate()
+        try:
+            self._utf8.decode(piece)
+        except UnicodeDecodeError:
+            return False
+        finally:
+            self._utf8.setstate(state)
+        return bool(piece) or self._model.is_end(token)
+
+    def allowed(self, candidates: NDArray[Any]) -> NDArray[Any]:
+        """Those of the candidates that may come next, before a look at what they write.
+
+        Raises:
+            EngineError: there are none.
+        """
+        allowed = self._of(candidates)
+        if not len(allowed):
+            raise EngineError(
+                f"{self._model.path} has no token for what the grammar demands here",
+                "its vocabulary lacks a character: take a grammar or a schema without it",
+            )
+        return allowed
+
+    def _of(self, candidates: NDArray[Any]) -> NDArray[Any]:
+        _apply(self._llama, self._sampler, candidates)
+        return candidates[candidates["logit"] > -math.inf]
+
+    def accept(self, token: int) -> None:
+        self._llama.llama_sampler_accept(self._sampler, token)
+        self._utf8.decode(self._model.piece(token))
+
+    def free(self) -> None:
+        self._llama.llama_sampler_free(self._sampler)
+
+
+def _candidates(logits: NDArray[np.float32]) -> NDArray[Any]:
+    """All tokens with their logits, as the library's samplers take them."""
+    candidates = np.zeros(len(logits), _CANDIDATE)
+    candidates["id"] = np.arange(len(logits))
+    candidates["logit"] = logits
+    return candidates
+
+
+def _apply(llama: Any, sampler: Any, candidates: NDArray[Any]) -> Any:
+    """What a sampler makes of candidates: they change in place; the token it selects is in the answer."""
+    data = ctypes.cast(candidates.ctypes.data, llama.llama_token_data_p)
+    array = llama.llama_token_data_array(data, len(candidates), -1, False)
+    llama.llama_sampler_apply(sampler, ctypes.byref(array))
+    return array
+
+
+def _chain(llama: Any, sampling: Sampling, vocab_size: int) -> Iterator[Any]:
     yield llama.llama_sampler_init_penalties(
         vocab_size,
         sampling.repeat_last,

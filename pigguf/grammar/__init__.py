@@ -1,0 +1,10 @@
+"""Grammars for the engine's sampler: a JSON schema as llama.cpp's GBNF (its grammars/README.md).
+
+    Sampling(grammar=json_grammar({"type": "object", "properties": {"name": {"type": "string"}}}))
+
+schema.py reads a schema, pattern.py its regular expressions; gbnf.py is what both write.
+"""
+
+from pigguf.grammar.schema import json_grammar, read_schema
+
+__all__ = ["json_grammar", "read_schema"]

@@ -1,0 +1,86 @@
+"""GBNF's own notation: literals, sets of characters, repetitions, and a string of JSON.
+
+Upstream: llama.cpp grammars/README.md, src/llama-grammar.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+Ranges = Sequence[tuple[int, int]]
+"""Code points, as ascending ranges [first, last] that do not touch."""
+
+MOST_REPEATED = 2000  # llama-grammar.cpp, MAX_REPETITION_THRESHOLD: it takes a larger bound for none
+
+EVERY: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))
+# What stands for itself in a JSON string; the rest needs a backslash. DEL is better not seen.
+RAW: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0xD7FF), (0xE000, 0x10FFFF))
+_ESCAPED = {0x22: '"', 0x5C: "\\", 8: "b", 9: "t", 10: "n", 12: "f", 13: "r"}
+
+
+def literal(text: str) -> str:
+    """A text as it is; it must not be empty."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def alternatives(expressions: Iterable[str]) -> str:
+    """One of several expressions."""
+    several = list(dict.fromkeys(expressions))
+    return several[0] if len(several) == 1 else f"({' | '.join(several)})"
+
+
+def repeated(expression: str, least: int, most: int | None) -> str:
+    """An expression that is one symbol or in brackets, from `least` to `most` times."""
+    if (least, most) == (1, 1):
+        return expression
+    return f"{expression}{{{least},{'' if most is None else most}}}"
+
+
+def characters(ranges: Ranges) -> str:
+    """One character out of ranges of code points."""
+    return f"[{''.join(_range(first, last) for first, last in ranges)}]"
+
+
+def json_characters(ranges: Ranges) -> str:
+    """One character of these, as it is written in a JSON string; "" where there is no way to write any.
+
+    Control characters without an escape of one letter are left out.
+    """
+    raw = intersection(ranges, RAW)
+    written = [characters(raw)] if raw else []
+    written += [literal("\\" + short) for code, short in _ESCAPED.items() if contains(ranges, code)]
+    return alternatives(written) if written else ""
+
+
+def complement(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """The characters that are not in ranges, which may be in any order."""
+    left: list[tuple[int, int]] = []
+    start = 0
+    for first, last in sorted(ranges):
+        if first > start:
+            left.append((start, first - 1))
+        start = max(start, last + 1)
+    return intersection([*left, (start, 0x10FFFF)], EVERY)
+
+
+def intersection(one: Ranges, other: Ranges) -> Ranges:
+    """The characters that are in both."""
+    pairs = ((max(a, c), min(b, d)) for a, b in one for c, d in other)
+    return sorted((first, last) for first, last in pairs if first <= last)
+
+
+def union(*several: Iterable[tuple[int, int]]) -> Ranges:
+    """The characters that are in any of them."""
+    return complement(complement([pair for ranges in several for pair in ranges]))
+
+
+def contains(ranges: Ranges, code: int) -> bool:
+    return any(first <= code <= last for first, last in ranges)
+
+
+def _range(first: int, last: int) -> str:
+    return _code(first) if first == last else f"{_code(first)}-{_code(last)}"
+
+
+def _code(code: int) -> str:
+    return f"\\x{code:02X}" if code < 0x100 else f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"
