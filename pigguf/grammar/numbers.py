@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pigguf.grammar import gbnf
 
 _DIGITS = 15  # of a number without bounds: a double holds them all
-_FRACTION = f'"." [0-9]{{1,{_DIGITS}}}'
+_BETWEEN = f'"." [0-9]{{0,{_DIGITS - 1}}} [1-9]'  # never a whole number
 _INTEGER = f'("0" | "-"? [1-9] [0-9]{{0,{_DIGITS - 1}}})'
-_NUMBER = f'("-"? ("0" | [1-9] [0-9]{{0,{_DIGITS - 1}}}) ({_FRACTION})? ([eE] [-+]? [0-9]{{1,2}})?)'
+_NUMBER = (
+    f'("-"? ("0" | [1-9] [0-9]{{0,{_DIGITS - 1}}}) ("." [0-9]{{1,{_DIGITS}}})? ([eE] [-+]? [0-9]{{1,2}})?)'
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ def numbers(bounds: Bounds) -> str:
     # k and a fraction lie between k and k + 1, with a minus between -k - 1 and -k
     positive = _from_to(max(0, bounds.from_ or 0), None if bounds.to is None else bounds.to - 1)
     negative = _from_to(max(0, -(bounds.to or 0)), None if bounds.from_ is None else -bounds.from_ - 1)
-    parts += [f"{gbnf.alternatives(positive)} {_FRACTION}"] if positive else []
-    parts += [f'"-" {gbnf.alternatives(negative)} {_FRACTION}'] if negative else []
+    parts += [f"{gbnf.alternatives(positive)} {_BETWEEN}"] if positive else []
+    parts += [f'"-" {gbnf.alternatives(negative)} {_BETWEEN}'] if negative else []
     return gbnf.alternatives(parts) if parts else ""
 
 
