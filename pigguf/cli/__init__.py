@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("pigguf.cli.export", "Turn a GGUF file back into a Hugging Face checkpoint."),
     "plan": ("pigguf.cli.plan", "Say what a model takes of the memory, and which windows fit."),
     "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
+    "sessions": ("pigguf.cli.sessions", "List or remove the documents that stay read."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),
     "doctor": ("pigguf.cli.doctor", "Check the engine on this machine, and say what is missing."),
 }

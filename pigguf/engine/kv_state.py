@@ -31,6 +31,10 @@ from pigguf.gguf_file import TensorType, row_bytes
 VERSION = 3
 _MAGIC = 0xAF143CD8
 _CELL = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
+BEGINNING = struct.pack("<Ii", _MAGIC, 0)
+"""What a state has in memory before what llama_state_seq_save_file writes of it after the tokens."""
+
+_STREAMS = len(BEGINNING)  # where the number of streams stands
 _HEAD = 12  # bytes before each layer's K and V
 _ELEMENT_TYPES = {2: np.uint16, 4: np.uint32}  # V is moved as it lies: halves or singles
 _BLOCK = 2048  # rows of a transposition that stay in the CPU's cache
@@ -98,6 +102,21 @@ def transpose_values(state: bytearray) -> None:
         )
         state[where.start - _HEAD : where.start] = head
     state[layout.flag : layout.flag + 4] = struct.pack("<I", not layout.transposed)
+
+
+def set_streams(state: bytearray, streams: int) -> None:
+    """Make it a state of a context of so many sequences, each with a stream of its own; only one holds cells.
+
+    Raises:
+        EngineError: it is not laid out as this module knows.
+    """
+    end = read_layout(state).values[-1].stop
+    begin = _STREAMS + 4
+    while state[begin : begin + 4] == bytes(4):  # streams without cells before the one with them
+        begin += 4
+    del state[end:]
+    state[_STREAMS:begin] = struct.pack("<I", streams)
+    state += bytes(4 * (streams - 1))
 
 
 def state_bytes(cells: int, rows: Iterator[tuple[int, int]]) -> int:
