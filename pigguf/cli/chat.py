@@ -141,7 +141,7 @@ def _ask_once(chat: Chat, question: str, as_json: bool) -> None:
     texts = chat.ask(question, render.progress(keep=False))
     if as_json:
         answer = "".join(texts)
-        render.json(_as_data(answer, chat))
+        render.json(as_data(answer, chat))
         return
     with AnswerStream() as out:
         for text in texts:
@@ -175,7 +175,8 @@ def _timings(turn: Turn) -> str:
     return f"{line}, {written} ({turn.decode_rate:.1f} tokens/s)"
 
 
-def _as_data(answer: str, chat: Chat) -> dict[str, object]:
+def as_data(answer: str, chat: Chat) -> dict[str, object]:
+    """The last answer for a program to read."""
     turn = chat.last_turn
     assert turn is not None
     return {
