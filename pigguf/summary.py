@@ -83,6 +83,7 @@ class Summarizer:
         length: words, or a name of LENGTHS.
         style: prose or bullets.
         sampling: how tokens are drawn; by default the likeliest always.
+        max_tokens: most tokens of the summary; None is what its length takes.
 
     Attributes:
         summary: the last one, once its texts were drawn to the end.
@@ -101,6 +102,7 @@ class Summarizer:
         length: Length | int = "medium",
         style: Style = "prose",
         sampling: Sampling | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         self.summary: Summary | None = None
         self._words = _words(length)
@@ -111,7 +113,7 @@ class Summarizer:
         self._format = ChatFormat(model)
         self._window = session.length + session.room
         # Two tokens a word, and room for the words "about" allows
-        self._most = min(2 * self._words + 32, self._window // 4)
+        self._most = min(2 * self._words + 32, self._window // 4, max_tokens or self._window)
         self._part_most = min(_PART_TOKENS, self._window // 8)
         asks = self._of_whole(""), self._of_part(""), self._of_summaries("")
         frame = max(len(self._tokens(ask)) for ask in asks)

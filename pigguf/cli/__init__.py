@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("pigguf.cli.export", "Turn a GGUF file back into a Hugging Face checkpoint."),
     "plan": ("pigguf.cli.plan", "Say what a model takes of the memory, and which windows fit."),
     "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
+    "ask": ("pigguf.cli.ask", "Ask a model about documents, and see where the answer stands in them."),
+    "summarize": ("pigguf.cli.summarize", "Let a model summarize a document of any length."),
     "sessions": ("pigguf.cli.sessions", "List or remove the documents that stay read."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),
     "doctor": ("pigguf.cli.doctor", "Check the engine on this machine, and say what is missing."),
