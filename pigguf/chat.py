@@ -7,18 +7,21 @@
             print(text, end="", flush=True)
 
 Contract: the conversation is rendered anew for each question and the cache keeps what it already holds
-of it. A question that does not fit is refused with token counts, nothing is ever cut. A question that
-failed or was stopped before the first word leaves the conversation as it was; an answer stopped later
-stays as far as it was said.
+of it. A question that does not fit is refused with token counts, or the conversation gives way to it by
+a policy of overflow.py; nothing is ever cut, and nothing goes unsaid. A question that failed or was
+stopped before the first word leaves the conversation as it was; an answer stopped later stays as far as
+it was said.
 Left out: how messages become tokens (chat_format.py), how tokens are drawn (engine/sampling.py).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -26,13 +29,18 @@ from pigguf.chat_format import ChatFormat
 from pigguf.documents import decode_text
 from pigguf.engine import Model, Sampling, Session
 from pigguf.engine.session import StopReason
-from pigguf.errors import ContextOverflow, UsageError
+from pigguf.errors import ContextOverflow, EngineError, UsageError
+from pigguf.examples import Example, messages_of
 from pigguf.files import atomic_write
+from pigguf.overflow import POLICIES, OverflowPolicy, Space, system_prompt
 from pigguf.progress import SILENT, Progress
 from pigguf.text import characters
 
 ANSWER_ROOM = 64
 """Tokens of the window that a question must leave free for its answer."""
+
+_GREEDY = Sampling(temperature=0)
+_log = logging.getLogger("pigguf")
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Turn:
         prefill_seconds: reading the prompt; first_token_seconds: from the question to the answer's first
             token; decode_seconds: from the first token to the last.
         stop_reason: "end", "length" (max_tokens), "window" (it is full) or "interrupted".
+        notices: what was done to the conversation to make room, each in words; also told the logger
+            "pigguf" at once.
     """
 
     prompt_tokens: int
@@ -66,6 +76,7 @@ class Turn:
     first_token_seconds: float
     decode_seconds: float
     stop_reason: StopReason
+    notices: tuple[str, ...] = ()
 
     @property
     def prefill_rate(self) -> float:
@@ -95,6 +106,9 @@ class Chat:
         system: the system prompt, or None for whatever the template does without one.
         sampling: how tokens are drawn.
         max_tokens: most tokens of an answer; None is up to the window's end.
+        overflow: what to do when the window is full, before an answer or within one: a name of
+            overflow.POLICIES. An answer under a grammar is not taken up again: there it ends.
+        examples: questions with their answers that stand before the first question, as many of them as fit.
 
     Attributes:
         messages: the conversation so far, {"role": ..., "content": ...}; the system prompt is the first.
@@ -104,6 +118,7 @@ class Chat:
 
     Raises:
         TokenizerError: the model has no chat template, or one that is not understood.
+        UsageError: there is no such policy.
     """
 
     def __init__(
@@ -114,7 +129,13 @@ class Chat:
         system: str | None = None,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
+        overflow: OverflowPolicy = "error",
+        examples: Sequence[Example] = (),
     ) -> None:
+        if overflow not in POLICIES:
+            raise UsageError(
+                f"there is no policy {overflow!r} for a full window", f"one of {', '.join(POLICIES)}"
+            )
         self.messages: list[dict[str, str]] = []
         self.documents: list[Document] = []
         self.last_turn: Turn | None = None
@@ -124,6 +145,8 @@ class Chat:
         self._system = system
         self._sampling = sampling
         self._max_tokens = max_tokens
+        self._overflow = overflow
+        self._examples = examples
         self._format = ChatFormat(model)
         self.clear()
 
@@ -139,54 +162,141 @@ class Chat:
             ContextOverflow: the question does not fit; the message has the counts.
             TokenizerError: the template refuses the conversation.
         """
-        question = {"role": "user", "content": "".join(d.quoted() for d in self.documents) + text}
-        prompt = self._prompt(question)
         begun = time.monotonic()
-        cached = self._session.advance_to(prompt, progress)
-        read = time.monotonic()
+        question = {"role": "user", "content": "".join(d.quoted() for d in self.documents) + text}
+        draft = self._draft(question)
+        if not self._fit(draft, progress):
+            raise self._refusal(question)
+        cached = self._read(draft, progress)
+        read, prompt_tokens = time.monotonic(), len(draft.prompt)
 
         answer = _Answer(self._model)
-        tokens = self._session.generate(self._sampling, self._max_tokens)
         try:
-            yield from answer.texts(tokens)
+            yield from answer.texts(self._draw(draft))
         finally:
-            stop_reason = self._session.stop_reason or "interrupted"
+            stop_reason = draft.stop_reason or "interrupted"
             if answer.text or stop_reason != "interrupted":
-                self.messages += [question, {"role": "assistant", "content": answer.text}]
+                self.messages = [*draft.messages, {"role": "assistant", "content": answer.text}]
                 self.documents.clear()
             self.last_turn = Turn(
-                prompt_tokens=len(prompt),
+                prompt_tokens=prompt_tokens,
                 cached_tokens=cached,
                 answer_tokens=answer.tokens,
                 prefill_seconds=read - begun,
                 first_token_seconds=answer.first_at - begun,
                 decode_seconds=answer.last_at - answer.first_at,
                 stop_reason=stop_reason,
+                notices=tuple(draft.notices),
             )
 
-    def _prompt(self, question: dict[str, str]) -> list[int]:
-        """The conversation and the question as tokens, refused where they do not fit."""
-        prompt = self._format.tokens([*self.messages, question])
-        if len(prompt) + self._answer_room > self.context_length:
-            raise self._overflow("the message", len(prompt) - self.used, waiting=0)
-        return prompt
+    def _draft(self, question: dict[str, str]) -> _Draft:
+        """The conversation with a question at its end, and examples before the first one."""
+        has_begun = _has_question(self.messages)
+        examples = () if has_begun else self._fitting_examples(question)
+        messages = [*self.messages, *messages_of(examples), question]
+        draft = _Draft(messages, self._format.tokens(messages))
+        if self._examples and not has_begun:
+            draft.tell(f"{len(examples):,} of {len(self._examples):,} examples go before the question.")
+        return draft
+
+    def _fitting_examples(self, question: dict[str, str]) -> Sequence[Example]:
+        """The first of the examples, as many as leave room for the question and its answer."""
+        room = self.context_length - min(self._max_tokens or ANSWER_ROOM, self.context_length // 2)
+
+        def is_too_much(count: int) -> bool:
+            messages = [*self.messages, *messages_of(self._examples[:count]), question]
+            return len(self._format.tokens(messages)) > room
+
+        fits = bisect_left(range(1, len(self._examples) + 1), True, key=is_too_much)
+        return self._examples[:fits]
+
+    def _fit(self, draft: _Draft, progress: Progress) -> bool:
+        """Make the draft fit into the window, with room for more of its answer; False where it cannot be."""
+        most = self.context_length - self._answer_room - len(draft.answer)
+        space = Space(
+            tokens=most,
+            count=lambda messages: len(self._format.tokens(messages)),
+            write=lambda messages, limit: self._write(messages, limit, progress),
+        )
+        while len(draft.prompt) > most:
+            relief = POLICIES[self._overflow](draft.messages, space)
+            if relief is None:
+                return False
+            draft.messages, draft.moved = relief.messages, relief.moved
+            draft.prompt = self._format.tokens(relief.messages)
+            draft.tell(relief.notice)
+        return True
+
+    def _write(self, messages: Sequence[dict[str, str]], limit: int, progress: Progress) -> str:
+        self._session.advance_to(self._format.tokens(messages), progress)
+        return self._model.detokenize(list(self._session.generate(_GREEDY, limit))).strip()
+
+    def _read(self, draft: _Draft, progress: Progress) -> int:
+        """Make the cache hold the draft and what is said of its answer; how much of it was there already.
+
+        Turns that were left out are taken out of the cache, and what follows them moves up. Where it is
+        not what follows in the draft, or the cache cannot be moved, it is read again.
+        """
+        tokens, session = draft.prompt + draft.answer, self._session
+        start = session.shared_with(tokens)
+        stop, draft.moved = start + draft.moved, 0
+        if start < stop and session.tokens[stop : stop + 1] == tokens[start : start + 1]:
+            try:
+                session.drop(start, stop)
+            except EngineError as error:
+                _log.warning("%s: it is read again", error.message)
+        return session.advance_to(tokens, progress)
+
+    def _draw(self, draft: _Draft) -> Iterator[int]:
+        """The answer's tokens; a full window gives way by the policy, as long as there is what to give up."""
+        is_free = self._sampling is None or self._sampling.grammar is None
+        while True:
+            left = None if self._max_tokens is None else self._max_tokens - len(draft.answer)
+            for token in self._session.generate(self._sampling, left):
+                draft.answer.append(token)
+                yield token
+            draft.stop_reason = self._session.stop_reason
+            if draft.stop_reason != "window" or not is_free or not self._fit(draft, SILENT):
+                return
+            draft.stop_reason = None
+            self._read(draft, SILENT)
 
     @property
     def _answer_room(self) -> int:
         return min(ANSWER_ROOM, self._max_tokens or ANSWER_ROOM, self.context_length // 2)
 
-    def _overflow(self, what: str, tokens: int, waiting: int) -> ContextOverflow:
+    def _refusal(self, question: dict[str, str]) -> ContextOverflow:
+        tokens = len(self._format.tokens([*self._kept, question])) - self._taken(self._kept)
+        refusal = self._too_much("the message", tokens, waiting=0)
+        if refusal is not None:
+            return refusal
+        return ContextOverflow(
+            f"the window of {self.context_length:,} tokens is full, and the model makes no shorter summary "
+            "of what is in it",
+            "clear the conversation, or take the policy shift, which leaves the oldest turns out",
+        )
+
+    @property
+    def _kept(self) -> list[dict[str, str]]:
+        """What of the conversation does not give way to a question."""
+        return self.messages if self._overflow == "error" else system_prompt(self.messages)
+
+    def _too_much(self, what: str, tokens: int, waiting: int) -> ContextOverflow | None:
+        """The error that says by how much something does not fit, None if it does."""
         shares = (
-            (self.used, "for the conversation so far"),
+            (self._taken(self._kept), "for the conversation so far"),
             (waiting, "for the documents before it"),
             (self._answer_room, "for an answer"),
         )
-        free = self.context_length - sum(taken for taken, _ in shares)
+        over = tokens + sum(taken for taken, _ in shares) - self.context_length
+        if over <= 0:
+            return None
         less = ", ".join(f"{taken:,} {purpose}" for taken, purpose in shares if taken)
         return ContextOverflow(
-            f"{what} is {tokens:,} tokens and {max(0, free):,} fit: "
-            f"the window is {self.context_length:,}, less {less}",
-            "shorten it, clear the conversation, or take a larger context if the model has one",
+            f"{what} is {tokens:,} tokens, {over:,} more than fit: the window is {self.context_length:,}, "
+            f"less {less}",
+            "shorten it, clear the conversation, let its oldest turns go (overflow shift or summarize), or "
+            "take a larger context if the model has one",
         )
 
     # ---- documents -------------------------------------------------------------------------------
@@ -217,8 +327,9 @@ class Chat:
         """
         document = Document(name, text, self._format.count(text))
         waiting = sum(other.tokens for other in self.documents)
-        if self.used + waiting + document.tokens + self._answer_room > self.context_length:
-            raise self._overflow(name, document.tokens, waiting)
+        refusal = self._too_much(name, document.tokens, waiting)
+        if refusal is not None:
+            raise refusal
         self.documents.append(document)
         return document
 
@@ -227,9 +338,12 @@ class Chat:
     @property
     def used(self) -> int:
         """Tokens of the window that the conversation so far takes."""
-        if not any(message["role"] == "user" for message in self.messages):
-            return sum(self._format.count(message["content"]) for message in self.messages)
-        return len(self._format.tokens(self.messages, answer_next=False))
+        return self._taken(self.messages)
+
+    def _taken(self, messages: Sequence[dict[str, str]]) -> int:
+        if not _has_question(messages):  # templates may demand one
+            return sum(self._format.count(message["content"]) for message in messages)
+        return len(self._format.tokens(messages, answer_next=False))
 
     def shares(self) -> list[Share]:
         """What takes up the window: each message, the template around them, and waiting documents."""
@@ -259,6 +373,29 @@ class Chat:
             file.write((json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
 
 
+@dataclass
+class _Draft:
+    """A question on its way to its answer.
+
+    Attributes:
+        messages: what the model gets, the question last; prompt: the same in tokens.
+        answer: tokens of the answer so far.
+        moved: tokens that were taken out of the middle of the prompt and are in the cache yet.
+        stop_reason: why the answer ended, None while it is drawn.
+    """
+
+    messages: list[dict[str, str]]
+    prompt: list[int]
+    answer: list[int] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    moved: int = 0
+    stop_reason: StopReason | None = None
+
+    def tell(self, notice: str) -> None:
+        self.notices.append(notice)
+        _log.warning(notice)
+
+
 class _Answer:
     """Collects an answer while its tokens become text."""
 
@@ -283,6 +420,10 @@ class _Answer:
             if self.tokens == 1:
                 self.first_at = self.last_at
             yield token
+
+
+def _has_question(messages: Sequence[dict[str, str]]) -> bool:
+    return any(message["role"] == "user" for message in messages)
 
 
 def _read_at_most(path: Path, size: int) -> bytes:

@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_refused_with_the_counts(chat: Chat) -> None:
     numbers = [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", error.value.message)]
     room = 12
     used = chat.used
-    assert numbers == [tokens - used, WINDOW - used - room, WINDOW, used, room]
+    assert numbers == [tokens - used, tokens + room - WINDOW, WINDOW, used, room]
     assert chat.messages == before
     assert cached(chat) == held
     assert "".join(chat.ask("Hello again"))

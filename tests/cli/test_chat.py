@@ -140,7 +140,7 @@ def test_refusals(
 def test_a_prompt_that_does_not_fit_is_refused_with_counts(smollm2_gguf: Path) -> None:
     done = chat(smollm2_gguf, "--ctx", "256", "-p", "word " * 400)
     assert done.returncode == 10
-    assert re.match(r"error: the message is 4\d\d tokens and 192 fit: the window is 256", done.stderr)
+    assert re.match(r"error: the message is 4\d\d tokens, 2\d\d more than fit: the window is 256", done.stderr)
     assert done.stdout == ""
 
 
