@@ -17,16 +17,19 @@ PACKAGE = Path(pigguf.__file__).parent
 # From the top down: a module imports from its own row or from rows below it.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
-    ("chat", "local", "chat_format", "text", "evals", "finetuning"),
-    ("verbs", "plan"),
-    ("reference", "sessions"),
+    (
+        *("chat", "local", "overflow", "examples", "asynchronous", "document_chat", "summary"),
+        *("chat_format", "text", "evals", "finetuning"),
+    ),
+    ("verbs", "plan", "tuning"),
+    ("reference", "sessions", "hybrid"),
     ("engine",),
     ("checkpoint", "tokenizer", "quantization"),
     ("gguf_file",),
     ("arch",),
     ("spec",),
     ("rope",),
-    ("config", "tensors", "metadata", "reading"),
+    ("config", "tensors", "metadata", "reading", "grammar"),
     ("files", "documents", "parallel", "divergence", "quiet"),
     ("errors", "progress"),
 )
@@ -36,7 +39,7 @@ HEIGHT = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in ro
 HOMES = {
     "gguf": {"gguf_file"},
     "llama_cpp": {"engine"},
-    "torch": {"checkpoint", "finetuning", "reference"},
+    "torch": {"checkpoint", "finetuning", "hybrid", "reference"},
     "transformers": {"finetuning", "quiet", "reference"},
     "huggingface_hub": {"checkpoint"},
     "peft": {"finetuning"},
