@@ -214,6 +214,7 @@ class Chat:
         """Make the draft fit into the window, with room for more of its answer; False where it cannot be."""
         most = self.context_length - self._answer_room - len(draft.answer)
         space = Space(
+            window=self.context_length,
             tokens=most,
             count=lambda messages: len(self._format.tokens(messages)),
             write=lambda messages, limit: self._write(messages, limit, progress),

@@ -32,11 +32,13 @@ class Space:
     """What a policy has to do with.
 
     Attributes:
-        tokens: most tokens of the conversation.
+        window: all of it, in tokens.
+        tokens: most tokens of the conversation, so that its answer has room.
         count: how many a conversation takes.
         write: the model's own answer to a conversation, of so many tokens at most.
     """
 
+    window: int
     tokens: int
     count: Callable[[Sequence[dict[str, str]]], int]
     write: Callable[[Sequence[dict[str, str]], int], str]
@@ -78,19 +80,22 @@ def shift(messages: Sequence[dict[str, str]], space: Space) -> Relief | None:
 
 
 def summarize(messages: Sequence[dict[str, str]], space: Space) -> Relief | None:
-    """Let the model condense the oldest turns into one: all but the last, or as many as it can read."""
+    """Let the model condense the oldest turns into one: all of them, the last only where it must be, or as
+    many as the model can read at once."""
     head, turns, question = _parts(messages)
     request = {"role": "user", "content": REQUEST}
     most = min(SUMMARY_TOKENS, space.tokens // 8)
 
-    def first(count: int) -> list[dict[str, str]]:
+    def asked_of(count: int) -> list[dict[str, str]]:
         return [*head, *chain(*turns[:count]), request]
 
-    readable = bisect_left(
-        range(1, len(turns) + 1), True, key=lambda n: space.count(first(n)) + most > space.tokens
-    )
-    count = min(readable, max(1, len(turns) - 1))
-    summary = space.write(first(count), most) if count else ""
+    def is_too_much(count: int) -> bool:
+        return space.count(asked_of(count)) + most > space.window
+
+    keeps_last = space.count([*head, request, *chain(*turns[-1:]), *question]) + most <= space.tokens
+    wanted = len(turns) - (keeps_last and len(turns) > 1)
+    count = bisect_left(range(1, wanted + 1), True, key=is_too_much)
+    summary = space.write(asked_of(count), most) if count else ""
     if not summary:
         return None
     rest = [*head, request, {"role": "assistant", "content": summary}, *chain(*turns[count:]), *question]
