@@ -40,7 +40,7 @@ from pigguf.rope import rope_from_metadata
 
 CACHE_TYPES: tuple[CacheType, ...] = ("f16", "q8_0", "q4_0")  # whose longest windows are told
 
-_RESERVE = 128 << 20  # the vocabulary, the operators' scratch space, Python
+_RESERVE = 128 << 20  # the vocabulary, the operators' scratch space, a batch of logits where all are wanted
 _GPU_RESERVE = 1 << 30  # as llama.cpp's --fit-target leaves free: pools of the driver and of matrix products
 _GPU_RESERVE_SHARE = 8  # ... or this part of a small GPU
 _FREELY = 2  # a window that nobody asked for takes this part of the free memory at most
@@ -350,7 +350,7 @@ class Planner:
         """What each device has to hold.
 
         Raises:
-            DoesNotFit: so long a window that there is not even room to count it.
+            DoesNotFit: windows of more tokens than a dry run is made with.
             UsageError, EngineError: no such context can be made.
         """
         options, measured = settings.options, []

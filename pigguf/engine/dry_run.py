@@ -30,7 +30,6 @@ from typing import Any
 from pigguf.engine import devices, library, preflight
 from pigguf.engine.context import CACHE_BLOCK, OUTPUT_BYTES, ContextOptions
 from pigguf.engine.ggml_tensor import Tensor, ggml
-from pigguf.engine.memory import available_memory, in_words
 from pigguf.engine.model import RuntimeRope, cache_row_bytes, load_weights
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError
 from pigguf.gguf_file import DEFAULT_ALIGNMENT, GGUFFile, TensorType
@@ -50,8 +49,8 @@ _LOGGED = {
     "output": re.compile(r"\s*(\S+)\s+output buffer size =\s*([\d.]+) MiB"),
 }
 
-# What llama.cpp keeps of a cell beside its K and V, dry run or not (llama-kv-cells.h: position, sequences).
-_CELL_BYTES = 64
+# A cell takes 64 bytes beside its K and V, dry run or not (llama-kv-cells.h: position, sequences): 256 MiB.
+MOST_CELLS = 1 << 22
 
 # llama-ext.h's llama_graph_reserve(llama_context *, uint32_t, uint32_t, uint32_t), as C++ names it.
 _RESERVE = "_Z19llama_graph_reserveP13llama_contextjjj"
@@ -124,7 +123,7 @@ class DryRun:
 
         Raises:
             UsageError: a cache type that does not fit the model's heads.
-            DoesNotFit: so long a window that there is not even room to count it.
+            DoesNotFit: windows of more than MOST_CELLS tokens.
             EngineError: llama.cpp cannot make such a context.
         """
         for cache_type in (options.cache_k, options.cache_v):
@@ -163,7 +162,7 @@ class DryRun:
         """As Context makes them, of what has a part in sizes."""
         assert options.length is not None
         cells = -(-options.length // CACHE_BLOCK) * CACHE_BLOCK * options.sequences
-        _refuse_uncountable(self._file, cells)
+        _refuse_too_many(self._file, cells)
         parameters = self._llama.llama_context_default_params()
         parameters.n_ctx = cells
         parameters.n_seq_max = options.sequences
@@ -232,17 +231,14 @@ def _logged(lines: Iterable[str]) -> list[tuple[str, str, int]]:
     return found
 
 
-def _refuse_uncountable(file: GGUFFile, cells: int) -> None:
+def _refuse_too_many(file: GGUFFile, cells: int) -> None:
     """
     Raises:
-        DoesNotFit: llama.cpp's own notes on so many cells would be more than half of the free memory.
+        DoesNotFit: llama.cpp's own notes on so many cells would take memory and time to speak of.
     """
-    available = available_memory()
-    if cells >= 2**31 or (available is not None and cells * _CELL_BYTES > available // 2):
-        free = "" if available is None else f", and {in_words(available)} of memory are free"
+    if cells > MOST_CELLS:
         raise DoesNotFit(
-            f"{file.path}: llama.cpp would take {in_words(cells * _CELL_BYTES)} only to count the "
-            f"{cells:,} tokens of the windows{free}",
+            f"{file.path}: windows of {cells:,} tokens in all are more than the {MOST_CELLS:,} there can be",
             "take a shorter context",
         )
 

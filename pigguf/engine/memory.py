@@ -19,7 +19,7 @@ _GROUP_FILES = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
-# Pages of files count as used there, and are given back when memory is short: a model that was just read, too.
+# Pages of files count as used there and are given back when memory is short: those of a model just read, too.
 # The first version says apart what groups inside of this one have, and counts theirs as used.
 _FILE_PAGES = (r"^total_(?:in)?active_file (\d+)$", r"^(?:in)?active_file (\d+)$")
 
