@@ -15,9 +15,13 @@ never imports torch.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# What goes on in another way than was meant is told here; who wants to hear it adds a handler.
+logging.getLogger("pigguf").addHandler(logging.NullHandler())
 
 _HOMES = {
     "convert": "pigguf.verbs.convert",

@@ -19,8 +19,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
     (
         *("chat", "local", "overflow", "examples", "asynchronous", "document_chat", "summary"),
-        *("chat_format", "text", "evals", "finetuning"),
+        *("chat_format", "text", "evals", "finetuning", "bench"),
     ),
+    ("runtime",),
     ("verbs", "plan", "tuning"),
     ("reference", "sessions", "hybrid"),
     ("engine",),

@@ -11,6 +11,7 @@ JSON (render.py), options that several commands share (options.py).
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("pigguf.cli.verify", "Say whether a GGUF is the checkpoint it is said to be."),
     "export": ("pigguf.cli.export", "Turn a GGUF file back into a Hugging Face checkpoint."),
     "plan": ("pigguf.cli.plan", "Say what a model takes of the memory, and which windows fit."),
+    "tune": ("pigguf.cli.tune", "Measure how a model runs fastest on this machine, and keep it."),
     "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
     "ask": ("pigguf.cli.ask", "Ask a model about documents, and see where the answer stands in them."),
     "summarize": ("pigguf.cli.summarize", "Let a model summarize a document of any length."),
@@ -130,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # A terminal that cannot show a character gets its escape, not a crash in the middle of an answer.
     for stream in (sys.stdout, sys.stderr):
         cast(Any, stream).reconfigure(errors="backslashreplace")
+    logging.getLogger("pigguf").addHandler(_Warnings())
     settings = Settings()
     try:
         result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=settings)
@@ -141,6 +144,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(_fail(error, settings))
     # ctx.exit(code) arrives as the result; commands themselves return nothing.
     sys.exit(result if isinstance(result, int) else 0)
+
+
+class _Warnings(logging.Handler):
+    """Shows what the library warns of as a note on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from pigguf.cli import render
+
+        render.note(f"warning: {record.getMessage()}")
 
 
 def _fail(error: BaseException, settings: Settings) -> int:

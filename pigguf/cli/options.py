@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import click
 
@@ -199,6 +199,36 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="N",
         help="Context window in tokens; default: the file's, or what half of the free memory holds.",
     )(with_window_options)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a model is run, and what for. Passed as `settings`: RunSettings."""
+    from pigguf.runtime import Prefill, RunSettings
+
+    own = ("gpu_layers", "threads", "rope", "cache_k", "cache_v", "prefill", "sessions")
+
+    @window_options
+    @engine_options
+    @cache_options
+    @click.option(
+        "--prefill",
+        type=click.Choice(get_args(Prefill)),
+        default="auto",
+        show_default=True,
+        help="What reads long prompts; auto is PyTorch where it is installed and faster.",
+    )
+    @click.option(
+        "--sessions/--no-sessions",
+        default=True,
+        show_default=True,
+        help="Keep on disk what was read, and go on from it the next time.",
+    )
+    @functools.wraps(command)
+    def with_run_options(*, ctx_length: int | None, **values: Any) -> Any:
+        settings = RunSettings(ctx=ctx_length, **{name: values.pop(name) for name in own})
+        return command(settings=settings, **values)
+
+    return cast(Callable[..., Any], with_run_options)
 
 
 # Sampling's name, type, letter, what it does; Sampling itself checks the ranges

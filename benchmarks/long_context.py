@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""Claims: the first token after 32768 tokens comes in at most 0.22 of the time of llama.cpp's defaults,
+and tokens at depth 8192 at no less than 3 times their rate, both in one chat.
+
+usage: benchmarks/long_context.py MODEL.gguf CHECKPOINT TEXT [--lengths 8192,32768] [--contenders NAMES]
+
+MODEL.gguf and CHECKPOINT are the same model twice; TEXT is prose of that many tokens. Each contender reads
+its first tokens and draws 48 greedily, in a process of its own, one after the other:
+- defaults: llama.cpp's own, on as many threads as there are cores (its default of 4 would slow it down);
+- flash-off: the same without flash attention. The better of the two is the best single setting that keeps
+  the cache in half precision;
+- transformers: the checkpoint in bfloat16, its plain forward and generate;
+- pigguf: pigguf.runtime.open_session as `pigguf chat` opens a model, nothing kept on disk, and drawing
+  without drafts (lookup.py measures those).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from peers import machine
+
+from pigguf.engine import Model, Sampling
+
+DRAWN = 48
+CONTENDERS = ("defaults", "flash-off", "transformers", "pigguf")
+
+
+def main(model: Path, checkpoint: Path, text: Path, lengths: list[int], contenders: list[str]) -> None:
+    print(machine(), flush=True)
+    print("| tokens | contender | first token, s | decode, tokens/s | peak memory, MB | first tokens |")
+    print("|---|---|---|---|---|---|")
+    tokens = tokens_of(model, text, max(lengths))
+    for length in lengths:
+        for contender in contenders:
+            found = run(contender, model, checkpoint, tokens[:length])
+            print(
+                f"| {length} | {contender} | {found['first']:.2f} | {found['rate']:.2f} "
+                f"| {found['peak'] / 1e6:.0f} | {found['tokens'][:8]} |",
+                flush=True,
+            )
+
+
+def tokens_of(model: Path, text: Path, count: int) -> list[int]:
+    with Model.open(model, vocab_only=True) as vocabulary:
+        tokens = vocabulary.tokenize(text.read_text(encoding="utf-8"))
+    if len(tokens) < count:
+        raise SystemExit(f"{text} is {len(tokens)} tokens, and {count} are asked for")
+    return tokens[:count]
+
+
+def run(contender: str, model: Path, checkpoint: Path, tokens: list[int]) -> dict[str, object]:
+    """What one contender needs, measured in a process of its own."""
+    child = subprocess.run(
+        [sys.executable, __file__, "--child", contender, str(model), str(checkpoint)],
+        input=json.dumps(tokens),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def child(contender: str, model: Path, checkpoint: Path) -> None:
+    """Draw after the tokens on stdin; what it took goes to stdout as JSON."""
+    import resource
+
+    prompt = json.loads(sys.stdin.read())
+    source = checkpoint if contender == "transformers" else model
+    drawn = DRAW[contender](source, prompt)
+    next(drawn)  # opened, and warm
+    begun = time.perf_counter()
+    tokens = [next(drawn)]
+    first = time.perf_counter()
+    tokens += drawn
+    rate = (len(tokens) - 1) / (time.perf_counter() - first)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(json.dumps({"first": first - begun, "rate": rate, "peak": peak, "tokens": tokens}))
+
+
+# Each yields None when it is ready, then the tokens it draws.
+
+
+def llama_cpp_draws(model: Path, prompt: list[int], flash: bool | None) -> Iterator[int | None]:
+    """The library alone: llama_context_default_params, and a bare loop."""
+    import ctypes
+
+    import llama_cpp
+
+    from pigguf.engine.context import default_threads
+
+    llama_cpp.llama_backend_init()
+    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *_: None), None)
+    handle = llama_cpp.llama_model_load_from_file(str(model).encode(), llama_cpp.llama_model_default_params())
+    parameters = llama_cpp.llama_context_default_params()
+    parameters.n_ctx = len(prompt) + DRAWN + 8
+    parameters.n_threads = parameters.n_threads_batch = default_threads()
+    if flash is not None:
+        parameters.flash_attn_type = int(flash)
+    context = llama_cpp.llama_init_from_model(handle, parameters)
+    sampler = llama_cpp.llama_sampler_init_greedy()
+
+    def decode(tokens: list[int]) -> None:
+        array = (ctypes.c_int32 * len(tokens))(*tokens)
+        assert llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(tokens))) == 0
+
+    decode(prompt[:64])
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+    yield None
+    for start in range(0, len(prompt), parameters.n_batch):
+        decode(prompt[start : start + parameters.n_batch])
+    for _ in range(DRAWN):
+        token = llama_cpp.llama_sampler_sample(sampler, context, -1)
+        yield token
+        decode([token])
+
+
+def transformers_draws(checkpoint: Path, prompt: list[int]) -> Iterator[int | None]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pigguf.engine.context import default_threads
+
+    torch.set_num_threads(default_threads())
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        model(torch.tensor([prompt[:64]]), logits_to_keep=1)
+        yield None
+        result = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
+        for _ in range(DRAWN):
+            token = int(result.logits[0, -1].argmax())
+            yield token
+            result = model(torch.tensor([[token]]), past_key_values=result.past_key_values, use_cache=True)
+
+
+def pigguf_draws(model: Path, prompt: list[int]) -> Iterator[int | None]:
+    from pigguf.runtime import RunSettings, open_session
+
+    settings = RunSettings(ctx=len(prompt) + DRAWN + 8, sessions=False)
+    with open_session(model, settings) as session:
+        session.advance_to(prompt[:64])
+        session.keep(0)
+        yield None
+        session.advance_to(prompt)
+        yield from session.generate(Sampling(temperature=0), DRAWN, lookup=False)
+
+
+DRAW = {
+    "defaults": lambda model, prompt: llama_cpp_draws(model, prompt, None),
+    "flash-off": lambda model, prompt: llama_cpp_draws(model, prompt, False),
+    "transformers": transformers_draws,
+    "pigguf": pigguf_draws,
+}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+        raise SystemExit
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--lengths", default="8192,32768")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    given = parser.parse_args()
+    main(
+        given.model,
+        given.checkpoint,
+        given.text,
+        [int(length) for length in given.lengths.split(",")],
+        given.contenders.split(","),
+    )

@@ -1,0 +1,139 @@
+"""A model opened the way it runs best on this machine: planned, tuned, and with what was read before.
+
+    with open_session("model.gguf", RunSettings(ctx=32768)) as session:
+        session.advance_to(session.context.model.tokenize(text))
+
+What fits is settled before anything is loaded (plan.py); threads, batches and flash attention are what was
+measured here, or the built-in rule (tuning/); long prompts go through PyTorch where that is faster (hybrid/);
+what was read stays read on disk (sessions/). Each gives the same answers as llama.cpp alone.
+Left out: evaluations and checks, which measure llama.cpp's own figures and open models themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pigguf.engine import CacheType, Context, ContextOptions, GpuLayers, Model, RuntimeRope, Session
+from pigguf.engine.context import UNQUANTIZED
+from pigguf.errors import UsageError
+from pigguf.gguf_file import read_header
+from pigguf.hybrid import HybridReader
+from pigguf.plan import Plan, choose
+from pigguf.progress import SILENT, Progress
+from pigguf.sessions import open_store
+from pigguf.tuning import Tuning, find_tuning
+
+Prefill = Literal["auto", "llama.cpp", "torch"]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How a model is run; what is None or "auto" is settled by what fits and by what was measured.
+
+    Attributes:
+        ctx: window in tokens; None is the file's, or what half of the free memory holds.
+        gpu_layers: how many layers go to GPUs; "auto" is as many as fit.
+        threads: CPU threads.
+        rope: positions other than the file's, for a file that is known to be wrong.
+        cache_k, cache_v: types of the KV cache; a quantized one is smaller, and slower on a CPU.
+        flash_attention: on or off for good; None changes it by depth where that is faster.
+        prefill: what reads long prompts; "auto" is PyTorch where it is installed and faster.
+        sessions: keep on disk what was read, and start from it.
+    """
+
+    ctx: int | None = None
+    gpu_layers: GpuLayers = "auto"
+    threads: int | None = None
+    rope: RuntimeRope | None = None
+    cache_k: CacheType = "f16"
+    cache_v: CacheType = "f16"
+    flash_attention: bool | None = None
+    prefill: Prefill = "auto"
+    sessions: bool = True
+
+
+@contextmanager
+def open_session(
+    path: str | Path, settings: RunSettings | None = None, progress: Progress = SILENT
+) -> Iterator[Session]:
+    """An empty session of a model, everything closed behind it; its context and model hang on it.
+
+    Raises:
+        GGUFError, UnsupportedModel: the file cannot be run.
+        ContextOverflow: a window longer than the file claims.
+        DoesNotFit: not enough memory; the hint has the nearest settings that do fit.
+        UsageError: settings that do not fit together, or that this model or machine does not have.
+        BackendUnavailable: the engine is missing or broken.
+    """
+    settings = settings or RunSettings()
+    store = open_store() if settings.sessions else None
+    planned, tuning = settle(path, settings)
+    with Model.open(path, gpu_layers=planned.gpu_layers, rope=settings.rope, progress=progress) as model:
+        reader = _reader(model, planned.options, settings.prefill, tuning)
+        with (
+            Context(model, planned.options, reader=reader, store=store) as context,
+            context.sequence() as session,
+        ):
+            yield session
+
+
+def settle(path: str | Path, settings: RunSettings) -> tuple[Plan, Tuning]:
+    """The settings with nothing left open, and what they were taken from; nothing is loaded.
+
+    Raises:
+        As open_session does.
+    """
+    file = read_header(path)
+    tuning = find_tuning(file, settings.gpu_layers)
+    planned = choose(file, _options(settings, tuning), gpu_layers=settings.gpu_layers, rope=settings.rope)
+    if planned.options.handoff and not _moves(planned):
+        planned = replace(
+            planned, settings=replace(planned.settings, options=replace(planned.options, handoff=None))
+        )
+    return planned, tuning
+
+
+def _options(settings: RunSettings, tuning: Tuning) -> ContextOptions:
+    """What was asked for, and of the tuning what is not at odds with it."""
+    flash = settings.flash_attention
+    if flash is None and settings.cache_v in UNQUANTIZED:
+        flash = tuning.flash_attention
+    moves = flash is None and settings.cache_v in UNQUANTIZED
+    return ContextOptions(
+        length=settings.ctx,
+        threads=settings.threads or tuning.threads,
+        prefill_threads=settings.threads or tuning.prefill_threads,
+        batch=tuning.batch,
+        cache_k=settings.cache_k,
+        cache_v=settings.cache_v,
+        flash_attention=flash,
+        handoff=tuning.handoff if moves else None,
+    )
+
+
+def _moves(planned: Plan) -> bool:
+    """Whether there is room for the sequence's state beside the cache, as a move between layouts takes."""
+    host = planned.devices[0]
+    cache = sum(device.sizes.cache for device in planned.devices)
+    return host.room is None or host.total + cache <= host.room
+
+
+def _reader(model: Model, options: ContextOptions, prefill: Prefill, tuning: Tuning) -> HybridReader | None:
+    """
+    Raises:
+        UsageError: PyTorch was asked for, and cannot read for this model.
+    """
+    if prefill == "llama.cpp" or (prefill == "auto" and tuning.torch_from is None):
+        return None
+    reader = HybridReader(model, options, *([tuning.torch_from] if tuning.torch_from else []))
+    if prefill == "torch" and not reader.is_supported:
+        raise UsageError(
+            f"PyTorch cannot read prompts for {model.path} on this machine",
+            'it takes `pip install -e ".[torch]"` in the clone, a CPU with bfloat16 arithmetic, a model like '
+            "Llama or Qwen without sliding layers, and an unquantized KV cache; --prefill auto takes what there is",
+        )
+    return reader
