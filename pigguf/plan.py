@@ -287,10 +287,13 @@ class _DryRuns:
     """A Measure: one dry model at a time, for the last asked number of layers on GPUs."""
 
     def __init__(self, file: GGUFFile, rope: RuntimeRope | None, mapped: bool) -> None:
-        self._open = lambda gpu_layers: DryRun(file, gpu_layers, rope=rope, mapped=mapped)
+        self._file, self._rope, self._mapped = file, rope, mapped
         self._gpu_layers = 0
         self._run = self._open(0)
         self.layers = self._run.dimensions.layers
+
+    def _open(self, gpu_layers: int) -> DryRun:
+        return DryRun(self._file, gpu_layers, rope=self._rope, mapped=self._mapped)
 
     def __call__(self, gpu_layers: int, options: ContextOptions) -> tuple[BufferSizes, ...]:
         if gpu_layers != self._gpu_layers:

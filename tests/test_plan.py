@@ -44,7 +44,7 @@ def test_where_there_is_room_nothing_is_changed(smollm2_gguf: Path) -> None:
     assert planned.windows[0].total == planned.total
 
 
-def test_a_header_or_an_open_model_serves_as_well_as_a_path(smollm2_gguf: Path) -> None:
+def test_a_header_serves_as_well_as_a_path(smollm2_gguf: Path) -> None:
     options, resources = ContextOptions(length=2048), Resources(16 * GIB)
     assert plan(read_header(smollm2_gguf), options, resources=resources) == plan(
         str(smollm2_gguf), options, resources=resources

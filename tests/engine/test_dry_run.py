@@ -19,6 +19,7 @@ from pigguf.engine.dry_run import HOST, MOST_CELLS, BufferSizes, DryRun
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError, GGUFError, UsageError
 from pigguf.gguf_file import TensorType, read_header
 from pigguf.metadata import u32
+from pigguf.verbs.inspect import inspect
 
 ROUNDING = 0.005 * 2**20  # of a logged size
 LOGGED = re.compile(r"\s*\S+\s+(model|KV|compute|output) buffer size =\s*([\d.]+) MiB")
@@ -217,3 +218,13 @@ def test_a_library_that_says_no_sizes_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(dry_run_module, "_RESERVE", "_Z4gone")
     with pytest.raises(BackendUnavailable, match="cannot be asked"):
         DryRun(read_header(path))
+
+
+@pytest.mark.parametrize("name", WIDE_GRAPHS)
+def test_inspect_says_of_the_cache_what_a_dry_run_says(name: str, tmp_path: Path) -> None:
+    """inspect reads headers alone, also of what is not run here; where both speak they agree."""
+    path = write_tiny(tmp_path / "m.gguf", model=WIDE_GRAPHS[name])
+    for cache in inspect(path).cache:
+        kind = cache.type.lower()
+        sizes = dry(path, ContextOptions(length=64, cache_k=kind, cache_v=kind))
+        assert sizes.cache == cache.bytes_per_token * 256  # llama.cpp's least window
