@@ -95,47 +95,50 @@ def _files(path: Path, seen: set[tuple[int, int]], left_out: list[LeftOut]) -> I
         if _is_new(status, seen):
             yield _File(path, status.st_size, None)
         return
-    if not _is_new(status, seen):
-        return
-    count = len(left_out)
-    empty = True
-    for file in _walk(path, seen, left_out):
+    count, empty = len(left_out), True
+    for met, status in _walk(path, left_out):
         empty = False
-        yield file
+        if _is_new(status, seen):
+            yield _File(met, status.st_size, path)
     if empty and len(left_out) == count:
         raise TextError(
             f"the folder {path} holds no files", "name a folder that does; hidden files do not count"
         )
 
 
-def _walk(root: Path, seen: set[tuple[int, int]], left_out: list[LeftOut]) -> Iterator[_File]:
+def _walk(root: Path, left_out: list[LeftOut]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Every file of a folder that is not hidden; no folder twice, be it through links."""
+    entered: set[tuple[int, int]] = {_key(root.stat())}
+
     def refused(error: OSError) -> None:
         left_out.append(LeftOut(Path(error.filename), error.strerror or str(error)))
 
     for place, folders, files in os.walk(root, followlinks=True, onerror=refused):
-        folder = Path(place)
-        folders[:] = [name for name in sorted(folders) if _is_met_first(folder / name, seen, left_out)]
-        for name in sorted(files):
-            path = folder / name
-            if _is_met_first(path, seen, left_out):
-                yield _File(path, path.stat().st_size, root)
+        inside = list(_met(Path(place), folders, left_out))
+        folders[:] = [path.name for path, status in inside if _is_new(status, entered)]
+        yield from _met(Path(place), files, left_out)
 
 
-def _is_met_first(path: Path, seen: set[tuple[int, int]], left_out: list[LeftOut]) -> bool:
-    if path.name.startswith("."):
-        return False
-    try:
-        return _is_new(path.stat(), seen)
-    except OSError as error:  # a link that leads nowhere, or round itself
-        left_out.append(LeftOut(path, error.strerror or str(error)))
-        return False
+def _met(
+    folder: Path, names: Iterable[str], left_out: list[LeftOut]
+) -> Iterator[tuple[Path, os.stat_result]]:
+    for name in sorted(names):
+        if name.startswith("."):
+            continue
+        try:
+            yield folder / name, (folder / name).stat()
+        except OSError as error:  # a link that leads nowhere, or round itself
+            left_out.append(LeftOut(folder / name, error.strerror or str(error)))
 
 
 def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
-    key = status.st_dev, status.st_ino
-    new = key not in seen
-    seen.add(key)
+    new = _key(status) not in seen
+    seen.add(_key(status))
     return new
+
+
+def _key(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _reason(path: Path, error: PigError) -> str:

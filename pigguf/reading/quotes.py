@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pigguf.reading.document import Passage, Place
 
-WORDS = 5
+WORDS = 4
 """Fewer words in common say little."""
 
 _WORD = re.compile(r"\w+")

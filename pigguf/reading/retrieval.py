@@ -48,13 +48,16 @@ class Index:
                 ids.append([vocabulary.setdefault(word, len(vocabulary)) for word in words(passage.text)])
                 if number % _TOLD_EVERY == 0 or number == len(passages):
                     progress.advance((number - 1) % _TOLD_EVERY + 1)
-        vocabulary = vocabulary or {"": 0}  # of passages without a word
+        self._passages = len(passages)
         self._vocabulary = vocabulary
         self._bm25 = bm25s.BM25(csc_backend="numpy")
-        self._bm25.index(Tokenized(ids, vocabulary), create_empty_token=False, show_progress=False)
+        if vocabulary:
+            self._bm25.index(Tokenized(ids, vocabulary), create_empty_token=False, show_progress=False)
 
     def scores(self, query: str) -> NDArray[np.float32]:
         """How near each passage is, float32; 0 is a passage that shares no word."""
         known = [self._vocabulary[word] for word in words(query) if word in self._vocabulary]
+        if not known:
+            return np.zeros(self._passages, np.float32)
         scores: NDArray[np.float32] = self._bm25.get_scores_from_ids(known)
         return scores
