@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("pigguf.cli.export", "Turn a GGUF file back into a Hugging Face checkpoint."),
     "plan": ("pigguf.cli.plan", "Say what a model takes of the memory, and which windows fit."),
     "tune": ("pigguf.cli.tune", "Measure how a model runs fastest on this machine, and keep it."),
+    "bench": ("pigguf.cli.bench", "Measure how fast a model reads and writes, by depth."),
     "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
     "ask": ("pigguf.cli.ask", "Ask a model about documents, and see where the answer stands in them."),
     "summarize": ("pigguf.cli.summarize", "Let a model summarize a document of any length."),

@@ -21,6 +21,8 @@ from pigguf.evals.markup import aligned, element, escaped, figure
 from pigguf.evals.plots import VIRIDIS, colour_class, draw, mark
 from pigguf.evals.report import Cell, HeatMap, Lines, Plot, Report, Table
 
+_COLOUR = re.compile(r"(--[\w-]+): (#\w+);")
+_LINE = 20  # pixels
 WIDE, NARROW = 760, 360  # pixels of the two drawings of each plot, of which the style shows one
 
 # evaluation -> what it measures, in plain words
@@ -56,6 +58,11 @@ MEASURED: dict[str, str] = {
         "each factor, by window. Under the factor that it was trained with, a model has the lowest "
         "perplexity in short windows and long ones; one that was trained without scaling is best at factor "
         "1, and fails beyond its original window."
+    ),
+    "speed": (
+        "How fast the model reads and writes with a document in its cache, and how long the first token of "
+        "an answer takes: cold, where the document has never been read, and warm, where it is in the cache "
+        "and another question is asked. The documents are random tokens, and each was really read."
     ),
 }
 
@@ -169,6 +176,42 @@ def _is_numeric(column: Sequence[Cell]) -> bool:
 def _cell(cell: Cell, text: str, kind: str) -> str:
     whole = {"title": repr(cell)} if isinstance(cell, float) else {}
     return element("td", escaped(text), class_=kind, **whole)
+
+
+# ---- plots without a page ------------------------------------------------------------------------
+
+
+def drawing(plots: Sequence[Lines]) -> str:
+    """Plots one below the other as an SVG document of its own, in the light colours, with their titles."""
+    parts, top = [], 0.0
+    for plot in plots:
+        parts.append(element("text", escaped(plot.title), x=0, y=top + 18, class_="name title"))
+        top += 30
+        for number, series in enumerate(plot.series if len(plot.series) > 1 else ()):
+            parts.append(mark(number, 8, top + 8))
+            parts.append(element("text", escaped(series.name), x=20, y=top + 13, class_="name"))
+            top += 20
+        drawn = draw(plot, WIDE)
+        height = _height(drawn)
+        parts.append(element("svg", drawn, x=0, y=top, width=WIDE, height=height))
+        top += height + 30
+    colours = dict(_COLOUR.findall(STYLE)[::-1])  # the first of each name is the light one
+    rules = [rule for rule in STYLE.splitlines() if rule.startswith(("svg .", "svg text", ".line-"))]
+    style = re.sub(r"var\((--[\w-]+)\)", lambda found: colours[found[1]], "\n".join(rules))
+    paper = element("rect", x=-20, y=-10, width="100%", height="100%", fill=colours["--paper"])
+    return element(
+        "svg",
+        element("style", f"svg {{ font: 13px sans-serif; }}\nsvg .title {{ font-weight: 600; }}\n{style}"),
+        paper,
+        *parts,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"-20 -10 {WIDE + 40} {top + 10:g}",
+    )
+
+
+def _height(drawn: str) -> float:
+    found = re.match(r'<svg viewBox="0 0 \S+ (\S+)"', drawn)
+    return float(found[1]) if found else 2 * _LINE  # of the paragraph that says that nothing can be drawn
 
 
 # ---- how to get the figures again ----------------------------------------------------------------

@@ -149,7 +149,7 @@ def run(output: Output, evaluate: Callable[[Progress], Report]) -> None:
     if output.as_json:
         render.json(report.as_data())
     else:
-        _show(report)
+        show(report)
     if output.html:
         render.note(f"The page is {output.html}.")
 
@@ -162,7 +162,8 @@ def _evaluated(evaluate: Callable[[Progress], Report]) -> Report:
         raise
 
 
-def _show(report: Report) -> None:
+def show(report: Report) -> None:
+    """Print a report's tables, and its verdict if it has one."""
     for number, table in enumerate(report.tables):
         render.facts((), title=f"\n{table.title}" if number else table.title)
         rows = [[figure(cell) for cell in row] for row in table.rows]

@@ -1,0 +1,152 @@
+"""`pigguf bench`: how fast a model reads and writes by depth, under one setting or two in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from pigguf.bench import DEPTHS, bench
+from pigguf.cli import render
+from pigguf.cli.evals.options import numbers, show
+from pigguf.cli.options import PATH, cache_options, engine_options, json_option, verbose_option
+from pigguf.cli.termination import tidy_termination
+from pigguf.engine import log_to
+from pigguf.errors import UsageError
+from pigguf.evals.page import drawing, page
+from pigguf.evals.report import Lines, Report
+from pigguf.files import atomic_write
+from pigguf.runtime import RunSettings
+
+_FLASH = {"auto": None, "on": True, "off": False}
+
+# a plot's ending -> how it is drawn
+_DRAWN: dict[str, Callable[[Report], str]] = {
+    ".svg": lambda report: drawing([plot for plot in report.plots if isinstance(plot, Lines)]),
+    ".html": page,
+}
+
+
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a model is run, each option named as RunSettings has it."""
+    command = click.option(
+        "--prefill",
+        type=click.Choice(["auto", "llama.cpp", "torch"]),
+        default="auto",
+        show_default=True,
+        help="What reads long prompts.",
+    )(command)
+    command = click.option(
+        "--flash-attention",
+        type=click.Choice(list(_FLASH)),
+        callback=lambda ctx, parameter, value: _FLASH[value],
+        default="auto",
+        show_default=True,
+        help="Flash attention; auto is what was tuned, or the built-in rule.",
+    )(command)
+    return engine_options(cache_options(command))
+
+
+@click.command(add_help_option=False)
+@setting_options
+def _setting(**values: Any) -> None:
+    """The options of --vs."""
+
+
+def _changed(settings: RunSettings, changes: str) -> RunSettings:
+    """The second setting: the first one, with what --vs says of it.
+
+    Raises:
+        UsageError: it says nothing that is an option.
+    """
+    arguments = [f"--{change.strip()}" for change in changes.split(",")]
+    if not all("=" in argument for argument in arguments):
+        raise UsageError(
+            f"--vs {changes!r} is not OPTION=VALUE,...", "say, for instance, flash-attention=off"
+        )
+    context = _setting.make_context("--vs", arguments)
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    return replace(settings, **given)
+
+
+@click.command()
+@click.argument("model", metavar="MODEL", type=PATH)
+@click.option(
+    "--depths",
+    default=",".join(map(str, DEPTHS)),
+    show_default=True,
+    callback=numbers(int, "depths"),
+    metavar="N,...",
+    help="Tokens of the documents that are read.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Measure each so many times, and take medians.",
+)
+@click.option(
+    "--vs", metavar="OPTION=VALUE,...", help="Measure a second setting in turn: options below, changed."
+)
+@click.option(
+    "--plot", type=PATH, metavar="FILE", help="Draw it: an .svg file, or an .html page with tables."
+)
+@setting_options
+@json_option
+@verbose_option
+def command(
+    model: Path,
+    depths: tuple[int, ...],
+    rounds: int,
+    vs: str | None,
+    plot: Path | None,
+    as_json: bool,
+    verbose: bool,
+    **setting: Any,
+) -> None:
+    """Measure how fast the GGUF file MODEL reads and writes, by depth.
+
+    At each depth a document of so many tokens is really read, the way chat reads it, but for what is kept on
+    disk: the time to a first token, cold and of another question about it, the speed of the answer and of
+    512 tokens more. With --vs a second setting is measured in turn, and compared.
+
+    \b
+    Examples:
+      pigguf bench model.gguf
+      pigguf bench model.gguf --depths 0,4096 --vs flash-attention=on,prefill=llama.cpp --plot speed.svg
+    """
+    if verbose:
+        log_to(render.note)
+    if plot is not None and plot.suffix not in _DRAWN:
+        raise UsageError(f"--plot {plot}: no such sort of plot", f"name a file in {' or '.join(_DRAWN)}")
+    settings = RunSettings(**setting)
+    other = None if vs is None else _changed(settings, vs)
+    with ExitStack() as stack:
+        stack.enter_context(tidy_termination())
+        file = stack.enter_context(atomic_write(plot)) if plot else None
+        report = bench(
+            model,
+            settings,
+            other,
+            depths=depths,
+            rounds=rounds,
+            names=("without --vs", vs) if vs else ("speed", ""),
+            progress=render.progress(keep=False),
+        )
+        if plot and file:
+            file.write(_DRAWN[plot.suffix](report).encode())
+    if as_json:
+        render.json(report.as_data())
+    else:
+        show(report)
