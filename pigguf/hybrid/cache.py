@@ -6,6 +6,7 @@ held twice, and what attention reads of it is what llama.cpp will read. Its layo
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from pigguf.engine.kv_state import Layout, new_state, read_layout
@@ -40,19 +41,23 @@ class Cache:
         return self._by_heads(_values(self._state, self._layout, layer))
 
     def take(self, state: bytearray) -> None:
-        """Copy all that a shorter state has to its beginning.
+        """Copy all that a shorter state has, each token to the cell of its position.
 
         Raises:
             EngineError: it is not laid out as kv_state.py knows.
         """
-        _copy(state, read_layout(state), self._state, self._layout)
+        layout = read_layout(state)
+        places = None  # where tokens were dropped, later ones lie in their cells
+        if (np.diff(layout.positions) != 1).any():
+            places = torch.from_numpy(layout.positions.astype(np.int64).argsort())
+        _copy(state, layout, self._state, self._layout, layout.cells, places)
 
     def first(self, cells: int) -> bytearray:
         """The state of the first cells alone; the cache's own bytes where those are all."""
         if cells == self._layout.cells:
             return self._state
         state, layout = self._new(cells)
-        _copy(self._state, self._layout, state, layout)
+        _copy(self._state, self._layout, state, layout, cells)
         return state
 
     def _new(self, cells: int) -> tuple[bytearray, Layout]:
@@ -80,9 +85,16 @@ def _numbers(state: bytearray, where: slice, type_: TensorType) -> torch.Tensor:
     return torch.frombuffer(state, dtype=dtype, count=count, offset=where.start)
 
 
-def _copy(source: bytearray, source_layout: Layout, target: bytearray, target_layout: Layout) -> None:
-    """Copy the first cells of every layer, as many as both have."""
-    cells = min(source_layout.cells, target_layout.cells)
+def _copy(
+    source: bytearray,
+    source_layout: Layout,
+    target: bytearray,
+    target_layout: Layout,
+    cells: int,
+    places: torch.Tensor | None = None,
+) -> None:
+    """Copy the first cells of every layer, or those at `places` in their order."""
     for layer in range(len(target_layout.keys)):
         for rows in (_keys, _values):
-            rows(target, target_layout, layer)[:cells] = rows(source, source_layout, layer)[:cells]
+            found = rows(source, source_layout, layer)
+            rows(target, target_layout, layer)[:cells] = found[:cells] if places is None else found[places]

@@ -1,8 +1,8 @@
 """Reading: a prompt in PyTorch, a part of some thousand tokens after the other, into a session.
 
-Every reading is proved as it goes: the first part begins with tokens that llama.cpp has read, and in each
-layer their K and V must come out as they lie in its cache (forward.py). Parts that were done when the work
-was stopped are kept.
+Every reading is proved as it goes: llama.cpp reads the first few tokens, the first part begins with them once
+more, and in each layer their K and V must come out as they lie in its cache (forward.py). Parts that were
+done when the work was stopped are kept.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ def read_prompt(shape: Shape, session: Session, tokens: Sequence[int], progress:
         RuntimeError, MemoryError: torch's.
     """
     prompt = [*session.tokens, *tokens]
-    if session.length == 0:
-        session.feed(prompt[:_PROOF], SILENT)
-        progress.advance(session.length)
+    session.feed(tokens[:_PROOF], SILENT)
+    progress.advance(len(tokens[:_PROOF]))
     first = done = session.length
     model, options = session.context.model, session.context.options
     with _threads(options.prefill_threads or options.threads), Weights(model.file, shape) as weights:
@@ -52,7 +51,7 @@ def read_prompt(shape: Shape, session: Session, tokens: Sequence[int], progress:
 
         try:
             while done < len(prompt):
-                known = min(done, _PROOF) if done == first else 0
+                known = len(tokens[:_PROOF]) if done == first else 0
                 stop = min(len(prompt), done + PART)
                 forward.read(prompt[done - known : stop], done - known, known, step)
                 done = stop
