@@ -4,8 +4,9 @@
         session.advance_to(session.context.model.tokenize(text))
 
 What fits is settled before anything is loaded (plan.py); threads, batches and flash attention are what was
-measured here, or the built-in rule (tuning/); long prompts go through PyTorch where that is faster (hybrid/);
-what was read stays read on disk (sessions/). Each gives the same answers as llama.cpp alone.
+measured here, or the built-in rule (tuning/); long prompts go through PyTorch where that is faster
+(hybrid/); what was read stays read on disk (sessions/). All of it keeps to what llama.cpp alone computes,
+within roundings.
 Left out: evaluations and checks, which measure llama.cpp's own figures and open models themselves.
 """
 
@@ -13,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pigguf.engine import CacheType, Context, ContextOptions, GpuLayers, Model, RuntimeRope, Session
 from pigguf.engine.context import UNQUANTIZED
 from pigguf.errors import UsageError
-from pigguf.gguf_file import read_header
+from pigguf.gguf_file import GGUFFile, read_header
 from pigguf.hybrid import HybridReader
-from pigguf.plan import Plan, choose
+from pigguf.plan import MeasuredSpeed, Plan, Settings, choose, plan
 from pigguf.progress import SILENT, Progress
 from pigguf.sessions import open_store
 from pigguf.tuning import Tuning, find_tuning
@@ -81,6 +82,37 @@ def open_session(
             yield session
 
 
+def plan_session(path: str | Path, settings: RunSettings) -> Plan:
+    """What open_session would take of the memory, whether it fits or not; nothing is loaded.
+
+    Raises:
+        As open_session does, but for DoesNotFit.
+    """
+    file = read_header(path)
+    tuning = find_tuning(file, settings.gpu_layers)
+
+    def speed(_: GGUFFile, settled: Settings) -> MeasuredSpeed | None:
+        return _deepest(tuning, settled.options.length)
+
+    return plan(
+        file,
+        _options(settings, tuning),
+        gpu_layers=settings.gpu_layers,
+        rope=settings.rope,
+        speedometer=speed,
+    )
+
+
+def _deepest(tuning: Tuning, length: int | None) -> MeasuredSpeed | None:
+    """What was measured nearest to a full window."""
+    found = [
+        MeasuredSpeed(speed.depth, speed.prefill, speed.decode)
+        for speed in tuning.speeds
+        if speed.prefill and speed.decode and speed.depth <= (length or 0)
+    ]
+    return max(found, key=lambda speed: speed.depth, default=None)
+
+
 def settle(path: str | Path, settings: RunSettings) -> tuple[Plan, Tuning]:
     """The settings with nothing left open, and what they were taken from; nothing is loaded.
 
@@ -90,10 +122,6 @@ def settle(path: str | Path, settings: RunSettings) -> tuple[Plan, Tuning]:
     file = read_header(path)
     tuning = find_tuning(file, settings.gpu_layers)
     planned = choose(file, _options(settings, tuning), gpu_layers=settings.gpu_layers, rope=settings.rope)
-    if planned.options.handoff and not _moves(planned):
-        planned = replace(
-            planned, settings=replace(planned.settings, options=replace(planned.options, handoff=None))
-        )
     return planned, tuning
 
 
@@ -115,13 +143,6 @@ def _options(settings: RunSettings, tuning: Tuning) -> ContextOptions:
     )
 
 
-def _moves(planned: Plan) -> bool:
-    """Whether there is room for the sequence's state beside the cache, as a move between layouts takes."""
-    host = planned.devices[0]
-    cache = sum(device.sizes.cache for device in planned.devices)
-    return host.room is None or host.total + cache <= host.room
-
-
 def _reader(model: Model, options: ContextOptions, prefill: Prefill, tuning: Tuning) -> HybridReader | None:
     """
     Raises:
@@ -134,6 +155,6 @@ def _reader(model: Model, options: ContextOptions, prefill: Prefill, tuning: Tun
         raise UsageError(
             f"PyTorch cannot read prompts for {model.path} on this machine",
             'it takes `pip install -e ".[torch]"` in the clone, a CPU with bfloat16 arithmetic, a model like '
-            "Llama or Qwen without sliding layers, and an unquantized KV cache; --prefill auto takes what there is",
+            "Llama or Qwen, and an unquantized KV cache; --prefill auto takes what there is",
         )
     return reader

@@ -6,10 +6,11 @@ Left out: options of one command alone, which live with it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -228,7 +229,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         settings = RunSettings(ctx=ctx_length, **{name: values.pop(name) for name in own})
         return command(settings=settings, **values)
 
-    return cast(Callable[..., Any], with_run_options)
+    return with_run_options
 
 
 # Sampling's name, type, letter, what it does; Sampling itself checks the ranges
@@ -270,3 +271,22 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help=text,
         )(decorated)
     return decorated
+
+
+def json_schema_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--json-schema, below sampling_options: it gives their `sampling` the schema's grammar."""
+
+    @click.option(
+        "--json-schema",
+        metavar="FILE|JSON",
+        help="Answer in JSON that this JSON schema accepts, which is a file or given as {...}.",
+    )
+    @functools.wraps(command)
+    def with_grammar(*, json_schema: str | None, sampling: Any, **rest: Any) -> Any:
+        if json_schema is not None:
+            from pigguf.grammar import json_grammar, read_schema
+
+            sampling = dataclasses.replace(sampling, grammar=json_grammar(read_schema(json_schema)))
+        return command(sampling=sampling, **rest)
+
+    return with_grammar

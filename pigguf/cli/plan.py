@@ -10,10 +10,11 @@ import click
 
 from pigguf.cli import render
 from pigguf.cli.options import PATH, cache_options, gpu_layers_option, json_option, window_options
-from pigguf.engine import CacheType, ContextOptions, RuntimeRope
+from pigguf.engine import CacheType, RuntimeRope
 from pigguf.engine.dry_run import HOST
 from pigguf.engine.memory import in_words
-from pigguf.plan import DevicePlan, LongestWindow, MeasuredSpeed, Plan, plan
+from pigguf.plan import DevicePlan, LongestWindow, MeasuredSpeed, Plan
+from pigguf.runtime import RunSettings, plan_session
 
 
 @click.command()
@@ -41,8 +42,9 @@ def command(
 
     The engine itself says what it would allocate; nothing is loaded. Exits with 9 where it does not fit.
     """
-    options = ContextOptions(length=ctx_length, cache_k=cache_k, cache_v=cache_v)
-    planned = plan(path, options, gpu_layers=gpu_layers, rope=rope)
+    planned = plan_session(
+        path, RunSettings(ctx_length, gpu_layers, rope=rope, cache_k=cache_k, cache_v=cache_v)
+    )
     if as_json:
         render.json(_as_data(planned))
     else:

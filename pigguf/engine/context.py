@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -180,9 +180,7 @@ class Context:
         self._llama = library.load()
         self._sessions: dict[int, Session] = {}
         self.turn = threading.RLock()
-        self.most_outputs = max(
-            self.options.sequences, min(self.options.batch, OUTPUT_BYTES // (4 * model.vocab_size))
-        )
+        self.most_outputs = most_outputs(self.options, model.vocab_size)
         self._handle = self._create()
         model.attach(self)
         self.batch_size: int = self._llama.llama_n_batch(self._handle)
@@ -196,17 +194,8 @@ class Context:
     def _create(self) -> Any:
         if self.model.vocab_only:
             raise EngineError(f"{self.model.path} was opened for its vocabulary only")
-        threads = self.options.threads or default_threads()
-        parameters = self._llama.llama_context_default_params()  # every rope value "from the model"
-        parameters.n_ctx = _padded(self.length) * self.options.sequences
-        parameters.n_seq_max = self.options.sequences
-        parameters.n_batch = parameters.n_ubatch = self.options.batch
-        parameters.n_outputs_max = self.most_outputs
-        parameters.n_threads = threads
-        parameters.n_threads_batch = self.options.prefill_threads or threads
-        parameters.type_k = getattr(TensorType, self.options.cache_k.upper())
-        parameters.type_v = getattr(TensorType, self.options.cache_v.upper())
-        parameters.flash_attn_type = _FLASH_ATTENTION[self._flash]
+        options = replace(self.options, length=self.length, handoff=None, flash_attention=self._flash)
+        parameters = context_parameters(options, self.model.vocab_size)
         if self.observer is not None:
             parameters.cb_eval = self.observer.callback
         with library.complaints() as said:
@@ -528,6 +517,46 @@ class _Batch:
         self.c.n_tokens = count
 
 
+def context_parameters(options: ContextOptions, vocab_size: int) -> Any:
+    """llama_context_params of a context, or of a dry run of one; the options have a length.
+
+    Raises:
+        DoesNotFit: more cells than llama.cpp counts.
+    """
+    threads = options.threads or default_threads()
+    parameters = library.load().llama_context_default_params()  # every rope value "from the model"
+    parameters.n_ctx = cells(options)
+    parameters.n_seq_max = options.sequences
+    parameters.n_batch = parameters.n_ubatch = options.batch
+    parameters.n_outputs_max = most_outputs(options, vocab_size)
+    parameters.n_threads = threads
+    parameters.n_threads_batch = options.prefill_threads or threads
+    parameters.type_k = getattr(TensorType, options.cache_k.upper())
+    parameters.type_v = getattr(TensorType, options.cache_v.upper())
+    parameters.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
+    return parameters
+
+
+def cells(options: ContextOptions) -> int:
+    """Tokens that the KV cache has room for, of all sequences together.
+
+    Raises:
+        DoesNotFit: more than llama.cpp counts.
+    """
+    assert options.length is not None
+    count = -(-options.length // CACHE_BLOCK) * CACHE_BLOCK * options.sequences
+    if count >= 2**31:
+        raise DoesNotFit(
+            f"{options.sequences} sequences of {options.length:,} tokens are more than llama.cpp counts"
+        )
+    return count
+
+
+def most_outputs(options: ContextOptions, vocab_size: int) -> int:
+    """Tokens of a batch whose logits are kept."""
+    return max(options.sequences, min(options.batch, OUTPUT_BYTES // (4 * vocab_size)))
+
+
 def default_threads() -> int:
     """Cores this process may run on; two threads of one core count once, as they share its arithmetic."""
     if not hasattr(os, "sched_getaffinity"):
@@ -559,18 +588,16 @@ def _handoff(model: Model, options: ContextOptions) -> Handoff | None:
     return None if model.sliding_window else options.handoff
 
 
-def _padded(length: int) -> int:
-    return -(-length // CACHE_BLOCK) * CACHE_BLOCK
-
-
 def _refuse_too_large(model: Model, options: ContextOptions, length: int) -> int:
-    """Bytes of the KV cache, if there is room for them; on a GPU its own allocation tells."""
-    cells = _padded(length) * options.sequences
-    if cells >= 2**31:
-        raise DoesNotFit(f"{options.sequences} sequences of {length:,} tokens are more than llama.cpp counts")
-    needed = model.cache_bytes(cells, options.cache_k, options.cache_v)
+    """Bytes of the KV cache, if there is room for them; on a GPU its own allocation tells.
+
+    Those of sliding layers are counted as if they saw everything: plan.py knows better.
+    """
+    count = cells(replace(options, length=length))
+    needed = model.cache_bytes(count, options.cache_k, options.cache_v)
     available = available_memory()
-    if not model.gpu_layers and available is not None and needed > available:
+    is_told = not model.gpu_layers and not model.sliding_window
+    if available is not None and is_told and needed > available:
         raise DoesNotFit(
             f"a context of {length:,} tokens takes {in_words(needed)} for its KV cache and "
             f"{in_words(available)} of memory are free",

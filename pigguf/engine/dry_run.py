@@ -28,16 +28,15 @@ from types import TracebackType
 from typing import Any
 
 from pigguf.engine import devices, library, preflight
-from pigguf.engine.context import CACHE_BLOCK, OUTPUT_BYTES, ContextOptions
+from pigguf.engine.context import ContextOptions, cells, context_parameters
 from pigguf.engine.ggml_tensor import Tensor, ggml
 from pigguf.engine.model import RuntimeRope, cache_row_bytes, load_weights
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError
-from pigguf.gguf_file import DEFAULT_ALIGNMENT, GGUFFile, TensorType
+from pigguf.gguf_file import DEFAULT_ALIGNMENT, GGUFFile
 from pigguf.metadata import elements
 
 HOST = "CPU"  # the computer's own memory, by the name of the device that works on it
 
-_FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # llama.h, enum llama_flash_attn_type
 _PLAIN_HOST_BUFFERS = re.compile(
     r"CPU$|.*_Host$"
 )  # others hold weights in an order of their own, not the file's
@@ -159,21 +158,9 @@ class DryRun:
         self.close()
 
     def _parameters(self, options: ContextOptions) -> Any:
-        """As Context makes them, of what has a part in sizes."""
-        assert options.length is not None
-        cells = -(-options.length // CACHE_BLOCK) * CACHE_BLOCK * options.sequences
-        _refuse_too_many(self._file, cells)
-        parameters = self._llama.llama_context_default_params()
-        parameters.n_ctx = cells
-        parameters.n_seq_max = options.sequences
-        parameters.n_batch = parameters.n_ubatch = options.batch
-        parameters.n_outputs_max = max(
-            options.sequences, min(options.batch, OUTPUT_BYTES // (4 * self._vocab_size))
-        )
-        parameters.type_k = getattr(TensorType, options.cache_k.upper())
-        parameters.type_v = getattr(TensorType, options.cache_v.upper())
-        parameters.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
-        return parameters
+        """As Context makes them."""
+        _refuse_too_many(self._file, cells(options))
+        return context_parameters(options, self._vocab_size)
 
     def _tensors(self, context: Any, sequences: int) -> list[Tensor]:
         """Every tensor that the graph of a token is computed from and that is not computed itself.
