@@ -129,8 +129,8 @@ def test_every_layer_and_what_follows_are_llama_cpps(family: str, type_: str, tm
     assert_alike(ours, theirs)
     logits, expected = (continued(path, tokens, tokens[:100], hybrid=hybrid) for hybrid in (True, False))
     kl, same, *_ = np.mean([divergence(*pair, 0) for pair in zip(expected, logits, strict=True)], axis=0)
-    assert kl < 0.001
-    assert same >= 0.98
+    assert kl < 3e-4  # a twentieth of what a lost factor makes of it
+    assert same >= 0.95
 
 
 @pytest.mark.parametrize("name", [name for name, model in GRAPHS.items() if model.architecture == "llama"])
@@ -190,7 +190,7 @@ def test_every_cache_is_filled_in_its_own_types_and_orientation(
         read(tiny, tokens, hybrid=hybrid, **options) for hybrid in (True, False)
     )
     assert_alike(ours, theirs)
-    assert divergence(expected, logits, 0)[0] < 0.005
+    assert divergence(expected, logits, 0)[0] < 0.02
 
 
 def test_a_kernel_of_torchs_own_reads_the_same(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
