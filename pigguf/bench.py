@@ -29,13 +29,15 @@ from pigguf.evals.report import Lines, Point, Report, Series, Table, versions
 from pigguf.gguf_file import GGUFFile, read_header
 from pigguf.progress import SILENT, Progress
 from pigguf.rope import rope_from_metadata
-from pigguf.runtime import RunSettings, open_session
+from pigguf.runtime import RunSettings, open_session, settle
 
 DEPTHS = (0, 2048, 8192)
 ANSWER = 32  # tokens
 
 _QUESTION, _PASSAGE = 16, 512  # tokens
+_AFTER = _QUESTION + max(ANSWER, _PASSAGE)  # a document
 _WORDS = 1024  # different ones
+_DEPTH_STEP = 256
 _GREEDY = Sampling(temperature=0)
 
 # Timing's field, the plot's title, what its axis counts
@@ -72,7 +74,7 @@ def bench(
     settings: RunSettings | None = None,
     other: RunSettings | None = None,
     *,
-    depths: Sequence[int] = DEPTHS,
+    depths: Sequence[int] | None = None,
     rounds: int = 1,
     names: tuple[str, str] = ("first", "second"),
     progress: Progress = SILENT,
@@ -83,7 +85,7 @@ def bench(
         names: what the settings are called in the report.
         settings, other: how it is run; a window that is None is as long as the measurement needs. Neither
             keeps or recalls sessions.
-        depths: tokens of the documents; those the window has no room for are an error.
+        depths: tokens of the documents; None is DEPTHS, or as deep as the window has room for.
         rounds: how many times each is measured; medians count.
         progress: stages of loading and prefill, one after the other.
 
@@ -91,13 +93,15 @@ def bench(
         As open_session; UsageError for depths or rounds that are none.
         ContextOverflow: a depth that the window has no room for.
     """
-    if not depths or min(depths) < 0 or rounds < 1:
-        raise UsageError(
-            f"depths {list(depths)} and {rounds} rounds", "give depths from 0, and 1 round at least"
-        )
     wanted = [settings or RunSettings(), *([other] if other else [])]
-    depths = sorted(set(depths))
-    ready = [_ready(path, one, depths[-1]) for one in wanted]
+    windows = [_window(path, one) for one in wanted]
+    depths = _usual_depths(min(windows)) if depths is None else sorted(set(depths))
+    if not depths or depths[0] < 0 or rounds < 1:
+        raise UsageError(f"depths {depths} and {rounds} rounds", "give depths from 0, and 1 round at least")
+    _refuse_overflow(depths[-1], min(windows))
+    ready = [replace(one, ctx=one.ctx or depths[-1] + _AFTER, sessions=False) for one in wanted]
+    for one in ready:
+        settle(path, one)  # what cannot be is refused before any of it is measured
     found: list[dict[int, list[Timing]]] = [{depth: [] for depth in depths} for _ in ready]
     resolved: list[dict[str, Any]] = [{} for _ in ready]
     for depth in depths:
@@ -110,20 +114,27 @@ def bench(
     return _report(read_header(path), names[: len(ready)], resolved, timings, rounds)
 
 
-def _ready(path: str | Path, settings: RunSettings, deepest: int) -> RunSettings:
-    """The settings with a window that holds the deepest document and all that comes after it."""
-    needed = deepest + _QUESTION + max(ANSWER, _PASSAGE)
+def _window(path: str | Path, settings: RunSettings) -> int:
+    """The longest window that there may be."""
+    if settings.ctx is not None:
+        return settings.ctx
     file = read_header(path)
-    window = settings.ctx
-    if window is None and settings.rope is None:
-        window = rope_from_metadata(file.metadata, file.architecture).context_length
-    if window is not None and window < needed:
+    said = settings.rope.context_length if settings.rope else None
+    return said or rope_from_metadata(file.metadata, file.architecture).context_length
+
+
+def _usual_depths(window: int) -> list[int]:
+    last = max(0, window - _AFTER) // _DEPTH_STEP * _DEPTH_STEP
+    return sorted({min(depth, last) for depth in DEPTHS})
+
+
+def _refuse_overflow(deepest: int, window: int) -> None:
+    if deepest + _AFTER > window:
         raise ContextOverflow(
-            f"a document of {deepest:,} tokens, and what is measured after it, take a window of {needed:,}, "
-            f"and this one is {window:,}",
-            "leave the deepest of --depths out",
+            f"a document of {deepest:,} tokens, and what is measured after it, take a window of "
+            f"{deepest + _AFTER:,}, and this one is {window:,}",
+            f"take depths up to {window - _AFTER:,}" if window > _AFTER else "take a longer window",
         )
-    return replace(settings, ctx=settings.ctx or needed, sessions=False)
 
 
 def _resolved(session: Session) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pigguf.bench import DEPTHS, bench
+from pigguf.bench import bench
 from pigguf.cli import render
 from pigguf.cli.evals.options import numbers, show
 from pigguf.cli.options import PATH, cache_options, engine_options, json_option, verbose_option
@@ -82,11 +82,9 @@ def _changed(settings: RunSettings, changes: str) -> RunSettings:
 @click.argument("model", metavar="MODEL", type=PATH)
 @click.option(
     "--depths",
-    default=",".join(map(str, DEPTHS)),
-    show_default=True,
     callback=numbers(int, "depths"),
     metavar="N,...",
-    help="Tokens of the documents that are read.",
+    help="Tokens of the documents that are read; default: 0, 2048 and 8192, as far as the window goes.",
 )
 @click.option(
     "--rounds",
@@ -107,7 +105,7 @@ def _changed(settings: RunSettings, changes: str) -> RunSettings:
 @verbose_option
 def command(
     model: Path,
-    depths: tuple[int, ...],
+    depths: tuple[int, ...] | None,
     rounds: int,
     vs: str | None,
     plot: Path | None,

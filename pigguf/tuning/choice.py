@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import TypeVar
 
 from pigguf.engine import Handoff
@@ -108,7 +109,7 @@ def _handoff(on: _Road, off: _Road, move: Move) -> Handoff | None:
 
 
 def _way_back(on: _Road, off: _Road, decode: int, prefill: int | None, move: Move) -> int:
-    """From how many tokens on a prompt repays two moves: the most of all depths where prompts and tokens
+    """From how many tokens on a prompt repays two moves: the median over all depths where prompts and tokens
     want different things, and Handoff's own number where there are none."""
     last = on.deepest if prefill is None else prefill
     counts = [
@@ -116,7 +117,7 @@ def _way_back(on: _Road, off: _Road, decode: int, prefill: int | None, move: Mov
         for depth in range(decode, last + 1, _STEP)
         if (gain := at(off.prompt, depth) - at(on.prompt, depth)) > (NOISE - 1) * at(off.prompt, depth)
     ]
-    return max(2, _rounded(max(counts))) if counts else Handoff.prompt
+    return max(_STEP, _rounded(median(counts))) if counts else Handoff.prompt
 
 
 def torch_from(torch: Curve, llama: Curve) -> int | None:

@@ -9,6 +9,8 @@ measured and left to the user. Interrupted, it leaves nothing behind.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +44,9 @@ _CACHES: tuple[tuple[CacheType, CacheType], ...] = (
 _TORCH_PROMPTS = (1024, 2048, 4096, 8192)
 _TORCH_WARM_UP = 64
 _ON, _OFF = "on", "off"
+_BUSY = 0.5  # of the cores
+
+_log = logging.getLogger("pigguf")
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def tune(
     """
     if budget <= 0:
         raise UsageError(f"a budget of {budget:g} seconds", "give more than 0")
+    _warn_if_busy()
     with Model.open(path, gpu_layers=gpu_layers, progress=progress) as model:
         run = _Run(Rounds(model, budget, progress), progress)
         tuning = run.all()
@@ -271,6 +277,13 @@ def _fastest_road(flash: bool | None, handoff: Handoff | None, on: Speed, off: S
     prompt_on = handoff.wants_flash(on.depth, handoff.prompt) is not False
     token_on = handoff.wants_flash(on.depth, 1) is not False
     return Speed(on.depth, (on if prompt_on else off).prefill, (on if token_on else off).decode)
+
+
+def _warn_if_busy() -> None:
+    """What is measured beside other work is kept, and would be believed."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > _BUSY * usable_cores():
+        _log.warning("other programs keep %.1f cores busy: tune again when nothing else runs", load)
 
 
 # ---- in words ------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""`pigguf tune`, as a program and as a person sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import Done
+from engine.tiny_gguf import write_tiny
+
+from pigguf.cli import exit_codes
+from pigguf.gguf_file import read_header
+from pigguf.tuning import Tuning, find_tuning
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "tiny.gguf")
+
+
+def test_what_was_measured_chosen_and_left_out(run: Callable[..., Done], tiny: Path) -> None:
+    done = run("tune", tiny, "--seconds", "20")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["compared", "setting", "depth", "prefill", "decode", "samples", "cache"]
+    assert any(line.startswith("flash attention  on") for line in lines)
+    assert "Chosen" in lines
+    assert any(line.startswith("batch") and "tokens/s)" in line for line in lines)
+    kept = next(line.split(maxsplit=1)[1] for line in lines if line.startswith("kept"))
+    assert Path(kept).is_file()
+    # the tiny model's heads of 16 dimensions fit no quantized block
+    assert "left out: cache types: q8_0/f16: a KV cache of type q8_0 does not fit" in done.stderr
+
+
+def test_json_is_the_tuning_that_is_found(run: Callable[..., Done], tiny: Path) -> None:
+    data = json.loads(run("tune", tiny, "--seconds", "20", "--json").stdout)
+    assert set(data) == {"tuning", "choices", "measurements", "left_out", "seconds", "path"}
+    assert Tuning.from_data(data["tuning"]) == find_tuning(read_header(tiny))
+    assert data["tuning"]["source"] == "measured"
+    assert {"group", "setting", "speed", "samples", "cache_bytes"} == set(data["measurements"][0])
+
+
+def test_a_file_that_is_no_model_is_refused(run: Callable[..., Done], tmp_path: Path) -> None:
+    (tmp_path / "no.gguf").write_bytes(b"no")
+    assert run("tune", tmp_path / "no.gguf").returncode == exit_codes.GGUF.code
+    assert run("tune", tmp_path / "no.gguf", "--seconds", "0").returncode == exit_codes.USAGE.code
+
+
+def test_ctrl_c_leaves_nothing_behind(smollm2_gguf: Path, cache: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pigguf", "tune", str(smollm2_gguf)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+    )
+    time.sleep(6)  # in the middle of a comparison
+    assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    out, said = child.communicate(timeout=60)
+    assert child.returncode == exit_codes.INTERRUPTED.code
+    assert out == ""
+    assert said.endswith("interrupted\n")
+    assert "Traceback" not in said
+    assert not list(cache.rglob("*.json"))
