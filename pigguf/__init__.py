@@ -36,6 +36,10 @@ _HOMES = {
     "diff": "pigguf.verbs.diff",
     "verify": "pigguf.verbs.against",
     "open_model": "pigguf.local",
+    "ask": "pigguf.document_chat",
+    "open_documents": "pigguf.document_chat",
+    "DocumentChat": "pigguf.document_chat",
+    "summarize": "pigguf.summary",
     "evaluate": "pigguf.evals",
     "LocalModel": "pigguf.local",
     "RopeOverrides": "pigguf.rope",
@@ -59,6 +63,10 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "verify",
     "open_model",
     "LocalModel",
+    "ask",
+    "open_documents",
+    "DocumentChat",
+    "summarize",
     "evaluate",
     "RopeOverrides",
     "RuntimeRope",
@@ -69,6 +77,7 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
 ]
 
 if TYPE_CHECKING:
+    from pigguf.document_chat import DocumentChat, ask, open_documents
     from pigguf.engine.model import RuntimeRope
     from pigguf.engine.sampling import Sampling
     from pigguf.errors import PigError
@@ -78,6 +87,7 @@ if TYPE_CHECKING:
     from pigguf.local import LocalModel, open_model
     from pigguf.progress import Progress
     from pigguf.rope import RopeOverrides
+    from pigguf.summary import summarize
     from pigguf.verbs.against import verify
     from pigguf.verbs.convert import ConversionResult, convert
     from pigguf.verbs.diff import diff

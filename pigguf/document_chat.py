@@ -1,6 +1,6 @@
 """Questions about documents, answered inside one window, with the places the answer rests on.
 
-    with open_documents("model.gguf", ["notes/", "report.pdf"], ctx=8192) as chat:
+    with open_documents("model.gguf", ["notes/", "report.pdf"], RunSettings(ctx=8192)) as chat:
         for text in chat.ask("What was decided?"):
             print(text, end="", flush=True)
         for citation in chat.citations:
@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pigguf.chat import Chat
-from pigguf.engine import Context, ContextOptions, GpuLayers, Model, RuntimeRope, Sampling, Session
+from pigguf.engine import Model, Sampling, Session
 from pigguf.errors import ContextOverflow
 from pigguf.progress import SILENT, Progress
 from pigguf.reading import Collection, Place, cut, read_documents
 from pigguf.reading.passages import passage_size
 from pigguf.reading.quotes import find_quotes
 from pigguf.reading.retrieval import Index
+from pigguf.runtime import RunSettings, open_session
 
 ANSWER_TOKENS = 512
 """Room that documents leave for an answer, where --max-tokens does not say how long it may be; a quarter of
@@ -182,7 +183,7 @@ class DocumentChat(Chat):
         most = self.context_length - self._room_kept
         room = most - self._tokens((), question)
         every = range(1, len(self.passages) + 1)
-        if self._hold(every, room) and self._tokens(every, question) <= most:
+        if self._may_hold(every, room) and self._tokens(every, question) <= most:
             return list(every)
         numbers = self._nearest(question, room, progress)
         while numbers and self._tokens(sorted(numbers), question) > most:
@@ -203,15 +204,16 @@ class DocumentChat(Chat):
         """What the whole prompt takes with these passages."""
         return len(self._format.tokens(self._conversation(numbers, question)))
 
-    def _hold(self, numbers: Sequence[int], room: int) -> bool:
-        """Whether so much room holds these passages; where it clearly does not, few are counted."""
-        if sum(self.passages[n - 1].stop - self.passages[n - 1].start for n in numbers) > (
-            room * self._model.longest_piece
-        ):
+    def _may_hold(self, numbers: Sequence[int], room: int) -> bool:
+        """Whether to count these passages together; where they clearly do not fit, few are counted."""
+        characters = sum(
+            self.passages[number - 1].stop - self.passages[number - 1].start for number in numbers
+        )
+        if characters > room * self._model.longest_piece:
             return False
         for number in numbers:
             room -= self._cost(number)
-            if room < 0:
+            if room < -len(numbers):  # one by one, each may take a token more
                 return False
         return True
 
@@ -297,35 +299,13 @@ def _numbers_in(answer: str) -> Iterator[int]:
 
 
 @contextmanager
-def open_session(
-    path: str | Path,
-    *,
-    ctx: int | None,
-    gpu_layers: GpuLayers,
-    threads: int | None,
-    rope: RuntimeRope | None,
-    progress: Progress,
-) -> Iterator[tuple[Model, Session]]:
-    """A model and one sequence on it."""
-    with (
-        Model.open(path, gpu_layers=gpu_layers, rope=rope, progress=progress) as model,
-        Context(model, ContextOptions(length=ctx, threads=threads)) as context,
-        context.sequence() as session,
-    ):
-        yield model, session
-
-
-@contextmanager
 def open_documents(
     path: str | Path,
     docs: Iterable[str | Path],
-    ctx: int | None = None,
+    settings: RunSettings | None = None,
     *,
     sampling: Sampling | None = None,
     max_tokens: int | None = None,
-    gpu_layers: GpuLayers = "auto",
-    threads: int | None = None,
-    rope: RuntimeRope | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[DocumentChat]:
     """Read documents, then open a model to ask it about them.
@@ -333,19 +313,17 @@ def open_documents(
     Args:
         path: a .gguf file.
         docs: files and folders.
-        ctx: the window in tokens; None is all that the file claims.
+        settings: how the model is run: its window and more.
         sampling, max_tokens: as for DocumentChat.
-        gpu_layers, threads, rope: as for pigguf.open_model.
 
     Raises:
         TextError, UsageError, ReadError, MissingPackage: as read_documents; no model was opened then.
-        GGUFError, UnsupportedModel, ContextOverflow, DoesNotFit, BackendUnavailable: as open_model.
+        GGUFError, UnsupportedModel, ContextOverflow, DoesNotFit, BackendUnavailable: as open_session.
         TokenizerError: the model has no chat template.
     """
     collection = read_documents(docs, progress)
-    with open_session(
-        path, ctx=ctx, gpu_layers=gpu_layers, threads=threads, rope=rope, progress=progress
-    ) as (model, session):
+    with open_session(path, settings, progress) as session:
+        model = session.context.model
         yield DocumentChat(model, session, collection, sampling=sampling, max_tokens=max_tokens)
 
 
@@ -353,7 +331,7 @@ def ask(
     model: str | Path,
     docs: Iterable[str | Path],
     question: str,
-    ctx: int | None = None,
+    settings: RunSettings | None = None,
     *,
     sampling: Sampling | None = None,
     max_tokens: int | None = None,
@@ -364,6 +342,6 @@ def ask(
     open_documents answers more than one, and says where an answer stands. Arguments and errors are its.
     """
     with open_documents(
-        model, docs, ctx, sampling=sampling, max_tokens=max_tokens, progress=progress
+        model, docs, settings, sampling=sampling, max_tokens=max_tokens, progress=progress
     ) as chat:
         yield from chat.ask(question, progress)

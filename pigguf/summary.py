@@ -13,18 +13,19 @@ Source: Wu et al., "Recursively Summarizing Books with Human Feedback" (arXiv 21
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from pigguf.chat_format import ChatFormat
-from pigguf.document_chat import GREEDY, open_session
-from pigguf.engine import GpuLayers, Model, RuntimeRope, Sampling, Session, StopReason
+from pigguf.document_chat import GREEDY
+from pigguf.engine import Sampling, Session, StopReason
 from pigguf.errors import ContextOverflow, UsageError
 from pigguf.progress import SILENT, Progress, Unit, stage
-from pigguf.reading import MOST_CHARACTERS, Document, Passage, Place, cut, read_file
-from pigguf.reading.passages import passage_size
+from pigguf.reading import MOST_CHARACTERS, Document, Passage, Place, read_file
+from pigguf.reading.passages import ends_a_paragraph, paragraphs, passage_size
+from pigguf.runtime import RunSettings, open_session
 from pigguf.text import characters
 
 Length = Literal["short", "medium", "long"]
@@ -79,7 +80,7 @@ class Summarizer:
     """Summarizes documents on one session.
 
     Args:
-        model, session: the session is the model's, and the summarizer's alone.
+        session: the summarizer's alone.
         length: words, or a name of LENGTHS.
         style: prose or bullets.
         sampling: how tokens are drawn; by default the likeliest always.
@@ -96,7 +97,6 @@ class Summarizer:
 
     def __init__(
         self,
-        model: Model,
         session: Session,
         *,
         length: Length | int = "medium",
@@ -108,7 +108,7 @@ class Summarizer:
         self._words = _words(length)
         self._style = _checked_style(style)
         self._sampling = sampling or GREEDY
-        self._model = model
+        self._model = model = session.context.model
         self._session = session
         self._format = ChatFormat(model)
         self._window = session.length + session.room
@@ -151,11 +151,11 @@ class Summarizer:
     def _each(self, texts: Sequence[str], progress: Progress) -> list[tuple[str, StopReason]]:
         """The summary of each text of one level, and why it ended."""
         asks = [self._of_part(text) for text in texts]
-        total = sum(len(self._tokens(ask)) for ask in asks)
+        lengths = [len(self._tokens(ask)) for ask in asks]
         done: list[tuple[str, StopReason]] = []
-        with stage(progress, f"reading {len(texts)} parts", total, "tokens"):
-            for ask in asks:
-                summary = "".join(self._pass(ask, self._part_most, _Within(progress)))
+        with stage(progress, f"reading {len(texts)} parts", sum(lengths), "tokens"):
+            for ask, length in zip(asks, lengths, strict=True):
+                summary = "".join(self._pass(ask, self._part_most, _Within(progress, length)))
                 done.append((summary, self._stop_reason))
         return done
 
@@ -194,9 +194,11 @@ class Summarizer:
     def _parts_of(self, document: Document) -> list[Passage]:
         """The document in as few stretches as the window allows."""
         passages = [
-            part for whole in cut(document, passage_size(self._window)) for part in self._fitting(whole)
+            part
+            for whole in paragraphs(document, passage_size(self._window))
+            for part in self._fitting(whole)
         ]
-        groups = _filled(passages, [self._cost(passage.text) for passage in passages], self._room)
+        groups = _filled(passages, lambda passage: self._cost(passage.text), self._room, ends_a_paragraph)
         return [Passage(document, group[0].start, group[-1].stop) for group in groups]
 
     def _fitting(self, passage: Passage) -> Iterator[Passage]:
@@ -210,8 +212,8 @@ class Summarizer:
 
     def _joined(self, summaries: Sequence[str]) -> list[str]:
         """Summaries as texts that fit the window."""
-        costs = [self._cost(summary) for summary in summaries]
-        return ["\n\n".join(group) for group in _filled(summaries, costs, self._room)]
+        groups = _filled(summaries, self._cost, self._room, lambda _: True)
+        return ["\n\n".join(group) for group in groups]
 
     def _cost(self, text: str) -> int:
         return self._format.count(text) + _JOIN
@@ -237,17 +239,20 @@ class Summarizer:
         return _STYLES[self._style].format(words=words)
 
 
-def _filled(items: Sequence[Item], costs: Sequence[int], room: int) -> Iterator[list[Item]]:
-    """Neighbours together, as many as there is room for."""
-    group: list[Item] = []
-    taken = 0
-    for item, cost in zip(items, costs, strict=True):
-        if group and taken + cost > room:
-            yield group
-            group, taken = [], 0
-        group.append(item)
-        taken += cost
-    yield group
+def _filled(
+    items: Iterable[Item], cost: Callable[[Item], int], room: int, may_end: Callable[[Item], bool]
+) -> Iterator[list[Item]]:
+    """Neighbours together, as many as there is room for, or half as many where a group may end there."""
+    group: list[tuple[Item, int]] = []
+    for item in items:
+        more = cost(item)
+        while group and sum(taken for _, taken in group) + more > room:
+            ends = [at for at in range((len(group) + 1) // 2, len(group) + 1) if may_end(group[at - 1][0])]
+            stop = ends[-1] if ends else len(group)
+            yield [kept for kept, _ in group[:stop]]
+            group = group[stop:]
+        group.append((item, more))
+    yield [kept for kept, _ in group]
 
 
 def _words(length: Length | int) -> int:
@@ -265,13 +270,14 @@ def _checked_style(style: Style) -> Style:
 
 
 class _Within:
-    """A Progress for work inside a stage: it moves that stage on."""
+    """A Progress for one pass inside a stage: it moves that stage on, by what the cache holds at once."""
 
-    def __init__(self, outer: Progress) -> None:
+    def __init__(self, outer: Progress, length: int) -> None:
         self._outer = outer
+        self._length = length
 
     def begin(self, stage: str, total: float, unit: Unit) -> None:
-        pass
+        self._outer.advance(self._length - total)
 
     def advance(self, amount: float) -> None:
         self._outer.advance(amount)
@@ -286,11 +292,8 @@ def summarize(
     *,
     length: Length | int = "medium",
     style: Style = "prose",
-    ctx: int | None = None,
+    settings: RunSettings | None = None,
     sampling: Sampling | None = None,
-    gpu_layers: GpuLayers = "auto",
-    threads: int | None = None,
-    rope: RuntimeRope | None = None,
     progress: Progress = SILENT,
 ) -> Summary:
     """Summarize one document.
@@ -299,18 +302,15 @@ def summarize(
         model: a .gguf file.
         path: the document.
         length: words, or "short", "medium", "long" (LENGTHS).
-        ctx: the window in tokens; None is all that the file claims.
+        settings: how the model is run: its window and more.
         sampling: how tokens are drawn; by default the likeliest always.
-        gpu_layers, threads, rope: as for pigguf.open_model.
 
     Raises:
         As open_documents does, and Summarizer.
     """
     document = read_file(Path(path), MOST_CHARACTERS)
-    with open_session(
-        model, ctx=ctx, gpu_layers=gpu_layers, threads=threads, rope=rope, progress=progress
-    ) as (opened, session):
-        summarizer = Summarizer(opened, session, length=length, style=style, sampling=sampling)
+    with open_session(model, settings, progress) as session:
+        summarizer = Summarizer(session, length=length, style=style, sampling=sampling)
         for _ in summarizer.texts(document, progress):
             pass
     assert summarizer.summary is not None

@@ -12,20 +12,21 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.chat import as_data, remarks
-from pigguf.cli.options import PATH, json_option, model_options, sampling_options, verbose_option
+from pigguf.cli.options import PATH, json_option, run_options, sampling_options, verbose_option
 from pigguf.cli.text import printable
 from pigguf.document_chat import Citation, DocumentChat, open_documents
 from pigguf.documents import decode_text
-from pigguf.engine import RuntimeRope, Sampling, log_to
+from pigguf.engine import Sampling, log_to
 from pigguf.errors import UsageError
 from pigguf.reading import Document, Place
+from pigguf.runtime import RunSettings
 
 _SHOWN = 5  # files, or places, that a note names
 
@@ -42,7 +43,7 @@ _SHOWN = 5  # files, or places, that a note names
 )
 @click.argument("words", metavar="[QUESTION]", nargs=-1)
 @click.option("--show-context", is_flag=True, help="Show the passages that the model reads.")
-@model_options
+@run_options
 @sampling_options
 @json_option
 @verbose_option
@@ -51,10 +52,7 @@ def command(
     docs: tuple[Path, ...],
     words: tuple[str, ...],
     show_context: bool,
-    ctx_length: int | None,
-    rope: RuntimeRope | None,
-    gpu_layers: int | Literal["all", "auto"],
-    threads: int | None,
+    settings: RunSettings,
     sampling: Sampling,
     max_tokens: int | None,
     as_json: bool,
@@ -87,12 +85,9 @@ def command(
         open_documents(
             path,
             paths,
-            ctx_length,
+            settings,
             sampling=sampling,
             max_tokens=max_tokens,
-            gpu_layers=gpu_layers,
-            threads=threads,
-            rope=rope,
             progress=render.progress(keep=False),
         ) as chat,
     ):
@@ -168,7 +163,7 @@ def show_places(chat: DocumentChat) -> None:
         click.echo(printable(f"[{citation.number}] {citation.place}{quote}"))
     sys.stdout.flush()
     if not citations:
-        render.note("The answer names no passage, and has no five words in a row from one.")
+        render.note("The answer names no passage, and has no four words in a row from one.")
     render.note(f"Read: {_some(map(str, _places_read(chat)))}.")
 
 
@@ -196,7 +191,7 @@ def _some(texts: Iterable[str]) -> str:
     """The first of them, and how many there are more."""
     texts = list(texts)
     more = f" and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
-    return ", ".join(texts[:_SHOWN]) + more
+    return "; ".join(texts[:_SHOWN]) + more
 
 
 def _as_data(question: str, answer: str, chat: DocumentChat, show_context: bool) -> dict[str, object]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import click
 
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
-from pigguf.cli.options import PATH, json_option, model_options, sampling_options, verbose_option
-from pigguf.document_chat import open_session
-from pigguf.engine import RuntimeRope, Sampling, log_to
+from pigguf.cli.options import PATH, json_option, run_options, sampling_options, verbose_option
+from pigguf.engine import Sampling, log_to
 from pigguf.reading import MOST_CHARACTERS, read_file
+from pigguf.runtime import RunSettings, open_session
 from pigguf.summary import LENGTHS, Length, Style, Summarizer, Summary
 
 
@@ -43,7 +43,7 @@ def _length(ctx: click.Context, parameter: click.Parameter, value: str) -> Lengt
     show_default=True,
     help="Running text, or bullet points.",
 )
-@model_options
+@run_options
 @sampling_options
 @json_option
 @verbose_option
@@ -52,10 +52,7 @@ def command(
     file: Path,
     length: Length | int,
     style: Style,
-    ctx_length: int | None,
-    rope: RuntimeRope | None,
-    gpu_layers: int | Literal["all", "auto"],
-    threads: int | None,
+    settings: RunSettings,
     sampling: Sampling,
     max_tokens: int | None,
     as_json: bool,
@@ -79,13 +76,9 @@ def command(
     progress = render.progress(keep=False)
     with (
         terminal.left_as_found(),
-        open_session(
-            path, ctx=ctx_length, gpu_layers=gpu_layers, threads=threads, rope=rope, progress=progress
-        ) as (model, session),
+        open_session(path, settings, progress) as session,
     ):
-        summarizer = Summarizer(
-            model, session, length=length, style=style, sampling=sampling, max_tokens=max_tokens
-        )
+        summarizer = Summarizer(session, length=length, style=style, sampling=sampling, max_tokens=max_tokens)
         texts = summarizer.texts(document, progress)
         if as_json:
             for _ in texts:

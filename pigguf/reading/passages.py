@@ -18,21 +18,41 @@ def passage_size(window: int) -> int:
     return max(_LEAST, min(_SIZE, 3 * window // _PASSAGES))
 
 
-def cut(document: Document, size: int) -> Iterator[Passage]:
+def cut(document: Document, size: int, start: int = 0, stop: int | None = None) -> Iterator[Passage]:
     """All of a document's text in order, but for blank lines between, in passages of `size` characters at
-    most, and of half as many at least except where it ends."""
-    text, start = document.text, 0
-    while start < len(text):
-        stop = _border(text, start, size)
-        if text[start:stop].strip():
-            yield _trimmed(document, start, stop)
-        start = stop
+    most, and of half as many at least except where it ends; or of text[start:stop] alone."""
+    stop = len(document.text) if stop is None else stop
+    while start < stop:
+        end = _border(document.text, start, stop, size)
+        if document.text[start:end].strip():
+            yield _trimmed(document, start, end)
+        start = end
 
 
-def _border(text: str, start: int, size: int) -> int:
+def paragraphs(document: Document, size: int) -> Iterator[Passage]:
+    """As cut, but a passage ends with each paragraph, however short."""
+    start = 0
+    while start < len(document.text):
+        end = document.text.find(_mark(document), start)
+        end = len(document.text) if end < 0 else end + len(_mark(document))
+        yield from cut(document, size, start, end)
+        start = end
+
+
+def ends_a_paragraph(passage: Passage) -> bool:
+    """Whether a border of paragraphs follows."""
+    return passage.document.text.startswith(_mark(passage.document), passage.stop)
+
+
+def _mark(document: Document) -> str:
+    """What stands between paragraphs."""
+    return "\n" if document.unit == "paragraph" else "\n\n"
+
+
+def _border(text: str, start: int, stop: int, size: int) -> int:
     end = start + max(1, size)
-    if end >= len(text):
-        return len(text)
+    if end >= stop:
+        return stop
     for border in _BORDERS:
         at = text.rfind(border, start + size // 2, end)
         if at >= 0:
