@@ -212,7 +212,8 @@ class Chat:
 
     def _fit(self, draft: _Draft, progress: Progress) -> bool:
         """Make the draft fit into the window, with room for more of its answer; False where it cannot be."""
-        most = self.context_length - self._answer_room - len(draft.answer)
+        room = 1 if draft.answer else self._answer_room
+        most = self.context_length - len(draft.answer) - room
         space = Space(
             window=self.context_length,
             tokens=most,

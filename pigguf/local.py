@@ -6,19 +6,22 @@
 
 Contract: each call says all of its conversation or prompt; the cache keeps what it shares with the
 last one. Text comes as it is drawn and never cuts a character. One text at a time: when another is
-begun, from any thread, the iterator of the last one raises EngineError.
+begun, from any thread, the iterator of the last one raises EngineError. achat and agenerate are the same
+for asyncio (async_api.py).
 Left out: who remembers the conversation (chat.py), more than one sequence (engine/).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
+from pigguf.async_api import streamed
 from pigguf.chat_format import ChatFormat, Message
 from pigguf.engine import (
     CacheType,
@@ -32,6 +35,7 @@ from pigguf.engine import (
     StopReason,
 )
 from pigguf.errors import UsageError
+from pigguf.grammar import json_grammar
 from pigguf.progress import SILENT, Progress
 from pigguf.text import characters
 
@@ -99,8 +103,9 @@ class LocalModel:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        json_schema: Any = None,
         progress: Progress = SILENT,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The answer to a conversation, by the model's own chat template.
 
         Args:
@@ -108,14 +113,17 @@ class LocalModel:
             sampling: how tokens are drawn.
             max_tokens: most tokens to draw; None is up to the window's end.
             stop: the text ends before the first of these.
+            json_schema: the text is JSON that this schema accepts (a dict; True is any JSON), unless it ends
+                otherwise than by "end".
             progress: hears of the prompt's tokens.
 
         Raises:
             TokenizerError: no chat template, or one that refuses the conversation.
             ContextOverflow: the prompt does not fit, when the first text is asked for.
+            UsageError: the schema says what a grammar cannot hold to.
         """
         prompt = self._format.tokens(messages)
-        texts = self._texts(prompt, sampling, max_tokens, _checked(stop), progress)
+        texts = self._texts(prompt, _held_to(json_schema, sampling), max_tokens, _checked(stop), progress)
         return _without_first_space(texts) if self.model.space_prefix else texts
 
     def generate(
@@ -125,18 +133,60 @@ class LocalModel:
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        json_schema: Any = None,
         progress: Progress = SILENT,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The continuation of a text, or of tokens; arguments as for chat.
 
         A special token's name in the text is plain text; give tokens where it should be the token.
 
         Raises:
             ContextOverflow: the prompt does not fit, when the first text is asked for.
-            UsageError: an empty prompt.
+            UsageError: an empty prompt, or the schema says what a grammar cannot hold to.
         """
         tokens = self.model.tokenize(prompt) if isinstance(prompt, str) else prompt
-        return self._texts(tokens, sampling, max_tokens, _checked(stop), progress)
+        return self._texts(tokens, _held_to(json_schema, sampling), max_tokens, _checked(stop), progress)
+
+    def achat(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        json_schema: Any = None,
+        progress: Progress = SILENT,
+    ) -> AsyncGenerator[str, None]:
+        """As chat, for `async for`. All errors come with the first text; progress hears from a thread."""
+        return streamed(
+            lambda: self.chat(
+                messages,
+                sampling,
+                max_tokens=max_tokens,
+                stop=stop,
+                json_schema=json_schema,
+                progress=progress,
+            ),
+            self._session.interrupt,
+        )
+
+    def agenerate(
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        json_schema: Any = None,
+        progress: Progress = SILENT,
+    ) -> AsyncGenerator[str, None]:
+        """As generate, for `async for`. All errors come with the first text; progress hears from a thread."""
+        return streamed(
+            lambda: self.generate(
+                prompt, sampling, max_tokens=max_tokens, stop=stop, json_schema=json_schema, progress=progress
+            ),
+            self._session.interrupt,
+        )
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Text to token ids; see Model.tokenize."""
@@ -169,7 +219,7 @@ class LocalModel:
         max_tokens: int | None,
         stop: Sequence[str],
         progress: Progress,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         self.stop_reason = None
         drawn = self._drawn = _Texts(self.model, stop)
         with self._session.context.turn:
@@ -214,13 +264,21 @@ def _overlap(text: str, stop: str) -> int:
     return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)
 
 
-def _without_first_space(texts: Iterator[str]) -> Iterator[str]:
+def _without_first_space(texts: Generator[str, None, None]) -> Generator[str, None, None]:
     """Sentencepiece begins a word with the space that the template has put already."""
     for text in texts:
         if text != " ":
             yield text.removeprefix(" ")
         break
     yield from texts
+
+
+def _held_to(json_schema: Any, sampling: Sampling | None) -> Sampling | None:
+    if json_schema is None:
+        return sampling
+    if sampling is not None and sampling.grammar is not None:
+        raise UsageError("a JSON schema and a grammar are given", "a text can be held to one of them")
+    return replace(sampling or Sampling(), grammar=json_grammar(json_schema))
 
 
 def _checked(stop: Sequence[str]) -> Sequence[str]:

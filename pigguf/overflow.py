@@ -86,6 +86,9 @@ def summarize(messages: Sequence[dict[str, str]], space: Space) -> Relief | None
     request = {"role": "user", "content": REQUEST}
     most = min(SUMMARY_TOKENS, space.tokens // 8)
 
+    if space.count([*head, request, *question]) > space.tokens:
+        return None
+
     def asked_of(count: int) -> list[dict[str, str]]:
         return [*head, *chain(*turns[:count]), request]
 

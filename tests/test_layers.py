@@ -18,7 +18,7 @@ PACKAGE = Path(pigguf.__file__).parent
 ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
     (
-        *("chat", "local", "overflow", "examples", "asynchronous", "document_chat", "summary"),
+        *("chat", "local", "overflow", "examples", "async_api", "document_chat", "summary"),
         *("chat_format", "text", "evals", "finetuning", "bench"),
     ),
     ("runtime",),
