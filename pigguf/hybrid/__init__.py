@@ -6,7 +6,7 @@ file's rope, and V are written where they lie in the state of a sequence, which 
 Decoding stays llama.cpp's, and so does everything that is not known to come out the same.
 
     graph     which files are known, and their sizes
-    rotation  positions to cosines and sines, as ggml computes them
+    rotation  positions to turns of a head's pairs, as ggml computes them
     weights   a layer's weights in bfloat16
     cache     K and V as tensors over the bytes of a state
     attention softmax(Q K) V over a long cache, by blocks

@@ -28,7 +28,7 @@ _ROWS = 768  # of a block's queries, those of a group counted singly: at most
 _KEYS = 1024  # of a block; a multiple of the queries' tokens
 _SCORE_BYTES = 2 << 20  # a core's
 _SINK = 64  # first keys that c is taken from
-_FAR = 16.0  # c may lie so far below the log of a row's sum
+_FAR = 12.0  # c may lie so far below the log of a row's sum; in prose it lies 2 below, and 11 at most
 
 
 class Attention(Protocol):

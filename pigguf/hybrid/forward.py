@@ -15,7 +15,7 @@ from torch.nn.functional import linear, rms_norm, silu
 from pigguf.hybrid.attention import Attention, Step
 from pigguf.hybrid.cache import Cache
 from pigguf.hybrid.graph import Shape
-from pigguf.hybrid.rotation import Turns, turned, turns
+from pigguf.hybrid.rotation import turned, turns
 from pigguf.hybrid.weights import Layer, Weights
 from pigguf.rope import RopeScaling
 
@@ -74,7 +74,7 @@ class Forward:
         step(1 / layers)
 
     def _projected(
-        self, layer: Layer, hidden: torch.Tensor, by: Turns
+        self, layer: Layer, hidden: torch.Tensor, by: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries and keys at their positions, and values: (positions, heads, head_dim) float32."""
         shape = self._shape

@@ -1,4 +1,4 @@
-"""Rotation: positions to cosines and sines, and heads turned by them, as ggml does it in single precision.
+"""Rotation: positions to turns, and heads turned by them, as ggml does it in single precision.
 
 What ggml computes is followed to the rounding: an angle is multiplied up from pair to pair, so that at
 position 30,000 it is a hundredth of a turn beside the exact one, and keys must lie as llama.cpp lays them.
@@ -9,7 +9,6 @@ src/llama-context.cpp (yarn_attn_factor).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,48 +22,35 @@ _FAST, _SLOW = 32.0, 1.0  # beta_fast and beta_slow: graphs that read others are
 Angles = NDArray[np.float32]
 
 
-class Turns(NamedTuple):
-    """What each pair of a head is turned by at each position: (positions, 1, pairs) float32."""
-
-    cos: torch.Tensor
-    sin: torch.Tensor
-
-
-def turns(rope: RopeScaling, divisors: Divisors | None, head_dim: int, start: int, stop: int) -> Turns:
-    """Those of the positions from start to stop - 1.
+def turns(rope: RopeScaling, divisors: Divisors | None, head_dim: int, start: int, stop: int) -> torch.Tensor:
+    """What each pair of a head is multiplied by at the positions from start to stop - 1, its two dimensions
+    taken for a complex number: (positions, 1, pairs) complex64.
 
     Args:
         rope: of a kind in graph.ROPE_KINDS.
         divisors: of rope_freqs.weight, or None.
         head_dim: dimensions of a head, all of them turned.
     """
-    angles = _angles(rope, divisors, head_dim, start, stop).astype(np.float64)
-    scale = np.float32(rope.parameters.get("attn_factor", 1.0))
+    angles = torch.from_numpy(_angles(rope, divisors, head_dim, start, stop)).double()
+    size = np.float32(rope.parameters.get("attn_factor", 1.0))
     if rope.kind == "yarn":
-        scale *= np.float32(yarn_attention(rope.factor))
-    cos, sin = (np.float32(scale) * part(angles).astype(np.float32) for part in (np.cos, np.sin))
-    return Turns(torch.from_numpy(cos).unsqueeze(1), torch.from_numpy(sin).unsqueeze(1))
+        size *= np.float32(yarn_attention(rope.factor))
+    return torch.polar(torch.full_like(angles, float(size)), angles).to(torch.complex64).unsqueeze(1)
 
 
-def turned(heads: torch.Tensor, by: Turns, *, neighbours: bool) -> torch.Tensor:
+def turned(heads: torch.Tensor, by: torch.Tensor, *, neighbours: bool) -> torch.Tensor:
     """Heads turned to their positions.
 
     Args:
         heads: (positions, heads, dimensions) float32.
+        by: of the same positions.
         neighbours: pairs are neighbouring dimensions; else they lie half a head apart.
     """
-    result = torch.empty_like(heads)
-    (x, y), (left, right) = (_pairs(tensor, neighbours) for tensor in (heads, result))
-    torch.mul(x, by.cos, out=left).addcmul_(y, by.sin, value=-1)
-    torch.mul(y, by.cos, out=right).addcmul_(x, by.sin)
-    return result
-
-
-def _pairs(heads: torch.Tensor, neighbours: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    half = heads.shape[-1] // 2
     if neighbours:
-        return heads[..., ::2], heads[..., 1::2]
-    return heads[..., :half], heads[..., half:]
+        pairs = torch.view_as_complex(heads.view(*heads.shape[:2], -1, 2))
+        return torch.view_as_real(pairs * by).flatten(-2)
+    pairs = torch.complex(*heads.chunk(2, -1)) * by
+    return torch.cat((pairs.real, pairs.imag), -1)
 
 
 def _angles(rope: RopeScaling, divisors: Divisors | None, head_dim: int, start: int, stop: int) -> Angles:
