@@ -1,0 +1,199 @@
+"""`pigguf ask` as its users meet it: what goes to stdout and what to stderr, JSON, questions from a pipe and
+at a terminal, and refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pexpect
+import pytest
+from command_line import Done
+from reading import made
+from tiny_chat import write_chatting
+
+PATIENCE = 180  # seconds: the machine may be busy
+READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line
+Run = Callable[..., Done]
+BRIEF = ("--max-tokens", "3")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the user's own is used, or left behind."""
+    home = str(tmp_path_factory.mktemp("home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    monkeypatch.setenv("XDG_STATE_HOME", home)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chatting(tmp_path_factory.mktemp("models") / "tiny.gguf", 4096)
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.md").write_text("# Ferry\n\nThe ferry leaves at nine.\n")
+    made.pdf(folder / "b.pdf", ["One.", "The password is 4711."])
+    (folder / "c.png").write_bytes(b"\x89PNG\0")
+    return folder
+
+
+def test_the_answer_is_on_stdout_and_what_was_read_on_stderr(run: Run, tiny: Path, notes: Path) -> None:
+    done = run("ask", tiny, "--docs", notes, "When does the ferry leave?", *BRIEF)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
+    assert "notes" not in done.stdout
+    assert f"Not read, 1 of the files: {notes}/c.png (a PNG picture, not a document)." in done.stderr
+    assert f"Read: {notes}/a.md:1-3; {notes}/b.pdf, pages 1-2." in done.stderr
+    assert "The answer names no passage" in done.stderr
+    assert "tokens read in" in done.stderr.splitlines()[-1]
+
+
+def test_json_says_what_was_read_and_what_was_not(run: Run, tiny: Path, notes: Path) -> None:
+    question = "When does the ferry leave?"
+    done = run("ask", tiny, "--docs", notes, question, "--json", "--show-context", *BRIEF)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["question"] == question
+    assert data["finish_reason"] == "length"
+    assert data["citations"] == []
+    assert data["passages"] == {"read": 2, "left_out": 0}
+    ferry = {"file": f"{notes}/a.md", "unit": "line", "first": 1, "last": 3, "titles": []}
+    pages = {"file": f"{notes}/b.pdf", "unit": "page", "first": 1, "last": 2, "titles": []}
+    assert data["read"] == [ferry, pages]
+    assert data["documents"] == [f"{notes}/a.md", f"{notes}/b.pdf"]
+    assert data["files_left_out"] == [{"file": f"{notes}/c.png", "reason": "a PNG picture, not a document"}]
+    assert data["context"] == [
+        {"passage": 1, **ferry, "text": "# Ferry\n\nThe ferry leaves at nine."},
+        {"passage": 2, **pages, "text": "One.\n\nThe password is 4711."},
+    ]
+
+
+def test_show_context_shows_the_passages_beside_the_answer(run: Run, tiny: Path, notes: Path) -> None:
+    done = run("ask", tiny, "--docs", notes, "When?", "--show-context", *BRIEF)
+    assert "[1] a.md:1-3\n# Ferry\n\nThe ferry leaves at nine.\n" in done.stderr
+    assert "[2] b.pdf, pages 1-2\n" in done.stderr
+    assert "ferry" not in done.stdout
+
+
+def test_paths_may_follow_docs_as_a_shell_makes_them(run: Run, tiny: Path, notes: Path) -> None:
+    done = run("ask", tiny, "--docs", notes / "a.md", notes / "b.pdf", "When?", "--json", *BRIEF)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["documents"]) == 2
+
+
+def test_what_does_not_fit_is_said(run: Run, tiny: Path, novel: str, tmp_path: Path) -> None:
+    path = tmp_path / "novel.txt"
+    path.write_text(novel)
+    done = run("ask", tiny, "--docs", path, "Who is Captain Wentworth?", "--json", *BRIEF)
+    data = json.loads(done.stdout)
+    read, left_out = data["passages"]["read"], data["passages"]["left_out"]
+    assert 0 < read < left_out
+    assert f"The {read} of {read + left_out} passages nearest the question are read" in done.stderr
+
+
+def test_the_likeliest_answer_is_given_unless_asked_otherwise(run: Run, tiny: Path, notes: Path) -> None:
+    arguments = ("ask", tiny, "--docs", notes / "a.md", "When?", "--max-tokens", "12")
+    first, again = run(*arguments), run(*arguments)
+    freely = run(*arguments, "--temperature", "2", "--seed", "3")
+    assert first.stdout == again.stdout != freely.stdout
+
+
+def piped(stdin: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pigguf", "ask", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("dash", [(), ("-",)])
+def test_questions_come_a_line_each_from_a_pipe_and_read_the_documents_once(
+    tiny: Path, notes: Path, dash: tuple[str, ...]
+) -> None:
+    done = piped("When?\n\nAnd why?\n", tiny, "--docs", notes / "a.md", *dash, "--json", *BRIEF)
+    assert done.returncode == 0, done.stderr
+    decoder = json.JSONDecoder()
+    first, end = decoder.raw_decode(done.stdout)
+    second, _ = decoder.raw_decode(done.stdout[end:].lstrip())
+    assert [first["question"], second["question"]] == ["When?", "And why?"]
+    assert second["tokens"]["prompt"] > first["tokens"]["prompt"]
+
+
+def test_a_pipe_without_a_question_is_refused(tiny: Path, notes: Path) -> None:
+    done = piped("\n", tiny, "--docs", notes / "a.md")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "error: there is no question"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["When?"], 2, "Missing option '--docs'"),
+        (["--docs", "missing.txt", "When?"], 6, "missing.txt: No such file"),
+        (["--docs", "NOTES/c.png", "When?"], 11, "is a PNG picture, not a document"),
+        (["--docs", "NOTES/a.md", "does", "it?"], 2, "neither 'does' nor 'it?' is a file"),
+        (["--docs", "NOTES/a.md", " "], 2, "the question is empty"),
+        (["--docs", "NOTES/empty", "When?"], 11, "holds no files"),
+        (["--docs", "NOTES/a.md", "When?", "--ctx", "9000"], 10, "9,000 tokens is longer than the 4,096"),
+        (["--docs", "NOTES/a.md", "When? " * 700], 10, "too few for a passage"),
+    ],
+)
+def test_refusals(run: Run, tiny: Path, notes: Path, arguments: list[str], code: int, message: str) -> None:
+    (notes / "empty").mkdir()
+    done = run("ask", tiny, *(argument.replace("NOTES", str(notes)) for argument in arguments))
+    assert done.returncode == code, done.stderr
+    error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert message in error
+    assert done.stdout == ""
+
+
+def test_at_a_terminal_it_is_a_conversation(tiny: Path, notes: Path) -> None:
+    command = ["-m", "pigguf", "ask", str(tiny), "--docs", str(notes / "a.md"), "--max-tokens", "3"]
+    child = pexpect.spawn(
+        sys.executable,
+        command,
+        timeout=PATIENCE,
+        encoding="utf-8",
+        codec_errors="replace",
+        env={**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1"},
+    )
+    for question in ("When?", "And why?"):
+        child.expect(READY)
+        child.sendline(question)
+        child.expect(r"Read: .*a\.md:1-3")
+    child.expect(READY)
+    child.sendline("/ctx")
+    child.expect("ferry leaves at nine")
+    child.expect(READY)
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+@pytest.mark.slow
+def test_the_real_model_s_answer_is_cited_to_the_line(
+    run: Run, smollm2_gguf: Path, novel: str, tmp_path: Path
+) -> None:
+    lines = novel.split("\n")
+    lines.insert(399, "The password of the lighthouse is 4711.")
+    path = tmp_path / "novel.txt"
+    path.write_text("\n".join(lines))
+    question = "What is the password of the lighthouse?"
+    done = run("ask", smollm2_gguf, "--docs", path, question, "--ctx", "2048", "--max-tokens", "40")
+    assert done.returncode == 0, done.stderr
+    assert "4711" in done.stdout
+    assert f"{path}:400 “The password of the lighthouse is 4711”" in done.stdout
