@@ -196,7 +196,8 @@ class Chat:
         messages = [*self.messages, *messages_of(examples), question]
         draft = _Draft(messages, self._format.tokens(messages))
         if self._examples and not has_begun:
-            draft.tell(f"{len(examples):,} of {len(self._examples):,} examples go before the question.")
+            fit = f"{len(examples):,} of {len(self._examples):,} examples go before the question."
+            draft.tell(fit, logging.INFO if len(examples) == len(self._examples) else logging.WARNING)
         return draft
 
     def _fitting_examples(self, question: dict[str, str]) -> Sequence[Example]:
@@ -393,9 +394,9 @@ class _Draft:
     moved: int = 0
     stop_reason: StopReason | None = None
 
-    def tell(self, notice: str) -> None:
+    def tell(self, notice: str, level: int = logging.WARNING) -> None:
         self.notices.append(notice)
-        _log.warning(notice)
+        _log.log(level, notice)
 
 
 class _Answer:

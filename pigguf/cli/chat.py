@@ -17,12 +17,20 @@ import click
 from pigguf.chat import Chat, Turn
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
-from pigguf.cli.options import json_option, model_options, sampling_options, verbose_option
+from pigguf.cli.options import (
+    json_option,
+    json_schema_option,
+    model_options,
+    sampling_options,
+    verbose_option,
+)
 from pigguf.cli.text import size
 from pigguf.documents import decode_text
 from pigguf.engine import Context, ContextOptions, Model, RuntimeRope, Sampling, log_to
 from pigguf.engine.memory import available_memory
 from pigguf.errors import UsageError
+from pigguf.examples import read_examples
+from pigguf.overflow import POLICIES, OverflowPolicy
 
 _WINDOW_STEP = 1024
 _PATIENCE = 2.0  # seconds
@@ -39,16 +47,35 @@ _PATIENCE = 2.0  # seconds
     multiple=True,
     help="Put a text file in front of the first question; may be repeated.",
 )
+@click.option(
+    "--examples",
+    "examples_path",
+    metavar="FILE.jsonl",
+    type=click.Path(path_type=Path, readable=False),
+    help='Put questions with their answers, lines of {"user": ..., "assistant": ...}, in front of the first '
+    "question, as many as fit.",
+)
 @click.option("--system", metavar="TEXT", help="System prompt.")
+@click.option(
+    "--overflow",
+    type=click.Choice(list(POLICIES)),
+    default="error",
+    show_default=True,
+    help="When the window is full: refuse the question, leave the oldest turns out, or let the model "
+    "condense them.",
+)
 @model_options
 @sampling_options
+@json_schema_option
 @json_option
 @verbose_option
 def command(
     path: Path,
     prompt: str | None,
     files: tuple[Path, ...],
+    examples_path: Path | None,
     system: str | None,
+    overflow: OverflowPolicy,
     ctx_length: int | None,
     rope: RuntimeRope | None,
     gpu_layers: int | Literal["all", "auto"],
@@ -65,12 +92,14 @@ def command(
       pigguf chat model.gguf
       pigguf chat model.gguf --ctx 8192 --file novel.txt -p "Who tells the story?"
       git diff | pigguf chat model.gguf -p "Write a commit message for this."
+      pigguf chat model.gguf -p "Name a pig." --json-schema '{"properties": {"name": {"type": "string"}}}'
 
     In the chat, /help lists what it can do. Ctrl-C stops an answer, Ctrl-D ends the chat.
     """
     question, piped = _question(prompt)
     if as_json and question is None:
         raise UsageError("--json needs a question", "ask it with -p, or pipe it in")
+    examples = read_examples(examples_path) if examples_path else ()
     if verbose:
         log_to(render.note)
     progress = render.progress(keep=False)
@@ -80,7 +109,17 @@ def command(
         Context(model, ContextOptions(length=ctx_length or _window(model), threads=threads)) as context,
         context.sequence() as session,
     ):
-        chat = Chat(model, session, system=system, sampling=sampling, max_tokens=max_tokens)
+        chat = Chat(
+            model,
+            session,
+            system=system,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            overflow=overflow,
+            examples=examples,
+        )
+        if examples:
+            render.note(f"{len(examples):,} examples go before the first question, if they fit.")
         for file in files:
             chat.add_document(file)
         if piped is not None:
@@ -182,6 +221,7 @@ def as_data(answer: str, chat: Chat) -> dict[str, object]:
     return {
         "answer": answer,
         "finish_reason": turn.stop_reason,
+        "notices": turn.notices,
         "tokens": {
             "prompt": turn.prompt_tokens,
             "answer": turn.answer_tokens,

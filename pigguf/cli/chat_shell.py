@@ -81,7 +81,7 @@ class Shell:
         return COMMANDS[name].run(self, argument.strip())
 
     def _ask(self, text: str) -> None:
-        said = len(self._chat.messages)
+        last = self._chat.messages[-1:]
         try:
             with AnswerStream() as out:
                 for piece in self._chat.ask(text, render.progress(keep=False)):
@@ -90,7 +90,7 @@ class Shell:
                 render.note(line)
             self._tell_what_a_full_window_allows()
         except KeyboardInterrupt:
-            began = len(self._chat.messages) > said
+            began = self._chat.messages[-1:] != last
             render.note(
                 "(stopped)" if began else "(stopped before the answer began: the message is not kept)"
             )

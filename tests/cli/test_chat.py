@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import pexpect
 import pytest
 
@@ -122,6 +123,10 @@ def test_the_engine_is_silent_unless_asked(smollm2_gguf: Path) -> None:
         (["-p", "x"], b"\xff\xfe\x00", 2, "stdin is not UTF-8 text"),
         (["-p", "x", "--gpu-layers", "some"], "", 2, "'some' is not a number of layers, 'all' or 'auto'"),
         (["-p", "x", "--top-p", "2"], "", 2, "top_p is 2.0"),
+        (["-p", "x", "--json-schema", '{"not": true}'], "", 2, "the JSON schema, #/not: a grammar cannot"),
+        (["-p", "x", "--json-schema", "missing.json"], "", 2, "missing.json: No such file"),
+        (["-p", "x", "--examples", "missing.jsonl"], "", 2, "missing.jsonl: No such file"),
+        (["-p", "x", "--overflow", "forget"], "", 2, "'forget' is not one of"),
         (["-p", "x", "--ctx", "9000"], "", 10, "9,000 tokens is longer than the 8,192"),
     ],
 )
@@ -140,8 +145,48 @@ def test_refusals(
 def test_a_prompt_that_does_not_fit_is_refused_with_counts(smollm2_gguf: Path) -> None:
     done = chat(smollm2_gguf, "--ctx", "256", "-p", "word " * 400)
     assert done.returncode == 10
-    assert re.match(r"error: the message is 4\d\d tokens, 2\d\d more than fit: the window is 256", done.stderr)
+    assert re.match(
+        r"error: the message is 4\d\d tokens, 2\d\d more than fit: the window is 256", done.stderr
+    )
     assert done.stdout == ""
+
+
+CITY = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 30},
+        "millions": {"type": "number", "minimum": 0, "maximum": 50},
+    },
+    "required": ["city", "millions"],
+}
+
+
+@pytest.mark.parametrize("temperature", ["0", "1.2"])
+def test_an_answer_is_what_a_schema_accepts(smollm2_gguf: Path, tmp_path: Path, temperature: str) -> None:
+    path = tmp_path / "city.json"
+    path.write_text(json.dumps(CITY))
+    for schema in (str(path), json.dumps({"type": "array", "items": CITY, "minItems": 2, "maxItems": 2})):
+        arguments = ("--ctx", "512", "--temperature", temperature, "-p", "Name cities and their size.")
+        done = chat(smollm2_gguf, *arguments, "--json-schema", schema)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        jsonschema.validate(answer if schema != str(path) else [answer, answer], LIST_OF_CITIES)
+
+
+LIST_OF_CITIES = {"type": "array", "items": CITY, "minItems": 2, "maxItems": 2}
+
+
+def test_examples_show_the_model_what_is_wanted(smollm2_gguf: Path, tmp_path: Path) -> None:
+    path = tmp_path / "examples.jsonl"
+    path.write_text(
+        "".join(json.dumps({"user": f"{n} pigs", "assistant": f"<{n}>"}) + "\n" for n in range(10, 90))
+    )
+    question = ("--examples", str(path), "-p", "97 pigs", *GREEDY)
+    done = chat(smollm2_gguf, "--ctx", "2048", *question)
+    assert done.stdout == "<97>\n", done.stderr
+    assert "80 examples" in done.stderr
+    done = chat(smollm2_gguf, "--ctx", "512", *question)
+    assert re.search(r"warning: [12]\d of 80 examples go before the question", done.stderr)
 
 
 @pytest.mark.parametrize("name", ["cut.gguf", "text.gguf", "missing.gguf"])
@@ -418,3 +463,16 @@ def test_typing_during_an_answer_does_not_land_in_it(terminal: Terminal) -> None
     terminal.child.expect(READY)
     assert "zzz" not in terminal.plain()
     terminal.child.expect_exact("zzz")
+
+
+def test_a_full_window_leaves_the_oldest_turns_out_and_says_so(smollm2_gguf: Path, tmp_path: Path) -> None:
+    terminal = Terminal(smollm2_gguf, tmp_path / "state", *BRIEF, "--ctx", "160", "--overflow", "shift")
+    screens = [terminal.line(f"What is the capital of {country}?") for country in ("France", "Spain", "Peru")]
+    while "left out" not in screens[-1] and len(screens) < 8:
+        screens.append(terminal.line("And of Italy?"))
+    assert re.search(r"The window is full: the oldest turn is left out \(\d+ tokens\)", screens[-1])
+    terminal.line(f"/save {tmp_path}/chat.json")
+    questions = [m["content"] for m in json.loads((tmp_path / "chat.json").read_text())["messages"][1::2]]
+    assert len(questions) == len(screens) - 1
+    assert "France" not in "".join(questions)
+    assert terminal.leave() == 0
