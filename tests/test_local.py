@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -182,3 +183,20 @@ def test_a_failed_opening_leaves_nothing_open(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf")
     with pytest.raises(ContextOverflow):
         open_model(path, ctx=100_000)
+
+
+def test_a_text_is_held_to_a_json_schema(model: LocalModel) -> None:
+    schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+    answer = json.loads("".join(model.chat(QUESTION, GREEDY, json_schema=schema)))
+    assert answer == {"city": "Paris"}
+    assert model.stop_reason == "end"
+    number = "".join(model.generate("One, two,", GREEDY, json_schema={"type": "integer", "maximum": 9}))
+    assert int(number) <= 9
+    assert json.loads("".join(model.generate("Yes or no? ", json_schema={"type": "boolean"}))) in (
+        True,
+        False,
+    )
+    with pytest.raises(UsageError, match="schema and a grammar"):
+        model.chat(QUESTION, Sampling(grammar='root ::= "a"'), json_schema=schema)
+    with pytest.raises(UsageError, match="#/not"):
+        model.generate("a", json_schema={"not": {}})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 import math
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,10 +74,16 @@ class Sampling:
         self._demand("frequency_penalty", math.isfinite(self.frequency_penalty), "a number")
         self._demand("presence_penalty", math.isfinite(self.presence_penalty), "a number")
         self._demand("seed", self.seed is None or 0 <= self.seed < _RANDOM_SEED, f"below {_RANDOM_SEED}")
+        self._demand("grammar", self.grammar is None or _is_whole(self.grammar), "a text without null bytes")
 
     def _demand(self, name: str, right: bool, rule: str) -> None:
         if not right:
             raise UsageError(f"{name} is {getattr(self, name)}", f"{name} must be {rule}")
+
+
+def _is_whole(text: str) -> bool:
+    """Whether all of a text arrives in C, and is something: of a part, or of nothing, it would hold to less."""
+    return bool(text.strip()) and "\0" not in text and not re.search("[\ud800-\udfff]", text)
 
 
 class Sampler:

@@ -321,7 +321,9 @@ class _Schema:
         if most == 0:
             return self._list(items)
         item = self._value(rest, f"{place}/items")
-        more = f'{item} {gbnf.repeated(f"""(ws "," ws {item})""", max(0, least - 1), most and most - 1)}'
+        # rules of their own, for llama.cpp multiplies the repetitions of nested brackets
+        next_one = self._rule(f'ws "," ws {item}')
+        more = self._rule(f"{item} {gbnf.repeated(next_one, max(0, least - 1), most and most - 1)}")
         return self._list([*items, more if least else f"({more})?"])
 
     @staticmethod

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine.tiny_gguf import VOCABULARY, text_tokens, write_tiny
+from engine.tiny_gguf import FIRST_BYTE, VOCABULARY, text_tokens, write_tiny
 from numpy.typing import NDArray
 
 from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
-from pigguf.errors import UsageError
+from pigguf.errors import EngineError, UsageError
 
 NAN = float("nan")
 PROMPT = text_tokens(30)
@@ -49,6 +49,7 @@ def draw(session: Session, sampling: Sampling, count: int = 40) -> list[int]:
             {"repeat_last": -1},
         ),
         *({"repeat_penalty": value} for value in (0.0, -1.0, float("inf"), NAN)),
+        *({"grammar": value} for value in ("", " ", 'root ::= "a"\0 "b"', "\ud800")),
         *({"frequency_penalty": NAN}, {"presence_penalty": float("inf")}, {"seed": -1}, {"seed": 2**32 - 1}),
     ],
     ids=str,
@@ -118,3 +119,78 @@ def test_penalties_see_the_prompt_and_the_text(session: Session) -> None:
     assert not set(against) & set(PROMPT)
     off = Sampling(temperature=0, presence_penalty=1000.0, repeat_last=0)
     assert draw(session, off, 60) == plain
+
+
+# ---- grammars ----------------------------------------------------------------------------------------
+
+WORDS = 'root ::= ("yes" | "no" | "perhaps") "."'
+
+
+def text_of(session: Session, sampling: Sampling) -> str:
+    session.advance_to(PROMPT)
+    return b"".join(map(session.context.model.piece, session.generate(sampling))).decode()
+
+
+def test_a_grammar_holds_what_is_drawn(session: Session) -> None:
+    drawn = {text_of(session, Sampling(temperature=3.0, seed=s, grammar=WORDS, **ALL)) for s in range(30)}
+    assert drawn == {"yes.", "no.", "perhaps."}
+    assert session.stop_reason == "end"
+    assert text_of(session, Sampling(temperature=0, grammar=WORDS)) in drawn
+    assert text_of(session, Sampling(top_k=1, grammar=WORDS)) in drawn, (
+        "others are left where the first is not"
+    )
+
+
+def test_under_a_grammar_the_likeliest_is_the_likeliest_of_what_it_allows(session: Session) -> None:
+    logits = after_prompt(session)
+    digits = [FIRST_BYTE + ord(digit) for digit in "0123456789"]
+    best = max(digits, key=lambda token: logits[token])
+    assert draw_one(session, Sampling(temperature=0, grammar="root ::= [0-9]")) == best
+
+
+def test_a_grammar_of_everything_changes_nothing(session: Session) -> None:
+    anything = r"root ::= [\x01-\U0010FFFF]*"
+    plain = draw(session, Sampling(temperature=0), 40)
+    text = b"".join(map(session.context.model.piece, plain))
+    held = draw(session, Sampling(temperature=0, grammar=anything), 40)
+    if text.decode(errors="replace").isprintable():
+        assert held == plain
+    assert b"".join(map(session.context.model.piece, held)).decode(errors="ignore")
+
+
+def test_control_tokens_are_no_text_of_a_grammar(session: Session) -> None:
+    """The library would take <s> for three characters."""
+    assert text_of(session, Sampling(temperature=0, grammar='root ::= "<s>"')) == "<s>"
+    assert len(draw(session, Sampling(temperature=0, grammar='root ::= "<s>"'))) == 3
+
+
+def test_what_a_grammar_demands_and_no_token_writes_is_an_error(session: Session) -> None:
+    session.advance_to(PROMPT)
+    drawn = session.generate(Sampling(temperature=0, grammar=r'root ::= "a\x00"'))
+    assert session.context.model.piece(next(drawn)) == b"a"
+    with pytest.raises(EngineError, match="no token for what the grammar demands"):
+        next(drawn)
+    assert text_of(session, Sampling(temperature=0, grammar=WORDS)).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        ("root ::= (", "parse"),
+        ("start ::= [a]", "root"),
+        ("root ::= other", "Undefined|undefined|parse"),
+        ('root ::= root "a"', "left recursion"),
+    ],
+)
+def test_what_is_no_grammar_is_refused(session: Session, grammar: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        draw(session, Sampling(grammar=grammar))
+
+
+def test_a_grammar_is_new_with_each_text(session: Session) -> None:
+    sampling = Sampling(temperature=0, grammar=WORDS)
+    assert text_of(session, sampling) == text_of(session, sampling)
+    first = session.generate(sampling)
+    next(first)
+    first.close()
+    assert text_of(session, sampling).endswith(".")

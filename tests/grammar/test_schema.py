@@ -251,3 +251,20 @@ def test_a_schema_is_read_from_the_line_or_a_file(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     with pytest.raises(UsageError, match=r"schema\.json is not UTF-8"):
         read_schema(str(path))
+
+
+def test_what_is_large_or_deep_is_a_grammar_or_an_error(accepts: Accepts) -> None:
+    for schema in (
+        {"type": "string", "minLength": 2000, "maxLength": 2000},
+        {"type": "array", "items": {"type": "array", "items": {"type": "null"}, "maxItems": 2000}},
+        {"properties": {f"member {n}": {"type": "boolean"} for n in range(500)}},
+        {"enum": [f"value {n}" for n in range(2000)]},
+    ):
+        assert not accepts(json_grammar(schema), "[null, nothing")
+    deep: Any = {"type": "null"}
+    for _ in range(5000):
+        deep = {"type": "array", "items": deep}
+    with pytest.raises(UsageError, match="nested too deeply"):
+        json_grammar(deep)
+    with pytest.raises(UsageError, match="nested too deeply"):
+        json_grammar({"pattern": "(" * 5000})
