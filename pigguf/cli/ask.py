@@ -1,8 +1,8 @@
 """`pigguf ask`: questions about documents, and where the answers stand in them.
 
-Contract: stdout carries an answer and, under it, the places it rests on. What was read, and what was not,
-is said on stderr. One question from the command line, many from a stdin that is no terminal, a line each,
-or a conversation at a terminal (ask_shell.py).
+Contract: stdout carries an answer and, under it, the places it rests on; an answer held to a JSON schema
+stands alone there. What was read, and what was not, is said on stderr. One question from the command line,
+many from a stdin that is no terminal, a line each, or a conversation at a terminal (ask_shell.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ import click
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.chat import as_data, remarks
-from pigguf.cli.options import PATH, json_option, run_options, sampling_options, verbose_option
+from pigguf.cli.options import (
+    PATH,
+    json_option,
+    json_schema_option,
+    run_options,
+    sampling_options,
+    verbose_option,
+)
 from pigguf.cli.text import printable
 from pigguf.document_chat import Citation, DocumentChat, open_documents
 from pigguf.documents import decode_text
@@ -45,6 +52,7 @@ _SHOWN = 5  # files, or places, that a note names
 @click.option("--show-context", is_flag=True, help="Show the passages that the model reads.")
 @run_options
 @sampling_options
+@json_schema_option
 @json_option
 @verbose_option
 def command(
@@ -98,7 +106,7 @@ def command(
             AskShell(chat, verbose, show_context).run()
             return
         for each in _questions(question):
-            _ask(chat, each, as_json, show_context)
+            _ask(chat, each, as_json, show_context, alone=sampling.grammar is not None)
 
 
 def _paths_and_question(docs: Sequence[Path], words: Sequence[str]) -> tuple[list[Path], str | None]:
@@ -129,7 +137,7 @@ def _questions(question: str | None) -> Iterator[str]:
         raise UsageError("there is no question", "give it after the documents, or pipe it in")
 
 
-def _ask(chat: DocumentChat, question: str, as_json: bool, show_context: bool) -> None:
+def _ask(chat: DocumentChat, question: str, as_json: bool, show_context: bool, *, alone: bool) -> None:
     """Print one answer with its places, as it comes or as JSON at the end."""
     texts = chat.ask(question, render.progress(keep=False))
     if as_json:
@@ -141,7 +149,7 @@ def _ask(chat: DocumentChat, question: str, as_json: bool, show_context: bool) -
     with AnswerStream() as out:
         for text in texts:
             out.write(text)
-    show_places(chat)
+    show_places(chat, on_stderr=alone)
     for line in remarks(chat, verbose=True):
         render.note(line)
 
@@ -153,14 +161,14 @@ def show_passages(chat: DocumentChat) -> None:
         render.note(chat.quoted(number).rstrip() + "\n")
 
 
-def show_places(chat: DocumentChat) -> None:
+def show_places(chat: DocumentChat, on_stderr: bool = False) -> None:
     """What the last answer rests on, on stdout, and what was read for it, on stderr."""
     citations = chat.citations
     if citations:
-        click.echo()
+        click.echo(err=on_stderr)
     for citation in citations:
         quote = f" “{citation.quote}”" if citation.quote else ""
-        click.echo(printable(f"[{citation.number}] {citation.place}{quote}"))
+        click.echo(printable(f"[{citation.number}] {citation.place}{quote}"), err=on_stderr)
     sys.stdout.flush()
     if not citations:
         render.note("The answer names no passage, and has no four words in a row from one.")

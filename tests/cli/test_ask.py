@@ -197,3 +197,11 @@ def test_the_real_model_s_answer_is_cited_to_the_line(
     assert done.returncode == 0, done.stderr
     assert "4711" in done.stdout
     assert f"{path}:400 “The password of the lighthouse is 4711”" in done.stdout
+
+
+def test_an_answer_held_to_a_schema_stands_alone_on_stdout(run: Run, tiny: Path, notes: Path) -> None:
+    schema = json.dumps({"type": "array", "items": {"const": "[1]"}, "minItems": 1, "maxItems": 2})
+    done = run("ask", tiny, "--docs", notes, "When does the ferry leave?", "--json-schema", schema)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == {"[1]"}
+    assert f"[1] {notes}/a.md:1-3" in done.stderr
