@@ -22,6 +22,7 @@ from pigguf.engine.memory import available_memory, in_words
 from pigguf.errors import DoesNotFit
 from pigguf.gguf_file import TensorType, block_elements, row_bytes
 from pigguf.hybrid import HybridReader
+from pigguf.progress import SILENT
 from pigguf.quantization.kernels import encode
 from pigguf.tuning.choice import Move
 from pigguf.tuning.values import Setting, Speed
@@ -78,12 +79,11 @@ def measure_torch(model: Model, setting: Setting, tokens: int) -> float | None:
     options = setting.options(tokens)
     reader = HybridReader(model, options, least=1)
     with Context(model, options, reader=reader) as context, context.sequence() as session:
-        if not reader.is_worth(0, tokens - 1):
+        if not reader.is_worth(0, tokens):
             return None
         begun = time.perf_counter()
-        session.advance_to(some_tokens(model, tokens))
-        took = time.perf_counter() - begun
-    return took if reader.is_supported else None  # which it is not any more where llama.cpp had to help out
+        reader.read(session, some_tokens(model, tokens), SILENT)
+        return time.perf_counter() - begun if session.length == tokens else None
 
 
 def fill(session: Session, depth: int) -> None:

@@ -123,9 +123,9 @@ class Rounds:
         ]
         return {(one.name, one.depth): speed for one, speed in medians.items()}
 
-    def has_time_for(self, seconds: float) -> bool:
-        """Whether the budget still holds so many seconds."""
-        return self.elapsed + seconds <= self._budget
+    def has_time_for(self, group: Group, seconds: float) -> bool:
+        """Whether the group's share still holds so many seconds."""
+        return self.elapsed + seconds <= self._budget * group.share
 
     def _sample(self, candidate: Candidate, visit: Visit, until: float, samples: list[Speed]) -> str | None:
         """Measure once more, or say why not."""

@@ -25,14 +25,14 @@ from pigguf.tuning import choice
 from pigguf.tuning.choice import Move
 from pigguf.tuning.probe import measure_move, measure_torch
 from pigguf.tuning.rounds import PROMPT, Candidate, Group, Rounds, Speeds
+from pigguf.tuning.rule import ON_CPU, TORCH_FROM
 from pigguf.tuning.store import keep_tuning
 from pigguf.tuning.values import Measurement, Setting, Speed, Tuning
 
 BUDGET = 90.0  # seconds
 
-THREADS, FLASH = Group("threads", 0.2), Group("flash attention", 0.65)
-BATCH, CACHE = Group("batch", 0.8), Group("cache types", 0.9)
-TORCH = "prefill backend"
+THREADS, FLASH, TORCH = Group("threads", 0.2), Group("flash attention", 0.6), Group("prefill backend", 0.8)
+BATCH, CACHE = Group("batch", 0.9), Group("cache types", 1.0)
 
 _DEPTHS = (0, 2048, 8192)  # and near the end of the window
 _DEPTH_STEP = 256
@@ -123,9 +123,10 @@ class _Run:
         self.rounds.warm_up()
         setting = self._threads(Setting())
         flash, handoff, speeds = self._flash_attention(setting)
-        setting = self._batch(replace(setting, flash_attention=True if handoff else flash))
-        self._cache_types(setting)
+        setting = replace(setting, flash_attention=True if handoff else flash)
         torch_from = self._torch(setting, handoff, speeds)
+        setting = self._batch(setting)
+        self._cache_types(setting)
         return Tuning(
             setting.threads,
             setting.prefill_threads,
@@ -170,6 +171,9 @@ class _Run:
         on, off = ([found[name, depth] for depth in depths] for name in (_ON, _OFF))
         move = self._move(depths[-1]) if depths else None
         flash, handoff = choice.flash_attention(on, off, move)
+        usual = None if self._model.sliding_window or self._on_gpu else ON_CPU.handoff
+        if usual and depths != self._depths() and (not depths or depths[-1] < usual.decode):
+            flash, handoff = None, usual  # how it is that deep there was no time to see
         self._choose("flash attention", *_flash_in_words(flash, handoff, on, off, move))
         return (
             flash,
@@ -218,43 +222,48 @@ class _Run:
         self.rounds.compare(CACHE, candidates)
 
     def _torch(self, setting: Setting, handoff: Handoff | None, speeds: Sequence[Speed]) -> int | None:
-        """From how many tokens on torch reads prompts; what it takes to be loaded is not counted."""
+        """From how many tokens on torch reads prompts; what importing it takes is not counted."""
         setting = replace(setting, flash_attention=False if handoff else setting.flash_attention)
-        curve = choice.prefill_curve(speeds)
         window = self._model.context_length
         prompts = [count for count in _TORCH_PROMPTS if count < window]
-        if not (curve and prompts and HybridReader(self._model, setting.options(window)).is_supported):
+        if not (prompts and HybridReader(self._model, setting.options(window)).is_supported):
             return None
-        times = self._torch_times(setting, prompts)
+        curve = choice.prefill_curve(speeds)
+        times = self._torch_times(setting, prompts, curve) if curve else []
+        if not times:
+            self._choose(TORCH.name, f"torch from {TORCH_FROM:,} tokens on", "the rule: it was not measured")
+            return TORCH_FROM
         found = choice.torch_from(times, curve)
         why = ", ".join(
             f"{took:.1f} s against {choice.seconds(curve, count):.1f} s for {count:,} tokens"
             for count, took in times
         )
-        self._choose(TORCH, "llama.cpp" if found is None else f"torch from {found:,} tokens on", why)
+        self._choose(TORCH.name, "llama.cpp" if found is None else f"torch from {found:,} tokens on", why)
         return found
 
-    def _torch_times(self, setting: Setting, prompts: Sequence[int]) -> list[tuple[int, float]]:
-        """(tokens, seconds) of whole prompts, as long as there is time for longer ones."""
+    def _torch_times(
+        self, setting: Setting, prompts: Sequence[int], llama: choice.Curve
+    ) -> list[tuple[int, float]]:
+        """(tokens, seconds) of whole prompts that torch read, as long as there is time for longer ones."""
         times: list[tuple[int, float]] = []
-        with stage(self._progress, TORCH, len(prompts), "steps"):
-            for count in prompts:
-                expected = times[-1][1] * (count / times[-1][0]) * 1.2 if times else 0.0
-                if not self.rounds.has_time_for(expected):
-                    self.rounds.left_out.append(
-                        f"{TORCH}: torch, {count:,} tokens: it would take {expected:,.0f} s"
-                    )
-                    break
-                if not times:  # the first time imports torch
-                    measure_torch(self._model, setting, _TORCH_WARM_UP)
-                took = measure_torch(self._model, setting, count)
+        with stage(self._progress, TORCH.name, len(prompts) + 1, "steps"):
+            for count in (_TORCH_WARM_UP, *prompts):
+                expected = _torch_expected(times, count, llama)
+                took = None
+                if self.rounds.has_time_for(TORCH, expected):
+                    took = measure_torch(self._model, setting, count)
+                    why = "it cannot read them"
+                else:
+                    why = f"it would take {expected:,.0f} s"
                 if took is None:
-                    self.rounds.left_out.append(f"{TORCH}: torch, {count:,} tokens: it cannot read them")
+                    self.rounds.left_out.append(f"{TORCH.name}: torch, {count:,} tokens: {why}")
                     break
-                times.append((count, took))
-                self.rounds.measurements.append(
-                    Measurement(TORCH, f"torch, {count:,} tokens", Speed(0, count / took, None), 1)
-                )
+                if count != _TORCH_WARM_UP:  # which imports torch
+                    times.append((count, took))
+                    speed = Speed(0, count / took, None)
+                    self.rounds.measurements.append(
+                        Measurement(TORCH.name, f"torch, {count:,} tokens", speed, 1)
+                    )
                 self._progress.advance(1)
         return times
 
@@ -277,6 +286,14 @@ def _fastest_road(flash: bool | None, handoff: Handoff | None, on: Speed, off: S
     prompt_on = handoff.wants_flash(on.depth, handoff.prompt) is not False
     token_on = handoff.wants_flash(on.depth, 1) is not False
     return Speed(on.depth, (on if prompt_on else off).prefill, (on if token_on else off).decode)
+
+
+def _torch_expected(times: Sequence[tuple[int, float]], count: int, llama: choice.Curve) -> float:
+    """Seconds that torch may take for a prompt: by the one before, or half of what llama.cpp takes."""
+    if not times:
+        return choice.seconds(llama, count) / 2
+    before, took = times[-1]
+    return 1.2 * took * count / before
 
 
 def _warn_if_busy() -> None:
@@ -310,21 +327,20 @@ def _flash_in_words(
     flash: bool | None, handoff: Handoff | None, on: Sequence[Speed], off: Sequence[Speed], move: Move | None
 ) -> tuple[str, str]:
     """The choice, and the figures at the deepest place behind it."""
-    if not on:
-        return "as llama.cpp chooses", "not measured"
-    depth, rates = on[-1].depth, []
-    for what, pair in (
-        ("prefill", (on[-1].prefill, off[-1].prefill)),
-        ("decode", (on[-1].decode, off[-1].decode)),
-    ):
-        if all(pair):
-            rates.append(f"{what} {pair[0]:,.4g} tokens/s with it, {pair[1]:,.4g} without")
-    why = f"at {depth:,} tokens {', '.join(rates)}"
-    if move is not None:
-        why += f"; the cache is laid out the other way in {move.seconds(depth):.1f} s"
     if handoff is None:
-        return {None: "as llama.cpp chooses", True: _ON, False: _OFF}[flash], why
-    value = f"single tokens without it from {handoff.decode:,} tokens on"
-    if handoff.prefill is not None:
+        value = {None: "as llama.cpp chooses", True: _ON, False: _OFF}[flash]
+    else:
+        value = f"single tokens without it from {handoff.decode:,} tokens on"
+    if handoff and handoff.prefill is not None:
         value += f", prompts from {handoff.prefill:,} on"
+    if not on:
+        return value, "the rule: it was not measured"
+    figures = [
+        f"{what} {one:,.4g} tokens/s with it, {other:,.4g} without"
+        for what in ("prefill", "decode")
+        if (one := getattr(on[-1], what)) and (other := getattr(off[-1], what))
+    ]
+    why = f"at {on[-1].depth:,} tokens {', '.join(figures)}"
+    if move is not None:
+        why += f"; the cache is laid out the other way in {move.seconds(on[-1].depth):.1f} s"
     return value, why

@@ -17,6 +17,7 @@ from pigguf.progress import Silent
 from pigguf.tuning import TuningResult, find_tuning, tune
 from pigguf.tuning.probe import Visit, fill, measure, measure_move, some_tokens
 from pigguf.tuning.rounds import ROUNDS
+from pigguf.tuning.rule import ON_CPU
 from pigguf.tuning.values import Setting
 
 GEMMA3 = next(model for model in GRAPHS.values() if model.architecture == "gemma3")
@@ -106,7 +107,9 @@ def test_a_budget_of_nothing_leaves_everything_out_and_says_so(tiny: Path) -> No
     assert result.measurements == ()
     assert any("flash attention: on at 2,048 tokens: it would take" in line for line in result.left_out)
     tuning = result.tuning
-    assert (tuning.threads, tuning.batch, tuning.handoff, tuning.torch_from) == (None, 512, None, None)
+    assert (tuning.threads, tuning.batch, tuning.flash_attention) == (None, 512, None)
+    assert tuning.handoff == ON_CPU.handoff  # what was not measured goes by the rule
+    assert tuning.speeds == ()
     with pytest.raises(UsageError, match="budget"):
         tune(tiny, budget=0)
 
