@@ -25,8 +25,6 @@ from pigguf.async_api import streamed
 from pigguf.chat_format import ChatFormat, Message
 from pigguf.engine import (
     CacheType,
-    Context,
-    ContextOptions,
     GpuLayers,
     Model,
     RuntimeRope,
@@ -37,6 +35,7 @@ from pigguf.engine import (
 from pigguf.errors import UsageError
 from pigguf.grammar import json_grammar
 from pigguf.progress import SILENT, Progress
+from pigguf.runtime import Prefill, RunSettings, open_session
 from pigguf.text import characters
 
 
@@ -50,32 +49,28 @@ def open_model(
     cache_k: CacheType = "f16",
     cache_v: CacheType = "f16",
     flash_attention: bool | None = None,
+    prefill: Prefill = "auto",
+    sessions: bool = False,
     progress: Progress = SILENT,
 ) -> LocalModel:
     """Open a GGUF file to chat with and to continue text.
 
     Args:
         path: a .gguf file.
-        ctx: the window in tokens; None is all that the file claims.
-        gpu_layers: how many layers go to GPUs; "auto" is as many as fit.
-        threads: CPU threads; None is the machine's cores.
-        rope: positions other than the file's, for a file that is known to be wrong.
-        cache_k, cache_v: types of the KV cache; a quantized one is smaller, and slower on a CPU.
-        flash_attention: None lets llama.cpp choose.
+        ctx: the window in tokens; None is the file's, or what half of the free memory holds.
+        sessions: keep long prompts on disk, and start from them in the next process. An app that wants it
+            says so: a prompt takes gigabytes with a large model.
+        gpu_layers, threads, rope, cache_k, cache_v, flash_attention, prefill: as RunSettings has them.
 
     Raises:
-        GGUFError, UnsupportedModel: the file cannot be run.
-        ContextOverflow: a window longer than the file claims.
-        DoesNotFit: not enough memory; the message has the sizes.
-        BackendUnavailable: the engine is missing or broken.
+        As runtime.open_session does.
     """
-    options = ContextOptions(
-        length=ctx, threads=threads, cache_k=cache_k, cache_v=cache_v, flash_attention=flash_attention
+    settings = RunSettings(
+        ctx, gpu_layers, threads, rope, cache_k, cache_v, flash_attention, prefill, sessions
     )
     with ExitStack() as opened:
-        model = opened.enter_context(Model.open(path, gpu_layers=gpu_layers, rope=rope, progress=progress))
-        session = opened.enter_context(Context(model, options)).sequence()
-        return LocalModel(model, session, opened.pop_all())
+        session = opened.enter_context(open_session(path, settings, progress))
+        return LocalModel(session.context.model, session, opened.pop_all())
 
 
 class LocalModel:

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import pigguf
+
+_CACHE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is kept between runs goes to a cache of the tests' own."""
+    config.stash[_CACHE] = tempfile.TemporaryDirectory(prefix="pigguf-cache-")
+    os.environ["XDG_CACHE_HOME"] = config.stash[_CACHE].name
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_CACHE].cleanup()
+
 
 DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

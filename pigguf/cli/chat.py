@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -20,19 +19,17 @@ from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.options import (
     json_option,
     json_schema_option,
-    model_options,
+    run_options,
     sampling_options,
     verbose_option,
 )
-from pigguf.cli.text import size
 from pigguf.documents import decode_text
-from pigguf.engine import Context, ContextOptions, Model, RuntimeRope, Sampling, log_to
-from pigguf.engine.memory import available_memory
+from pigguf.engine import Sampling, Session, log_to
 from pigguf.errors import UsageError
 from pigguf.examples import read_examples
 from pigguf.overflow import POLICIES, OverflowPolicy
+from pigguf.runtime import RunSettings, open_session
 
-_WINDOW_STEP = 1024
 _PATIENCE = 2.0  # seconds
 
 
@@ -64,7 +61,7 @@ _PATIENCE = 2.0  # seconds
     help="When the window is full: refuse the question, leave the oldest turns out, or let the model "
     "condense them.",
 )
-@model_options
+@run_options
 @sampling_options
 @json_schema_option
 @json_option
@@ -76,10 +73,7 @@ def command(
     examples_path: Path | None,
     system: str | None,
     overflow: OverflowPolicy,
-    ctx_length: int | None,
-    rope: RuntimeRope | None,
-    gpu_layers: int | Literal["all", "auto"],
-    threads: int | None,
+    settings: RunSettings,
     sampling: Sampling,
     max_tokens: int | None,
     as_json: bool,
@@ -102,13 +96,9 @@ def command(
     examples = read_examples(examples_path) if examples_path else ()
     if verbose:
         log_to(render.note)
-    progress = render.progress(keep=False)
-    with (
-        terminal.left_as_found(),
-        Model.open(path, gpu_layers=gpu_layers, rope=rope, progress=progress) as model,
-        Context(model, ContextOptions(length=ctx_length or _window(model), threads=threads)) as context,
-        context.sequence() as session,
-    ):
+    with terminal.left_as_found(), open_session(path, settings, render.progress(keep=False)) as session:
+        tell_of_window(session, settings)
+        model = session.context.model
         chat = Chat(
             model,
             session,
@@ -133,22 +123,14 @@ def command(
             Shell(chat, verbose).run()
 
 
-def _window(model: Model) -> int:
-    """The model's whole window, or as much of it as half of the free memory holds a cache for."""
-    window = model.context_length
-    available = available_memory()
-    whole = model.cache_bytes(window)
-    if available is None or whole <= available // 2:
-        return window
-    fits = max(_WINDOW_STEP, available // 2 // model.cache_bytes(1) // _WINDOW_STEP * _WINDOW_STEP)
-    if fits >= window:
-        return window
-    more = f" --ctx {window} takes them anyway." if whole <= available else ""
-    render.note(
-        f"Taking {fits:,} of the model's {window:,} tokens: a cache for all would take "
-        f"{size(whole)}, {size(available)} are free.{more}"
-    )
-    return fits
+def tell_of_window(session: Session, settings: RunSettings) -> None:
+    """Say where a window that nobody asked for is not the whole of the model's."""
+    window, whole = session.context.length, session.context.model.context_length
+    if settings.ctx is None and window < whole:
+        render.note(
+            f"Taking {window:,} of the model's {whole:,} tokens, which half of the free memory holds; "
+            f"--ctx takes more, and `pigguf plan` says how much fits."
+        )
 
 
 def _question(prompt: str | None) -> tuple[str | None, str | None]:

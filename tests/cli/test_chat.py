@@ -10,15 +10,16 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import jsonschema
 import pexpect
 import pytest
+from command_line import Done
 
-import pigguf.cli.chat as chat_command
-from pigguf.engine import Model
+from pigguf import plan
 
 PATIENCE = 180  # seconds: the machine may be busy
 READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line
@@ -210,24 +211,24 @@ def test_a_rope_override_permits_a_longer_window(smollm2_gguf: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "window"),
-    # the cache takes 23,040 bytes a token
-    [(None, 8192), (10**12, 8192), (300_000_000, 6144), (100_000_000, 2048), (1, 1024)],
+    ("free", "asked", "said"),
+    [(16 << 30, (), False), (500 << 20, (), True), (500 << 20, ("--ctx", "1024"), False)],
 )
-def test_the_window_is_what_the_memory_holds(
+def test_a_window_that_the_memory_cut_short_is_said(
     smollm2_gguf: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    free: int | None,
-    window: int,
+    run: Callable[..., Done],
+    free: int,
+    asked: tuple[str, ...],
+    said: bool,
 ) -> None:
-    monkeypatch.setattr(chat_command, "available_memory", lambda: free)
-    with Model.open(smollm2_gguf, vocab_only=True) as model:
-        assert chat_command._window(model) == window
-    said = capsys.readouterr().err
-    assert bool(said) is (window < 8192)
-    assert not said or f"Taking {window:,} of the model's 8,192 tokens" in said
-    assert ("--ctx 8192 takes them anyway" in said) is (free == 300_000_000), "else it would be refused"
+    monkeypatch.setattr(plan, "available_memory", lambda: free)
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO()))
+    done = run("chat", smollm2_gguf, "-p", "Hi", "--max-tokens", "2", "--json", *asked)
+    assert done.returncode == 0, done.stderr
+    window = json.loads(done.stdout)["tokens"]["context_length"]
+    assert (f"Taking {window:,} of the model's 8,192 tokens" in done.stderr) is said
+    assert (window < 8192) is (said or bool(asked))
 
 
 # ---- a terminal --------------------------------------------------------------------------------------
