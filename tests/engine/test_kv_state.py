@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -323,3 +323,31 @@ def test_what_is_not_there_cannot_be_dropped(tiny: Path) -> None:
             with pytest.raises(UsageError):
                 session.drop(start, stop)
         assert session.tokens == TOKENS[:20]
+
+
+class Shelf:
+    """A StateStore that only notes what it is to keep."""
+
+    def __init__(self) -> None:
+        self.kept: list[list[int]] = []
+
+    def recall(self, session: Session, tokens: Sequence[int]) -> None:
+        pass
+
+    def keep(self, session: Session) -> None:
+        self.kept.append(session.tokens)
+
+
+def test_what_remembers_dropped_tokens_is_not_kept_for_others(tiny: Path) -> None:
+    shelf = Shelf()
+    with (
+        Model.open(tiny) as model,
+        Context(model, ContextOptions(length=512), store=shelf) as context,
+        context.sequence() as session,
+    ):
+        session.advance_to(TOKENS)
+        session.drop(10, 20)
+        session.drop(5, 8)
+        session.advance_to(session.tokens + TOKENS[:4])
+        session.advance_to(TOKENS[:5] + TOKENS)
+    assert shelf.kept == [TOKENS, TOKENS[:5] + TOKENS]
