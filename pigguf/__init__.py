@@ -43,6 +43,7 @@ _HOMES = {
     "evaluate": "pigguf.evals",
     "LocalModel": "pigguf.local",
     "RopeOverrides": "pigguf.rope",
+    "RunSettings": "pigguf.runtime",
     "RuntimeRope": "pigguf.engine.model",
     "Sampling": "pigguf.engine.sampling",
     "PigError": "pigguf.errors",
@@ -69,6 +70,7 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "summarize",
     "evaluate",
     "RopeOverrides",
+    "RunSettings",
     "RuntimeRope",
     "Sampling",
     "PigError",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
     from pigguf.local import LocalModel, open_model
     from pigguf.progress import Progress
     from pigguf.rope import RopeOverrides
+    from pigguf.runtime import RunSettings
     from pigguf.summary import summarize
     from pigguf.verbs.against import verify
     from pigguf.verbs.convert import ConversionResult, convert
