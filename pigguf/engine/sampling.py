@@ -76,21 +76,31 @@ class Sampling:
         self._demand("seed", self.seed is None or 0 <= self.seed < _RANDOM_SEED, f"below {_RANDOM_SEED}")
         self._demand("grammar", self.grammar is None or _is_whole(self.grammar), "a text without null bytes")
 
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def has_penalties(self) -> bool:
+        changes = (self.repeat_penalty != 1, self.frequency_penalty != 0, self.presence_penalty != 0)
+        return self.repeat_last > 0 and any(changes)
+
     def _demand(self, name: str, right: bool, rule: str) -> None:
         if not right:
             raise UsageError(f"{name} is {getattr(self, name)}", f"{name} must be {rule}")
 
 
 def _is_whole(text: str) -> bool:
-    """Whether all of a text arrives in C, and is something: of a part, or of nothing, it would hold to less."""
+    """Whether all of a text arrives in C, and is something: a part, or nothing, would hold to less."""
     return bool(text.strip()) and "\0" not in text and not re.search("[\ud800-\udfff]", text)
 
 
 class Sampler:
     """Draws the next token, and remembers what it drew; made by `sampler`."""
 
-    def __init__(self, chain: Any, grammar: _Grammar | None) -> None:
+    def __init__(self, sampling: Sampling, chain: Any, grammar: _Grammar | None) -> None:
         self._llama = library.load()
+        self._sampling = sampling
         self._chain = chain
         self._grammar = grammar
 
@@ -102,19 +112,45 @@ class Sampler:
         """
         if self._grammar is None:
             return int(self._llama.llama_sampler_sample(self._chain, context.handle, index))
-        candidates = _candidates(context.logits(index))
-        token = self._pick(candidates)
-        while not self._grammar.allows(token):
-            candidates = self._grammar.allowed(candidates[candidates["id"] != token])
-            token = self._pick(candidates)
-        self._grammar.accept(token)
-        self._llama.llama_sampler_accept(self._chain, token)
+        token, _ = self._choose(context.logits(index))
+        self._accept(token)
         return token
 
-    def _pick(self, candidates: NDArray[Any]) -> int:
+    def draw_of_batch(self, context: Context, index: int, lead: float) -> int | None:
+        """As draw; at temperature 0 None, and nothing is remembered, where another token's logit comes
+        closer than `lead`."""
+        if not self._sampling.is_greedy:
+            return self.draw(context, index)
+        logits = context.logits(index)
+        if self._grammar is None and not self._sampling.has_penalties:
+            token = place = int(logits.argmax())  # ten times as fast as the chain
+        else:
+            token, tried = self._choose(logits)
+            logits = tried["logit"]
+            place = int(np.flatnonzero(tried["id"] == token)[0])
+        if logits[place] - _largest_but(logits, place) < lead:
+            return None
+        self._accept(token)
+        return token
+
+    def _choose(self, logits: NDArray[np.float32]) -> tuple[int, NDArray[Any]]:
+        """The token to draw, and what it was chosen from, as the chain sees it."""
+        candidates = _candidates(logits)
+        token, tried = self._pick(candidates)
+        while self._grammar is not None and not self._grammar.allows(token):
+            candidates = self._grammar.allowed(candidates[candidates["id"] != token])
+            token, tried = self._pick(candidates)
+        return token, tried
+
+    def _accept(self, token: int) -> None:
+        if self._grammar is not None:
+            self._grammar.accept(token)
+        self._llama.llama_sampler_accept(self._chain, token)
+
+    def _pick(self, candidates: NDArray[Any]) -> tuple[int, NDArray[Any]]:
         tried = candidates.copy()  # named: C only has its address
         array = _apply(self._llama, self._chain, tried)
-        return int(array.data[array.selected].id)
+        return int(array.data[array.selected].id), tried
 
 
 @contextmanager
@@ -134,7 +170,7 @@ def sampler(sampling: Sampling, model: Model, recent: Sequence[int]) -> Iterator
             llama.llama_sampler_chain_add(chain, link)
         for token in recent[-sampling.repeat_last :] if sampling.repeat_last else ():
             llama.llama_sampler_accept(chain, token)
-        yield Sampler(chain, grammar)
+        yield Sampler(sampling, chain, grammar)
     finally:
         llama.llama_sampler_free(chain)
         if grammar is not None:
@@ -203,6 +239,12 @@ class _Grammar:
         self._llama.llama_sampler_free(self._sampler)
 
 
+def _largest_but(logits: NDArray[np.float32], place: int) -> float:
+    """The largest of the logits but the one at `place`."""
+    sides = logits[:place], logits[place + 1 :]
+    return max(float(side.max(initial=-math.inf)) for side in sides)
+
+
 def _candidates(logits: NDArray[np.float32]) -> NDArray[Any]:
     """All tokens with their logits, as the library's samplers take them."""
     candidates = np.zeros(len(logits), _CANDIDATE)
@@ -227,7 +269,7 @@ def _chain(llama: Any, sampling: Sampling, vocab_size: int) -> Iterator[Any]:
         sampling.frequency_penalty,
         sampling.presence_penalty,
     )
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         yield llama.llama_sampler_init_greedy()
         return
     yield llama.llama_sampler_init_top_k(sampling.top_k)

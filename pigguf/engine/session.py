@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from operator import index
+from time import perf_counter
 from types import TracebackType
 from typing import Literal, TypeVar
 
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 from pigguf.divergence import divergence
 from pigguf.engine.context import Context
 from pigguf.engine.interrupts import held_interrupts
-from pigguf.engine.sampling import Sampling, sampler
+from pigguf.engine.lookup import Lookup, Pace
+from pigguf.engine.sampling import Sampler, Sampling, sampler
 from pigguf.errors import ContextOverflow, EngineError, Interrupted, UsageError
 from pigguf.progress import SILENT, Progress, stage
 
@@ -29,6 +32,7 @@ StopReason = Literal["end", "length", "window", "interrupted"]
 T = TypeVar("T")
 
 _MOST_DIVERGENCE = 0.1  # nats, KL
+_CLEAR_LEAD = 0.5  # in logits: mostly above what a batch's kernels round otherwise than those of one token
 
 
 class Session:
@@ -38,14 +42,20 @@ class Session:
         stop_reason: why the last generate stopped: "end" (the model ended its answer), "length" (the
             limit), "window" (no room for another token), "interrupted"; None before the first and
             while one runs.
+        drafted, accepted: tokens that lookup decoding put into batches so far, and those of them that were
+            drawn; the others cost time only.
     """
 
     def __init__(self, context: Context, sequence: int) -> None:
         self.stop_reason: StopReason | None = None
+        self.drafted = self.accepted = 0
+        self._pace = Pace()
+        self._ahead = 0  # rows in the cache behind those of _tokens: drawn tokens that nobody asked for yet
         self._context: Context | None = context
         self._sequence = sequence
         self._tokens: list[int] = []
         self._interrupted = False
+        self._moved_from: int | None = None  # where drop moved tokens that remember what is gone
         self._user: object = None  # the iterator whose tokens these are
 
     @property
@@ -93,7 +103,7 @@ class Session:
         """
         tokens = self._checked(tokens)
         size = self.context.batch_size
-        self._user = None
+        self._claim(None)
         with self.context.turn, stage(progress, "prefill", len(tokens), "tokens"):
             for start in range(0, len(tokens), size):
                 batch = tokens[start : start + size]
@@ -125,7 +135,7 @@ class Session:
             try:
                 self._read(tokens, progress)
             finally:
-                if context.store is not None:
+                if context.store is not None and self._moved_from is None:
                     context.store.keep(self)
         return kept
 
@@ -152,13 +162,25 @@ class Session:
         """
         if not 0 <= count <= len(self._tokens):
             raise UsageError(f"{count} tokens cannot be kept of {len(self._tokens)}")
-        self._user = None
+        self._claim(None)
         self._cut(count)
 
     def _cut(self, count: int) -> None:
         with self.context.turn, held_interrupts():
             self.context.cut(self._sequence, count)
             del self._tokens[count:]
+            self._ahead = 0
+            if self._moved_from is not None and count <= self._moved_from:
+                self._moved_from = None
+
+    def _claim(self, user: object) -> None:
+        """The tokens are another user's from now on, and nothing is in the cache but them."""
+        self._user = user
+        self._drop_ahead()
+
+    def _drop_ahead(self) -> None:
+        if self._ahead:
+            self._cut(len(self._tokens))
 
     def drop(self, start: int, stop: int) -> None:
         """Drop the tokens at [start, stop) and move those after them to the positions before.
@@ -172,10 +194,11 @@ class Session:
         """
         if not 0 <= start < stop < len(self._tokens):
             raise UsageError(f"tokens {start} to {stop} cannot be dropped of {len(self._tokens)}")
-        self._user = None
+        self._claim(None)
         with self.context.turn, held_interrupts():
             self.context.shift(self._sequence, start, stop)
             del self._tokens[start:stop]
+            self._moved_from = start if self._moved_from is None else min(start, self._moved_from)
             # llama.cpp turns the keys when it computes next: before that, a state taken would be wrong.
             last = self._tokens.pop()
             self.context.cut(self._sequence, len(self._tokens))
@@ -190,6 +213,7 @@ class Session:
             EngineError: the session is empty or closed, or llama.cpp failed.
         """
         with self.context.turn:
+            self._drop_ahead()
             return self.context.state(self._sequence)
 
     def adopt_state(self, state: bytearray, tokens: Sequence[int]) -> None:
@@ -198,10 +222,10 @@ class Session:
         V must lie as `context.values_transposed` says.
 
         Raises:
-            EngineError: llama.cpp refuses it, or it is of another number of tokens; the session is empty then.
+            EngineError: llama.cpp refuses it, or it is of other tokens; the session is empty then.
         """
         with self.context.turn, held_interrupts():
-            self._user = None
+            self._claim(None)
             self._tokens = []
             self.context.set_state(self._sequence, state)
             self._take(tokens)
@@ -213,6 +237,7 @@ class Session:
             EngineError: it could not be written whole.
         """
         with self.context.turn:
+            self._drop_ahead()
             return self.context.save_state(self._sequence, path, self._tokens)
 
     def load_state(self, path: str, tokens: Sequence[int]) -> None:
@@ -224,8 +249,8 @@ class Session:
             EngineError: llama.cpp refuses it, or it holds other tokens; the session is empty then.
         """
         with self.context.turn, held_interrupts():
-            self._user = None
-            self._tokens = []
+            self._claim(None)
+            self._tokens, self._moved_from = [], None
             found = self.context.load_state(self._sequence, path, len(tokens))
             self._take(found if found == list(tokens) else [])
 
@@ -269,7 +294,8 @@ class Session:
         indices = sorted(set(wanted))
         if indices and not 0 <= indices[0] <= indices[-1] < len(tokens):
             raise UsageError(f"logits were asked for at {indices[0]}..{indices[-1]} of {len(tokens)} tokens")
-        self._user = user = object()
+        user = object()
+        self._claim(user)
         return self._evaluate(user, tokens, indices, reduce, progress)
 
     def _evaluate(
@@ -344,7 +370,7 @@ class Session:
     # ---- decode ----------------------------------------------------------------------------------
 
     def generate(
-        self, sampling: Sampling | None = None, limit: int | None = None
+        self, sampling: Sampling | None = None, limit: int | None = None, *, lookup: bool = True
     ) -> Generator[int, None, None]:
         """Draw tokens after what the cache holds, until the model ends, the limit, or the window.
 
@@ -354,6 +380,9 @@ class Session:
 
         Args:
             limit: most tokens to yield; None is up to the window's end.
+            lookup: draft what repeats the text so far, and draw from it a batch at a time, where that is
+                faster (lookup.py). Each token is drawn as without. A batch rounds otherwise than single
+                steps do, so that at temperature 0 texts may part where two tokens are as good as equal.
 
         Raises:
             UsageError: the cache is empty, or the limit is negative.
@@ -363,14 +392,20 @@ class Session:
             raise UsageError(f"the limit is {limit} tokens", "give a number from 0")
         if self.context and not self._tokens:
             raise UsageError("there is nothing to continue", "feed the session first")
-        self._user = user = object()
-        return self._generate(user, sampling or Sampling(), math.inf if limit is None else limit)
+        user = object()
+        self._claim(user)
+        lookup = lookup and self.context.observer is None  # which would see drafts that come to nothing
+        return self._generate(user, sampling or Sampling(), math.inf if limit is None else limit, lookup)
 
-    def _generate(self, user: object, sampling: Sampling, limit: float) -> Generator[int, None, None]:
+    def _generate(
+        self, user: object, sampling: Sampling, limit: float, with_lookup: bool
+    ) -> Generator[int, None, None]:
         context = self.context
         model = context.model
+        lookup: Lookup | None = None
         drawn = 0
         token: int | None = None
+        waiting: deque[int] = deque()
         self.stop_reason = None
         self._interrupted = False
         try:
@@ -383,10 +418,17 @@ class Session:
                             return
                         if token is None:
                             self._compute_logits()
+                            self._refuse_no_numbers()
+                            token = drawing.draw(context)
+                        elif waiting:
+                            self._take_row(token)
+                            token = waiting.popleft()
                         else:
-                            self._append_one(token)
-                        self._refuse_no_numbers()
-                        token = drawing.draw(context)
+                            if lookup is None and with_lookup:
+                                lookup = Lookup([*self._tokens, token], self._pace)
+                            most = min(limit - drawn, self.room, context.most_outputs) - 1
+                            waiting += self._step(token, drawing, lookup, int(most))
+                            token = waiting.popleft()
                     if model.is_end(token):
                         self.stop_reason = "end"
                         return
@@ -397,7 +439,68 @@ class Session:
                 self.stop_reason = "length"
         finally:
             if self._user is user:
+                self._claim(None)
                 self.stop_reason = self.stop_reason or "interrupted"
+
+    def _take_row(self, token: int) -> None:
+        """The token that is next behind _tokens in the cache has been asked for."""
+        if self._ahead:
+            self._tokens.append(token)
+            self._ahead -= 1
+        else:  # dropped meanwhile, so that a state could be taken
+            self._append_one(token)
+
+    def _step(self, token: int, drawing: Sampler, lookup: Lookup | None, most: int) -> list[int]:
+        """Put a drawn token into the cache and draw what comes after it; more where a draft is right."""
+        draft = lookup.draft(most) if lookup else []
+        begun = perf_counter()
+        if draft:
+            drawn = self._verify(token, draft, drawing)
+        else:
+            self._append_one(token)
+            self._refuse_no_numbers()
+            drawn = [drawing.draw(self.context)]
+        if lookup:
+            lookup.took(1 + len(draft), perf_counter() - begun)
+            lookup.extend(drawn)
+        return drawn
+
+    def _verify(self, token: int, draft: list[int], drawing: Sampler) -> list[int]:
+        """Put a drawn token and a draft into the cache in one batch, draw after each of them while the draft
+        is what is drawn, and take the rows of the others out again.
+
+        The rows of tokens that are drawn and not yet asked for are counted in _ahead.
+        """
+        context, held, batch = self.context, len(self._tokens), (token, *draft)
+        drawn: list[int] = []
+        try:
+            context.decode(self._sequence, batch, held, range(len(batch)))
+            for place, expected in enumerate((*draft, None)):
+                self._refuse_no_numbers(place)
+                found = drawing.draw_of_batch(context, place, _CLEAR_LEAD)
+                if found is None:
+                    drawn.append(self._drawn_alone(batch[place], held + place, drawing))
+                    break
+                drawn.append(found)
+                if found != expected or context.model.is_end(found):
+                    break
+            if len(drawn) < len(batch):
+                context.cut(self._sequence, held + len(drawn))
+            self._tokens.append(token)
+            self._ahead = len(drawn) - 1
+        except BaseException:
+            self._cut(held)
+            raise
+        self.drafted += len(draft)
+        self.accepted += self._ahead
+        return drawn
+
+    def _drawn_alone(self, token: int, position: int, drawing: Sampler) -> int:
+        """Compute a token again as a step of one does, and draw what comes after it."""
+        self.context.cut(self._sequence, position)
+        self.context.decode(self._sequence, (token,), position, (0,))
+        self._refuse_no_numbers()
+        return drawing.draw(self.context)
 
     def _append_one(self, token: int) -> None:
         """As _append for one token, without a look at Ctrl-C from inside the computation: a callback from
@@ -437,10 +540,10 @@ class Session:
             self._cut(len(self._tokens) - 1)
             self._append_one(last)
 
-    def _refuse_no_numbers(self) -> None:
+    def _refuse_no_numbers(self, index: int = -1) -> None:
         """C samplers sort, and sorting what is no number may leave the array. The largest of values with a
         NaN among them is NaN; minus infinity alone is in order, and drawn by nobody."""
-        if not math.isfinite(self.context.logits(-1).max()):
+        if not math.isfinite(self.context.logits(index).max()):
             raise self.not_numbers()
 
     def not_numbers(self) -> EngineError:
@@ -468,6 +571,7 @@ class Session:
                 context.release(self._sequence)
                 self._context = None
                 self._tokens = []
+                self._ahead = 0
 
     def __enter__(self) -> Session:
         return self
