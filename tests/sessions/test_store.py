@@ -177,11 +177,16 @@ def test_a_session_longer_than_the_window_is_passed_over(
     ids=str,
 )
 def test_other_positions_and_cache_types_have_states_of_their_own(
-    tiny: Path, directory: Path, rope: RuntimeRope | None, options: dict[str, object]
+    tiny: Path,
+    directory: Path,
+    rope: RuntimeRope | None,
+    options: dict[str, object],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     read_document(tiny, directory)
     assert recalled(tiny, directory, rope, **options) == 0
     assert recalled(tiny, directory) == len(DOCUMENT)
+    assert not caplog.records  # the other's state is no candidate, which llama.cpp would have to refuse
 
 
 def test_an_override_that_says_what_the_file_says_shares_its_states(tiny: Path, directory: Path) -> None:
@@ -201,6 +206,20 @@ def test_a_model_with_one_other_byte_has_states_of_its_own(
     other.write_bytes(data)
     assert recalled(other, directory) == 0
     assert recalled(tiny, directory) == len(DOCUMENT)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_model_that_another_of_its_size_took_the_place_of_is_another(
+    directory: Path, tmp_path: Path, in_place: bool
+) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    read_document(path, directory)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    if not in_place:
+        path.unlink()
+    path.write_bytes(data)
+    assert recalled(path, directory) == 0
 
 
 def test_the_same_model_elsewhere_shares_its_states(tiny: Path, directory: Path, tmp_path: Path) -> None:
@@ -303,30 +322,27 @@ def test_nobody_else_can_read_it_and_no_name_tells_of_it(tiny: Path, directory: 
 
 
 def test_what_was_not_used_for_longest_makes_room(tiny: Path, directory: Path) -> None:
-    documents = [text_tokens(1500, seed) for seed in (11, 12, 13)]
-    read_document(tiny, directory)
-    [kept] = SessionStore(directory).kept()
-    store = SessionStore(directory, budget=3 * kept.bytes + kept.bytes // 2)
-
-    def there(tokens: list[int]) -> bool:
-        with opened(tiny, store) as session:
-            store.recall(session, tokens)
-            return session.length > 0
-
+    documents = [text_tokens(1500, seed) for seed in (11, 12, 13, 14)]
+    store = SessionStore(directory)
     with opened(tiny, store) as session:
-        for age, document in enumerate(documents[:2]):
+        for age, document in enumerate(documents[:3]):
             session.keep(0)
             session.advance_to(document)
-            for path in directory.iterdir():
-                os.utime(path, (1000 + age, 1000 + age))
-        assert there(DOCUMENT)  # is used now
+            os.utime(store.kept()[0].path, (1000 + age, 1000 + age))  # the one just made
+        sizes = [kept.bytes for kept in store.kept()]
+        small = SessionStore(directory, budget=sum(sizes) + sizes[0] // 2)
+
+        def there(document: list[int]) -> bool:
+            session.keep(0)
+            small.recall(session, document)
+            return session.length > 0
+
+        assert there(documents[0])  # the oldest, which is used now
         session.keep(0)
-        session.advance_to(documents[2])
-    assert len(store.kept()) == 3
-    assert sum(kept.bytes for kept in store.kept()) <= store.budget()
-    assert [there(tokens) for tokens in (DOCUMENT, *documents)] != [True] * 4
-    assert there(DOCUMENT)
-    assert there(documents[2])
+        session.feed(documents[3])
+        small.keep(session)
+        assert [there(document) for document in documents] == [True, False, True, True]
+    assert sum(kept.bytes for kept in store.kept()) <= small.budget()
 
 
 def test_a_state_larger_than_the_budget_costs_the_others_nothing(
