@@ -35,6 +35,9 @@ _HOMES = {
     "repair": "pigguf.verbs.repair",
     "diff": "pigguf.verbs.diff",
     "verify": "pigguf.verbs.against",
+    "plan": "pigguf.planning",
+    "tune": "pigguf.tuning.run",
+    "bench": "pigguf.benchmark",
     "open_model": "pigguf.local",
     "ask": "pigguf.document_chat",
     "open_documents": "pigguf.document_chat",
@@ -62,6 +65,9 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "repair",
     "diff",
     "verify",
+    "plan",
+    "tune",
+    "bench",
     "open_model",
     "LocalModel",
     "ask",
@@ -79,6 +85,7 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
 ]
 
 if TYPE_CHECKING:
+    from pigguf.benchmark import bench
     from pigguf.document_chat import DocumentChat, ask, open_documents
     from pigguf.engine.model import RuntimeRope
     from pigguf.engine.sampling import Sampling
@@ -87,10 +94,12 @@ if TYPE_CHECKING:
     from pigguf.finetuning.run import finetune
     from pigguf.finetuning.settings import FinetuneSettings
     from pigguf.local import LocalModel, open_model
+    from pigguf.planning import plan
     from pigguf.progress import Progress
     from pigguf.rope import RopeOverrides
     from pigguf.runtime import RunSettings
     from pigguf.summary import summarize
+    from pigguf.tuning.run import tune
     from pigguf.verbs.against import verify
     from pigguf.verbs.convert import ConversionResult, convert
     from pigguf.verbs.diff import diff

@@ -3,8 +3,8 @@
     with open_session("model.gguf", RunSettings(ctx=32768)) as session:
         session.advance_to(session.context.model.tokenize(text))
 
-What fits is settled before anything is loaded (plan.py); threads, batches and flash attention are what was
-measured here, or the built-in rule (tuning/); long prompts go through PyTorch where that is faster
+What fits is settled before anything is loaded (planning.py); threads, batches and flash attention are what
+was measured here, or the built-in rule (tuning/); long prompts go through PyTorch where that is faster
 (hybrid/); what was read stays read on disk (sessions/). All of it keeps to what llama.cpp alone computes,
 within roundings.
 Left out: evaluations and checks, which measure llama.cpp's own figures and open models themselves.
@@ -23,7 +23,7 @@ from pigguf.engine.context import UNQUANTIZED
 from pigguf.errors import UsageError
 from pigguf.gguf_file import GGUFFile, read_header
 from pigguf.hybrid import HybridReader
-from pigguf.plan import MeasuredSpeed, Plan, Settings, choose, plan
+from pigguf.planning import MeasuredSpeed, Plan, Settings, choose, plan
 from pigguf.progress import SILENT, Progress
 from pigguf.sessions import open_store
 from pigguf.tuning import Tuning, find_tuning

@@ -19,10 +19,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
     (
         *("chat", "local", "overflow", "examples", "async_api", "document_chat", "summary"),
-        *("chat_format", "text", "evals", "finetuning", "bench"),
+        *("chat_format", "text", "evals", "finetuning", "benchmark"),
     ),
     ("runtime",),
-    ("verbs", "plan", "tuning"),
+    ("verbs", "planning", "tuning"),
     ("reference", "sessions", "hybrid"),
     ("engine",),
     ("checkpoint", "tokenizer", "quantization"),

@@ -11,10 +11,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pigguf.bench import bench
+from pigguf.benchmark import bench
 from pigguf.cli import render
 from pigguf.cli.evals.options import numbers, show
-from pigguf.cli.options import PATH, cache_options, engine_options, json_option, verbose_option
+from pigguf.cli.options import PATH, json_option, setting_options, verbose_option
 from pigguf.cli.termination import tidy_termination
 from pigguf.engine import log_to
 from pigguf.errors import UsageError
@@ -23,33 +23,11 @@ from pigguf.evals.report import Lines, Report
 from pigguf.files import atomic_write
 from pigguf.runtime import RunSettings
 
-_FLASH = {"auto": None, "on": True, "off": False}
-
 # a plot's ending -> how it is drawn
 _DRAWN: dict[str, Callable[[Report], str]] = {
     ".svg": lambda report: drawing([plot for plot in report.plots if isinstance(plot, Lines)]),
     ".html": page,
 }
-
-
-def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a model is run, each option named as RunSettings has it."""
-    command = click.option(
-        "--prefill",
-        type=click.Choice(["auto", "llama.cpp", "torch"]),
-        default="auto",
-        show_default=True,
-        help="What reads long prompts.",
-    )(command)
-    command = click.option(
-        "--flash-attention",
-        type=click.Choice(list(_FLASH)),
-        callback=lambda ctx, parameter, value: _FLASH[value],
-        default="auto",
-        show_default=True,
-        help="Flash attention; auto is what was tuned, or the built-in rule.",
-    )(command)
-    return engine_options(cache_options(command))
 
 
 @click.command(add_help_option=False)

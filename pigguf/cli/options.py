@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -164,11 +165,6 @@ def cache_options(command: Command) -> Command:
     return command
 
 
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a model is opened. Passed as window_options and engine_options say."""
-    return window_options(engine_options(command))
-
-
 def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The window, and how positions are read. Passed as `ctx_length`, and `rope`: RuntimeRope or None."""
     from pigguf.engine import RuntimeRope
@@ -202,22 +198,39 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(with_window_options)
 
 
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a model is run, and what for. Passed as `settings`: RunSettings."""
-    from pigguf.runtime import Prefill, RunSettings
+_FLASH_ATTENTION = {"auto": None, "on": True, "off": False}
 
-    own = ("gpu_layers", "threads", "rope", "cache_k", "cache_v", "prefill", "sessions")
 
-    @window_options
-    @engine_options
-    @cache_options
-    @click.option(
+def setting_options(command: Command) -> Command:
+    """How fast and how small a model runs, each option named as RunSettings has it."""
+    from pigguf.runtime import Prefill
+
+    command = click.option(
         "--prefill",
         type=click.Choice(get_args(Prefill)),
         default="auto",
         show_default=True,
         help="What reads long prompts; auto is PyTorch where it is installed and faster.",
-    )
+    )(command)
+    command = click.option(
+        "--flash-attention",
+        type=click.Choice(list(_FLASH_ATTENTION)),
+        callback=lambda ctx, parameter, value: _FLASH_ATTENTION[value],
+        default="auto",
+        show_default=True,
+        help="Flash attention; auto is what was tuned, or the built-in rule.",
+    )(command)
+    return engine_options(cache_options(command))
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a model is run, and what for. Passed as `settings`: RunSettings."""
+    from pigguf.runtime import RunSettings
+
+    own = [field.name for field in fields(RunSettings) if field.name != "ctx"]
+
+    @window_options
+    @setting_options
     @click.option(
         "--sessions/--no-sessions",
         default=True,
@@ -226,7 +239,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(command)
     def with_run_options(*, ctx_length: int | None, **values: Any) -> Any:
-        settings = RunSettings(ctx=ctx_length, **{name: values.pop(name) for name in own})
+        settings = RunSettings(ctx_length, **{name: values.pop(name) for name in own})
         return command(settings=settings, **values)
 
     return with_run_options

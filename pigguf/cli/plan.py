@@ -13,7 +13,7 @@ from pigguf.cli.options import PATH, cache_options, gpu_layers_option, json_opti
 from pigguf.engine import CacheType, RuntimeRope
 from pigguf.engine.dry_run import HOST
 from pigguf.engine.memory import in_words
-from pigguf.plan import DevicePlan, LongestWindow, MeasuredSpeed, Plan
+from pigguf.planning import DevicePlan, LongestWindow, MeasuredSpeed, Plan
 from pigguf.runtime import RunSettings, plan_session
 
 

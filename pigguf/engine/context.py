@@ -591,7 +591,7 @@ def _handoff(model: Model, options: ContextOptions) -> Handoff | None:
 def _refuse_too_large(model: Model, options: ContextOptions, length: int) -> int:
     """Bytes of the KV cache, if there is room for them; on a GPU its own allocation tells.
 
-    Those of sliding layers are counted as if they saw everything: plan.py knows better.
+    Those of sliding layers are counted as if they saw everything: planning.py knows better.
     """
     count = cells(replace(options, length=length))
     needed = model.cache_bytes(count, options.cache_k, options.cache_v)

@@ -13,8 +13,8 @@ context.
 
 Upstream: llama.cpp src/llama-context.cpp (sched_reserve, llama_graph_reserve), src/llama-model.cpp and
 src/llama-kv-cache.cpp (no_alloc), common/fit.cpp, which does the same for --fit.
-Left out: whether there is room for it (plan.py); what is not in the library's buffers (scratch space of the
-CPU's operators, the vocabulary).
+Left out: whether there is room for it (planning.py); what is not in the library's buffers (scratch space of
+the CPU's operators, the vocabulary).
 """
 
 from __future__ import annotations

@@ -535,7 +535,7 @@ def _load_failure(file: GGUFFile, said: list[str]) -> EngineError | GGUFError:
 def _layers_on_gpu(wanted: GpuLayers, file: GGUFFile, layers: int) -> int:
     """How many layers to give to GPUs; llama.cpp counts the output as one more.
 
-    "auto" is a guess here, before any context is known of; plan.py knows.
+    "auto" is a guess here, before any context is known of; planning.py knows.
 
     Raises:
         BackendUnavailable: layers were asked for and there is no GPU.

@@ -8,7 +8,7 @@
     probe   the speed of a setting at a depth  rule   what goes for a machine that was never tuned
     rounds  comparisons within a budget        run    the tuning itself
 
-Chosen is only what changes no answer. Left out: memory (plan.py), and who applies it (runtime.py).
+Chosen is only what changes no answer. Left out: memory (planning.py), and who applies it (runtime.py).
 """
 
 from pigguf.tuning.run import BUDGET, Choice, TuningResult, tune

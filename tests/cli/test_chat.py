@@ -19,7 +19,7 @@ import pexpect
 import pytest
 from command_line import Done
 
-from pigguf import plan
+from pigguf import planning
 
 PATIENCE = 180  # seconds: the machine may be busy
 READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line
@@ -222,7 +222,7 @@ def test_a_window_that_the_memory_cut_short_is_said(
     asked: tuple[str, ...],
     said: bool,
 ) -> None:
-    monkeypatch.setattr(plan, "available_memory", lambda: free)
+    monkeypatch.setattr(planning, "available_memory", lambda: free)
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO()))
     done = run("chat", smollm2_gguf, "-p", "Hi", "--max-tokens", "2", "--json", *asked)
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pigguf.engine import Context, ContextOptions, Model, library
-from pigguf.plan import choose
+from pigguf.planning import choose
 
 pytestmark = pytest.mark.gpu
 

@@ -18,7 +18,7 @@ from pigguf.engine.devices import Device
 from pigguf.engine.dry_run import HOST, BufferSizes
 from pigguf.errors import BackendUnavailable, ContextOverflow, DoesNotFit, UsageError
 from pigguf.gguf_file import read_header
-from pigguf.plan import MeasuredSpeed, Planner, Resources, Settings, choose, plan
+from pigguf.planning import MeasuredSpeed, Planner, Resources, Settings, choose, plan
 
 MIB, GIB = 1 << 20, 1 << 30
 RESERVE = 128 * MIB
