@@ -77,6 +77,7 @@ def opened(path: Path, read: Callable[[int], T]) -> T:
 def unreadable(path: Path, error: OSError) -> ReadError:
     """What to raise where the system refuses to open or read a file."""
     hints = {
+        errno.ENOENT: "see that the path is spelled as it is on the disk",
         errno.EACCES: f"make it readable first, as its owner: chmod +r {path}",
         errno.EISDIR: "a file should have this name, not a directory",
     }

@@ -190,6 +190,8 @@ def _timings(turn: Turn) -> str:
         f"{read:,} tokens read in {turn.prefill_seconds:.1f} s ({turn.prefill_rate:,.0f} tokens/s), "
         f"first token after {turn.first_token_seconds:.1f} s"
     )
+    if turn.cached_tokens:
+        line = f"{turn.cached_tokens:,} tokens were read before, {line}"
     if turn.answer_tokens < 2:  # one token comes with the reading and has no rate of its own
         return line
     written = f"{turn.answer_tokens:,} written in {turn.decode_seconds:.1f} s"
@@ -206,6 +208,7 @@ def as_data(answer: str, chat: Chat) -> dict[str, object]:
         "notices": turn.notices,
         "tokens": {
             "prompt": turn.prompt_tokens,
+            "cached": turn.cached_tokens,
             "answer": turn.answer_tokens,
             "context_length": chat.context_length,
         },
