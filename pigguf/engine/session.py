@@ -452,6 +452,7 @@ class Session:
 
     def _step(self, token: int, drawing: Sampler, lookup: Lookup | None, most: int) -> list[int]:
         """Put a drawn token into the cache and draw what comes after it; more where a draft is right."""
+        self.context.settle_flash_attention(len(self._tokens), 1)
         draft = lookup.draft(most) if lookup else []
         begun = perf_counter()
         if draft:

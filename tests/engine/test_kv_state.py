@@ -168,6 +168,20 @@ def test_prompts_leave_flash_attention_at_the_depth_that_is_said(tiny: Path) -> 
         assert session.context.values_transposed
 
 
+def test_an_answer_that_grows_past_the_depth_moves_on_its_way(tiny: Path) -> None:
+    with session_of(tiny, flash_attention=True) as session:
+        session.feed(TOKENS)
+        expected = list(session.generate(GREEDY, limit=24))
+    with session_of(tiny, handoff=Handoff(decode=len(TOKENS) + 8, prompt=16)) as session:
+        session.feed(TOKENS)
+        texts = session.generate(GREEDY, limit=24)
+        drawn = [next(texts) for _ in range(4)]
+        assert not session.context.values_transposed
+        drawn += texts
+        assert session.context.values_transposed
+    assert drawn == expected
+
+
 def test_several_sequences_move_together(tiny: Path) -> None:
     options = ContextOptions(length=256, batch=32, sequences=3, handoff=Handoff(decode=32, prompt=16))
     with Model.open(tiny) as model, Context(model, options) as context:
