@@ -383,6 +383,7 @@ def damages(size: int, state_bytes: int) -> list[tuple[str, Callable[[bytes], by
         *((f"bit at {at}", flipped(at)) for at in flips),
         *((f"cut at {length}", lambda data, length=length: data[:length]) for length in lengths),
         ("longer", lambda data: data + b"\0"),
+        ("longer in the middle", lambda data: data[:state_bytes] + b" " + data[state_bytes:]),
         ("a hole", lambda data: data[:9000] + bytes(4096) + data[9000 + 4096 :]),
         ("something else", lambda data: b"hello\n" * 1000),
     ]
