@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pigguf.errors import OutputError, ReadError
+from pigguf.errors import OutputError, ReadError, UsageError
 
 T = TypeVar("T")
 
@@ -82,6 +82,25 @@ def unreadable(path: Path, error: OSError) -> ReadError:
         errno.EISDIR: "a file should have this name, not a directory",
     }
     return ReadError(f"{path}: {error.strerror or error}", hints.get(error.errno or 0))
+
+
+def cache_directory(what: str) -> Path:
+    """Where something is kept between runs: $XDG_CACHE_HOME/pigguf/<what>, which may not be there yet.
+
+    The default is ~/.cache; a relative one is to be ignored, says the XDG base directory specification.
+
+    Raises:
+        UsageError: the system knows no home of this user.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(cache):
+        return Path(cache, "pigguf", what)
+    try:
+        return Path.home() / ".cache" / "pigguf" / what
+    except RuntimeError as error:
+        raise UsageError(
+            f"there is no home directory to keep {what} in", "set HOME, or XDG_CACHE_HOME to a directory"
+        ) from error
 
 
 def download_hint(beginning: bytes) -> str:

@@ -319,15 +319,19 @@ class Context:
         Raises:
             EngineError: there is no memory for the other layout, nor for the old one again.
         """
-        wanted = self._handoff.wants_flash(held, count) if self._handoff else None
-        if wanted is None or wanted == self._flash:
+        if not self.would_move(held, count):
             return False
+        wanted = not self._flash
         try:
             self._move(wanted)
         except EngineError as error:
             self.give_up_handoff(error.message)
-            return self._flash == wanted
-        return True
+        return self._flash == wanted
+
+    def would_move(self, held: int, count: int) -> bool:
+        """Whether the cache lies otherwise than `count` tokens after `held` are computed fastest."""
+        wanted = self._handoff.wants_flash(held, count) if self._handoff else None
+        return wanted is not None and wanted != self._flash
 
     def give_up_handoff(self, why: str) -> None:
         """From now on the cache stays as it lies."""

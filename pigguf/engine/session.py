@@ -452,7 +452,7 @@ class Session:
 
     def _step(self, token: int, drawing: Sampler, lookup: Lookup | None, most: int) -> list[int]:
         """Put a drawn token into the cache and draw what comes after it; more where a draft is right."""
-        self.context.settle_flash_attention(len(self._tokens), 1)
+        self._settle()
         draft = lookup.draft(most) if lookup else []
         begun = perf_counter()
         if draft:
@@ -519,27 +519,37 @@ class Session:
             raise
 
     def _compute_logits(self) -> None:
-        """Compute the last token again where its logits are not the ones at hand.
+        """Compute the last token again where its logits are not at hand. Those that are give the first token
+        at once: the cache moves after it, if at all."""
+        if not self.context.has_logits_of(self._sequence, len(self._tokens)):
+            self._settle()
+            self._compute_last()
 
-        Where the cache is laid out anew for decode, the logits of before and after are compared: a layout
-        that was not understood costs a second reading, never a wrong answer.
+    def _compute_last(self) -> None:
+        last = self._tokens[-1]
+        self._cut(len(self._tokens) - 1)
+        self._append_one(last)
+
+    def _settle(self) -> None:
+        """Lay the cache out for decode, where that is faster.
+
+        The last token's logits of before and after are compared, if they are at hand: a layout that was not
+        understood costs a second reading, never a wrong answer.
         """
         context, length = self.context, len(self._tokens)
-        expected = context.logits(-1).copy() if context.has_logits_of(self._sequence, length) else None
-        moved = context.settle_flash_attention(length, 1)
+        if not context.would_move(length, 1):
+            return
+        is_known = context.has_logits_of(self._sequence, length)
+        expected = context.logits(-1).copy() if is_known else None
+        if not context.settle_flash_attention(length, 1) or expected is None:
+            return
         self._compute_last()
-        if moved and expected is not None and not _alike(expected, context.logits(-1)):
+        if not _alike(expected, context.logits(-1)):
             context.give_up_handoff("the engine computes something else after the KV cache was moved")
             tokens, user = list(self._tokens), self._user
             self._cut(0)
             self.feed(tokens)
             self._user = user
-
-    def _compute_last(self) -> None:
-        if not self.context.has_logits_of(self._sequence, len(self._tokens)):
-            last = self._tokens[-1]
-            self._cut(len(self._tokens) - 1)
-            self._append_one(last)
 
     def _refuse_no_numbers(self, index: int = -1) -> None:
         """C samplers sort, and sorting what is no number may leave the array. The largest of values with a

@@ -21,18 +21,19 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from pigguf.errors import OutputError
+from pigguf.files import cache_directory
 
 Value = TypeVar("Value")  # what JSON can hold
 
 
-def cache_directory() -> Path:
-    """Where evaluations keep what they need again: $XDG_CACHE_HOME/pigguf/evals, made if missing.
+def evals_directory() -> Path:
+    """Where evaluations keep what they need again, made if missing.
 
     Raises:
         OutputError: it cannot be made.
+        UsageError: the system knows no home of this user.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(home) / "pigguf" / "evals"
+    directory = cache_directory("evals")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,7 +59,7 @@ class Journal:
     ) -> None:
         identity = json.dumps([sha256, evaluation, dict(settings), dict(versions)], sort_keys=True)
         key = hashlib.sha256(identity.encode()).hexdigest()[:24]
-        self.path = cache_directory() / f"{evaluation}-{key}.jsonl"
+        self.path = evals_directory() / f"{evaluation}-{key}.jsonl"
         self._done = _read(self.path)
         try:
             self._file = self.path.open("a", encoding="utf-8")

@@ -36,7 +36,7 @@ from pigguf.divergence import Logits, divergence
 from pigguf.engine import Session
 from pigguf.errors import UsageError
 from pigguf.evals.intervals import wilson
-from pigguf.evals.journal import Journal, cache_directory
+from pigguf.evals.journal import Journal, evals_directory
 from pigguf.evals.perplexity import LEAST_WINDOW, Document, Piece, Rule, read_documents, refuse_short
 from pigguf.evals.report import Lines, Point, Report, Series, Table, versions
 from pigguf.evals.scoring import in_parts, within
@@ -173,7 +173,7 @@ def _as_gguf(reference: Path, progress: Progress) -> Iterator[Path]:
         return
     from pigguf.verbs.convert import convert
 
-    with tempfile.TemporaryDirectory(prefix="reference-", dir=cache_directory()) as folder:
+    with tempfile.TemporaryDirectory(prefix="reference-", dir=evals_directory()) as folder:
         target = Path(folder) / "reference.gguf"
         convert(reference, target, type="F32", progress=progress)
         yield target

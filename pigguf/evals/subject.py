@@ -24,7 +24,7 @@ from typing import Any
 from pigguf.engine import CacheType, Context, ContextOptions, GpuLayers, Model, RuntimeRope
 from pigguf.errors import ContextOverflow
 from pigguf.evals.baselines import AS_SHIPPED
-from pigguf.evals.journal import cache_directory
+from pigguf.evals.journal import evals_directory
 from pigguf.files import atomic_write, unreadable
 from pigguf.gguf_file import GGUFFile, read_header
 from pigguf.metadata import get
@@ -199,7 +199,7 @@ def _sha256(path: Path, progress: Progress) -> str:
     try:
         facts = os.stat(real)
         stamp = {"path": str(real), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
-        note = cache_directory() / f"sha256-{hashlib.sha256(str(real).encode()).hexdigest()[:24]}.json"
+        note = evals_directory() / f"sha256-{hashlib.sha256(str(real).encode()).hexdigest()[:24]}.json"
         known = _read_note(note)
         if known.get("file") == stamp:
             return str(known["sha256"])

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from pigguf.errors import UsageError
+from pigguf.files import cache_directory
 
 BUDGET_VARIABLE = "PIGGUF_SESSIONS_BUDGET"
 MOST_BYTES = 10 * 10**9  # where the variable says nothing
@@ -15,20 +16,12 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def sessions_directory() -> Path:
-    """$XDG_CACHE_HOME/pigguf/sessions, which may not be there yet; the default is ~/.cache.
+    """The user's, which may not be there yet.
 
     Raises:
         UsageError: the system knows no home of this user.
     """
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(cache):  # a relative one is to be ignored, says the XDG base directory specification
-        return Path(cache, "pigguf", "sessions")
-    try:
-        return Path.home() / ".cache" / "pigguf" / "sessions"
-    except RuntimeError as error:
-        raise UsageError(
-            "there is no home directory to keep sessions in", "set HOME, or XDG_CACHE_HOME to a directory"
-        ) from error
+    return cache_directory("sessions")
 
 
 def stated_budget() -> int | None:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pigguf.engine import GpuLayers, Model
-from pigguf.errors import OutputError
-from pigguf.files import atomic_write
+from pigguf.errors import OutputError, UsageError
+from pigguf.files import atomic_write, cache_directory
 from pigguf.gguf_file import GGUFFile
 from pigguf.tuning.keys import Key, machine_key, shape_key
 from pigguf.tuning.rule import rule
@@ -40,8 +39,7 @@ def find_tuning(model: Model | GGUFFile, gpu_layers: GpuLayers = "auto") -> Tuni
         BackendUnavailable: the engine cannot be loaded.
     """
     machine, shape = machine_key(gpu_layers), shape_key(_header(model))
-    kept = _read(tuning_path(machine, shape), machine, shape)
-    return kept or rule(machine)
+    return _read(machine, shape) or rule(machine)
 
 
 def keep_tuning(
@@ -73,18 +71,25 @@ def keep_tuning(
 
 
 def tuning_path(machine: Key, shape: Key) -> Path:
-    """Where the tuning of these keys lies, whether there is one or not."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    """Where the tuning of these keys lies, whether there is one or not.
+
+    Raises:
+        UsageError: the system knows no home of this user.
+    """
     identity = json.dumps([FORMAT, machine, shape], sort_keys=True)
-    return Path(cache) / "pigguf" / "tuning" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
+    return cache_directory("tuning") / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
 
 
 def _header(model: Model | GGUFFile) -> GGUFFile:
     return model.file if isinstance(model, Model) else model
 
 
-def _read(path: Path, machine: Key, shape: Key) -> Tuning | None:
-    """The tuning in a file, or None where there is none to be used."""
+def _read(machine: Key, shape: Key) -> Tuning | None:
+    """The tuning that is kept for these keys, or None where there is none to be used."""
+    try:
+        path = tuning_path(machine, shape)
+    except UsageError:
+        return None  # nobody has a place to keep one
     try:
         content: Any = json.loads(path.read_bytes())
         held = [content["format"], content["machine"], content["shape"]]

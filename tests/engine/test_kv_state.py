@@ -149,7 +149,10 @@ def test_decode_after_a_handoff_is_plain_decode(tiny: Path, cache_k: str) -> Non
 def test_a_handoff_goes_back_for_a_long_prompt_and_not_for_a_short_one(tiny: Path) -> None:
     with session_of(tiny, handoff=Handoff(decode=32, prompt=16)) as session:
         session.feed(TOKENS)
-        next(session.generate(GREEDY, limit=1))
+        texts = session.generate(GREEDY, limit=2)
+        next(texts)
+        assert not session.context.values_transposed, "the first token does not wait for the move"
+        next(texts)
         session.feed(TOKENS[:8])
         assert session.context.values_transposed
         session.feed(TOKENS)
@@ -227,7 +230,7 @@ def test_models_with_sliding_layers_stay_as_they_are(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "gemma3.gguf", model=GEMMA3)
     with session_of(path, length=64, handoff=Handoff(decode=8, prompt=4)) as session:
         session.feed(TOKENS[:40])
-        next(session.generate(GREEDY, limit=1))
+        assert len(list(session.generate(GREEDY, limit=2))) == 2
         assert not session.context.values_transposed
 
 
