@@ -41,7 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("pigguf.cli.tune", "Measure how a model runs fastest on this machine, and keep it."),
     "bench": ("pigguf.cli.bench", "Measure how fast a model reads and writes, by depth."),
     "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
-    "ask": ("pigguf.cli.ask", "Ask a model about documents, and see where the answer stands in them."),
+    "ask": ("pigguf.cli.ask", "Ask a model about documents, and see where answers stand."),
     "summarize": ("pigguf.cli.summarize", "Let a model summarize a document of any length."),
     "sessions": ("pigguf.cli.sessions", "List or remove the documents that stay read."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from pigguf.engine import devices, library, preflight
-from pigguf.engine.context import ContextOptions, cells, context_parameters
+from pigguf.engine.context import ContextOptions, context_parameters
 from pigguf.engine.ggml_tensor import Tensor, ggml
 from pigguf.engine.model import RuntimeRope, cache_row_bytes, load_weights
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError
@@ -159,7 +159,7 @@ class DryRun:
 
     def _parameters(self, options: ContextOptions) -> Any:
         """As Context makes them."""
-        _refuse_too_many(self._file, cells(options))
+        _refuse_too_many(self._file, options)
         return context_parameters(options, self._vocab_size)
 
     def _tensors(self, context: Any, sequences: int) -> list[Tensor]:
@@ -218,14 +218,16 @@ def _logged(lines: Iterable[str]) -> list[tuple[str, str, int]]:
     return found
 
 
-def _refuse_too_many(file: GGUFFile, cells: int) -> None:
+def _refuse_too_many(file: GGUFFile, options: ContextOptions) -> None:
     """
     Raises:
         DoesNotFit: llama.cpp's own notes on so many cells would take memory and time to speak of.
     """
-    if cells > MOST_CELLS:
+    assert options.length is not None
+    wanted = options.length * options.sequences
+    if wanted > MOST_CELLS:
         raise DoesNotFit(
-            f"{file.path}: windows of {cells:,} tokens in all are more than the {MOST_CELLS:,} there can be",
+            f"{file.path}: windows of {wanted:,} tokens in all are more than the {MOST_CELLS:,} there can be",
             "take a shorter context",
         )
 

@@ -225,7 +225,7 @@ def _decode(session: Session, limit: int) -> tuple[str, int]:
     """The greedy answer up to its fifth digit, and how many tokens were drawn."""
     model = session.context.model
     drawn, answer = 0, b""
-    with closing(session.generate(_GREEDY, limit)) as tokens:
+    with closing(session.generate(_GREEDY, limit, lookup=False)) as tokens:
         for token in tokens:
             drawn += 1
             answer += model.piece(token)

@@ -249,7 +249,7 @@ def _summary(
     model = session.context.model
     session.advance_to(prompt, within(progress))
     tokens = []
-    for token in session.generate(sampling, max_output):
+    for token in session.generate(sampling, max_output, lookup=False):
         tokens.append(token)
         progress.advance(1)
     progress.advance(max_output - len(tokens))

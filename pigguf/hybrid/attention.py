@@ -25,8 +25,8 @@ from pigguf.hybrid.graph import Shape
 Step = Callable[[float], None]  # called after each part of the work, with its share of the whole
 
 _ROWS = 768  # of a block's queries, those of a group counted singly: at most
-_KEYS = 1024  # of a block; a multiple of the queries' tokens
-_SCORE_BYTES = 2 << 20  # a core's
+_KEYS = 2048  # of a block; a multiple of the queries' tokens
+_SCORE_BYTES = 1 << 20  # a core's
 _SINK = 64  # first keys that c is taken from
 _FAR = 12.0  # c may lie so far below the log of a row's sum; in prose it lies 2 below, and 11 at most
 

@@ -58,13 +58,13 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (9, 3), (8, 1), (7, 7), (12, 2)])
-@pytest.mark.parametrize(("cells", "count"), [(1, 1), (300, 300), (2500, 700), (3001, 1)])
+@pytest.mark.parametrize(("cells", "count"), [(1, 1), (300, 300), (4500, 700), (5001, 1)])
 def test_it_is_softmax_up_to_rounding(
     kernel: type[BlockedAttention], heads: int, kv_heads: int, cells: int, count: int
 ) -> None:
     shape = shape_of(heads, kv_heads)
     given = drawn(shape, cells, count)
-    assert apart(attended(kernel(shape, 4000), *given), exact(*given)) < 0.01
+    assert apart(attended(kernel(shape, 6000), *given), exact(*given)) < 0.01
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -80,11 +80,11 @@ def test_values_may_lie_transposed_in_a_longer_cache(kernel: type[BlockedAttenti
 
 def test_a_part_goes_on_where_another_ended() -> None:
     shape = shape_of(9, 3)
-    queries, keys, values = drawn(shape, 1500, 1500)
-    kernel = BlockedAttention(shape, 1500)
+    queries, keys, values = drawn(shape, 2800, 2800)
+    kernel = BlockedAttention(shape, 2800)
     parts = [
         attended(kernel, queries[start:stop], keys[:stop], values[:stop])
-        for start, stop in ((0, 37), (37, 1000), (1000, 1500))
+        for start, stop in ((0, 37), (37, 2300), (2300, 2800))
     ]
     assert apart(torch.cat(parts), exact(queries, keys, values)) < 0.01
 
@@ -94,12 +94,12 @@ def test_a_part_goes_on_where_another_ended() -> None:
 def test_one_key_far_away_that_outweighs_all_others(kernel: type[BlockedAttention], size: float) -> None:
     """Neither among the first keys nor near: the estimate of the maximum misses it by `size`."""
     shape = shape_of()
-    queries, keys, values = drawn(shape, 3000, 200)
+    queries, keys, values = drawn(shape, 5000, 200)
     direction = torch.ones(shape.head_dim)
     queries = queries * 0.1 + direction
     keys[1234] = direction * size / math.sqrt(shape.head_dim)
     given = (queries, keys, values)
-    found = attended(kernel(shape, 3000), *given)
+    found = attended(kernel(shape, 5000), *given)
     assert apart(found, exact(*given)) < 0.01
     if size > 20:
         assert apart(found, values[1234].double().repeat_interleave(2, 0).flatten().expand(200, -1)) < 0.01
@@ -130,5 +130,5 @@ def test_blocks_end_at_the_multiples_of_their_size() -> None:
 @pytest.mark.parametrize("group", [1, 2, 3, 5, 7, 8, 64, 2000])
 def test_a_block_of_queries_lies_within_one_block_of_keys(group: int) -> None:
     tokens = block_tokens(shape_of(heads=group, kv_heads=1))
-    assert 1024 % tokens == 0
+    assert 2048 % tokens == 0
     assert tokens == 1 or 384 < tokens * group <= 768
