@@ -99,9 +99,7 @@ def read_kept(path: Path) -> Kept:
     tokens = _HEAD.unpack(head)[2]
     if facts["state_bytes"] < _HEAD.size + 4 * tokens:
         raise Damaged("it is too short for its tokens")
-    # the file system's clock may be some milliseconds behind
-    used = max(stat.st_mtime, facts["made"])
-    return Kept(path=path, tokens=tokens, bytes=stat.st_size, used=used, **facts)
+    return Kept(path=path, tokens=tokens, bytes=stat.st_size, used=stat.st_mtime, **facts)
 
 
 def _facts(descriptor: int, size: int) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_programs_get_json(run: Run, kept: list[Kept], tmp_path: Path) -> None:
     assert first["tokens"] == 2200
     assert first["bytes"] == kept[0].path.stat().st_size
     assert first["model"] == str(tmp_path / "piglet.gguf")
-    assert first["made"] <= first["used"]
+    assert first["made"] <= first["used"] + 0.05  # the file system's clock is some milliseconds behind
 
 
 def test_nothing_kept_is_no_error(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
