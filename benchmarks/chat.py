@@ -22,6 +22,7 @@ from peers import machine
 from pigguf.engine import Context, ContextOptions, Model, Sampling
 
 DEPTHS, COUNT, ROUNDS = (64, 2048), 256, 9
+GREEDY = Sampling(temperature=0)
 
 
 def main(path: str) -> None:
@@ -41,9 +42,7 @@ def main(path: str) -> None:
                     expected = timed(seconds["bare"], bare.decode)
                     session.keep(0)
                     session.feed(prompt)
-                    got = timed(
-                        seconds["pigguf"], lambda: list(session.generate(Sampling(temperature=0), COUNT))
-                    )
+                    got = timed(seconds["pigguf"], lambda: list(session.generate(GREEDY, COUNT, lookup=False)))
                     if got != expected[: len(got)]:
                         raise SystemExit(f"different tokens: {got[:8]} and {expected[:8]}")
             a, b = (COUNT / statistics.median(seconds[who]) for who in ("bare", "pigguf"))
