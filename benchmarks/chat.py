@@ -42,7 +42,9 @@ def main(path: str) -> None:
                     expected = timed(seconds["bare"], bare.decode)
                     session.keep(0)
                     session.feed(prompt)
-                    got = timed(seconds["pigguf"], lambda: list(session.generate(GREEDY, COUNT, lookup=False)))
+                    got = timed(
+                        seconds["pigguf"], lambda: list(session.generate(GREEDY, COUNT, lookup=False))
+                    )
                     if got != expected[: len(got)]:
                         raise SystemExit(f"different tokens: {got[:8]} and {expected[:8]}")
             a, b = (COUNT / statistics.median(seconds[who]) for who in ("bare", "pigguf"))

@@ -2,7 +2,8 @@
 
 Contract: `tokens` is what the cache holds after every call, whether it ended, failed or was
 interrupted. What does not fit is refused before anything is computed. One iterator at a time: where
-the tokens change behind the back of a generate or evaluate, it raises at its next step.
+the tokens change behind the back of a generate or evaluate, it raises at its next step. What lookup decoding
+drew ahead of the asking lies in the cache behind `tokens`, and leaves before anything else comes there.
 Left out: text (chat.py, local.py), and batches that mix sessions.
 """
 
