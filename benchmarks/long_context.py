@@ -91,12 +91,10 @@ def llama_cpp_draws(model: Path, prompt: list[int], flash: bool | None) -> Itera
     """The library alone: llama_context_default_params, and a bare loop."""
     import ctypes
 
-    import llama_cpp
-
+    from pigguf.engine import library
     from pigguf.engine.context import default_threads
 
-    llama_cpp.llama_backend_init()
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(lambda *_: None), None)
+    llama_cpp = library.load()  # its log is silent
     handle = llama_cpp.llama_model_load_from_file(str(model).encode(), llama_cpp.llama_model_default_params())
     parameters = llama_cpp.llama_context_default_params()
     parameters.n_ctx = len(prompt) + DRAWN + 8
