@@ -15,7 +15,7 @@ from pigguf.hybrid import HybridReader
 from pigguf.hybrid.reader import bfloat16_arithmetic
 
 PROMPTS = 100
-LENGTHS = (200, 1500)  # of prompts
+LENGTHS = (200, 800)  # of prompts
 
 pytestmark = [
     pytest.mark.slow,
