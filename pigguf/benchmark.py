@@ -173,7 +173,7 @@ def _answer(session: Session, begun: float, limit: int = ANSWER) -> tuple[float,
 
     A token that ends the answer was computed like any other, and counts.
     """
-    tokens = session.generate(_GREEDY, limit)
+    tokens = session.generate(_GREEDY, limit, lookup=False)  # a text that loops would draft itself
     times = [time.perf_counter() for _ in _and_the_end(tokens)]
     drawn = len(times) - (session.stop_reason != "end")
     if drawn < 2:
