@@ -7,7 +7,7 @@ Norms and biases stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import NamedTuple
@@ -89,13 +89,16 @@ class Weights:
             for name, tensor in self._tensors.items()
             if name.startswith(f"blk.{number}.")
         }
-        for matrix, names in (
-            (self._qkv, _QKV),
-            (self._output, ("attn_output",)),
-            (self._gate_up, _GATE_UP),
-            (self._down, ("ffn_down",)),
-        ):
-            _fill(matrix, [named[f"{name}.weight"] for name in names])
+        _compute(
+            slab
+            for matrix, names in (
+                (self._qkv, _QKV),
+                (self._output, ("attn_output",)),
+                (self._gate_up, _GATE_UP),
+                (self._down, ("ffn_down",)),
+            )
+            for slab in _slabs(matrix, [named[f"{name}.weight"] for name in names])
+        )
         return Layer(
             attention_norm=_floats(named["attn_norm.weight"]),
             qkv=_as_torch(self._qkv),
@@ -127,19 +130,19 @@ def _matrix(rows: int, columns: int) -> Array:
     return np.empty((rows, columns), ml_dtypes.bfloat16)
 
 
-def _fill(matrix: Array, tensors: list[TensorRef]) -> None:
-    """Put tensors into a matrix, one after the other. Numpy rounds to bfloat16 on the thread that decodes;
-    torch would start a team of threads in each of them."""
-
-    def slabs() -> Iterator[partial[None]]:
-        at = 0
-        for tensor in tensors:
-            for start, stop in tensor.slabs(SLAB_ELEMENTS):
-                yield partial(_fill_rows, matrix[at + start : at + stop], tensor, start, stop)
-            at += tensor.rows
-
-    for _ in computed_ahead(slabs()):
+def _compute(slabs: Iterable[partial[None]]) -> None:
+    """Numpy rounds to bfloat16 on the thread that decodes: torch would start a team of threads in each."""
+    for _ in computed_ahead(slabs):
         pass
+
+
+def _slabs(matrix: Array, tensors: list[TensorRef]) -> Iterator[partial[None]]:
+    """The work of putting tensors into a matrix, one after the other."""
+    at = 0
+    for tensor in tensors:
+        for start, stop in tensor.slabs(SLAB_ELEMENTS):
+            yield partial(_fill_rows, matrix[at + start : at + stop], tensor, start, stop)
+        at += tensor.rows
 
 
 def _fill_rows(rows: Array, tensor: TensorRef, start: int, stop: int) -> None:
