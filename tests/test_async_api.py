@@ -126,7 +126,7 @@ def test_a_timeout_stops_an_answer(model: LocalModel) -> None:
 
     async def ask() -> None:
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(read(), 1.5)
+            await asyncio.wait_for(read(), 0.3)
 
     asyncio.run(ask())
     assert model.stop_reason == "interrupted"

@@ -68,14 +68,23 @@ class complaints:
 
 @contextmanager
 def log_lines() -> Iterator[list[str]]:
-    """Collects what is logged inside a block by the thread that runs it, debug lines apart."""
+    """Collects what is logged inside a block by the thread that runs it, debug lines apart.
+
+    The log is the library's only one: another package in the process, llama_cpp.Llama for one, may have taken
+    it, and gets it back.
+    """
     lines: list[str] = []
+    llama = load()
+    theirs, data = llama.llama_log_callback(), ctypes.c_void_p()
+    llama.llama_log_get(ctypes.byref(theirs), ctypes.byref(data))
+    llama.llama_log_set(_log.callback(llama), None)
     key = threading.get_ident()
     before = _log.readers.get(key)
     _log.readers[key] = lines
     try:
         yield lines
     finally:
+        llama.llama_log_set(theirs, data)
         if before is None:
             del _log.readers[key]
         else:
@@ -112,7 +121,7 @@ class _Log:
 
     def callback(self, llama: Any) -> Any:
         """The C callback; kept alive here, for C only has its address."""
-        self._callback = llama.llama_log_callback(self._receive)
+        self._callback = self._callback or llama.llama_log_callback(self._receive)
         return self._callback
 
     def _receive(self, level: int, text: bytes | None, _: object) -> None:

@@ -228,3 +228,19 @@ def test_inspect_says_of_the_cache_what_a_dry_run_says(name: str, tmp_path: Path
         kind = cache.type.lower()
         sizes = dry(path, ContextOptions(length=64, cache_k=kind, cache_v=kind))
         assert sizes.cache == cache.bytes_per_token * 256  # llama.cpp's least window
+
+
+def test_a_log_that_another_package_took_is_read_all_the_same_and_given_back(tmp_path: Path) -> None:
+    """llama_cpp.Llama takes the library's only log when it is imported, and so may any program beside us."""
+    llama, heard = library.load(), []
+    theirs = llama.llama_log_callback(lambda level, text, data: heard.append(text))
+    llama.llama_log_set(theirs, None)
+    try:
+        with DryRun(read_header(write_tiny(tmp_path / "m.gguf"))) as run:
+            [host] = run.sizes(ContextOptions(length=64))
+        assert host.compute > 0
+        before = len(heard)
+        llama.llama_model_load_from_file(b"nothing", llama.llama_model_default_params())
+        assert len(heard) > before
+    finally:
+        llama.llama_log_set(library._log.callback(llama), None)
