@@ -5,7 +5,7 @@ and tokens at depth 8192 at no less than 3 times their rate, both in one chat.
 usage: benchmarks/long_context.py MODEL.gguf CHECKPOINT TEXT [--lengths 8192,32768] [--contenders NAMES]
 
 MODEL.gguf and CHECKPOINT are the same model twice; TEXT is prose of that many tokens. Each contender reads
-its first tokens and draws 48 greedily, in a process of its own, one after the other:
+its first tokens, 64 less than the window, and draws 48 greedily, in a process of its own, one after the other:
 - defaults: llama.cpp's own, on as many threads as there are cores (its default of 4 would slow it down);
 - flash-off: the same without flash attention. The better of the two is the best single setting that keeps
   the cache in half precision;
@@ -28,7 +28,7 @@ from peers import machine
 
 from pigguf.engine import Model, Sampling
 
-DRAWN = 48
+DRAWN, ROOM = 48, 64  # tokens of an answer, and what a window leaves for it
 CONTENDERS = ("defaults", "flash-off", "transformers", "pigguf")
 
 
@@ -39,7 +39,7 @@ def main(model: Path, checkpoint: Path, text: Path, lengths: list[int], contende
     tokens = tokens_of(model, text, max(lengths))
     for length in lengths:
         for contender in contenders:
-            found = run(contender, model, checkpoint, tokens[:length])
+            found = run(contender, model, checkpoint, tokens[: length - ROOM])
             print(
                 f"| {length} | {contender} | {found['first']:.2f} | {found['rate']:.2f} "
                 f"| {found['peak'] / 1e6:.0f} | {found['tokens'][:8]} |",
@@ -97,7 +97,7 @@ def llama_cpp_draws(model: Path, prompt: list[int], flash: bool | None) -> Itera
     llama_cpp = library.load()  # its log is silent
     handle = llama_cpp.llama_model_load_from_file(str(model).encode(), llama_cpp.llama_model_default_params())
     parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = len(prompt) + DRAWN + 8
+    parameters.n_ctx = len(prompt) + ROOM
     parameters.n_threads = parameters.n_threads_batch = default_threads()
     if flash is not None:
         parameters.flash_attn_type = int(flash)
@@ -140,7 +140,7 @@ def transformers_draws(checkpoint: Path, prompt: list[int]) -> Iterator[int | No
 def pigguf_draws(model: Path, prompt: list[int]) -> Iterator[int | None]:
     from pigguf.runtime import RunSettings, open_session
 
-    settings = RunSettings(ctx=len(prompt) + DRAWN + 8, sessions=False)
+    settings = RunSettings(ctx=len(prompt) + ROOM, sessions=False)
     with open_session(model, settings) as session:
         session.advance_to(prompt[:64])
         session.keep(0)

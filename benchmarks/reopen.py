@@ -63,7 +63,7 @@ def child(model: Path, document: Path, question: str) -> None:
         )
         begun = time.perf_counter()
         session.advance_to(asked)
-        next(session.generate(Sampling(temperature=0), 1))
+        next(session.generate(Sampling(temperature=0), 1), None)  # an end is a token too
         print(time.perf_counter() - begun)
 
 
