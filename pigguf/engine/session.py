@@ -130,6 +130,8 @@ class Session:
         context.model.refuse_unknown_tokens(tokens)
         with context.turn:
             if context.store is not None:
+                if not self._tokens and self._is_for_reader(len(tokens)):
+                    context.settle_flash_attention(len(tokens), 1)  # as states lie that the reader has made
                 context.store.recall(self, tokens)
             kept = self.shared_with(tokens)
             self.keep(kept)
@@ -143,12 +145,16 @@ class Session:
     def _read(self, tokens: Sequence[int], progress: Progress) -> None:
         """Feed what the cache does not hold of `tokens`; the last goes to llama.cpp, for its logits."""
         context, held = self.context, len(self._tokens)
-        more = len(tokens) - 1 - held
-        if context.reader is not None and context.reader.is_worth(held, more):
+        if self._is_for_reader(len(tokens)) and context.reader is not None:
             self._interrupted = False
             context.settle_flash_attention(len(tokens), 1)
             context.reader.read(self, tokens[held:-1], progress)
         self.feed(tokens[len(self._tokens) :], progress)
+
+    def _is_for_reader(self, count: int) -> bool:
+        """Whether the context's reader makes the cache hold `count` tokens, but for the last."""
+        reader, held = self.context.reader, len(self._tokens)
+        return reader is not None and reader.is_worth(held, count - 1 - held)
 
     def shared_with(self, tokens: Sequence[int]) -> int:
         """How many tokens at the beginning of `tokens` the cache holds already."""
