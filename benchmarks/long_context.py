@@ -5,7 +5,8 @@ and tokens at depth 8192 at no less than 3 times their rate, both in one chat.
 usage: benchmarks/long_context.py MODEL.gguf CHECKPOINT TEXT [--lengths 8192,32768] [--contenders NAMES]
 
 MODEL.gguf and CHECKPOINT are the same model twice; TEXT is prose of that many tokens. Each contender reads
-its first tokens, 64 less than the window, and draws 48 greedily, in a process of its own, one after the other:
+its first tokens, 64 less than the window, and draws 48 greedily, in a process of its own, one after the
+other:
 - defaults: llama.cpp's own, on as many threads as there are cores (its default of 4 would slow it down);
 - flash-off: the same without flash attention. The better of the two is the best single setting that keeps
   the cache in half precision;
