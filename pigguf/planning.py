@@ -284,11 +284,13 @@ def _planner(
 
 
 class _DryRuns:
-    """A Measure: one dry model at a time, for the last asked number of layers on GPUs."""
+    """A Measure: one dry model at a time, for the last asked number of layers on GPUs. What was measured once
+    is not measured again: a search comes back to the same settings."""
 
     def __init__(self, file: GGUFFile, rope: RuntimeRope | None, mapped: bool) -> None:
         self._file, self._rope, self._mapped = file, rope, mapped
         self._gpu_layers = 0
+        self._measured: dict[tuple[int, ContextOptions], tuple[BufferSizes, ...]] = {}
         self._run = self._open(0)
         self.layers = self._run.dimensions.layers
 
@@ -296,10 +298,13 @@ class _DryRuns:
         return DryRun(self._file, gpu_layers, rope=self._rope, mapped=self._mapped)
 
     def __call__(self, gpu_layers: int, options: ContextOptions) -> tuple[BufferSizes, ...]:
-        if gpu_layers != self._gpu_layers:
-            self._run.close()
-            self._run, self._gpu_layers = self._open(gpu_layers), gpu_layers
-        return self._run.sizes(options)
+        asked = (gpu_layers, options)
+        if asked not in self._measured:
+            if gpu_layers != self._gpu_layers:
+                self._run.close()
+                self._run, self._gpu_layers = self._open(gpu_layers), gpu_layers
+            self._measured[asked] = self._run.sizes(options)
+        return self._measured[asked]
 
     def __enter__(self) -> _DryRuns:
         return self

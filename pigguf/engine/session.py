@@ -25,6 +25,7 @@ from pigguf.divergence import divergence
 from pigguf.engine.context import Context
 from pigguf.engine.interrupts import held_interrupts
 from pigguf.engine.lookup import Lookup, Pace
+from pigguf.engine.roads import PromptReader
 from pigguf.engine.sampling import Sampler, Sampling, sampler
 from pigguf.errors import ContextOverflow, EngineError, Interrupted, UsageError
 from pigguf.progress import SILENT, Progress, stage
@@ -130,7 +131,7 @@ class Session:
         context.model.refuse_unknown_tokens(tokens)
         with context.turn:
             if context.store is not None:
-                if not self._tokens and self._is_for_reader(len(tokens)):
+                if not self._tokens and self._reader_for(len(tokens)):
                     context.settle_flash_attention(len(tokens), 1)  # as states lie that the reader has made
                 context.store.recall(self, tokens)
             kept = self.shared_with(tokens)
@@ -144,17 +145,16 @@ class Session:
 
     def _read(self, tokens: Sequence[int], progress: Progress) -> None:
         """Feed what the cache does not hold of `tokens`; the last goes to llama.cpp, for its logits."""
-        context, held = self.context, len(self._tokens)
-        if self._is_for_reader(len(tokens)) and context.reader is not None:
+        if reader := self._reader_for(len(tokens)):
             self._interrupted = False
-            context.settle_flash_attention(len(tokens), 1)
-            context.reader.read(self, tokens[held:-1], progress)
+            self.context.settle_flash_attention(len(tokens), 1)
+            reader.read(self, tokens[len(self._tokens) : -1], progress)
         self.feed(tokens[len(self._tokens) :], progress)
 
-    def _is_for_reader(self, count: int) -> bool:
-        """Whether the context's reader makes the cache hold `count` tokens, but for the last."""
+    def _reader_for(self, count: int) -> PromptReader | None:
+        """The context's reader, where it is to make the cache hold `count` tokens, but for the last."""
         reader, held = self.context.reader, len(self._tokens)
-        return reader is not None and reader.is_worth(held, count - 1 - held)
+        return reader if reader is not None and reader.is_worth(held, count - 1 - held) else None
 
     def shared_with(self, tokens: Sequence[int]) -> int:
         """How many tokens at the beginning of `tokens` the cache holds already."""
