@@ -52,7 +52,7 @@ class Text:
         self._held = ""
 
     def add(self, token: int) -> str:
-        """What is certain of the text with one token more; "" where a character or a stop string may begin."""
+        """What is certain with one token more: "" where a character or a stop string may begin."""
         return self._take(self._decoder.decode(self._model.piece(token)))
 
     def end(self) -> str:

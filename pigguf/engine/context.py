@@ -3,7 +3,8 @@
 Every decode of the engine goes through here, at explicit positions: `decode` is a batch of one sequence's
 tokens, `decode_rows` one of many sequences'. A Handoff lets a context change between flash attention and
 none, as either is faster at that depth: the sequences' states move from a llama_context that is freed into
-the one that is made after it, so that there is one cache at a time. Upstream: llama.cpp include/llama.h, src/llama-context.cpp.
+the one that is made after it, so that there is one cache at a time.
+Upstream: llama.cpp include/llama.h, src/llama-context.cpp.
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ def answer_to(error: errors.PigError) -> Answer:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return Answer(error.status, _body(error, error.status, error.code, error.param, error.counts), headers)
+        return Answer(
+            error.status, _body(error, error.status, error.code, error.param, error.counts), headers
+        )
     kinds = (_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _BY_ERROR)
     status, code = next(kinds, (500, None))
     return Answer(status, _body(error, status, code, None, {}), {})

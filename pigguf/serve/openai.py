@@ -50,6 +50,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "tools": ([],),
 }
+# Sampling's fields that are numbers; OpenAI's, and what llama.cpp's server takes besides.
+_SAMPLING = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "min_p", "repeat_penalty")
 _REASONS = {"end": "stop", "stop": "stop", "length": "length", "window": "length"}
 
 
@@ -148,9 +150,8 @@ def _asked(fields: Fields, *, grammar: str | None, **rest: Any) -> Asked:
     """What both sorts of requests have; everything in the body must have been read then."""
     stream, options = fields.flag("stream"), fields.take("stream_options")
     seed = fields.integer("seed")
-    given = {name: fields.number(name) for name in ("temperature", "top_p", "min_p", "repeat_penalty")}
-    given |= {name: fields.number(name) for name in ("frequency_penalty", "presence_penalty")}
-    given |= {"top_k": fields.integer("top_k", 0)}
+    given: dict[str, Any] = {name: fields.number(name) for name in _SAMPLING}
+    given["top_k"] = fields.integer("top_k", 0)
     asked = Asked(
         model=fields.text("model"),
         sampling=Sampling(
@@ -248,7 +249,7 @@ def _message(value: Any, where: str) -> Message:
     if not isinstance(value, dict):
         raise _wrong(where, "an object")
     given = {key: part for key, part in value.items() if part is not None and part != []}
-    role = _ROLES.get(given.pop("role", ""), None) if isinstance(value.get("role"), str) else None
+    role = _ROLES.get(given.pop("role", "")) if isinstance(value.get("role"), str) else None
     if role is None:
         raise _wrong(f"{where}.role", f"one of {', '.join(_ROLES)}")
     message = {"role": role, "content": _content(given.pop("content", None), f"{where}.content")}
@@ -303,7 +304,7 @@ def _wants_usage(options: Any, stream: bool) -> bool:
         raise Refusal(400, "stream_options is given without stream", param="stream_options")
     fields = Fields(options)
     wanted = fields.flag("include_usage")
-    fields.take("include_obfuscation")  # which hides lengths from who listens: chunks as they are hide nothing
+    fields.take("include_obfuscation")  # of lengths, against who listens on the way: loopback has none
     fields.refuse_rest()
     return wanted
 

@@ -1,9 +1,8 @@
-"""One batch drawn from many sessions: each draws what it draws alone, and holds what it did before a failure."""
+"""One batch of many sessions: each computes what it does alone, and holds what it did before a failure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,10 @@ def test_a_mixed_batch_computes_what_each_computes_alone(context: Context) -> No
     texts = [text_tokens(size, seed=size) for size in (40, 7, 1)]
     expected = [alone(context, tokens) for tokens in texts]
     sessions = [context.sequence() for _ in texts]
-    step(context, [Part(sessions[0], texts[0][:20], wants_logits=False), Part(sessions[1], texts[1][:3], False)])
+    step(
+        context,
+        [Part(sessions[0], texts[0][:20], wants_logits=False), Part(sessions[1], texts[1][:3], False)],
+    )
     places = step(
         context,
         [

@@ -13,6 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 
+
 class Served:
     """A running server.
 

@@ -1,11 +1,11 @@
-"""The scheduler: the tokens of each alone, answers that flow, what is shared, who leaves and who is refused."""
+"""The scheduler: the tokens of each alone, answers that flow, what is shared, who leaves, who is refused."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
 from engine.tiny_gguf import text_tokens, write_tiny
@@ -98,7 +98,7 @@ def test_answers_flow_while_a_long_prompt_is_read(scheduler: Scheduler) -> None:
     read = reading.events[0][0]
     between = [at for at, _, _ in flowing.events if begun < at < read]
     assert len(between) >= 4000 // 128 // 2
-    gaps = [later - earlier for earlier, later in zip(between, between[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(between)]
     assert max(gaps) < (read - begun) / 3
 
 
