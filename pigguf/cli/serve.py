@@ -61,7 +61,7 @@ def command(
 
     Routes: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics. Only
     this machine is answered, unless --host says otherwise, which takes an API key. Ctrl-C or SIGTERM finishes
-    the answers that are being written, for half a minute at most; once more ends it at once.
+    the answers that are being written, for half a minute at most; a second Ctrl-C ends it at once.
 
     \b
     Examples:

@@ -51,6 +51,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
 
 _PING = 15  # seconds between signs of life in a stream that has nothing to say
+TO_SAY_SO = 5.0  # seconds for clients to be told that an answer was given up
 _STALLED = 60.0  # seconds that a client may leave a chunk unread
 
 _log = logging.getLogger("pigguf")
@@ -272,7 +273,7 @@ class _Stream(EventSourceResponse):
     """A stream whose answers are given up when it ends, however it does."""
 
     def __init__(self, answers: Answers, chunks: AsyncGenerator[dict[str, str], None], drain: float) -> None:
-        super().__init__(chunks, ping=_PING, send_timeout=_STALLED, shutdown_grace_period=drain)
+        super().__init__(chunks, ping=_PING, send_timeout=_STALLED, shutdown_grace_period=drain + TO_SAY_SO)
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

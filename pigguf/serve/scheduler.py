@@ -159,6 +159,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._waiting: deque[_Answer] = deque()
         self._is_draining = self._is_closed = False
+        self._end_by = math.inf
         self._reading_pace = 0.0  # seconds a token of prompts; 0 before the first
         self._answer_seconds = 1.0
         self._ends = 0
@@ -209,10 +210,11 @@ class Scheduler:
         """Whether answers can be expected."""
         return self._thread.is_alive() and not self._is_draining
 
-    def drain(self) -> None:
-        """Take nothing more, and refuse what waits; what runs goes on."""
+    def drain(self, seconds: float = math.inf) -> None:
+        """Take nothing more, and refuse what waits; what runs goes on, for so long at most."""
         with self._changed:
             self._is_draining = True
+            self._end_by = time.monotonic() + seconds
             refused, self._waiting = list(self._waiting), deque()
         for answer in refused:
             answer.deliver(Failed(_ending()))
@@ -300,6 +302,8 @@ class Scheduler:
         for slot, run in self._runs():
             if _is_over(run.answer, now):
                 self._end(slot, run, _late(run.answer))
+            elif now > self._end_by:
+                self._end(slot, run, Failed(_ending()))
 
     def _end(self, slot: _Slot, run: _Run, event: Done | Failed) -> None:
         """Free a slot; its cache stays, for the next who begins alike."""

@@ -1,7 +1,7 @@
 """Sockets, and how a server begins and ends.
 
 Contract: an address that others can reach demands a key. SIGTERM and Ctrl-C end what waits, and finish what
-runs, within a limit; a second one ends it at once.
+runs, within a limit; Ctrl-C once more ends it at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import uvicorn
 
 from pigguf.engine import Context
 from pigguf.errors import UsageError
-from pigguf.serve.app import create_app, is_loopback
+from pigguf.serve.app import TO_SAY_SO, create_app, is_loopback
 from pigguf.serve.scheduler import Scheduler
 from pigguf.serve.service import Limits, Service
 
@@ -81,23 +81,23 @@ def serve(
             server_header=False,
             lifespan="off",
             ws="none",
-            timeout_graceful_shutdown=int(limits.drain_seconds),
+            timeout_graceful_shutdown=round(limits.drain_seconds + TO_SAY_SO),
         )
-        _Server(config, scheduler, lambda: ready(service)).run([listener])
+        _Server(config, service, ready).run([listener])
 
 
 class _Server(uvicorn.Server):
     """uvicorn's, which tells when it is up, and when it is about to end."""
 
-    def __init__(self, config: uvicorn.Config, scheduler: Scheduler, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[Service], None]) -> None:
         super().__init__(config)
-        self._scheduler = scheduler
+        self._service = service
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._ready()
+        self._ready(self._service)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._scheduler.drain()
+        self._service.scheduler.drain(self._service.limits.drain_seconds)
         await super().shutdown(sockets)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import openai
@@ -45,9 +45,29 @@ class Served:
         return code
 
 
+def serving(*arguments: str | Path) -> AbstractContextManager[Served]:
+    """The command with these arguments."""
+    return _running("-m", "pigguf", "serve", *map(str, arguments), "--port", "0")
+
+
+def limited(path: Path, limits: str) -> AbstractContextManager[Served]:
+    """A server of one slot with limits that no test can wait for as they are."""
+    return _running(
+        "-c",
+        "import sys\n"
+        "from pigguf.runtime import open_context, RunSettings\n"
+        "from pigguf.serve.server import Limits, address_of, listen, serve\n"
+        "run = RunSettings(sessions=False)\n"
+        "with listen('127.0.0.1', 0, None) as at, open_context(sys.argv[1], run) as context:\n"
+        f"    serve(context, at, limits={limits},\n"
+        "        ready=lambda _: print(f'answers at {address_of(at)}/v1', file=sys.stderr, flush=True))\n",
+        str(path),
+    )
+
+
 @contextmanager
-def serving(*arguments: str | Path) -> Iterator[Served]:
-    command = [sys.executable, "-m", "pigguf", "serve", *map(str, arguments), "--port", "0"]
+def _running(*arguments: str) -> Iterator[Served]:
+    command = [sys.executable, *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         try:
             yield Served(process)

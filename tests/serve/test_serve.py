@@ -12,14 +12,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
-from serve.served import Served, serving
+from serve.served import Served, limited, serving
 from tiny_chat import write_chatting
 
 import pigguf
@@ -262,7 +263,7 @@ def test_answers_flow_while_another_reads_a_long_prompt(smollm2_gguf: Path, star
             flowing = asyncio.create_task(flow())
             await begun.wait()
             asked = time.monotonic()
-            await client.completions.create(prompt=novel[:12_000], max_tokens=1, **settings)
+            await client.completions.create(prompt=novel[:5_000], max_tokens=1, **settings)
             answered = time.monotonic()
             flowing.cancel()
             return times, asked, answered
@@ -463,7 +464,7 @@ def test_a_signal_finishes_what_runs(tiny_path: Path, start: Start, number: int,
     served = start(tiny_path, "--slots", "1", "--no-sessions")
     client = served.client()
     stream = client.completions.create(
-        model="tiny", prompt="Once", max_tokens=3000, temperature=0, stream=True
+        model="tiny", prompt="Once", max_tokens=800, temperature=0, stream=True
     )
     next(iter(stream))
     served.process.send_signal(number)
@@ -473,6 +474,50 @@ def test_a_signal_finishes_what_runs(tiny_path: Path, start: Start, number: int,
     with pytest.raises(openai.APIConnectionError):
         client.models.list()
     assert "Traceback" not in "".join(served.said)
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tiny_path: Path, start: Start) -> None:
+    served = start(tiny_path, "--slots", "1", "--no-sessions")
+    stream = served.client().completions.create(
+        model="tiny", prompt="Once", max_tokens=8000, temperature=0, stream=True
+    )
+    chunks = [next(iter(stream))]
+    for _ in range(2):
+        served.process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    with suppress(openai.APIError, httpx2.HTTPError):
+        chunks += stream
+    assert served.wait() == 130
+    assert len(chunks) < 8000
+
+
+def test_limits_of_time(tiny_path: Path) -> None:
+    """A body that does not come, an answer that takes too long, and what runs when the server is to end."""
+    with limited(tiny_path, "Limits(body_seconds=0.5, seconds=1.0)") as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(
+                b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b'Content-Length: 100\r\n\r\n{"content'
+            )
+            assert connection.recv(1000).startswith(b"HTTP/1.1 408")
+        for stream in (True, False):
+            with pytest.raises(openai.APIError, match="not done within the time") as late:
+                list(endless(served, stream))
+            assert late.value.code == "timeout"
+    with limited(tiny_path, "Limits(drain_seconds=0.5)") as served:
+        chunks = iter(endless(served, True))
+        next(chunks)
+        served.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="about to end"):
+            list(chunks)
+        assert served.wait() == -signal.SIGTERM
+
+
+def endless(served: Served, stream: bool) -> Any:
+    """Answers that take longer than anybody waits."""
+    body: Any = {"model": "tiny", "prompt": "Once", "max_tokens": 8000, "n": 16, "temperature": 0}
+    return served.client().completions.create(stream=stream, **body)
 
 
 def test_nothing_of_a_prompt_is_said(tiny_path: Path, start: Start) -> None:
