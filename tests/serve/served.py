@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 
 import openai
@@ -24,6 +24,7 @@ class Served:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.said: list[str] = []
+        self._clients = ExitStack()
         assert process.stderr is not None
         for line in process.stderr:
             self.said.append(line)
@@ -36,7 +37,14 @@ class Served:
         self._reader.start()
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        """OpenAI's, which is closed with the server."""
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return self._clients.enter_context(client)
+
+    def close(self) -> None:
+        """End it at once."""
+        self._clients.close()
+        self.process.kill()
 
     def wait(self) -> int:
         """The exit code, once it ends by itself."""
@@ -68,8 +76,8 @@ def limited(path: Path, limits: str) -> AbstractContextManager[Served]:
 @contextmanager
 def _running(*arguments: str) -> Iterator[Served]:
     command = [sys.executable, *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        try:
-            yield Served(process)
-        finally:
-            process.kill()
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process,
+        closing(Served(process)) as served,
+    ):
+        yield served

@@ -17,7 +17,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import openai
 import pytest
 from serve.served import Served, limited, serving
@@ -485,7 +484,7 @@ def test_a_second_ctrl_c_ends_it_at_once(tiny_path: Path, start: Start) -> None:
     for _ in range(2):
         served.process.send_signal(signal.SIGINT)
         time.sleep(0.2)
-    with suppress(openai.APIError, httpx2.HTTPError):
+    with suppress(Exception):  # the connection breaks off, in the words of the client's own library
         chunks += stream
     assert served.wait() == 130
     assert len(chunks) < 8000
