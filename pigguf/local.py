@@ -13,7 +13,7 @@ Left out: who remembers the conversation (chat.py), more than one sequence (engi
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -36,7 +36,7 @@ from pigguf.errors import UsageError
 from pigguf.grammar import json_grammar
 from pigguf.progress import SILENT, Progress
 from pigguf.runtime import Prefill, RunSettings, open_session
-from pigguf.text import characters
+from pigguf.text import Text
 
 
 def open_model(
@@ -89,7 +89,7 @@ class LocalModel:
         self.stop_reason: StopReason | Literal["stop"] | None = None
         self._session = session
         self._opened = opened
-        self._drawn: _Texts | None = None
+        self._text: Text | None = None
 
     def chat(
         self,
@@ -118,8 +118,8 @@ class LocalModel:
             UsageError: the schema says what a grammar cannot hold to.
         """
         prompt = self._format.tokens(messages)
-        texts = self._texts(prompt, _held_to(json_schema, sampling), max_tokens, _checked(stop), progress)
-        return _without_first_space(texts) if self.model.space_prefix else texts
+        text = Text(self.model, stop, without_first_space=self.model.space_prefix)
+        return self._texts(prompt, _held_to(json_schema, sampling), max_tokens, text, progress)
 
     def generate(
         self,
@@ -140,7 +140,8 @@ class LocalModel:
             UsageError: an empty prompt, or the schema says what a grammar cannot hold to.
         """
         tokens = self.model.tokenize(prompt) if isinstance(prompt, str) else prompt
-        return self._texts(tokens, _held_to(json_schema, sampling), max_tokens, _checked(stop), progress)
+        text = Text(self.model, stop)
+        return self._texts(tokens, _held_to(json_schema, sampling), max_tokens, text, progress)
 
     def achat(
         self,
@@ -212,60 +213,26 @@ class LocalModel:
         prompt: Sequence[int],
         sampling: Sampling | None,
         max_tokens: int | None,
-        stop: Sequence[str],
+        text: Text,
         progress: Progress,
     ) -> Generator[str, None, None]:
         self.stop_reason = None
-        drawn = self._drawn = _Texts(self.model, stop)
+        self._text = text
         with self._session.context.turn:
             self._session.advance_to(prompt, progress)
             tokens = self._session.generate(sampling, max_tokens)
         try:
-            yield from drawn.of(tokens)
+            for token in tokens:
+                if shown := text.add(token):
+                    yield shown
+                if text.stopped:
+                    break
+            if rest := text.end():
+                yield rest
         finally:
             tokens.close()
-            if self._drawn is drawn:
-                self.stop_reason = "stop" if drawn.stopped else self._session.stop_reason
-
-
-class _Texts:
-    """Turns tokens into text: whole characters, and nothing from a stop string on."""
-
-    def __init__(self, model: Model, stop: Sequence[str]) -> None:
-        self.stopped = False
-        self._model = model
-        self._stop = stop
-
-    def of(self, tokens: Iterable[int]) -> Iterator[str]:
-        held = ""
-        for text in characters(self._model, tokens):
-            held += text
-            found = min((held.index(stop) for stop in self._stop if stop in held), default=None)
-            if found is not None:
-                self.stopped = True
-                held = held[:found]
-                break
-            safe = len(held) - max((_overlap(held, stop) for stop in self._stop), default=0)
-            if safe:
-                yield held[:safe]
-            held = held[safe:]
-        if held:
-            yield held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text may be the beginning of the stop string."""
-    most = min(len(text), len(stop) - 1)
-    return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)
-
-
-def _without_first_space(texts: Generator[str, None, None]) -> Generator[str, None, None]:
-    """Sentencepiece begins a word with the space that the template has put already."""
-    for text in texts:
-        if text != " ":
-            yield text.removeprefix(" ")
-        break
-    yield from texts
+            if self._text is text:
+                self.stop_reason = "stop" if text.stopped else self._session.stop_reason
 
 
 def _held_to(json_schema: Any, sampling: Sampling | None) -> Sampling | None:
@@ -274,9 +241,3 @@ def _held_to(json_schema: Any, sampling: Sampling | None) -> Sampling | None:
     if sampling is not None and sampling.grammar is not None:
         raise UsageError("a JSON schema and a grammar are given", "a text can be held to one of them")
     return replace(sampling or Sampling(), grammar=json_grammar(json_schema))
-
-
-def _checked(stop: Sequence[str]) -> Sequence[str]:
-    if isinstance(stop, str) or not all(stop):
-        raise UsageError(f"the stop strings are {stop!r}", "give a sequence of strings that are not empty")
-    return stop

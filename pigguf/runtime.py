@@ -2,6 +2,7 @@
 
     with open_session("model.gguf", RunSettings(ctx=32768)) as session:
         session.advance_to(session.context.model.tokenize(text))
+    with open_context("model.gguf", sequences=4) as context: ...      for several users (serve/)
 
 What fits is settled before anything is loaded (planning.py); threads, batches and flash attention are what
 was measured here, or the built-in rule (tuning/); long prompts go through PyTorch where that is faster
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -70,16 +71,26 @@ def open_session(
         UsageError: settings that do not fit together, or that this model or machine does not have.
         BackendUnavailable: the engine is missing or broken.
     """
+    with open_context(path, settings, progress) as context, context.sequence() as session:
+        yield session
+
+
+@contextmanager
+def open_context(
+    path: str | Path, settings: RunSettings | None = None, progress: Progress = SILENT, *, sequences: int = 1
+) -> Iterator[Context]:
+    """A context for so many sequences, everything closed behind it; each has the settings' window.
+
+    Raises:
+        As open_session does.
+    """
     settings = settings or RunSettings()
     store = open_store() if settings.sessions else None
-    planned, tuning = settle(path, settings)
+    planned, tuning = settle(path, settings, sequences)
     with Model.open(path, gpu_layers=planned.gpu_layers, rope=settings.rope, progress=progress) as model:
         reader = _reader(model, planned.options, settings.prefill, tuning)
-        with (
-            Context(model, planned.options, reader=reader, store=store) as context,
-            context.sequence() as session,
-        ):
-            yield session
+        with Context(model, planned.options, reader=reader, store=store) as context:
+            yield context
 
 
 def plan_session(path: str | Path, settings: RunSettings) -> Plan:
@@ -113,7 +124,7 @@ def _deepest(tuning: Tuning, length: int | None) -> MeasuredSpeed | None:
     return max(found, key=lambda speed: speed.depth, default=None)
 
 
-def settle(path: str | Path, settings: RunSettings) -> tuple[Plan, Tuning]:
+def settle(path: str | Path, settings: RunSettings, sequences: int = 1) -> tuple[Plan, Tuning]:
     """The settings with nothing left open, and what they were taken from; nothing is loaded.
 
     Raises:
@@ -121,7 +132,8 @@ def settle(path: str | Path, settings: RunSettings) -> tuple[Plan, Tuning]:
     """
     file = read_header(path)
     tuning = find_tuning(file, settings.gpu_layers)
-    planned = choose(file, _options(settings, tuning), gpu_layers=settings.gpu_layers, rope=settings.rope)
+    options = replace(_options(settings, tuning), sequences=sequences)
+    planned = choose(file, options, gpu_layers=settings.gpu_layers, rope=settings.rope)
     return planned, tuning
 
 

@@ -17,6 +17,7 @@ PACKAGE = Path(pigguf.__file__).parent
 # From the top down: a module imports from its own row or from rows below it.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__"),
+    ("serve",),
     (
         *("chat", "local", "overflow", "examples", "async_api", "document_chat", "summary"),
         *("chat_format", "text", "evals", "finetuning", "benchmark"),
@@ -48,6 +49,11 @@ HOMES = {
     "pypdfium2": {"reading"},
     "bm25s": {"reading"},
     "xxhash": {"sessions"},
+    "anyio": {"serve"},
+    "prometheus_client": {"serve"},
+    "sse_starlette": {"serve"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
     "prompt_toolkit": {"cli"},
     "rich": {"cli"},
     "click": {"cli"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from engine.tiny_gguf import FIRST_BYTE, write_tiny
 import pigguf
 from pigguf.engine import Sampling
 from pigguf.errors import ContextOverflow, EngineError, TokenizerError, UsageError
-from pigguf.local import LocalModel, _Texts, open_model
+from pigguf.local import LocalModel, open_model
 from pigguf.progress import Silent
+from pigguf.text import Text
 
 GREEDY = Sampling(temperature=0)
 QUESTION = [
@@ -71,15 +72,25 @@ def test_generate_continues_text_or_tokens(model: LocalModel) -> None:
     assert "".join(model.generate(model.tokenize(prompt), GREEDY, max_tokens=6)) == text
 
 
+def texts_of(text: Text, tokens: Iterable[int]) -> list[str]:
+    """What is shown of a text, up to its end or a stop string."""
+    shown = []
+    for token in tokens:
+        shown.append(text.add(token))
+        if text.stopped:
+            break
+    return [piece for piece in (*shown, text.end()) if piece]
+
+
 def test_texts_never_cut_a_character(model: LocalModel) -> None:
     word = "caf\u00e9 \U0001f600\U0001f680 \u4f60\u597d"
     tokens = model.tokenize(word)
-    pieces = list(_Texts(model.model, ()).of(tokens))
+    pieces = texts_of(Text(model.model), tokens)
     assert "".join(pieces) == word
     assert "\ufffd" not in "".join(pieces)
     assert len(tokens) > len(pieces)
     # A character that never ends is told as such, once all is said.
-    assert list(_Texts(model.model, ()).of(tokens[:-1]))[-1].endswith("\ufffd")
+    assert texts_of(Text(model.model), tokens[:-1])[-1].endswith("\ufffd")
 
 
 @pytest.mark.parametrize(
@@ -101,11 +112,9 @@ def test_stop_strings_work_across_tokens(model: LocalModel, stop: tuple[str, ...
             for start in range(0, 18, size)
             for token in model.tokenize("one two three four"[start : start + size])
         ]
-        texts = _Texts(model.model, stop)
-        pieces = list(texts.of(tokens))
-        assert "".join(pieces) == expected
-        assert texts.stopped == (expected != "one two three four")
-        assert all(pieces)
+        text = Text(model.model, stop)
+        assert "".join(texts_of(text, tokens)) == expected
+        assert text.stopped == (expected != "one two three four")
 
 
 def test_a_stop_string_ends_the_text(model: LocalModel) -> None:

@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("pigguf.cli.chat", "Talk to a model, or ask it one question about a document."),
     "ask": ("pigguf.cli.ask", "Ask a model about documents, and see where answers stand."),
     "summarize": ("pigguf.cli.summarize", "Let a model summarize a document of any length."),
+    "serve": ("pigguf.cli.serve", "Answer many clients at once, as OpenAI's API does."),
     "sessions": ("pigguf.cli.sessions", "List or remove the documents that stay read."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),
     "doctor": ("pigguf.cli.doctor", "Check the engine on this machine, and say what is missing."),

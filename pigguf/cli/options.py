@@ -212,6 +212,11 @@ def setting_options(command: Command) -> Command:
         show_default=True,
         help="What reads long prompts; auto is PyTorch where it is installed and faster.",
     )(command)
+    return cached_options(command)
+
+
+def cached_options(command: Command) -> Command:
+    """Flash attention, the KV cache, and on what the engine computes, each named as RunSettings has it."""
     command = click.option(
         "--flash-attention",
         type=click.Choice(list(_FLASH_ATTENTION)),
@@ -223,6 +228,16 @@ def setting_options(command: Command) -> Command:
     return engine_options(cache_options(command))
 
 
+def sessions_option(command: Command) -> Command:
+    """--sessions/--no-sessions. Passed as `sessions`."""
+    return click.option(
+        "--sessions/--no-sessions",
+        default=True,
+        show_default=True,
+        help="Keep on disk what was read, and go on from it the next time.",
+    )(command)
+
+
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a model is run, and what for. Passed as `settings`: RunSettings."""
     from pigguf.runtime import RunSettings
@@ -231,12 +246,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @window_options
     @setting_options
-    @click.option(
-        "--sessions/--no-sessions",
-        default=True,
-        show_default=True,
-        help="Keep on disk what was read, and go on from it the next time.",
-    )
+    @sessions_option
     @functools.wraps(command)
     def with_run_options(*, ctx_length: int | None, **values: Any) -> Any:
         settings = RunSettings(ctx_length, **{name: values.pop(name) for name in own})

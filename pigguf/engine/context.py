@@ -1,9 +1,10 @@
 """A context: the KV cache of a model for one or many sequences, and the buffers to compute in.
 
-Every decode of the engine goes through Context.decode: one batch of one sequence's tokens, at explicit
-positions. A Handoff lets a context change between flash attention and none, as either is faster at that
-depth: the sequences' states move from a llama_context that is freed into the one that is made after it, so
-that there is one cache at a time. Upstream: llama.cpp include/llama.h, src/llama-context.cpp.
+Every decode of the engine goes through here, at explicit positions: `decode` is a batch of one sequence's
+tokens, `decode_rows` one of many sequences'. A Handoff lets a context change between flash attention and
+none, as either is faster at that depth: the sequences' states move from a llama_context that is freed into
+the one that is made after it, so that there is one cache at a time.
+Upstream: llama.cpp include/llama.h, src/llama-context.cpp.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,15 @@ class Handoff:
         if count < self.prompt:
             return None
         return self.prefill is None or held < self.prefill
+
+
+class Row(NamedTuple):
+    """A token of a batch that mixes sequences."""
+
+    token: int
+    position: int
+    sequence: int
+    wants_logits: bool
 
 
 @dataclass(frozen=True)
@@ -184,7 +194,7 @@ class Context:
         self._handle = self._create()
         model.attach(self)
         self.batch_size: int = self._llama.llama_n_batch(self._handle)
-        self._batch = _Batch(self._llama, self.batch_size)
+        self._batch = _Batch(self._llama, self.batch_size, self.options.sequences)
         self._memory = self._llama.llama_get_memory(self._handle)
         self._logits_of: tuple[int, int] | None = None
         self._stop: Callable[[], bool] | None = None
@@ -286,8 +296,28 @@ class Context:
         Raises:
             EngineError: llama.cpp failed, or the observer did.
         """
-        handle = self.handle
         self._batch.fill(sequence, tokens, position, outputs)
+        if not self._compute(stop):
+            return False
+        if outputs and outputs[-1] == len(tokens) - 1:
+            self._logits_of = (sequence, position + len(tokens))
+        return True
+
+    def decode_rows(self, rows: Sequence[Row]) -> None:
+        """Compute one batch of several sequences' tokens; `logits(i)` are those after rows[i].
+
+        Args:
+            rows: at most batch_size, a sequence's together and in order; at most most_outputs want logits.
+
+        Raises:
+            EngineError: llama.cpp failed, or the observer did; the cache may hold a part of the batch.
+        """
+        self._batch.fill_rows(rows)
+        self._compute(None)
+
+    def _compute(self, stop: Callable[[], bool] | None) -> bool:
+        """Compute what the batch was filled with; whether it was not given up."""
+        handle = self.handle
         self._logits_of = None
         if stop is not None:
             self._stop = stop
@@ -304,8 +334,6 @@ class Context:
         if answer != _DECODED:
             reason = f": {said[0]}" if said else ""
             raise EngineError(f"llama.cpp failed to compute (llama_decode: {answer}){reason}")
-        if outputs and outputs[-1] == len(tokens) - 1:
-            self._logits_of = (sequence, position + len(tokens))
         return True
 
     # ---- flash attention, or none ----------------------------------------------------------------
@@ -487,6 +515,18 @@ class Context:
         if self._logits_of is not None and self._logits_of[0] == sequence and self._logits_of[1] > length:
             self._logits_of = None
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Put the first `length` tokens of one sequence in place of what another holds.
+
+        The next decode moves the data: until then no state of either is taken or set.
+
+        Raises:
+            EngineError: this model's memory cannot forget a part.
+        """
+        self.cut(target, 0)
+        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.cut(target, length)
+
     def release(self, sequence: int) -> None:
         """Take a closed session's sequence back."""
         del self._sessions[sequence]
@@ -496,18 +536,23 @@ class Context:
 
 
 class _Batch:
-    """A llama_batch for tokens of one sequence, its arrays made once."""
+    """A llama_batch, its arrays made once: filled with tokens of one sequence, or with rows of several."""
 
-    def __init__(self, llama: Any, size: int) -> None:
+    def __init__(self, llama: Any, size: int, sequences: int) -> None:
         self._tokens = (ctypes.c_int32 * size)()
         self._positions = (ctypes.c_int32 * size)()
         self._outputs = (ctypes.c_int8 * size)()
         self._counts = (ctypes.c_int32 * size)(*[1] * size)
         self._sequence = (ctypes.c_int32 * 1)()
-        sequence = ctypes.cast(self._sequence, ctypes.POINTER(ctypes.c_int32))
-        self._sequences = (ctypes.POINTER(ctypes.c_int32) * size)(*[sequence] * size)
+        pointer = ctypes.POINTER(ctypes.c_int32)
+        self._one = (pointer * size)(*[ctypes.cast(self._sequence, pointer)] * size)
+        self._many = (pointer * size)()
+        self._numbers = (ctypes.c_int32 * sequences)(*range(sequences))  # C only has their addresses
+        self._each = [
+            ctypes.cast(ctypes.byref(self._numbers, 4 * sequence), pointer) for sequence in range(sequences)
+        ]
         self.c = llama.llama_batch(
-            0, self._tokens, None, self._positions, self._counts, self._sequences, self._outputs
+            0, self._tokens, None, self._positions, self._counts, self._one, self._outputs
         )
 
     def fill(self, sequence: int, tokens: Sequence[int], position: int, outputs: Sequence[int]) -> None:
@@ -518,7 +563,17 @@ class _Batch:
         ctypes.memset(self._outputs, 0, count)
         for index in outputs:
             self._outputs[index] = 1
+        self.c.seq_id = self._one
         self.c.n_tokens = count
+
+    def fill_rows(self, rows: Sequence[Row]) -> None:
+        for index, row in enumerate(rows):
+            self._tokens[index] = row.token
+            self._positions[index] = row.position
+            self._many[index] = self._each[row.sequence]
+            self._outputs[index] = row.wants_logits
+        self.c.seq_id = self._many
+        self.c.n_tokens = len(rows)
 
 
 def context_parameters(options: ContextOptions, vocab_size: int) -> Any:

@@ -4,7 +4,8 @@ Contract: `tokens` is what the cache holds after every call, whether it ended, f
 interrupted. What does not fit is refused before anything is computed. One iterator at a time: where
 the tokens change behind the back of a generate or evaluate, it raises at its next step. What lookup decoding
 drew ahead of the asking lies in the cache behind `tokens`, and leaves before anything else comes there.
-Left out: text (chat.py, local.py), and batches that mix sessions.
+A batch may be drawn from many sessions: `step`. Left out: text (chat.py, local.py), and who takes part in
+a step when (serve/scheduler.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from operator import index
 from time import perf_counter
 from types import TracebackType
@@ -22,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pigguf.divergence import divergence
-from pigguf.engine.context import Context
+from pigguf.engine.context import Context, Row
 from pigguf.engine.interrupts import held_interrupts
 from pigguf.engine.lookup import Lookup, Pace
 from pigguf.engine.roads import PromptReader
@@ -130,17 +132,28 @@ class Session:
         self._refuse_overflow(0, len(tokens))
         context.model.refuse_unknown_tokens(tokens)
         with context.turn:
-            if context.store is not None:
-                if not self._tokens and self._reader_for(len(tokens)):
-                    context.settle_flash_attention(len(tokens), 1)  # as states lie that the reader has made
-                context.store.recall(self, tokens)
-            kept = self.shared_with(tokens)
-            self.keep(kept)
+            kept = self.begin(tokens)
             try:
                 self._read(tokens, progress)
             finally:
                 if context.store is not None and self._moved_from is None:
                     context.store.keep(self)
+        return kept
+
+    def begin(self, tokens: Sequence[int]) -> int:
+        """Hold as many tokens of the beginning of `tokens` as cache or store have, and no others; how many.
+
+        Raises:
+            EngineError: the session is closed.
+        """
+        with self.context.turn:
+            if self.context.store is not None:
+                if not self._tokens and self._reader_for(len(tokens)):
+                    # A state made by the reader lies as it will be used, so that recalling it is a copy.
+                    self.context.settle_flash_attention(len(tokens), 1)
+                self.context.store.recall(self, tokens)
+            kept = self.shared_with(tokens)
+            self.keep(kept)
         return kept
 
     def _read(self, tokens: Sequence[int], progress: Progress) -> None:
@@ -171,6 +184,25 @@ class Session:
             raise UsageError(f"{count} tokens cannot be kept of {len(self._tokens)}")
         self._claim(None)
         self._cut(count)
+
+    def copy_beginning(self, other: Session, count: int) -> None:
+        """Hold the first `count` tokens of another session of this context, in place of what there was.
+
+        The next step or feed of any session moves the data: until then no state of either is taken or set.
+
+        Raises:
+            UsageError: the other does not hold so many.
+            EngineError: a session is closed, or this model's memory cannot forget a part.
+        """
+        if not 0 < count <= len(other._tokens):
+            raise UsageError(f"{count} tokens cannot be copied of {len(other._tokens)}")
+        with self.context.turn, held_interrupts():
+            self._claim(None)
+            self._tokens = []
+            self.context.copy(other._sequence, self._sequence, count)
+            self._tokens = other._tokens[:count]
+            moved = other._moved_from
+            self._moved_from = moved if moved is not None and moved < count else None
 
     def _cut(self, count: int) -> None:
         with self.context.turn, held_interrupts():
@@ -425,7 +457,7 @@ class Session:
                             return
                         if token is None:
                             self._compute_logits()
-                            self._refuse_no_numbers()
+                            self.refuse_no_numbers()
                             token = drawing.draw(context)
                         elif waiting:
                             self._take_row(token)
@@ -466,7 +498,7 @@ class Session:
             drawn = self._verify(token, draft, drawing)
         else:
             self._append_one(token)
-            self._refuse_no_numbers()
+            self.refuse_no_numbers()
             drawn = [drawing.draw(self.context)]
         if lookup:
             lookup.took(1 + len(draft), perf_counter() - begun)
@@ -484,7 +516,7 @@ class Session:
         try:
             context.decode(self._sequence, batch, held, range(len(batch)))
             for place, expected in enumerate((*draft, None)):
-                self._refuse_no_numbers(place)
+                self.refuse_no_numbers(place)
                 found = drawing.draw_of_batch(context, place, _CLEAR_LEAD)
                 if found is None:
                     drawn.append(self._drawn_alone(batch[place], held + place, drawing))
@@ -507,7 +539,7 @@ class Session:
         """Compute a token again as a step of one does, and draw what comes after it."""
         self.context.cut(self._sequence, position)
         self.context.decode(self._sequence, (token,), position, (0,))
-        self._refuse_no_numbers()
+        self.refuse_no_numbers()
         return drawing.draw(self.context)
 
     def _append_one(self, token: int) -> None:
@@ -558,9 +590,15 @@ class Session:
             self.feed(tokens)
             self._user = user
 
-    def _refuse_no_numbers(self, index: int = -1) -> None:
-        """C samplers sort, and sorting what is no number may leave the array. The largest of values with a
-        NaN among them is NaN; minus infinity alone is in order, and drawn by nobody."""
+    def refuse_no_numbers(self, index: int = -1) -> None:
+        """To be asked before anything is drawn after the last batch's token `index`: C samplers sort, and
+        sorting what is no number may leave the array.
+
+        Raises:
+            EngineError: the logits are not numbers.
+        """
+        # The largest of values with a NaN among them is NaN; minus infinity alone is in order, and drawn by
+        # nobody.
         if not math.isfinite(self.context.logits(index).max()):
             raise self.not_numbers()
 
@@ -577,6 +615,18 @@ class Session:
         feed then raises Interrupted, generate ends. Where nothing runs, nothing happens.
         """
         self._interrupted = True
+
+    # ---- with others -----------------------------------------------------------------------------
+
+    def _rows(self, part: Part) -> list[Row]:
+        """The rows of a part of a step, in which nothing lies behind _tokens."""
+        tokens = self._checked(part.tokens)
+        self._claim(None)
+        last, held = len(tokens) - 1, len(self._tokens)
+        return [
+            Row(token, held + i, self._sequence, part.wants_logits and i == last)
+            for i, token in enumerate(tokens)
+        ]
 
     # ---- the end ---------------------------------------------------------------------------------
 
@@ -598,6 +648,43 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tokens to append to a session in a step; with `wants_logits`, something is drawn after the last."""
+
+    session: Session
+    tokens: Sequence[int]
+    wants_logits: bool = True
+
+
+def step(context: Context, parts: Sequence[Part]) -> list[int]:
+    """Compute tokens of several sessions of a context in one batch, and append them to each.
+
+    Returns:
+        For each part the index to draw after its last token, with Sampler.draw or Context.logits; it is
+        valid until the next batch.
+
+    Raises:
+        ContextOverflow, UsageError: tokens that do not fit or that are none; nothing was computed.
+        EngineError: llama.cpp failed; each session holds what it held before.
+    """
+    with context.turn:
+        rows: list[Row] = []
+        last: list[int] = []
+        for part in parts:
+            rows += part.session._rows(part)
+            last.append(len(rows) - 1)
+        try:
+            context.decode_rows(rows)
+            for part in parts:
+                part.session._tokens += part.tokens
+        except BaseException:
+            for part in parts:
+                part.session._cut(part.session.length)
+            raise
+    return last
 
 
 def _alike(expected: NDArray[np.float32], found: NDArray[np.float32]) -> bool:

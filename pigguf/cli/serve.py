@@ -1,0 +1,95 @@
+"""`pigguf serve`: a model for many clients at once, over HTTP, as OpenAI's API does (pigguf/serve)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pigguf.cli import render
+from pigguf.cli.options import PATH, cached_options, sessions_option, verbose_option, window_options
+from pigguf.cli.termination import tidy_termination
+from pigguf.engine import log_to
+from pigguf.errors import MissingPackage
+from pigguf.runtime import RunSettings, open_context
+
+if TYPE_CHECKING:
+    from pigguf.serve.service import Service
+
+
+@click.command()
+@click.argument("model", metavar="MODEL", type=PATH)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    metavar="N",
+    help="Port to listen on; 0 is any that is free.",
+)
+@click.option(
+    "--slots",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Answers written at once; each has a window of --ctx tokens.",
+)
+@click.option(
+    "--api-key",
+    envvar="PIGGUF_API_KEY",
+    metavar="KEY",
+    help="What clients must bring; default: PIGGUF_API_KEY, which other users of this machine cannot see.",
+)
+@window_options
+@cached_options
+@sessions_option
+@verbose_option
+def command(
+    model: Path,
+    host: str,
+    port: int,
+    slots: int,
+    api_key: str | None,
+    ctx_length: int | None,
+    verbose: bool,
+    **settings: Any,
+) -> None:
+    """Answer many clients at once with the GGUF file MODEL, as OpenAI's API does.
+
+    Routes: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics. Only
+    this machine is answered, unless --host says otherwise, which takes an API key. Ctrl-C or SIGTERM finishes
+    the answers that are being written, for half a minute at most; a second Ctrl-C ends it at once.
+
+    \b
+    Examples:
+      pigguf serve model.gguf
+      pigguf serve model.gguf --ctx 32768 --slots 2 --port 8000
+      curl http://127.0.0.1:8080/v1/chat/completions -H "Content-Type: application/json" \\
+          -d '{"messages": [{"role": "user", "content": "Name a pig."}]}'
+    """
+    try:
+        from pigguf.serve.server import address_of, listen, serve
+    except ImportError as error:
+        raise MissingPackage(
+            f"pigguf serve needs the package {error.name or error}",
+            'install it: pip install -e ".[serve]" in the clone',
+        ) from error
+    if verbose:
+        log_to(render.note)
+
+    def tell(service: Service) -> None:
+        render.note(
+            f"{service.name} answers at {address_of(listener)}/v1: {slots} at once, "
+            f"each in a window of {service.context_length:,} tokens. Ctrl-C ends it."
+        )
+
+    run = RunSettings(ctx_length, prefill="llama.cpp", **settings)  # PyTorch would halt all others meanwhile
+    with (
+        tidy_termination(),
+        listen(host, port, api_key or None) as listener,
+        open_context(model, run, render.progress(keep=False), sequences=slots) as context,
+    ):
+        serve(context, listener, key=api_key or None, ready=tell)

@@ -1,0 +1,13 @@
+"""A model for many at once, over HTTP, as OpenAI's clients expect it (the extra `[serve]`).
+
+    scheduler    one thread that owns a context, and computes one batch a step for all who wait
+    openai       requests and answers as they look on the wire, as frozen values
+    errors       what is refused, and every PigError as OpenAI's error JSON
+    service      from a request to its answers: tokens, the window, the queue
+    app          routes, keys and limits: the only importer of starlette
+    metrics      what Prometheus reads: the only importer of prometheus_client
+    server       sockets, and how it ends: the only importer of uvicorn
+
+Contract: what a request asks for is done or refused, never left out in silence; nothing of a prompt or an
+answer is logged; no request names a file. Left out: the page, tools, embeddings, several machines.
+"""

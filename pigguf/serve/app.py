@@ -1,0 +1,354 @@
+"""The routes: keys and limits in front, a Service behind, errors in OpenAI's form.
+
+Contract: a route answers in OpenAI's form whatever happens. Without a key only a client on this machine is
+answered, and only under a name of it: a web page that has a foreign name point here is refused, and so is
+what a page can send without asking, for its type is not JSON. There is no CORS.
+Left out: what an answer is (service.py), sockets (server.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import logging
+import time
+import traceback
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+from sse_starlette import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from pigguf.errors import EngineError, PigError
+from pigguf.serve.errors import Refusal, answer_to
+from pigguf.serve.metrics import Metrics
+from pigguf.serve.openai import (
+    Asked,
+    ChatForm,
+    Choice,
+    Fields,
+    TextForm,
+    chat_request,
+    completion_request,
+    parse,
+    usage,
+)
+from pigguf.serve.scheduler import Done, Piece
+from pigguf.serve.scheduler import Request as Wanted
+from pigguf.serve.service import Answers, Service
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
+
+_PING = 15  # seconds between signs of life in a stream that has nothing to say
+TO_SAY_SO = 5.0  # seconds for clients to be told that an answer was given up
+_STALLED = 60.0  # seconds that a client may leave a chunk unread
+
+_log = logging.getLogger("pigguf")
+
+
+def create_app(service: Service, *, key: str | None = None) -> Starlette:
+    """The server's ASGI application.
+
+    Args:
+        key: what clients must bring as `Authorization: Bearer KEY`; None answers this machine's names only.
+    """
+    routes = _Routes(service, key)
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", routes.guarded(routes.chat), methods=["POST"]),
+            Route("/v1/completions", routes.guarded(routes.completions), methods=["POST"]),
+            Route("/v1/models", routes.guarded(routes.models)),
+            Route("/tokenize", routes.guarded(routes.tokenize), methods=["POST"]),
+            Route("/detokenize", routes.guarded(routes.detokenize), methods=["POST"]),
+            Route("/health", routes.guarded(routes.health, public=True)),
+            Route("/metrics", routes.guarded(routes.metrics)),
+        ],
+        exception_handlers={HTTPException: _no_route},
+    )
+
+
+class _Routes:
+    """What each route does."""
+
+    def __init__(self, service: Service, key: str | None) -> None:
+        self._service = service
+        self._key = key
+        self._metrics = Metrics(service.scheduler)
+
+    # ---- before and after ------------------------------------------------------------------------
+
+    def guarded(self, endpoint: Endpoint, *, public: bool = False) -> Endpoint:
+        """The endpoint behind its key, with every error in OpenAI's form."""
+
+        async def answer(request: Request) -> Response:
+            try:
+                self._refuse_strangers(request, public)
+                response = await endpoint(request)
+            except PigError as error:
+                response = _error(error)
+            except Exception as error:
+                response = _unexpected(error)
+            self._metrics.answered(request.url.path, response.status_code)
+            return response
+
+        return answer
+
+    def _refuse_strangers(self, request: Request, public: bool) -> None:
+        """
+        Raises:
+            Refusal: no or a wrong key; without one, a name that is not this machine's.
+        """
+        if self._key is None:
+            if not is_loopback(_name(request)):
+                raise Refusal(
+                    403,
+                    "the server answers to this machine's own names only",
+                    "start it with --api-key to reach it under another",
+                )
+        elif not public:
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            is_right = hmac.compare_digest(given.strip().encode(), self._key.encode())
+            if scheme.lower() != "bearer" or not is_right:
+                raise Refusal(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    async def _body(self, request: Request) -> bytes:
+        """
+        Raises:
+            Refusal: it is no JSON by its type, too large, or does not come.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refusal(415, f"the body is {kind[:80] or 'of no type'}", "send it as application/json")
+        limits, body = self._service.limits, bytearray()
+        try:
+            with anyio.fail_after(limits.body_seconds):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > limits.body:
+                        raise Refusal(413, f"the body is over {limits.body:,} bytes", code="body_too_large")
+        except TimeoutError:
+            raise Refusal(408, f"the body did not come within {limits.body_seconds:g} s") from None
+        return bytes(body)
+
+    # ---- answers ---------------------------------------------------------------------------------
+
+    async def chat(self, request: Request) -> Response:
+        return await self._answer(request, chat_request, ChatForm)
+
+    async def completions(self, request: Request) -> Response:
+        return await self._answer(request, completion_request, TextForm)
+
+    async def _answer(
+        self, request: Request, read: Callable[[Any], Asked], form_of: type[ChatForm] | type[TextForm]
+    ) -> Response:
+        service = self._service
+        body = await self._body(request)
+        asked, requests = await run_in_threadpool(self._understood, read, body)
+        form = form_of(service.name, partial(service.model.piece, special=True), asked.logprobs is not None)
+        answers = service.submit(requests)
+        prompt_tokens = sum(len(wanted.prompt) for wanted in requests[:: asked.choices])
+        if asked.stream:
+            choices = [Choice() for _ in requests]
+            chunks = self._chunks(answers, form, choices, prompt_tokens, asked.usage)
+            return _Stream(answers, chunks, service.limits.drain_seconds)
+        try:
+            choices = await _unless_gone(request, self._gathered(answers, len(requests)))
+        finally:
+            answers.cancel()
+        return JSONResponse(form.whole(choices, usage(prompt_tokens, choices)))
+
+    def _understood(self, read: Callable[[Any], Asked], body: bytes) -> tuple[Asked, list[Wanted]]:
+        asked = read(parse(body))
+        return asked, self._service.requests(asked)
+
+    async def _gathered(self, answers: Answers, count: int) -> list[Choice]:
+        choices = [Choice() for _ in range(count)]
+        async for index, event in self._timed(answers):
+            _grow(choices[index], event)
+        return choices
+
+    async def _chunks(
+        self,
+        answers: Answers,
+        form: ChatForm | TextForm,
+        choices: list[Choice],
+        prompt_tokens: int,
+        with_usage: bool,
+    ) -> AsyncGenerator[dict[str, str], None]:
+        """A stream's events. An error is one of them: the status was sent before."""
+        try:
+            for index in range(len(choices)):
+                if first := form.first(index):
+                    yield _data(first)
+            async for index, event in self._timed(answers):
+                if isinstance(event, Done):
+                    choices[index].done = event
+                    yield _data(form.last(index, choices[index]))
+                else:
+                    yield _data(form.piece_of(index, event.text, event.drawn))
+            if with_usage:
+                yield _data(form.counts(usage(prompt_tokens, choices)))
+            yield {"data": "[DONE]"}
+        except PigError as error:
+            yield _data(answer_to(error).body)
+
+    async def _timed(self, answers: Answers) -> AsyncGenerator[tuple[int, Piece | Done], None]:
+        begun, is_first = time.monotonic(), True
+        async for arrived in answers:
+            if is_first:
+                self._metrics.first_token(time.monotonic() - begun)
+                is_first = False
+            yield arrived
+
+    # ---- the rest --------------------------------------------------------------------------------
+
+    async def models(self, request: Request) -> Response:
+        model = self._service.model
+        one = {
+            "id": self._service.name,
+            "object": "model",
+            "created": int(model.path.stat().st_mtime),
+            "owned_by": "pigguf",
+            "context_length": self._service.context_length,
+        }
+        return JSONResponse({"object": "list", "data": [one]})
+
+    async def tokenize(self, request: Request) -> Response:
+        body = await self._body(request)
+
+        def tokens() -> list[int]:
+            fields = Fields(parse(body))
+            text = fields.text("content")
+            special = {name: fields.flag(name) for name in ("add_special", "parse_special")}
+            fields.refuse_rest()
+            if text is None:
+                raise Refusal(400, "content is missing", param="content")
+            return self._service.model.tokenize(text, **special)
+
+        found = await run_in_threadpool(tokens)
+        return JSONResponse({"tokens": found, "count": len(found)})
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await self._body(request)
+
+        def text() -> str:
+            fields = Fields(parse(body))
+            tokens = fields.take("tokens")
+            fields.refuse_rest()
+            if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+                raise Refusal(400, "tokens must be a list of token ids", param="tokens")
+            return self._service.model.detokenize(tokens)
+
+        return JSONResponse({"content": await run_in_threadpool(text)})
+
+    async def health(self, request: Request) -> Response:
+        scheduler = self._service.scheduler
+        is_alive = scheduler.is_alive
+        return JSONResponse(
+            {
+                "status": "ok" if is_alive else "ending",
+                "slots": scheduler.slots,
+                "running": scheduler.running,
+                "waiting": scheduler.waiting,
+            },
+            status_code=200 if is_alive else 503,
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type=Metrics.content_type)
+
+
+class _Stream(EventSourceResponse):
+    """A stream whose answers are given up when it ends, however it does."""
+
+    def __init__(self, answers: Answers, chunks: AsyncGenerator[dict[str, str], None], drain: float) -> None:
+        super().__init__(chunks, ping=_PING, send_timeout=_STALLED, shutdown_grace_period=drain + TO_SAY_SO)
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answers.cancel()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, that nobody else can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _name(request: Request) -> str:
+    """The name under which a client reaches the server, "" where it is none."""
+    try:
+        return request.url.hostname or ""
+    except ValueError:
+        return ""
+
+
+def _grow(choice: Choice, event: Piece | Done) -> None:
+    if isinstance(event, Done):
+        choice.done = event
+    else:
+        choice.text += event.text
+        choice.drawn += event.drawn
+
+
+def _data(value: Any) -> dict[str, str]:
+    return {"data": json.dumps(value, ensure_ascii=False, separators=(",", ":"))}
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work comes to; given up where the client goes away.
+
+    Raises:
+        Refusal: it went.
+    """
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refusal(499, "the client went away", code="cancelled")
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _error(error: PigError) -> Response:
+    status, body, headers = answer_to(error)
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _unexpected(error: Exception) -> Response:
+    """A failure that nobody foresaw. Its message may quote a prompt: what is logged is its sort and place."""
+    frames = traceback.extract_tb(error.__traceback__)
+    _log.error("%s in %s", type(error).__name__, " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames)))
+    return _error(EngineError(f"the server failed: {type(error).__name__}"))
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    reasons = {404: "there is no such path", 405: "the path does not take this method"}
+    refusal = Refusal(error.status_code, reasons.get(error.status_code, error.detail))
+    response = _error(refusal)
+    response.headers.update(error.headers or {})
+    return response

@@ -1,0 +1,82 @@
+"""What the server refuses, and every error as OpenAI's error JSON.
+
+The form is OpenAI's: {"error": {"message", "type", "param", "code"}}, and beside these the token counts where
+a prompt does not fit. Left out: the words of the engine's own errors, which are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pigguf import errors
+
+
+class Refusal(errors.PigError):
+    """A request that the server does not take.
+
+    Attributes:
+        status: of HTTP.
+        code: a word for programs, OpenAI's where it has one.
+        param: the parameter at fault.
+        counts: tokens, by name.
+        retry_after: seconds after which it is worth to ask again.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        hint: str | None = None,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        counts: Mapping[str, int] | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message, hint)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.counts = dict(counts or {})
+        self.retry_after = retry_after
+
+
+class Answer(NamedTuple):
+    """An HTTP answer to an error: the body is JSON."""
+
+    status: int
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+
+# The nearest class in an error's ancestry decides; what is not here is the server's own fault.
+_BY_ERROR: dict[type[BaseException], tuple[int, str | None]] = {
+    errors.UsageError: (400, None),
+    errors.TokenizerError: (400, None),  # a conversation that the model's template refuses
+    errors.ContextOverflow: (400, "context_length_exceeded"),
+    errors.Interrupted: (503, "interrupted"),
+}
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def answer_to(error: errors.PigError) -> Answer:
+    """The HTTP answer to an error."""
+    if isinstance(error, Refusal):
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        if error.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return Answer(
+            error.status, _body(error, error.status, error.code, error.param, error.counts), headers
+        )
+    kinds = (_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _BY_ERROR)
+    status, code = next(kinds, (500, None))
+    return Answer(status, _body(error, status, code, None, {}), {})
+
+
+def _body(
+    error: errors.PigError, status: int, code: str | None, param: str | None, counts: Mapping[str, int]
+) -> dict[str, Any]:
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    return {"error": {"message": message, "type": kind, "param": param, "code": code, **counts}}

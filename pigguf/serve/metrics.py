@@ -1,0 +1,66 @@
+"""What Prometheus reads of the server: counts and times, never a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pigguf.serve.scheduler import Scheduler
+
+_SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+
+class Metrics:
+    """The server's figures since its beginning."""
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_OfScheduler(scheduler))
+        self._answered = Counter(
+            "pigguf_requests", "Requests answered.", ["path", "status"], registry=self._registry
+        )
+        self._first = Histogram(
+            "pigguf_first_token_seconds",
+            "From a request to the first token of its answer.",
+            registry=self._registry,
+            buckets=_SECONDS,
+        )
+
+    def answered(self, path: str, status: int) -> None:
+        self._answered.labels(path, str(status)).inc()
+
+    def first_token(self, seconds: float) -> None:
+        self._first.observe(seconds)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+class _OfScheduler(Collector):
+    """The scheduler's own figures, read when they are asked for."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def collect(self) -> Iterator[Metric]:
+        scheduler, figures = self._scheduler, self._scheduler.figures
+        for name, value, text in (
+            ("prompt_tokens", figures.read, "Tokens of prompts computed."),
+            ("reused_tokens", figures.reused, "Tokens of prompts that were in a cache."),
+            ("drawn_tokens", figures.drawn, "Tokens of answers."),
+            ("steps", figures.steps, "Batches computed."),
+            ("step_seconds", figures.seconds, "Time in these batches."),
+        ):
+            yield CounterMetricFamily(f"pigguf_{name}", text, value)
+        for name, value, text in (
+            ("slots", scheduler.slots, "Answers that can be written at once."),
+            ("running", scheduler.running, "Answers being written or read for."),
+            ("waiting", scheduler.waiting, "Answers that wait for a slot."),
+        ):
+            yield GaugeMetricFamily(f"pigguf_{name}", text, value)

@@ -1,0 +1,530 @@
+"""The scheduler: one thread that owns a context, and computes one batch a step for all who wait.
+
+    with Scheduler(context) as scheduler:
+        ticket = scheduler.submit([Request(prompt)], deliver)    deliver(choice, event) from the thread:
+        ticket.cancel()                                          Piece, Piece, ..., then Done or Failed
+
+A step holds the next token of every answer that is being written, and a chunk of the prompts that are being
+read: as much as leaves the answers flowing, and shared evenly, so that a short prompt beside a long one is
+read at once. A free slot is chosen by what its cache holds of the prompt; what another slot holds of it is
+copied, and what another just reads of it is waited for.
+Left out: HTTP, text to tokens (service.py), which sequences share a batch in llama.cpp (engine/).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pigguf.engine import Context, Sampling, Session
+from pigguf.engine.sampling import Sampler, sampler
+from pigguf.engine.session import Part, step
+from pigguf.errors import EngineError, PigError
+from pigguf.serve.errors import Refusal
+from pigguf.text import Text
+
+LONGEST_GAP = 0.2  # seconds of a step beside which answers are being written, about
+_LEAST_CHUNK = 32  # tokens of prompts in a step: fewer cost nearly as much
+_COPIED_FOR_ONE = 64  # cells of a sequence that are copied in the time one token is computed, at the least
+_RATE = 0.2  # at which measurements replace what was believed
+_LONGEST_RETRY = 120  # seconds
+
+_log = logging.getLogger("pigguf")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer that is asked for.
+
+    Attributes:
+        prompt: tokens, at least one, and no more than the window.
+        max_tokens: most tokens to draw; None is up to the window's end.
+        stop: the text ends before the first of these.
+        logprobs: how many of the likeliest tokens are told with each; None tells nothing.
+        without_first_space: as text.Text has it.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    logprobs: int | None = None
+    without_first_space: bool = False
+
+
+class Drawn(NamedTuple):
+    """A token, its logarithmic probability, and the likeliest tokens with theirs; before any sampler."""
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of an answer, and the tokens drawn for it where they were asked for."""
+
+    text: str
+    drawn: tuple[Drawn, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """An answer's end.
+
+    Attributes:
+        reason: "end" (the model's), "stop" (a stop string), "length" (max_tokens), "window" (it is full).
+        reused: tokens of the prompt that were in a cache already.
+        drawn: tokens of the answer, its end token among them.
+    """
+
+    reason: Literal["end", "stop", "length", "window"]
+    reused: int
+    drawn: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An answer that comes to nothing more."""
+
+    error: PigError
+
+
+Event = Piece | Done | Failed
+
+
+@dataclass
+class Figures:
+    """What was done since the beginning, in tokens and steps."""
+
+    read: int = 0
+    reused: int = 0
+    drawn: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class _Answer:
+    """A request on its way, with its prompt as an array that is compared quickly."""
+
+    def __init__(self, request: Request, deliver: Callable[[Event], None], deadline: float) -> None:
+        self.request = request
+        self.prompt = np.array(request.prompt, np.int32)
+        self.deliver = deliver
+        self.deadline = deadline
+        self.is_cancelled = False
+        self.begun = time.monotonic()
+
+
+class Ticket:
+    """The answers to one submission."""
+
+    def __init__(self, answers: Sequence[_Answer]) -> None:
+        self._answers = answers
+
+    def cancel(self) -> None:
+        """Nobody waits for them any more: within a step their slots are free."""
+        for answer in self._answers:
+            answer.is_cancelled = True
+
+
+class Scheduler:
+    """Made of an open context, all of whose sequences are its own. A context manager.
+
+    Args:
+        queue: most answers that wait for a slot.
+
+    Attributes:
+        figures: what was done.
+        slots: how many answers are written at once.
+    """
+
+    def __init__(self, context: Context, queue: int = 64) -> None:
+        self.figures = Figures()
+        self.slots = context.options.sequences
+        self._context = context
+        self._most_waiting = queue
+        self._slots = [_Slot(context.sequence()) for _ in range(self.slots)]
+        self._changed = threading.Condition()
+        self._waiting: deque[_Answer] = deque()
+        self._is_draining = self._is_closed = False
+        self._end_by = math.inf
+        self._reading_pace = 0.0  # seconds a token of prompts; 0 before the first
+        self._answer_seconds = 1.0
+        self._ends = 0
+        self._thread = threading.Thread(target=self._run, name="pigguf-scheduler", daemon=True)
+        self._thread.start()
+
+    # ---- from any thread -------------------------------------------------------------------------
+
+    def submit(
+        self, requests: Sequence[Request], deliver: Callable[[int, Event], None], seconds: float = math.inf
+    ) -> Ticket:
+        """Queue requests, all of them or none.
+
+        Args:
+            deliver: called from the scheduler's thread with the request's index and what came; it must not
+                raise, nor take long.
+            seconds: what is not done by then fails.
+
+        Raises:
+            Refusal: the queue is full (429), or the server is about to end (503).
+        """
+        deadline = time.monotonic() + seconds
+        answers = [
+            _Answer(request, lambda event, index=index: deliver(index, event), deadline)  # type: ignore[misc]
+            for index, request in enumerate(requests)
+        ]
+        with self._changed:
+            if self._is_draining:
+                raise _ending()
+            if len(self._waiting) + len(answers) > self._most_waiting:
+                raise self._full()
+            self._waiting += answers
+            self._changed.notify()
+        return Ticket(answers)
+
+    @property
+    def waiting(self) -> int:
+        """How many answers wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many answers have a slot."""
+        return sum(slot.run is not None for slot in self._slots)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether answers can be expected."""
+        return self._thread.is_alive() and not self._is_draining
+
+    def drain(self, seconds: float = math.inf) -> None:
+        """Take nothing more, and refuse what waits; what runs goes on, for so long at most."""
+        with self._changed:
+            self._is_draining = True
+            self._end_by = time.monotonic() + seconds
+            refused, self._waiting = list(self._waiting), deque()
+        for answer in refused:
+            answer.deliver(Failed(_ending()))
+
+    def close(self) -> None:
+        """Stop after this step; what runs fails. Twice is fine."""
+        self.drain()
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def __enter__(self) -> Scheduler:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _full(self) -> Refusal:
+        seconds = math.ceil(self._answer_seconds * (len(self._waiting) + 1) / self.slots)
+        return Refusal(
+            429,
+            f"{len(self._waiting):,} answers wait already, of {self._most_waiting:,} that may",
+            "ask again in a while",
+            code="queue_full",
+            retry_after=min(max(seconds, 1), _LONGEST_RETRY),
+        )
+
+    # ---- the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            try:
+                self._step()
+            except Exception as error:
+                failed = _failure(error)
+                for slot, run in self._runs():
+                    self._end(slot, run, failed)
+        for slot, run in self._runs():
+            self._end(slot, run, Failed(_ending()))
+        for slot in self._slots:
+            slot.session.close()
+
+    def _wait_for_work(self) -> bool:
+        """Whether there is a step to take; False is the end."""
+        with self._changed:
+            while not self._is_closed and not self._waiting and not self.running:
+                self._changed.wait()
+            return not self._is_closed
+
+    def _step(self) -> None:
+        self._drop_gone()
+        self._admit()
+        planned = self._plan()
+        if not planned:
+            return
+        begun = time.perf_counter()
+        try:
+            places = step(self._context, [part for _, _, part in planned])
+        except PigError as error:
+            for slot, run, _ in planned:
+                self._end(slot, run, Failed(error))
+            return
+        self._learn(planned, time.perf_counter() - begun)
+        for (slot, run, part), place in zip(planned, places, strict=True):
+            del run.unread[: len(part.tokens)]
+            if part.wants_logits:
+                self._draw(slot, run, place)
+
+    def _runs(self) -> Iterator[tuple[_Slot, _Run]]:
+        return ((slot, slot.run) for slot in self._slots if slot.run is not None)
+
+    # ---- who leaves ------------------------------------------------------------------------------
+
+    def _drop_gone(self) -> None:
+        """Let go of answers that nobody waits for, and of those whose time is over."""
+        now = time.monotonic()
+        with self._changed:
+            gone = [answer for answer in self._waiting if _is_over(answer, now)]
+            self._waiting = deque(answer for answer in self._waiting if not _is_over(answer, now))
+        for answer in gone:
+            answer.deliver(_late(answer))
+        for slot, run in self._runs():
+            if _is_over(run.answer, now):
+                self._end(slot, run, _late(run.answer))
+            elif now > self._end_by:
+                self._end(slot, run, Failed(_ending()))
+
+    def _end(self, slot: _Slot, run: _Run, event: Done | Failed) -> None:
+        """Free a slot; its cache stays, for the next who begins alike."""
+        slot.run = None
+        self._ends += 1
+        slot.used = self._ends
+        run.close()
+        run.answer.deliver(event)
+        if isinstance(event, Done):
+            taken = time.monotonic() - run.answer.begun
+            self._answer_seconds += (taken - self._answer_seconds) * _RATE
+            if self._context.store is not None:
+                self._context.store.keep(slot.session)
+
+    # ---- who comes -------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Give free slots to who waits, in order, but for those whose beginning is just being read."""
+        while free := [slot for slot in self._slots if slot.run is None]:
+            with self._changed:
+                answer = next((answer for answer in self._waiting if not self._is_being_read(answer)), None)
+                if answer is None:
+                    return
+                self._waiting.remove(answer)
+            slot = max(free, key=lambda slot: (slot.worth(answer.prompt), -slot.used))
+            try:
+                copied = self._begin(slot, answer)
+            except Exception as error:
+                answer.deliver(_failure(error))
+                continue
+            if copied:  # the step moves the data: before it, no other state may be touched
+                return
+
+    def _begin(self, slot: _Slot, answer: _Answer) -> bool:
+        """Let a slot's cache hold what any cache has of the prompt; whether it was copied.
+
+        Raises:
+            UsageError: the grammar is none.
+        """
+        session, prompt = slot.session, list(answer.request.prompt)
+        with ExitStack() as opened:
+            drawing = opened.enter_context(sampler(answer.request.sampling, self._context.model, prompt))
+            kept = session.begin(prompt)
+            others = (other.session for other in self._slots if other is not slot)
+            best = max(others, key=lambda other: other.shared_with(prompt), default=session)
+            common = best.shared_with(prompt)
+            copied = self._is_worth_copying(common - kept)
+            if copied:
+                session.copy_beginning(best, common)
+            session.keep(min(session.length, len(prompt) - 1))  # the last is computed, for its logits
+            slot.run = _Run(answer, session, drawing, opened.pop_all())
+        self.figures.reused += session.length
+        return copied
+
+    def _is_being_read(self, answer: _Answer) -> bool:
+        """Whether it pays to wait until another has read the beginning of this prompt."""
+        for _, run in self._runs():
+            common = _common(run.answer.prompt, answer.prompt)
+            if run.is_reading and common > run.session.length:
+                held = max(slot.session.shared_with(answer.prompt.tolist()) for slot in self._slots)
+                if self._is_worth_copying(common - held):
+                    return True
+        return False
+
+    def _is_worth_copying(self, tokens: int) -> bool:
+        """llama.cpp copies all cells of a sequence, whatever they hold."""
+        return tokens * _COPIED_FOR_ONE > self._context.length
+
+    # ---- what is computed ------------------------------------------------------------------------
+
+    def _plan(self) -> list[tuple[_Slot, _Run, Part]]:
+        """The parts of the next step, by sequence: llama.cpp computes neighbours together."""
+        runs = list(self._runs())
+        counts = {id(run): 1 for _, run in runs if not run.is_reading}
+        reading = sorted((run for _, run in runs if run.is_reading), key=lambda run: len(run.unread))
+        room = self._context.batch_size - len(counts)
+        if counts:
+            room = min(room, self._chunk())
+        for place, run in enumerate(reading):
+            count = min(len(run.unread), math.ceil(room / (len(reading) - place)))
+            counts[id(run)] = count
+            room -= count
+        return [(slot, run, run.part(counts[id(run)])) for slot, run in runs if counts[id(run)]]
+
+    def _chunk(self) -> int:
+        """Tokens of prompts that leave the answers flowing."""
+        if not self._reading_pace:
+            return _LEAST_CHUNK
+        return max(_LEAST_CHUNK, int(LONGEST_GAP / self._reading_pace))
+
+    def _learn(self, planned: Sequence[tuple[_Slot, _Run, Part]], seconds: float) -> None:
+        read = sum(len(part.tokens) for _, run, part in planned if run.is_reading)
+        self.figures.read += read
+        self.figures.steps += 1
+        self.figures.seconds += seconds
+        if read >= _LEAST_CHUNK:
+            pace = seconds / read
+            self._reading_pace += (pace - self._reading_pace) * (_RATE if self._reading_pace else 1)
+
+    def _draw(self, slot: _Slot, run: _Run, place: int) -> None:
+        try:
+            run.session.refuse_no_numbers(place)
+            token = run.sampler.draw(self._context, place)
+        except PigError as error:
+            self._end(slot, run, Failed(error))
+            return
+        self.figures.drawn += 1
+        reason = run.take(token, self._context.logits(place))
+        if reason is not None:
+            self._end(slot, run, Done(reason, run.reused, run.drawn))
+
+
+class _Slot:
+    """A sequence of the context, and the answer that is written in it."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.run: _Run | None = None
+        self.used = 0  # how many answers had ended when its last one did
+
+    def worth(self, prompt: NDArray[np.int32]) -> int:
+        """Tokens of the prompt that its cache holds, 0 where most of the cache would be lost for them."""
+        common = self.session.shared_with(prompt.tolist())
+        return common if 2 * common >= self.session.length else 0
+
+
+class _Run:
+    """An answer in a slot, whose session holds the beginning of its prompt."""
+
+    def __init__(self, answer: _Answer, session: Session, drawing: Sampler, opened: ExitStack) -> None:
+        request, model = answer.request, session.context.model
+        self.answer = answer
+        self.session = session
+        self.sampler = drawing
+        self.reused = session.length
+        self.unread = list(request.prompt[session.length :])  # of the prompt; then the token drawn last
+        self.drawn = 0
+        self._text = Text(model, request.stop, without_first_space=request.without_first_space)
+        self._opened = opened
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether nothing was drawn yet."""
+        return self.drawn == 0
+
+    def part(self, most: int) -> Part:
+        return Part(self.session, self.unread[:most], wants_logits=most >= len(self.unread))
+
+    def take(
+        self, token: int, logits: NDArray[np.float32]
+    ) -> Literal["end", "stop", "length", "window"] | None:
+        """Note a drawn token, deliver its text, and say why it was the last, if it was."""
+        self.drawn += 1
+        request, model = self.answer.request, self.session.context.model
+        if model.is_end(token):
+            self._deliver(self._text.end())
+            return "end"
+        self.unread = [token]
+        drawn = () if request.logprobs is None else (_probable(token, logits, request.logprobs),)
+        self._deliver(self._text.add(token), drawn)
+        if self._text.stopped:
+            return "stop"
+        reason: Literal["length", "window"] | None = None
+        if self.drawn == request.max_tokens:
+            reason = "length"
+        elif self.session.room == 0:
+            reason = "window"
+        if reason is not None:
+            self._deliver(self._text.end())
+        return reason
+
+    def _deliver(self, text: str, drawn: tuple[Drawn, ...] = ()) -> None:
+        if text or drawn:
+            self.answer.deliver(Piece(text, drawn))
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+def _probable(token: int, logits: NDArray[np.float32], most: int) -> Drawn:
+    largest = float(logits.max())
+    total = largest + math.log(float(np.exp(logits - largest, dtype=np.float64).sum()))
+    first = np.argsort(-logits, kind="stable")[:most] if most else ()
+    return Drawn(
+        token,
+        float(logits[token]) - total,
+        tuple((int(other), float(logits[other]) - total) for other in first),
+    )
+
+
+def _failure(error: Exception) -> Failed:
+    """An answer's end by an error; one that nobody foresaw is logged."""
+    if isinstance(error, PigError):
+        return Failed(error)
+    _log.error("the server failed", exc_info=error)
+    return Failed(EngineError(f"the server failed: {type(error).__name__}"))
+
+
+def _is_over(answer: _Answer, now: float) -> bool:
+    return answer.is_cancelled or now > answer.deadline
+
+
+def _late(answer: _Answer) -> Failed:
+    if answer.is_cancelled:
+        return Failed(Refusal(499, "the client went away", code="cancelled"))
+    return Failed(
+        Refusal(
+            504,
+            "the answer was not done within the time that one may take",
+            "ask for fewer tokens, or ask again when the server has less to do",
+            code="timeout",
+        )
+    )
+
+
+def _ending() -> Refusal:
+    return Refusal(503, "the server is about to end", "ask again in a while", code="shutting_down")
+
+
+def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """How many tokens two prompts begin with alike."""
+    shorter = min(len(a), len(b))
+    different = np.flatnonzero(a[:shorter] != b[:shorter])
+    return int(different[0]) if len(different) else shorter

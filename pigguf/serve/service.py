@@ -1,0 +1,166 @@
+"""From a request to its answers: tokens, whether they fit, and the events of the scheduler for an event loop.
+
+Left out: HTTP (app.py), how it looks on the wire (openai.py), who computes when (scheduler.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pigguf.chat_format import ChatFormat
+from pigguf.engine import Context, Model
+from pigguf.engine.sampling import sampler
+from pigguf.serve.errors import Refusal
+from pigguf.serve.openai import Asked
+from pigguf.serve.scheduler import Done, Event, Failed, Piece, Request, Scheduler
+
+_SEEDS = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may take of the server.
+
+    Attributes:
+        body: bytes of a request.
+        body_seconds: until all of it is there.
+        seconds: until an answer is done, the time in the queue with it.
+        queue: answers that wait for a slot.
+        drain_seconds: what runs may take when the server is to end.
+    """
+
+    body: int = 8 << 20
+    body_seconds: float = 30.0
+    seconds: float = 600.0
+    queue: int = 64
+    drain_seconds: float = 30.0
+
+
+class Service:
+    """A model that answers; made of an open context and its scheduler."""
+
+    def __init__(self, context: Context, scheduler: Scheduler, limits: Limits) -> None:
+        self.model: Model = context.model
+        self.context_length = context.length
+        self.scheduler = scheduler
+        self.limits = limits
+        self.name = context.model.path.stem
+
+    @cached_property
+    def _format(self) -> ChatFormat:
+        return ChatFormat(self.model)
+
+    def requests(self, asked: Asked) -> list[Request]:
+        """What the scheduler is to do, a request for each choice of each prompt. It takes its time: not for
+        the event loop's thread.
+
+        Raises:
+            Refusal: another model is asked for, or a prompt does not fit.
+            TokenizerError: no chat template, or one that refuses the conversation.
+            UsageError: a prompt is empty, a token unknown, or the engine refuses the grammar.
+        """
+        if asked.model is not None and asked.model != self.name:
+            raise Refusal(
+                404,
+                f"the model {asked.model[:80]!r} is not here",
+                f"this server has {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+        if asked.sampling.grammar is not None:
+            with sampler(asked.sampling, self.model, ()):
+                pass  # the engine has parsed it
+        is_chat = asked.messages is not None
+        return [
+            Request(
+                prompt,
+                replace(asked.sampling, seed=_seed(asked.sampling.seed, choice)),
+                asked.max_tokens,
+                asked.stop,
+                asked.logprobs,
+                without_first_space=is_chat and self.model.space_prefix,
+            )
+            for prompt in self._prompts(asked)
+            for choice in range(asked.choices)
+        ]
+
+    def _prompts(self, asked: Asked) -> list[list[int]]:
+        if asked.messages is not None:
+            prompts = [self._format.tokens(asked.messages)]
+        else:
+            prompts = [
+                self.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+                for prompt in asked.prompts
+            ]
+        for prompt in prompts:
+            self._refuse(prompt, "prompt" if asked.messages is None else "messages")
+        return prompts
+
+    def _refuse(self, prompt: Sequence[int], param: str) -> None:
+        """
+        Raises:
+            Refusal: the prompt is empty, or does not fit.
+            UsageError: a token is none of the vocabulary.
+        """
+        if not prompt:
+            raise Refusal(400, "the prompt is empty", param=param)
+        if len(prompt) > self.context_length:
+            raise Refusal(
+                400,
+                f"the prompt is {len(prompt):,} tokens, and the window {self.context_length:,}",
+                "shorten it",
+                param=param,
+                code="context_length_exceeded",
+                counts={"prompt_tokens": len(prompt), "context_length": self.context_length},
+            )
+        self.model.refuse_unknown_tokens(prompt)
+
+    def submit(self, requests: Sequence[Request]) -> Answers:
+        """Queue requests; in the event loop that waits for them.
+
+        Raises:
+            Refusal: the queue is full, or the server is about to end.
+        """
+        return Answers(self.scheduler, requests, self.limits.seconds)
+
+
+class Answers:
+    """What comes of requests, each with its index, until all are done: for one `async for`."""
+
+    def __init__(self, scheduler: Scheduler, requests: Sequence[Request], seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._arrived: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._running = len(requests)
+        self._ticket = scheduler.submit(requests, self._deliver, seconds)
+
+    def _deliver(self, index: int, event: Event) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, event))
+
+    async def __aiter__(self) -> AsyncGenerator[tuple[int, Piece | Done], None]:
+        """
+        Raises:
+            PigError: an answer failed; the others are given up.
+        """
+        try:
+            while self._running:
+                index, event = await self._arrived.get()
+                if isinstance(event, Failed):
+                    raise event.error
+                self._running -= isinstance(event, Done)
+                yield index, event
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Give up what is not done."""
+        self._ticket.cancel()
+
+
+def _seed(seed: int | None, choice: int) -> int | None:
+    """Choices differ, and come again with the same seed."""
+    return None if seed is None else (seed + choice) % _SEEDS

@@ -1,0 +1,83 @@
+"""A real server: `pigguf serve` as a process of its own, on a free port of this machine."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+
+
+class Served:
+    """A running server.
+
+    Attributes:
+        url: without a path; said: the lines of stderr so far.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.said: list[str] = []
+        self._clients = ExitStack()
+        assert process.stderr is not None
+        for line in process.stderr:
+            self.said.append(line)
+            if found := re.search(r"answers at (http://\S+)/v1", line):
+                self.url = found[1]
+                break
+        else:
+            pytest.fail("".join(self.said))
+        self._reader = threading.Thread(target=self.said.extend, args=[process.stderr], daemon=True)
+        self._reader.start()
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        """OpenAI's, which is closed with the server."""
+        client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return self._clients.enter_context(client)
+
+    def close(self) -> None:
+        """End it at once."""
+        self._clients.close()
+        self.process.kill()
+
+    def wait(self) -> int:
+        """The exit code, once it ends by itself."""
+        code = self.process.wait(timeout=60)
+        self._reader.join(timeout=10)
+        return code
+
+
+def serving(*arguments: str | Path) -> AbstractContextManager[Served]:
+    """The command with these arguments."""
+    return _running("-m", "pigguf", "serve", *map(str, arguments), "--port", "0")
+
+
+def limited(path: Path, limits: str) -> AbstractContextManager[Served]:
+    """A server of one slot with limits that no test can wait for as they are."""
+    return _running(
+        "-c",
+        "import sys\n"
+        "from pigguf.runtime import open_context, RunSettings\n"
+        "from pigguf.serve.server import Limits, address_of, listen, serve\n"
+        "run = RunSettings(sessions=False)\n"
+        "with listen('127.0.0.1', 0, None) as at, open_context(sys.argv[1], run) as context:\n"
+        f"    serve(context, at, limits={limits},\n"
+        "        ready=lambda _: print(f'answers at {address_of(at)}/v1', file=sys.stderr, flush=True))\n",
+        str(path),
+    )
+
+
+@contextmanager
+def _running(*arguments: str) -> Iterator[Served]:
+    command = [sys.executable, *arguments]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process,
+        closing(Served(process)) as served,
+    ):
+        yield served

@@ -1,0 +1,214 @@
+"""The scheduler: the tokens of each alone, answers that flow, what is shared, who leaves, who is refused."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import pytest
+from engine.tiny_gguf import text_tokens, write_tiny
+
+from pigguf.engine import Context, ContextOptions, Model, Sampling
+from pigguf.metadata import u32
+from pigguf.serve.errors import Refusal
+from pigguf.serve.scheduler import Done, Event, Failed, Piece, Request, Scheduler
+
+GREEDY = Sampling(temperature=0)
+WINDOW = 4096
+
+
+class Heard:
+    """What comes of requests, with the time at which it came."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[float, int, Event]] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, index: int, event: Event) -> None:
+        with self._changed:
+            self.events.append((time.monotonic(), index, event))
+            self._changed.notify_all()
+
+    def of(self, index: int) -> list[Event]:
+        return [event for _, at, event in self.events if at == index]
+
+    def end(self, index: int = 0) -> Done | Failed:
+        self.until(lambda: any(isinstance(event, Done | Failed) for event in self.of(index)))
+        last = self.of(index)[-1]
+        assert isinstance(last, Done | Failed)
+        return last
+
+    def tokens(self, index: int = 0) -> list[int]:
+        end = self.end(index)
+        assert isinstance(end, Done), end
+        return [one.token for event in self.of(index) if isinstance(event, Piece) for one in event.drawn]
+
+    def until(self, come: object) -> None:
+        with self._changed:
+            assert self._changed.wait_for(come, timeout=60), self.events  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    path = write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", {"llama.context_length": u32(WINDOW)})
+    with Model.open(path) as model:
+        yield model
+
+
+@pytest.fixture
+def scheduler(model: Model, request: pytest.FixtureRequest) -> Iterator[Scheduler]:
+    slots, queue = getattr(request, "param", (2, 64))
+    options = ContextOptions(length=WINDOW, sequences=slots, batch=128, cache_k="f32", cache_v="f32")
+    with Context(model, options) as context, Scheduler(context, queue) as scheduler:
+        yield scheduler
+
+
+def asked(prompt: Sequence[int], most: int = 24) -> Request:
+    return Request(prompt, GREEDY, most, logprobs=0)
+
+
+def drawn(scheduler: Scheduler, *prompts: Sequence[int], most: int = 24) -> list[list[int]]:
+    heard = Heard()
+    scheduler.submit([asked(prompt, most) for prompt in prompts], heard)
+    return [heard.tokens(index) for index in range(len(prompts))]
+
+
+def test_answers_are_those_of_a_session_alone(model: Model, scheduler: Scheduler) -> None:
+    prompts = [text_tokens(size, seed=size) for size in (300, 9, 130, 41)]
+    options = ContextOptions(length=WINDOW, cache_k="f32", cache_v="f32", batch=128)
+    with Context(model, options) as context, context.sequence() as session:
+        expected = []
+        for prompt in prompts:
+            session.advance_to(prompt)
+            expected.append(list(session.generate(GREEDY, 24, lookup=False)))
+    assert drawn(scheduler, *prompts) == expected
+    for prompt, tokens in zip(prompts, expected, strict=True):
+        assert drawn(scheduler, prompt) == [tokens]
+
+
+def test_answers_flow_while_a_long_prompt_is_read(scheduler: Scheduler) -> None:
+    flowing, reading = Heard(), Heard()
+    scheduler.submit([asked(text_tokens(5), 2000)], flowing)
+    flowing.until(lambda: len(flowing.events) > 50)
+    begun = time.monotonic()
+    scheduler.submit([asked(text_tokens(4000, seed=2), 1)], reading)
+    reading.end()
+    read = reading.events[0][0]
+    between = [at for at, _, _ in flowing.events if begun < at < read]
+    assert len(between) >= 4000 // 128 // 2
+    gaps = [later - earlier for earlier, later in pairwise(between)]
+    assert max(gaps) < (read - begun) / 3
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(scheduler: Scheduler) -> None:
+    long, short = Heard(), Heard()
+    scheduler.submit([asked(text_tokens(4000, seed=3), 1)], long)
+    scheduler.submit([asked(text_tokens(20, seed=4), 1)], short)
+    long.end(), short.end()
+    assert short.events[0][0] < long.events[0][0]
+
+
+def test_a_conversation_goes_on_where_its_cache_is(scheduler: Scheduler) -> None:
+    first, other = text_tokens(500, seed=5), text_tokens(400, seed=6)
+    drawn(scheduler, first, most=4)
+    drawn(scheduler, other, most=4)
+    for prompt in (first, other):
+        heard = Heard()
+        scheduler.submit([asked([*prompt, 70, 71], 4)], heard)
+        end = heard.end()
+        assert isinstance(end, Done)
+        assert end.reused == len(prompt)
+
+
+@pytest.mark.parametrize("scheduler", [(4, 64)], indirect=True)
+def test_a_shared_beginning_is_read_once(scheduler: Scheduler) -> None:
+    shared = text_tokens(1000, seed=7)
+    prompts = [[*shared, *text_tokens(9, seed=seed)[1:]] for seed in (8, 9, 10, 11)]
+    together = drawn(scheduler, *prompts)
+    assert scheduler.figures.read == 1000 + 4 * 8
+    assert scheduler.figures.reused == 3 * 1000
+    assert together == [drawn(scheduler, prompt)[0] for prompt in prompts]
+
+
+def test_who_goes_away_frees_the_slot(scheduler: Scheduler) -> None:
+    gone, waiting = Heard(), Heard()
+    ticket = scheduler.submit([asked(text_tokens(6, seed=seed), 3000) for seed in (1, 2)], gone)
+    gone.until(lambda: gone.of(0) and gone.of(1))
+    scheduler.submit([asked(text_tokens(8), 4)], waiting)
+    time.sleep(0.05)
+    assert not waiting.events
+    ticket.cancel()
+    assert isinstance(waiting.end(), Done)
+    assert isinstance(gone.end(0), Failed)
+    assert len(gone.of(0)) < 3000
+
+
+@pytest.mark.parametrize("scheduler", [(1, 3)], indirect=True)
+def test_a_full_queue_refuses_all_or_nothing(scheduler: Scheduler) -> None:
+    running, queued = Heard(), Heard()
+    ticket = scheduler.submit([asked(text_tokens(6), 3000)], running)
+    running.until(lambda: running.events)
+    scheduler.submit([asked(text_tokens(7), 1), asked(text_tokens(8), 1)], queued)
+    with pytest.raises(Refusal, match="2 answers wait already, of 3") as refusal:
+        scheduler.submit([asked(text_tokens(9), 1)] * 2, Heard())
+    assert refusal.value.status == 429
+    assert refusal.value.retry_after is not None
+    assert scheduler.waiting == 2
+    ticket.cancel()
+    assert isinstance(queued.end(1), Done)
+
+
+def test_what_takes_too_long_fails(scheduler: Scheduler) -> None:
+    heard = Heard()
+    scheduler.submit([asked(text_tokens(6), 4000)], heard, seconds=0.2)
+    end = heard.end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, Refusal)
+    assert end.error.status == 504
+    assert scheduler.running == 0
+
+
+@pytest.mark.parametrize("scheduler", [(1, 64)], indirect=True)
+def test_draining_ends_what_waits_and_finishes_what_runs(scheduler: Scheduler) -> None:
+    running, waiting = Heard(), Heard()
+    scheduler.submit([asked(text_tokens(6), 300)], running)
+    running.until(lambda: running.events)
+    scheduler.submit([asked(text_tokens(7), 1)], waiting)
+    scheduler.drain()
+    end = waiting.end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, Refusal)
+    assert end.error.status == 503
+    with pytest.raises(Refusal, match="about to end"):
+        scheduler.submit([asked(text_tokens(7), 1)], waiting)
+    assert len(running.tokens()) == 300
+
+
+def test_a_grammar_that_is_none_fails_alone(scheduler: Scheduler) -> None:
+    heard = Heard()
+    wrong = Request(text_tokens(5), Sampling(grammar="this is none"), 4)
+    scheduler.submit([wrong, asked(text_tokens(5), 4)], heard)
+    assert isinstance(heard.end(0), Failed)
+    assert len(heard.tokens(1)) == 4
+
+
+def test_a_full_window_ends_an_answer(scheduler: Scheduler) -> None:
+    heard = Heard()
+    scheduler.submit([asked(text_tokens(WINDOW - 3, seed=2), 100)], heard)
+    end = heard.end()
+    assert isinstance(end, Done)
+    assert (end.reason, end.drawn) == ("window", 4)
+
+
+def test_probabilities_are_those_of_all_tokens(scheduler: Scheduler, model: Model) -> None:
+    heard = Heard()
+    scheduler.submit([Request(text_tokens(5), GREEDY, 3, logprobs=model.vocab_size)], heard)
+    heard.end()
+    for event in heard.of(0)[:-1]:
+        assert isinstance(event, Piece)
+        [one] = event.drawn
+        assert one.likeliest[0] == (one.token, one.logprob)
+        probabilities = [2.718281828459045**logprob for _, logprob in one.likeliest]
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
