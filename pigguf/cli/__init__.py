@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "summarize": ("pigguf.cli.summarize", "Let a model summarize a document of any length."),
     "sessions": ("pigguf.cli.sessions", "List or remove the documents that stay read."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),
+    "worker": ("pigguf.cli.worker", "Lend this machine's devices to models on another one."),
     "doctor": ("pigguf.cli.doctor", "Check the engine on this machine, and say what is missing."),
 }
 
