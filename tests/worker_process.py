@@ -18,6 +18,7 @@ class WorkerProcess:
 
     Attributes:
         address: where it listens.
+        lends: the line that says what it lends: the CPU.
         child: the process.
     """
 
@@ -33,6 +34,7 @@ class WorkerProcess:
         found = re.match(r"listens on +(\S+)", self.child.stdout.readline())
         assert found, self.child.communicate(timeout=10)
         self.address = found[1]
+        self.lends = self.child.stdout.readline()
 
     def signal(self, number: int) -> None:
         self.child.send_signal(number)

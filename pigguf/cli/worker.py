@@ -72,7 +72,7 @@ def command(listen: str, names: str | None, memory: int | None, trust_network: b
     if not (trust_network or _is_loopback(host)):
         raise UsageError(
             f"{host} is reached from other machines, and llama.cpp's RPC knows no authentication",
-            "listen on 127.0.0.1 behind an SSH tunnel, or say --trust-network if that whole network may use it",
+            "listen on 127.0.0.1 behind an SSH tunnel, or say --trust-network if all of it may use it",
         )
     if verbose:
         log_to(render.note)

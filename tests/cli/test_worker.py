@@ -30,6 +30,12 @@ def start() -> Iterator[Start]:
     yield from started_workers()
 
 
+def finished(*arguments: str | Path) -> Done:
+    child = program(*arguments)
+    out, err = child.communicate(timeout=120)
+    return Done(child.returncode, out, err)
+
+
 def program(*arguments: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "pigguf", *map(str, arguments)],
@@ -47,8 +53,7 @@ def program(*arguments: str | Path) -> subprocess.Popen[str]:
 def test_it_says_where_it_listens_and_what_it_lends(start: Start) -> None:
     worker = start("--memory", "1.5G", "--device", "CPU")
     assert re.fullmatch(r"127\.0\.0\.1:\d+", worker.address)
-    assert worker.child.stdout is not None
-    assert re.match(r"lends +CPU: .+, 1\.5 GiB$", worker.child.stdout.readline())
+    assert re.match(r"lends +CPU: .+, 1\.5 GiB$", worker.lends)
 
 
 def test_ctrl_c_ends_it_quietly_and_its_port_is_free_again(start: Start) -> None:
@@ -56,7 +61,7 @@ def test_ctrl_c_ends_it_quietly_and_its_port_is_free_again(start: Start) -> None
     worker.signal(signal.SIGINT)
     out, err = worker.child.communicate(timeout=10)
     assert worker.child.returncode == 130
-    assert (err, out.count("\n")) == ("interrupted\n", 1)  # beside the line that was read: what it lends
+    assert (out, err) == ("", "\ninterrupted\n")
     start(address=worker.address)
 
 
@@ -65,7 +70,7 @@ def test_the_library_s_own_lines_stay_off_stdout(start: Start, smollm2_gguf: Pat
     assert run("plan", smollm2_gguf, "--workers", worker.address).returncode == 0
     worker.signal(signal.SIGINT)
     out, _ = worker.child.communicate(timeout=10)
-    assert re.fullmatch(r"lends .*\n", out)
+    assert out == ""
 
 
 def test_a_network_must_be_trusted_by_name(run: Run) -> None:
@@ -116,14 +121,14 @@ def test_a_device_that_is_not_there() -> None:
 # ---- the commands that name them ---------------------------------------------------------------------
 
 
-def test_chat_says_the_same_as_on_one_machine(start: Start, run: Run, smollm2_gguf: Path) -> None:
+def test_chat_says_the_same_as_on_one_machine(start: Start, smollm2_gguf: Path) -> None:
     asked = (
         "chat", smollm2_gguf, "-p", "Name three colours.", "--ctx", "1024", "--temperature", "0",
         "--max-tokens", "24", "--no-sessions", "--flash-attention", "on", "--prefill", "llama.cpp",
     )  # fmt: skip
-    alone = run(*asked)
+    alone = finished(*asked)
     named = ",".join(start().address for _ in range(2))
-    done = run(*asked, "--workers", named)
+    done = finished(*asked, "--workers", named)
     assert (done.returncode, done.stdout) == (0, alone.stdout)
     assert alone.stdout.strip()
 
@@ -137,7 +142,7 @@ def test_plan_shows_what_lies_on_each(start: Start, run: Run, smollm2_gguf: Path
     assert re.search(rf"memory +computer +{two[0].address} +{two[1].address}", done.stdout)
     told = json.loads(run(*arguments, "--split", "2,1", "--json").stdout)
     first, second = told["devices"][1:]
-    assert first["cache_k"] == pytest.approx(2 * second["cache_k"], rel=0.15)
+    assert first["cache_k"] / second["cache_k"] == 21 / 9  # of 30 layers; the output is the 31st
 
 
 def test_bench_runs_on_them(start: Start, run: Run, smollm2_gguf: Path) -> None:
@@ -162,8 +167,8 @@ def test_a_worker_that_dies_in_an_answer_is_an_error(start: Start, smollm2_gguf:
     assert "hint: " in err
 
 
-def test_nobody_there(run: Run, smollm2_gguf: Path) -> None:
-    done = run("chat", smollm2_gguf, "-p", "hello", "--workers", "127.0.0.1:1")
+def test_nobody_there(smollm2_gguf: Path) -> None:
+    done = finished("chat", smollm2_gguf, "-p", "hello", "--workers", "127.0.0.1:1")
     assert done.returncode == 8
     assert "the worker 127.0.0.1:1 cannot be reached" in done.stderr
 
