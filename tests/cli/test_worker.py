@@ -177,3 +177,18 @@ def test_shares_that_are_none(run: Run, smollm2_gguf: Path) -> None:
     done = run("plan", smollm2_gguf, "--workers", "127.0.0.1:1", "--split", "a,b")
     assert done.returncode == 2
     assert "not shares" in done.stderr
+
+
+def test_an_evaluation_says_the_same_as_on_one_machine(
+    start: Start, run: Run, smollm2_gguf: Path, novel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(novel[:4000])
+    asked = ("eval", "perplexity", smollm2_gguf, "--text", text, "--windows", "256", "--max-windows", "2")
+    values = []
+    for more in ((), ("--workers", start().address)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{len(more)}"))  # nothing is known before
+        done = run(*asked, "--json", *more)
+        assert done.returncode == 0, done.stderr
+        values.append(json.loads(done.stdout))
+    assert values[0] == values[1]
