@@ -233,7 +233,7 @@ def test_one_that_fails_while_a_prompt_is_read(
         assert time.monotonic() - begun < 1.5 + SOON
 
 
-def test_one_that_fails_between_requests(start: Start, tiny: Path) -> None:
+def test_one_that_fails_between_requests(start: Start, tiny: Path, tmp_path: Path) -> None:
     worker = start()
     with connect([worker.address]) as workers, running(tiny, workers) as session:
         greedy(session, text_tokens(20), 3)
@@ -241,6 +241,8 @@ def test_one_that_fails_between_requests(start: Start, tiny: Path) -> None:
         begun = time.monotonic()
         with pytest.raises(WorkerLost, match="went away"):
             greedy(session, text_tokens(20), 3)
+        with pytest.raises(WorkerLost):  # what is kept on disk must be what was computed
+            session.context.save_state(0, str(tmp_path / "state"), session.tokens)
     assert time.monotonic() - begun < SOON
 
 
