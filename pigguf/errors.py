@@ -22,6 +22,7 @@
         ├── BackendUnavailable  the library is missing, broken or crashes on this machine
         ├── DoesNotFit          weights or cache do not fit into memory
         ├── ContextOverflow     more tokens than the context window holds
+        ├── WorkerLost          another machine that cannot be reached, or went away
         └── Interrupted         work that was stopped on request before its end
 
 A message names the file, the key and the value; a hint says what the person can do.
@@ -147,6 +148,10 @@ class DoesNotFit(EngineError):
 
 class ContextOverflow(EngineError):
     """More tokens than the context window holds."""
+
+
+class WorkerLost(EngineError):
+    """A worker on another machine that cannot be used, went away or stalls."""
 
 
 class Interrupted(EngineError):

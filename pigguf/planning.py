@@ -27,6 +27,7 @@ from pigguf.engine.devices import Device, list_gpus
 from pigguf.engine.dry_run import HOST, BufferSizes, DryRun
 from pigguf.engine.memory import available_memory, in_words
 from pigguf.engine.model import layers_on_gpu
+from pigguf.engine.rpc import Workers
 from pigguf.errors import (
     BackendUnavailable,
     ContextOverflow,
@@ -34,6 +35,7 @@ from pigguf.errors import (
     EngineError,
     Interrupted,
     UsageError,
+    WorkerLost,
 )
 from pigguf.gguf_file import GGUFFile, read_header
 from pigguf.rope import rope_from_metadata
@@ -77,7 +79,7 @@ class Resources:
 
     Attributes:
         memory: bytes of the computer's memory; None where the system does not tell.
-        gpus: with their free memory.
+        gpus: with their free memory; workers' devices, where there are workers.
     """
 
     memory: int | None
@@ -98,13 +100,13 @@ class Resources:
         )
 
 
-def find_resources() -> Resources:
-    """What is free now.
+def find_resources(workers: Workers | None = None) -> Resources:
+    """What is free now; on workers' devices in place of this machine's GPUs, if there are workers.
 
     Raises:
         BackendUnavailable: the engine cannot be loaded.
     """
-    return Resources(available_memory(), list_gpus())
+    return Resources(available_memory(), workers.devices if workers else list_gpus())
 
 
 @dataclass(frozen=True)
@@ -219,13 +221,14 @@ def plan(
     extra: Mapping[str, ExtraBytes] | None = None,
     speedometer: Speedometer | None = None,
     resources: Resources | None = None,
+    workers: Workers | None = None,
 ) -> Plan:
     """Plan a model, whether it fits or not, and the longest windows for the usual types of KV cache.
 
     Args:
         source: a GGUF file.
         options: of the context; a length of None is settled.
-        gpu_layers, rope, use_mmap: as for Model.open.
+        gpu_layers, rope, use_mmap, workers: as for Model.open.
         extra: what else will be taken of the computer's memory: what for, and bytes by the window's tokens.
         speedometer: what was measured on this machine.
         resources: what there is to take; None is what is free now.
@@ -236,7 +239,7 @@ def plan(
         EngineError: llama.cpp cannot make such a context.
     """
     file = source if isinstance(source, GGUFFile) else read_header(source)
-    with _planner(file, rope, use_mmap, extra, resources) as planner:
+    with _planner(file, rope, use_mmap, extra, resources, workers) as planner:
         planned = planner.plan(options or ContextOptions(), gpu_layers)
         speed = speedometer(file, planned.settings) if speedometer else None
         return replace(planned, windows=planner.windows(planned.settings), speed=speed)
@@ -251,6 +254,7 @@ def choose(
     use_mmap: bool = True,
     extra: Mapping[str, ExtraBytes] | None = None,
     resources: Resources | None = None,
+    workers: Workers | None = None,
 ) -> Plan:
     """A plan that fits, before a load; arguments as for `plan`.
 
@@ -259,7 +263,7 @@ def choose(
         And as plan does.
     """
     file = source if isinstance(source, GGUFFile) else read_header(source)
-    with _planner(file, rope, use_mmap, extra, resources) as planner:
+    with _planner(file, rope, use_mmap, extra, resources, workers) as planner:
         return planner.plan(options or ContextOptions(), gpu_layers).check()
 
 
@@ -270,15 +274,16 @@ def _planner(
     use_mmap: bool,
     extra: Mapping[str, ExtraBytes] | None,
     resources: Resources | None,
+    workers: Workers | None,
 ) -> Iterator[Planner]:
     overrides = rope.metadata(file) if rope else {}
-    with _DryRuns(file, rope, use_mmap) as measure:
+    with _DryRuns(file, rope, use_mmap, workers) as measure:
         yield Planner(
             file.path,
             rope_from_metadata(file.metadata | overrides, file.architecture).context_length,
             measure.layers + 1,
             measure,
-            resources or find_resources(),
+            resources or find_resources(workers),
             extra or {},
         )
 
@@ -287,15 +292,17 @@ class _DryRuns:
     """A Measure: one dry model at a time, for the last asked number of layers on GPUs. What was measured once
     is not measured again: a search comes back to the same settings."""
 
-    def __init__(self, file: GGUFFile, rope: RuntimeRope | None, mapped: bool) -> None:
-        self._file, self._rope, self._mapped = file, rope, mapped
+    def __init__(
+        self, file: GGUFFile, rope: RuntimeRope | None, mapped: bool, workers: Workers | None
+    ) -> None:
+        self._file, self._rope, self._mapped, self._workers = file, rope, mapped, workers
         self._gpu_layers = 0
         self._measured: dict[tuple[int, ContextOptions], tuple[BufferSizes, ...]] = {}
         self._run = self._open(0)
         self.layers = self._run.dimensions.layers
 
     def _open(self, gpu_layers: int) -> DryRun:
-        return DryRun(self._file, gpu_layers, rope=self._rope, mapped=self._mapped)
+        return DryRun(self._file, gpu_layers, rope=self._rope, mapped=self._mapped, workers=self._workers)
 
     def __call__(self, gpu_layers: int, options: ContextOptions) -> tuple[BufferSizes, ...]:
         asked = (gpu_layers, options)
@@ -388,7 +395,7 @@ class Planner:
     def _fits(self, settings: Settings) -> bool:
         try:
             return self._fit(self.devices(settings))
-        except (BackendUnavailable, Interrupted):
+        except (BackendUnavailable, Interrupted, WorkerLost):
             raise
         except (EngineError, UsageError):  # no such context
             return False

@@ -14,13 +14,14 @@ Left out: evaluations and checks, which measure llama.cpp's own figures and open
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pigguf.engine import CacheType, Context, ContextOptions, GpuLayers, Model, RuntimeRope, Session
 from pigguf.engine.context import UNQUANTIZED
+from pigguf.engine.rpc import Workers, connected
 from pigguf.errors import UsageError
 from pigguf.gguf_file import GGUFFile, read_header
 from pigguf.hybrid import HybridReader
@@ -45,6 +46,9 @@ class RunSettings:
         flash_attention: on or off for good; None changes it by depth where that is faster.
         prefill: what reads long prompts; "auto" is PyTorch where it is installed and faster.
         sessions: keep on disk what was read, and start from it.
+        workers: "host:port" of other machines' `pigguf worker`; their devices take the layers in place of
+            this machine's GPUs.
+        split: each of the workers' devices' share of the layers; None is in proportion to free memory.
     """
 
     ctx: int | None = None
@@ -56,6 +60,8 @@ class RunSettings:
     flash_attention: bool | None = None
     prefill: Prefill = "auto"
     sessions: bool = True
+    workers: tuple[str, ...] = ()
+    split: tuple[float, ...] | None = None
 
 
 @contextmanager
@@ -70,6 +76,7 @@ def open_session(
         DoesNotFit: not enough memory; the hint has the nearest settings that do fit.
         UsageError: settings that do not fit together, or that this model or machine does not have.
         BackendUnavailable: the engine is missing or broken.
+        WorkerLost: a worker cannot be used; also later, from whatever the session is asked, where one fails.
     """
     with open_context(path, settings, progress) as context, context.sequence() as session:
         yield session
@@ -86,11 +93,16 @@ def open_context(
     """
     settings = settings or RunSettings()
     store = open_store() if settings.sessions else None
-    planned, tuning = settle(path, settings, sequences)
-    with Model.open(path, gpu_layers=planned.gpu_layers, rope=settings.rope, progress=progress) as model:
+    with ExitStack() as opened:
+        workers = opened.enter_context(connected(settings.workers, settings.split))
+        planned, tuning = _settled(path, settings, sequences, workers)
+        model = opened.enter_context(
+            Model.open(
+                path, gpu_layers=planned.gpu_layers, rope=settings.rope, workers=workers, progress=progress
+            )
+        )
         reader = _reader(model, planned.options, settings.prefill, tuning)
-        with Context(model, planned.options, reader=reader, store=store) as context:
-            yield context
+        yield opened.enter_context(Context(model, planned.options, reader=reader, store=store))
 
 
 def plan_session(path: str | Path, settings: RunSettings) -> Plan:
@@ -100,18 +112,20 @@ def plan_session(path: str | Path, settings: RunSettings) -> Plan:
         As open_session does, but for DoesNotFit.
     """
     file = read_header(path)
-    tuning = find_tuning(file, settings.gpu_layers)
+    tuning = _tuning(file, settings)
 
     def speed(_: GGUFFile, settled: Settings) -> MeasuredSpeed | None:
         return _deepest(tuning, settled.options.length)
 
-    return plan(
-        file,
-        _options(settings, tuning),
-        gpu_layers=settings.gpu_layers,
-        rope=settings.rope,
-        speedometer=speed,
-    )
+    with connected(settings.workers, settings.split) as workers:
+        return plan(
+            file,
+            _options(settings, tuning),
+            gpu_layers=settings.gpu_layers,
+            rope=settings.rope,
+            speedometer=speed,
+            workers=workers,
+        )
 
 
 def _deepest(tuning: Tuning, length: int | None) -> MeasuredSpeed | None:
@@ -130,11 +144,23 @@ def settle(path: str | Path, settings: RunSettings, sequences: int = 1) -> tuple
     Raises:
         As open_session does.
     """
+    with connected(settings.workers, settings.split) as workers:
+        return _settled(path, settings, sequences, workers)
+
+
+def _settled(
+    path: str | Path, settings: RunSettings, sequences: int, workers: Workers | None
+) -> tuple[Plan, Tuning]:
     file = read_header(path)
-    tuning = find_tuning(file, settings.gpu_layers)
+    tuning = _tuning(file, settings)
     options = replace(_options(settings, tuning), sequences=sequences)
-    planned = choose(file, options, gpu_layers=settings.gpu_layers, rope=settings.rope)
+    planned = choose(file, options, gpu_layers=settings.gpu_layers, rope=settings.rope, workers=workers)
     return planned, tuning
+
+
+def _tuning(file: GGUFFile, settings: RunSettings) -> Tuning:
+    """What was measured here; llama.cpp's own settings where other machines compute."""
+    return Tuning() if settings.workers else find_tuning(file, settings.gpu_layers)
 
 
 def _options(settings: RunSettings, tuning: Tuning) -> ContextOptions:

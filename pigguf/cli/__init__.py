@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("pigguf.cli.serve", "Answer many clients at once, as OpenAI's API does."),
     "sessions": ("pigguf.cli.sessions", "List or remove the documents that stay read."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),
+    "worker": ("pigguf.cli.worker", "Lend this machine's devices to models on another one."),
     "doctor": ("pigguf.cli.doctor", "Check the engine on this machine, and say what is missing."),
 }
 

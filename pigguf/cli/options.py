@@ -198,6 +198,36 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(with_window_options)
 
 
+def _addresses(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(address for address in map(str.strip, value.split(",")) if address)
+
+
+def _shares(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(map(float, value.split(",")))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not shares such as 3,1", ctx, parameter) from error
+
+
+def workers_options(command: Command) -> Command:
+    """--workers and --split, named as RunSettings has them."""
+    command = click.option(
+        "--split",
+        metavar="A,B,...",
+        callback=_shares,
+        help="Share of the layers of each of the workers' devices; default: in proportion to their memory.",
+    )(command)
+    return click.option(
+        "--workers",
+        metavar="HOST:PORT,...",
+        callback=_addresses,
+        default="",
+        help="Machines that run `pigguf worker`; they take the layers, in place of this one's GPUs.",
+    )(command)
+
+
 _FLASH_ATTENTION = {"auto": None, "on": True, "off": False}
 
 
@@ -225,7 +255,7 @@ def cached_options(command: Command) -> Command:
         show_default=True,
         help="Flash attention; auto is what was tuned, or the built-in rule.",
     )(command)
-    return engine_options(cache_options(command))
+    return engine_options(cache_options(workers_options(command)))
 
 
 def sessions_option(command: Command) -> Command:

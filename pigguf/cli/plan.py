@@ -9,7 +9,14 @@ from typing import Any, Literal
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import PATH, cache_options, gpu_layers_option, json_option, window_options
+from pigguf.cli.options import (
+    PATH,
+    cache_options,
+    gpu_layers_option,
+    json_option,
+    window_options,
+    workers_options,
+)
 from pigguf.engine import CacheType, RuntimeRope
 from pigguf.engine.dry_run import HOST
 from pigguf.engine.memory import in_words
@@ -22,6 +29,7 @@ from pigguf.runtime import RunSettings, plan_session
 @window_options
 @gpu_layers_option
 @cache_options
+@workers_options
 @json_option
 def command(
     path: Path,
@@ -30,6 +38,8 @@ def command(
     gpu_layers: int | Literal["all", "auto"],
     cache_k: CacheType,
     cache_v: CacheType,
+    workers: tuple[str, ...],
+    split: tuple[float, ...] | None,
     as_json: bool,
 ) -> None:
     """Say what the GGUF file MODEL takes of each device's memory, and which windows fit.
@@ -38,27 +48,35 @@ def command(
     Examples:
       pigguf plan model.gguf
       pigguf plan model.gguf --ctx 32768 --cache-type-k q8_0 --cache-type-v q8_0
+      pigguf plan model.gguf --workers 10.0.0.2:50052,10.0.0.3:50052
       pigguf plan model.gguf --json | jq '.windows[] | {cache_k, length}'
 
     The engine itself says what it would allocate; nothing is loaded. Exits with 9 where it does not fit.
     """
-    planned = plan_session(
-        path, RunSettings(ctx_length, gpu_layers, rope=rope, cache_k=cache_k, cache_v=cache_v)
+    settings = RunSettings(
+        ctx_length,
+        gpu_layers,
+        rope=rope,
+        cache_k=cache_k,
+        cache_v=cache_v,
+        workers=workers,
+        split=split,
     )
+    planned = plan_session(path, settings)
     if as_json:
         render.json(_as_data(planned))
     else:
-        _show(planned)
+        _show(planned, bool(workers))
     planned.check()
 
 
-def _show(planned: Plan) -> None:
+def _show(planned: Plan, workers: bool) -> None:
     options = planned.options
     rows = [
         ("model", str(planned.path)),
         ("window", f"{planned.length:,} of {planned.model_window:,} tokens"),
         ("KV cache", f"K {options.cache_k}, V {options.cache_v}"),
-        ("layers on a GPU", f"{planned.gpu_layers} of {planned.layers}"),
+        ("layers on workers" if workers else "layers on a GPU", f"{planned.gpu_layers} of {planned.layers}"),
     ]
     if planned.speed is not None:
         rows.append(("speed here", _speed(planned.speed)))

@@ -211,6 +211,7 @@ class Context:
         with library.complaints() as said:
             handle = self._llama.llama_init_from_model(self.model.handle, parameters)
         if not handle:
+            self.model.check_workers()
             raise self._creation_failure(said)
         return handle
 
@@ -295,9 +296,10 @@ class Context:
 
         Raises:
             EngineError: llama.cpp failed, or the observer did.
+            WorkerLost: a worker of the model's failed.
         """
         self._batch.fill(sequence, tokens, position, outputs)
-        if not self._compute(stop):
+        if not self._compute(stop, bool(outputs)):
             return False
         if outputs and outputs[-1] == len(tokens) - 1:
             self._logits_of = (sequence, position + len(tokens))
@@ -313,9 +315,9 @@ class Context:
             EngineError: llama.cpp failed, or the observer did; the cache may hold a part of the batch.
         """
         self._batch.fill_rows(rows)
-        self._compute(None)
+        self._compute(None, any(row.wants_logits for row in rows))
 
-    def _compute(self, stop: Callable[[], bool] | None) -> bool:
+    def _compute(self, stop: Callable[[], bool] | None, has_logits: bool) -> bool:
         """Compute what the batch was filled with; whether it was not given up."""
         handle = self.handle
         self._logits_of = None
@@ -324,11 +326,14 @@ class Context:
             self._llama.llama_set_abort_callback(handle, self._abort, None)
         with library.complaints() as said:
             answer = self._llama.llama_decode(handle, self._batch.c)
+            if has_logits and self.model.workers is not None:  # else it goes on when logits are asked for
+                self._llama.llama_synchronize(handle)
         if stop is not None:
             self._llama.llama_set_abort_callback(handle, self._no_abort, None)
             self._stop = None
         if self.observer is not None:
             self.observer.settle(answer == _DECODED)
+        self.model.check_workers()
         if answer == _ABORTED:
             return False
         if answer != _DECODED:
@@ -410,6 +415,7 @@ class Context:
         raw = (ctypes.c_uint8 * size).from_buffer(state)
         if size == 0 or self._llama.llama_state_seq_get_data(self.handle, raw, size, sequence) != size:
             raise EngineError("llama.cpp cannot give out a sequence's KV state")
+        self.model.check_workers()
         return state
 
     def set_state(self, sequence: int, state: bytearray) -> None:
@@ -437,6 +443,7 @@ class Context:
             written = self._llama.llama_state_seq_save_file(
                 self.handle, os.fsencode(path), sequence, array, len(tokens)
             )
+        self.model.check_workers()
         # The library's last write is its fclose, which it does not look at.
         if not written or os.path.getsize(path) != written:
             raise EngineError(f"{path}: {said[0] if said else 'the KV state was not written whole'}")

@@ -46,8 +46,7 @@ def list_devices() -> tuple[Device, ...]:
     Raises:
         BackendUnavailable: the engine cannot be loaded.
     """
-    ggml = _ggml()
-    return tuple(_device(ggml, ggml.ggml_backend_dev_get(i)) for i in range(ggml.ggml_backend_dev_count()))
+    return tuple(device(handle) for handle in _handles())
 
 
 def list_gpus() -> tuple[Device, ...]:
@@ -68,14 +67,10 @@ def buffer_homes() -> dict[str, str]:
     Raises:
         BackendUnavailable: the engine cannot be loaded.
     """
-    ggml = _ggml()
-    handles = [ggml.ggml_backend_dev_get(i) for i in range(ggml.ggml_backend_dev_count())]
     return {
-        ggml.ggml_backend_buft_name(ggml.ggml_backend_dev_buffer_type(handle)).decode(): _device(
-            ggml, handle
-        ).name
-        for handle in handles
-        if _KINDS[ggml.ggml_backend_dev_type(handle)] in _GPUS
+        buffer_name(handle): device(handle).name
+        for handle in _handles()
+        if _KINDS[ggml().ggml_backend_dev_type(handle)] in _GPUS
     }
 
 
@@ -99,26 +94,38 @@ def has_rpc() -> bool:
     return bool(library.load().llama_supports_rpc())
 
 
-def _device(ggml: Any, handle: int) -> Device:
+def device(handle: int, name: str | None = None) -> Device:
+    """What there is to say of a device of the library's, under ggml's name for it or another one."""
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    ggml.ggml_backend_dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
+    ggml().ggml_backend_dev_memory(handle, ctypes.byref(free), ctypes.byref(total))
     return Device(
-        name=ggml.ggml_backend_dev_name(handle).decode(),
-        description=ggml.ggml_backend_dev_description(handle).decode().strip(),
-        kind=_KINDS[ggml.ggml_backend_dev_type(handle)],
-        backend=ggml.ggml_backend_reg_name(ggml.ggml_backend_dev_backend_reg(handle)).decode(),
+        name=name or ggml().ggml_backend_dev_name(handle).decode(),
+        description=ggml().ggml_backend_dev_description(handle).decode().strip(),
+        kind=_KINDS[ggml().ggml_backend_dev_type(handle)],
+        backend=ggml().ggml_backend_reg_name(ggml().ggml_backend_dev_backend_reg(handle)).decode(),
         memory_free=free.value,
         memory_total=total.value,
     )
 
 
+def buffer_name(handle: int) -> str:
+    """What buffers on a device are called in the library's log."""
+    name: bytes = ggml().ggml_backend_buft_name(ggml().ggml_backend_dev_buffer_type(handle))
+    return name.decode()
+
+
+def _handles() -> list[int]:
+    """The library's pointers to its devices."""
+    return [ggml().ggml_backend_dev_get(i) for i in range(ggml().ggml_backend_dev_count())]
+
+
 @cache
-def _ggml() -> Any:
+def ggml() -> Any:
     """ggml's shared library with the signatures used here; llama_cpp has loaded it already."""
     library.load()
     import llama_cpp._ggml
 
-    ggml = llama_cpp._ggml.libggml
+    found = llama_cpp._ggml.libggml
     size, handle, text = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_char_p
     for name, result, arguments in (
         ("ggml_backend_dev_count", size, []),
@@ -130,8 +137,13 @@ def _ggml() -> Any:
         ("ggml_backend_dev_backend_reg", handle, [handle]),
         ("ggml_backend_dev_buffer_type", handle, [handle]),
         ("ggml_backend_buft_name", text, [handle]),
+        ("ggml_backend_dev_by_name", handle, [text]),
         ("ggml_backend_reg_name", text, [handle]),
+        ("ggml_backend_reg_by_name", handle, [text]),
+        ("ggml_backend_reg_get_proc_address", handle, [handle, text]),
+        ("ggml_backend_reg_dev_count", size, [handle]),
+        ("ggml_backend_reg_dev_get", handle, [handle, size]),
     ):
-        function = getattr(ggml, name)
+        function = getattr(found, name)
         function.restype, function.argtypes = result, arguments
-    return ggml
+    return found

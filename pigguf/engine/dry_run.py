@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pigguf.engine import devices, library, preflight
 from pigguf.engine.context import ContextOptions, context_parameters
@@ -34,6 +34,9 @@ from pigguf.engine.model import RuntimeRope, cache_row_bytes, load_weights
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError
 from pigguf.gguf_file import DEFAULT_ALIGNMENT, GGUFFile
 from pigguf.metadata import elements
+
+if TYPE_CHECKING:
+    from pigguf.engine.rpc import Workers
 
 HOST = "CPU"  # the computer's own memory, by the name of the device that works on it
 
@@ -92,6 +95,7 @@ class DryRun:
         file: as read; it is checked here.
         gpu_layers: how many layers go to GPUs, the output counted as one.
         mapped: the file is to be mapped into memory rather than read.
+        workers: as for Model.open; they tell what buffers take there.
 
     Attributes:
         dimensions: the model's sizes.
@@ -102,20 +106,28 @@ class DryRun:
     """
 
     def __init__(
-        self, file: GGUFFile, gpu_layers: int = 0, *, rope: RuntimeRope | None = None, mapped: bool = True
+        self,
+        file: GGUFFile,
+        gpu_layers: int = 0,
+        *,
+        rope: RuntimeRope | None = None,
+        mapped: bool = True,
+        workers: Workers | None = None,
     ) -> None:
         self._handle: Any = None
         self.dimensions = preflight.check(file)
         self._llama = library.load()
         self._reserve = _graph_reserve()
-        self._homes = devices.buffer_homes()
+        self._homes = devices.buffer_homes() | (workers.buffer_homes() if workers else {})
+        self._workers = workers
         self._file = file
         self._mapped = mapped and file.alignment >= DEFAULT_ALIGNMENT
         self._vocab_size = len(elements(file.metadata, "tokenizer.ggml.tokens") or ())
-        self._handle = load_weights(file, rope.metadata(file) if rope else {}, gpu_layers, dry=True)
+        overrides = rope.metadata(file) if rope else {}
+        self._handle = load_weights(file, overrides, gpu_layers, dry=True, workers=workers)
 
     def sizes(self, options: ContextOptions) -> tuple[BufferSizes, ...]:
-        """What a context takes together with its model, the host first, then GPUs.
+        """What a context takes together with its model, the host first, then GPUs or workers.
 
         Args:
             options: with a length; what they say of a handoff is not looked at.
@@ -129,6 +141,8 @@ class DryRun:
             cache_row_bytes(cache_type, self.dimensions.head_length)
         with library.complaints() as said, library.log_lines() as lines:
             handle = self._llama.llama_init_from_model(self._handle, self._parameters(options))
+        if self._workers is not None:
+            self._workers.check()
         if not handle:
             raise EngineError(
                 f"llama.cpp cannot make a context of {options.length:,} tokens of {self._file.path}: "
@@ -140,7 +154,7 @@ class DryRun:
             self._llama.llama_free(handle)
         for field, buffer, size in _logged(lines):
             found[self._homes.get(buffer, HOST)][field] += size
-        others = sorted(device for device in found if device != HOST)
+        others = [device for device in dict.fromkeys(self._homes.values()) if device in found]
         return tuple(BufferSizes(device, **found[device]) for device in (HOST, *others))
 
     def close(self) -> None:

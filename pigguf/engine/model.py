@@ -38,6 +38,7 @@ from pigguf.rope.tables import AlibiPositions, LearnedPositions
 
 if TYPE_CHECKING:
     from pigguf.engine.context import Context
+    from pigguf.engine.rpc import Workers
 
 GpuLayers = int | Literal["all", "auto"]
 
@@ -152,7 +153,8 @@ class Model:
         space_prefix: tokenize puts a space before a text's first word, as sentencepiece models want it.
         longest_piece: no token stands for more bytes of text.
         size_bytes, parameters: of the weights.
-        gpu_layers: how many layers went to a GPU, the output counted as one.
+        gpu_layers: how many layers went to a GPU or to workers, the output counted as one.
+        workers: whose devices took them, or None.
         sliding_window: tokens that the sliding layers look back, 0 where there are none.
         bos, eos: token ids or None; bos_text, eos_text: their text or "".
         chat_template: the file's jinja template, or None.
@@ -167,6 +169,7 @@ class Model:
         gpu_layers: int,
         *,
         vocab_only: bool,
+        workers: Workers | None = None,
     ) -> None:
         llama = library.load()
         self._llama = llama
@@ -187,6 +190,7 @@ class Model:
         self.size_bytes = sum(tensor.nbytes for tensor in file.tensors.values())
         self.parameters = sum(tensor.elements for tensor in file.tensors.values())
         self.gpu_layers = gpu_layers
+        self.workers = workers
         self.sliding_window: int = llama.llama_model_n_swa(handle)
         self.description = f"{self.architecture} {_rounded(self.parameters)} {self._type_name()}"
         self.bos, self.bos_text = self._special(llama.llama_vocab_bos(self._vocab))
@@ -210,6 +214,7 @@ class Model:
         vocab_only: bool = False,
         rope: RuntimeRope | None = None,
         use_mmap: bool = True,
+        workers: Workers | None = None,
         progress: Progress = SILENT,
     ) -> Model:
         """Check the file and load it. Progress is one stage, "loading", in percent; Ctrl-C stops it.
@@ -218,6 +223,8 @@ class Model:
             gpu_layers: how many layers go to GPUs; "auto" is as many as fit, "all" is all or an error.
             vocab_only: only tokenize; no weights are read, and no Context can be made.
             use_mmap: map the file into memory rather than read it.
+            workers: other machines, whose devices take the layers in place of this one's GPUs; they must stay
+                connected for as long as the model is open.
 
         Raises:
             GGUFError: the file is damaged, or holds what llama.cpp cannot load or would abort on.
@@ -226,19 +233,20 @@ class Model:
             BackendUnavailable: no engine, or no GPU where layers were asked onto one.
             UsageError: an override the file cannot take.
             ContextOverflow: an override beyond the file's table of learned positions.
+            WorkerLost: a worker went away meanwhile.
         """
         file = read_header(path)
         dimensions = preflight.check(file)
         overrides = rope.metadata(file) if rope else {}
         positions = rope_from_metadata(file.metadata | overrides, file.architecture)
-        on_gpu = 0 if vocab_only else _layers_on_gpu(gpu_layers, file, dimensions.layers)
+        on_gpu = 0 if vocab_only else _layers_on_gpu(gpu_layers, file, dimensions.layers, workers)
         if not (vocab_only or on_gpu):
             _refuse_too_large(file)
         mapped = use_mmap and file.alignment >= DEFAULT_ALIGNMENT
         handle = load_weights(
-            file, overrides, on_gpu, vocab_only=vocab_only, mapped=mapped, progress=progress
+            file, overrides, on_gpu, vocab_only=vocab_only, mapped=mapped, workers=workers, progress=progress
         )
-        model = cls(handle, file, dimensions, positions, on_gpu, vocab_only=vocab_only)
+        model = cls(handle, file, dimensions, positions, on_gpu, vocab_only=vocab_only, workers=workers)
         try:
             model._check_loaded()
         except BaseException:
@@ -274,6 +282,15 @@ class Model:
                 f"the model {self.path} was closed", "keep its `with` block open while it is used"
             )
         return self._handle
+
+    def check_workers(self) -> None:
+        """After whatever the library did with the weights or a cache, before any of it is used.
+
+        Raises:
+            WorkerLost: a worker failed, and what was computed is worthless.
+        """
+        if self.workers is not None:
+            self.workers.check()
 
     def _check_loaded(self) -> None:
         """Refuse where llama.cpp understood positions otherwise than we did, or cannot add a token."""
@@ -449,21 +466,27 @@ def load_weights(
     vocab_only: bool = False,
     mapped: bool = False,
     dry: bool = False,
+    workers: Workers | None = None,
     progress: Progress = SILENT,
 ) -> Any:
     """A llama_model pointer; of a checked file, and for this package.
 
     Args:
+        workers: whose devices take the layers, in place of this machine's GPUs.
         dry: take no memory for weights and for what is made of the model: only sizes can be asked of it, and
             any computation would end the process.
 
     Raises:
         GGUFError, DoesNotFit: llama.cpp cannot load it, with its own reason.
+        WorkerLost: a worker went away meanwhile.
         Interrupted: Ctrl-C was pressed and its handler did not raise.
         Whatever the progress listener raises, and KeyboardInterrupt.
     """
     llama = library.load()
     parameters = llama.llama_model_default_params()
+    if workers is not None:
+        named, shares = _c_devices(llama, workers)
+        parameters.devices, parameters.tensor_split = ctypes.addressof(named), shares
     parameters.n_gpu_layers = gpu_layers
     parameters.vocab_only = vocab_only
     parameters.no_alloc = dry
@@ -478,6 +501,8 @@ def load_weights(
                 handle = llama.llama_model_load_from_file(str(file.path).encode(), parameters)
             if watcher.failure is not None:
                 raise watcher.failure
+            if workers is not None:
+                workers.check()
         except BaseException:
             if handle:
                 llama.llama_model_free(handle)
@@ -520,6 +545,14 @@ def _c_overrides(llama: Any, overrides: dict[str, Typed]) -> Any:
     return array
 
 
+def _c_devices(llama: Any, workers: Workers) -> tuple[Any, Any]:
+    """Arrays of the devices, ended by NULL, and of their shares, as many as the library's most; all 0 lets it
+    share by free memory. The caller keeps them while the library reads them."""
+    named = (ctypes.c_void_p * (len(workers.handles) + 1))(*workers.handles)
+    shares = (ctypes.c_float * llama.llama_max_devices())(*(workers.split or ()))
+    return named, shares
+
+
 def _load_failure(file: GGUFFile, said: list[str]) -> EngineError | GGUFError:
     reason = said[0] if said else "it gave no reason"
     if any("alloc" in line or "out of memory" in line for line in said):
@@ -532,7 +565,7 @@ def _load_failure(file: GGUFFile, said: list[str]) -> EngineError | GGUFError:
     )
 
 
-def _layers_on_gpu(wanted: GpuLayers, file: GGUFFile, layers: int) -> int:
+def _layers_on_gpu(wanted: GpuLayers, file: GGUFFile, layers: int, workers: Workers | None) -> int:
     """How many layers to give to GPUs; llama.cpp counts the output as one more.
 
     "auto" is a guess here, before any context is known of; planning.py knows.
@@ -542,7 +575,7 @@ def _layers_on_gpu(wanted: GpuLayers, file: GGUFFile, layers: int) -> int:
     """
     if wanted == 0:
         return 0
-    gpus = devices.list_gpus()
+    gpus = workers.devices if workers else devices.list_gpus()
     if wanted != "auto":
         return layers_on_gpu(wanted, layers + 1, gpus)
     budget = _GPU_SHARE * sum(gpu.memory_free for gpu in gpus)

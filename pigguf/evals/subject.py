@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pigguf.engine import CacheType, Context, ContextOptions, GpuLayers, Model, RuntimeRope
+from pigguf.engine.rpc import connected
 from pigguf.errors import ContextOverflow
 from pigguf.evals.baselines import AS_SHIPPED
 from pigguf.evals.journal import evals_directory
@@ -44,12 +45,15 @@ class EngineOptions:
         threads: CPU threads; None is the machine's cores. They change no figure.
         cache_type: of the KV cache, for K and V.
         flash_attention: None lets llama.cpp choose.
+        workers, split: as RunSettings has them. They change no figure, but for roundings.
     """
 
     gpu_layers: GpuLayers = "auto"
     threads: int | None = None
     cache_type: CacheType = "f16"
     flash_attention: bool | None = None
+    workers: tuple[str, ...] = ()
+    split: tuple[float, ...] | None = None
 
     def as_data(self) -> dict[str, Any]:
         """What of it decides figures, for a report's settings."""
@@ -151,7 +155,14 @@ class Subject:
             sequences=sequences,
         )
         with (
-            Model.open(self.path, gpu_layers=self.engine.gpu_layers, rope=rope, progress=progress) as model,
+            connected(self.engine.workers, self.engine.split) as workers,
+            Model.open(
+                self.path,
+                gpu_layers=self.engine.gpu_layers,
+                rope=rope,
+                workers=workers,
+                progress=progress,
+            ) as model,
             Context(model, options) as context,
         ):
             yield context

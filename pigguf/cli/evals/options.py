@@ -24,7 +24,7 @@ from typing import Any, get_args
 import click
 
 from pigguf.cli import render, terminal
-from pigguf.cli.options import PATH, Command, json_option, verbose_option
+from pigguf.cli.options import PATH, Command, json_option, verbose_option, workers_options
 from pigguf.cli.options import engine_options as _device_options
 from pigguf.engine import CacheType, log_to
 from pigguf.evals.markup import figure
@@ -47,6 +47,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How the engine runs the model. Passed as `engine`: EngineOptions."""
 
     @_device_options
+    @workers_options
     @click.option(
         "--cache-type",
         type=click.Choice(get_args(CacheType)),
@@ -56,8 +57,17 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help=f"Type of the KV cache: {', '.join(get_args(CacheType))}.",
     )
     @functools.wraps(command)
-    def with_engine(*, gpu_layers: Any, threads: int | None, cache_type: CacheType, **rest: Any) -> Any:
-        return command(engine=EngineOptions(gpu_layers, threads, cache_type), **rest)
+    def with_engine(
+        *,
+        gpu_layers: Any,
+        threads: int | None,
+        cache_type: CacheType,
+        workers: tuple[str, ...],
+        split: tuple[float, ...] | None,
+        **rest: Any,
+    ) -> Any:
+        engine = EngineOptions(gpu_layers, threads, cache_type, workers=workers, split=split)
+        return command(engine=engine, **rest)
 
     return with_engine
 

@@ -1,0 +1,194 @@
+"""`pigguf worker`, and the commands that name workers, as a person meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from command_line import Done
+from worker_process import WorkerProcess, started_workers
+
+import pigguf
+
+Run = Callable[..., Done]
+Start = Callable[..., WorkerProcess]
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pigguf.__file__).parent.parent)}
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    yield from started_workers()
+
+
+def finished(*arguments: str | Path) -> Done:
+    child = program(*arguments)
+    out, err = child.communicate(timeout=120)
+    return Done(child.returncode, out, err)
+
+
+def program(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pigguf", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
+# ---- the worker --------------------------------------------------------------------------------------
+
+
+def test_it_says_where_it_listens_and_what_it_lends(start: Start) -> None:
+    worker = start("--memory", "1.5G", "--device", "CPU")
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", worker.address)
+    assert re.match(r"lends +CPU: .+, 1\.5 GiB$", worker.lends)
+
+
+def test_ctrl_c_ends_it_quietly_and_its_port_is_free_again(start: Start) -> None:
+    worker = start()
+    worker.signal(signal.SIGINT)
+    out, err = worker.child.communicate(timeout=10)
+    assert worker.child.returncode == 130
+    assert (out, err) == ("", "\ninterrupted\n")
+    start(address=worker.address)
+
+
+def test_the_library_s_own_lines_stay_off_stdout(start: Start, smollm2_gguf: Path, run: Run) -> None:
+    worker = start()
+    assert run("plan", smollm2_gguf, "--workers", worker.address).returncode == 0
+    worker.signal(signal.SIGINT)
+    out, _ = worker.child.communicate(timeout=10)
+    assert out == ""
+
+
+def test_a_network_must_be_trusted_by_name(run: Run) -> None:
+    done = run("worker", "--listen", "0.0.0.0:0")
+    assert done.returncode == 2
+    assert "no authentication" in done.stderr
+    assert "--trust-network" in done.stderr
+
+
+def test_a_trusted_network_is_warned_of(start: Start) -> None:
+    worker = start("--trust-network", address="0.0.0.0:0")
+    worker.signal(signal.SIGINT)
+    _, err = worker.child.communicate(timeout=10)
+    assert "there is no authentication and no encryption" in err
+
+
+def test_a_port_that_is_taken(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        child = program("worker", "--listen", f"127.0.0.1:{port}")
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--memory", "8"), "'8' is not a size such as 500M or 8G"),
+        (("--memory", "0G"), "not a size"),
+        (("--listen", "50052"), "'50052' is not HOST:PORT"),
+    ],
+)
+def test_wrong_usage(run: Run, arguments: tuple[str, ...], said: str) -> None:
+    done = run("worker", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_device_that_is_not_there() -> None:
+    child = program("worker", "--listen", "127.0.0.1:0", "--device", "CUDA7")
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 2
+    assert "there is no device 'CUDA7'" in err
+    assert "CPU" in err
+
+
+# ---- the commands that name them ---------------------------------------------------------------------
+
+
+def test_chat_says_the_same_as_on_one_machine(start: Start, smollm2_gguf: Path) -> None:
+    asked = (
+        "chat", smollm2_gguf, "-p", "Name three colours.", "--ctx", "1024", "--temperature", "0",
+        "--max-tokens", "24", "--no-sessions", "--flash-attention", "on", "--prefill", "llama.cpp",
+    )  # fmt: skip
+    alone = finished(*asked)
+    named = ",".join(start().address for _ in range(2))
+    done = finished(*asked, "--workers", named)
+    assert (done.returncode, done.stdout) == (0, alone.stdout)
+    assert alone.stdout.strip()
+
+
+def test_plan_shows_what_lies_on_each(start: Start, run: Run, smollm2_gguf: Path) -> None:
+    two = [start("--memory", "1G") for _ in range(2)]
+    arguments = ("plan", smollm2_gguf, "--ctx", "4096", "--workers", ",".join(one.address for one in two))
+    done = run(*arguments, "--split", "2,1")
+    assert done.returncode == 0
+    assert re.search(r"layers on workers +31 of 31", done.stdout)
+    assert re.search(rf"memory +computer +{two[0].address} +{two[1].address}", done.stdout)
+    told = json.loads(run(*arguments, "--split", "2,1", "--json").stdout)
+    first, second = told["devices"][1:]
+    assert first["cache_k"] / second["cache_k"] == 21 / 9  # of 30 layers; the output is the 31st
+
+
+def test_bench_runs_on_them(start: Start, run: Run, smollm2_gguf: Path) -> None:
+    done = run("bench", smollm2_gguf, "--depths", "0", "--workers", start().address)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_worker_that_dies_in_an_answer_is_an_error(start: Start, smollm2_gguf: Path) -> None:
+    worker = start()
+    child = program(
+        "chat", smollm2_gguf, "-p", "Tell me a long story.", "--ctx", "2048", "--workers", worker.address,
+        "--no-sessions", "--max-tokens", "1500",
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.read(1)
+    worker.signal(signal.SIGKILL)
+    begun = time.monotonic()
+    _, err = child.communicate(timeout=30)
+    assert time.monotonic() - begun < 10
+    assert child.returncode == 8
+    assert f"error: the worker {worker.address} went away" in err
+    assert "hint: " in err
+
+
+def test_nobody_there(smollm2_gguf: Path) -> None:
+    done = finished("chat", smollm2_gguf, "-p", "hello", "--workers", "127.0.0.1:1")
+    assert done.returncode == 8
+    assert "the worker 127.0.0.1:1 cannot be reached" in done.stderr
+
+
+def test_shares_that_are_none(run: Run, smollm2_gguf: Path) -> None:
+    done = run("plan", smollm2_gguf, "--workers", "127.0.0.1:1", "--split", "a,b")
+    assert done.returncode == 2
+    assert "not shares" in done.stderr
+
+
+def test_an_evaluation_says_the_same_as_on_one_machine(
+    start: Start, run: Run, smollm2_gguf: Path, novel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(novel[:4000])
+    asked = ("eval", "perplexity", smollm2_gguf, "--text", text, "--windows", "256", "--max-windows", "2")
+    values = []
+    for more in ((), ("--workers", start().address)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{len(more)}"))  # nothing is known before
+        done = run(*asked, "--json", *more)
+        assert done.returncode == 0, done.stderr
+        values.append(json.loads(done.stdout))
+    assert values[0] == values[1]

@@ -1,0 +1,392 @@
+"""Workers in processes of their own: the same tokens as on one machine, and errors for what can happen."""
+
+from __future__ import annotations
+
+import http.server
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from engine.tiny_gguf import text_tokens, write_tiny
+from worker_process import WorkerProcess, started_workers
+
+from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.engine.rpc import Workers, connect, connected
+from pigguf.engine.rpc_protocol import HELLO_DATA, VERSION, Command, Peer, host_and_port
+from pigguf.errors import DoesNotFit, EngineError, UsageError, WorkerLost
+from pigguf.metadata import u32
+from pigguf.planning import Resources, choose, find_resources, plan
+from pigguf.runtime import RunSettings, open_session
+
+Start = Callable[..., WorkerProcess]
+
+OPTIONS = ContextOptions(length=1024, flash_attention=True)
+SOON = 10.0  # seconds within which a failure must be told
+LAYERS = 6
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    yield from started_workers()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a layer or two for each of three workers."""
+    shapes = {
+        f"blk.{layer}.{name}.weight": shape for layer in range(LAYERS) for name, shape in _LAYER.items()
+    }
+    path = tmp_path_factory.mktemp("workers") / "tiny.gguf"
+    return write_tiny(path, {"llama.block_count": u32(LAYERS)}, shapes=shapes)
+
+
+_LAYER = {
+    "attn_norm": (64,), "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64),
+    "ffn_norm": (64,), "ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96),
+}  # fmt: skip
+
+
+@contextmanager
+def running(path: Path, workers: Workers | None, options: ContextOptions = OPTIONS) -> Iterator[Session]:
+    with (
+        Model.open(path, gpu_layers="all" if workers else 0, workers=workers) as model,
+        Context(model, options) as context,
+        context.sequence() as session,
+    ):
+        yield session
+
+
+def greedy(session: Session, prompt: list[int], count: int) -> list[int]:
+    session.feed(prompt)
+    return list(session.generate(Sampling(temperature=0), limit=count))
+
+
+def addresses(workers: list[WorkerProcess]) -> list[str]:
+    return [worker.address for worker in workers]
+
+
+# ---- the same as on one machine ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_same_tokens_as_on_one_machine(start: Start, tiny: Path, count: int) -> None:
+    prompt = text_tokens(300)
+    with running(tiny, None) as session:
+        expected = greedy(session, prompt, 64)
+    with connect(addresses([start() for _ in range(count)])) as workers, running(tiny, workers) as session:
+        assert session.context.model.gpu_layers == LAYERS + 1
+        assert greedy(session, prompt, 64) == expected
+
+
+def test_a_real_model_s_answer_is_the_same(start: Start, smollm2_gguf: Path) -> None:
+    answers = []
+    three = [start() for _ in range(3)]
+    for count in (0, 1, 2, 3):
+        named = tuple(addresses(three[:count]))
+        settings = RunSettings(1024, prefill="llama.cpp", flash_attention=True, sessions=False, workers=named)
+        with open_session(smollm2_gguf, settings) as session:
+            prompt = session.context.model.tokenize("It is a truth universally acknowledged, that")
+            answers.append(greedy(session, prompt, 32))
+    assert answers[1:] == answers[:1] * 3
+
+
+def test_a_state_goes_to_workers_and_comes_back(start: Start, tiny: Path) -> None:
+    prompt = text_tokens(200)
+    with running(tiny, None) as session:
+        session.feed(prompt)
+        state = session.context.state(0)
+    with connect([start().address, start().address]) as workers, running(tiny, workers) as session:
+        session.context.set_state(0, state)
+        assert session.context.state(0) == state
+        assert session.context.cached(0) == len(prompt)
+
+
+def test_layers_lie_as_the_split_says(start: Start, tiny: Path) -> None:
+    with connect([start().address, start().address], split=(5, 2)) as workers:
+        planned = plan(tiny, OPTIONS, gpu_layers="all", workers=workers)
+    _, first, second = planned.devices
+    assert (first.name, second.name) == tuple(device.name for device in workers.devices)
+    assert first.sizes.cache == 5 * second.sizes.cache  # of six layers; the output is the seventh
+
+
+def test_a_plan_is_what_the_workers_then_hold(start: Start, smollm2_gguf: Path) -> None:
+    three = [start("--memory", "1G") for _ in range(3)]
+    with connect(addresses(three)) as workers:
+        planned = plan(smollm2_gguf, replace(OPTIONS, length=8192), gpu_layers="all", workers=workers)
+        assert [device.name for device in planned.devices[1:]] == addresses(three)
+        with running(smollm2_gguf, workers, planned.options):
+            for device, worker in zip(planned.devices[1:], three, strict=True):
+                taken = (1 << 30) - free_of(worker)
+                assert device.total == pytest.approx(taken, rel=0.05)
+
+
+def free_of(worker: WorkerProcess) -> int:
+    """What it says it has left, which it tells anybody at any time."""
+    connection = socket.create_connection(host_and_port(worker.address), timeout=SOON)
+    with closing(Peer(connection)) as peer:
+        peer.ask(Command.HELLO, HELLO_DATA)
+        free, _ = struct.unpack("<QQ", peer.ask(Command.GET_DEVICE_MEMORY, struct.pack("<I", 0)))
+    return int(free)
+
+
+# ---- memory ------------------------------------------------------------------------------------------
+
+
+def test_what_no_worker_holds_alone_runs_over_three(start: Start, smollm2_gguf: Path) -> None:
+    """Weights of 90 MiB and a cache of 180 MiB, and no worker lends more than 250."""
+    three = [start("--memory", "250M") for _ in range(3)]
+    options = replace(OPTIONS, length=8192)
+    with connect(addresses(three[:1])) as workers:
+        with pytest.raises(DoesNotFit, match=three[0].address):
+            choose(smollm2_gguf, options, gpu_layers="all", workers=workers)
+        with pytest.raises(EngineError), running(smollm2_gguf, workers, options):
+            pass  # the worker keeps to what it lends though nobody planned
+    with running(smollm2_gguf, None, options) as session:
+        prompt = session.context.model.tokenize("It is a truth universally acknowledged, that")
+        expected = greedy(session, prompt, 16)
+    with connect(addresses(three)) as workers:
+        planned = choose(smollm2_gguf, options, gpu_layers="all", workers=workers)
+        assert sum(device.total for device in planned.devices[1:]) > 250 << 20
+        with running(smollm2_gguf, workers, planned.options) as session:
+            assert greedy(session, prompt, 16) == expected
+
+
+def test_memory_is_given_back_by_whoever_leaves(start: Start, smollm2_gguf: Path) -> None:
+    worker = start("--memory", "1G")
+    for _ in range(2):
+        with connect([worker.address]) as workers, running(smollm2_gguf, workers):
+            assert free_of(worker) < (1 << 30) - (80 << 20)
+        wait_until(lambda: free_of(worker) == 1 << 30)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + SOON
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+def test_resources_are_the_workers_in_place_of_gpus(start: Start) -> None:
+    worker = start("--memory", "64M")
+    with connect([worker.address]) as workers:
+        found: Resources = find_resources(workers)
+    assert [(gpu.name, gpu.memory_free) for gpu in found.gpus] == [(worker.address, 64 << 20)]
+
+
+# ---- workers that fail -------------------------------------------------------------------------------
+
+
+class Failure(NamedTuple):
+    number: int
+    words: str
+
+
+FAILURES = [Failure(signal.SIGKILL, "went away"), Failure(signal.SIGSTOP, "no sign of life")]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=["killed", "stopped"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_that_fails_in_the_middle_of_an_answer(
+    start: Start, smollm2_gguf: Path, failure: Failure, which: int
+) -> None:
+    two = [start(), start()]
+    with connect(addresses(two)) as workers, running(smollm2_gguf, workers) as session:
+        session.feed(session.context.model.tokenize("Once upon a time"))
+        drawn = 0
+        begun = time.monotonic()
+        with pytest.raises(WorkerLost, match=f"{two[which].address} .*{failure.words}"):
+            for _ in session.generate(Sampling(temperature=0), limit=1000):
+                drawn += 1
+                if drawn == 5:
+                    two[which].signal(failure.number)
+                    begun = time.monotonic()
+        assert drawn >= 5
+        assert time.monotonic() - begun < SOON
+        with pytest.raises(WorkerLost):
+            session.feed([1])
+        with pytest.raises(WorkerLost):
+            session.context.state(0)
+    assert time.monotonic() - begun < SOON
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=["killed", "stopped"])
+def test_one_that_fails_while_a_prompt_is_read(
+    start: Start, smollm2_gguf: Path, novel: str, failure: Failure
+) -> None:
+    two = [start(), start()]
+    options = replace(OPTIONS, length=8192)
+    with connect(addresses(two)) as workers, running(smollm2_gguf, workers, options) as session:
+        tokens = session.context.model.tokenize(novel)[:8000]
+        fails = threading.Timer(1.5, two[1].signal, [failure.number])
+        fails.start()
+        begun = time.monotonic()
+        with pytest.raises(WorkerLost, match=failure.words):
+            session.feed(tokens)
+        assert time.monotonic() - begun < 1.5 + SOON
+
+
+def test_one_that_fails_between_requests(start: Start, tiny: Path, tmp_path: Path) -> None:
+    worker = start()
+    with connect([worker.address]) as workers, running(tiny, workers) as session:
+        greedy(session, text_tokens(20), 3)
+        worker.signal(signal.SIGKILL)
+        begun = time.monotonic()
+        with pytest.raises(WorkerLost, match="went away"):
+            greedy(session, text_tokens(20), 3)
+        with pytest.raises(WorkerLost):  # what is kept on disk must be what was computed
+            session.context.save_state(0, str(tmp_path / "state"), session.tokens)
+    assert time.monotonic() - begun < SOON
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=["killed", "stopped"])
+def test_one_that_fails_while_weights_arrive(start: Start, smollm2_gguf: Path, failure: Failure) -> None:
+    two = [start(), start()]
+    with connect(addresses(two)) as workers:
+        two[1].signal(failure.number)
+        begun = time.monotonic()
+        with pytest.raises(WorkerLost, match=two[1].address), running(smollm2_gguf, workers):
+            pass
+    assert time.monotonic() - begun < SOON
+
+
+def test_one_that_comes_back_serves_again(start: Start, tiny: Path) -> None:
+    first, prompt = start(), text_tokens(50)
+    with connect([first.address]) as workers, running(tiny, workers) as session:
+        expected = greedy(session, prompt, 10)
+        first.end()
+        with pytest.raises(WorkerLost):
+            greedy(session, prompt, 10)
+    with pytest.raises(WorkerLost, match="cannot be reached"):
+        connect([first.address])
+    start(address=first.address)
+    with connect([first.address]) as workers, running(tiny, workers) as session:
+        assert greedy(session, prompt, 10) == expected
+
+
+def test_one_that_computes_for_long_is_not_taken_for_lost(
+    start: Start, smollm2_gguf: Path, novel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that takes several times as long as a worker has for a sign of life."""
+    monkeypatch.setattr("pigguf.engine.rpc.TIMEOUT", 0.5)
+    monkeypatch.setattr("pigguf.engine.rpc.PULSE", 0.1)
+    options = ContextOptions(length=4096, batch=2048)
+    with connect([start().address]) as workers, running(smollm2_gguf, workers, options) as session:
+        tokens = session.context.model.tokenize(novel)[:2048]
+        begun = time.monotonic()
+        session.feed(tokens)
+        assert time.monotonic() - begun > 2 * 0.5
+
+
+# ---- what is no worker -------------------------------------------------------------------------------
+
+
+def refusal(*named: str) -> str:
+    begun = time.monotonic()
+    with pytest.raises(WorkerLost) as refused:
+        connect(named)
+    assert time.monotonic() - begun < SOON
+    assert refused.value.hint
+    return refused.value.message
+
+
+def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    assert refusal(address) == f"the worker {address} cannot be reached: Connection refused"
+
+
+def test_a_host_that_is_unknown() -> None:
+    assert "cannot be reached" in refusal("no-such-host.invalid:50052")
+
+
+def test_a_web_server() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        assert address in refusal(address)
+        server.shutdown()
+
+
+def test_one_that_was_stopped(start: Start) -> None:
+    worker = start()
+    worker.signal(signal.SIGSTOP)
+    assert f"{worker.address} does not answer" in refusal(worker.address)
+
+
+@pytest.mark.parametrize("version", [(6, 1, 0), (7, 1, 0), (7, 0, 1)])
+def test_another_version(version: tuple[int, int, int]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with closing(Peer(server.accept()[0])) as peer:
+                request = peer.request()
+                assert request is not None
+                peer.data(request[1])
+                peer.answer(bytes((*version, 0)) + HELLO_DATA)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        said = refusal(f"127.0.0.1:{server.getsockname()[1]}")
+        answering.join()
+    assert f"speaks version {'.'.join(map(str, version))}" in said
+    assert ".".join(map(str, VERSION)) in said
+
+
+def test_the_version_is_the_library_s_own(start: Start) -> None:
+    connection = socket.create_connection(host_and_port(start().address))
+    with closing(Peer(connection)) as peer:
+        assert tuple(peer.ask(Command.HELLO, HELLO_DATA)[:3]) == VERSION
+
+
+def test_a_second_client_is_told_and_the_first_one_goes_on(start: Start, tiny: Path) -> None:
+    worker, prompt = start(), text_tokens(50)
+    with connect([worker.address]) as workers, running(tiny, workers) as session:
+        session.feed(prompt)
+        assert refusal(worker.address) == f"the worker {worker.address} serves another client"
+        assert len(list(session.generate(Sampling(temperature=0), limit=5))) == 5
+    connect([worker.address]).close()
+
+
+def test_a_client_with_nonsense_does_not_end_the_worker(start: Start) -> None:
+    worker = start()
+    for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"\x0e" + b"\xff" * 40, b"\x06" + bytes(8), b"\xff" * 100):
+        with socket.create_connection(host_and_port(worker.address), timeout=SOON) as connection:
+            connection.sendall(nonsense)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
+    connect([worker.address]).close()
+
+
+# ---- wrong usage -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", ":50052", "host:port", "host:99999", "::1:50052"])
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(UsageError, match="is not HOST:PORT"):
+        connect([address])
+
+
+def test_a_worker_that_is_named_twice(start: Start) -> None:
+    worker = start()
+    with pytest.raises(UsageError, match="twice"):
+        connect([worker.address, worker.address])
+
+
+@pytest.mark.parametrize("split", [(1, 1), (-1,), (0,)])
+def test_a_split_that_does_not_fit(start: Start, split: tuple[float, ...]) -> None:
+    with pytest.raises(UsageError, match="split"):
+        connect([start().address], split)
+
+
+def test_a_split_of_nothing() -> None:
+    with pytest.raises(UsageError, match="without workers"), connected((), (1, 1)):
+        pass

@@ -1,0 +1,58 @@
+"""Real workers: `pigguf worker` as a child process on the loopback interface."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pigguf
+
+
+class WorkerProcess:
+    """One `pigguf worker`.
+
+    Attributes:
+        address: where it listens.
+        lends: the line that says what it lends: the CPU.
+        child: the process.
+    """
+
+    def __init__(self, *options: str, address: str = "127.0.0.1:0") -> None:
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "pigguf", "worker", "--listen", address, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(pigguf.__file__).parent.parent)},
+        )
+        assert self.child.stdout is not None
+        found = re.match(r"listens on +(\S+)", self.child.stdout.readline())
+        assert found, self.child.communicate(timeout=10)
+        self.address = found[1]
+        self.lends = self.child.stdout.readline()
+
+    def signal(self, number: int) -> None:
+        self.child.send_signal(number)
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            self.child.kill()
+        self.child.communicate()
+
+
+def started_workers() -> Iterator[Callable[..., WorkerProcess]]:
+    """For a fixture: starts workers, and ends them all, stopped ones too."""
+    workers: list[WorkerProcess] = []
+
+    def start(*options: str, address: str = "127.0.0.1:0") -> WorkerProcess:
+        workers.append(WorkerProcess(*options, address=address))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.end()
