@@ -43,7 +43,7 @@ from pigguf.serve.openai import (
     parse,
     usage,
 )
-from pigguf.serve.scheduler import Done, Piece
+from pigguf.serve.scheduler import Done, Piece, Reading
 from pigguf.serve.scheduler import Request as Wanted
 from pigguf.serve.service import Answers, Service
 
@@ -195,6 +195,8 @@ class _Routes:
                 if isinstance(event, Done):
                     choices[index].done = event
                     yield _data(form.last(index, choices[index]))
+                elif isinstance(event, Reading):
+                    yield _data(form.progress(index, event))
                 else:
                     yield _data(form.piece_of(index, event.text, event.drawn))
             if with_usage:
@@ -203,10 +205,10 @@ class _Routes:
         except PigError as error:
             yield _data(answer_to(error).body)
 
-    async def _timed(self, answers: Answers) -> AsyncGenerator[tuple[int, Piece | Done], None]:
+    async def _timed(self, answers: Answers) -> AsyncGenerator[tuple[int, Reading | Piece | Done], None]:
         begun, is_first = time.monotonic(), True
         async for arrived in answers:
-            if is_first:
+            if is_first and not isinstance(arrived[1], Reading):
                 self._metrics.first_token(time.monotonic() - begun)
                 is_first = False
             yield arrived
@@ -299,10 +301,10 @@ def _name(request: Request) -> str:
         return ""
 
 
-def _grow(choice: Choice, event: Piece | Done) -> None:
+def _grow(choice: Choice, event: Reading | Piece | Done) -> None:
     if isinstance(event, Done):
         choice.done = event
-    else:
+    elif isinstance(event, Piece):
         choice.text += event.text
         choice.drawn += event.drawn
 

@@ -21,7 +21,7 @@ from pigguf.chat_format import Message
 from pigguf.engine import Sampling
 from pigguf.grammar import json_grammar
 from pigguf.serve.errors import Refusal
-from pigguf.serve.scheduler import Done, Drawn
+from pigguf.serve.scheduler import Done, Drawn, Reading
 
 MOST_CHOICES = 16
 MOST_STOPS = 16
@@ -67,6 +67,7 @@ class Asked:
         choices: answers to each prompt.
         logprobs: how many of the likeliest tokens are told with each; None tells nothing.
         stream, usage: whether it comes in chunks, and whether token counts come with them.
+        progress: whether chunks tell how much of the prompt is read, as llama.cpp's server's do.
     """
 
     messages: tuple[Message, ...] | None
@@ -79,6 +80,7 @@ class Asked:
     logprobs: int | None
     stream: bool
     usage: bool
+    progress: bool
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -163,6 +165,7 @@ def _asked(fields: Fields, *, grammar: str | None, **rest: Any) -> Asked:
         choices=fields.integer("n", 1, MOST_CHOICES) or 1,
         stream=stream,
         usage=_wants_usage(options, stream),
+        progress=fields.flag("return_progress") and stream,
         **rest,
     )
     fields.refuse_rest()
@@ -353,6 +356,12 @@ def usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, Any]:
     }
 
 
+def _progress(reading: Reading) -> dict[str, Any]:
+    """As llama.cpp's server tells it, tools/server/server-task.cpp."""
+    told = {"total": reading.total, "cache": reading.reused, "processed": reading.read}
+    return {"prompt_progress": {**told, "time_ms": round(reading.seconds * 1000)}}
+
+
 @dataclass(frozen=True)
 class _Form:
     """What all objects of an answer have in common.
@@ -403,6 +412,10 @@ class ChatForm(_Form):
         """The chunk before a choice's text."""
         return self._chunk(index, {"role": "assistant", "content": ""}, (), None)
 
+    def progress(self, index: int, reading: Reading) -> dict[str, Any]:
+        """A chunk while a choice's prompt is read."""
+        return {**self._chunk(index, {"role": "assistant", "content": None}, (), None), **_progress(reading)}
+
     def piece_of(self, index: int, text: str, drawn: Sequence[Drawn]) -> dict[str, Any]:
         """A chunk of a choice's text."""
         return self._chunk(index, {"content": text}, drawn, None)
@@ -451,6 +464,10 @@ class TextForm(_Form):
 
     def first(self, index: int) -> None:
         """Nothing comes before a choice's text."""
+
+    def progress(self, index: int, reading: Reading) -> dict[str, Any]:
+        """A chunk while a choice's prompt is read."""
+        return {**self.piece_of(index, "", ()), **_progress(reading)}
 
     def piece_of(self, index: int, text: str, drawn: Sequence[Drawn]) -> dict[str, Any]:
         """A chunk of a choice's text."""

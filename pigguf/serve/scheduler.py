@@ -2,7 +2,7 @@
 
     with Scheduler(context) as scheduler:
         ticket = scheduler.submit([Request(prompt)], deliver)    deliver(choice, event) from the thread:
-        ticket.cancel()                                          Piece, Piece, ..., then Done or Failed
+        ticket.cancel()                                          Reading, ..., Piece, ..., then Done or Failed
 
 A step holds the next token of every answer that is being written, and a chunk of the prompts that are being
 read: as much as leaves the answers flowing, and shared evenly, so that a short prompt beside a long one is
@@ -39,6 +39,7 @@ _LEAST_CHUNK = 32  # tokens of prompts in a step: fewer cost nearly as much
 _COPIED_FOR_ONE = 64  # cells of a sequence that are copied in the time one token is computed, at the least
 _RATE = 0.2  # at which measurements replace what was believed
 _LONGEST_RETRY = 120  # seconds
+_BETWEEN_TELLING = 0.25  # seconds between two Readings of an answer, at least
 
 _log = logging.getLogger("pigguf")
 
@@ -53,6 +54,7 @@ class Request:
         stop: the text ends before the first of these.
         logprobs: how many of the likeliest tokens are told with each; None tells nothing.
         without_first_space: as text.Text has it.
+        progress: tell with Readings how much of the prompt is read.
     """
 
     prompt: Sequence[int]
@@ -61,6 +63,7 @@ class Request:
     stop: Sequence[str] = ()
     logprobs: int | None = None
     without_first_space: bool = False
+    progress: bool = False
 
 
 class Drawn(NamedTuple):
@@ -69,6 +72,21 @@ class Drawn(NamedTuple):
     token: int
     logprob: float
     likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far the reading of a prompt is; the first says what was in a cache, the last that all is read.
+
+    Attributes:
+        total: tokens of the prompt; reused: those that were in a cache already; read: those that are now.
+        seconds: since the reading began.
+    """
+
+    total: int
+    reused: int
+    read: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,7 @@ class Failed:
     error: PigError
 
 
-Event = Piece | Done | Failed
+Event = Reading | Piece | Done | Failed
 
 
 @dataclass
@@ -282,7 +300,7 @@ class Scheduler:
             return
         self._learn(planned, time.perf_counter() - begun)
         for (slot, run, part), place in zip(planned, places, strict=True):
-            del run.unread[: len(part.tokens)]
+            run.has_read(len(part.tokens))
             if part.wants_logits:
                 self._draw(slot, run, place)
 
@@ -356,6 +374,7 @@ class Scheduler:
             session.keep(min(session.length, len(prompt) - 1))  # the last is computed, for its logits
             slot.run = _Run(answer, session, drawing, opened.pop_all())
         self.figures.reused += session.length
+        slot.run.tell_reading()
         return copied
 
     def _is_being_read(self, answer: _Answer) -> bool:
@@ -441,6 +460,7 @@ class _Run:
         self.reused = session.length
         self.unread = list(request.prompt[session.length :])  # of the prompt; then the token drawn last
         self.drawn = 0
+        self._begun = self._told = time.monotonic()
         self._text = Text(model, request.stop, without_first_space=request.without_first_space)
         self._opened = opened
 
@@ -451,6 +471,20 @@ class _Run:
 
     def part(self, most: int) -> Part:
         return Part(self.session, self.unread[:most], wants_logits=most >= len(self.unread))
+
+    def has_read(self, count: int) -> None:
+        """Note tokens that a step has computed."""
+        del self.unread[:count]
+        if self.is_reading and (not self.unread or time.monotonic() >= self._told + _BETWEEN_TELLING):
+            self.tell_reading()
+
+    def tell_reading(self) -> None:
+        """Say how much of the prompt is read, where that is wanted."""
+        if self.answer.request.progress:
+            self._told = time.monotonic()
+            total = len(self.answer.prompt)
+            read = total - len(self.unread)
+            self.answer.deliver(Reading(total, self.reused, read, self._told - self._begun))
 
     def take(
         self, token: int, logits: NDArray[np.float32]

@@ -16,7 +16,7 @@ from pigguf.engine import Context, Model
 from pigguf.engine.sampling import sampler
 from pigguf.serve.errors import Refusal
 from pigguf.serve.openai import Asked
-from pigguf.serve.scheduler import Done, Event, Failed, Piece, Request, Scheduler
+from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler
 
 _SEEDS = 2**32 - 1
 
@@ -83,6 +83,7 @@ class Service:
                 asked.stop,
                 asked.logprobs,
                 without_first_space=is_chat and self.model.space_prefix,
+                progress=asked.progress,
             )
             for prompt in self._prompts(asked)
             for choice in range(asked.choices)
@@ -141,7 +142,7 @@ class Answers:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, event))
 
-    async def __aiter__(self) -> AsyncGenerator[tuple[int, Piece | Done], None]:
+    async def __aiter__(self) -> AsyncGenerator[tuple[int, Reading | Piece | Done], None]:
         """
         Raises:
             PigError: an answer failed; the others are given up.

@@ -13,7 +13,7 @@ from engine.tiny_gguf import text_tokens, write_tiny
 from pigguf.engine import Context, ContextOptions, Model, Sampling
 from pigguf.metadata import u32
 from pigguf.serve.errors import Refusal
-from pigguf.serve.scheduler import Done, Event, Failed, Piece, Request, Scheduler
+from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler
 
 GREEDY = Sampling(temperature=0)
 WINDOW = 4096
@@ -212,3 +212,26 @@ def test_probabilities_are_those_of_all_tokens(scheduler: Scheduler, model: Mode
         assert one.likeliest[0] == (one.token, one.logprob)
         probabilities = [2.718281828459045**logprob for _, logprob in one.likeliest]
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+
+
+def test_reading_is_told_from_what_was_reused_to_the_end(scheduler: Scheduler) -> None:
+    prompt = text_tokens(3000, seed=21)
+    drawn(scheduler, prompt[:500], most=1)
+    heard = Heard()
+    scheduler.submit([Request(prompt, GREEDY, 2, progress=True)], heard)
+    heard.end()
+    told = [event for event in heard.of(0) if isinstance(event, Reading)]
+    assert heard.of(0)[: len(told)] == told
+    assert (told[0].total, told[0].reused, told[0].read) == (3000, 500, 500)
+    assert told[-1].read == 3000
+    assert [one.read for one in told] == sorted(one.read for one in told)
+    assert len(told) <= 2 + told[-1].seconds / 0.25
+    assert not any(isinstance(event, Reading) for event in told_nothing(scheduler, prompt))
+
+
+def told_nothing(scheduler: Scheduler, prompt: Sequence[int]) -> list[Event]:
+    """What comes of a request that did not ask to be told."""
+    heard = Heard()
+    scheduler.submit([Request(prompt, GREEDY, 2)], heard)
+    heard.end()
+    return heard.of(0)

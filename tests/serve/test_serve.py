@@ -118,6 +118,31 @@ def test_a_stream_says_the_same_in_pieces(client: openai.OpenAI) -> None:
     assert not any(chunk.usage for chunk in ask(client, stream=True))
 
 
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_stream_tells_how_much_of_the_prompt_is_read(
+    smollm2: Served, client: openai.OpenAI, novel: str, chat: bool
+) -> None:
+    """In the form of llama.cpp's server."""
+    text = novel[3000:6000] if chat else novel[:3000]
+    if chat:
+        asked: Any = {"messages": [{"role": "user", "content": text}]}
+        stream: Any = ask(client, stream=True, max_tokens=2, extra_body={"return_progress": True}, **asked)
+    else:
+        stream = client.completions.create(
+            model=model_of(smollm2),
+            prompt=text,
+            max_tokens=2,
+            stream=True,
+            extra_body={"return_progress": True},
+        )
+    chunks = list(stream)
+    told = [chunk.prompt_progress for chunk in chunks if (chunk.model_extra or {}).get("prompt_progress")]
+    assert all(chunk.choices[0].index == 0 for chunk in chunks)
+    assert told[0]["processed"] == told[0]["cache"] < 50  # the template begins alike
+    assert told[-1]["processed"] == told[-1]["total"] > 500
+    assert told[-1]["time_ms"] > 0
+
+
 def test_completions_of_texts_and_of_tokens(client: openai.OpenAI, smollm2: Served) -> None:
     model, prompt = model_of(smollm2), "One, two, three,"
     _, tokens, _ = post(f"{smollm2.url}/tokenize", {"content": prompt, "add_special": True})
