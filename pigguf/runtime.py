@@ -153,7 +153,9 @@ def _settled(
 ) -> tuple[Plan, Tuning]:
     file = read_header(path)
     tuning = _tuning(file, settings)
-    options = replace(_options(settings, tuning), sequences=sequences)
+    options = _options(settings, tuning)
+    if sequences > 1:  # they share a context, which no one of them may hand off
+        options = replace(options, sequences=sequences, handoff=None)
     planned = choose(file, options, gpu_layers=settings.gpu_layers, rope=settings.rope, workers=workers)
     return planned, tuning
 
