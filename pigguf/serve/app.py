@@ -43,7 +43,7 @@ from pigguf.serve.openai import (
     parse,
     usage,
 )
-from pigguf.serve.scheduler import Done, Piece, Reading
+from pigguf.serve.scheduler import Done, Piece, Reading, Waiting
 from pigguf.serve.scheduler import Request as Wanted
 from pigguf.serve.service import Answers, Service
 
@@ -154,7 +154,7 @@ class _Routes:
     ) -> Response:
         service = self._service
         body = await self._body(request)
-        asked, requests = await run_in_threadpool(self._understood, read, body)
+        asked, requests = await run_in_threadpool(self._understood, read, body, _client(request))
         form = form_of(service.name, partial(service.model.piece, special=True), asked.logprobs is not None)
         answers = service.submit(requests)
         prompt_tokens = sum(len(wanted.prompt) for wanted in requests[:: asked.choices])
@@ -168,9 +168,11 @@ class _Routes:
             answers.cancel()
         return JSONResponse(form.whole(choices, usage(prompt_tokens, choices)))
 
-    def _understood(self, read: Callable[[Any], Asked], body: bytes) -> tuple[Asked, list[Wanted]]:
+    def _understood(
+        self, read: Callable[[Any], Asked], body: bytes, client: str
+    ) -> tuple[Asked, list[Wanted]]:
         asked = read(parse(body))
-        return asked, self._service.requests(asked)
+        return asked, self._service.requests(asked, client)
 
     async def _gathered(self, answers: Answers, count: int) -> list[Choice]:
         choices = [Choice() for _ in range(count)]
@@ -195,7 +197,7 @@ class _Routes:
                 if isinstance(event, Done):
                     choices[index].done = event
                     yield _data(form.last(index, choices[index]))
-                elif isinstance(event, Reading):
+                elif isinstance(event, Waiting | Reading):
                     yield _data(form.progress(index, event))
                 else:
                     yield _data(form.piece_of(index, event.text, event.drawn))
@@ -205,10 +207,12 @@ class _Routes:
         except PigError as error:
             yield _data(answer_to(error).body)
 
-    async def _timed(self, answers: Answers) -> AsyncGenerator[tuple[int, Reading | Piece | Done], None]:
+    async def _timed(
+        self, answers: Answers
+    ) -> AsyncGenerator[tuple[int, Waiting | Reading | Piece | Done], None]:
         begun, is_first = time.monotonic(), True
         async for arrived in answers:
-            if is_first and not isinstance(arrived[1], Reading):
+            if is_first and not isinstance(arrived[1], Waiting | Reading):
                 self._metrics.first_token(time.monotonic() - begun)
                 is_first = False
             yield arrived
@@ -301,7 +305,13 @@ def _name(request: Request) -> str:
         return ""
 
 
-def _grow(choice: Choice, event: Reading | Piece | Done) -> None:
+def _client(request: Request) -> str:
+    """Who asks: an address and a program. A connection tells nobody apart, for clients open many; on this
+    machine, programs have one address."""
+    return f"{request.client.host if request.client else ''} {request.headers.get('user-agent', '')}"
+
+
+def _grow(choice: Choice, event: Waiting | Reading | Piece | Done) -> None:
     if isinstance(event, Done):
         choice.done = event
     elif isinstance(event, Piece):

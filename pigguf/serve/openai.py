@@ -21,7 +21,7 @@ from pigguf.chat_format import Message
 from pigguf.engine import Sampling
 from pigguf.grammar import json_grammar
 from pigguf.serve.errors import Refusal
-from pigguf.serve.scheduler import Done, Drawn, Reading
+from pigguf.serve.scheduler import Done, Drawn, Reading, Waiting
 
 MOST_CHOICES = 16
 MOST_STOPS = 16
@@ -36,7 +36,7 @@ _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
 _HARMLESS = frozenset(
     (
         *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention"),
-        *("safety_identifier", "service_tier", "store", "user"),
+        *("service_tier", "store"),
     )
 )
 # Parameters that are known and not supported -> the values with which they say nothing.
@@ -68,6 +68,7 @@ class Asked:
         logprobs: how many of the likeliest tokens are told with each; None tells nothing.
         stream, usage: whether it comes in chunks, and whether token counts come with them.
         progress: whether chunks tell how much of the prompt is read, as llama.cpp's server's do.
+        user: whom it is for, in the client's words.
     """
 
     messages: tuple[Message, ...] | None
@@ -81,6 +82,7 @@ class Asked:
     stream: bool
     usage: bool
     progress: bool
+    user: str
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -166,6 +168,7 @@ def _asked(fields: Fields, *, grammar: str | None, **rest: Any) -> Asked:
         stream=stream,
         usage=_wants_usage(options, stream),
         progress=fields.flag("return_progress") and stream,
+        user=" ".join(fields.text(name) or "" for name in ("safety_identifier", "user")).strip(),
         **rest,
     )
     fields.refuse_rest()
@@ -356,10 +359,12 @@ def usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, Any]:
     }
 
 
-def _progress(reading: Reading) -> dict[str, Any]:
-    """As llama.cpp's server tells it, tools/server/server-task.cpp."""
-    told = {"total": reading.total, "cache": reading.reused, "processed": reading.read}
-    return {"prompt_progress": {**told, "time_ms": round(reading.seconds * 1000)}}
+def _progress(told: Waiting | Reading) -> dict[str, Any]:
+    """Of reading as llama.cpp's server tells it, tools/server/server-task.cpp; of waiting it says nothing."""
+    if isinstance(told, Waiting):
+        return {"queue_position": told.before}
+    counts = {"total": told.total, "cache": told.reused, "processed": told.read}
+    return {"prompt_progress": {**counts, "time_ms": round(told.seconds * 1000)}}
 
 
 @dataclass(frozen=True)
@@ -412,9 +417,9 @@ class ChatForm(_Form):
         """The chunk before a choice's text."""
         return self._chunk(index, {"role": "assistant", "content": ""}, (), None)
 
-    def progress(self, index: int, reading: Reading) -> dict[str, Any]:
-        """A chunk while a choice's prompt is read."""
-        return {**self._chunk(index, {"role": "assistant", "content": None}, (), None), **_progress(reading)}
+    def progress(self, index: int, told: Waiting | Reading) -> dict[str, Any]:
+        """A chunk while a choice waits, or its prompt is read."""
+        return {**self._chunk(index, {"role": "assistant", "content": None}, (), None), **_progress(told)}
 
     def piece_of(self, index: int, text: str, drawn: Sequence[Drawn]) -> dict[str, Any]:
         """A chunk of a choice's text."""
@@ -465,9 +470,9 @@ class TextForm(_Form):
     def first(self, index: int) -> None:
         """Nothing comes before a choice's text."""
 
-    def progress(self, index: int, reading: Reading) -> dict[str, Any]:
-        """A chunk while a choice's prompt is read."""
-        return {**self.piece_of(index, "", ()), **_progress(reading)}
+    def progress(self, index: int, told: Waiting | Reading) -> dict[str, Any]:
+        """A chunk while a choice waits, or its prompt is read."""
+        return {**self.piece_of(index, "", ()), **_progress(told)}
 
     def piece_of(self, index: int, text: str, drawn: Sequence[Drawn]) -> dict[str, Any]:
         """A chunk of a choice's text."""

@@ -2,12 +2,15 @@
 
     with Scheduler(context) as scheduler:
         ticket = scheduler.submit([Request(prompt)], deliver)    deliver(choice, event) from the thread:
-        ticket.cancel()                                          Reading, ..., Piece, ..., then Done or Failed
+        ticket.cancel()                                          Piece, Piece, ..., then Done or Failed
 
 A step holds the next token of every answer that is being written, and a chunk of the prompts that are being
 read: as much as leaves the answers flowing, and shared evenly, so that a short prompt beside a long one is
-read at once. A free slot is chosen by what its cache holds of the prompt; what another slot holds of it is
-copied, and what another just reads of it is waited for.
+read at once. Clients take turns: a free slot goes to the one that has the fewest, its requests in their
+order, and prompts are shared between clients before they are between the requests of one. What runs is not
+stopped for those who wait.
+A free slot is chosen by what its cache holds of the prompt; what another slot holds of it is copied, and what
+another just reads of it is waited for.
 Left out: HTTP, text to tokens (service.py), which sequences share a batch in llama.cpp (engine/).
 """
 
@@ -17,7 +20,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -38,8 +41,9 @@ LONGEST_GAP = 0.2  # seconds of a step beside which answers are being written, a
 _LEAST_CHUNK = 32  # tokens of prompts in a step: fewer cost nearly as much
 _COPIED_FOR_ONE = 64  # cells of a sequence that are copied in the time one token is computed, at the least
 _RATE = 0.2  # at which measurements replace what was believed
+_CLIENTS = 4  # whose queues may be full at once
 _LONGEST_RETRY = 120  # seconds
-_BETWEEN_TELLING = 0.25  # seconds between two Readings of an answer, at least
+_BETWEEN_TELLING = 0.25  # seconds between two that tell how far an answer is, at least
 
 _log = logging.getLogger("pigguf")
 
@@ -54,7 +58,8 @@ class Request:
         stop: the text ends before the first of these.
         logprobs: how many of the likeliest tokens are told with each; None tells nothing.
         without_first_space: as text.Text has it.
-        progress: tell with Readings how much of the prompt is read.
+        progress: tell how many are to come before it, and how much of its prompt is read.
+        client: who asks; any words that tell clients apart.
     """
 
     prompt: Sequence[int]
@@ -64,6 +69,7 @@ class Request:
     logprobs: int | None = None
     without_first_space: bool = False
     progress: bool = False
+    client: str = ""
 
 
 class Drawn(NamedTuple):
@@ -72,6 +78,13 @@ class Drawn(NamedTuple):
     token: int
     logprob: float
     likeliest: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How many answers are to begin before this one, if nobody comes meanwhile whose turn it is."""
+
+    before: int
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ class Failed:
     error: PigError
 
 
-Event = Reading | Piece | Done | Failed
+Event = Waiting | Reading | Piece | Done | Failed
 
 
 @dataclass
@@ -138,11 +151,19 @@ class _Answer:
 
     def __init__(self, request: Request, deliver: Callable[[Event], None], deadline: float) -> None:
         self.request = request
+        self.client = request.client
         self.prompt = np.array(request.prompt, np.int32)
         self.deliver = deliver
         self.deadline = deadline
         self.is_cancelled = False
         self.begun = time.monotonic()
+        self._told: int | None = None
+
+    def tell_waiting(self, before: int) -> None:
+        """Say how many are to begin before it, where that is wanted and new."""
+        if self.request.progress and before != self._told:
+            self._told = before
+            self.deliver(Waiting(before))
 
 
 class Ticket:
@@ -161,7 +182,7 @@ class Scheduler:
     """Made of an open context, all of whose sequences are its own. A context manager.
 
     Args:
-        queue: most answers that wait for a slot.
+        queue: most answers of one client that wait for a slot; those of four clients, if each has as many.
 
     Attributes:
         figures: what was done.
@@ -175,7 +196,8 @@ class Scheduler:
         self._most_waiting = queue
         self._slots = [_Slot(context.sequence()) for _ in range(self.slots)]
         self._changed = threading.Condition()
-        self._waiting: deque[_Answer] = deque()
+        self._waiting: list[_Answer] = []
+        self._served: dict[str, int] = {}  # of each client that is here, when it got its last slot
         self._is_draining = self._is_closed = False
         self._end_by = math.inf
         self._reading_pace = 0.0  # seconds a token of prompts; 0 before the first
@@ -207,8 +229,7 @@ class Scheduler:
         with self._changed:
             if self._is_draining:
                 raise _ending()
-            if len(self._waiting) + len(answers) > self._most_waiting:
-                raise self._full()
+            self._refuse_too_many(answers)
             self._waiting += answers
             self._changed.notify()
         return Ticket(answers)
@@ -233,7 +254,7 @@ class Scheduler:
         with self._changed:
             self._is_draining = True
             self._end_by = time.monotonic() + seconds
-            refused, self._waiting = list(self._waiting), deque()
+            refused, self._waiting = self._waiting, []
         for answer in refused:
             answer.deliver(Failed(_ending()))
 
@@ -253,15 +274,22 @@ class Scheduler:
     ) -> None:
         self.close()
 
-    def _full(self) -> Refusal:
-        seconds = math.ceil(self._answer_seconds * (len(self._waiting) + 1) / self.slots)
-        return Refusal(
-            429,
-            f"{len(self._waiting):,} answers wait already, of {self._most_waiting:,} that may",
-            "ask again in a while",
-            code="queue_full",
-            retry_after=min(max(seconds, 1), _LONGEST_RETRY),
-        )
+    def _refuse_too_many(self, more: Sequence[_Answer]) -> None:
+        """
+        Raises:
+            Refusal: the queue is full for this client, or for everybody.
+        """
+        own = [answer for answer in self._waiting if more and answer.client == more[0].client]
+        for waiting, most in ((own, self._most_waiting), (self._waiting, _CLIENTS * self._most_waiting)):
+            if len(waiting) + len(more) > most:
+                seconds = math.ceil(self._answer_seconds * (len(waiting) + 1) / self.slots)
+                raise Refusal(
+                    429,
+                    f"{len(waiting):,} answers wait already, of {most:,} that may",
+                    "ask again in a while",
+                    code="queue_full",
+                    retry_after=min(max(seconds, 1), _LONGEST_RETRY),
+                )
 
     # ---- the thread ------------------------------------------------------------------------------
 
@@ -288,6 +316,8 @@ class Scheduler:
     def _step(self) -> None:
         self._drop_gone()
         self._admit()
+        for before, answer in enumerate(self._in_turn()):
+            answer.tell_waiting(before)
         planned = self._plan()
         if not planned:
             return
@@ -314,7 +344,7 @@ class Scheduler:
         now = time.monotonic()
         with self._changed:
             gone = [answer for answer in self._waiting if _is_over(answer, now)]
-            self._waiting = deque(answer for answer in self._waiting if not _is_over(answer, now))
+            self._waiting = [answer for answer in self._waiting if not _is_over(answer, now)]
         for answer in gone:
             answer.deliver(_late(answer))
         for slot, run in self._runs():
@@ -339,13 +369,16 @@ class Scheduler:
     # ---- who comes -------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Give free slots to who waits, in order, but for those whose beginning is just being read."""
+        """Give free slots to who waits, in turn, but for those whose beginning is just being read."""
         while free := [slot for slot in self._slots if slot.run is None]:
+            answer = next((answer for answer in self._in_turn() if not self._is_being_read(answer)), None)
+            if answer is None:
+                return
             with self._changed:
-                answer = next((answer for answer in self._waiting if not self._is_being_read(answer)), None)
-                if answer is None:
-                    return
+                if answer not in self._waiting:  # refused meanwhile
+                    continue
                 self._waiting.remove(answer)
+            self._note_served(answer.client)
             slot = max(free, key=lambda slot: (slot.worth(answer.prompt), -slot.used))
             try:
                 copied = self._begin(slot, answer)
@@ -354,6 +387,26 @@ class Scheduler:
                 continue
             if copied:  # the step moves the data: before it, no other state may be touched
                 return
+
+    def _in_turn(self) -> list[_Answer]:
+        """Who waits, in the order in which slots are given if no other comes."""
+        turns = Counter(run.answer.client for _, run in self._runs())
+
+        def turn(answer: _Answer) -> tuple[int, int]:
+            turns[answer.client] += 1
+            return turns[answer.client], self._served.get(answer.client, 0)
+
+        with self._changed:
+            return sorted(self._waiting, key=turn)
+
+    def _note_served(self, client: str) -> None:
+        """It got a slot, the last of all; who is not here any more is forgotten."""
+        last = max(self._served.values(), default=0)
+        here = {run.answer.client for _, run in self._runs()}
+        with self._changed:
+            here |= {answer.client for answer in self._waiting}
+        self._served = {name: when for name, when in self._served.items() if name in here}
+        self._served[client] = last + 1
 
     def _begin(self, slot: _Slot, answer: _Answer) -> bool:
         """Let a slot's cache hold what any cache has of the prompt; whether it was copied.
@@ -397,14 +450,18 @@ class Scheduler:
         """The parts of the next step, by sequence: llama.cpp computes neighbours together."""
         runs = list(self._runs())
         counts = {id(run): 1 for _, run in runs if not run.is_reading}
-        reading = sorted((run for _, run in runs if run.is_reading), key=lambda run: len(run.unread))
         room = self._context.batch_size - len(counts)
         if counts:
             room = min(room, self._chunk())
-        for place, run in enumerate(reading):
-            count = min(len(run.unread), math.ceil(room / (len(reading) - place)))
-            counts[id(run)] = count
-            room -= count
+        clients: defaultdict[str, list[_Run]] = defaultdict(list)
+        for _, run in runs:
+            if run.is_reading:
+                clients[run.answer.client].append(run)
+        wanted = [sum(len(run.unread) for run in of_client) for of_client in clients.values()]
+        for of_client, share in zip(clients.values(), _shares(room, wanted), strict=True):
+            counts |= zip(
+                map(id, of_client), _shares(share, [len(run.unread) for run in of_client]), strict=True
+            )
         return [(slot, run, run.part(counts[id(run)])) for slot, run in runs if counts[id(run)]]
 
     def _chunk(self) -> int:
@@ -555,6 +612,15 @@ def _late(answer: _Answer) -> Failed:
 
 def _ending() -> Refusal:
     return Refusal(503, "the server is about to end", "ask again in a while", code="shutting_down")
+
+
+def _shares(room: int, wanted: Sequence[int]) -> list[int]:
+    """As much for each as for the others, but for those who want less."""
+    shares = [0] * len(wanted)
+    for place, index in enumerate(sorted(range(len(wanted)), key=lambda index: wanted[index])):
+        shares[index] = min(wanted[index], math.ceil(room / (len(wanted) - place)))
+        room -= shares[index]
+    return shares
 
 
 def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:

@@ -16,7 +16,7 @@ from pigguf.engine import Context, Model
 from pigguf.engine.sampling import sampler
 from pigguf.serve.errors import Refusal
 from pigguf.serve.openai import Asked
-from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler
+from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
 
 _SEEDS = 2**32 - 1
 
@@ -54,9 +54,12 @@ class Service:
     def _format(self) -> ChatFormat:
         return ChatFormat(self.model)
 
-    def requests(self, asked: Asked) -> list[Request]:
+    def requests(self, asked: Asked, client: str) -> list[Request]:
         """What the scheduler is to do, a request for each choice of each prompt. It takes its time: not for
         the event loop's thread.
+
+        Args:
+            client: who asks; each user it asks for counts as a client.
 
         Raises:
             Refusal: another model is asked for, or a prompt does not fit.
@@ -84,6 +87,7 @@ class Service:
                 asked.logprobs,
                 without_first_space=is_chat and self.model.space_prefix,
                 progress=asked.progress,
+                client=f"{client} {asked.user}",
             )
             for prompt in self._prompts(asked)
             for choice in range(asked.choices)
@@ -142,7 +146,7 @@ class Answers:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, event))
 
-    async def __aiter__(self) -> AsyncGenerator[tuple[int, Reading | Piece | Done], None]:
+    async def __aiter__(self) -> AsyncGenerator[tuple[int, Waiting | Reading | Piece | Done], None]:
         """
         Raises:
             PigError: an answer failed; the others are given up.

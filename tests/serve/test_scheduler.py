@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import pytest
@@ -13,7 +13,7 @@ from engine.tiny_gguf import text_tokens, write_tiny
 from pigguf.engine import Context, ContextOptions, Model, Sampling
 from pigguf.metadata import u32
 from pigguf.serve.errors import Refusal
-from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler
+from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
 
 GREEDY = Sampling(temperature=0)
 WINDOW = 4096
@@ -65,8 +65,8 @@ def scheduler(model: Model, request: pytest.FixtureRequest) -> Iterator[Schedule
         yield scheduler
 
 
-def asked(prompt: Sequence[int], most: int = 24) -> Request:
-    return Request(prompt, GREEDY, most, logprobs=0)
+def asked(prompt: Sequence[int], most: int = 24, client: str = "") -> Request:
+    return Request(prompt, GREEDY, most, logprobs=0, client=client)
 
 
 def drawn(scheduler: Scheduler, *prompts: Sequence[int], most: int = 24) -> list[list[int]]:
@@ -158,6 +158,85 @@ def test_a_full_queue_refuses_all_or_nothing(scheduler: Scheduler) -> None:
     assert scheduler.waiting == 2
     ticket.cancel()
     assert isinstance(queued.end(1), Done)
+
+
+@pytest.mark.parametrize("scheduler", [(1, 64)], indirect=True)
+def test_clients_take_turns(scheduler: Scheduler) -> None:
+    """However many one asks for; its own come in their order."""
+    order: list[str] = []
+    first, many, few = Heard(), Heard(), Heard()
+    ticket = scheduler.submit([asked(text_tokens(6), 3000)], first)
+    first.until(lambda: first.events)
+
+    def noting(name: str, heard: Heard) -> Callable[[int, Event], None]:
+        def note(index: int, event: Event) -> None:
+            if isinstance(event, Done):
+                order.append(f"{name}{index}")
+            heard(index, event)
+
+        return note
+
+    scheduler.submit([asked(text_tokens(9, seed), 2, "many") for seed in range(20)], noting("many", many))
+    scheduler.submit([asked(text_tokens(9, seed), 2, "few") for seed in range(3)], noting("few", few))
+    ticket.cancel()
+    many.end(19), few.end(2)
+    assert order[:6] == ["many0", "few0", "many1", "few1", "many2", "few2"]
+    assert order[6:] == [f"many{index}" for index in range(3, 20)]
+
+
+def test_a_free_slot_goes_to_who_has_fewest(scheduler: Scheduler) -> None:
+    many, few = Heard(), Heard()
+    ticket = scheduler.submit([asked(text_tokens(6, seed), 3000, "many") for seed in range(9)], many)
+    many.until(lambda: many.of(0) and many.of(1))
+    scheduler.submit([asked(text_tokens(7), 30, "few")] * 2, few)
+    ticket._answers[0].is_cancelled = True
+    assert isinstance(few.end(1), Done)  # one of the two slots is its own, time and again
+    assert not isinstance(many.of(1)[-1], Done | Failed)
+    ticket.cancel()
+
+
+@pytest.mark.parametrize("scheduler", [(4, 64)], indirect=True)
+def test_prompts_are_shared_between_clients(scheduler: Scheduler) -> None:
+    """Three prompts of one client take as much of a step as the one of another."""
+    many, few = Heard(), Heard()
+    prompts = [text_tokens(1200, seed=seed) for seed in (31, 32, 33)]
+    scheduler.submit([asked(prompt, 1, "many") for prompt in prompts], many)
+    scheduler.submit([asked(text_tokens(1200, seed=34), 1, "few")], few)
+    few.end(), [many.end(index) for index in range(3)]
+    assert few.events[0][0] < many.events[0][0]
+
+
+@pytest.mark.parametrize("scheduler", [(1, 3)], indirect=True)
+def test_a_full_queue_of_one_client_leaves_room_for_others(scheduler: Scheduler) -> None:
+    heard = Heard()
+    ticket = scheduler.submit([asked(text_tokens(6), 3000)], heard)
+    heard.until(lambda: heard.events)
+    tickets = [ticket]
+    for name in "abcd":
+        tickets.append(scheduler.submit([asked(text_tokens(6), 1, name)] * 3, Heard()))
+        with pytest.raises(Refusal, match="3 answers wait already, of 3"):
+            scheduler.submit([asked(text_tokens(6), 1, name)], Heard())
+    with pytest.raises(Refusal, match="12 answers wait already, of 12"):
+        scheduler.submit([asked(text_tokens(6), 1, "e")], Heard())
+    for one in tickets:
+        one.cancel()
+
+
+@pytest.mark.parametrize("scheduler", [(1, 64)], indirect=True)
+def test_who_waits_is_told_how_many_come_before(scheduler: Scheduler) -> None:
+    running, others, heard = Heard(), Heard(), Heard()
+    ticket = scheduler.submit([asked(text_tokens(6), 3000, "a")], running)
+    running.until(lambda: running.events)
+    scheduler.submit([asked(text_tokens(7, seed), 200, "b") for seed in (1, 2)], others)
+    scheduler.submit([Request(text_tokens(8), GREEDY, 1, progress=True, client="b")], heard)
+    heard.until(lambda: heard.events)
+    ticket.cancel()
+    heard.end()
+    assert [event for event in heard.of(0) if isinstance(event, Waiting)] == [
+        Waiting(2),
+        Waiting(1),
+        Waiting(0),
+    ]
 
 
 def test_what_takes_too_long_fails(scheduler: Scheduler) -> None:

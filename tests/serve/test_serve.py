@@ -354,6 +354,24 @@ def test_a_full_queue_is_told_with_when_to_ask_again(tiny: Served) -> None:
     wait_until(lambda: json.loads(get(f"{tiny.url}/health"))["running"] == 0)
 
 
+def test_a_user_does_not_wait_for_all_that_another_asked(tiny: Served) -> None:
+    async def run() -> list[str]:
+        order: list[str] = []
+
+        async def one(user: str, most: int) -> None:
+            settings: Any = {"model": "tiny", "prompt": "Once", "temperature": 0}
+            await client.completions.create(max_tokens=most, user=user, **settings)
+            order.append(user)
+
+        async with openai.AsyncOpenAI(base_url=f"{tiny.url}/v1", api_key="none", max_retries=0) as client:
+            many = [asyncio.ensure_future(one("many", 150)) for _ in range(16)]
+            await asyncio.sleep(0.2)
+            await asyncio.gather(*many, one("few", 1))
+        return order
+
+    assert "few" in asyncio.run(run())[:5]
+
+
 # ---- what is refused -----------------------------------------------------------------------------
 
 
