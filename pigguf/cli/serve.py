@@ -12,7 +12,7 @@ from pigguf.cli.options import PATH, cached_options, sessions_option, verbose_op
 from pigguf.cli.termination import tidy_termination
 from pigguf.engine import log_to
 from pigguf.errors import MissingPackage
-from pigguf.runtime import RunSettings, open_context
+from pigguf.runtime import RunSettings
 
 if TYPE_CHECKING:
     from pigguf.serve.service import Service
@@ -71,6 +71,7 @@ def command(
           -d '{"messages": [{"role": "user", "content": "Name a pig."}]}'
     """
     try:
+        from pigguf.serve.host import Host
         from pigguf.serve.server import address_of, listen, serve
     except ImportError as error:
         raise MissingPackage(
@@ -90,6 +91,6 @@ def command(
     with (
         tidy_termination(),
         listen(host, port, api_key or None) as listener,
-        open_context(model, run, render.progress(keep=False), sequences=slots) as context,
+        Host(model, run, sequences=slots, progress=render.progress(keep=False)) as hosted,
     ):
-        serve(context, listener, key=api_key or None, ready=tell)
+        serve(hosted, listener, key=api_key or None, ready=tell)

@@ -3,11 +3,12 @@
     scheduler    one thread that owns a context, and computes one batch a step for all who wait
     openai       requests and answers as they look on the wire, as frozen values
     errors       what is refused, and every PigError as OpenAI's error JSON
+    host         the context and its scheduler, watched, and opened again after a failure
     service      from a request to its answers: tokens, the window, the queue
     app          routes, keys and limits: the only importer of starlette
     metrics      what Prometheus reads: the only importer of prometheus_client
     server       sockets, and how it ends: the only importer of uvicorn
 
 Contract: what a request asks for is done or refused, never left out in silence; nothing of a prompt or an
-answer is logged; no request names a file. Left out: the page, tools, embeddings, several machines.
+answer is logged; no request names a file. Left out: the page, tools, embeddings.
 """

@@ -84,7 +84,7 @@ class _Routes:
     def __init__(self, service: Service, key: str | None) -> None:
         self._service = service
         self._key = key
-        self._metrics = Metrics(service.scheduler)
+        self._metrics = Metrics(service.host)
 
     # ---- before and after ------------------------------------------------------------------------
 
@@ -220,11 +220,10 @@ class _Routes:
     # ---- the rest --------------------------------------------------------------------------------
 
     async def models(self, request: Request) -> Response:
-        model = self._service.model
         one = {
             "id": self._service.name,
             "object": "model",
-            "created": int(model.path.stat().st_mtime),
+            "created": self._service.created,
             "owned_by": "pigguf",
             "context_length": self._service.context_length,
         }
@@ -259,17 +258,13 @@ class _Routes:
         return JSONResponse({"content": await run_in_threadpool(text)})
 
     async def health(self, request: Request) -> Response:
-        scheduler = self._service.scheduler
-        is_alive = scheduler.is_alive
-        return JSONResponse(
-            {
-                "status": "ok" if is_alive else "ending",
-                "slots": scheduler.slots,
-                "running": scheduler.running,
-                "waiting": scheduler.waiting,
-            },
-            status_code=200 if is_alive else 503,
-        )
+        host = self._service.host
+        counts = {"slots": host.slots, "running": host.running, "waiting": host.waiting}
+        if host.is_ending:
+            return JSONResponse({"status": "ending", **counts}, 503)
+        if trouble := host.trouble:
+            return JSONResponse({"status": "unavailable", "reason": trouble.message, **counts}, 503)
+        return JSONResponse({"status": "ok", **counts})
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type=Metrics.content_type)

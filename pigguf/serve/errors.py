@@ -57,11 +57,30 @@ _BY_ERROR: dict[type[BaseException], tuple[int, str | None]] = {
     errors.ContextOverflow: (400, "context_length_exceeded"),
     errors.Interrupted: (503, "interrupted"),
 }
+_RETRY_AFTER = 8  # seconds
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def away(trouble: errors.PigError) -> Refusal:
+    """That the model is not there for what befell it."""
+    return Refusal(
+        503,
+        f"the model cannot answer now: {trouble.message}",
+        "the server goes on by itself when that is over",
+        code="unavailable",
+        retry_after=_RETRY_AFTER,
+    )
+
+
+def ending() -> Refusal:
+    """That the server takes nothing more."""
+    return Refusal(503, "the server is about to end", "ask again in a while", code="shutting_down")
 
 
 def answer_to(error: errors.PigError) -> Answer:
     """The HTTP answer to an error."""
+    if isinstance(error, errors.WorkerLost | errors.GGUFError):
+        error = away(error)
     if isinstance(error, Refusal):
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         if error.status == 401:

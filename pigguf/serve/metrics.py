@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pigguf.serve.scheduler import Scheduler
+from pigguf.serve.host import Host
 
 _SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
@@ -18,9 +18,9 @@ class Metrics:
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, host: Host) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_OfScheduler(scheduler))
+        self._registry.register(_OfHost(host))
         self._answered = Counter(
             "pigguf_requests", "Requests answered.", ["path", "status"], registry=self._registry
         )
@@ -42,14 +42,14 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _OfScheduler(Collector):
-    """The scheduler's own figures, read when they are asked for."""
+class _OfHost(Collector):
+    """The host's own figures, read when they are asked for."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+    def __init__(self, host: Host) -> None:
+        self._host = host
 
     def collect(self) -> Iterator[Metric]:
-        scheduler, figures = self._scheduler, self._scheduler.figures
+        host, figures = self._host, self._host.figures
         for name, value, text in (
             ("prompt_tokens", figures.read, "Tokens of prompts computed."),
             ("reused_tokens", figures.reused, "Tokens of prompts that were in a cache."),
@@ -59,8 +59,9 @@ class _OfScheduler(Collector):
         ):
             yield CounterMetricFamily(f"pigguf_{name}", text, value)
         for name, value, text in (
-            ("slots", scheduler.slots, "Answers that can be written at once."),
-            ("running", scheduler.running, "Answers being written or read for."),
-            ("waiting", scheduler.waiting, "Answers that wait for a slot."),
+            ("slots", host.slots, "Answers that can be written at once."),
+            ("running", host.running, "Answers being written or read for."),
+            ("waiting", host.waiting, "Answers that wait for a slot."),
+            ("available", host.trouble is None and not host.is_ending, "Whether answers can be expected."),
         ):
             yield GaugeMetricFamily(f"pigguf_{name}", text, value)

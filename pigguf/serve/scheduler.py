@@ -34,7 +34,7 @@ from pigguf.engine import Context, Sampling, Session
 from pigguf.engine.sampling import Sampler, sampler
 from pigguf.engine.session import Part, step
 from pigguf.errors import EngineError, PigError
-from pigguf.serve.errors import Refusal
+from pigguf.serve.errors import Refusal, ending
 from pigguf.text import Text
 
 LONGEST_GAP = 0.2  # seconds of a step beside which answers are being written, about
@@ -183,14 +183,23 @@ class Scheduler:
 
     Args:
         queue: most answers of one client that wait for a slot; those of four clients, if each has as many.
+        figures: to count on in; new ones by default.
+        check: called before each step; what it raises ends all that runs.
 
     Attributes:
         figures: what was done.
         slots: how many answers are written at once.
     """
 
-    def __init__(self, context: Context, queue: int = 64) -> None:
-        self.figures = Figures()
+    def __init__(
+        self,
+        context: Context,
+        queue: int = 64,
+        *,
+        figures: Figures | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.figures = figures or Figures()
         self.slots = context.options.sequences
         self._context = context
         self._most_waiting = queue
@@ -198,7 +207,9 @@ class Scheduler:
         self._changed = threading.Condition()
         self._waiting: list[_Answer] = []
         self._served: dict[str, int] = {}  # of each client that is here, when it got its last slot
-        self._is_draining = self._is_closed = False
+        self._check = check
+        self._why_ending: PigError | None = None
+        self._is_closed = False
         self._end_by = math.inf
         self._reading_pace = 0.0  # seconds a token of prompts; 0 before the first
         self._answer_seconds = 1.0
@@ -227,8 +238,8 @@ class Scheduler:
             for index, request in enumerate(requests)
         ]
         with self._changed:
-            if self._is_draining:
-                raise _ending()
+            if self._why_ending is not None:
+                raise self._why_ending
             self._refuse_too_many(answers)
             self._waiting += answers
             self._changed.notify()
@@ -247,20 +258,24 @@ class Scheduler:
     @property
     def is_alive(self) -> bool:
         """Whether answers can be expected."""
-        return self._thread.is_alive() and not self._is_draining
+        return self._thread.is_alive() and self._why_ending is None
 
-    def drain(self, seconds: float = math.inf) -> None:
-        """Take nothing more, and refuse what waits; what runs goes on, for so long at most."""
+    def drain(self, seconds: float = math.inf, why: PigError | None = None) -> None:
+        """Take nothing more, and refuse what waits; what runs goes on, for so long at most.
+
+        Args:
+            why: what they are told; None is that the server is about to end.
+        """
         with self._changed:
-            self._is_draining = True
+            self._why_ending = why = why or self._why_ending or ending()
             self._end_by = time.monotonic() + seconds
             refused, self._waiting = self._waiting, []
         for answer in refused:
-            answer.deliver(Failed(_ending()))
+            answer.deliver(Failed(why))
 
-    def close(self) -> None:
-        """Stop after this step; what runs fails. Twice is fine."""
-        self.drain()
+    def close(self, why: PigError | None = None) -> None:
+        """Stop after this step; what runs fails, with the reason if there is one. Twice is fine."""
+        self.drain(why=why)
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -302,7 +317,7 @@ class Scheduler:
                 for slot, run in self._runs():
                     self._end(slot, run, failed)
         for slot, run in self._runs():
-            self._end(slot, run, Failed(_ending()))
+            self._end(slot, run, Failed(self._why_ending or ending()))
         for slot in self._slots:
             slot.session.close()
 
@@ -323,6 +338,7 @@ class Scheduler:
             return
         begun = time.perf_counter()
         try:
+            self._check()
             places = step(self._context, [part for _, _, part in planned])
         except PigError as error:
             for slot, run, _ in planned:
@@ -351,7 +367,7 @@ class Scheduler:
             if _is_over(run.answer, now):
                 self._end(slot, run, _late(run.answer))
             elif now > self._end_by:
-                self._end(slot, run, Failed(_ending()))
+                self._end(slot, run, Failed(self._why_ending or ending()))
 
     def _end(self, slot: _Slot, run: _Run, event: Done | Failed) -> None:
         """Free a slot; its cache stays, for the next who begins alike."""
@@ -608,10 +624,6 @@ def _late(answer: _Answer) -> Failed:
             code="timeout",
         )
     )
-
-
-def _ending() -> Refusal:
-    return Refusal(503, "the server is about to end", "ask again in a while", code="shutting_down")
 
 
 def _shares(room: int, wanted: Sequence[int]) -> list[int]:

@@ -12,10 +12,9 @@ from collections.abc import Callable
 
 import uvicorn
 
-from pigguf.engine import Context
 from pigguf.errors import UsageError
 from pigguf.serve.app import TO_SAY_SO, create_app, is_loopback
-from pigguf.serve.scheduler import Scheduler
+from pigguf.serve.host import Host
 from pigguf.serve.service import Limits, Service
 
 KEY_VARIABLE = "PIGGUF_API_KEY"
@@ -54,7 +53,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 def serve(
-    context: Context,
+    host: Host,
     listener: socket.socket,
     *,
     key: str | None = None,
@@ -64,26 +63,25 @@ def serve(
     """Answer requests until a signal ends it; on the main thread.
 
     Args:
-        context: open, none of its sequences in use.
+        host: open; it is drained, and stays open.
         ready: called when requests are answered.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it.
     """
     limits = limits or Limits()
-    with Scheduler(context, limits.queue) as scheduler:
-        service = Service(context, scheduler, limits)
-        config = uvicorn.Config(
-            create_app(service, key=key),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            ws="none",
-            timeout_graceful_shutdown=round(limits.drain_seconds + TO_SAY_SO),
-        )
-        _Server(config, service, ready).run([listener])
+    service = Service(host, limits)
+    config = uvicorn.Config(
+        create_app(service, key=key),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=round(limits.drain_seconds + TO_SAY_SO),
+    )
+    _Server(config, service, ready).run([listener])
 
 
 class _Server(uvicorn.Server):
@@ -99,5 +97,5 @@ class _Server(uvicorn.Server):
         self._ready(self._service)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._service.scheduler.drain(self._service.limits.drain_seconds)
+        self._service.host.drain(self._service.limits.drain_seconds)
         await super().shutdown(sockets)

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pigguf.chat_format import ChatFormat
-from pigguf.engine import Context, Model
+from pigguf.engine import Model
 from pigguf.engine.sampling import sampler
 from pigguf.serve.errors import Refusal
+from pigguf.serve.host import Host
 from pigguf.serve.openai import Asked
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
 
@@ -29,26 +30,25 @@ class Limits:
         body: bytes of a request.
         body_seconds: until all of it is there.
         seconds: until an answer is done, the time in the queue with it.
-        queue: answers that wait for a slot.
         drain_seconds: what runs may take when the server is to end.
     """
 
     body: int = 8 << 20
     body_seconds: float = 30.0
     seconds: float = 600.0
-    queue: int = 64
     drain_seconds: float = 30.0
 
 
 class Service:
-    """A model that answers; made of an open context and its scheduler."""
+    """A model that answers."""
 
-    def __init__(self, context: Context, scheduler: Scheduler, limits: Limits) -> None:
-        self.model: Model = context.model
-        self.context_length = context.length
-        self.scheduler = scheduler
+    def __init__(self, host: Host, limits: Limits) -> None:
+        self.host = host
+        self.model: Model = host.model
+        self.context_length = host.context_length
         self.limits = limits
-        self.name = context.model.path.stem
+        self.name = host.model.path.stem
+        self.created = int(host.model.path.stat().st_mtime)
 
     @cached_property
     def _format(self) -> ChatFormat:
@@ -128,9 +128,9 @@ class Service:
         """Queue requests; in the event loop that waits for them.
 
         Raises:
-            Refusal: the queue is full, or the server is about to end.
+            Refusal: the queue is full, the model cannot answer now, or the server is about to end.
         """
-        return Answers(self.scheduler, requests, self.limits.seconds)
+        return Answers(self.host.scheduler, requests, self.limits.seconds)
 
 
 class Answers:

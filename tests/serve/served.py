@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -63,11 +68,12 @@ def limited(path: Path, limits: str) -> AbstractContextManager[Served]:
     return _running(
         "-c",
         "import sys\n"
-        "from pigguf.runtime import open_context, RunSettings\n"
+        "from pigguf.runtime import RunSettings\n"
+        "from pigguf.serve.host import Host\n"
         "from pigguf.serve.server import Limits, address_of, listen, serve\n"
         "run = RunSettings(sessions=False)\n"
-        "with listen('127.0.0.1', 0, None) as at, open_context(sys.argv[1], run) as context:\n"
-        f"    serve(context, at, limits={limits},\n"
+        "with listen('127.0.0.1', 0, None) as at, Host(sys.argv[1], run) as host:\n"
+        f"    serve(host, at, limits={limits},\n"
         "        ready=lambda _: print(f'answers at {address_of(at)}/v1', file=sys.stderr, flush=True))\n",
         str(path),
     )
@@ -81,3 +87,27 @@ def _running(*arguments: str) -> Iterator[Served]:
         closing(Served(process)) as served,
     ):
         yield served
+
+
+def post(url: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
+    """The status, the JSON and the headers of an answer; a body of None is a GET."""
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json", **headers}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60) as answer:
+            return answer.status, json.load(answer), answer.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error), error.headers
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return str(answer.read().decode())
+
+
+def wait_until(come: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not come():
+        assert time.monotonic() < end
+        time.sleep(0.01)

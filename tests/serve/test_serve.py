@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import pairwise
@@ -19,7 +17,7 @@ from typing import Any
 
 import openai
 import pytest
-from serve.served import Served, limited, serving
+from serve.served import Served, get, limited, post, serving, wait_until
 from tiny_chat import write_chatting
 
 import pigguf
@@ -66,23 +64,6 @@ def model_of(served: Served) -> str:
 def ask(client: openai.OpenAI, **more: Any) -> Any:
     settings = {"model": client.models.list().data[0].id, "messages": QUESTION, "temperature": 0}
     return client.chat.completions.create(**{**settings, "max_tokens": 16, **more})
-
-
-def post(url: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
-    """The status, the JSON and the headers of an answer."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", **headers}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60) as answer:
-            return answer.status, json.load(answer), answer.headers
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error), error.headers
-
-
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        return str(answer.read().decode())
 
 
 # ---- what is asked for is done -------------------------------------------------------------------
@@ -319,13 +300,6 @@ def test_a_client_that_goes_away_frees_its_slot(tiny: Served, stream: bool) -> N
         if line.startswith("pigguf_drawn_tokens_total")
     )
     assert drawn < 8000
-
-
-def wait_until(come: Any) -> None:
-    end = time.monotonic() + 30
-    while not come():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_full_queue_is_told_with_when_to_ask_again(tiny: Served) -> None:
