@@ -2,28 +2,37 @@
 
 Contract: the text of a message can never act as control tokens. A document that holds "<|im_end|>"
 is read as those ten characters, and does not end the user's turn. Where no message holds the text of
-a special token, the tokens are exactly those of the whole rendered prompt.
-Left out: the template language (tokenizer/chat_template.py), the cache and the window (chat.py).
+a special token, the tokens are exactly those of the whole rendered prompt. The same holds for functions,
+calls and what they gave.
+Left out: the template language (tokenizer/chat_template.py), the cache and the window (chat.py), how calls
+are written (tools.py).
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from pigguf.engine import Model
 from pigguf.errors import TokenizerError
 from pigguf.metadata import elements
 from pigguf.tokenizer import TokenType
 from pigguf.tokenizer.chat_template import ChatTemplate
+from pigguf.tools import WORDS, CallForm, Tool, form_of, in_words
 
-Message = Mapping[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
+Message = Mapping[str, Any]
+"""{"role": "system" | "user" | "assistant", "content": text}, as OpenAI's clients write them. An assistant's
+may have "tool_calls": [{"id", "type": "function", "function": {"name", "arguments": an object}}], and
+{"role": "tool", "content": text, "tool_call_id", "name"} is what a call gave."""
 
 # A character that sentencepiece vocabularies spell in bytes, so that it never merges with a neighbour.
 _ANCHOR = "\ue000"
+
+_log = logging.getLogger("pigguf")
 
 
 class ChatFormat:
@@ -42,18 +51,49 @@ class ChatFormat:
         self._model = model
         self._template = ChatTemplate(model.chat_template, bos_token=model.bos_text, eos_token=model.eos_text)
 
-    def tokens(self, messages: Sequence[Message], *, answer_next: bool = True) -> list[int]:
+    @property
+    def call_form(self) -> CallForm:
+        """How the model is to write calls of functions."""
+        return self._own_form or WORDS
+
+    @cached_property
+    def _own_form(self) -> CallForm | None:
+        form = form_of(self._template)
+        if form is None:
+            _log.warning(
+                "%s: the chat template writes no calls of functions that are known here: the model is told "
+                "of them in the system message",
+                self._model.path,
+            )
+        return form
+
+    def tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        answer_next: bool = True,
+        begun: str = "",
+    ) -> list[int]:
         """The conversation as tokens; with `answer_next`, up to where the assistant begins to speak.
+
+        Args:
+            tools: functions that the model is told of.
+            begun: what its answer begins with; a special token's name is that token here.
 
         Raises:
             TokenizerError: the template refuses the conversation; the message carries its reason.
         """
+        has_calls = bool(tools) or any(m["role"] == "tool" or "tool_calls" in m for m in messages)
+        if has_calls and self._own_form is None:
+            messages, tools = in_words(messages, tools), ()
         quoted = _Quoted(self._special_text)
         rendered = self._template.render(
-            [{**message, "content": quoted.quote(message["content"])} for message in messages],
+            [{**quoted.quote(message), "role": message["role"]} for message in messages],
             add_generation_prompt=answer_next,
+            tools=[quoted.quote(tool.as_json()) for tool in tools] or None,
         )
-        pieces = quoted.split(rendered)
+        pieces = quoted.split(rendered + begun)
         tokens = self._tokenize(pieces[0], special=True)
         for index, piece in enumerate(pieces[1:], start=1):
             tokens += self._as_text(piece) if index % 2 else self._continue(piece, special=True)
@@ -120,9 +160,15 @@ class _Quoted:
         # Letters and digits pass through any template; nobody can write the word before it is drawn.
         self._word = f"Q{secrets.token_hex(8)}Q"
 
-    def quote(self, content: str) -> str:
-        """The content with each special token's text replaced by a numbered word."""
-        return self._special_text.sub(self._take, content) if self._special_text else content
+    def quote(self, value: Any) -> Any:
+        """A value of JSON with each special token's text in it replaced by a numbered word."""
+        if isinstance(value, str):
+            return self._special_text.sub(self._take, value) if self._special_text else value
+        if isinstance(value, Mapping):
+            return {self.quote(key): self.quote(part) for key, part in value.items()}
+        if isinstance(value, Sequence):
+            return [self.quote(part) for part in value]
+        return value
 
     def _take(self, match: re.Match[str]) -> str:
         self._taken.append(match[0])

@@ -34,12 +34,20 @@ class Text:
     Args:
         stop: the text ends before the first of these.
         without_first_space: sentencepiece begins a word with a space that the template has put already.
+        shown: a control token whose name is text here.
 
     Raises:
         UsageError: a stop string is empty.
     """
 
-    def __init__(self, model: Model, stop: Sequence[str] = (), *, without_first_space: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        stop: Sequence[str] = (),
+        *,
+        without_first_space: bool = False,
+        shown: int | None = None,
+    ) -> None:
         if isinstance(stop, str) or not all(stop):
             raise UsageError(
                 f"the stop strings are {stop!r}", "give a sequence of strings that are not empty"
@@ -48,12 +56,14 @@ class Text:
         self._model = model
         self._stop = stop
         self._drops_space = without_first_space
+        self._shown_token = shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
     def add(self, token: int) -> str:
         """What is certain with one token more: "" where a character or a stop string may begin."""
-        return self._take(self._decoder.decode(self._model.piece(token)))
+        piece = self._model.piece(token, special=token == self._shown_token)
+        return self._take(self._decoder.decode(piece))
 
     def end(self) -> str:
         """What was held back, now that no token comes any more."""
@@ -68,7 +78,7 @@ class Text:
             self.stopped = True
             certain, self._held = self._held[:found], ""
         else:
-            safe = len(self._held) - max((_overlap(self._held, stop) for stop in self._stop), default=0)
+            safe = len(self._held) - max((overlap(self._held, stop) for stop in self._stop), default=0)
             certain, self._held = self._held[:safe], self._held[safe:]
         return self._shown(certain)
 
@@ -79,7 +89,7 @@ class Text:
         return text
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """How many characters at the end of the text may be the beginning of the stop string."""
     most = min(len(text), len(stop) - 1)
     return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)

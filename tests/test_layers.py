@@ -20,7 +20,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("serve",),
     (
         *("chat", "local", "overflow", "examples", "async_api", "document_chat", "summary"),
-        *("chat_format", "text", "evals", "finetuning", "benchmark"),
+        *("chat_format", "text", "tools", "evals", "finetuning", "benchmark"),
     ),
     ("runtime",),
     ("verbs", "planning", "tuning"),

@@ -33,6 +33,21 @@ _CANDIDATE = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama.
 
 
 @dataclass(frozen=True)
+class Opening:
+    """Where a grammar begins to hold: after the first time that this was written. No token goes past its end.
+
+    Attributes:
+        text: ASCII.
+        token: the control token that writes it, or None.
+        is_first: it only counts at the beginning, after white space at most.
+    """
+
+    text: str
+    token: int | None = None
+    is_first: bool = False
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn. The defaults are llama.cpp's.
 
@@ -47,7 +62,8 @@ class Sampling:
         presence_penalty: subtracted once; 0 is off.
         seed: None draws a new one for every generation.
         grammar: what the text must be, in llama.cpp's GBNF (grammars/README.md) with a rule `root`; None is
-            any text. For JSON, json_schema.grammar makes one of a schema.
+            any text. For JSON, grammar.json_grammar makes one of a schema.
+        grammar_after: what comes before the text that the grammar describes; None is nothing.
 
     Raises:
         UsageError: a value outside its range.
@@ -63,6 +79,7 @@ class Sampling:
     presence_penalty: float = 0.0
     seed: int | None = None
     grammar: str | None = None
+    grammar_after: Opening | None = None
 
     def __post_init__(self) -> None:
         self._demand("temperature", 0 <= self.temperature < math.inf, "0 or more")
@@ -165,7 +182,7 @@ def sampler(sampling: Sampling, model: Model, recent: Sequence[int]) -> Iterator
     grammar: _Grammar | None = None
     try:
         if sampling.grammar is not None:
-            grammar = _Grammar(model, sampling.grammar)
+            grammar = _Grammar(model, sampling.grammar, sampling.grammar_after)
         for link in _chain(llama, sampling, model.vocab_size):
             llama.llama_sampler_chain_add(chain, link)
         for token in recent[-sampling.repeat_last :] if sampling.repeat_last else ():
@@ -178,13 +195,13 @@ def sampler(sampling: Sampling, model: Model, recent: Sequence[int]) -> Iterator
 
 
 class _Grammar:
-    """The state of a text that a grammar describes.
+    """The state of a text that a grammar describes, from an opening on where there is one.
 
     Raises:
         UsageError: it cannot be parsed.
     """
 
-    def __init__(self, model: Model, grammar: str) -> None:
+    def __init__(self, model: Model, grammar: str, opening: Opening | None = None) -> None:
         self._llama = library.load()
         self._model = model
         vocab = self._llama.llama_model_get_vocab(model.handle)
@@ -194,9 +211,12 @@ class _Grammar:
             reason = said[0] if said else "it gives no reason"
             raise UsageError(f"llama.cpp refuses the grammar: {reason}", "see its grammars/README.md")
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._wait = _Wait(model, opening) if opening else None
 
     def allows(self, token: int) -> bool:
         """Whether this token may come next: much quicker to say than which ones may."""
+        if self._wait is not None:
+            return self._wait.allows(token)
         one = _candidates(np.zeros(1, np.float32))
         one["id"] = token
         return len(self._of(one)) == 1 and self._is_text(token)
@@ -219,6 +239,8 @@ class _Grammar:
         Raises:
             EngineError: there are none.
         """
+        if self._wait is not None:
+            return candidates
         allowed = self._of(candidates)
         if not len(allowed):
             raise EngineError(
@@ -232,11 +254,50 @@ class _Grammar:
         return candidates[candidates["logit"] > -math.inf]
 
     def accept(self, token: int) -> None:
+        if self._wait is not None:
+            if self._wait.ends_with(token):
+                self._wait = None
+            return
         self._llama.llama_sampler_accept(self._sampler, token)
         self._utf8.decode(self._model.piece(token))
 
     def free(self) -> None:
         self._llama.llama_sampler_free(self._sampler)
+
+
+class _Wait:
+    """Watches what is drawn for an opening."""
+
+    def __init__(self, model: Model, opening: Opening) -> None:
+        self._model = model
+        self._opening = opening
+        self._sought = opening.text.encode()
+        self._seen = b""  # what it may begin in
+        self._is_late = False  # for one that only counts at the beginning
+
+    def allows(self, token: int) -> bool:
+        """Whether this token does not go past the opening's end: a grammar begins with a whole token."""
+        return self._rest(token) in (None, b"")
+
+    def ends_with(self, token: int) -> bool:
+        """Whether it is there once this token is drawn, which is."""
+        if self._rest(token) is not None:
+            return True
+        seen = self._seen + self._written(token)
+        if self._opening.is_first and not self._sought.startswith(seen.lstrip()):
+            self._is_late = True
+        self._seen = seen.lstrip() if self._opening.is_first else seen[1 - len(self._sought) :]
+        return False
+
+    def _rest(self, token: int) -> bytes | None:
+        """What would stand after the opening; None where it would not be there."""
+        if self._is_late:
+            return None
+        before, found, rest = (self._seen + self._written(token)).partition(self._sought)
+        return rest if found and not (self._opening.is_first and before.strip()) else None
+
+    def _written(self, token: int) -> bytes:
+        return self._sought if token == self._opening.token else self._model.piece(token)
 
 
 def _largest_but(logits: NDArray[np.float32], place: int) -> float:

@@ -5,6 +5,6 @@
 schema.py reads a schema, pattern.py its regular expressions; gbnf.py is what both write.
 """
 
-from pigguf.grammar.schema import json_grammar, read_schema
+from pigguf.grammar.schema import Grammar, json_grammar, read_schema
 
-__all__ = ["json_grammar", "read_schema"]
+__all__ = ["Grammar", "json_grammar", "read_schema"]

@@ -86,13 +86,35 @@ def json_grammar(schema: Any) -> str:
     Raises:
         UsageError: it is no schema, or says what a grammar cannot.
     """
-    try:
-        plain = json.loads(json.dumps(schema, allow_nan=False))
-        return _Schema(plain).grammar()
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"the JSON schema is no JSON value: {error}") from error
-    except RecursionError as error:
-        raise UsageError("the JSON schema is nested too deeply") from error
+    grammar = Grammar()
+    return grammar.text(grammar.value(schema))
+
+
+class Grammar:
+    """A grammar under way, of which values of several schemas are parts."""
+
+    def __init__(self) -> None:
+        self._rules = dict(_SHARED)
+
+    def value(self, schema: Any) -> str:
+        """The expression of a value that a schema accepts.
+
+        Raises:
+            UsageError: as for json_grammar.
+        """
+        try:
+            plain = json.loads(json.dumps(schema, allow_nan=False))
+            return _Schema(plain, self._rules).value()
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the JSON schema is no JSON value: {error}") from error
+        except RecursionError as error:
+            raise UsageError("the JSON schema is nested too deeply") from error
+
+    def text(self, root: str, **rules: str) -> str:
+        """The whole grammar: its root, and further rules, are expressions in which those of values stand."""
+        return "\n".join(
+            f"{name} ::= {rule}" for name, rule in {**self._rules, **rules, "root": root}.items()
+        )
 
 
 class _Kind(NamedTuple):
@@ -105,14 +127,13 @@ class _Kind(NamedTuple):
 class _Schema:
     """Writes one schema's rules. A place is a JSON pointer, "#/properties/name"."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, rules: dict[str, str]) -> None:
         self._root = root
-        self._rules = dict(_SHARED)
+        self._rules = rules
         self._referred: dict[str, str] = {}
 
-    def grammar(self) -> str:
-        self._rules["root"] = self._value(self._root, "#")
-        return "\n".join(f"{name} ::= {rule}" for name, rule in self._rules.items())
+    def value(self) -> str:
+        return self._value(self._root, "#")
 
     def _rule(self, expression: str) -> str:
         name = f"r{len(self._rules)}"

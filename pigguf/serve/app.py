@@ -155,7 +155,8 @@ class _Routes:
         service = self._service
         body = await self._body(request)
         asked, requests = await run_in_threadpool(self._understood, read, body, _client(request))
-        form = form_of(service.name, partial(service.model.piece, special=True), asked.logprobs is not None)
+        piece = partial(service.model.piece, special=True)
+        form = form_of(service.name, piece, asked.logprobs is not None, service.reader(asked))
         answers = service.submit(requests)
         prompt_tokens = sum(len(wanted.prompt) for wanted in requests[:: asked.choices])
         if asked.stream:
@@ -199,8 +200,8 @@ class _Routes:
                     yield _data(form.last(index, choices[index]))
                 elif isinstance(event, Waiting | Reading):
                     yield _data(form.progress(index, event))
-                else:
-                    yield _data(form.piece_of(index, event.text, event.drawn))
+                elif piece := form.piece_of(index, event.text, event.drawn):
+                    yield _data(piece)
             if with_usage:
                 yield _data(form.counts(usage(prompt_tokens, choices)))
             yield {"data": "[DONE]"}

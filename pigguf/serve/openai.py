@@ -3,7 +3,7 @@
 `chat_request` and `completion_request` read a body into an Asked; `ChatForm` and `TextForm` write the answer,
 whole or in chunks. What is refused here: a parameter that is unknown and might change the answer, and values
 of the wrong sort; ranges are Sampling's to refuse.
-Left out: tokens (service.py), tools, images and sound, which are refused.
+Left out: tokens (service.py), how a model writes calls (pigguf/tools.py); images and sound are refused.
 Source: OpenAI's API reference, /v1/chat/completions and /v1/completions.
 """
 
@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import string
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from pigguf.engine import Sampling
 from pigguf.grammar import json_grammar
 from pigguf.serve.errors import Refusal
 from pigguf.serve.scheduler import Done, Drawn, Reading, Waiting
+from pigguf.tools import Called, CallReader, Said, Tool
 
 MOST_CHOICES = 16
 MOST_STOPS = 16
@@ -29,7 +31,10 @@ _MOST_LIKELIEST = 20
 _DEFAULT_COMPLETION = 16  # tokens, OpenAI's
 _SEEDS = 2**32 - 1  # of the engine
 _MOST = 3e38  # a float's in C
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
+_MOST_TOOLS = 128  # OpenAI's
+_ID_LETTERS, _ID_LENGTH = string.ascii_letters + string.digits, 9  # Mistral's templates take no other ids
+_NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
 
 # Parameters that say nothing about the answer, whatever they are.
@@ -66,6 +71,9 @@ class Asked:
         sampling: its seed is of the first choice; the next have the next ones.
         choices: answers to each prompt.
         logprobs: how many of the likeliest tokens are told with each; None tells nothing.
+        tools: functions that the model is told of and may call.
+        forced: those of which it must call one; none where it may answer in words.
+        several: whether it may call more than once.
         stream, usage: whether it comes in chunks, and whether token counts come with them.
         progress: whether chunks tell how much of the prompt is read, as llama.cpp's server's do.
         user: whom it is for, in the client's words.
@@ -83,6 +91,9 @@ class Asked:
     usage: bool
     progress: bool
     user: str
+    tools: tuple[Tool, ...] = ()
+    forced: tuple[Tool, ...] = ()
+    several: bool = False
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -121,9 +132,21 @@ def chat_request(body: Any) -> Asked:
     if likeliest is not None and not told:
         raise Refusal(400, "top_logprobs is given without logprobs", param="top_logprobs")
     grammar = _grammar(fields.take("response_format"))
+    tools, forced, several = _tools(fields)
+    if tools and grammar is not None:
+        raise Refusal(
+            400,
+            "response_format and tools are not supported together",
+            "leave one of them out, or give tool_choice none",
+            param="response_format",
+            code="unsupported_parameter",
+        )
     return _asked(
         fields,
         messages=messages,
+        tools=tools,
+        forced=forced,
+        several=several,
         prompts=(),
         max_tokens=most[0] if most[0] is not None else most[1],
         logprobs=(likeliest or 0) if told else None,
@@ -247,10 +270,19 @@ def _wrong(name: str, rule: str) -> Refusal:
 def _messages(value: Any) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise _wrong("messages", "a list of messages")
-    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(value))
+    messages = [_message(message, f"messages[{index}]") for index, message in enumerate(value)]
+    called: dict[str, str] = {}  # by id, the function
+    for index, message in enumerate(messages):
+        called |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls", ())}
+        if message["role"] == "tool":
+            name = called.get(message["tool_call_id"])
+            if name is None:
+                raise _wrong(f"messages[{index}].tool_call_id", "the id of a call in a message before")
+            message["name"] = name
+    return tuple(messages)
 
 
-def _message(value: Any, where: str) -> Message:
+def _message(value: Any, where: str) -> dict[str, Any]:
     """A message in the words of templates; what the user may write is its content alone."""
     if not isinstance(value, dict):
         raise _wrong(where, "an object")
@@ -258,15 +290,99 @@ def _message(value: Any, where: str) -> Message:
     role = _ROLES.get(given.pop("role", "")) if isinstance(value.get("role"), str) else None
     if role is None:
         raise _wrong(f"{where}.role", f"one of {', '.join(_ROLES)}")
-    message = {"role": role, "content": _content(given.pop("content", None), f"{where}.content")}
-    name = given.pop("name", None)
-    if name is not None:
-        if not (isinstance(name, str) and _NAME.fullmatch(name)):
-            raise _wrong(f"{where}.name", "letters, digits, _ and -, 64 at most")
-        message["name"] = name
+    message: dict[str, Any] = {"role": role}
+    if role == "assistant" and "tool_calls" in given:
+        message["tool_calls"] = _made_calls(given.pop("tool_calls"), f"{where}.tool_calls")
+        given.setdefault("content", "")
+    if role == "tool":
+        message["tool_call_id"] = _text_of(given.pop("tool_call_id", None), f"{where}.tool_call_id")
+    message["content"] = _content(given.pop("content", None), f"{where}.content")
+    if "name" in given:
+        message["name"] = _function_name(given.pop("name"), f"{where}.name")
     for key in given:
         raise Refusal(400, f"{where}.{key[:80]} is not supported", param=f"{where}.{key[:80]}")
     return message
+
+
+def _made_calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Calls that an assistant made, with their arguments as an object, as templates want it."""
+    calls = []
+    for place, call in _objects(value, where):
+        function = call.get("function")
+        if call.get("type", "function") != "function" or not isinstance(function, dict):
+            raise _wrong(place, "a call of type function")
+        try:
+            arguments = json.loads(_text_of(function.get("arguments"), f"{place}.function.arguments"))
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise _wrong(f"{place}.function.arguments", "a JSON object as a string")
+        name = _function_name(function.get("name"), f"{place}.function.name")
+        key = _text_of(call.get("id"), f"{place}.id")
+        calls.append({"id": key, "type": "function", "function": {"name": name, "arguments": arguments}})
+    return calls
+
+
+def _objects(value: Any, where: str) -> list[tuple[str, dict[str, Any]]]:
+    """Each with its place."""
+    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+        raise _wrong(where, "a list of objects")
+    return [(f"{where}[{index}]", part) for index, part in enumerate(value)]
+
+
+def _text_of(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise _wrong(where, "a string")
+    return value
+
+
+def _function_name(value: Any, where: str) -> str:
+    if not (isinstance(value, str) and _NAME.fullmatch(value)):
+        raise _wrong(where, "letters, digits, _ and -, 64 at most")
+    return value
+
+
+def _tools(fields: Fields) -> tuple[tuple[Tool, ...], tuple[Tool, ...], bool]:
+    """Asked's tools, forced and several."""
+    described = _objects(fields.take("tools") or [], "tools")
+    choice, several = fields.take("tool_choice") or "auto", fields.take("parallel_tool_calls")
+    if len(described) > _MOST_TOOLS:
+        raise _wrong("tools", f"{_MOST_TOOLS} at most")
+    if several is not None and not isinstance(several, bool):
+        raise _wrong("parallel_tool_calls", "true or false")
+    tools = {tool.name: tool for tool in (_tool(part, place) for place, part in described)}
+    if len(tools) < len(described):
+        raise _wrong("tools", "functions of different names")
+    everything = tuple(tools.values())
+    if choice == "none" or (choice == "auto" and not tools):
+        return (), (), False
+    if choice == "auto":
+        return everything, (), several is not False
+    if choice == "required" and tools:
+        return everything, everything, several is not False
+    function = (
+        choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    )
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or name not in tools:
+        raise _wrong("tool_choice", "none, auto, required, or a function of tools")
+    return everything, (tools[name],), False
+
+
+def _tool(value: dict[str, Any], where: str) -> Tool:
+    function = value.get("function")
+    if value.get("type") != "function" or not isinstance(function, dict):
+        raise Refusal(400, f"{where} is no function", param=where, code="unsupported_parameter")
+    fields = Fields(function)
+    name = _function_name(fields.take("name"), f"{where}.function.name")
+    described, schema = fields.text("description"), fields.take("parameters")
+    fields.flag("strict")  # they always are
+    fields.refuse_rest()
+    if schema is None:
+        schema = _NOTHING
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        raise _wrong(f"{where}.function.parameters", "a JSON schema of type object")
+    return Tool(name, described, schema)
 
 
 def _content(value: Any, where: str) -> str:
@@ -342,9 +458,30 @@ class Choice:
     drawn: list[Drawn] = field(default_factory=list)
     done: Done | None = None
 
-    @property
-    def finish_reason(self) -> str | None:
-        return _REASONS[self.done.reason] if self.done else None
+
+def _finish_reason(choice: Choice, has_calls: bool = False) -> str | None:
+    if choice.done is None:
+        return None
+    reason = _REASONS[choice.done.reason]
+    return "tool_calls" if has_calls and reason == "stop" else reason
+
+
+def _delta(parts: Iterable[Said | Called]) -> dict[str, Any]:
+    """Parts of an answer as one piece of a message: its text and its calls, each with its index."""
+    content, calls = "", dict[int, dict[str, Any]]()
+    for part in parts:
+        if isinstance(part, Said):
+            content += part.text
+            continue
+        call = calls.setdefault(part.index, {"index": part.index, "function": {"arguments": ""}})
+        if part.name is not None:
+            key = "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
+            call |= {"id": key, "type": "function", "function": {"name": part.name, "arguments": ""}}
+        call["function"]["arguments"] += part.arguments
+    return {
+        **({"content": content} if content else {}),
+        **({"tool_calls": [*calls.values()]} if calls else {}),
+    }
 
 
 def usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -375,11 +512,13 @@ class _Form:
         model: the name that the answer says it is of.
         piece: a token's bytes.
         with_logprobs: whether tokens are told.
+        reader: makes what takes calls out of an answer; None where there are none.
     """
 
     model: str
     piece: Callable[[int], bytes]
     with_logprobs: bool
+    reader: Callable[[], CallReader] | None = None
     key: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -397,21 +536,32 @@ class _Form:
         return self.piece(token).decode("utf-8", "replace")
 
 
+@dataclass(frozen=True)
 class ChatForm(_Form):
     """Answers of /v1/chat/completions."""
 
+    readers: dict[int, CallReader] = field(default_factory=dict)  # of the choices of a stream
+
     def whole(self, choices: Sequence[Choice], counts: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer."""
-        written = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": self._logprobs(choice.drawn),
-                "finish_reason": choice.finish_reason,
-            }
-            for index, choice in enumerate(choices)
-        ]
+        written = [self._choice(index, choice) for index, choice in enumerate(choices)]
         return self._object("chat.completion", "chatcmpl", written, usage=counts)
+
+    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+        parts: list[Said | Called] = [Said(choice.text)]
+        if self.reader is not None:
+            reader = self.reader()
+            parts = [*reader.add(choice.text), *reader.end()]
+        delta = _delta(parts)
+        calls = [{key: call[key] for key in call if key != "index"} for call in delta.get("tool_calls", ())]
+        content = delta.get("content", None if calls else "")
+        message = {"role": "assistant", "content": content, "refusal": None}
+        return {
+            "index": index,
+            "message": {**message, "tool_calls": calls} if calls else message,
+            "logprobs": self._logprobs(choice.drawn),
+            "finish_reason": _finish_reason(choice, bool(calls)),
+        }
 
     def first(self, index: int) -> dict[str, Any]:
         """The chunk before a choice's text."""
@@ -421,13 +571,21 @@ class ChatForm(_Form):
         """A chunk while a choice waits, or its prompt is read."""
         return {**self._chunk(index, {"role": "assistant", "content": None}, (), None), **_progress(told)}
 
-    def piece_of(self, index: int, text: str, drawn: Sequence[Drawn]) -> dict[str, Any]:
-        """A chunk of a choice's text."""
-        return self._chunk(index, {"content": text}, drawn, None)
+    def piece_of(self, index: int, text: str, drawn: Sequence[Drawn]) -> dict[str, Any] | None:
+        """A chunk of a choice's text; None where it may yet be the beginning of a call."""
+        if self.reader is None:
+            return self._chunk(index, {"content": text}, drawn, None)
+        if index not in self.readers:
+            self.readers[index] = self.reader()
+        delta = _delta(self.readers[index].add(text))
+        return self._chunk(index, delta, drawn, None) if delta or drawn else None
 
     def last(self, index: int, choice: Choice) -> dict[str, Any]:
         """The chunk after a choice's text."""
-        return self._chunk(index, {}, (), choice.finish_reason)
+        reader = self.readers.get(index)
+        delta = _delta(reader.end()) if reader else {}
+        has_calls = reader is not None and reader.calls > 0
+        return self._chunk(index, delta, (), _finish_reason(choice, has_calls))
 
     def counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """The chunk after all choices."""
@@ -462,7 +620,7 @@ class TextForm(_Form):
     def whole(self, choices: Sequence[Choice], counts: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer."""
         written = [
-            self._choice(index, choice.text, choice.drawn, choice.finish_reason)
+            self._choice(index, choice.text, choice.drawn, _finish_reason(choice))
             for index, choice in enumerate(choices)
         ]
         return self._object("text_completion", "cmpl", written, usage=counts)
@@ -480,7 +638,7 @@ class TextForm(_Form):
 
     def last(self, index: int, choice: Choice) -> dict[str, Any]:
         """The chunk after a choice's text."""
-        return self._object("text_completion", "cmpl", [self._choice(index, "", (), choice.finish_reason)])
+        return self._object("text_completion", "cmpl", [self._choice(index, "", (), _finish_reason(choice))])
 
     def counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
         """The chunk after all choices."""

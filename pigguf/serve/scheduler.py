@@ -534,7 +534,13 @@ class _Run:
         self.unread = list(request.prompt[session.length :])  # of the prompt; then the token drawn last
         self.drawn = 0
         self._begun = self._told = time.monotonic()
-        self._text = Text(model, request.stop, without_first_space=request.without_first_space)
+        opening = request.sampling.grammar_after
+        self._text = Text(
+            model,
+            request.stop,
+            without_first_space=request.without_first_space,
+            shown=opening.token if opening else None,
+        )
         self._opened = opened
 
     @property

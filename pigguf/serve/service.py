@@ -6,18 +6,19 @@ Left out: HTTP (app.py), how it looks on the wire (openai.py), who computes when
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from pigguf.chat_format import ChatFormat
-from pigguf.engine import Model
+from pigguf.engine import Model, Sampling
 from pigguf.engine.sampling import sampler
 from pigguf.serve.errors import Refusal
 from pigguf.serve.host import Host
 from pigguf.serve.openai import Asked
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
+from pigguf.tools import CallReader, calls_grammar, opening_of
 
 _SEEDS = 2**32 - 1
 
@@ -74,14 +75,15 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
-        if asked.sampling.grammar is not None:
-            with sampler(asked.sampling, self.model, ()):
+        sampling = self._sampling(asked)
+        if sampling.grammar is not None:
+            with sampler(sampling, self.model, ()):
                 pass  # the engine has parsed it
         is_chat = asked.messages is not None
         return [
             Request(
                 prompt,
-                replace(asked.sampling, seed=_seed(asked.sampling.seed, choice)),
+                replace(sampling, seed=_seed(sampling.seed, choice)),
                 asked.max_tokens,
                 asked.stop,
                 asked.logprobs,
@@ -93,9 +95,28 @@ class Service:
             for choice in range(asked.choices)
         ]
 
+    def reader(self, asked: Asked) -> Callable[[], CallReader] | None:
+        """Makes what takes calls out of an answer; None where there are none."""
+        if not asked.tools:
+            return None
+        return partial(CallReader, self._format.call_form, is_open=bool(asked.forced))
+
+    def _sampling(self, asked: Asked) -> Sampling:
+        """What holds calls to their grammar: from the first token on where there must be one, for the prompt
+        ends in its opening then; else from where the model writes the opening."""
+        if not asked.tools:
+            return asked.sampling
+        form = self._format.call_form
+        return replace(
+            asked.sampling,
+            grammar=calls_grammar(form, asked.forced or asked.tools, several=asked.several),
+            grammar_after=None if asked.forced else opening_of(form, self.model),
+        )
+
     def _prompts(self, asked: Asked) -> list[list[int]]:
         if asked.messages is not None:
-            prompts = [self._format.tokens(asked.messages)]
+            begun = self._format.call_form.opening if asked.forced else ""
+            prompts = [self._format.tokens(asked.messages, tools=asked.tools, begun=begun)]
         else:
             prompts = [
                 self.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)

@@ -13,6 +13,7 @@ from engine.tiny_gguf import FIRST_BYTE, VOCABULARY, text_tokens, write_tiny
 from numpy.typing import NDArray
 
 from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.engine.sampling import Opening, sampler
 from pigguf.errors import EngineError, UsageError
 
 NAN = float("nan")
@@ -194,3 +195,31 @@ def test_a_grammar_is_new_with_each_text(session: Session) -> None:
     next(first)
     first.close()
     assert text_of(session, sampling).endswith(".")
+
+
+def test_a_grammar_holds_from_its_opening_on(session: Session) -> None:
+    texts = []
+    for seed in range(30):
+        hot = Sampling(temperature=100.0, seed=seed, grammar=WORDS, grammar_after=Opening("a"), **ALL)
+        pieces = [session.context.model.piece(token) for token in draw(session, hot, 400)]
+        assert b"an" not in pieces, "it goes past the opening, and a grammar begins with a whole token"
+        texts.append(b"".join(pieces).partition(b"a"))
+    opened = [(before, rest) for before, opening, rest in texts if opening]
+    assert {rest for _, rest in opened} == {b"yes.", b"no.", b"perhaps."}
+    assert max(len(before) for before, _ in opened) > 50
+
+
+def test_an_opening_that_counts_only_at_the_beginning(session: Session) -> None:
+    first = Opening("x", is_first=True)
+    after = f'root ::= "{"ab" * 20}"'
+    for begin, is_held in ((" x", True), ("x", True), ("y x", False)):
+        with sampler(
+            Sampling(temperature=0, grammar=after, grammar_after=first), session.context.model, ()
+        ) as s:
+            for character in begin:
+                token = FIRST_BYTE + ord(character)
+                assert s._grammar is not None
+                assert s._grammar.allows(token)
+                s._accept(token)
+            assert s._grammar.allows(FIRST_BYTE + ord("b")) != is_held
+            assert s._grammar.allows(FIRST_BYTE + ord("a"))

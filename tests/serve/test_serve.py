@@ -354,7 +354,7 @@ def test_a_user_does_not_wait_for_all_that_another_asked(tiny: Served) -> None:
     [
         ({"min_tokens": 4}, "min_tokens", "'min_tokens' is unknown"),
         ({"logit_bias": {"5": 100}}, "logit_bias", "not supported"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools[0]", "no function"),
         ({"temperature": "hot"}, "temperature", "must be a number"),
         ({"temperature": -1}, None, "temperature is -1"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
@@ -364,7 +364,7 @@ def test_a_user_does_not_wait_for_all_that_another_asked(tiny: Served) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options", "without stream"),
         ({"top_logprobs": 2}, "top_logprobs", "without logprobs"),
         ({"messages": []}, "messages", "a list of messages"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "must be one of"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role", "must be one of"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             "messages[0].content[0]",
