@@ -89,6 +89,7 @@ class LocalModel:
         self.model = model
         self.context_length = session.context.length
         self.stop_reason: StopReason | Literal["stop"] | None = None
+        self.prompt_tokens = self.cached_tokens = self.answer_tokens = 0
         self._session = session
         self._opened = opened
         self._text: Text | None = None
@@ -221,10 +222,12 @@ class LocalModel:
         self.stop_reason = None
         self._text = text
         with self._session.context.turn:
-            self._session.advance_to(prompt, progress)
+            cached = self._session.advance_to(prompt, progress)
             tokens = self._session.generate(sampling, max_tokens)
+        self.prompt_tokens, self.cached_tokens, self.answer_tokens = len(prompt), cached, 0
         try:
             for token in tokens:
+                self.answer_tokens += 1
                 if shown := text.add(token):
                     yield shown
                 if text.stopped:

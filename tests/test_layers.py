@@ -16,7 +16,7 @@ PACKAGE = Path(pigguf.__file__).parent
 
 # From the top down: a module imports from its own row or from rows below it.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("cli", "__main__"),
+    ("cli", "__main__", "llm_plugin"),
     ("serve",),
     (
         *("chat", "local", "overflow", "examples", "async_api", "document_chat", "summary"),
@@ -56,7 +56,9 @@ HOMES = {
     "uvicorn": {"serve"},
     "prompt_toolkit": {"cli"},
     "rich": {"cli"},
-    "click": {"cli"},
+    "click": {"cli", "llm_plugin"},
+    "llm": {"llm_plugin"},
+    "pydantic": {"llm_plugin"},
     "sentencepiece": {"tokenizer"},
     "tokenizers": {"tokenizer"},
     "jinja2": {"tokenizer"},
