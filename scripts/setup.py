@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+APART = VENV / "apart"
 PYTHON = VENV / "bin" / "python"
 LOG = VENV / "setup.log"
 ENGINE = "llama-cpp-python"
@@ -38,7 +39,7 @@ PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # What a step needs on the disk, in bytes: measured, rounded up.
 BUILD_ROOM = 600 << 20
 PACKAGES_ROOM = 500 << 20
-TEST_ROOM = 2000 << 20
+TEST_ROOM = 2400 << 20
 MODEL_ROOM = 300 << 20
 
 sys.path.insert(0, str(ROOT))
@@ -88,6 +89,8 @@ def set_up(extras: Sequence[str], demo_model: bool, rebuild_engine: bool) -> Non
         install_torch(machine)
     if missing:
         install_package([name for name in missing if name != "package"])
+    if "test" in extras and not _is_done("apart", str(_extra("test-apart"))):
+        install_apart(_extra("test-apart"))
     self_test(build)
     if without_model:
         bring_demo_model()
@@ -191,6 +194,15 @@ def install_package(extras: Sequence[str]) -> None:
         _mark_done(name, _package_fingerprint())
 
 
+def install_apart(requirements: Sequence[str]) -> None:
+    """What the tests use and the packages of .venv do not bear beside them, in a folder of its own."""
+    what = f"installing {' and '.join(requirements)}"
+    _say(f"{what} apart, for the tests")
+    shutil.rmtree(APART, ignore_errors=True)
+    run([str(PYTHON), "-m", "pip", "install", "--target", str(APART), *requirements], what)
+    _mark_done("apart", str(requirements))
+
+
 def self_test(build: Any) -> None:
     """Decode tokens in a child process; once for each engine."""
     fingerprint = build.find_installed(VENV).fingerprint
@@ -244,6 +256,13 @@ def _pin(package: str) -> str:
     if match is None:
         raise SetupError(f"pyproject.toml does not pin {package}", None)
     return match[1]
+
+
+def _extra(name: str) -> list[str]:
+    """What pyproject.toml lists under an extra, on one line."""
+    match = re.search(rf"^{name} = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert match is not None
+    return re.findall(r'"([^"]+)"', match[1])
 
 
 def _package_fingerprint() -> str:
