@@ -1,7 +1,7 @@
 """The pages on programs around pigguf are true: their code runs, with the real clients and a real server.
 
 A block marked sh or python is run, in the page's order; one that begins with `# NAME.py` is written to that
-file. What stands behind `#>` is in what the block prints. Blocks without a mark are not run.
+file. What stands behind `# prints` is in what the block prints. Blocks without a mark are not run.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_what_a_page_shows_runs_and_prints_what_it_says(
             (folder / name[1]).write_text(code, encoding="utf-8")
             continue
         printed = run(kind, code.replace(SERVER, url), folder, apart=page.stem == "llamaindex")
-        for expected in re.findall(r"#> (.+)", code):
+        for expected in re.findall(r"# prints (.+)", code):
             assert expected in printed, f"{code}\n{printed}"
 
 
