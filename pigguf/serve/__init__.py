@@ -5,10 +5,11 @@
     errors       what is refused, and every PigError as OpenAI's error JSON
     host         the context and its scheduler, watched, and opened again after a failure
     service      from a request to its answers: tokens, the window, the queue
-    app          routes, keys and limits: the only importer of starlette
+    app          routes, keys and limits
+    page         the page, and what it asks for beside OpenAI's routes; static/ is its files
     metrics      what Prometheus reads: the only importer of prometheus_client
     server       sockets, and how it ends: the only importer of uvicorn
 
 Contract: what a request asks for is done or refused, never left out in silence; nothing of a prompt or an
-answer is logged; no request names a file. Left out: the page, embeddings.
+answer is logged; no request names a file. Left out: embeddings.
 """

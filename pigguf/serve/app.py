@@ -43,6 +43,7 @@ from pigguf.serve.openai import (
     parse,
     usage,
 )
+from pigguf.serve.page import page_routes
 from pigguf.serve.scheduler import Done, Piece, Reading, Waiting
 from pigguf.serve.scheduler import Request as Wanted
 from pigguf.serve.service import Answers, Service
@@ -51,6 +52,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
 
 _PING = 15  # seconds between signs of life in a stream that has nothing to say
+JSON = "application/json"
 TO_SAY_SO = 5.0  # seconds for clients to be told that an answer was given up
 _STALLED = 60.0  # seconds that a client may leave a chunk unread
 
@@ -73,6 +75,7 @@ def create_app(service: Service, *, key: str | None = None) -> Starlette:
             Route("/detokenize", routes.guarded(routes.detokenize), methods=["POST"]),
             Route("/health", routes.guarded(routes.health, public=True)),
             Route("/metrics", routes.guarded(routes.metrics)),
+            *page_routes(service, routes),
         ],
         exception_handlers={HTTPException: _no_route},
     )
@@ -122,21 +125,23 @@ class _Routes:
             if scheme.lower() != "bearer" or not is_right:
                 raise Refusal(401, "the API key is missing or wrong", code="invalid_api_key")
 
-    async def _body(self, request: Request) -> bytes:
-        """
+    async def body(self, request: Request, kind: str = JSON, most: int | None = None) -> bytes:
+        """A request's body, of this type and of so many bytes at most, by default the limits'.
+
         Raises:
-            Refusal: it is no JSON by its type, too large, or does not come.
+            Refusal: it is of another type, too large, or does not come.
         """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise Refusal(415, f"the body is {kind[:80] or 'of no type'}", "send it as application/json")
+        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given != kind:
+            raise Refusal(415, f"the body is {given[:80] or 'of no type'}", f"send it as {kind}")
         limits, body = self._service.limits, bytearray()
+        most = limits.body if most is None else most
         try:
             with anyio.fail_after(limits.body_seconds):
                 async for part in request.stream():
                     body += part
-                    if len(body) > limits.body:
-                        raise Refusal(413, f"the body is over {limits.body:,} bytes", code="body_too_large")
+                    if len(body) > most:
+                        raise Refusal(413, f"the body is over {most:,} bytes", code="body_too_large")
         except TimeoutError:
             raise Refusal(408, f"the body did not come within {limits.body_seconds:g} s") from None
         return bytes(body)
@@ -153,7 +158,7 @@ class _Routes:
         self, request: Request, read: Callable[[Any], Asked], form_of: type[ChatForm] | type[TextForm]
     ) -> Response:
         service = self._service
-        body = await self._body(request)
+        body = await self.body(request)
         asked, requests = await run_in_threadpool(self._understood, read, body, _client(request))
         piece = partial(service.model.piece, special=True)
         form = form_of(service.name, piece, asked.logprobs is not None, service.reader(asked))
@@ -231,7 +236,7 @@ class _Routes:
         return JSONResponse({"object": "list", "data": [one]})
 
     async def tokenize(self, request: Request) -> Response:
-        body = await self._body(request)
+        body = await self.body(request)
 
         def tokens() -> list[int]:
             fields = Fields(parse(body))
@@ -246,7 +251,7 @@ class _Routes:
         return JSONResponse({"tokens": found, "count": len(found)})
 
     async def detokenize(self, request: Request) -> Response:
-        body = await self._body(request)
+        body = await self.body(request)
 
         def text() -> str:
             fields = Fields(parse(body))

@@ -113,10 +113,21 @@ class Service:
             grammar_after=None if asked.forced else opening_of(form, self.model),
         )
 
+    def count(self, asked: Asked) -> int:
+        """How many tokens a conversation is, whether it fits or not. It takes its time, as `requests` does.
+
+        Raises:
+            TokenizerError: no chat template, or one that refuses the conversation.
+        """
+        return len(self._conversation(asked))
+
+    def count_text(self, text: str) -> int:
+        """How many tokens a text is as a part of a message."""
+        return self._format.count(text)
+
     def _prompts(self, asked: Asked) -> list[list[int]]:
         if asked.messages is not None:
-            begun = self._format.call_form.opening if asked.forced else ""
-            prompts = [self._format.tokens(asked.messages, tools=asked.tools, begun=begun)]
+            prompts = [self._conversation(asked)]
         else:
             prompts = [
                 self.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
@@ -125,6 +136,10 @@ class Service:
         for prompt in prompts:
             self._refuse(prompt, "prompt" if asked.messages is None else "messages")
         return prompts
+
+    def _conversation(self, asked: Asked) -> list[int]:
+        begun = self._format.call_form.opening if asked.forced else ""
+        return self._format.tokens(asked.messages or (), tools=asked.tools, begun=begun)
 
     def _refuse(self, prompt: Sequence[int], param: str) -> None:
         """

@@ -113,10 +113,15 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     """
     file = read_header(path)
     with named(file.path):
-        return _report(file)
+        return report_of(file)
 
 
-def _report(file: GGUFFile) -> Report:
+def report_of(file: GGUFFile) -> Report:
+    """As inspect says it, of a header that was read.
+
+    Raises:
+        As inspect does, but for the header.
+    """
     shape = _Shape(file)
     window = f"{file.architecture}.context_length"
     rope = file_positions(file) if window in file.metadata else None

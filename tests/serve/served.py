@@ -58,12 +58,12 @@ class Served:
         return code
 
 
-def serving(*arguments: str | Path) -> AbstractContextManager[Served]:
-    """The command with these arguments."""
-    return _running("-m", "pigguf", "serve", *map(str, arguments), "--port", "0")
+def serving(*arguments: str | Path, port: int = 0) -> AbstractContextManager[Served]:
+    """The command with these arguments; port 0 is any that is free."""
+    return _running("-m", "pigguf", "serve", *map(str, arguments), "--port", str(port))
 
 
-def limited(path: Path, limits: str) -> AbstractContextManager[Served]:
+def limited(path: Path, limits: str = "Limits()", queue: int = 64) -> AbstractContextManager[Served]:
     """A server of one slot with limits that no test can wait for as they are."""
     return _running(
         "-c",
@@ -72,7 +72,7 @@ def limited(path: Path, limits: str) -> AbstractContextManager[Served]:
         "from pigguf.serve.host import Host\n"
         "from pigguf.serve.server import Limits, address_of, listen, serve\n"
         "run = RunSettings(sessions=False)\n"
-        "with listen('127.0.0.1', 0, None) as at, Host(sys.argv[1], run) as host:\n"
+        f"with listen('127.0.0.1', 0, None) as at, Host(sys.argv[1], run, queue={queue}) as host:\n"
         f"    serve(host, at, limits={limits},\n"
         "        ready=lambda _: print(f'answers at {address_of(at)}/v1', file=sys.stderr, flush=True))\n",
         str(path),
