@@ -59,9 +59,10 @@ def command(
 ) -> None:
     """Answer many clients at once with the GGUF file MODEL, as OpenAI's API does.
 
-    Routes: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics. Only
-    this machine is answered, unless --host says otherwise, which takes an API key. Ctrl-C or SIGTERM finishes
-    the answers that are being written, for half a minute at most; a second Ctrl-C ends it at once.
+    Routes: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics; a
+    browser finds a page to talk to the model at /. Only this machine is answered, unless --host says
+    otherwise, which takes an API key. Ctrl-C or SIGTERM finishes the answers that are being written, for half
+    a minute at most; a second Ctrl-C ends it at once.
 
     \b
     Examples:
@@ -84,7 +85,8 @@ def command(
     def tell(service: Service) -> None:
         render.note(
             f"{service.name} answers at {address_of(listener)}/v1: {slots} at once, "
-            f"each in a window of {service.context_length:,} tokens. Ctrl-C ends it."
+            f"each in a window of {service.context_length:,} tokens. A page to talk to it: "
+            f"{address_of(listener)}/ Ctrl-C ends it."
         )
 
     run = RunSettings(ctx_length, prefill="llama.cpp", **settings)  # PyTorch would halt all others meanwhile
