@@ -112,7 +112,8 @@ function picture(rope, window, used) {
       : used > 0
         ? `This conversation takes ${number(used)} of them.`
         : "Each line is one position of the text, and where it falls.";
-  return el("figure", {}, made, el("figcaption", {}, told));
+  const limit = window < longest ? " The mark above is where this server's window ends." : "";
+  return el("figure", {}, made, el("figcaption", {}, told + limit));
 }
 
 const titled = (id, text) => {
