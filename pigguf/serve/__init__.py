@@ -2,6 +2,7 @@
 
     scheduler    one thread that owns a context, and computes one batch a step for all who wait
     openai       requests and answers as they look on the wire, as frozen values
+    openapi      what the server takes and answers, described for programs
     errors       what is refused, and every PigError as OpenAI's error JSON
     host         the context and its scheduler, watched, and opened again after a failure
     service      from a request to its answers: tokens, the window, the queue

@@ -43,6 +43,7 @@ from pigguf.serve.openai import (
     parse,
     usage,
 )
+from pigguf.serve.openapi import description
 from pigguf.serve.page import page_routes
 from pigguf.serve.scheduler import Done, Piece, Reading, Waiting
 from pigguf.serve.scheduler import Request as Wanted
@@ -76,6 +77,7 @@ def create_app(service: Service, *, key: str | None = None) -> Starlette:
             Route("/health", routes.guarded(routes.health, public=True)),
             Route("/metrics", routes.guarded(routes.metrics)),
             *page_routes(service, routes),
+            Route("/openapi.json", routes.guarded(routes.openapi, public=True)),
         ],
         exception_handlers={HTTPException: _no_route},
     )
@@ -271,6 +273,9 @@ class _Routes:
         if trouble := host.trouble:
             return JSONResponse({"status": "unavailable", "reason": trouble.message, **counts}, 503)
         return JSONResponse({"status": "ok", **counts})
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(description(with_key=self._key is not None))
 
     async def metrics(self, request: Request) -> Response:
         return Response(self._metrics.text(), media_type=Metrics.content_type)

@@ -27,7 +27,7 @@ from pigguf.tools import Called, CallReader, Said, Tool
 
 MOST_CHOICES = 16
 MOST_STOPS = 16
-_MOST_LIKELIEST = 20
+MOST_LIKELIEST = 20
 _DEFAULT_COMPLETION = 16  # tokens, OpenAI's
 _SEEDS = 2**32 - 1  # of the engine
 _MOST = 3e38  # a float's in C
@@ -38,14 +38,14 @@ _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
 
 # Parameters that say nothing about the answer, whatever they are.
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     (
         *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention"),
         *("service_tier", "store"),
     )
 )
 # Parameters that are known and not supported -> the values with which they say nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "functions": ([],),
@@ -128,7 +128,7 @@ def chat_request(body: Any) -> Asked:
     messages = _messages(fields.take("messages"))
     most = [fields.integer(name, 1) for name in ("max_completion_tokens", "max_tokens")]
     told = fields.flag("logprobs")
-    likeliest = fields.integer("top_logprobs", 0, _MOST_LIKELIEST)
+    likeliest = fields.integer("top_logprobs", 0, MOST_LIKELIEST)
     if likeliest is not None and not told:
         raise Refusal(400, "top_logprobs is given without logprobs", param="top_logprobs")
     grammar = _grammar(fields.take("response_format"))
@@ -168,7 +168,7 @@ def completion_request(body: Any) -> Asked:
         messages=None,
         prompts=prompts,
         max_tokens=_DEFAULT_COMPLETION if most is None else most,
-        logprobs=fields.integer("logprobs", 0, _MOST_LIKELIEST),
+        logprobs=fields.integer("logprobs", 0, MOST_LIKELIEST),
         grammar=_grammar(fields.take("response_format")),
     )
 
@@ -239,6 +239,8 @@ class Fields:
         value = self.take(name)
         if value is None:
             return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # JSON has one sort of number
         if isinstance(value, bool) or not isinstance(value, int):
             raise _wrong(name, "a whole number")
         if (least is not None and value < least) or (most is not None and value > most):
@@ -251,9 +253,9 @@ class Fields:
             Refusal: a parameter is left that might change the answer.
         """
         for name, value in self._left.items():
-            if name in _NEUTRAL and value not in _NEUTRAL[name]:
+            if name in NEUTRAL and value not in NEUTRAL[name]:
                 raise Refusal(400, f"{name} is not supported", param=name, code="unsupported_parameter")
-            if name not in _NEUTRAL and name not in _HARMLESS:
+            if name not in NEUTRAL and name not in HARMLESS:
                 raise Refusal(
                     400,
                     f"the parameter {name[:80]!r} is unknown",

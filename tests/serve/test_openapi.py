@@ -1,0 +1,77 @@
+"""The description of the server: what openai.py reads, and what a real server answers (schemathesis)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve.served import Served, get, post, serving
+from tiny_chat import write_chatting
+
+from pigguf.serve import openai
+from pigguf.serve.openapi import description
+
+KEY = "s3cret"
+SCHEMAS = description(with_key=True)["components"]["schemas"]
+READERS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "ChatRequest": (openai.chat_request, {"messages": [{"role": "user", "content": "x"}]}),
+    "CompletionRequest": (openai.completion_request, {"prompt": "x"}),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    path = write_chatting(tmp_path_factory.mktemp("serve") / "tiny.gguf", 256)
+    with serving(path, "--slots", "4", "--no-sessions", "--api-key", KEY) as served:
+        yield served
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_it_describes_what_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No parameter more, and none less."""
+    read, body = READERS[name]
+    taken: set[str] = set()
+    really = openai.Fields.take
+
+    def noting(fields: openai.Fields, parameter: str) -> Any:
+        taken.add(parameter)
+        return really(fields, parameter)
+
+    monkeypatch.setattr(openai.Fields, "take", noting)
+    read(body)
+    assert set(SCHEMAS[name]["properties"]) == taken | set(openai.NEUTRAL) | openai.HARMLESS
+    assert set(SCHEMAS[name]["required"]) == set(body)
+
+
+def test_a_server_tells_it_to_who_has_no_key(tiny: Served) -> None:
+    assert json.loads(get(f"{tiny.url}/openapi.json")) == description(with_key=True)
+    assert post(f"{tiny.url}/tokenize", {"content": "x"})[0] == 401
+
+
+def schemathesis(served: Served, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Requests made up from the description, right and wrong ones, and every answer compared with it."""
+    program = Path(sys.executable).with_name("st")
+    command = [str(program), "run", f"{served.url}/openapi.json", "--seed", "1", "--no-color"]
+    key = ["--header", f"Authorization: Bearer {KEY}"]
+    checks = ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--warnings", "off"]
+    return subprocess.run(
+        [*command, *key, *checks, *options], capture_output=True, text=True, cwd=folder, timeout=580
+    )
+
+
+def test_made_up_requests(tiny: Served, tmp_path: Path) -> None:
+    done = schemathesis(tiny, tmp_path, "--phases", "examples,fuzzing", "--max-examples", "8")
+    assert done.returncode == 0, done.stdout
+    assert "7 passed" in done.stdout  # all but the description itself
+
+
+@pytest.mark.slow
+def test_many_made_up_requests(tiny: Served, tmp_path: Path) -> None:
+    done = schemathesis(tiny, tmp_path, "--max-time", "240", "--max-examples", "500")
+    assert done.returncode == 0, done.stdout
+    assert json.loads(get(f"{tiny.url}/health"))["running"] == 0
