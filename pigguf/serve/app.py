@@ -13,6 +13,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import os
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -47,7 +48,7 @@ from pigguf.serve.openapi import description
 from pigguf.serve.page import page_routes
 from pigguf.serve.scheduler import Done, Piece, Reading, Waiting
 from pigguf.serve.scheduler import Request as Wanted
-from pigguf.serve.service import Answers, Service
+from pigguf.serve.service import Answers, Limits, Service
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
@@ -55,7 +56,6 @@ T = TypeVar("T")
 _PING = 15  # seconds between signs of life in a stream that has nothing to say
 JSON = "application/json"
 TO_SAY_SO = 5.0  # seconds for clients to be told that an answer was given up
-_STALLED = 60.0  # seconds that a client may leave a chunk unread
 
 _log = logging.getLogger("pigguf")
 
@@ -123,7 +123,7 @@ class _Routes:
                 )
         elif not public:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            is_right = hmac.compare_digest(given.strip().encode(), self._key.encode())
+            is_right = hmac.compare_digest(given.strip().encode("latin-1"), os.fsencode(self._key))
             if scheme.lower() != "bearer" or not is_right:
                 raise Refusal(401, "the API key is missing or wrong", code="invalid_api_key")
 
@@ -169,7 +169,7 @@ class _Routes:
         if asked.stream:
             choices = [Choice() for _ in requests]
             chunks = self._chunks(answers, form, choices, prompt_tokens, asked.usage)
-            return _Stream(answers, chunks, service.limits.drain_seconds)
+            return _Stream(answers, chunks, service.limits)
         try:
             choices = await _unless_gone(request, self._gathered(answers, len(requests)))
         finally:
@@ -284,8 +284,15 @@ class _Routes:
 class _Stream(EventSourceResponse):
     """A stream whose answers are given up when it ends, however it does."""
 
-    def __init__(self, answers: Answers, chunks: AsyncGenerator[dict[str, str], None], drain: float) -> None:
-        super().__init__(chunks, ping=_PING, send_timeout=_STALLED, shutdown_grace_period=drain + TO_SAY_SO)
+    def __init__(
+        self, answers: Answers, chunks: AsyncGenerator[dict[str, str], None], limits: Limits
+    ) -> None:
+        super().__init__(
+            chunks,
+            ping=_PING,
+            send_timeout=limits.stalled_seconds,
+            shutdown_grace_period=limits.drain_seconds + TO_SAY_SO,
+        )
         self._answers = answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -98,4 +98,17 @@ def _body(
 ) -> dict[str, Any]:
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     message = f"{error.message} ({error.hint})" if error.hint else error.message
-    return {"error": {"message": message, "type": kind, "param": param, "code": code, **counts}}
+    return {
+        "error": {
+            "message": _sendable(message),
+            "type": kind,
+            "param": param and _sendable(param),
+            "code": code,
+            **counts,
+        }
+    }
+
+
+def _sendable(text: str) -> str:
+    """A text whose half characters, which JSON may name and UTF-8 may not, are named again."""
+    return text.encode("utf-8", "backslashreplace").decode()

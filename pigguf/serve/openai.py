@@ -32,7 +32,7 @@ _DEFAULT_COMPLETION = 16  # tokens, OpenAI's
 _SEEDS = 2**32 - 1  # of the engine
 _MOST = 3e38  # a float's in C
 _ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
-_MOST_TOOLS = 128  # OpenAI's
+MOST_TOOLS = 128  # OpenAI's
 _ID_LETTERS, _ID_LENGTH = string.ascii_letters + string.digits, 9  # Mistral's templates take no other ids
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
@@ -348,8 +348,8 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], tuple[Tool, ...], bool]:
     """Asked's tools, forced and several."""
     described = _objects(fields.take("tools") or [], "tools")
     choice, several = fields.take("tool_choice") or "auto", fields.take("parallel_tool_calls")
-    if len(described) > _MOST_TOOLS:
-        raise _wrong("tools", f"{_MOST_TOOLS} at most")
+    if len(described) > MOST_TOOLS:
+        raise _wrong("tools", f"{MOST_TOOLS} at most")
     if several is not None and not isinstance(several, bool):
         raise _wrong("parallel_tool_calls", "true or false")
     tools = {tool.name: tool for tool in (_tool(part, place) for place, part in described)}

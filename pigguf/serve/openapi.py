@@ -9,13 +9,14 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from pigguf.serve.openai import HARMLESS, MOST_CHOICES, MOST_LIKELIEST, MOST_STOPS, NEUTRAL
+from pigguf.serve.openai import HARMLESS, MOST_CHOICES, MOST_LIKELIEST, MOST_STOPS, MOST_TOOLS, NEUTRAL
 
 Schema = dict[str, Any]
 
 _TEXT: Schema = {"type": "string"}
 _FLAG: Schema = {"type": "boolean"}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
+_NAME: Schema = {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"}
 _TOKENS: Schema = {"type": "array", "items": _COUNT, "minItems": 1}
 
 
@@ -41,12 +42,18 @@ def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
+def _message(*roles: str, **more: Schema) -> Schema:
+    """A message of these roles."""
+    required = {"role": {"enum": [*roles]}, "content": _named("Content"), **more}
+    return {**_object(required, {"name": _or_null(_NAME)}), "additionalProperties": {"type": "null"}}
+
+
 def _request(required: dict[str, Schema], optional: dict[str, Schema]) -> Schema:
     """A request's body: what is null is as if it were not there."""
     neutral = {name: {"enum": [*values]} for name, values in NEUTRAL.items() if name not in required}
-    harmless: dict[str, Schema] = {name: {} for name in HARMLESS}
+    harmless: dict[str, Schema] = {name: {} for name in HARMLESS if name not in optional}
     rest = {name: _or_null(schema) for name, schema in {**neutral, **_BOTH, **optional}.items()}
-    return _object(required, {**rest, **harmless})
+    return {**_object(required, {**rest, **harmless}), "additionalProperties": {"type": "null"}}
 
 
 # Of chats and completions alike.
@@ -128,30 +135,61 @@ _SCHEMAS: dict[str, Schema] = {
             }
         }
     ),
-    "Message": _object(
-        {
-            "role": {"enum": ["system", "developer", "user", "assistant"]},
-            "content": {
-                "anyOf": [
-                    _TEXT,
-                    {
-                        "type": "array",
-                        "items": {
-                            "type": "object",
-                            "properties": {"type": {"const": "text"}, "text": _TEXT},
-                            "required": ["type", "text"],
-                        },
-                    },
-                ]
+    "Content": {
+        "anyOf": [
+            _TEXT,
+            {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": {"type": {"const": "text"}, "text": _TEXT},
+                    "required": ["type", "text"],
+                },
             },
-        },
-        {"name": _or_null({**_TEXT, "pattern": "^[a-zA-Z0-9_-]{1,64}$"})},
+        ]
+    },
+    "Message": {
+        "anyOf": [
+            _message("system", "developer", "user", "assistant"),
+            {
+                **_message("assistant", tool_calls={"type": "array", "items": _named("Call"), "minItems": 1}),
+                "required": ["role", "tool_calls"],
+            },
+            _message("tool", tool_call_id=_TEXT),
+        ]
+    },
+    "Call": _object(
+        {"id": _TEXT, "function": _object({"name": _NAME, "arguments": {**_TEXT, "examples": ["{}"]}})},
+        {"type": {"const": "function"}},
+    ),
+    "Tool": _object(
+        {
+            "type": {"const": "function"},
+            "function": _object(
+                {"name": _NAME},
+                {
+                    "description": _or_null(_TEXT),
+                    "strict": _or_null(_FLAG),
+                    "parameters": _or_null(
+                        {"type": "object", "properties": {"type": {"const": "object"}}, "required": ["type"]}
+                    ),
+                },
+            ),
+        }
     ),
     "ChatRequest": _request(
         {"messages": {"type": "array", "items": _named("Message"), "minItems": 1}},
         {
             "max_tokens": {"type": "integer", "minimum": 1},
             "max_completion_tokens": {"type": "integer", "minimum": 1},
+            "tools": {"type": "array", "items": _named("Tool"), "maxItems": MOST_TOOLS},
+            "tool_choice": {
+                "anyOf": [
+                    {"enum": ["none", "auto", "required"]},
+                    _object({"type": {"const": "function"}, "function": _object({"name": _NAME})}),
+                ]
+            },
+            "parallel_tool_calls": _FLAG,
             "logprobs": _FLAG,
             "top_logprobs": {"type": "integer", "minimum": 0, "maximum": MOST_LIKELIEST},
         },
@@ -229,11 +267,15 @@ _SCHEMAS: dict[str, Schema] = {
         },
         {"reason": _TEXT},
     ),
-    "TokenizeRequest": _object(
-        {"content": _TEXT}, {"add_special": _or_null(_FLAG), "parse_special": _or_null(_FLAG)}
-    ),
+    "TokenizeRequest": {
+        **_object({"content": _TEXT}, {"add_special": _or_null(_FLAG), "parse_special": _or_null(_FLAG)}),
+        "additionalProperties": {"type": "null"},
+    },
     "Tokens": _object({"tokens": {"type": "array", "items": _COUNT}, "count": _COUNT}),
-    "DetokenizeRequest": _object({"tokens": {"type": "array", "items": _COUNT}}),
+    "DetokenizeRequest": {
+        **_object({"tokens": {"type": "array", "items": _COUNT}}),
+        "additionalProperties": {"type": "null"},
+    },
     "Text": _object({"content": _TEXT}),
 }
 

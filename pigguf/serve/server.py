@@ -6,17 +6,27 @@ runs, within a limit; Ctrl-C once more ends it at once.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pigguf.errors import UsageError
 from pigguf.serve.app import TO_SAY_SO, create_app, is_loopback
 from pigguf.serve.host import Host
 from pigguf.serve.service import Limits, Service
 
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b"Retry-After: 5\r\n\r\n"
+    b'{"error": {"message": "there are too many connections", "type": "server_error", "param": null, '
+    b'"code": "too_many_connections"}}'
+)
 KEY_VARIABLE = "PIGGUF_API_KEY"
 
 
@@ -79,9 +89,51 @@ def serve(
         server_header=False,
         lifespan="off",
         ws="none",
+        http=cast(Any, partial(_Connection, limits)),
         timeout_graceful_shutdown=round(limits.drain_seconds + TO_SAY_SO),
     )
     _Server(config, service, ready).run([listener])
+
+
+class _Connection(H11Protocol):
+    """uvicorn's, which is closed where headers do not come, and refused where there are too many."""
+
+    def __init__(self, limits: Limits, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._limits = limits
+        self._waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.connections:
+            transport.write(_TOO_MANY)
+            transport.close()
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._forget()
+
+    def _watch(self) -> None:
+        """Wait for headers, or no more. Between two requests uvicorn does, until the next begins."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget()
+        elif self._waiting is None:
+            self._waiting = self.loop.call_later(self._limits.headers_seconds, self._give_up)
+
+    def _forget(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _give_up(self) -> None:
+        self._waiting = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):

@@ -28,14 +28,22 @@ class Limits:
     """What one client may take of the server.
 
     Attributes:
+        connections: open at once.
+        headers_seconds: until those of a request are there.
         body: bytes of a request.
         body_seconds: until all of it is there.
+        grammar: characters of the one that a schema comes to; long ones take the engine minutes.
+        stalled_seconds: that a client may leave a chunk unread.
         seconds: until an answer is done, the time in the queue with it.
         drain_seconds: what runs may take when the server is to end.
     """
 
+    connections: int = 512
+    headers_seconds: float = 10.0
     body: int = 8 << 20
     body_seconds: float = 30.0
+    grammar: int = 128 << 10
+    stalled_seconds: float = 60.0
     seconds: float = 600.0
     drain_seconds: float = 30.0
 
@@ -77,6 +85,14 @@ class Service:
             )
         sampling = self._sampling(asked)
         if sampling.grammar is not None:
+            if len(sampling.grammar) > self.limits.grammar:
+                raise Refusal(
+                    400,
+                    f"the JSON schema comes to {len(sampling.grammar):,} characters of grammar, and "
+                    f"{self.limits.grammar:,} are taken",
+                    "ask for less at once",
+                    code="schema_too_large",
+                )
             with sampler(sampling, self.model, ()):
                 pass  # the engine has parsed it
         is_chat = asked.messages is not None
@@ -138,8 +154,17 @@ class Service:
         return prompts
 
     def _conversation(self, asked: Asked) -> list[int]:
+        messages = asked.messages or ()
+        if len(messages) > self.context_length:  # a token each, at the least
+            raise Refusal(
+                400,
+                f"{len(messages):,} messages do not fit into a window of {self.context_length:,}",
+                "leave the oldest out",
+                param="messages",
+                code="context_length_exceeded",
+            )
         begun = self._format.call_form.opening if asked.forced else ""
-        return self._format.tokens(asked.messages or (), tools=asked.tools, begun=begun)
+        return self._format.tokens(messages, tools=asked.tools, begun=begun)
 
     def _refuse(self, prompt: Sequence[int], param: str) -> None:
         """

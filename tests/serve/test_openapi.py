@@ -58,7 +58,16 @@ def schemathesis(served: Served, folder: Path, *options: str) -> subprocess.Comp
     program = Path(sys.executable).with_name("st")
     command = [str(program), "run", f"{served.url}/openapi.json", "--seed", "1", "--no-color"]
     key = ["--header", f"Authorization: Bearer {KEY}"]
-    checks = ["--checks", "all", "--exclude-checks", "positive_data_acceptance", "--warnings", "off"]
+    checks = [
+        "--request-timeout",
+        "60",
+        "--checks",
+        "all",
+        "--exclude-checks",
+        "positive_data_acceptance",
+        "--warnings",
+        "off",
+    ]
     return subprocess.run(
         [*command, *key, *checks, *options], capture_output=True, text=True, cwd=folder, timeout=580
     )

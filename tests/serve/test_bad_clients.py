@@ -1,0 +1,270 @@
+"""Clients that mean no good, or know no better: each has its answer, and the others theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serve.served import Served, get, limited, post, serving, wait_until
+from tiny_chat import write_chatting
+
+WINDOW = 8192
+LIMITS = "Limits(connections=40, headers_seconds=1.0, body_seconds=1.0, stalled_seconds=1.0)"
+
+
+@pytest.fixture(scope="module")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chatting(tmp_path_factory.mktemp("serve") / "tiny.gguf", WINDOW)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_path: Path) -> Iterator[Served]:
+    with serving(tiny_path, "--slots", "2", "--no-sessions") as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def strict(tiny_path: Path) -> Iterator[Served]:
+    """With limits that a test can wait for."""
+    with limited(tiny_path, LIMITS) as served:
+        yield served
+
+
+def connect(served: Served, sent: bytes = b"", buffer: int | None = None) -> socket.socket:
+    host, port = served.url.removeprefix("http://").split(":")
+    connection = socket.socket()
+    if buffer is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+    connection.settimeout(30)
+    connection.connect((host, int(port)))
+    connection.sendall(sent)
+    return connection
+
+
+def request_of(path: str, body: Any) -> bytes:
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    return head.encode() + b"Content-Length: %d\r\n\r\n%s" % (len(data), data)
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """Until the server closes it."""
+    parts = []
+    while part := connection.recv(1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def health(served: Served) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(get(f"{served.url}/health"))
+    return found
+
+
+def figure(served: Served, name: str) -> float:
+    lines = get(f"{served.url}/metrics").splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def still_answers(served: Served) -> bool:
+    body = {"prompt": "Once", "max_tokens": 2, "temperature": 0}
+    return post(f"{served.url}/v1/completions", body)[0] == 200
+
+
+# ---- slow ones -----------------------------------------------------------------------------------
+
+
+def test_a_client_that_never_reads_is_let_go(strict: Served) -> None:
+    body = {"prompt": "x", "max_tokens": 8000, "n": 1, "logprobs": 20, "stream": True, "temperature": 0}
+    with connect(strict, request_of("/v1/completions", body), buffer=4096):
+        wait_until(lambda: health(strict)["running"] == 1)
+        before = figure(strict, "pigguf_drawn_tokens_total")
+        wait_until(lambda: health(strict)["running"] == 0)
+        assert figure(strict, "pigguf_drawn_tokens_total") - before < 8000
+    assert still_answers(strict)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: local", b"POST"], ids=str)
+def test_headers_that_do_not_come(strict: Served, sent: bytes) -> None:
+    begun = time.monotonic()
+    with connect(strict, sent) as connection:
+        assert all_of(connection) == b""
+    assert 0.5 < time.monotonic() - begun < 10
+
+
+def test_the_second_request_s_headers_that_do_not_come(strict: Served) -> None:
+    with connect(strict, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea") as connection:
+        begun = time.monotonic()
+        assert all_of(connection).startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - begun < 10
+
+
+def test_a_body_that_comes_a_byte_at_a_time(strict: Served) -> None:
+    whole = request_of("/tokenize", {"content": "x" * 1000})
+    end = whole.index(b"\r\n\r\n") + 4
+    with connect(strict, whole[:end]) as connection:
+        connection.settimeout(0.05)
+        answer = b""
+        begun = time.monotonic()
+        for at in range(end, len(whole)):
+            connection.sendall(whole[at : at + 1])
+            try:
+                answer = connection.recv(1000)
+                break
+            except TimeoutError:
+                continue
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - begun < 10
+
+
+def test_more_connections_than_there_may_be(strict: Served) -> None:
+    with ExitStack() as opened:
+        idle = [opened.enter_context(connect(strict)) for _ in range(40)]
+        wait_until(lambda: b"too_many_connections" in all_of(opened.enter_context(connect(strict))))
+        for connection in idle:  # none of them says anything, so they go
+            assert all_of(connection) == b""
+    assert still_answers(strict)
+
+
+def test_thousands_of_connections(tiny: Served) -> None:
+    """Far more than a server has descriptors for; who comes after them is answered."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 4096)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    try:
+        with ExitStack() as opened:
+            many = [opened.enter_context(connect(tiny)) for _ in range(min(2000, wanted - 200))]
+            assert b"too_many_connections" in all_of(many[-1])
+        wait_until(lambda: still_answers(tiny))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Traceback" not in "".join(tiny.said)
+
+
+# ---- those who go --------------------------------------------------------------------------------
+
+
+def test_who_goes_while_a_long_prompt_is_read(smollm2_gguf: Path, novel: str) -> None:
+    body = {"prompt": novel[:14000], "max_tokens": 1, "stream": True, "return_progress": True}
+    with serving(smollm2_gguf, "--ctx", "4096", "--slots", "1", "--no-sessions") as served:
+        with connect(served, request_of("/v1/completions", body)) as connection:
+            while b"prompt_progress" not in connection.recv(1 << 16):
+                pass
+        steps = figure(served, "pigguf_steps_total")
+        wait_until(lambda: health(served)["running"] == 0)
+        assert figure(served, "pigguf_steps_total") <= steps + 2
+        assert figure(served, "pigguf_prompt_tokens_total") < 2500
+
+
+# ---- what is no HTTP, or twice -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n no: colon\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: zip\r\n\r\n{}",
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+    ],
+    ids=["TLS", "length", "header", "encoding", "chunk"],
+)
+def test_what_is_no_http(tiny: Served, sent: bytes) -> None:
+    with connect(tiny, sent) as connection:
+        assert all_of(connection)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 501")
+    assert still_answers(tiny)
+
+
+def test_a_path_that_does_not_end(tiny: Served) -> None:
+    with connect(tiny) as connection, suppress(ConnectionError):  # hung up on, in the middle of it
+        for _ in range(1000):
+            connection.sendall(b"GET /" + b"x" * 100_000)
+        assert not all_of(connection)
+    assert still_answers(tiny)
+
+
+def test_requests_one_behind_the_other_and_junk_behind_them(tiny: Served) -> None:
+    one = request_of("/tokenize", {"content": "ab"})
+    with connect(tiny, one + one + b"\x00junk\r\n\r\n") as connection:
+        answered = all_of(connection)
+    assert answered.count(b"HTTP/1.1 200") == 2
+    assert answered.count(b"HTTP/1.1 400") == 1
+
+
+# ---- what is in a body ---------------------------------------------------------------------------
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (nested(300), "nested too deeply"),
+        ({"$ref": "#"}, "refers to itself"),
+        (
+            {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(20_000)}},
+            "characters of grammar",
+        ),
+        ({"enum": ["x" * 100_000] * 50}, "characters of grammar"),
+    ],
+    ids=["deep", "loop", "wide", "long"],
+)
+def test_schemas_that_would_take_for_ever(tiny: Served, schema: dict[str, Any], said: str) -> None:
+    begun = time.monotonic()
+    described = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    body = {"prompt": "x", "max_tokens": 2, "response_format": described}
+    status, answer, _ = post(f"{tiny.url}/v1/completions", body)
+    assert (status, said in answer["error"]["message"]) == (400, True), answer
+    assert time.monotonic() - begun < 10
+
+
+def test_more_messages_than_the_window_has_tokens(tiny: Served) -> None:
+    begun = time.monotonic()
+    body = {"messages": [{"role": "user", "content": "x"}] * 100_000}
+    status, answer, _ = post(f"{tiny.url}/v1/chat/completions", body)
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"prompt": "x", "\ud800": 1}, 400),
+        ({"prompt": "x", "model": "\ud800"}, 404),
+        ({"prompt": "\ud800"}, 400),
+        ({"prompt": "x", "max_tokens": 1, "stop": "\ud800", "user": "\ud800"}, 200),
+        ({"prompt": "a\0b", "max_tokens": 1}, 200),
+        ({"prompt": [2**70]}, 400),
+        ({"prompt": "x", "seed": -(10**300), "max_tokens": 1}, 200),
+        ({"prompt": "x", "temperature": 3e38, "repeat_penalty": 1e-45, "max_tokens": 1}, 200),
+        ({"prompt": "x" * 7_000_000}, 400),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_odd_values(tiny: Served, body: dict[str, Any], status: int) -> None:
+    found, answer, _ = post(f"{tiny.url}/v1/completions", body)
+    assert found == status, answer
+    assert "choices" in answer or answer["error"]["message"]
+
+
+def test_a_key_that_is_not_ascii(tiny_path: Path) -> None:
+    key = "schl\u00fcssel"
+    with serving(tiny_path, "--api-key", key, "--no-sessions") as served:
+        for given, status in ((key, b"200"), ("schlussel", b"401"), ("schl\u00fcssel\u00e9", b"401")):
+            head = f"GET /v1/models HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer {given}"
+            with connect(served, os.fsencode(head) + b"\r\n\r\n") as connection:
+                assert all_of(connection).startswith(b"HTTP/1.1 " + status)
