@@ -71,7 +71,8 @@ export class Api {
   async #ask(path, body, type, signal) {
     const headers = {};
     if (type) headers["Content-Type"] = type;
-    if (this.key()) headers.Authorization = `Bearer ${this.key()}`;
+    // A header holds bytes, of which the browser takes none but Latin-1 characters: the key's own, in UTF-8.
+    if (this.key()) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(this.key()))}`;
     let response;
     try {
       response = await fetch(path, { method: body === undefined ? "GET" : "POST", body, headers, signal });
