@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,15 +16,20 @@ import pigguf
 class WorkerProcess:
     """One `pigguf worker`.
 
+    Args:
+        options: of the command.
+        address: where it is to listen.
+        on: what to put in front of the command, as Network.on has it.
+
     Attributes:
         address: where it listens.
         lends: the line that says what it lends: the CPU.
         child: the process.
     """
 
-    def __init__(self, *options: str, address: str = "127.0.0.1:0") -> None:
+    def __init__(self, *options: str, address: str = "127.0.0.1:0", on: Sequence[str] = ()) -> None:
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "pigguf", "worker", "--listen", address, *options],
+            [*on, sys.executable, "-m", "pigguf", "worker", "--listen", address, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -49,8 +54,8 @@ def started_workers() -> Iterator[Callable[..., WorkerProcess]]:
     """For a fixture: starts workers, and ends them all, stopped ones too."""
     workers: list[WorkerProcess] = []
 
-    def start(*options: str, address: str = "127.0.0.1:0") -> WorkerProcess:
-        workers.append(WorkerProcess(*options, address=address))
+    def start(*options: str, address: str = "127.0.0.1:0", on: Sequence[str] = ()) -> WorkerProcess:
+        workers.append(WorkerProcess(*options, address=address, on=on))
         return workers[-1]
 
     yield start

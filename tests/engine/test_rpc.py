@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from engine.tiny_gguf import text_tokens, write_tiny
+from engine.tiny_gguf import text_tokens, write_deep
 from worker_process import WorkerProcess, started_workers
 
 from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
 from pigguf.engine.rpc import Workers, connect, connected
 from pigguf.engine.rpc_protocol import HELLO_DATA, VERSION, Command, Peer, host_and_port
 from pigguf.errors import DoesNotFit, EngineError, UsageError, WorkerLost
-from pigguf.metadata import u32
 from pigguf.planning import Resources, choose, find_resources, plan
 from pigguf.runtime import RunSettings, open_session
 
@@ -41,17 +40,7 @@ def start() -> Iterator[Start]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a layer or two for each of three workers."""
-    shapes = {
-        f"blk.{layer}.{name}.weight": shape for layer in range(LAYERS) for name, shape in _LAYER.items()
-    }
-    path = tmp_path_factory.mktemp("workers") / "tiny.gguf"
-    return write_tiny(path, {"llama.block_count": u32(LAYERS)}, shapes=shapes)
-
-
-_LAYER = {
-    "attn_norm": (64,), "attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64),
-    "ffn_norm": (64,), "ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96),
-}  # fmt: skip
+    return write_deep(tmp_path_factory.mktemp("workers") / "tiny.gguf", LAYERS)
 
 
 @contextmanager

@@ -31,24 +31,23 @@ FIRST_BYTE = len(SPECIAL)
 # llama.h, enum llama_token_type: normal 1, unknown 2, control 3, byte 6
 TOKEN_TYPES = (2, 3, 3, *[6] * 256, 1, 1, 1)
 
+LAYER_SHAPES: dict[str, tuple[int, ...]] = {
+    "attn_norm": (WIDTH,),
+    "attn_q": (WIDTH, WIDTH),
+    "attn_k": (WIDTH * KV_HEADS // HEADS, WIDTH),
+    "attn_v": (WIDTH * KV_HEADS // HEADS, WIDTH),
+    "attn_output": (WIDTH, WIDTH),
+    "ffn_norm": (WIDTH,),
+    "ffn_gate": (FEED_FORWARD, WIDTH),
+    "ffn_up": (FEED_FORWARD, WIDTH),
+    "ffn_down": (WIDTH, FEED_FORWARD),
+}
 SHAPES: dict[str, tuple[int, ...]] = {
     "token_embd.weight": (VOCABULARY, WIDTH),
     "output_norm.weight": (WIDTH,),
     "output.weight": (VOCABULARY, WIDTH),
     **{
-        f"blk.{layer}.{name}.weight": shape
-        for layer in range(LAYERS)
-        for name, shape in {
-            "attn_norm": (WIDTH,),
-            "attn_q": (WIDTH, WIDTH),
-            "attn_k": (WIDTH * KV_HEADS // HEADS, WIDTH),
-            "attn_v": (WIDTH * KV_HEADS // HEADS, WIDTH),
-            "attn_output": (WIDTH, WIDTH),
-            "ffn_norm": (WIDTH,),
-            "ffn_gate": (FEED_FORWARD, WIDTH),
-            "ffn_up": (FEED_FORWARD, WIDTH),
-            "ffn_down": (WIDTH, FEED_FORWARD),
-        }.items()
+        f"blk.{layer}.{name}.weight": shape for layer in range(LAYERS) for name, shape in LAYER_SHAPES.items()
     },
 }
 
@@ -105,6 +104,14 @@ def write_tiny(
     tensors = [_planned(random, name, shape, (types or {}).get(name)) for name, shape in wanted.items()]
     write_gguf(path, keys, tensors)
     return path
+
+
+def write_deep(path: Path, layers: int) -> Path:
+    """The tiny Llama with more layers, to spread over devices."""
+    shapes = {
+        f"blk.{layer}.{name}.weight": shape for layer in range(layers) for name, shape in LAYER_SHAPES.items()
+    }
+    return write_tiny(path, {"llama.block_count": u32(layers)}, shapes=shapes)
 
 
 def linear(factor: float, context_length: int = WINDOW) -> dict[str, Typed | None]:
