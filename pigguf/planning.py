@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pigguf.engine import CacheType, ContextOptions, GpuLayers, RuntimeRope
 from pigguf.engine.context import CACHE_BLOCK, UNQUANTIZED
 from pigguf.engine.devices import Device, list_gpus
-from pigguf.engine.dry_run import HOST, BufferSizes, DryRun
+from pigguf.engine.dry_run import HOST, PARTS, BufferSizes, DryRun
 from pigguf.engine.memory import available_memory, in_words
 from pigguf.engine.model import layers_on_gpu
 from pigguf.engine.rpc import Workers
@@ -80,10 +80,12 @@ class Resources:
     Attributes:
         memory: bytes of the computer's memory; None where the system does not tell.
         gpus: with their free memory; workers' devices, where there are workers.
+        helpers: what the gpus are, in words.
     """
 
     memory: int | None
     gpus: tuple[Device, ...] = ()
+    helpers: str = "the GPU"
 
     def room(self, device: str) -> int | None:
         """Bytes to plan with on a device by its name; None where nobody tells."""
@@ -106,7 +108,9 @@ def find_resources(workers: Workers | None = None) -> Resources:
     Raises:
         BackendUnavailable: the engine cannot be loaded.
     """
-    return Resources(available_memory(), workers.devices if workers else list_gpus())
+    if workers:
+        return Resources(available_memory(), workers.devices, "the workers")
+    return Resources(available_memory(), list_gpus())
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,7 @@ class Plan:
         settings: what was asked for, and what was settled for what was left open.
         devices: the host first, then GPUs.
         nearest: where it does not fit, settings that do.
+        hint: the same in words.
         windows: the longest window by cache type; only of `plan`.
         speed: as measured on this machine, or None.
     """
@@ -168,6 +173,7 @@ class Plan:
     devices: tuple[DevicePlan, ...]
     fits: bool
     nearest: tuple[Settings, ...] = ()
+    hint: str = ""
     windows: tuple[LongestWindow, ...] = ()
     speed: MeasuredSpeed | None = None
 
@@ -207,7 +213,7 @@ class Plan:
         raise DoesNotFit(
             f"{self.path} with a window of {self.length:,} tokens takes {in_words(device.total)} of {whose} "
             f"memory ({_parts(device)}{others}), and there is room for {in_words(device.room or 0)}",
-            _hint(self.settings, self.nearest),
+            self.hint,
         )
 
 
@@ -356,10 +362,11 @@ class Planner:
         try:
             devices = self.devices(settings)
         except DoesNotFit as error:
-            raise DoesNotFit(error.message, _hint(settings, self._nearest(settings))) from None
+            raise DoesNotFit(error.message, self._hint(settings, self._nearest(settings))) from None
         fits = self._fit(devices)
         nearest = () if fits else self._nearest(settings)
-        return Plan(self.path, self.model_window, self.layers, settings, devices, fits, nearest)
+        hint = "" if fits else self._hint(settings, nearest)
+        return Plan(self.path, self.model_window, self.layers, settings, devices, fits, nearest, hint)
 
     def devices(self, settings: Settings) -> tuple[DevicePlan, ...]:
         """What each device has to hold.
@@ -488,6 +495,23 @@ class Planner:
             found.append(replace(settings, gpu_layers=self._most_layers(options)))
         return tuple(other for other in dict.fromkeys(found) if other != settings and self._fits(other))
 
+    def _hint(self, settings: Settings, nearest: tuple[Settings, ...]) -> str:
+        if not nearest:
+            return "take a smaller quantization of the model, or close other programs"
+        return "these fit: " + "; ".join(self._difference(settings, other) for other in nearest)
+
+    def _difference(self, settings: Settings, other: Settings) -> str:
+        """What `other` says otherwise, in words."""
+        options = other.options
+        said = []
+        if options.length != settings.options.length:
+            said.append(f"a context of {options.length:,} tokens")
+        if (options.cache_k, options.cache_v) != (settings.options.cache_k, settings.options.cache_v):
+            said.append(f"a KV cache of {options.cache_k}")
+        if other.gpu_layers != settings.gpu_layers:
+            said.append(f"{other.gpu_layers} layers on {self.resources.helpers}")
+        return " with ".join(said)
+
 
 def _most(most: int, holds: Callable[[int], bool]) -> int | None:
     """The largest count from 1 to `most` for which it holds, if it holds for all below; None for none."""
@@ -502,10 +526,7 @@ def _most(most: int, holds: Callable[[int], bool]) -> int | None:
 
 def _largest(*sizes: BufferSizes) -> BufferSizes:
     """What it takes to hold any one of them, part by part."""
-    names = [field.name for field in fields(BufferSizes) if field.name != "device"]
-    return BufferSizes(
-        sizes[0].device, **{name: max(getattr(size, name) for size in sizes) for name in names}
-    )
+    return replace(sizes[0], **{part: max(getattr(size, part) for size in sizes) for part in PARTS})
 
 
 def _with_cache(options: ContextOptions, k: CacheType, v: CacheType) -> ContextOptions:
@@ -526,22 +547,3 @@ def _parts(device: DevicePlan) -> str:
         **device.extra,
     }
     return ", ".join(f"{what} {in_words(count)}" for what, count in parts.items() if count)
-
-
-def _hint(settings: Settings, nearest: tuple[Settings, ...]) -> str:
-    if not nearest:
-        return "take a smaller quantization of the model, or close other programs"
-    return "these fit: " + "; ".join(_difference(settings, other) for other in nearest)
-
-
-def _difference(settings: Settings, other: Settings) -> str:
-    """What `other` says otherwise, in words."""
-    options = other.options
-    said = []
-    if options.length != settings.options.length:
-        said.append(f"a context of {options.length:,} tokens")
-    if (options.cache_k, options.cache_v) != (settings.options.cache_k, settings.options.cache_v):
-        said.append(f"a KV cache of {options.cache_k}")
-    if other.gpu_layers != settings.gpu_layers:
-        said.append(f"{other.gpu_layers} layers on the GPU")
-    return " with ".join(said)

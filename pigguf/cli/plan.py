@@ -82,7 +82,10 @@ def _show(planned: Plan, workers: bool) -> None:
         rows.append(("speed here", _speed(planned.speed)))
     render.facts([*rows, ("fits", "yes" if planned.fits else "no")])
     names = [_name(device) for device in planned.devices]
-    render.table(("memory", *names), _memory(planned.devices), right=names)
+    layers = [("layers", *(_layers(device, planned.layers) for device in planned.devices))]
+    render.table(
+        ("memory", *names), (layers if len(names) > 1 else []) + _memory(planned.devices), right=names
+    )
     render.table(
         ("KV cache", "longest window", "memory"),
         map(_window, planned.windows),
@@ -96,6 +99,19 @@ def _speed(speed: MeasuredSpeed) -> str:
 
 def _name(device: DevicePlan) -> str:
     return "computer" if device.name == HOST else device.name
+
+
+def _layers(device: DevicePlan, layers: int) -> str:
+    """Which of so many, the output the last of them: "0-10, 12, output"."""
+    output = layers - 1
+    spans: list[list[int]] = []
+    for number in device.sizes.layers:
+        if spans and spans[-1][1] == number - 1 and number != output:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    said = [f"{first}-{last}" if last > first else str(first) for first, last in spans if first != output]
+    return ", ".join([*said, *(["output"] if output in device.sizes.layers else [])]) or "none"
 
 
 def _memory(devices: tuple[DevicePlan, ...]) -> list[tuple[str, ...]]:

@@ -14,14 +14,16 @@ from pigguf.cli.options import verbose_option
 from pigguf.engine import log_to
 from pigguf.engine.devices import Device
 from pigguf.engine.memory import in_words
+from pigguf.engine.rpc_cache import WeightCache
 from pigguf.engine.rpc_protocol import host_and_port
 from pigguf.engine.rpc_worker import Worker
 from pigguf.errors import UsageError
+from pigguf.files import cache_directory
 
 _UNITS = {"M": 20, "G": 30}
 
 
-def _memory(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([MG])", value, re.ASCII)
@@ -47,8 +49,15 @@ def _memory(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 @click.option(
     "--memory",
     metavar="N(M|G)",
-    callback=_memory,
+    callback=_size,
     help="Most memory to lend of each device, in MiB or GiB; default: what is free now.",
+)
+@click.option(
+    "--cache",
+    "most_kept",
+    metavar="N(M|G)",
+    callback=_size,
+    help="Keep up to so much of clients' weights on disk, so that they need not be sent again.",
 )
 @click.option(
     "--trust-network",
@@ -56,7 +65,14 @@ def _memory(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     help="Listen where other machines reach it, without authentication or encryption.",
 )
 @verbose_option
-def command(listen: str, names: str | None, memory: int | None, trust_network: bool, verbose: bool) -> None:
+def command(
+    listen: str,
+    names: str | None,
+    memory: int | None,
+    most_kept: int | None,
+    trust_network: bool,
+    verbose: bool,
+) -> None:
     """Lend this machine's devices to a model that runs on another one, until Ctrl-C.
 
     The other machine names it with --workers. One client is served at a time. There is no authentication and
@@ -66,7 +82,7 @@ def command(listen: str, names: str | None, memory: int | None, trust_network: b
     \b
     Examples:
       pigguf worker
-      pigguf worker --listen 10.8.0.2:50052 --memory 8G --trust-network
+      pigguf worker --listen 10.8.0.2:50052 --memory 8G --cache 20G --trust-network
     """
     host, port = host_and_port(listen)
     if not (trust_network or _is_loopback(host)):
@@ -78,13 +94,18 @@ def command(listen: str, names: str | None, memory: int | None, trust_network: b
         log_to(render.note)
     _keep_stdout()
     chosen = None if names is None else [name.strip() for name in names.split(",")]
-    with Worker(host, port, names=chosen, memory=memory) as worker:
+    directory = cache_directory("weights")
+    cache = None if most_kept is None else WeightCache(directory, most_kept)
+    with Worker(host, port, names=chosen, memory=memory, cache=cache) as worker:
         if not _is_loopback(host):
             render.note(
                 f"warning: whoever reaches {worker.address} can use this worker and see what it computes: "
                 "there is no authentication and no encryption"
             )
-        render.facts([("listens on", worker.address), *(("lends", _lent(one)) for one in worker.devices)])
+        rows = [("listens on", worker.address), *(("lends", _lent(one)) for one in worker.devices)]
+        if most_kept is not None:
+            rows.append(("keeps", f"up to {in_words(most_kept)} of weights in {directory}"))
+        render.facts(rows)
         sys.stdout.flush()
         worker.serve()
 

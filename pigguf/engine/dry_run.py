@@ -45,6 +45,8 @@ _PLAIN_HOST_BUFFERS = re.compile(
 )  # others hold weights in an order of their own, not the file's
 _CACHE = re.compile(r"cache_\w*([kv])_l\d+$")  # llama-kv-cache.cpp: the names of its tensors
 
+_OF_LAYER = re.compile(r"blk\.(\d+)\.|output")  # llama-arch.cpp: the names of weights
+
 # What is read off the log, and the size it gives: of one buffer type, in MiB.
 _LOGGED = {
     "compute": re.compile(r"\s*(\S+) compute buffer size =\s*([\d.]+) MiB"),
@@ -69,6 +71,7 @@ class BufferSizes:
         cache_k, cache_v: of the KV cache.
         compute: for the values between, of the largest batch.
         output: for logits.
+        layers: whose weights lie there, counted from 0; the output is one more.
     """
 
     device: str
@@ -78,6 +81,7 @@ class BufferSizes:
     cache_v: int = 0
     compute: int = 0
     output: int = 0
+    layers: tuple[int, ...] = ()
 
     @property
     def cache(self) -> int:
@@ -85,7 +89,10 @@ class BufferSizes:
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self) if field.name != "device")
+        return sum(getattr(self, part) for part in PARTS)
+
+
+PARTS = tuple(field.name for field in fields(BufferSizes) if field.name not in ("device", "layers"))
 
 
 class DryRun:
@@ -120,6 +127,7 @@ class DryRun:
         self._reserve = _graph_reserve()
         self._homes = devices.buffer_homes() | (workers.buffer_homes() if workers else {})
         self._workers = workers
+        self._others = dict.fromkeys((workers.buffer_homes() if workers else self._homes).values())
         self._file = file
         self._mapped = mapped and file.alignment >= DEFAULT_ALIGNMENT
         self._vocab_size = len(elements(file.metadata, "tokenizer.ggml.tokens") or ())
@@ -127,7 +135,8 @@ class DryRun:
         self._handle = load_weights(file, overrides, gpu_layers, dry=True, workers=workers)
 
     def sizes(self, options: ContextOptions) -> tuple[BufferSizes, ...]:
-        """What a context takes together with its model, the host first, then GPUs or workers.
+        """What a context takes together with its model, the host first, then GPUs that hold some of it, or
+        all workers.
 
         Args:
             options: with a length; what they say of a handoff is not looked at.
@@ -149,13 +158,16 @@ class DryRun:
                 f"{said[0] if said else 'it gave no reason'}"
             )
         try:
-            found = self._promised(self._tensors(handle, options.sequences))
+            found, layers = self._promised(self._tensors(handle, options.sequences))
         finally:
             self._llama.llama_free(handle)
         for field, buffer, size in _logged(lines):
             found[self._homes.get(buffer, HOST)][field] += size
-        others = [device for device in dict.fromkeys(self._homes.values()) if device in found]
-        return tuple(BufferSizes(device, **found[device]) for device in (HOST, *others))
+        others = [device for device in self._others if device in found or self._workers is not None]
+        return tuple(
+            BufferSizes(device, **found[device], layers=tuple(sorted(layers[device])))
+            for device in (HOST, *others)
+        )
 
     def close(self) -> None:
         """Forget the model. Twice is fine."""
@@ -193,10 +205,12 @@ class DryRun:
                     found[address] = Tensor.from_address(address)
         return list(found.values())
 
-    def _promised(self, tensors: Iterable[Tensor]) -> defaultdict[str, dict[str, int]]:
-        """Bytes by device and field of BufferSizes."""
-        names = [field.name for field in fields(BufferSizes) if field.name != "device"]
-        found: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(names, 0))
+    def _promised(
+        self, tensors: Iterable[Tensor]
+    ) -> tuple[defaultdict[str, dict[str, int]], defaultdict[str, set[int]]]:
+        """By device, bytes by part, and the layers whose weights lie there."""
+        found: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(PARTS, 0))
+        layers: defaultdict[str, set[int]] = defaultdict(set)
         for tensor in tensors:
             name = str(tensor.name, "utf-8", "replace")
             cache = _CACHE.match(name)
@@ -208,7 +222,9 @@ class DryRun:
             mapped = self._mapped and device == HOST and _PLAIN_HOST_BUFFERS.match(buffer)
             field = f"cache_{cache[1]}" if cache else "mapped" if mapped else "weights"
             found[device][field] += ggml().ggml_backend_buft_get_alloc_size(kind, ctypes.byref(tensor))
-        return found
+            if of_layer := _OF_LAYER.match(name):
+                layers[device].add(int(of_layer[1] or self.dimensions.layers))
+        return found, layers
 
 
 def _logged(lines: Iterable[str]) -> list[tuple[str, str, int]]:

@@ -8,7 +8,8 @@ The library's own server computes, behind a port of this process on the loopback
 is done here: it lets a second client wait without a word, knows no bound on memory, and is silent while it
 computes. So each client's requests are looked at and handed on; those that say nothing of tensors (is anybody
 there, which devices, how much memory) are answered here, at any time and to anybody. The first other request
-takes the worker, until its connection ends; a second client is hung up on.
+takes the worker, until its connection ends; a second client is hung up on. Weights may be kept on disk
+(rpc_cache.py).
 
 Contract: nobody is asked who they are, and nothing is encrypted; whoever reaches the port may use the worker,
 and a client with ill intent may do more. A request that the library cannot do ends the process.
@@ -23,9 +24,10 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from types import TracebackType
 
 from pigguf.engine import devices
@@ -33,6 +35,7 @@ from pigguf.engine.context import default_threads
 from pigguf.engine.devices import Device
 from pigguf.engine.memory import available_memory
 from pigguf.engine.rpc import rpc_function
+from pigguf.engine.rpc_cache import WeightCache
 from pigguf.engine.rpc_protocol import ANSWERED, HELLO_DATA, Command, Garbled, Peer
 from pigguf.errors import EngineError, UsageError
 
@@ -48,6 +51,7 @@ class Worker:
         host, port: where to listen, an IPv4 address or a name; port 0 is any free one.
         names: which devices to serve, by ggml's names; None is all GPUs, or the CPU where there are none.
         memory: bytes that clients may take of each device; None is what is free now.
+        cache: where weights are kept for the next time; None keeps none.
 
     Attributes:
         address: where it listens, "127.0.0.1:50052".
@@ -60,8 +64,15 @@ class Worker:
     """
 
     def __init__(
-        self, host: str, port: int, *, names: Sequence[str] | None = None, memory: int | None = None
+        self,
+        host: str,
+        port: int,
+        *,
+        names: Sequence[str] | None = None,
+        memory: int | None = None,
+        cache: WeightCache | None = None,
     ) -> None:
+        self._cache = cache
         self.devices = tuple(_granted(device, memory) for device in _chosen(names))
         try:
             self._server = socket.create_server((host, port), backlog=16)
@@ -137,7 +148,8 @@ class Worker:
         with self._left:
             if not self._left.wait_for(lambda: self._lease is None, _GRACE):
                 return None
-            self._lease = _Lease(self._dial(), [device.memory_free for device in self.devices])
+            granted = [device.memory_free for device in self.devices]
+            self._lease = _Lease(self._dial(), granted, self._cache)
             return self._lease
 
     def _give_back(self, lease: _Lease) -> None:
@@ -175,9 +187,11 @@ class Worker:
 class _Lease:
     """One client's use of the library's server, which frees all that is its when it ends."""
 
-    def __init__(self, inner: Peer, granted: Sequence[int]) -> None:
+    def __init__(self, inner: Peer, granted: Sequence[int], cache: WeightCache | None) -> None:
         self._inner = inner
         self._granted = granted
+        self._cache = cache
+        self._missed: tuple[bytes, bytes] | None = None  # the weight that is asked for now, and its hash
         self._buffers: dict[bytes, tuple[int, int]] = {}  # by the server's pointer: device and bytes
         self._taken: Counter[int] = Counter()
 
@@ -188,9 +202,7 @@ class _Lease:
     def carry(self, client: Peer, command: Command, length: int) -> None:
         """One request to the library's server, and its answer back."""
         if command in ANSWERED:
-            data = client.data(length)
-            allocates = command == Command.ALLOC_BUFFER
-            client.answer(self._allocate(data) if allocates else self._inner.ask(command, data))
+            client.answer(self._answer(command, client.data(length)))
             return
         chunks = client.chunks(length)
         first = next(chunks)
@@ -198,8 +210,43 @@ class _Lease:
             device, size = self._buffers.pop(first, (0, 0))
             self._taken[device] -= size
         self._inner.send(command, length, first)
-        for data in chunks:
+        for data in self._kept(first, length, chunks) if command == Command.SET_TENSOR else chunks:
             self._inner.write(data)
+
+    def _answer(self, command: Command, data: bytes) -> bytes:
+        if command == Command.ALLOC_BUFFER:
+            return self._allocate(data)
+        if command == Command.SET_TENSOR_HASH and self._cache is not None:
+            return self._recall(data, self._cache)
+        return self._inner.ask(command, data)
+
+    # What sets a tensor begins with the tensor; then SET_TENSOR has a byte (1: keep it), the offset and the
+    # bytes, SET_TENSOR_HASH the offset and the bytes' hash.
+
+    def _recall(self, data: bytes, cache: WeightCache) -> bytes:
+        """Set a tensor to what is kept; whether there is any."""
+        tensor, offset, hashed = data[:-16], data[-16:-8], data[-8:]
+        kept = cache.find(hashed)
+        if kept is None:
+            self._missed = (tensor + b"\1" + offset, hashed)
+            return b"\0"
+        size, chunks = kept
+        head = tensor + b"\0" + offset
+        self._inner.send(Command.SET_TENSOR, len(head) + size, head)
+        for chunk in chunks:
+            self._inner.write(chunk)
+        return b"\1"
+
+    def _kept(self, first: bytes, length: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """The rest of a SET_TENSOR, kept on its way where it is the weight that was missed."""
+        missed, self._missed = self._missed, None
+        if self._cache is None or missed is None or not first.startswith(missed[0]):
+            return chunks
+        head, hashed = missed
+        whole = chain([first[len(head) :]], chunks)
+        rest = self._cache.keep(hashed, length - len(head), whole)
+        next(rest)  # sent already
+        return rest
 
     def _allocate(self, data: bytes) -> bytes:
         """A buffer within what is granted; none beyond."""

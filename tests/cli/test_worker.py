@@ -101,6 +101,7 @@ def test_a_port_that_is_taken(run: Run) -> None:
     [
         (("--memory", "8"), "'8' is not a size such as 500M or 8G"),
         (("--memory", "0G"), "not a size"),
+        (("--cache", "all"), "'all' is not a size"),
         (("--listen", "50052"), "'50052' is not HOST:PORT"),
     ],
 )
@@ -141,8 +142,31 @@ def test_plan_shows_what_lies_on_each(start: Start, run: Run, smollm2_gguf: Path
     assert re.search(r"layers on workers +31 of 31", done.stdout)
     assert re.search(rf"memory +computer +{two[0].address} +{two[1].address}", done.stdout)
     told = json.loads(run(*arguments, "--split", "2,1", "--json").stdout)
-    first, second = told["devices"][1:]
+    host, first, second = told["devices"]
     assert first["cache_k"] / second["cache_k"] == 21 / 9  # of 30 layers; the output is the 31st
+    assert re.search(r"layers +none +0-20 +21-29, output", done.stdout)
+    assert (host["layers"], first["layers"], second["layers"]) == ([], [*range(21)], [*range(21, 31)])
+
+
+def test_plan_shows_what_stays_here_and_a_worker_that_gets_nothing(
+    start: Start, run: Run, smollm2_gguf: Path
+) -> None:
+    two = [start("--memory", "1G") for _ in range(2)]
+    done = run(
+        "plan", smollm2_gguf, "--ctx", "1024", "--workers", ",".join(one.address for one in two),
+        "--gpu-layers", "12", "--split", "1,0",
+    )  # fmt: skip
+    assert re.search(rf"memory +computer +{two[0].address} +{two[1].address}", done.stdout)
+    assert re.search(r"layers +0-18 +19-29, output +none", done.stdout)
+
+
+def test_what_does_not_fit_on_them_is_told_with_what_does(start: Start, smollm2_gguf: Path) -> None:
+    worker = start("--memory", "250M")
+    asked = ("chat", smollm2_gguf, "-p", "hello", "--workers", worker.address, "--ctx", "8192")
+    done = finished(*asked, "--gpu-layers", "all")
+    assert done.returncode == 9
+    assert f"of {worker.address}'s memory" in done.stderr
+    assert re.search(r"hint: these fit: .*; \d+ layers on the workers", done.stderr)
 
 
 def test_bench_runs_on_them(start: Start, run: Run, smollm2_gguf: Path) -> None:

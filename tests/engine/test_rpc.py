@@ -129,22 +129,30 @@ def free_of(worker: WorkerProcess) -> int:
 # ---- memory ------------------------------------------------------------------------------------------
 
 
-def test_what_no_worker_holds_alone_runs_over_three(start: Start, smollm2_gguf: Path) -> None:
+def test_what_one_or_two_workers_cannot_hold_runs_over_three(start: Start, smollm2_gguf: Path) -> None:
     """Weights of 90 MiB and a cache of 180 MiB, and no worker lends more than 250."""
+    lent = 250 << 20
     three = [start("--memory", "250M") for _ in range(3)]
     options = replace(OPTIONS, length=8192)
-    with connect(addresses(three[:1])) as workers:
-        with pytest.raises(DoesNotFit, match=three[0].address):
-            choose(smollm2_gguf, options, gpu_layers="all", workers=workers)
-        with pytest.raises(EngineError), running(smollm2_gguf, workers, options):
-            pass  # the worker keeps to what it lends though nobody planned
+    for count in (1, 2):
+        with connect(addresses(three[:count])) as workers:
+            planned = plan(smollm2_gguf, options, gpu_layers="all", workers=workers)
+            with pytest.raises(DoesNotFit, match=three[count - 1].address):
+                planned.check()
+            with pytest.raises(EngineError), running(smollm2_gguf, workers, planned.options):
+                pass  # each keeps to what it lends though nobody asked the plan
     with running(smollm2_gguf, None, options) as session:
         prompt = session.context.model.tokenize("It is a truth universally acknowledged, that")
         expected = greedy(session, prompt, 16)
     with connect(addresses(three)) as workers:
         planned = choose(smollm2_gguf, options, gpu_layers="all", workers=workers)
-        assert sum(device.total for device in planned.devices[1:]) > 250 << 20
+        host, *others = planned.devices
+        assert sum(device.sizes.weights + device.sizes.cache for device in others) > lent
+        assert (host.sizes.weights, host.sizes.cache) == (0, 0)
+        assert [number for device in others for number in device.sizes.layers] == [*range(31)]
         with running(smollm2_gguf, workers, planned.options) as session:
+            for device, worker in zip(others, three, strict=True):
+                assert device.sizes.weights + device.sizes.cache < lent - free_of(worker) <= lent
             assert greedy(session, prompt, 16) == expected
 
 
