@@ -94,8 +94,7 @@ def command(
         log_to(render.note)
     _keep_stdout()
     chosen = None if names is None else [name.strip() for name in names.split(",")]
-    directory = cache_directory("weights")
-    cache = None if most_kept is None else WeightCache(directory, most_kept)
+    cache = None if most_kept is None else WeightCache(cache_directory("weights"), most_kept)
     with Worker(host, port, names=chosen, memory=memory, cache=cache) as worker:
         if not _is_loopback(host):
             render.note(
@@ -103,8 +102,8 @@ def command(
                 "there is no authentication and no encryption"
             )
         rows = [("listens on", worker.address), *(("lends", _lent(one)) for one in worker.devices)]
-        if most_kept is not None:
-            rows.append(("keeps", f"up to {in_words(most_kept)} of weights in {directory}"))
+        if cache is not None:
+            rows.append(("keeps", f"up to {in_words(cache.most)} of weights in {cache.directory}"))
         render.facts(rows)
         sys.stdout.flush()
         worker.serve()

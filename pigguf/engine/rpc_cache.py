@@ -31,7 +31,7 @@ _log = logging.getLogger("pigguf")
 class WeightCache:
     """Files in a directory, each named by its hash.
 
-    Args:
+    Attributes:
         directory: made where it is missing; nobody else can read it then.
         most: bytes of all files together.
 
@@ -41,8 +41,8 @@ class WeightCache:
 
     def __init__(self, directory: Path, most: int) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._directory = directory
-        self._most = most
+        self.directory = directory
+        self.most = most
 
     def find(self, hashed: bytes) -> tuple[int, Iterator[bytes]] | None:
         """How many bytes are kept under a hash, and the bytes; None where none are. Damaged ones go."""
@@ -66,7 +66,7 @@ class WeightCache:
         Raises:
             Whatever `chunks` raises.
         """
-        if size + _PROOF > self._most:
+        if size + _PROOF > self.most:
             yield from chunks
             return
         proof = hashlib.blake2b(digest_size=_PROOF)
@@ -85,15 +85,15 @@ class WeightCache:
             yield from chunks
 
     def _path(self, hashed: bytes) -> Path:
-        return self._directory / hashed.hex()
+        return self.directory / hashed.hex()
 
     def _make_room(self, size: int) -> None:
         """Remove what was used longest ago, until so many bytes more are within the bound."""
         with suppress(OSError):  # another worker keeps here, too
-            kept = {path: path.stat() for path in self._directory.iterdir()}
+            kept = {path: path.stat() for path in self.directory.iterdir()}
             taken = sum(stat.st_size for stat in kept.values())
             for path in sorted(kept, key=lambda path: kept[path].st_mtime_ns):
-                if taken + size <= self._most:
+                if taken + size <= self.most:
                     return
                 path.unlink(missing_ok=True)
                 taken -= kept[path].st_size
