@@ -258,6 +258,7 @@ def test_the_steps_of_a_build_are_shown(setup_script: ModuleType, capsys: pytest
 def test_versions_are_pinned_in_one_place(setup_script: ModuleType) -> None:
     assert setup_script._pin("llama-cpp-python") == "0.3.36"
     assert setup_script._pin("torch") == "2.13.0"
+    assert setup_script._extra("test-apart") == ["llama-index-llms-openai-like>=0.8,<0.9"]
     for folder in ("scripts", "pigguf", ".ci"):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".sh", "") and path.is_file():
