@@ -8,6 +8,7 @@ A checkpoint is a directory with a tokenizer's files and, in one of these forms,
     safetensors_file.py   config.json with safetensors, in one file or in shards with an index (weights.py)
     torch_file.py         the same with pytorch_model.bin, whose pickles run no code
     meta.py               Meta's params.json with consolidated.*.pth, whose pieces are joined
+    pooling.py            how sentence-transformers pools its states
     float8.py             matrices of eight bits with scales beside them become numbers again
 
 A hub's name, OWNER/NAME@REVISION, stands for what is fetched from there. Nothing is loaded before it is
@@ -27,6 +28,15 @@ from __future__ import annotations
 from pigguf.checkpoint.adapter import Adapter, AdapterFacts
 from pigguf.checkpoint.directory import Checkpoint, model_name
 from pigguf.checkpoint.merge import with_adapter
+from pigguf.checkpoint.pooling import read_pooling
 from pigguf.checkpoint.safetensors_file import write_safetensors
 
-__all__ = ["Adapter", "AdapterFacts", "Checkpoint", "model_name", "with_adapter", "write_safetensors"]
+__all__ = [
+    "Adapter",
+    "AdapterFacts",
+    "Checkpoint",
+    "model_name",
+    "read_pooling",
+    "with_adapter",
+    "write_safetensors",
+]

@@ -17,6 +17,7 @@ from typing import Any
 from pigguf.checkpoint.float8 import dequantized
 from pigguf.checkpoint.json_file import read_json
 from pigguf.checkpoint.meta import PARAMS, PIECE, holds_pieces, joined, open_pieces
+from pigguf.checkpoint.pooling import POOLING_FILE
 from pigguf.checkpoint.source import Kind, directory_of
 from pigguf.checkpoint.weights import FORMS, WeightFile, has_weights, open_weights
 from pigguf.errors import CheckpointError
@@ -26,7 +27,7 @@ from pigguf.tokenizer.files import NAMES as TOKENIZER_FILES
 
 CHECKPOINT = Kind(
     "checkpoint",
-    settings=("config.json", *TOKENIZER_FILES),
+    settings=("config.json", POOLING_FILE, *TOKENIZER_FILES),
     weights=(*((re.escape(name),) for name in FORMS), (PIECE, re.escape(PARAMS))),
 )
 

@@ -56,6 +56,7 @@ _TURNED_ALONE = ("none", "linear", "llama3")  # rope kinds that turn keys, and d
 _ROTATED_BASIS = 64  # heads of a multiple of it have their quantized keys rotated
 
 _FLASH_ATTENTION = {None: -1, False: 0, True: 1}  # llama.h, enum llama_flash_attn_type
+_NO_POOLING = 0  # llama.h, enum llama_pooling_type: each token keeps its own
 _DECODED, _ABORTED = 0, 2  # llama_decode's answers
 
 
@@ -104,6 +105,7 @@ class ContextOptions:
         flash_attention: None lets llama.cpp choose. A quantized V cache needs it.
         handoff: prefill with flash attention, decode without it where that is faster; None is no change.
         sequences: how many Sessions may live at once.
+        embeddings: states of tokens are kept beside their logits.
 
     Raises:
         UsageError: values out of range or that do not fit together.
@@ -118,6 +120,7 @@ class ContextOptions:
     flash_attention: bool | None = None
     handoff: Handoff | None = None
     sequences: int = 1
+    embeddings: bool = False
 
     def __post_init__(self) -> None:
         for name, most in (
@@ -502,6 +505,19 @@ class Context:
         address = ctypes.addressof(self._llama.llama_get_logits_ith(self.handle, index).contents)
         return np.frombuffer((ctypes.c_float * self.model.vocab_size).from_address(address), np.float32)
 
+    @property
+    def embedding_width(self) -> int:
+        """Of the states that `embedding` gives."""
+        return int(self._llama.llama_model_n_embd(self.model.handle))
+
+    def embedding(self, index: int) -> NDArray[np.float32]:
+        """A view of the state of the last batch's token `index` after the last norm: (embedding_width,).
+
+        As `logits`, and only where the options ask for embeddings.
+        """
+        address = ctypes.addressof(self._llama.llama_get_embeddings_ith(self.handle, index).contents)
+        return np.frombuffer((ctypes.c_float * self.embedding_width).from_address(address), np.float32)
+
     def has_logits_of(self, sequence: int, length: int) -> bool:
         """Whether logits(-1) are those after the first `length` tokens of this sequence."""
         return self._logits_of == (sequence, length)
@@ -600,6 +616,8 @@ def context_parameters(options: ContextOptions, vocab_size: int) -> Any:
     parameters.type_k = getattr(TensorType, options.cache_k.upper())
     parameters.type_v = getattr(TensorType, options.cache_v.upper())
     parameters.flash_attn_type = _FLASH_ATTENTION[options.flash_attention]
+    if options.embeddings:
+        parameters.embeddings, parameters.pooling_type = True, _NO_POOLING
     return parameters
 
 

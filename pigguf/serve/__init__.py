@@ -12,5 +12,5 @@
     server       sockets, and how it ends: the only importer of uvicorn
 
 Contract: what a request asks for is done or refused, never left out in silence; nothing of a prompt or an
-answer is logged; no request names a file. Left out: embeddings.
+answer is logged; no request names a file.
 """

@@ -14,6 +14,7 @@ import ipaddress
 import json
 import logging
 import os
+import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -21,6 +22,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import anyio
+import anyio.to_thread
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -39,8 +41,11 @@ from pigguf.serve.openai import (
     Choice,
     Fields,
     TextForm,
+    ToEmbed,
     chat_request,
     completion_request,
+    embedding_request,
+    embeddings,
     parse,
     usage,
 )
@@ -56,6 +61,7 @@ T = TypeVar("T")
 _PING = 15  # seconds between signs of life in a stream that has nothing to say
 JSON = "application/json"
 TO_SAY_SO = 5.0  # seconds for clients to be told that an answer was given up
+_MOST_WAITING = 64  # requests for embeddings
 
 _log = logging.getLogger("pigguf")
 
@@ -71,6 +77,7 @@ def create_app(service: Service, *, key: str | None = None) -> Starlette:
         routes=[
             Route("/v1/chat/completions", routes.guarded(routes.chat), methods=["POST"]),
             Route("/v1/completions", routes.guarded(routes.completions), methods=["POST"]),
+            Route("/v1/embeddings", routes.guarded(routes.embeddings), methods=["POST"]),
             Route("/v1/models", routes.guarded(routes.models)),
             Route("/tokenize", routes.guarded(routes.tokenize), methods=["POST"]),
             Route("/detokenize", routes.guarded(routes.detokenize), methods=["POST"]),
@@ -90,6 +97,7 @@ class _Routes:
         self._service = service
         self._key = key
         self._metrics = Metrics(service.host)
+        self._embedding = anyio.CapacityLimiter(1)
 
     # ---- before and after ------------------------------------------------------------------------
 
@@ -225,6 +233,29 @@ class _Routes:
                 is_first = False
             yield arrived
 
+    async def embeddings(self, request: Request) -> Response:
+        body, gone = await self.body(request), threading.Event()
+
+        def understood() -> tuple[ToEmbed, list[list[int]]]:
+            asked = embedding_request(parse(body))
+            return asked, self._service.to_embed(asked)
+
+        def computed() -> Response:
+            vectors = self._service.embedded(asked, texts, gone.is_set)
+            tokens = sum(map(len, texts))
+            return JSONResponse(embeddings(self._service.name, vectors, tokens, is_base64=asked.is_base64))
+
+        asked, texts = await run_in_threadpool(understood)
+        if self._embedding.statistics().tasks_waiting >= _MOST_WAITING:
+            raise Refusal(
+                429, "too many wait for embeddings", "ask again in a while", code="queue_full", retry_after=1
+            )
+        computing = anyio.to_thread.run_sync(computed, limiter=self._embedding, abandon_on_cancel=True)
+        try:
+            return await _unless_gone(request, computing)
+        finally:
+            gone.set()
+
     # ---- the rest --------------------------------------------------------------------------------
 
     async def models(self, request: Request) -> Response:
@@ -234,6 +265,7 @@ class _Routes:
             "created": self._service.created,
             "owned_by": "pigguf",
             "context_length": self._service.context_length,
+            "embeddings": self._service.pooling is not None,
         }
         return JSONResponse({"object": "list", "data": [one]})
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from pigguf.engine import Model
+from pigguf.engine import Context, Model
 from pigguf.errors import GGUFError, Interrupted, PigError, ReadError
 from pigguf.progress import SILENT, Progress, Silent
 from pigguf.runtime import RunSettings, open_context
@@ -91,12 +91,29 @@ class Host:
         Raises:
             Refusal: there is none at the moment (503).
         """
+        return self._open_home().scheduler
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Context]:
+        """The open context, for who computes with its model in a context of his own: one at a time, and
+        the model stays open until the end of the block.
+
+        Raises:
+            Refusal: there is none at the moment (503).
+        """
+        home = self._open_home()
+        with home.in_use:
+            if self._open_home() is not home:
+                raise ending()
+            yield home.context
+
+    def _open_home(self) -> _Home:
         home, trouble = self._home, self.trouble
         if trouble is not None:
             raise away(trouble)
         if home is None or self.is_ending:
             raise ending()
-        return home.scheduler
+        return home
 
     @property
     def waiting(self) -> int:
@@ -180,6 +197,7 @@ class _Home:
 
     def __init__(self, host: Host, progress: Progress) -> None:
         self._files = host._files
+        self.in_use = threading.Lock()
         with ExitStack() as opened:
             self.context = opened.enter_context(
                 open_context(host._path, host._settings, progress, sequences=host.slots)
@@ -201,7 +219,8 @@ class _Home:
 
     def close(self, why: PigError | None) -> None:
         self.scheduler.close(why)
-        self._opened.close()
+        with self.in_use:
+            self._opened.close()
 
 
 class _Files:

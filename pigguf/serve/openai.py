@@ -1,10 +1,11 @@
 """Requests and answers as OpenAI's clients write and read them.
 
 `chat_request` and `completion_request` read a body into an Asked; `ChatForm` and `TextForm` write the answer,
-whole or in chunks. What is refused here: a parameter that is unknown and might change the answer, and values
-of the wrong sort; ranges are Sampling's to refuse.
+whole or in chunks; `embedding_request` and `embeddings` do so for embeddings. What is refused here: a
+parameter that is unknown and might change the answer, and values of the wrong sort; ranges are Sampling's to
+refuse.
 Left out: tokens (service.py), how a model writes calls (pigguf/tools.py); images and sound are refused.
-Source: OpenAI's API reference, /v1/chat/completions and /v1/completions.
+Source: OpenAI's API reference, /v1/chat/completions, /v1/completions and /v1/embeddings.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import re
 import secrets
 import string
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pigguf.chat_format import Message
 from pigguf.engine import Sampling
@@ -33,6 +38,7 @@ _SEEDS = 2**32 - 1  # of the engine
 _MOST = 3e38  # a float's in C
 _ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
 MOST_TOOLS = 128  # OpenAI's
+MOST_TEXTS = 2048  # to embed in a request; OpenAI's
 _ID_LETTERS, _ID_LENGTH = string.ascii_letters + string.digits, 9  # Mistral's templates take no other ids
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
@@ -171,6 +177,56 @@ def completion_request(body: Any) -> Asked:
         logprobs=fields.integer("logprobs", 0, MOST_LIKELIEST),
         grammar=_grammar(fields.take("response_format")),
     )
+
+
+@dataclass(frozen=True)
+class ToEmbed:
+    """A request for embeddings, read.
+
+    Attributes:
+        texts: or tokens.
+        model: the name that was asked for, or None.
+        dimensions: how long the vectors are to be; None is as the model makes them.
+        is_base64: whether a vector is written as base64 of its 32-bit floats, else as a list.
+    """
+
+    texts: tuple[str | tuple[int, ...], ...]
+    model: str | None
+    dimensions: int | None
+    is_base64: bool
+
+
+def embedding_request(body: Any) -> ToEmbed:
+    """A body of /v1/embeddings.
+
+    Raises:
+        Refusal: what it says is not understood, or not supported.
+    """
+    fields = Fields(body)
+    texts = _prompts(fields.take("input"), "input")
+    written = fields.text("encoding_format") or "float"
+    if len(texts) > MOST_TEXTS:
+        raise _wrong("input", f"{MOST_TEXTS:,} texts at most")
+    if written not in ("float", "base64"):
+        raise _wrong("encoding_format", "float or base64")
+    asked = ToEmbed(texts, fields.text("model"), fields.integer("dimensions", 1), written == "base64")
+    fields.text("user")
+    fields.refuse_rest()
+    return asked
+
+
+def embeddings(name: str, vectors: NDArray[np.float32], tokens: int, *, is_base64: bool) -> dict[str, Any]:
+    """The answer of /v1/embeddings; tokens are those of all texts."""
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": b64encode(vector.astype("<f4").tobytes()).decode() if is_base64 else vector.tolist(),
+        }
+        for index, vector in enumerate(vectors)
+    ]
+    counts = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": name, "usage": counts}
 
 
 def _asked(fields: Fields, *, grammar: str | None, **rest: Any) -> Asked:
@@ -398,7 +454,7 @@ def _content(value: Any, where: str) -> str:
     return "".join(part["text"] for part in value)
 
 
-def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
+def _prompts(value: Any, name: str = "prompt") -> tuple[str | tuple[int, ...], ...]:
     """OpenAI's: a text, texts, tokens, or lists of tokens."""
     if isinstance(value, str):
         return (value,)
@@ -406,7 +462,7 @@ def _prompts(value: Any) -> tuple[str | tuple[int, ...], ...]:
         return (tuple(value),)
     if isinstance(value, list) and value and all(isinstance(part, str) or _is_tokens(part) for part in value):
         return tuple(part if isinstance(part, str) else tuple(part) for part in value)
-    raise _wrong("prompt", "a string, a list of token ids, or a list of these")
+    raise _wrong(name, "a string, a list of token ids, or a list of these")
 
 
 def _is_tokens(value: Any) -> bool:

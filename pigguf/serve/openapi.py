@@ -9,7 +9,15 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from pigguf.serve.openai import HARMLESS, MOST_CHOICES, MOST_LIKELIEST, MOST_STOPS, MOST_TOOLS, NEUTRAL
+from pigguf.serve.openai import (
+    HARMLESS,
+    MOST_CHOICES,
+    MOST_LIKELIEST,
+    MOST_STOPS,
+    MOST_TEXTS,
+    MOST_TOOLS,
+    NEUTRAL,
+)
 
 Schema = dict[str, Any]
 
@@ -48,11 +56,14 @@ def _message(*roles: str, **more: Schema) -> Schema:
     return {**_object(required, {"name": _or_null(_NAME)}), "additionalProperties": {"type": "null"}}
 
 
-def _request(required: dict[str, Schema], optional: dict[str, Schema]) -> Schema:
-    """A request's body: what is null is as if it were not there."""
+def _request(
+    required: dict[str, Schema], optional: dict[str, Schema], shared: dict[str, Schema] | None = None
+) -> Schema:
+    """A request's body: what is null is as if it were not there. Shared are those of _BOTH, unless told."""
+    shared = _BOTH if shared is None else shared
     neutral = {name: {"enum": [*values]} for name, values in NEUTRAL.items() if name not in required}
     harmless: dict[str, Schema] = {name: {} for name in HARMLESS if name not in optional}
-    rest = {name: _or_null(schema) for name, schema in {**neutral, **_BOTH, **optional}.items()}
+    rest = {name: _or_null(schema) for name, schema in {**neutral, **shared, **optional}.items()}
     return {**_object(required, {**rest, **harmless}), "additionalProperties": {"type": "null"}}
 
 
@@ -241,6 +252,46 @@ _SCHEMAS: dict[str, Schema] = {
             }
         ),
     ),
+    "EmbeddingRequest": _request(
+        {
+            "input": {
+                "anyOf": [
+                    _TEXT,
+                    _TOKENS,
+                    {
+                        "type": "array",
+                        "items": {"anyOf": [_TEXT, _TOKENS]},
+                        "minItems": 1,
+                        "maxItems": MOST_TEXTS,
+                    },
+                ]
+            }
+        },
+        {
+            "model": _TEXT,
+            "encoding_format": {"enum": ["float", "base64"]},
+            "dimensions": {"type": "integer", "minimum": 1},
+            "user": {**_TEXT, "description": "changes nothing here"},
+        },
+        {},
+    ),
+    "Embeddings": _object(
+        {
+            "object": {"const": "list"},
+            "data": {
+                "type": "array",
+                "items": _object(
+                    {
+                        "object": {"const": "embedding"},
+                        "index": _COUNT,
+                        "embedding": {"anyOf": [_TEXT, {"type": "array", "items": {"type": "number"}}]},
+                    }
+                ),
+            },
+            "model": _TEXT,
+            "usage": _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT}),
+        }
+    ),
     "Models": _object(
         {
             "object": {"const": "list"},
@@ -253,6 +304,7 @@ _SCHEMAS: dict[str, Schema] = {
                         "created": _COUNT,
                         "owned_by": _TEXT,
                         "context_length": _COUNT,
+                        "embeddings": _FLAG,
                     }
                 ),
             },
@@ -309,6 +361,7 @@ def _health() -> Schema:
 _PATHS: dict[str, Schema] = {
     "/v1/chat/completions": _answering("Answer a conversation.", "ChatRequest", "ChatAnswer"),
     "/v1/completions": _answering("Continue a text.", "CompletionRequest", "CompletionAnswer"),
+    "/v1/embeddings": {"post": _operation("The vectors of texts.", _json("Embeddings"), "EmbeddingRequest")},
     "/v1/models": {"get": _operation("The model.", _json("Models"))},
     "/tokenize": {"post": _operation("A text's tokens.", _json("Tokens"), "TokenizeRequest")},
     "/detokenize": {"post": _operation("Tokens' text.", _json("Text"), "DetokenizeRequest")},

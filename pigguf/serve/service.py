@@ -6,17 +6,23 @@ Left out: HTTP (app.py), how it looks on the wire (openai.py), who computes when
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pigguf.chat_format import ChatFormat
 from pigguf.engine import Model, Sampling
+from pigguf.engine.embedding import Pooling, embed, pooling_of
 from pigguf.engine.sampling import sampler
+from pigguf.errors import Interrupted
 from pigguf.serve.errors import Refusal
 from pigguf.serve.host import Host
-from pigguf.serve.openai import Asked
+from pigguf.serve.openai import Asked, ToEmbed
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
 from pigguf.tools import CallReader, calls_grammar, opening_of
 
@@ -75,14 +81,7 @@ class Service:
             TokenizerError: no chat template, or one that refuses the conversation.
             UsageError: a prompt is empty, a token unknown, or the engine refuses the grammar.
         """
-        if asked.model is not None and asked.model != self.name:
-            raise Refusal(
-                404,
-                f"the model {asked.model[:80]!r} is not here",
-                f"this server has {self.name!r}",
-                param="model",
-                code="model_not_found",
-            )
+        self._refuse_other(asked.model)
         sampling = self._sampling(asked)
         if sampling.grammar is not None:
             if len(sampling.grammar) > self.limits.grammar:
@@ -142,13 +141,8 @@ class Service:
         return self._format.count(text)
 
     def _prompts(self, asked: Asked) -> list[list[int]]:
-        if asked.messages is not None:
-            prompts = [self._conversation(asked)]
-        else:
-            prompts = [
-                self.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
-                for prompt in asked.prompts
-            ]
+        is_chat = asked.messages is not None
+        prompts = [self._conversation(asked)] if is_chat else self._tokens(asked.prompts)
         for prompt in prompts:
             self._refuse(prompt, "prompt" if asked.messages is None else "messages")
         return prompts
@@ -165,6 +159,95 @@ class Service:
             )
         begun = self._format.call_form.opening if asked.forced else ""
         return self._format.tokens(messages, tools=asked.tools, begun=begun)
+
+    def _tokens(self, prompts: Sequence[str | tuple[int, ...]]) -> list[list[int]]:
+        return [
+            self.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts
+        ]
+
+    def _refuse_other(self, model: str | None) -> None:
+        """
+        Raises:
+            Refusal: another model is asked for than this one.
+        """
+        if model is not None and model != self.name:
+            raise Refusal(
+                404,
+                f"the model {model[:80]!r} is not here",
+                f"this server has {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    # ---- embeddings ------------------------------------------------------------------------------
+
+    @cached_property
+    def pooling(self) -> Pooling | None:
+        """How the model makes embeddings; None where it makes none."""
+        return pooling_of(self.model)
+
+    def to_embed(self, asked: ToEmbed) -> list[list[int]]:
+        """The tokens of each text.
+
+        Raises:
+            Refusal: the model gives no embeddings, or none of this length; a text is empty, or too long.
+            UsageError: a token is none of the vocabulary.
+        """
+        self._refuse_other(asked.model)
+        if self.pooling is None:
+            raise Refusal(
+                400,
+                f"the model {self.name!r} gives no embeddings: its file has no "
+                f"{self.model.file.architecture}.pooling_type (mean, cls or last)",
+                "serve a model that is made for embeddings",
+                param="model",
+                code="no_embeddings",
+            )
+        texts = self._tokens(asked.texts)
+        for tokens in texts:
+            self._refuse(tokens, "input")
+        return texts
+
+    def embedded(
+        self, asked: ToEmbed, texts: Sequence[Sequence[int]], stop: Callable[[], bool]
+    ) -> NDArray[np.float32]:
+        """The vectors of texts, computed beside the scheduler; one request at a time.
+
+        Args:
+            stop: asked often; True gives it up.
+
+        Raises:
+            Refusal: vectors of another length are asked for; it takes too long, or is given up; the server
+                is about to end; the model is spread over workers, whose connections no two contexts share.
+            PigError: the engine failed.
+        """
+        deadline = time.monotonic() + self.limits.seconds
+        with self.host.borrowed() as context:
+            model = context.model
+            if model.workers is not None:
+                raise Refusal(
+                    501,
+                    "embeddings are not computed on workers",
+                    "start a server without --workers for them",
+                    code="no_embeddings",
+                )
+            if asked.dimensions not in (None, context.embedding_width):
+                raise Refusal(
+                    400,
+                    f"dimensions is {asked.dimensions}, and a vector has {context.embedding_width}",
+                    "leave it out",
+                    param="dimensions",
+                    code="invalid_value",
+                )
+            try:
+                return embed(model, texts, context.options, lambda: stop() or time.monotonic() > deadline)
+            except Interrupted:
+                raise Refusal(
+                    504,
+                    "the embeddings were not done within the time that they may take",
+                    "ask for fewer texts at once",
+                    code="timeout",
+                ) from None
 
     def _refuse(self, prompt: Sequence[int], param: str) -> None:
         """

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pigguf.arch import CLASS_KEY, Family, find_family, to_gguf
-from pigguf.checkpoint import Adapter, AdapterFacts, Checkpoint, model_name, with_adapter
+from pigguf.checkpoint import Adapter, AdapterFacts, Checkpoint, model_name, read_pooling, with_adapter
 from pigguf.errors import InvalidTensor, UsageError
 from pigguf.gguf_file import PlannedTensor, TensorType, file_bytes, planned_files, write_files
 from pigguf.metadata import Typed, string, u32
@@ -195,17 +195,19 @@ def plan_conversion(
     named = to_gguf(family, spec, weights, str(checkpoint.path))
     choices = choose_types(scheme, spec, named)
     tensors = plan_tensors(named, choices, scheme.matrix)
+    pooled = read_pooling(checkpoint.path, spec.architecture)
     metadata = {
         **general_metadata(spec.architecture, vocab.model_name(name), scheme.recipe),
         **(_base_metadata(base) if facts else {}),
         **({CLASS_KEY: string(spec.hf_class)} if family.folded else {}),
         **spec.metadata(),
+        **pooled.metadata,
         **vocab.metadata(),
         **(scheme.matrix.metadata() if scheme.matrix else {}),
     }
     size = file_bytes(metadata, tensors)
     left_out = (family.leaves_out,) if family.leaves_out else ()
-    notes = checkpoint.notes + left_out + vocab.notes
+    notes = checkpoint.notes + left_out + pooled.notes + vocab.notes
     return ConversionPlan(name, spec, vocab, scheme, choices, metadata, tensors, size, facts, notes)
 
 

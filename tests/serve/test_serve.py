@@ -208,7 +208,7 @@ def test_text_and_tokens(smollm2: Served) -> None:
 def test_what_is_told_of_the_server(smollm2: Served, client: openai.OpenAI) -> None:
     [model] = client.models.list().data
     assert model.id == "SmolLM2-135M-Instruct.Q4_1"
-    assert model.model_extra == {"context_length": 1024}
+    assert model.model_extra == {"context_length": 1024, "embeddings": False}
     ask(client)
     assert json.loads(get(f"{smollm2.url}/health")) == {
         "status": "ok",

@@ -1,0 +1,87 @@
+"""Embeddings: a vector for a text, pooled over the last layer's states as the model's file says.
+
+    embed(model, [tokens, tokens], ContextOptions(threads=4)) -> (2, width)
+
+Contract: the states are those after the last norm, which transformers calls last_hidden_state; a vector has
+length 1. They are pooled here and not in the library, which pools what one batch holds: a text may be as long
+as the window. The context is an own one, as long as the longest text, and freed at the end.
+Left out: rerankers, whose pooling gives a score; several texts in one batch.
+Upstream: llama.cpp src/llama-graph.cpp, build_pooling; common/common.cpp, common_embd_normalize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pigguf.engine.context import Context, ContextOptions
+from pigguf.engine.model import Model
+from pigguf.errors import Interrupted, UsageError
+from pigguf.metadata import get
+
+Pooling = Literal["mean", "cls", "last"]
+_POOLINGS: Final[dict[int | None, Pooling]] = {1: "mean", 2: "cls", 3: "last"}  # llama.h, llama_pooling_type
+
+
+def pooling_of(model: Model) -> Pooling | None:
+    """How the model's file pools states, None where it does not say, and the model gives no embeddings."""
+    return _POOLINGS.get(get(model.file.metadata, f"{model.file.architecture}.pooling_type", int))
+
+
+def embed(
+    model: Model,
+    texts: Sequence[Sequence[int]],
+    options: ContextOptions | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> NDArray[np.float32]:
+    """The vectors of texts that are tokens: (len(texts), width).
+
+    Args:
+        texts: none of them empty, or longer than the model's window.
+        options: of which threads and the batch are taken.
+        stop: asked often; True gives it up.
+
+    Raises:
+        UsageError: the model gives none.
+        ContextOverflow, DoesNotFit: a text is too long for the model, or the memory.
+        Interrupted: it was given up.
+    """
+    pooling = pooling_of(model)
+    if pooling is None:
+        raise UsageError(
+            f"{model.path} gives no embeddings: it has no {model.file.architecture}.pooling_type of "
+            f"{', '.join(_POOLINGS.values())}",
+            "take a model that is made for embeddings",
+        )
+    own = replace(
+        options or ContextOptions(),
+        length=max(map(len, texts)),
+        sequences=1,
+        handoff=None,
+        embeddings=True,
+    )
+    with Context(model, own) as context:
+        return np.stack([_embedded(context, tokens, pooling, stop) for tokens in texts])
+
+
+def _embedded(
+    context: Context, tokens: Sequence[int], pooling: Pooling, stop: Callable[[], bool]
+) -> NDArray[np.float32]:
+    wanted = {"mean": range(len(tokens)), "cls": range(1), "last": range(len(tokens))[-1:]}[pooling]
+    total = np.zeros(context.embedding_width, np.float64)
+    with context.turn:
+        context.cut(0, 0)
+        size = min(context.batch_size, context.most_outputs)
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
+            outputs = [place for place in range(len(part)) if start + place in wanted]
+            if not context.decode(0, part, start, outputs, stop):
+                raise Interrupted("the embeddings were given up")
+            for place in outputs:
+                total += context.embedding(place)
+    length = float(np.linalg.norm(total))  # the mean's direction is the sum's
+    return (total / length if length else total).astype(np.float32)

@@ -1,0 +1,194 @@
+"""/v1/embeddings: transformers' pooled states, as OpenAI's client asks for them; who gives none says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+from engine.tiny_gguf import WIDTH, text_tokens, write_tiny
+from numpy.typing import NDArray
+from serve.served import Served, serving
+from tiny import make_checkpoint
+
+import pigguf
+from pigguf.engine import ContextOptions, Model
+from pigguf.engine.embedding import embed, pooling_of
+from pigguf.errors import Interrupted, UsageError
+from pigguf.metadata import u32
+
+MEAN, CLS, LAST, RANK = 1, 2, 3, 4
+WINDOW = 512
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    keys = {"llama.pooling_type": u32(MEAN), "llama.context_length": u32(WINDOW)}
+    return write_tiny(tmp_path_factory.mktemp("embed") / "tiny.gguf", keys)
+
+
+@pytest.fixture(scope="module")
+def served(path: Path) -> Iterator[Served]:
+    with serving(path, "--slots", "1", "--no-sessions") as served:
+        yield served
+
+
+def ask(served: Served, given: Any, **more: Any) -> Any:
+    return served.client().embeddings.create(model="tiny", input=given, **more)
+
+
+def vectors(answer: Any) -> NDArray[np.float64]:
+    return np.array([one.embedding for one in answer.data])
+
+
+def test_vectors_of_texts(served: Served) -> None:
+    texts = ["Pigs fly.", "Pigs do not fly at all.", "Pigs fly."]
+    answer = ask(served, texts)
+    found = vectors(answer)
+    assert found.shape == (3, WIDTH)
+    assert [one.index for one in answer.data] == [0, 1, 2]
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
+    assert found[0].tolist() == found[2].tolist()
+    assert found[0] @ found[1] < 0.999
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, texts)) + 3 * 2
+    as_list = ask(served, texts[0], encoding_format="float", dimensions=WIDTH)
+    assert vectors(as_list)[0] == pytest.approx(found[0], abs=1e-7)
+    with Model.open(served_path(served), vocab_only=True) as model:
+        tokens = [model.tokenize(text) for text in texts[:2]]
+    assert vectors(ask(served, tokens)).tolist() == found[:2].tolist()
+    assert vectors(ask(served, tokens[1])).tolist() == found[1:2].tolist()
+
+
+def served_path(served: Served) -> str:
+    arguments = served.process.args
+    assert isinstance(arguments, list)
+    return next(str(argument) for argument in arguments if str(argument).endswith(".gguf"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"input": ""}, None),
+        ({"input": []}, "input must be a string"),
+        ({"input": "x", "dimensions": WIDTH - 1}, f"a vector has {WIDTH}"),
+        ({"input": "x", "encoding_format": "int8"}, "encoding_format must be float or base64"),
+        ({"input": "x", "truncate": True}, "'truncate' is unknown"),
+        ({"input": "x", "model": "other"}, "'other' is not here"),
+        ({"input": [[1, 10**6]]}, "1000000"),
+        ({"input": ["x"] * 2049}, "2,048 texts at most"),
+    ],
+    ids=["empty", "none", "dimensions", "format", "unknown", "model", "token", "many"],
+)
+def test_what_is_wrong_is_refused(served: Served, wrong: dict[str, Any], reason: str | None) -> None:
+    given = {"model": "tiny", **wrong}
+    more = {"extra_body": {"truncate": given.pop("truncate")}} if "truncate" in given else {}
+    if reason is None:  # BOS is a text too
+        assert vectors(served.client().embeddings.create(**given)).shape == (1, WIDTH)
+        return
+    with pytest.raises(openai.APIStatusError) as refused:
+        served.client().embeddings.create(**given, **more)
+    assert reason.replace(",", "") in refused.value.message.replace(",", "")
+    assert refused.value.status_code == (404 if "model" in wrong else 400)
+
+
+def test_a_text_past_the_window_is_refused_with_counts(served: Served) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(served, ["short", "x" * WINDOW])
+    body: Any = refused.value.body
+    assert body["code"] == "context_length_exceeded"
+    assert body["context_length"] == WINDOW < body["prompt_tokens"]
+    assert vectors(ask(served, text_tokens(WINDOW))).shape == (1, WIDTH)
+
+
+def test_answers_go_on_beside_embeddings(served: Served) -> None:
+    client = served.client()
+
+    def answer() -> str:
+        return (
+            client.completions.create(model="tiny", prompt="Once", max_tokens=200, temperature=0)
+            .choices[0]
+            .text
+        )
+
+    alone = answer()
+    stream = client.completions.create(
+        model="tiny", prompt="Once", max_tokens=200, temperature=0, stream=True
+    )
+    texts = [next(iter(stream)).choices[0].text]
+    found = vectors(ask(served, ["some text"] * 20))
+    texts += [chunk.choices[0].text for chunk in stream]
+    assert "".join(texts) == alone
+    assert (found == found[0]).all()
+
+
+def test_a_model_tells_whether_it_gives_any(served: Served, tmp_path: Path) -> None:
+    assert served.client().models.list().data[0].embeddings is True  # type: ignore[attr-defined]
+    with serving(write_tiny(tmp_path / "tiny.gguf"), "--slots", "1", "--no-sessions") as other:
+        assert other.client().models.list().data[0].embeddings is False  # type: ignore[attr-defined]
+        with pytest.raises(openai.BadRequestError, match="gives no embeddings: its file has no llama"):
+            ask(other, "x")
+
+
+# ---- what is computed ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, MEAN),
+        ({"pooling_mode": "cls"}, CLS),
+        ({"pooling_mode_lasttoken": True}, LAST),
+    ],
+)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_vectors_are_transformers_pooled_states(
+    family: str, said: dict[str, Any], kind: int, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModel
+
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
+    pool(checkpoint, said)
+    pigguf.convert(checkpoint, tmp_path / "tiny.gguf", type="F32")
+    reference = AutoModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    tokens = [int(token) for token in np.random.default_rng(kind).integers(3, 200, 60)]
+    with torch.no_grad():
+        states = reference(torch.tensor([tokens])).last_hidden_state[0].numpy()
+    expected = {MEAN: states.mean(axis=0), CLS: states[0], LAST: states[-1]}[kind]
+    with Model.open(tmp_path / "tiny.gguf") as model:
+        options = ContextOptions(batch=16, cache_k="f32", cache_v="f32")
+        [short, found] = embed(model, [tokens[:7], tokens], options)
+    # attention takes 16 bits
+    assert found @ expected / np.linalg.norm(expected) == pytest.approx(1, abs=1e-5)
+    assert (short @ expected / np.linalg.norm(expected) > 0.9999) == (kind == CLS)
+
+
+def pool(checkpoint: Path, said: dict[str, Any]) -> None:
+    (checkpoint / "1_Pooling").mkdir()
+    config = {"word_embedding_dimension": 64, **said, "include_prompt": True}
+    (checkpoint / "1_Pooling" / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "said", [{"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, {"pooling_mode": "max"}]
+)
+def test_a_pooling_that_no_file_can_say_is_told(said: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    pool(checkpoint, said)
+    plan = pigguf.convert(checkpoint, tmp_path / "tiny.gguf", type="F32").plan
+    assert "llama.pooling_type" not in plan.metadata
+    assert any("max" in note and "gives no embeddings" in note for note in plan.notes)
+
+
+def test_what_gives_no_vectors(path: Path, tmp_path: Path) -> None:
+    with Model.open(path) as model, pytest.raises(Interrupted):
+        embed(model, [text_tokens(300)], stop=lambda: True)
+    ranking = write_tiny(tmp_path / "rank.gguf", {"llama.pooling_type": u32(RANK)})
+    with Model.open(ranking) as model:
+        assert pooling_of(model) is None
+        with pytest.raises(UsageError, match=r"no llama\.pooling_type of mean, cls, last"):
+            embed(model, [text_tokens(3)])
