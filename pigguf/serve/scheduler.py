@@ -10,7 +10,8 @@ read at once. Clients take turns: a free slot goes to the one that has the fewes
 order, and prompts are shared between clients before they are between the requests of one. What runs is not
 stopped for those who wait.
 A free slot is chosen by what its cache holds of the prompt; what another slot holds of it is copied, and what
-another just reads of it is waited for.
+another just reads of it is waited for. What was read goes to the context's store when there is nothing
+else to do, for that takes a second for each gigabyte.
 Left out: HTTP, text to tokens (service.py), which sequences share a batch in llama.cpp (engine/).
 """
 
@@ -319,14 +320,27 @@ class Scheduler:
         for slot, run in self._runs():
             self._end(slot, run, Failed(self._why_ending or ending()))
         for slot in self._slots:
+            if slot.is_to_keep and isinstance(self._why_ending, Refusal):  # else the cache is of no use
+                self._keep(slot)
             slot.session.close()
 
     def _wait_for_work(self) -> bool:
-        """Whether there is a step to take; False is the end."""
-        with self._changed:
-            while not self._is_closed and not self._waiting and not self.running:
-                self._changed.wait()
-            return not self._is_closed
+        """Whether there is a step to take; False is the end. Meanwhile what was read is kept."""
+        while True:
+            with self._changed:
+                if self._is_closed or self._waiting or self.running:
+                    return not self._is_closed
+                slot = next((slot for slot in self._slots if slot.is_to_keep), None)
+                if slot is None:
+                    self._changed.wait()
+            if slot is not None:
+                self._keep(slot)
+
+    def _keep(self, slot: _Slot) -> None:
+        """Keep what a free slot's cache holds for the next process."""
+        slot.is_to_keep = False
+        if self._context.store is not None:
+            self._context.store.keep(slot.session)
 
     def _step(self) -> None:
         self._drop_gone()
@@ -379,8 +393,7 @@ class Scheduler:
         if isinstance(event, Done):
             taken = time.monotonic() - run.answer.begun
             self._answer_seconds += (taken - self._answer_seconds) * _RATE
-            if self._context.store is not None:
-                self._context.store.keep(slot.session)
+            slot.is_to_keep = True
 
     # ---- who comes -------------------------------------------------------------------------------
 
@@ -431,6 +444,7 @@ class Scheduler:
             UsageError: the grammar is none.
         """
         session, prompt = slot.session, list(answer.request.prompt)
+        slot.is_to_keep = False
         with ExitStack() as opened:
             drawing = opened.enter_context(sampler(answer.request.sampling, self._context.model, prompt))
             kept = session.begin(prompt)
@@ -514,6 +528,7 @@ class _Slot:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.run: _Run | None = None
+        self.is_to_keep = False
         self.used = 0  # how many answers had ended when its last one did
 
     def worth(self, prompt: NDArray[np.int32]) -> int:

@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import pytest
 from engine.tiny_gguf import text_tokens, write_tiny
+from serve.served import wait_until
 
-from pigguf.engine import Context, ContextOptions, Model, Sampling
+from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
 from pigguf.metadata import u32
 from pigguf.serve.errors import Refusal
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
@@ -237,6 +238,38 @@ def test_who_waits_is_told_how_many_come_before(scheduler: Scheduler) -> None:
         Waiting(1),
         Waiting(0),
     ]
+
+
+class Kept:
+    """A store that notes what is kept, and how many answers are written then."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, int]] = []
+        self.running: Callable[[], int] = lambda: 0
+
+    def recall(self, session: Session, tokens: Sequence[int]) -> None:
+        pass
+
+    def keep(self, session: Session) -> None:
+        self.kept.append((session.length, self.running()))
+
+
+def test_what_was_read_is_kept_when_nobody_waits_for_it(model: Model) -> None:
+    store = Kept()
+    options = ContextOptions(length=WINDOW, sequences=2, batch=128)
+    with Context(model, options, store=store) as context:
+        with Scheduler(context) as scheduler:
+            store.running = lambda: scheduler.running
+            long, short = Heard(), Heard()
+            scheduler.submit([asked(text_tokens(9), 400)], long)
+            scheduler.submit([asked(text_tokens(50, seed=3), 2)], short)
+            short.end()
+            assert not store.kept
+            long.end()
+            wait_until(lambda: len(store.kept) == 2)
+            drawn(scheduler, text_tokens(60, seed=5), most=1)
+        assert {running for _, running in store.kept} == {0}
+        assert {51, 60} < {length for length, _ in store.kept}  # the last one when it was closed
 
 
 def test_what_takes_too_long_fails(scheduler: Scheduler) -> None:
