@@ -11,10 +11,15 @@ from typing import Any
 
 import pytest
 from serve.served import Served, get, post, serving
+from starlette.routing import Route
 from tiny_chat import write_chatting
 
+from pigguf.runtime import RunSettings
 from pigguf.serve import openai
+from pigguf.serve.app import create_app
+from pigguf.serve.host import Host
 from pigguf.serve.openapi import description
+from pigguf.serve.service import Limits, Service
 
 KEY = "s3cret"
 SCHEMAS = description(with_key=True)["components"]["schemas"]
@@ -47,6 +52,19 @@ def test_it_describes_what_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -
     read(body)
     assert set(SCHEMAS[name]["properties"]) == taken | set(openai.NEUTRAL) | openai.HARMLESS
     assert set(SCHEMAS[name]["required"]) == set(body)
+
+
+def test_it_describes_every_route_but_the_page_s(tmp_path: Path) -> None:
+    path = write_chatting(tmp_path / "tiny.gguf", 256)
+    with Host(path, RunSettings(sessions=False)) as host:
+        routes = [route for route in create_app(Service(host, Limits())).routes if isinstance(route, Route)]
+    page = ("/static/", "/about", "/count", "/documents")
+    found = {
+        route.path: {method.lower() for method in (route.methods or ())} - {"head"}
+        for route in routes
+        if route.path != "/" and not route.path.startswith(page)
+    }
+    assert found == {name: set(methods) for name, methods in description(with_key=True)["paths"].items()}
 
 
 def test_a_server_tells_it_to_who_has_no_key(tiny: Served) -> None:
