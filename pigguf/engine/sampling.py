@@ -120,6 +120,7 @@ class Sampler:
         self._sampling = sampling
         self._chain = chain
         self._grammar = grammar
+        self._takes_largest = sampling.is_greedy and grammar is None and not sampling.has_penalties
 
     def draw(self, context: Context, index: int = -1) -> int:
         """A token from the last batch's logits after its token `index`, -1 for the last kept.
@@ -127,6 +128,8 @@ class Sampler:
         Raises:
             EngineError: the vocabulary has no token that the grammar allows.
         """
+        if self._takes_largest:
+            return int(context.logits(index).argmax())  # ten times as fast as the chain
         if self._grammar is None:
             return int(self._llama.llama_sampler_sample(self._chain, context.handle, index))
         token, _ = self._choose(context.logits(index))
@@ -139,8 +142,8 @@ class Sampler:
         if not self._sampling.is_greedy:
             return self.draw(context, index)
         logits = context.logits(index)
-        if self._grammar is None and not self._sampling.has_penalties:
-            token = place = int(logits.argmax())  # ten times as fast as the chain
+        if self._takes_largest:
+            token = place = int(logits.argmax())
         else:
             token, tried = self._choose(logits)
             logits = tried["logit"]

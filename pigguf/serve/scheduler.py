@@ -6,9 +6,10 @@
 
 A step holds the next token of every answer that is being written, and a chunk of the prompts that are being
 read: as much as leaves the answers flowing, and shared evenly, so that a short prompt beside a long one is
-read at once. Clients take turns: a free slot goes to the one that has the fewest, its requests in their
-order, and prompts are shared between clients before they are between the requests of one. What runs is not
-stopped for those who wait.
+read at once; a share is a tile of tokens at least, and prompts take turns where there is room for one.
+Clients take turns: a free slot goes to the one that has the fewest, its requests in their order, and prompts
+are shared between clients before they are between the requests of one. What runs is not stopped for those
+who wait.
 A free slot is chosen by what its cache holds of the prompt; what another slot holds of it is copied, and what
 another just reads of it is waited for. What was read goes to the context's store when there is nothing
 else to do, for that takes a second for each gigabyte.
@@ -39,7 +40,7 @@ from pigguf.serve.errors import Refusal, ending
 from pigguf.text import Text
 
 LONGEST_GAP = 0.2  # seconds of a step beside which answers are being written, about
-_LEAST_CHUNK = 32  # tokens of prompts in a step: fewer cost nearly as much
+_TILE = 64  # tokens of a sequence from which on a CPU attends to them together (ggml-cpu, GGML_FA_TILE_Q)
 _COPIED_FOR_ONE = 64  # cells of a sequence that are copied in the time one token is computed, at the least
 _RATE = 0.2  # at which measurements replace what was believed
 _CLIENTS = 4  # whose queues may be full at once
@@ -480,32 +481,41 @@ class Scheduler:
         """The parts of the next step, by sequence: llama.cpp computes neighbours together."""
         runs = list(self._runs())
         counts = {id(run): 1 for _, run in runs if not run.is_reading}
+        beside = 1 if counts else 0  # tokens of each prompt that are computed with those of the answers
         room = self._context.batch_size - len(counts)
         if counts:
             room = min(room, self._chunk())
+        reading = [run for _, run in runs if run.is_reading]
+        self._share(room, reading)
+        for place, run in enumerate(sorted(reading, key=lambda run: -run.owed)):
+            due = run.due(beside)
+            counts[id(run)] = min(due, room) if due <= room or place == 0 else 0
+            run.owed -= counts[id(run)]
+            room -= counts[id(run)]
+        return [(slot, run, run.part(counts[id(run)])) for slot, run in runs if counts[id(run)]]
+
+    def _share(self, room: int, reading: Sequence[_Run]) -> None:
+        """Note what each prompt may take of a step, its own and what others had of it in steps before."""
         clients: defaultdict[str, list[_Run]] = defaultdict(list)
-        for _, run in runs:
-            if run.is_reading:
-                clients[run.answer.client].append(run)
+        for run in reading:
+            clients[run.answer.client].append(run)
         wanted = [sum(len(run.unread) for run in of_client) for of_client in clients.values()]
         for of_client, share in zip(clients.values(), _shares(room, wanted), strict=True):
-            counts |= zip(
-                map(id, of_client), _shares(share, [len(run.unread) for run in of_client]), strict=True
-            )
-        return [(slot, run, run.part(counts[id(run)])) for slot, run in runs if counts[id(run)]]
+            own = _shares(share, [len(run.unread) for run in of_client])
+            for run, tokens in zip(of_client, own, strict=True):
+                run.owed += tokens
 
     def _chunk(self) -> int:
         """Tokens of prompts that leave the answers flowing."""
-        if not self._reading_pace:
-            return _LEAST_CHUNK
-        return max(_LEAST_CHUNK, int(LONGEST_GAP / self._reading_pace))
+        tiles = int(LONGEST_GAP / self._reading_pace) // _TILE if self._reading_pace else 1
+        return max(1, tiles) * _TILE + 1
 
     def _learn(self, planned: Sequence[tuple[_Slot, _Run, Part]], seconds: float) -> None:
         read = sum(len(part.tokens) for _, run, part in planned if run.is_reading)
         self.figures.read += read
         self.figures.steps += 1
         self.figures.seconds += seconds
-        if read >= _LEAST_CHUNK:
+        if read >= _TILE:
             pace = seconds / read
             self._reading_pace += (pace - self._reading_pace) * (_RATE if self._reading_pace else 1)
 
@@ -548,6 +558,7 @@ class _Run:
         self.reused = session.length
         self.unread = list(request.prompt[session.length :])  # of the prompt; then the token drawn last
         self.drawn = 0
+        self.owed = 0  # tokens of steps that are this prompt's, and that it has not taken
         self._begun = self._told = time.monotonic()
         opening = request.sampling.grammar_after
         self._text = Text(
@@ -565,6 +576,12 @@ class _Run:
 
     def part(self, most: int) -> Part:
         return Part(self.session, self.unread[:most], wants_logits=most >= len(self.unread))
+
+    def due(self, beside: int) -> int:
+        """Tokens of the prompt that are its due in a step: whole tiles, one at the least, or all the rest."""
+        if self.owed >= len(self.unread):
+            return len(self.unread)
+        return min(len(self.unread), max(1, self.owed // _TILE) * _TILE + beside)
 
     def has_read(self, count: int) -> None:
         """Note tokens that a step has computed."""

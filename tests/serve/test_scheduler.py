@@ -12,6 +12,7 @@ from engine.tiny_gguf import text_tokens, write_tiny
 from serve.served import wait_until
 
 from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.engine.session import Part, step
 from pigguf.metadata import u32
 from pigguf.serve.errors import Refusal
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
@@ -101,6 +102,28 @@ def test_answers_flow_while_a_long_prompt_is_read(scheduler: Scheduler) -> None:
     assert len(between) >= 4000 // 128 // 2
     gaps = [later - earlier for earlier, later in pairwise(between)]
     assert max(gaps) < (read - begun) / 3
+
+
+@pytest.mark.parametrize("scheduler", [(3, 64)], indirect=True)
+def test_long_prompts_beside_an_answer_are_read_in_tiles_in_turn(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[Session, int]] = []
+
+    def watched(context: Context, parts: Sequence[Part]) -> list[int]:
+        read.extend((part.session, len(part.tokens)) for part in parts if len(part.tokens) > 1)
+        return step(context, parts)
+
+    monkeypatch.setattr("pigguf.serve.scheduler.LONGEST_GAP", 0)
+    monkeypatch.setattr("pigguf.serve.scheduler.step", watched)
+    flowing, reading = Heard(), Heard()
+    ticket = scheduler.submit([asked(text_tokens(1), 4000)], flowing)
+    flowing.until(lambda: flowing.events)
+    scheduler.submit([asked(text_tokens(650, seed=seed), 1) for seed in (2, 3)], reading)
+    reading.end(0), reading.end(1)
+    ticket.cancel()
+    assert [tokens for _, tokens in read] == [65] * 20  # 64 together, and one with the answer's token
+    assert all(one is not other for (one, _), (other, _) in pairwise(read))
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(scheduler: Scheduler) -> None:
