@@ -60,7 +60,7 @@ def drawing(
 
 
 def drawn(child: subprocess.Popen[str]) -> list[str]:
-    out, err = child.communicate(timeout=300)
+    out, err = child.communicate(timeout=500)
     assert child.returncode == 0, err
     return out.split()
 
@@ -80,21 +80,28 @@ def test_the_same_tokens_over_a_slow_wire(start: Start, tiny: Path, delay: float
 
 
 @pytest.mark.slow
-def test_packets_that_get_lost_are_no_stall(start: Start, smollm2_gguf: Path) -> None:
-    """Weights of 90 MiB and an answer of half a minute, over a wire that loses one packet in fifty."""
-    expected = drawn(drawing(smollm2_gguf, 300))
+def test_packets_that_get_lost_are_no_stall(start: Start, tiny: Path) -> None:
+    expected = drawn(drawing(tiny, 700))
     with Network(4, 0.010, loss=0.02) as wire:
         begun = time.monotonic()
-        assert drawn(drawing(smollm2_gguf, 300, workers_on(wire, start, 3), wire.on(0))) == expected
-        assert time.monotonic() - begun > 20  # many signs of life
+        assert drawn(drawing(tiny, 700, workers_on(wire, start, 3), wire.on(0))) == expected
+        assert time.monotonic() - begun > 700 * 3 * 0.020  # dozens of signs of life
+
+
+@pytest.mark.slow
+def test_weights_arrive_over_a_wire_that_loses_packets(start: Start, smollm2_gguf: Path) -> None:
+    """90 MiB at what TCP makes of it, about a megabyte a second."""
+    expected = drawn(drawing(smollm2_gguf, 20))
+    with Network(3, 0.010, loss=0.005) as wire:
+        assert drawn(drawing(smollm2_gguf, 20, workers_on(wire, start, 2), wire.on(0))) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failure", ["stopped", "pulled cable"])
-def test_a_stall_is_told_from_loss(start: Start, smollm2_gguf: Path, failure: str) -> None:
+def test_a_stall_is_told_from_loss(start: Start, tiny: Path, failure: str) -> None:
     with Network(3, 0.010, loss=0.02) as wire:
         two = workers_on(wire, start, 2)
-        child = drawing(smollm2_gguf, 1000, two, wire.on(0))
+        child = drawing(tiny, 800, two, wire.on(0))
         assert child.stdout is not None
         for _ in range(20):
             assert child.stdout.readline()
