@@ -89,7 +89,7 @@ def command(
             f"{address_of(listener)}/ Ctrl-C ends it."
         )
 
-    run = RunSettings(ctx_length, prefill="llama.cpp", **settings)  # PyTorch would halt all others meanwhile
+    run = RunSettings(ctx_length, **settings)
     with (
         tidy_termination(),
         listen(host, port, api_key or None) as listener,

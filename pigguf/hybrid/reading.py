@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 
+from pigguf.engine import kv_state
 from pigguf.engine.session import Session
 from pigguf.errors import Interrupted
 from pigguf.hybrid.attention import Attention, BlockedAttention, FusedAttention
@@ -57,7 +58,9 @@ def read_prompt(shape: Shape, session: Session, tokens: Sequence[int], progress:
                 done = stop
         finally:
             if done > first:
-                session.adopt_state(cache.first(done), prompt[:done])
+                state = cache.first(done)
+                kv_state.set_streams(state, session.context.options.sequences)
+                session.adopt_state(state, prompt[:done])
 
 
 def _attention(shape: Shape, cells: int) -> Attention:

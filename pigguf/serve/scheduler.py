@@ -35,7 +35,8 @@ from numpy.typing import NDArray
 from pigguf.engine import Context, Sampling, Session
 from pigguf.engine.sampling import Sampler, sampler
 from pigguf.engine.session import Part, step
-from pigguf.errors import EngineError, PigError
+from pigguf.errors import EngineError, Interrupted, PigError
+from pigguf.progress import Silent
 from pigguf.serve.errors import Refusal, ending
 from pigguf.text import Text
 
@@ -208,6 +209,7 @@ class Scheduler:
         self._slots = [_Slot(context.sequence()) for _ in range(self.slots)]
         self._changed = threading.Condition()
         self._waiting: list[_Answer] = []
+        self._submitted = 0
         self._served: dict[str, int] = {}  # of each client that is here, when it got its last slot
         self._check = check
         self._why_ending: PigError | None = None
@@ -244,6 +246,7 @@ class Scheduler:
                 raise self._why_ending
             self._refuse_too_many(answers)
             self._waiting += answers
+            self._submitted += len(answers)
             self._changed.notify()
         return Ticket(answers)
 
@@ -348,6 +351,8 @@ class Scheduler:
         self._admit()
         for before, answer in enumerate(self._in_turn()):
             answer.tell_waiting(before)
+        if self._read_alone():
+            return
         planned = self._plan()
         if not planned:
             return
@@ -505,6 +510,42 @@ class Scheduler:
             for run, tokens in zip(of_client, own, strict=True):
                 run.owed += tokens
 
+    def _read_alone(self) -> bool:
+        """Let the context's reader have a long prompt where nobody else could be served; whether it had it.
+
+        It reads for long at a time. Who comes meanwhile stops it; what it has read stays, up to some
+        thousand tokens.
+        """
+        reader, runs = self._context.reader, list(self._runs())
+        if reader is None or len(runs) != 1:
+            return False
+        [(slot, run)] = runs
+        held, others = run.session.length, self.slots > 1
+        unread = run.unread[:-1]  # the last is computed in a step, for its logits
+        if not run.is_reading or not reader.is_worth(held, len(unread)):
+            return False
+        submitted, begun = self._submitted, time.perf_counter()
+
+        def go_on() -> None:
+            self._check()
+            now = time.monotonic()
+            if _is_over(run.answer, now) or now > self._end_by or self._is_closed:
+                raise Interrupted("nobody waits for the prompt any more")
+            if others and self._submitted > submitted:
+                raise Interrupted("somebody else can be served")
+
+        try:
+            reader.read(run.session, unread, _Telling(run, go_on))
+        except Interrupted:
+            pass  # the next step sees to who came, or went
+        except PigError as error:
+            self._end(slot, run, Failed(error))
+            return True
+        run.has_read(run.session.length - held)
+        self.figures.read += run.session.length - held
+        self.figures.seconds += time.perf_counter() - begun
+        return True
+
     def _chunk(self) -> int:
         """Tokens of prompts that leave the answers flowing."""
         tiles = int(LONGEST_GAP / self._reading_pace) // _TILE if self._reading_pace else 1
@@ -589,12 +630,17 @@ class _Run:
         if self.is_reading and (not self.unread or time.monotonic() >= self._told + _BETWEEN_TELLING):
             self.tell_reading()
 
-    def tell_reading(self) -> None:
+    def is_reading_more(self, count: float) -> None:
+        """Note tokens that are on their way into the cache, now and then."""
+        if time.monotonic() >= self._told + _BETWEEN_TELLING:
+            self.tell_reading(int(count))
+
+    def tell_reading(self, more: int = 0) -> None:
         """Say how much of the prompt is read, where that is wanted."""
         if self.answer.request.progress:
             self._told = time.monotonic()
             total = len(self.answer.prompt)
-            read = total - len(self.unread)
+            read = total - len(self.unread) + more
             self.answer.deliver(Reading(total, self.reused, read, self._told - self._begun))
 
     def take(
@@ -626,6 +672,20 @@ class _Run:
 
     def close(self) -> None:
         self._opened.close()
+
+
+class _Telling(Silent):
+    """Hands a reader's progress on to who waits for the answer, and stops it by what `go_on` raises."""
+
+    def __init__(self, run: _Run, go_on: Callable[[], None]) -> None:
+        self._run = run
+        self._go_on = go_on
+        self._done = 0.0
+
+    def advance(self, amount: float) -> None:
+        self._go_on()
+        self._done += amount
+        self._run.is_reading_more(self._done)
 
 
 def _probable(token: int, logits: NDArray[np.float32], most: int) -> Drawn:

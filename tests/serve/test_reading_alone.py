@@ -1,0 +1,119 @@
+"""Long prompts in PyTorch, where nobody else could be served; in chunks as soon as somebody can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from engine.tiny_gguf import linear, text_tokens, write_tiny
+from serve.test_scheduler import Heard, asked
+
+from pigguf.engine import Context, ContextOptions, Model, Session
+from pigguf.hybrid import HybridReader
+from pigguf.progress import Progress
+from pigguf.serve.scheduler import Done, Event, Failed, Reading, Request, Scheduler
+
+WINDOW = 16384
+
+
+class Always(HybridReader):
+    """Worth it for every long prompt, whatever the CPU; notes what it has read."""
+
+    def __init__(self, model: Model, options: ContextOptions) -> None:
+        super().__init__(model, options)
+        self.counts: list[int] = []
+
+    def is_worth(self, held: int, count: int) -> bool:
+        return self._shape is not None and count > 1000
+
+    def read(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
+        held = session.length
+        try:
+            super().read(session, tokens, progress)
+        finally:
+            self.counts.append(session.length - held)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    path: Path = write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", linear(4.0, WINDOW))
+    with Model.open(path, gpu_layers=0) as model:
+        yield model
+
+
+@pytest.fixture(params=[2, 1])
+def served(model: Model, request: pytest.FixtureRequest) -> Iterator[tuple[Scheduler, Always]]:
+    options = ContextOptions(length=WINDOW, sequences=request.param, batch=256)
+    reader = Always(model, options)
+    with Context(model, options, reader=reader) as context, Scheduler(context) as scheduler:
+        yield scheduler, reader
+
+
+def long_request(count: int) -> Request:
+    return Request(text_tokens(count), max_tokens=4, progress=True, client="long")
+
+
+def test_a_long_prompt_alone_is_the_reader_s(served: tuple[Scheduler, Always]) -> None:
+    scheduler, reader = served
+    heard = Heard()
+    scheduler.submit([long_request(9000)], heard)
+    end = heard.end()
+    assert isinstance(end, Done)
+    assert (reader.counts, end.drawn) == ([8999], 4)
+    told = [event.read for event in heard.of(0) if isinstance(event, Reading)]
+    assert (told[0], told[-1]) == (0, 9000)
+    assert told == sorted(told)
+    assert len(told) > 2
+    assert scheduler.figures.read == 9000
+
+
+@pytest.mark.parametrize("served", [2], indirect=True)
+def test_who_comes_is_answered_first(served: tuple[Scheduler, Always]) -> None:
+    scheduler, reader = served
+    first, second = Heard(), Heard()
+
+    def deliver(index: int, event: Event) -> None:
+        first(index, event)
+        if isinstance(event, Reading) and event.read > 5000 and not second.events and not reader.counts:
+            scheduler.submit([asked([1, 2, 3], 8, "short")], second)
+
+    scheduler.submit([long_request(16000)], deliver)
+    assert isinstance(second.end(), Done)
+    assert isinstance(first.end(), Done)
+    assert second.events[-1][0] < first.events[-1][0]
+    assert 4096 <= reader.counts[0] < 15999  # whole parts of what it had read stay
+    assert scheduler.figures.read == 16000 + 3
+
+
+def test_who_goes_away_stops_it(served: tuple[Scheduler, Always]) -> None:
+    scheduler, reader = served
+    heard, after = Heard(), Heard()
+
+    def deliver(index: int, event: Event) -> None:
+        heard(index, event)
+        if isinstance(event, Reading) and 0 < event.read < 12000:
+            ticket.cancel()
+
+    ticket = scheduler.submit([long_request(16000)], deliver)
+    assert isinstance(heard.end(), Failed)
+    assert reader.counts[0] < 15999
+    scheduler.submit([asked([1, 2, 3], 8)], after)
+    assert isinstance(after.end(), Done)
+
+
+def test_where_nobody_else_could_be_served_it_goes_on(model: Model) -> None:
+    options = ContextOptions(length=WINDOW, batch=256)
+    reader = Always(model, options)
+    first, second = Heard(), Heard()
+    with Context(model, options, reader=reader) as context, Scheduler(context) as scheduler:
+
+        def deliver(index: int, event: Event) -> None:
+            first(index, event)
+            if isinstance(event, Reading) and event.read > 0 and not second.events and not reader.counts:
+                scheduler.submit([asked([1, 2, 3], 8, "short")], second)
+
+        scheduler.submit([long_request(9000)], deliver)
+        assert isinstance(first.end(), Done)
+        assert isinstance(second.end(), Done)
+    assert reader.counts == [8999]
