@@ -351,6 +351,7 @@ def test_conversations_are_kept_renamed_exported_and_deleted(visit: Visit, smoll
     page.get_by_role("button", name="Rename Name the capital").click()
     page.get_by_label("Name of the conversation").fill("Capitals")
     page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text("Renamed: Capitals")
     page.reload()
     expect(page.locator("[aria-current]")).to_have_text("Capitals")
     expect(page.locator(".answer")).to_contain_text("Paris")

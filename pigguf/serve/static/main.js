@@ -115,11 +115,13 @@ function row(conversation) {
 
 function rename(conversation, made) {
   const field = el("input", { value: titleOf(conversation), "aria-label": "Name of the conversation" });
-  const done = (takes) => {
+  const done = async (takes) => {
     field.onblur = null;
     if (takes && field.value.trim()) conversation.title = field.value.trim();
-    keep(conversation);
+    const keeping = keep(conversation);
     $("conversations").querySelector("[aria-current]")?.focus();
+    await keeping;
+    if (takes) say(`Renamed: ${titleOf(conversation)}`);
   };
   field.onblur = () => done(true);
   field.onkeydown = (event) => {

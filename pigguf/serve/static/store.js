@@ -8,11 +8,11 @@ const OPEN = new Promise((resolve, reject) => {
 });
 
 async function within(mode, act) {
-  const store = (await OPEN).transaction("conversations", mode).objectStore("conversations");
+  const transaction = (await OPEN).transaction("conversations", mode);
   return new Promise((resolve, reject) => {
-    const asked = act(store);
-    asked.onsuccess = () => resolve(asked.result);
-    asked.onerror = () => reject(asked.error);
+    const asked = act(transaction.objectStore("conversations"));
+    transaction.oncomplete = () => resolve(asked.result); // not before it is kept for good
+    transaction.onabort = () => reject(transaction.error);
   });
 }
 
