@@ -10,7 +10,8 @@ Seen are {"cpu": seconds of this process, "answers": [{"group", "client", "max_t
 
 An answer's lines are only stamped while it runs, and looked into at the end: two threads of the server want
 both cores. Locust's own clients wait for a full block before they give out what came, so users read the
-lines of geventhttpclient, which those are made of.
+lines of geventhttpclient, which those are made of. Each answer has a connection of its own: llama.cpp's
+server closes those that it was asked over before, now and then.
 """
 
 import json
@@ -56,7 +57,6 @@ def user_class(group: Group, url: str, begun: float, answers: list[dict[str, Any
 
         def on_start(self) -> None:
             self.number = next(group.numbers)
-            self.http = HTTPClient.from_url(url, connection_timeout=PATIENCE, network_timeout=PATIENCE)
             gevent.sleep(max(0.0, begun + group.after - time.monotonic()))
 
         @task
@@ -71,8 +71,9 @@ def user_class(group: Group, url: str, begun: float, answers: list[dict[str, Any
             answer |= {"begun": time.monotonic() - begun, "ended": None}
             answers.append(answer)
             group.running += 1
+            http = HTTPClient.from_url(url, connection_timeout=PATIENCE, network_timeout=PATIENCE)
             try:
-                response = self.http.post("/v1/completions", body, {"Content-Type": "application/json"})
+                response = http.post("/v1/completions", body, {"Content-Type": "application/json"})
                 while line := response.readline(b"\n"):
                     if line.startswith(b"data:"):
                         seen.append((time.monotonic() - begun, line))
@@ -82,6 +83,7 @@ def user_class(group: Group, url: str, begun: float, answers: list[dict[str, Any
             except Exception as error:
                 answer["error"] = repr(error)
             finally:
+                http.close()
                 group.running -= 1
 
     return type(f"Group{group.number}", (Client,), {})

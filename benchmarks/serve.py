@@ -53,7 +53,7 @@ PROMPT: dict[Kind, int] = {
     "long": 7680,
 }  # tokens, about: a text's tokens are not those of its parts
 DRAWN: dict[Kind, int] = {"short": 128, "long": 64}
-LOADS = {1: (5, 1), 4: (12, 1), 16: (38, 2)}  # clients -> requests with short and with long prompts
+LOADS = {1: (3, 1), 4: (12, 1), 16: (27, 1)}  # clients -> requests with short and with long prompts
 QUICK = {1: (2, 0), 4: (8, 0), 16: (16, 0)}
 RUNNING = 3  # clients whose tokens are watched while a long prompt is read
 HEAD_START = 3.0  # seconds that they have

@@ -6,7 +6,7 @@
 
 A step holds the next token of every answer that is being written, and a chunk of the prompts that are being
 read: as much as leaves the answers flowing, and shared evenly, so that a short prompt beside a long one is
-read at once; a share is a tile of tokens at least, and prompts take turns where there is room for one.
+read at once; a share is some tiles of tokens at least, and prompts take turns where there is room for one.
 Clients take turns: a free slot goes to the one that has the fewest, its requests in their order, and prompts
 are shared between clients before they are between the requests of one. What runs is not stopped for those
 who wait.
@@ -42,6 +42,7 @@ from pigguf.text import Text
 
 LONGEST_GAP = 0.2  # seconds of a step beside which answers are being written, about
 _TILE = 64  # tokens of a sequence from which on a CPU attends to them together (ggml-cpu, GGML_FA_TILE_Q)
+_LEAST_TILES = 4  # of prompts in a step: fewer, cut up for threads and heads, leave tiles half empty
 _COPIED_FOR_ONE = 64  # cells of a sequence that are copied in the time one token is computed, at the least
 _RATE = 0.2  # at which measurements replace what was believed
 _CLIENTS = 4  # whose queues may be full at once
@@ -494,7 +495,7 @@ class Scheduler:
         self._share(room, reading)
         for place, run in enumerate(sorted(reading, key=lambda run: -run.owed)):
             due = run.due(beside)
-            counts[id(run)] = min(due, room) if due <= room or place == 0 else 0
+            counts[id(run)] = min(due, room) if due <= room or room > _TILE or place == 0 else 0
             run.owed -= counts[id(run)]
             room -= counts[id(run)]
         return [(slot, run, run.part(counts[id(run)])) for slot, run in runs if counts[id(run)]]
@@ -548,8 +549,8 @@ class Scheduler:
 
     def _chunk(self) -> int:
         """Tokens of prompts that leave the answers flowing."""
-        tiles = int(LONGEST_GAP / self._reading_pace) // _TILE if self._reading_pace else 1
-        return max(1, tiles) * _TILE + 1
+        tiles = int(LONGEST_GAP / self._reading_pace) // _TILE if self._reading_pace else 0
+        return max(_LEAST_TILES, tiles) * _TILE + 1
 
     def _learn(self, planned: Sequence[tuple[_Slot, _Run, Part]], seconds: float) -> None:
         read = sum(len(part.tokens) for _, run, part in planned if run.is_reading)
@@ -619,10 +620,10 @@ class _Run:
         return Part(self.session, self.unread[:most], wants_logits=most >= len(self.unread))
 
     def due(self, beside: int) -> int:
-        """Tokens of the prompt that are its due in a step: whole tiles, one at the least, or all the rest."""
+        """Tokens of the prompt that are its due in a step: whole tiles, not too few, or all the rest."""
         if self.owed >= len(self.unread):
             return len(self.unread)
-        return min(len(self.unread), max(1, self.owed // _TILE) * _TILE + beside)
+        return min(len(self.unread), max(_LEAST_TILES, self.owed // _TILE) * _TILE + beside)
 
     def has_read(self, count: int) -> None:
         """Note tokens that a step has computed."""

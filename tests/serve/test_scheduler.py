@@ -115,6 +115,7 @@ def test_long_prompts_beside_an_answer_are_read_in_tiles_in_turn(
         return step(context, parts)
 
     monkeypatch.setattr("pigguf.serve.scheduler.LONGEST_GAP", 0)
+    monkeypatch.setattr("pigguf.serve.scheduler._LEAST_TILES", 1)
     monkeypatch.setattr("pigguf.serve.scheduler.step", watched)
     flowing, reading = Heard(), Heard()
     ticket = scheduler.submit([asked(text_tokens(1), 4000)], flowing)
