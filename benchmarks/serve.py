@@ -47,12 +47,10 @@ from pigguf.engine import Model
 from pigguf.engine.context import default_threads
 
 SLOTS, WINDOW = 4, 8192
-Kind = Literal["short", "long"]
-PROMPT: dict[Kind, int] = {
-    "short": 64,
-    "long": 7680,
-}  # tokens, about: a text's tokens are not those of its parts
-DRAWN: dict[Kind, int] = {"short": 128, "long": 64}
+Kind = Literal["short", "watched", "long"]
+# Tokens, about: those of a text are not those of its parts.
+PROMPT: dict[Kind, int] = {"short": 64, "watched": 64, "long": 7680}
+DRAWN: dict[Kind, int] = {"short": 128, "watched": 32, "long": 64}
 LOADS = {1: (3, 1), 4: (12, 1), 16: (27, 1)}  # clients -> requests with short and with long prompts
 QUICK = {1: (2, 0), 4: (8, 0), 16: (16, 0)}
 RUNNING = 3  # clients whose tokens are watched while a long prompt is read
