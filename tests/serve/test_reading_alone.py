@@ -76,7 +76,7 @@ def test_who_comes_is_answered_first(served: tuple[Scheduler, Always]) -> None:
     def deliver(index: int, event: Event) -> None:
         first(index, event)
         if isinstance(event, Reading) and event.read > 5000 and not second.events and not reader.counts:
-            scheduler.submit([asked([1, 2, 3], 8, "short")], second)
+            scheduler.submit([asked([1, 2, 3], 4, "short")], second)
 
     scheduler.submit([long_request(16000)], deliver)
     assert isinstance(second.end(), Done)
@@ -111,7 +111,7 @@ def test_where_nobody_else_could_be_served_it_goes_on(model: Model) -> None:
         def deliver(index: int, event: Event) -> None:
             first(index, event)
             if isinstance(event, Reading) and event.read > 0 and not second.events and not reader.counts:
-                scheduler.submit([asked([1, 2, 3], 8, "short")], second)
+                scheduler.submit([asked([1, 2, 3], 4, "short")], second)
 
         scheduler.submit([long_request(9000)], deliver)
         assert isinstance(first.end(), Done)
