@@ -2,7 +2,8 @@
 
     Sampling(grammar=json_grammar({"type": "object", "properties": {"name": {"type": "string"}}}))
 
-schema.py reads a schema, pattern.py its regular expressions; gbnf.py is what both write.
+schema.py reads a schema, pattern.py its regular expressions, which automaton.py makes rules of; gbnf.py is
+what all write.
 """
 
 from pigguf.grammar.schema import Grammar, json_grammar, read_schema

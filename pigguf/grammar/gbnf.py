@@ -5,6 +5,7 @@ Upstream: llama.cpp grammars/README.md, src/llama-grammar.cpp.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 Ranges = Sequence[tuple[int, int]]
@@ -16,6 +17,20 @@ EVERY: Ranges = ((0, 0xD7FF), (0xE000, 0x10FFFF))
 # What stands for itself in a JSON string; the rest needs a backslash. DEL is better not seen.
 RAW: Ranges = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0x80, 0xD7FF), (0xE000, 0x10FFFF))
 _ESCAPED = {0x22: '"', 0x5C: "\\", 8: "b", 9: "t", 10: "n", 12: "f", 13: "r"}
+_REPETITION = re.compile(r"\{(\d{1,4}),(\d{0,4})\}")
+
+
+def added(rules: dict[str, str], expression: str) -> str:
+    """The name of a new rule."""
+    name = f"r{len(rules)}"
+    rules[name] = expression
+    return name
+
+
+def size(grammar: str) -> int:
+    """Characters of a grammar, and what llama.cpp makes of its repetitions: a rule for each time."""
+    counts = (max(map(int, filter(None, bounds))) for bounds in _REPETITION.findall(grammar))
+    return len(grammar) + sum(counts)
 
 
 def literal(text: str) -> str:
@@ -42,14 +57,11 @@ def characters(ranges: Ranges) -> str:
 
 
 def json_characters(ranges: Ranges) -> str:
-    """One character of these, as it is written in a JSON string; "" where there is no way to write any.
-
-    Control characters without an escape of one letter are left out.
-    """
+    """One character of these, some of which are of WRITTEN, as it is written in a JSON string."""
     raw = intersection(ranges, RAW)
     written = [characters(raw)] if raw else []
     written += [literal("\\" + short) for code, short in _ESCAPED.items() if contains(ranges, code)]
-    return alternatives(written) if written else ""
+    return alternatives(written)
 
 
 def complement(ranges: Iterable[tuple[int, int]]) -> Ranges:
@@ -76,6 +88,10 @@ def union(*several: Iterable[tuple[int, int]]) -> Ranges:
 
 def contains(ranges: Ranges, code: int) -> bool:
     return any(first <= code <= last for first, last in ranges)
+
+
+WRITTEN: Ranges = union(RAW, [(code, code) for code in _ESCAPED])
+"""What a JSON string holds here: control characters without an escape of one letter are left out."""
 
 
 def _range(first: int, last: int) -> str:

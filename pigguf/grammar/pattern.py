@@ -3,12 +3,16 @@
 Contract: ECMA-262's syntax as far as it says a regular language: alternatives, groups, sets, repetitions,
 escapes, and anchors at the ends. As a schema means it, a pattern without an anchor may stand anywhere in
 the text. Look-around, back references, word boundaries and properties of Unicode are errors.
+
+The rules are an automaton's states (automaton.py), whatever the pattern looks like.
 """
 
 from __future__ import annotations
 
+from pigguf.documents import shown
 from pigguf.errors import UsageError
 from pigguf.grammar import gbnf
+from pigguf.grammar.automaton import MOST_STATES, Characters, Either, Node, Row, Times, TooLarge, rules_of
 from pigguf.grammar.gbnf import Ranges
 
 _DIGITS: Ranges = ((0x30, 0x39),)
@@ -22,15 +26,25 @@ _CLASSES: dict[str, Ranges] = {"d": _DIGITS, "w": _WORD, "s": _SPACE}
 _CLASSES |= {name.upper(): gbnf.complement(ranges) for name, ranges in _CLASSES.items()}
 _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 _HEX_DIGITS = {"x": 2, "u": 4}
+_ANYTHING = Times(Characters(gbnf.WRITTEN), 0, None)
+_LONGEST = 1 << 14  # characters of a pattern
 
 
-def pattern_grammar(pattern: str) -> str:
-    """The expression of what stands between a JSON string's quotes.
+def pattern_rule(pattern: str, rules: dict[str, str]) -> str:
+    """The rule of what stands between a JSON string's quotes; rules are added for it.
 
     Raises:
         UsageError: the pattern is none, or more than a grammar can say.
     """
-    return _Pattern(pattern).text()
+    try:
+        if len(pattern) > _LONGEST:
+            raise TooLarge
+        return rules_of(_Pattern(pattern).whole(), rules)
+    except TooLarge as error:
+        raise UsageError(
+            f"the pattern {shown(pattern)} comes to more than {MOST_STATES:,} states",
+            "repeat less in it, or let fewer of its parts match the same text",
+        ) from error
 
 
 class _Pattern:
@@ -40,34 +54,33 @@ class _Pattern:
         self._pattern = pattern
         self._at = 0
 
-    def text(self) -> str:
-        whole = [self._anchored()]
+    def whole(self) -> Node:
+        several: list[Node] = [self._anchored()]
         while self._take("|"):
-            whole.append(self._anchored())
+            several.append(self._anchored())
         if self._at < len(self._pattern):
             raise self._wrong("a bracket is closed that was not opened")
-        return gbnf.alternatives(whole)
+        return Either(several)
 
-    def _anchored(self) -> str:
+    def _anchored(self) -> Node:
         """One alternative of the whole pattern, the only place for anchors."""
-        anything = f"{gbnf.json_characters(gbnf.EVERY)}*"
-        before = [] if self._take("^") else [anything]
+        before = [] if self._take("^") else [_ANYTHING]
         inside = self._sequence()
-        after = [] if self._take("$") else [anything]
-        return f"({' '.join(before + inside + after)})" if before or inside or after else '""'
+        after = [] if self._take("$") else [_ANYTHING]
+        return Row([*before, inside, *after])
 
-    def _sequence(self) -> list[str]:
-        parts: list[str] = []
+    def _sequence(self) -> Row:
+        parts: list[Node] = []
         while self._next() not in ("", "|", ")", "$"):
             parts.append(self._repeated(self._atom()))
-        return parts
+        return Row(parts)
 
-    def _repeated(self, atom: str) -> str:
+    def _repeated(self, atom: Node) -> Node:
         least, most = self._bounds()
         if (least, most) == (1, 1):
             return atom
         self._take("?")  # lazy or not, the texts are the same
-        return gbnf.repeated(atom, least, most)
+        return Times(atom, least, most)
 
     def _bounds(self) -> tuple[int, int | None]:
         for sign, bounds in {"*": (0, None), "+": (1, None), "?": (0, 1)}.items():
@@ -94,7 +107,7 @@ class _Pattern:
             raise self._wrong("a number is missing")
         return int(self._pattern[start : self._at])
 
-    def _atom(self) -> str:
+    def _atom(self) -> Node:
         if self._take("("):
             return self._group()
         if self._take("["):
@@ -107,18 +120,18 @@ class _Pattern:
             raise self._wrong(f"{self._next()!r} has no meaning here")
         return self._written(_one(self._character()))
 
-    def _group(self) -> str:
+    def _group(self) -> Node:
         if self._take("?") and not self._take(":"):
             self._demand("<")
             if self._next() in "=!":
                 raise self._wrong("a grammar cannot look behind")
             while not self._take(">"):
                 self._character()
-        several = [self._sequence()]
+        several: list[Node] = [self._sequence()]
         while self._take("|"):
             several.append(self._sequence())
         self._demand(")")
-        return f"({' | '.join(' '.join(parts) for parts in several)})"
+        return Either(several)
 
     def _set(self) -> Ranges:
         is_negative = self._take("^")
@@ -159,11 +172,11 @@ class _Pattern:
             raise self._wrong(f"\\{name} is more than a grammar can say")
         return _one(name)
 
-    def _written(self, ranges: Ranges) -> str:
-        written = gbnf.json_characters(ranges)
+    def _written(self, ranges: Ranges) -> Characters:
+        written = gbnf.intersection(ranges, gbnf.WRITTEN)
         if not written:
             raise self._wrong("no character that JSON writes is meant")
-        return written
+        return Characters(written)
 
     # ---- the text of the pattern -----------------------------------------------------------------
 
@@ -188,7 +201,7 @@ class _Pattern:
 
     def _wrong(self, reason: str) -> UsageError:
         return UsageError(
-            f"the pattern {self._pattern!r}, character {self._at + 1}: {reason}",
+            f"the pattern {shown(self._pattern)}, character {self._at + 1}: {reason}",
             "patterns may have alternatives, groups, sets, repetitions, and anchors at their ends",
         )
 

@@ -20,13 +20,16 @@ from pigguf.documents import decode_text, shown
 from pigguf.errors import UsageError
 from pigguf.grammar import gbnf
 from pigguf.grammar.numbers import Bounds, integers, numbers
-from pigguf.grammar.pattern import pattern_grammar
+from pigguf.grammar.pattern import pattern_rule
 
 _HINT = "leave it out, or say it in words in the prompt and check the answer"
 _DESCRIBING = {
     *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
     *("$schema", "$id", "$comment", "$defs", "definitions", "discriminator"),
 }
+_MOST_APART = 100  # schemas of a oneOf, each of which is compared with each
+_LARGEST = 10**308
+_MOST_WAYS = 1 << 14
 _COMBINING = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
 
 _DAY = '("0" [1-9] | "1" [0-9] | "2" [0-8])'  # of every month
@@ -131,19 +134,20 @@ class _Schema:
         self._root = root
         self._rules = rules
         self._referred: dict[str, str] = {}
+        # Of alternatives and what refers to them, how many beginnings: llama.cpp looks at each once for each
+        # way that leads there (llama_grammar_detect_left_recursion).
+        self._ways: dict[str, int] = {}
 
     def value(self) -> str:
         return self._value(self._root, "#")
 
     def _rule(self, expression: str) -> str:
-        name = f"r{len(self._rules)}"
-        self._rules[name] = expression
-        return name
+        return gbnf.added(self._rules, expression)
 
     # ---- what a value may be ---------------------------------------------------------------------
 
     def _value(self, schema: Any, place: str) -> str:
-        """The expression of a value, as one symbol or in brackets."""
+        """The rule of a value."""
         if schema is True or schema == {}:
             return "value"
         if not isinstance(schema, dict):
@@ -196,7 +200,15 @@ class _Schema:
             self._refuse(where, "several schemas at once cannot be held to")
         if keyword == "oneOf":
             self._refuse_overlap(value, where)
-        return gbnf.alternatives([self._value(part, f"{where}/{i}") for i, part in enumerate(value)])
+        parts = list(dict.fromkeys(self._value(part, f"{where}/{i}") for i, part in enumerate(value)))
+        if len(parts) == 1:
+            return parts[0]
+        ways = sum(self._ways.get(part, 1) for part in parts)
+        if ways > _MOST_WAYS:
+            self._refuse(where, f"a value may begin in {ways:,} ways, and {_MOST_WAYS:,} are followed")
+        rule = self._rule(" | ".join(parts))
+        self._ways[rule] = ways
+        return rule
 
     def _constants(self, values: list[Any], schema: dict[str, Any], place: str) -> str:
         types = self._types(schema, place) if "type" in schema else list(_KINDS)
@@ -210,7 +222,8 @@ class _Schema:
         target = self._target(pointer, place)
         if pointer not in self._referred:
             name = self._referred[pointer] = self._rule("")
-            self._rules[name] = self._value(target, pointer)
+            self._rules[name] = value = self._value(target, pointer)
+            self._ways[name] = self._ways.get(value, 1)
             self._refuse_circle(name, place)
         return self._referred[pointer]
 
@@ -238,6 +251,8 @@ class _Schema:
 
     def _refuse_overlap(self, parts: list[Any], place: str) -> None:
         """oneOf is anyOf only where no value fits two of the schemas."""
+        if len(parts) > _MOST_APART:
+            self._refuse(place, f"{len(parts):,} schemas, of which {_MOST_APART} can be told apart")
         resolved = [self._resolved(part, place) for part in parts]
         for (i, one), (j, other) in combinations(enumerate(resolved), 2):
             if not self._are_apart(one, other, place):
@@ -292,7 +307,7 @@ class _Schema:
         if keyword == "pattern":
             if not isinstance(value, str):
                 self._refuse(f"{place}/pattern", f"{shown(value)} is no text")
-            return pattern_grammar(value)
+            return pattern_rule(value, self._rules)
         if keyword == "format":
             if value not in _FORMATS:
                 self._refuse(f"{place}/format", f"{shown(value)} is not one of {', '.join(_FORMATS)}")
@@ -307,8 +322,9 @@ class _Schema:
 
     def _bounded(self, write: Callable[[Bounds], str], schema: dict[str, Any], place: str) -> str:
         for keyword in _NUMERIC:
-            if keyword in schema and not _is_of(schema[keyword], "number"):
-                self._refuse(f"{place}/{keyword}", f"{shown(schema[keyword])} is no number")
+            value = schema.get(keyword, 0)
+            if not _is_of(value, "number") or abs(value) > _LARGEST:
+                self._refuse(f"{place}/{keyword}", f"{shown(value)} is no number of a double's size")
         written = write(Bounds.of(schema))
         if not written:
             self._refuse(place, "no number with few digits lies within its bounds")

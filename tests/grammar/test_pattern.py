@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from tiny_chat import TEMPLATE, write_following
 
+from pigguf.engine import Model
+from pigguf.engine.sampling import _Grammar
 from pigguf.errors import UsageError
 from pigguf.grammar import json_grammar
 
@@ -27,6 +32,11 @@ PATTERNS = {
     "^$": ["", "a"],
     "[-a]{5,}": ["-a-a-", "xx-a-a-yy", "-a-a"],
     "q": ["q", "aqb", "ab"],
+    "^(a{0,60}b){0,60}$": ["", "ab", "aab" * 60, "a", "ab" * 61, "a" * 61 + "b"],
+    "^(a*)*(b|b?)+c$": ["aabbc", "c", "ab"],
+    "a.{3}b": ["aaaab", "a123b", "xxa123bxx", "a12b"],
+    r"^[\w.]+@[\w.]+\.\w{2,}$": ["a.b@c.d.eu", "a@b", "a@b.c"],
+    "": ["", "a"],
 }
 
 
@@ -39,6 +49,24 @@ def test_a_grammar_lets_through_what_the_pattern_matches(
     for text in PATTERNS[pattern]:
         matches = expression.search(text) is not None
         assert accepts(grammar, json.dumps(text, ensure_ascii=False)) is matches, text
+
+
+def test_however_a_pattern_is_written_there_is_one_way_to_read_a_text(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """llama.cpp tries all ways that there are, which would take it hours here; nor does it print what it is
+    given."""
+    path = write_following(tmp_path / "tiny.gguf", TEMPLATE, {"abcdefghijklmn!": "x"})
+    with Model.open(path, vocab_only=True) as model:
+        quote, letters = model.tokenize('"', add_special=False)[-1:], model.tokenize("abcdefghijklmn!")[-1:]
+        grammar = json_grammar({"pattern": f"^{'[a-z]*' * 40}$"})
+        begun = time.monotonic()
+        state = _Grammar(model, grammar)
+        state.accept(*quote)
+        assert not state.allows(*letters)
+        state.free()
+    assert time.monotonic() - begun < 5
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -69,4 +97,12 @@ def test_a_grammar_lets_through_what_the_pattern_matches(
 )
 def test_what_is_no_pattern_or_says_too_much_is_refused(pattern: str, place: int) -> None:
     with pytest.raises(UsageError, match=f"character {place}:"):
+        json_grammar({"pattern": pattern})
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a" * 20_000, "((a{90}){90}){90}", "^.*a.{20}$", "(a{0,1000}b{0,1000}){4}" * 3]
+)
+def test_what_comes_to_too_many_states_is_refused(pattern: str) -> None:
+    with pytest.raises(UsageError, match="comes to more than 8,192 states"):
         json_grammar({"pattern": pattern})

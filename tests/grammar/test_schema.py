@@ -32,6 +32,13 @@ CAT = {
 }
 PIG = {"properties": {"kind": {"enum": ["pig", "boar"]}}, "required": ["kind"], "type": "object"}
 
+# each leads to the next in two ways
+NEXT = [{"$ref": f"#/$defs/{n + 1}"} for n in range(40)]
+TWICE: dict[str, Any] = {
+    str(n): {"anyOf": [after, {"anyOf": [after, {"const": n}]}]} for n, after in enumerate(NEXT)
+}
+TWICE["40"] = {"type": "null"}
+
 ACCEPTED: dict[str, Any] = {
     "members": {
         "type": "object",
@@ -211,6 +218,9 @@ def test_spaces_and_line_breaks_are_as_models_write_them(accepts: Accepts) -> No
         ({"type": "number", "minimum": 0.2, "maximum": 0.7}, "#:"),
         ({"type": "integer", "minimum": 5, "maximum": 4}, "#:"),
         ({"type": "integer", "minimum": "5"}, "#/minimum"),
+        ({"type": "number", "maximum": -(10**3000)}, "#/maximum"),
+        ({"oneOf": [{"const": n} for n in range(101)]}, "#/oneOf"),
+        ({"$defs": TWICE, "$ref": "#/$defs/0"}, "begin in 32,767 ways"),
         ({"type": "integer", "minimum": 0, "exclusiveMinimum": True}, "#/exclusiveMinimum"),
         ({"required": ["a"], "additionalProperties": False}, "#/required"),
         ({"required": "a"}, "#/required"),
@@ -228,6 +238,14 @@ def test_what_a_grammar_cannot_hold_to_is_refused(schema: Any, place: str) -> No
     with pytest.raises(UsageError) as refusal:
         json_grammar(schema)
     assert place in refusal.value.message
+
+
+def test_nothing_of_a_schema_is_printed(accepts: Accepts, capfd: pytest.CaptureFixture[str]) -> None:
+    """Which llama.cpp does with a grammar that it refuses: it counts brackets within repetitions."""
+    either = [{"anyOf": [{"const": n}, {"type": "null"}]} for n in range(2001)]
+    grammar = json_grammar({"additionalProperties": {"anyOf": either}})
+    assert accepts(grammar, '{"a": 2000, "b": null}')
+    assert capfd.readouterr().err == ""
 
 
 def test_a_schema_that_only_begins_with_itself_is_refused(write: Write) -> None:
