@@ -13,6 +13,7 @@ import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +36,7 @@ from pigguf.metadata import Typed, elements, f32, get, string, u32
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.rope import RopeScaling, rope_from_metadata
 from pigguf.rope.tables import AlibiPositions, LearnedPositions
+from pigguf.tokenizer.vocab import MATCHED_IN_TEXT, TokenType
 
 if TYPE_CHECKING:
     from pigguf.engine.context import Context
@@ -44,6 +46,7 @@ GpuLayers = int | Literal["all", "auto"]
 
 POSITION_TABLE = "position_embd.weight"  # GPT-2's, StarCoder's, and of some MPT beside its distances
 _GPU_SHARE = 0.8  # of free GPU memory for weights under "auto"; the rest is for cache and buffers
+_MOST_SPECIAL = 1 << 15  # special tokens in a text: some seconds
 _LOAD_MODE_AUTO, _LOAD_MODE_NONE = -1, 0  # llama.h, enum llama_load_mode: memory mapped, and read
 _OVERRIDE_TAGS = {"u32": (0, "val_i64"), "f32": (1, "val_f64"), "str": (3, "val_str")}
 
@@ -339,7 +342,8 @@ class Model:
             parse_special: read special tokens' text ("<|im_start|>") as the tokens.
 
         Raises:
-            UsageError: the text cannot be written as UTF-8, is 2 GiB long, or is one endless word.
+            UsageError: the text cannot be written as UTF-8, is 2 GiB long, is one endless word, or holds
+                special tokens by the ten thousands.
         """
         _ = self.handle
         try:
@@ -350,7 +354,32 @@ class Model:
             ) from error
         if len(data) >= 2**31:
             raise UsageError(f"the text is {in_words(len(data))} long, more than llama.cpp takes at once")
+        self._refuse_too_many_special(text, parse_special)
         return with_stack_for(text, lambda: self._tokenize(data, add_special, parse_special))
+
+    def _refuse_too_many_special(self, text: str, parse_special: bool) -> None:
+        """llama.cpp finds them one by one, and counts those before each (tokenizer_st_partition): its time
+        grows with the square of their number."""
+        if len(text) <= _MOST_SPECIAL:
+            return
+        found = 0
+        for special, kind in self._matched_in_text:
+            if (parse_special or kind == TokenType.USER_DEFINED) and special in text:
+                found += text.count(special)
+                text = text.replace(special, "\0")
+        if found > _MOST_SPECIAL:
+            raise UsageError(
+                f"the text holds {found:,} special tokens, more than {_MOST_SPECIAL:,}",
+                "this is hardly text: tokenize it in parts",
+            )
+
+    @cached_property
+    def _matched_in_text(self) -> list[tuple[str, int]]:
+        """Texts that are tokens wherever they stand, of which kind, in the order llama.cpp looks for them."""
+        texts = elements(self.file.metadata, "tokenizer.ggml.tokens") or ()
+        kinds = elements(self.file.metadata, "tokenizer.ggml.token_type") or ()
+        matched = [pair for pair in zip(texts, kinds, strict=False) if pair[0] and pair[1] in MATCHED_IN_TEXT]
+        return sorted(matched, key=lambda pair: -len(pair[0].encode()))
 
     def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         room = len(data) + 16

@@ -92,6 +92,15 @@ def test_special_tokens_are_read_only_when_asked(smollm2_gguf: Path) -> None:
         assert model.detokenize([2], special=True) == "<|im_end|>"
 
 
+def test_a_text_of_special_tokens_is_refused(smollm2_gguf: Path) -> None:
+    """They take llama.cpp time by the square of their number."""
+    with Model.open(smollm2_gguf, vocab_only=True) as model:
+        assert model.tokenize("<|im_end|>a" * 6000, parse_special=True)[:2] == [2, *model.tokenize("a")]
+        with pytest.raises(UsageError, match="holds 70,000 special tokens"):
+            model.tokenize("<|im_end|>a" * 70_000, parse_special=True)
+        assert len(model.tokenize("<|im_end|>a" * 70_000)) > 140_000
+
+
 def test_tokens_outside_the_vocabulary_are_refused(smollm2_gguf: Path) -> None:
     with Model.open(smollm2_gguf, vocab_only=True) as model:
         for token in (-1, model.vocab_size):
