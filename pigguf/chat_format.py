@@ -13,9 +13,10 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pigguf.engine import Model
 from pigguf.errors import TokenizerError
@@ -31,6 +32,7 @@ may have "tool_calls": [{"id", "type": "function", "function": {"name", "argumen
 
 # A character that sentencepiece vocabularies spell in bytes, so that it never merges with a neighbour.
 _ANCHOR = "\ue000"
+_QUESTION: Message = {"role": "user", "content": "?"}
 
 _log = logging.getLogger("pigguf")
 
@@ -62,10 +64,20 @@ class ChatFormat:
         if form is None:
             _log.warning(
                 "%s: the chat template writes no calls of functions that are known here: the model is told "
-                "of them in the system message",
+                "of them in the %s message",
                 self._model.path,
+                self._teller,
             )
         return form
+
+    @cached_property
+    def _teller(self) -> Literal["system", "user"]:
+        """In whose message the model is told of functions in words: some templates refuse a system's."""
+        try:
+            told = self._template.render([{"role": "system", "content": "told of"}, _QUESTION])
+        except TokenizerError:
+            return "user"
+        return "system" if "told of" in told else "user"
 
     def tokens(
         self,
@@ -86,7 +98,7 @@ class ChatFormat:
         """
         has_calls = bool(tools) or any(m["role"] == "tool" or "tool_calls" in m for m in messages)
         if has_calls and self._own_form is None:
-            messages, tools = in_words(messages, tools), ()
+            messages, tools = in_words(messages, tools, self._teller), ()
         quoted = _Quoted(self._special_text)
         rendered = self._template.render(
             [{**quoted.quote(message), "role": message["role"]} for message in messages],
@@ -130,10 +142,8 @@ class ChatFormat:
     @cached_property
     def _special_text(self) -> re.Pattern[str] | None:
         """Finds every text that would be read as a token which shapes the conversation."""
-        longest_first = sorted(
-            {*self._control_texts(), *self._template_texts()} - {""}, key=len, reverse=True
-        )
-        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        texts = {*self._control_texts(), *self._template_texts()} - {""}
+        return re.compile(_any_of(texts)) if texts else None
 
     def _control_texts(self) -> Iterator[str]:
         model = self._model
@@ -149,6 +159,19 @@ class ChatFormat:
         for text, kind in zip(texts, kinds, strict=False):
             if kind == TokenType.USER_DEFINED and text.strip() and text in template:
                 yield text
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """An expression of any of the texts, the longest that there is, as a tree by their characters: to try
+    each of thousands at each place of a long text would take minutes."""
+    endings: defaultdict[str, list[str]] = defaultdict(list)
+    for text in texts:
+        endings[text[:1]].append(text[1:])
+    ends_here = endings.pop("", None) is not None
+    ways = [re.escape(first) + _any_of(rest) for first, rest in endings.items()]
+    if not ways:
+        return ""
+    return f"(?:{'|'.join(ways)}){'?' if ends_here else ''}" if ends_here or len(ways) > 1 else ways[0]
 
 
 class _Quoted:

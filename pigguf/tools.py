@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pigguf.engine import Model
 from pigguf.engine.sampling import Opening
@@ -155,8 +155,11 @@ To call one, write nothing but a JSON object with its name and its arguments, be
 What it gives comes in the next message, between <tool_response> tags."""
 
 
-def in_words(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """The same conversation without tools: they are told in the system message, and results by the user."""
+def in_words(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool], teller: Literal["system", "user"] = "system"
+) -> list[dict[str, Any]]:
+    """The same conversation without tools: they are told in the first message, which is the teller's, and
+    results by the user."""
     told: list[dict[str, Any]] = []
     for message in messages:
         if message["role"] == "tool":
@@ -171,10 +174,11 @@ def in_words(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> li
             told.append({**rest, "content": "\n".join(filter(None, [message["content"], *calls]))})
     if tools:
         instruction = _INSTRUCTION.format(tools="\n".join(_json(tool.as_json()) for tool in tools))
-        if told[0]["role"] == "system":
-            told[0]["content"] += "\n\n" + instruction
+        if told[0]["role"] != teller:
+            told.insert(0, {"role": teller, "content": instruction})
         else:
-            told.insert(0, {"role": "system", "content": instruction})
+            both = [told[0]["content"], instruction]
+            told[0]["content"] = "\n\n".join(both if teller == "system" else reversed(both))
     return told
 
 

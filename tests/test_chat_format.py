@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from tokenizer.test_sentencepiece import CONFIG, SIZE, train
 from tokenizer.vocab_gguf import in_llama_cpp, write_json
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pigguf.chat_format import ChatFormat
+from pigguf.chat_format import ChatFormat, _any_of
 from pigguf.engine import Model
 from pigguf.errors import TokenizerError
 from pigguf.tokenizer import TokenType, read_vocab
@@ -151,3 +154,16 @@ def test_added_tokens_of_the_template_are_as_safe_as_control_tokens(tmp_path: Pa
         assert text in model.detokenize(tokens, special=True)
         # One that the template does not use is the vocabulary's word for that text, and stays so.
         assert other in ChatFormat(model).tokens(as_messages(("user", "a <x> b")))
+
+
+def test_special_tokens_are_found_however_many_there_are() -> None:
+    texts = ["a", "ab", "abcd", "b(", "b(c", "<|x|>", "<|x|>y", "|"]
+    longest_first = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
+    draw = random.Random(1)
+    for _ in range(200):
+        text = "".join(draw.choices("abcd(<|x>y", k=60))
+        assert re.findall(_any_of(texts), text) == longest_first.findall(text)
+    thousands = re.compile(_any_of(["<pad>", *(f"<unused{number}>" for number in range(6000))]))
+    begun = time.monotonic()
+    assert thousands.sub("", "<unused<unused17>" * 60_000) == "<unused" * 60_000
+    assert time.monotonic() - begun < 2

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from call_forms import OPENINGS, TEMPLATES, TIME, TOOLS, WEATHER, write_calling
+from tiny_chat import TEMPLATE, write_following
 
 from pigguf.chat_format import ChatFormat
 from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
@@ -218,6 +219,19 @@ def test_a_model_sees_tools_calls_and_what_they_gave(session: Session) -> None:
     if opening.token is not None:
         assert begun[-1] == opening.token
     assert model.detokenize(begun, special=True).endswith("<assistant>" + opening.text)
+
+
+def test_a_template_without_system_messages_has_the_user_tell(tmp_path: Path) -> None:
+    """Gemma's for one refuses them."""
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    path = write_following(tmp_path / "tiny.gguf", refuses + TEMPLATE, {"a": "b"})
+    with Model.open(path, vocab_only=True) as model:
+        format = ChatFormat(model)
+        shown = model.detokenize(format.tokens(conversation("sunny"), tools=[WEATHER]), special=True)
+        alone = model.detokenize(format.tokens(conversation("sunny")[1:], tools=[WEATHER]), special=True)
+    assert shown.startswith("<s> <user>You can call functions.")
+    assert "between <tool_response> tags.\n\n?\n<assistant>" in shown
+    assert "tags.\n<assistant>" in alone
 
 
 def test_the_demo_model_is_told_in_words(smollm2_gguf: Path, caplog: pytest.LogCaptureFixture) -> None:
