@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: the library draws one itself
 _ROOT = b"root"  # the rule a grammar begins with
+_COLDEST = 1e-30  # a logit divided by less may be no number
 _CANDIDATE = np.dtype([("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])  # llama.h, llama_token_data
 
 
@@ -95,7 +96,7 @@ class Sampling:
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0
+        return self.temperature < _COLDEST
 
     @property
     def has_penalties(self) -> bool:

@@ -75,6 +75,7 @@ def test_without_a_seed_texts_differ(session: Session) -> None:
 
 def test_no_temperature_and_one_candidate_are_both_the_likeliest(session: Session) -> None:
     greedy = draw(session, Sampling(temperature=0))
+    assert draw(session, Sampling(temperature=1e-45)) == greedy
     assert draw(session, Sampling(temperature=5.0, top_k=1)) == greedy
     assert draw(session, Sampling(temperature=1.0, top_p=1e-6)) == greedy
 
