@@ -59,10 +59,10 @@ def command(
 ) -> None:
     """Answer many clients at once with the GGUF file MODEL, as OpenAI's API does.
 
-    Routes: /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize, /health, /metrics; a
-    browser finds a page to talk to the model at /. Only this machine is answered, unless --host says
-    otherwise, which takes an API key. Ctrl-C or SIGTERM finishes the answers that are being written, for half
-    a minute at most; a second Ctrl-C ends it at once.
+    Routes: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /tokenize, /detokenize,
+    /health, /metrics, /openapi.json; a browser finds a page to talk to the model at /. Only this machine is
+    answered, unless --host says otherwise, which takes an API key. Ctrl-C or SIGTERM finishes the answers
+    that are being written, for half a minute at most; a second Ctrl-C ends it at once.
 
     \b
     Examples:

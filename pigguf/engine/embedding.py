@@ -19,11 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pigguf.engine.context import Context, ContextOptions
+from pigguf.engine.dry_run import DryRun
+from pigguf.engine.memory import available_memory, in_words
 from pigguf.engine.model import Model
-from pigguf.errors import Interrupted, UsageError
+from pigguf.errors import DoesNotFit, Interrupted, UsageError
 from pigguf.metadata import get
 
 Pooling = Literal["mean", "cls", "last"]
+_PLANNED_FROM = 1024  # tokens; a shorter text takes little
 _POOLINGS: Final[dict[int | None, Pooling]] = {1: "mean", 2: "cls", 3: "last"}  # llama.h, llama_pooling_type
 
 
@@ -64,8 +67,30 @@ def embed(
         handoff=None,
         embeddings=True,
     )
+    _refuse_too_large(model, own)
     with Context(model, own) as context:
         return np.stack([_embedded(context, tokens, pooling, stop) for tokens in texts])
+
+
+def _refuse_too_large(model: Model, options: ContextOptions) -> None:
+    """Memory is taken here that nobody has planned with; Context itself looks at the cache alone.
+
+    Raises:
+        DoesNotFit: there is too little for the context of a long text.
+    """
+    available = available_memory()
+    assert options.length is not None
+    if available is None or options.length < _PLANNED_FROM:
+        return
+    with DryRun(model.file, model.gpu_layers) as run:
+        host = run.sizes(options)[0]
+    needed = host.cache + host.compute + host.output
+    if needed > available:
+        raise DoesNotFit(
+            f"a text of {options.length:,} tokens takes {in_words(needed)} of memory, and "
+            f"{in_words(available)} are free",
+            "take a shorter text, or ask again when there is more",
+        )
 
 
 def _embedded(

@@ -8,6 +8,7 @@
     service      from a request to its answers: tokens, the window, the queue
     app          routes, keys and limits
     page         the page, and what it asks for beside OpenAI's routes; static/ is its files
+    reader       a document's text, read by a process of its own
     metrics      what Prometheus reads: the only importer of prometheus_client
     server       sockets, and how it ends: the only importer of uvicorn
 

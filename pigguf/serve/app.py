@@ -12,11 +12,10 @@ import asyncio
 import hmac
 import ipaddress
 import json
-import logging
 import os
+import re
 import threading
 import time
-import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
@@ -32,10 +31,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from pigguf.errors import EngineError, PigError
-from pigguf.serve.errors import Refusal, answer_to
+from pigguf.errors import PigError
+from pigguf.serve.errors import Refusal, answer_to, unforeseen
 from pigguf.serve.metrics import Metrics
 from pigguf.serve.openai import (
+    MOST_TOKENS,
     Asked,
     ChatForm,
     Choice,
@@ -62,8 +62,7 @@ _PING = 15  # seconds between signs of life in a stream that has nothing to say
 JSON = "application/json"
 TO_SAY_SO = 5.0  # seconds for clients to be told that an answer was given up
 _MOST_WAITING = 64  # requests for embeddings
-
-_log = logging.getLogger("pigguf")
+_HOST = re.compile(r"(?:\[([^]]+)\]|([^][:/?#@\\]+))(?::[0-9]*)?")
 
 
 def create_app(service: Service, *, key: str | None = None) -> Starlette:
@@ -111,8 +110,8 @@ class _Routes:
             except PigError as error:
                 response = _error(error)
             except Exception as error:
-                response = _unexpected(error)
-            self._metrics.answered(request.url.path, response.status_code)
+                response = _error(unforeseen(error))
+            self._metrics.answered(request.scope["path"], response.status_code)
             return response
 
         return answer
@@ -176,13 +175,14 @@ class _Routes:
         prompt_tokens = sum(len(wanted.prompt) for wanted in requests[:: asked.choices])
         if asked.stream:
             choices = [Choice() for _ in requests]
-            chunks = self._chunks(answers, form, choices, prompt_tokens, asked.usage)
+            chunks = self._chunks(answers, form, choices, prompt_tokens, asked)
             return _Stream(answers, chunks, service.limits)
         try:
             choices = await _unless_gone(request, self._gathered(answers, len(requests)))
         finally:
             answers.cancel()
-        return JSONResponse(form.whole(choices, usage(prompt_tokens, choices)))
+        counts = usage(prompt_tokens, choices, asked.choices)
+        return await run_in_threadpool(lambda: JSONResponse(form.whole(choices, counts)))
 
     def _understood(
         self, read: Callable[[Any], Asked], body: bytes, client: str
@@ -202,7 +202,7 @@ class _Routes:
         form: ChatForm | TextForm,
         choices: list[Choice],
         prompt_tokens: int,
-        with_usage: bool,
+        asked: Asked,
     ) -> AsyncGenerator[dict[str, str], None]:
         """A stream's events. An error is one of them: the status was sent before."""
         try:
@@ -217,8 +217,8 @@ class _Routes:
                     yield _data(form.progress(index, event))
                 elif piece := form.piece_of(index, event.text, event.drawn):
                     yield _data(piece)
-            if with_usage:
-                yield _data(form.counts(usage(prompt_tokens, choices)))
+            if asked.usage:
+                yield _data(form.counts(usage(prompt_tokens, choices, asked.choices)))
             yield {"data": "[DONE]"}
         except PigError as error:
             yield _data(answer_to(error).body)
@@ -272,17 +272,17 @@ class _Routes:
     async def tokenize(self, request: Request) -> Response:
         body = await self.body(request)
 
-        def tokens() -> list[int]:
+        def tokens() -> Response:
             fields = Fields(parse(body))
             text = fields.text("content")
             special = {name: fields.flag(name) for name in ("add_special", "parse_special")}
             fields.refuse_rest()
             if text is None:
                 raise Refusal(400, "content is missing", param="content")
-            return self._service.model.tokenize(text, **special)
+            found = self._service.model.tokenize(text, **special)
+            return JSONResponse({"tokens": found, "count": len(found)})
 
-        found = await run_in_threadpool(tokens)
-        return JSONResponse({"tokens": found, "count": len(found)})
+        return await run_in_threadpool(tokens)
 
     async def detokenize(self, request: Request) -> Response:
         body = await self.body(request)
@@ -293,6 +293,8 @@ class _Routes:
             fields.refuse_rest()
             if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
                 raise Refusal(400, "tokens must be a list of token ids", param="tokens")
+            if len(tokens) > MOST_TOKENS:
+                raise Refusal(400, f"tokens must be {MOST_TOKENS:,} at most", param="tokens")
             return self._service.model.detokenize(tokens)
 
         return JSONResponse({"content": await run_in_threadpool(text)})
@@ -343,11 +345,10 @@ def is_loopback(host: str) -> bool:
 
 
 def _name(request: Request) -> str:
-    """The name under which a client reaches the server, "" where it is none."""
-    try:
-        return request.url.hostname or ""
-    except ValueError:
-        return ""
+    """The name under which a client reaches the server, "" where it is none. Starlette's URL has the server's
+    own address then."""
+    found = _HOST.fullmatch(request.headers.get("host", ""))
+    return found[1] or found[2] if found else ""
 
 
 def _client(request: Request) -> str:
@@ -393,13 +394,6 @@ async def _gone(request: Request) -> None:
 def _error(error: PigError) -> Response:
     status, body, headers = answer_to(error)
     return JSONResponse(body, status_code=status, headers=headers)
-
-
-def _unexpected(error: Exception) -> Response:
-    """A failure that nobody foresaw. Its message may quote a prompt: what is logged is its sort and place."""
-    frames = traceback.extract_tb(error.__traceback__)
-    _log.error("%s in %s", type(error).__name__, " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames)))
-    return _error(EngineError(f"the server failed: {type(error).__name__}"))
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -6,6 +6,8 @@ a prompt does not fit. Left out: the words of the engine's own errors, which are
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -56,8 +58,10 @@ _BY_ERROR: dict[type[BaseException], tuple[int, str | None]] = {
     errors.TokenizerError: (400, None),  # a conversation that the model's template refuses
     errors.ContextOverflow: (400, "context_length_exceeded"),
     errors.Interrupted: (503, "interrupted"),
+    errors.DoesNotFit: (503, "insufficient_memory"),
 }
 _RETRY_AFTER = 8  # seconds
+_log = logging.getLogger("pigguf")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -70,6 +74,13 @@ def away(trouble: errors.PigError) -> Refusal:
         code="unavailable",
         retry_after=_RETRY_AFTER,
     )
+
+
+def unforeseen(error: Exception) -> errors.EngineError:
+    """A failure that nobody foresaw. Its message may quote a prompt: what is logged is its sort and place."""
+    frames = traceback.extract_tb(error.__traceback__)
+    _log.error("%s in %s", type(error).__name__, " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames)))
+    return errors.EngineError(f"the server failed: {type(error).__name__}")
 
 
 def ending() -> Refusal:

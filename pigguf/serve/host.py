@@ -100,12 +100,14 @@ class Host:
 
         Raises:
             Refusal: there is none at the moment (503).
+            WorkerLost, GGUFError: what was computed in the block is worthless.
         """
         home = self._open_home()
         with home.in_use:
             if self._open_home() is not home:
                 raise ending()
             yield home.context
+            home.check()
 
     def _open_home(self) -> _Home:
         home, trouble = self._home, self.trouble

@@ -16,8 +16,10 @@ import secrets
 import string
 import time
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -34,11 +36,13 @@ MOST_CHOICES = 16
 MOST_STOPS = 16
 MOST_LIKELIEST = 20
 _DEFAULT_COMPLETION = 16  # tokens, OpenAI's
-_SEEDS = 2**32 - 1  # of the engine
+SEEDS = 2**32 - 1  # of the engine
 _MOST = 3e38  # a float's in C
 _ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
 MOST_TOOLS = 128  # OpenAI's
+MOST_SCHEMA = 128 << 10  # characters of the JSON of a schema, or of all tools
 MOST_TEXTS = 2048  # to embed in a request; OpenAI's
+MOST_TOKENS = 1 << 20  # to make text of; each may be hundreds of characters
 _ID_LETTERS, _ID_LENGTH = string.ascii_letters + string.digits, 9  # Mistral's templates take no other ids
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
@@ -239,7 +243,7 @@ def _asked(fields: Fields, *, grammar: str | None, **rest: Any) -> Asked:
         model=fields.text("model"),
         sampling=Sampling(
             **{name: value for name, value in given.items() if value is not None},
-            seed=None if seed is None else seed % _SEEDS,
+            seed=None if seed is None else seed % SEEDS,
             grammar=grammar,
         ),
         stop=_stop(fields.take("stop")),
@@ -403,6 +407,7 @@ def _function_name(value: Any, where: str) -> str:
 def _tools(fields: Fields) -> tuple[tuple[Tool, ...], tuple[Tool, ...], bool]:
     """Asked's tools, forced and several."""
     described = _objects(fields.take("tools") or [], "tools")
+    _refuse_long(described, "tools")
     choice, several = fields.take("tool_choice") or "auto", fields.take("parallel_tool_calls")
     if len(described) > MOST_TOOLS:
         raise _wrong("tools", f"{MOST_TOOLS} at most")
@@ -493,6 +498,7 @@ def _grammar(value: Any) -> str | None:
     """What the text must be, as a grammar."""
     if value is None:
         return None
+    _refuse_long(value, "response_format")
     fields = Fields(value)
     kind, described = fields.text("type"), fields.take("json_schema")
     fields.refuse_rest()
@@ -503,6 +509,18 @@ def _grammar(value: Any) -> str | None:
     if kind == "json_schema" and isinstance(described, dict) and described.get("schema") is not None:
         return json_grammar(described["schema"])
     raise _wrong("response_format", "of type text, json_object, or json_schema with a json_schema.schema")
+
+
+def _refuse_long(value: Any, name: str) -> None:
+    """What is made of a schema takes time that is more than in proportion."""
+    if (length := len(json.dumps(value))) > MOST_SCHEMA:
+        raise Refusal(
+            400,
+            f"{name} is {length:,} characters of JSON, and {MOST_SCHEMA:,} are taken",
+            "ask for less at once",
+            param=name,
+            code="schema_too_large",
+        )
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -542,15 +560,16 @@ def _delta(parts: Iterable[Said | Called]) -> dict[str, Any]:
     }
 
 
-def usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, Any]:
-    """OpenAI's counts: prompts once, all answers together."""
+def usage(prompt_tokens: int, choices: Sequence[Choice], each: int) -> dict[str, Any]:
+    """OpenAI's counts: prompts once, one for `each` so many choices; all answers together."""
     done = [choice.done for choice in choices if choice.done is not None]
     completion = sum(one.drawn for one in done)
+    cached = [min(one.reused for one in done[index : index + each]) for index in range(0, len(done), each)]
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion,
         "total_tokens": prompt_tokens + completion,
-        "prompt_tokens_details": {"cached_tokens": min((one.reused for one in done), default=0)},
+        "prompt_tokens_details": {"cached_tokens": sum(cached)},
     }
 
 
@@ -672,8 +691,11 @@ class ChatForm(_Form):
         return {"token": self._written(token), "logprob": logprob, "bytes": list(self.piece(token))}
 
 
+@dataclass(frozen=True)
 class TextForm(_Form):
     """Answers of /v1/completions."""
+
+    told: Counter[int] = field(default_factory=Counter)  # characters of the choices of a stream
 
     def whole(self, choices: Sequence[Choice], counts: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer."""
@@ -692,7 +714,9 @@ class TextForm(_Form):
 
     def piece_of(self, index: int, text: str, drawn: Sequence[Drawn]) -> dict[str, Any]:
         """A chunk of a choice's text."""
-        return self._object("text_completion", "cmpl", [self._choice(index, text, drawn, None)])
+        choice = self._choice(index, text, drawn, None, self.told[index])
+        self.told[index] += sum(len(self._written(one.token)) for one in drawn)
+        return self._object("text_completion", "cmpl", [choice])
 
     def last(self, index: int, choice: Choice) -> dict[str, Any]:
         """The chunk after a choice's text."""
@@ -702,18 +726,20 @@ class TextForm(_Form):
         """The chunk after all choices."""
         return self._object("text_completion", "cmpl", [], usage=counts)
 
-    def _choice(self, index: int, text: str, drawn: Sequence[Drawn], reason: str | None) -> dict[str, Any]:
-        logprobs = self._logprobs(drawn) if self.with_logprobs else None
+    def _choice(
+        self, index: int, text: str, drawn: Sequence[Drawn], reason: str | None, begun: int = 0
+    ) -> dict[str, Any]:
+        logprobs = self._logprobs(drawn, begun) if self.with_logprobs else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _logprobs(self, drawn: Sequence[Drawn]) -> dict[str, Any]:
+    def _logprobs(self, drawn: Sequence[Drawn], begun: int) -> dict[str, Any]:
+        """Of tokens of which the first stands `begun` characters after the answer's beginning."""
         tokens = [self._written(one.token) for one in drawn]
-        ends = [sum(map(len, tokens[: index + 1])) for index in range(len(tokens))]
         return {
             "tokens": tokens,
             "token_logprobs": [one.logprob for one in drawn],
             "top_logprobs": [
                 {self._written(token): logprob for token, logprob in one.likeliest} for one in drawn
             ],
-            "text_offset": [0, *ends][: len(tokens)],
+            "text_offset": [*accumulate(map(len, tokens), initial=begun)][: len(tokens)],
         }

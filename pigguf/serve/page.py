@@ -7,32 +7,28 @@
 
 Contract: the page asks this server alone, which its Content-Security-Policy holds it to; what a model writes
 is never markup of the page. A document's name is a label: no file is opened by it.
-Left out: who may ask (app.py), how documents become text (reading/).
+Left out: who may ask (app.py), how documents become text (reader.py).
 """
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path, PurePath
 from typing import Any, Protocol
 
+import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pigguf.chat import Document
-from pigguf.errors import MissingPackage, PigError
-from pigguf.reading import read_file
-from pigguf.reading.document import TooLong
 from pigguf.reading.formats import FORMATS
 from pigguf.rope import rope_from_metadata
 from pigguf.serve.errors import Refusal
 from pigguf.serve.openai import chat_request, parse
+from pigguf.serve.reader import read_apart
 from pigguf.serve.service import Service
 from pigguf.verbs.inspect import report_of
 
@@ -41,6 +37,7 @@ MOST_BYTES = 64 << 20
 """Of a document that is sent; a PDF holds pictures, which the window does not."""
 
 _MOST_NAME = 200
+_AT_ONCE, _MOST_WAITING = 2, 32  # documents that are read, and that wait for that
 _STATIC = Path(__file__).with_name("static")
 _TYPES = {
     ".html": "text/html",
@@ -101,6 +98,7 @@ class _Page:
     def __init__(self, service: Service, door: _Door) -> None:
         self._service = service
         self._door = door
+        self._reading = anyio.CapacityLimiter(_AT_ONCE)
 
     async def about(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self._about))
@@ -138,57 +136,36 @@ class _Page:
     async def documents(self, request: Request) -> Response:
         """Takes the document's bytes; its name is in the query, and tells the format where they do not."""
         name = " ".join(request.query_params.get("name", "").split())[:_MOST_NAME] or "document"
-        data = await self._door.body(request, DOCUMENT_TYPE, MOST_BYTES)
-        document, notes = await run_in_threadpool(self._read, name, data)
-        return JSONResponse(
-            {"name": name, "text": document.quoted(), "tokens": document.tokens, "notes": notes}
-        )
+        if self._reading.statistics().tasks_waiting >= _MOST_WAITING:
+            raise Refusal(
+                429, "too many documents wait", "send it again in a while", code="queue_full", retry_after=1
+            )
+        async with self._reading:  # before its bytes are here, of which there may be many
+            text, notes = await self._read(name, await self._door.body(request, DOCUMENT_TYPE, MOST_BYTES))
+        tokens = await run_in_threadpool(self._service.count_text, text)
+        document = Document(name, text, tokens)
+        return JSONResponse({"name": name, "text": document.quoted(), "tokens": tokens, "notes": notes})
 
-    def _read(self, name: str, data: bytes) -> tuple[Document, list[str]]:
-        """The document, and what is to be told of it: pages that hold pictures only, say.
+    async def _read(self, name: str, data: bytes) -> tuple[str, list[str]]:
+        """A document's text, and what is to be told of it.
 
         Raises:
             Refusal: it cannot be read, or is longer than any window of this model.
         """
-        model = self._service.model
-        most = self._service.context_length * model.longest_piece  # a token is at most so many bytes
+        service = self._service
+        most = service.context_length * service.model.longest_piece  # a token is at most so many bytes
         with tempfile.TemporaryDirectory(prefix="pigguf-") as folder:
             path = Path(folder, f"document{_suffix(name)}")
-            path.write_bytes(data)
+            await run_in_threadpool(path.write_bytes, data)
             try:
-                with _warnings_of_this_thread() as notes:
-                    text = read_file(path, most).text
-            except TooLong:
-                raise Refusal(
-                    413,
-                    f"{name} is longer than a window of {self._service.context_length:,} tokens",
-                    "take a part of it",
-                    code="document_too_long",
-                ) from None
-            except PigError as error:
-                raise Refusal(
-                    501 if isinstance(error, MissingPackage) else 400,
-                    error.message.replace(str(path), name),
-                    error.hint,
-                    code="document_unreadable",
-                ) from None
-        told = [note.replace(str(path), name) for note in notes]
-        return Document(name, text, self._service.count_text(text)), told
-
-
-@contextmanager
-def _warnings_of_this_thread() -> Iterator[list[str]]:
-    """What the library tells its logger meanwhile, which is where the reader of a page does not look."""
-    told: list[str] = []
-    handler, thread = logging.Handler(logging.WARNING), threading.get_ident()
-    handler.addFilter(lambda record: record.thread == thread)
-    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
-    log = logging.getLogger("pigguf")
-    log.addHandler(handler)
-    try:
-        yield told
-    finally:
-        log.removeHandler(handler)
+                text, notes = await read_apart(path, most, service.limits.document_seconds)
+            except Refusal as refusal:
+                if refusal.code == "document_too_long":
+                    refusal.message = f"{name} is longer than a window of {service.context_length:,} tokens"
+                    refusal.hint = "take a part of it"
+                refusal.message = refusal.message.replace(str(path), name)
+                raise
+        return text, [note.replace(str(path), name) for note in notes]
 
 
 def _suffix(name: str) -> str:

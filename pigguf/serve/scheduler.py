@@ -18,7 +18,6 @@ Left out: HTTP, text to tokens (service.py), which sequences share a batch in ll
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -35,9 +34,9 @@ from numpy.typing import NDArray
 from pigguf.engine import Context, Sampling, Session
 from pigguf.engine.sampling import Sampler, sampler
 from pigguf.engine.session import Part, step
-from pigguf.errors import EngineError, Interrupted, PigError
+from pigguf.errors import Interrupted, PigError
 from pigguf.progress import Silent
-from pigguf.serve.errors import Refusal, ending
+from pigguf.serve.errors import Refusal, ending, unforeseen
 from pigguf.text import Text
 
 LONGEST_GAP = 0.2  # seconds of a step beside which answers are being written, about
@@ -47,9 +46,8 @@ _COPIED_FOR_ONE = 64  # cells of a sequence that are copied in the time one toke
 _RATE = 0.2  # at which measurements replace what was believed
 _CLIENTS = 4  # whose queues may be full at once
 _LONGEST_RETRY = 120  # seconds
+_LONGEST_DRAW = 1.0  # seconds of the CPU's
 _BETWEEN_TELLING = 0.25  # seconds between two that tell how far an answer is, at least
-
-_log = logging.getLogger("pigguf")
 
 
 @dataclass(frozen=True)
@@ -261,11 +259,6 @@ class Scheduler:
         """How many answers have a slot."""
         return sum(slot.run is not None for slot in self._slots)
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether answers can be expected."""
-        return self._thread.is_alive() and self._why_ending is None
-
     def drain(self, seconds: float = math.inf, why: PigError | None = None) -> None:
         """Take nothing more, and refuse what waits; what runs goes on, for so long at most.
 
@@ -315,9 +308,12 @@ class Scheduler:
     # ---- the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._wait_for_work():
+        is_closed = False
+        while not is_closed:
             try:
-                self._step()
+                is_closed = not self._wait_for_work()
+                if not is_closed:
+                    self._step()
             except Exception as error:
                 failed = _failure(error)
                 for slot, run in self._runs():
@@ -564,7 +560,7 @@ class Scheduler:
     def _draw(self, slot: _Slot, run: _Run, place: int) -> None:
         try:
             run.session.refuse_no_numbers(place)
-            token = run.sampler.draw(self._context, place)
+            token = run.draw(self._context, place)
         except PigError as error:
             self._end(slot, run, Failed(error))
             return
@@ -615,6 +611,25 @@ class _Run:
     def is_reading(self) -> bool:
         """Whether nothing was drawn yet."""
         return self.drawn == 0
+
+    def draw(self, context: Context, place: int) -> int:
+        """The next token.
+
+        Raises:
+            Refusal: it took so long that others wait: its grammar reads a text in ever more ways, and the
+                engine tries them all.
+            EngineError: there is none.
+        """
+        begun = time.thread_time()
+        token = self.sampler.draw(context, place)
+        if self.answer.request.sampling.grammar is not None and time.thread_time() - begun > _LONGEST_DRAW:
+            raise Refusal(
+                400,
+                "the engine takes too long to hold the answer to its JSON schema",
+                "let fewer of its parts (anyOf, references) begin alike",
+                code="schema_too_large",
+            )
+        return token
 
     def part(self, most: int) -> Part:
         return Part(self.session, self.unread[:most], wants_logits=most >= len(self.unread))
@@ -692,7 +707,10 @@ class _Telling(Silent):
 def _probable(token: int, logits: NDArray[np.float32], most: int) -> Drawn:
     largest = float(logits.max())
     total = largest + math.log(float(np.exp(logits - largest, dtype=np.float64).sum()))
-    first = np.argsort(-logits, kind="stable")[:most] if most else ()
+    first: NDArray[np.intp] = np.empty(0, np.intp)
+    if most:  # only those that may be among them are sorted: a vocabulary takes a step's time
+        few = np.flatnonzero(logits >= np.partition(logits, -most)[-most])
+        first = few[np.argsort(-logits[few], kind="stable")][:most]
     return Drawn(
         token,
         float(logits[token]) - total,
@@ -701,11 +719,8 @@ def _probable(token: int, logits: NDArray[np.float32], most: int) -> Drawn:
 
 
 def _failure(error: Exception) -> Failed:
-    """An answer's end by an error; one that nobody foresaw is logged."""
-    if isinstance(error, PigError):
-        return Failed(error)
-    _log.error("the server failed", exc_info=error)
-    return Failed(EngineError(f"the server failed: {type(error).__name__}"))
+    """An answer's end by an error."""
+    return Failed(error if isinstance(error, PigError) else unforeseen(error))
 
 
 def _is_over(answer: _Answer, now: float) -> bool:

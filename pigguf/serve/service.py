@@ -20,13 +20,12 @@ from pigguf.engine import Model, Sampling
 from pigguf.engine.embedding import Pooling, embed, pooling_of
 from pigguf.engine.sampling import sampler
 from pigguf.errors import Interrupted
-from pigguf.serve.errors import Refusal
+from pigguf.grammar import gbnf
+from pigguf.serve.errors import Refusal, away
 from pigguf.serve.host import Host
-from pigguf.serve.openai import Asked, ToEmbed
+from pigguf.serve.openai import SEEDS, Asked, ToEmbed
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
 from pigguf.tools import CallReader, calls_grammar, opening_of
-
-_SEEDS = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,9 @@ class Limits:
         headers_seconds: until those of a request are there.
         body: bytes of a request.
         body_seconds: until all of it is there.
-        grammar: characters of the one that a schema comes to; long ones take the engine minutes.
+        grammar: characters of the one that a schema comes to, and repetitions in it; long ones take the
+            engine minutes and gigabytes.
+        document_seconds: until the text of a document is read.
         stalled_seconds: that a client may leave a chunk unread.
         seconds: until an answer is done, the time in the queue with it.
         drain_seconds: what runs may take when the server is to end.
@@ -49,6 +50,7 @@ class Limits:
     body: int = 8 << 20
     body_seconds: float = 30.0
     grammar: int = 128 << 10
+    document_seconds: float = 60.0
     stalled_seconds: float = 60.0
     seconds: float = 600.0
     drain_seconds: float = 30.0
@@ -84,10 +86,10 @@ class Service:
         self._refuse_other(asked.model)
         sampling = self._sampling(asked)
         if sampling.grammar is not None:
-            if len(sampling.grammar) > self.limits.grammar:
+            if (size := gbnf.size(sampling.grammar)) > self.limits.grammar:
                 raise Refusal(
                     400,
-                    f"the JSON schema comes to {len(sampling.grammar):,} characters of grammar, and "
+                    f"the JSON schema comes to {size:,} characters of grammar, each repetition counted, and "
                     f"{self.limits.grammar:,} are taken",
                     "ask for less at once",
                     code="schema_too_large",
@@ -239,9 +241,15 @@ class Service:
                     param="dimensions",
                     code="invalid_value",
                 )
+
+            def is_over() -> bool:
+                return stop() or self.host.trouble is not None or time.monotonic() > deadline
+
             try:
-                return embed(model, texts, context.options, lambda: stop() or time.monotonic() > deadline)
+                return embed(model, texts, context.options, is_over)
             except Interrupted:
+                if self.host.trouble is not None:
+                    raise away(self.host.trouble) from None
                 raise Refusal(
                     504,
                     "the embeddings were not done within the time that they may take",
@@ -312,4 +320,4 @@ class Answers:
 
 def _seed(seed: int | None, choice: int) -> int | None:
     """Choices differ, and come again with the same seed."""
-    return None if seed is None else (seed + choice) % _SEEDS
+    return None if seed is None else (seed + choice) % SEEDS

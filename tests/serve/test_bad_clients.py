@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -217,11 +218,18 @@ def nested(depth: int) -> dict[str, Any]:
         ({"$ref": "#"}, "refers to itself"),
         (
             {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(20_000)}},
-            "characters of grammar",
+            "characters of JSON",
         ),
-        ({"enum": ["x" * 100_000] * 50}, "characters of grammar"),
+        ({"enum": ["x" * 100_000] * 50}, "characters of JSON"),
+        ({"enum": [f"x{n}" for n in range(11_000)]}, "characters of grammar"),
+        (
+            {"type": "object", "properties": {f"p{n}": {"maxLength": 2000} for n in range(400)}},
+            "each repetition counted",
+        ),
+        ({"oneOf": [{"const": n} for n in range(5000)]}, "can be told apart"),
+        ({"pattern": r"^(.*a.{30})*$"}, "more than 8,192 states"),
     ],
-    ids=["deep", "loop", "wide", "long"],
+    ids=["deep", "loop", "wide", "long", "long as a grammar", "repeated", "one of many", "pattern"],
 )
 def test_schemas_that_would_take_for_ever(tiny: Served, schema: dict[str, Any], said: str) -> None:
     begun = time.monotonic()
@@ -259,6 +267,30 @@ def test_odd_values(tiny: Served, body: dict[str, Any], status: int) -> None:
     found, answer, _ = post(f"{tiny.url}/v1/completions", body)
     assert found == status, answer
     assert "choices" in answer or answer["error"]["message"]
+
+
+def test_more_tokens_than_are_made_text_of(tiny: Served) -> None:
+    status, answer, _ = post(f"{tiny.url}/detokenize", {"tokens": [5] * (2**20 + 1)})
+    assert (status, answer["error"]["param"]) == (400, "tokens")
+
+
+def test_a_document_that_takes_for_ever(tiny_path: Path, tmp_path: Path) -> None:
+    """A book that is a hundred times the same empty chapter, of many megabytes once it is unpacked."""
+    book, types = tmp_path / "a.epub", "application/xhtml+xml"
+    with zipfile.ZipFile(book, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("META-INF/container.xml", '<a><rootfile full-path="x.opf"/></a>')
+        item = f'<item id="a" href="a.html" media-type="{types}"/>'
+        made.writestr("x.opf", "<a>" + item + '<itemref idref="a"/>' * 100 + "</a>")
+        made.writestr("a.html", "<p></p>" * 2_000_000)
+    with limited(tiny_path, "Limits(document_seconds=3.0)") as served:
+        begun = time.monotonic()
+        document = {"Content-Type": "application/octet-stream"}
+        status, answer, _ = post(f"{served.url}/documents?name=a.epub", book.read_bytes(), **document)
+        assert (status, answer["error"]["code"]) == (400, "document_unreadable")
+        assert answer["error"]["message"].startswith("a.epub was not read within 3 s")
+        assert time.monotonic() - begun < 10
+        assert post(f"{served.url}/documents?name=a.txt", b"A pig.", **document)[0] == 200
+        assert still_answers(served)
 
 
 def test_a_key_that_is_not_ascii(tiny_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,19 @@ import openai
 import pytest
 from engine.tiny_gguf import WIDTH, text_tokens, write_tiny
 from numpy.typing import NDArray
-from serve.served import Served, serving
+from serve.served import Served, serving, wait_until
 from tiny import make_checkpoint
 
 import pigguf
 from pigguf.engine import ContextOptions, Model
 from pigguf.engine.embedding import embed, pooling_of
-from pigguf.errors import Interrupted, UsageError
+from pigguf.errors import DoesNotFit, GGUFError, Interrupted, UsageError
 from pigguf.metadata import u32
+from pigguf.runtime import RunSettings
+from pigguf.serve.errors import Refusal
+from pigguf.serve.host import Host
+from pigguf.serve.openai import embedding_request
+from pigguf.serve.service import Limits, Service
 
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4
 WINDOW = 512
@@ -182,6 +189,27 @@ def test_a_pooling_that_no_file_can_say_is_told(said: dict[str, Any], tmp_path: 
     plan = pigguf.convert(checkpoint, tmp_path / "tiny.gguf", type="F32").plan
     assert "llama.pooling_type" not in plan.metadata
     assert any("max" in note and "gives no embeddings" in note for note in plan.notes)
+
+
+def test_what_a_changed_file_gives_is_not_told(path: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copy(path, tmp_path / "tiny.gguf"))
+    with Host(copied, RunSettings(sessions=False)) as host:
+        service = Service(host, Limits())
+        asked = embedding_request({"input": [[3, 4]]})
+        with pytest.raises(GGUFError, match="was written to while it was in use"), host.borrowed():
+            os.utime(copied, ns=(0, 0))
+        wait_until(lambda: host.trouble is not None)
+        with pytest.raises(Refusal, match="the model cannot answer now"):
+            service.embedded(asked, service.to_embed(asked), lambda: False)
+
+
+def test_a_text_that_the_memory_does_not_hold_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pigguf.engine.embedding.available_memory", lambda: 1 << 20)
+    monkeypatch.setattr("pigguf.engine.embedding._PLANNED_FROM", 100)
+    with Model.open(path) as model:
+        assert embed(model, [text_tokens(50)]).shape == (1, WIDTH)
+        with pytest.raises(DoesNotFit, match="a text of 500 tokens takes"):
+            embed(model, [text_tokens(500)])
 
 
 def test_what_gives_no_vectors(path: Path, tmp_path: Path) -> None:

@@ -6,13 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from engine.tiny_gguf import text_tokens, write_tiny
 from serve.served import wait_until
+from tiny_chat import TEMPLATE, write_following
 
 from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
 from pigguf.engine.session import Part, step
+from pigguf.grammar import json_grammar
 from pigguf.metadata import u32
 from pigguf.serve.errors import Refusal
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
@@ -328,6 +331,48 @@ def test_a_grammar_that_is_none_fails_alone(scheduler: Scheduler) -> None:
     scheduler.submit([wrong, asked(text_tokens(5), 4)], heard)
     assert isinstance(heard.end(0), Failed)
     assert len(heard.tokens(1)) == 4
+
+
+@pytest.fixture
+def opening_brackets(tmp_path: Path) -> Iterator[Scheduler]:
+    """Of a model that writes nothing else."""
+    path = write_following(tmp_path / "tiny.gguf", TEMPLATE, {"[": "["})
+    options = ContextOptions(length=512, sequences=2)
+    with Model.open(path) as model, Context(model, options) as context, Scheduler(context) as scheduler:
+        yield scheduler
+
+
+def test_a_grammar_that_holds_everybody_up_ends_its_answer(opening_brackets: Scheduler) -> None:
+    """There are twice as many ways to read each bracket as the one before."""
+    arrays = [{"type": "array", "items": {"$ref": "#"}, "maxItems": most} for most in (8, 9)]
+    grammar = json_grammar({"anyOf": arrays})
+    prompt = [3 + ord("[")]
+    held, other = Heard(), Heard()
+    begun = time.monotonic()
+    opening_brackets.submit([Request(prompt, Sampling(temperature=0, grammar=grammar), 200)], held)
+    end = held.end()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, Refusal)
+    assert (end.error.status, end.error.code) == (400, "schema_too_large")
+    opening_brackets.submit([Request(prompt, GREEDY, 5)], other)
+    assert isinstance(other.end(), Done)
+    assert time.monotonic() - begun < 40
+
+
+def test_nothing_of_a_failure_that_nobody_foresaw_is_logged_but_its_place(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: object) -> None:
+        raise ValueError("my secret")
+
+    monkeypatch.setattr("pigguf.serve.scheduler.sampler", failing)
+    heard = Heard()
+    scheduler.submit([asked(text_tokens(5), 4)], heard)
+    end = heard.end()
+    assert isinstance(end, Failed)
+    assert end.error.message == "the server failed: ValueError"
+    assert "ValueError in failing:" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_a_full_window_ends_an_answer(scheduler: Scheduler) -> None:
