@@ -15,6 +15,7 @@ from pigguf.serve.openai import (
     MOST_LIKELIEST,
     MOST_STOPS,
     MOST_TEXTS,
+    MOST_TOKENS,
     MOST_TOOLS,
     NEUTRAL,
 )
@@ -44,6 +45,12 @@ def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = No
         "required": list(required),
         "additionalProperties": False,
     }
+
+
+def _texts(most: int) -> Schema:
+    """A text or tokens, or so many of these at most."""
+    several = {"type": "array", "items": {"anyOf": [_TEXT, _TOKENS]}, "minItems": 1, "maxItems": most}
+    return {"anyOf": [_TEXT, _TOKENS, several]}
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -206,20 +213,7 @@ _SCHEMAS: dict[str, Schema] = {
         },
     ),
     "CompletionRequest": _request(
-        {
-            "prompt": {
-                "anyOf": [
-                    _TEXT,
-                    _TOKENS,
-                    {
-                        "type": "array",
-                        "items": {"anyOf": [_TEXT, _TOKENS]},
-                        "minItems": 1,
-                        "maxItems": MOST_CHOICES,
-                    },
-                ]
-            }
-        },
+        {"prompt": _texts(MOST_CHOICES)},
         {
             "max_tokens": {"type": "integer", "minimum": 1},
             "logprobs": {"type": "integer", "minimum": 0, "maximum": MOST_LIKELIEST},
@@ -253,20 +247,7 @@ _SCHEMAS: dict[str, Schema] = {
         ),
     ),
     "EmbeddingRequest": _request(
-        {
-            "input": {
-                "anyOf": [
-                    _TEXT,
-                    _TOKENS,
-                    {
-                        "type": "array",
-                        "items": {"anyOf": [_TEXT, _TOKENS]},
-                        "minItems": 1,
-                        "maxItems": MOST_TEXTS,
-                    },
-                ]
-            }
-        },
+        {"input": _texts(MOST_TEXTS)},
         {
             "model": _TEXT,
             "encoding_format": {"enum": ["float", "base64"]},
@@ -325,7 +306,7 @@ _SCHEMAS: dict[str, Schema] = {
     },
     "Tokens": _object({"tokens": {"type": "array", "items": _COUNT}, "count": _COUNT}),
     "DetokenizeRequest": {
-        **_object({"tokens": {"type": "array", "items": _COUNT}}),
+        **_object({"tokens": {"type": "array", "items": _COUNT, "maxItems": MOST_TOKENS}}),
         "additionalProperties": {"type": "null"},
     },
     "Text": _object({"content": _TEXT}),
