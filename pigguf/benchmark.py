@@ -141,9 +141,11 @@ def _resolved(session: Session) -> dict[str, Any]:
     """What a session runs with."""
     context = session.context
     options = asdict(context.options)
+    workers = context.model.workers
     return {
         **options,
         "gpu_layers": context.model.gpu_layers,
+        "workers": [device.name for device in workers.devices] if workers else [],
         "prefill": "torch" if context.reader else "llama.cpp",
     }
 

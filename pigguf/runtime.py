@@ -13,6 +13,7 @@ Left out: evaluations and checks, which measure llama.cpp's own figures and open
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from pigguf.tuning import Tuning, find_tuning
 
 Prefill = Literal["auto", "llama.cpp", "torch"]
 
+_log = logging.getLogger("pigguf")
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -49,6 +52,9 @@ class RunSettings:
         workers: "host:port" of other machines' `pigguf worker`; their devices take the layers in place of
             this machine's GPUs.
         split: each of the workers' devices' share of the layers; None is in proportion to free memory.
+
+    Raises:
+        UsageError: PyTorch is to read prompts for layers that workers have.
     """
 
     ctx: int | None = None
@@ -62,6 +68,13 @@ class RunSettings:
     sessions: bool = True
     workers: tuple[str, ...] = ()
     split: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers and self.prefill == "torch":
+            raise UsageError(
+                "PyTorch reads prompts on this machine alone, and workers are to take the layers",
+                "leave prefill to auto, or the workers out",
+            )
 
 
 @contextmanager
@@ -96,6 +109,12 @@ def open_context(
     with ExitStack() as opened:
         workers = opened.enter_context(connected(settings.workers, settings.split))
         planned, tuning = _settled(path, settings, sequences, workers)
+        if workers and settings.gpu_layers == "auto" and planned.gpu_layers < planned.layers:
+            _log.warning(
+                "%d of %d layers fit on the workers: the others stay on this machine",
+                planned.gpu_layers,
+                planned.layers,
+            )
         model = opened.enter_context(
             Model.open(
                 path, gpu_layers=planned.gpu_layers, rope=settings.rope, workers=workers, progress=progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -42,7 +43,8 @@ def _changed(settings: RunSettings, changes: str) -> RunSettings:
     Raises:
         UsageError: it says nothing that is an option.
     """
-    arguments = [f"--{change.strip()}" for change in changes.split(",")]
+    # a comma before what is no option belongs to a value: workers=A,B
+    arguments = [f"--{change.strip()}" for change in re.split(r",(?=[^,]*=)", changes)]
     if not all("=" in argument for argument in arguments):
         raise UsageError(
             f"--vs {changes!r} is not OPTION=VALUE,...", "say, for instance, flash-attention=off"

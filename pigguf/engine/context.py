@@ -211,8 +211,17 @@ class Context:
         parameters = context_parameters(options, self.model.vocab_size)
         if self.observer is not None:
             parameters.cb_eval = self.observer.callback
-        with library.complaints() as said:
-            handle = self._llama.llama_init_from_model(self.model.handle, parameters)
+        handle = None
+        try:
+            with (
+                library.complaints() as said,
+                held_interrupts(),
+            ):  # in the log's callback Ctrl-C would be lost
+                handle = self._llama.llama_init_from_model(self.model.handle, parameters)
+        except BaseException:
+            if handle:
+                self._llama.llama_free(handle)
+            raise
         if not handle:
             self.model.check_workers()
             raise self._creation_failure(said)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from pigguf.engine import devices, library, preflight
 from pigguf.engine.context import ContextOptions, context_parameters
 from pigguf.engine.ggml_tensor import Tensor, ggml
+from pigguf.engine.interrupts import held_interrupts
 from pigguf.engine.model import RuntimeRope, cache_row_bytes, load_weights
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError
 from pigguf.gguf_file import DEFAULT_ALIGNMENT, GGUFFile
@@ -148,6 +149,10 @@ class DryRun:
         """
         for cache_type in (options.cache_k, options.cache_v):
             cache_row_bytes(cache_type, self.dimensions.head_length)
+        with held_interrupts():  # in the log's callback Ctrl-C would be lost
+            return self._sizes(options)
+
+    def _sizes(self, options: ContextOptions) -> tuple[BufferSizes, ...]:
         with library.complaints() as said, library.log_lines() as lines:
             handle = self._llama.llama_init_from_model(self._handle, self._parameters(options))
         if self._workers is not None:

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 GpuLayers = int | Literal["all", "auto"]
 
 POSITION_TABLE = "position_embd.weight"  # GPT-2's, StarCoder's, and of some MPT beside its distances
+_SOON = 0.1  # seconds within which Ctrl-C is seen while weights go to workers
 _GPU_SHARE = 0.8  # of free GPU memory for weights under "auto"; the rest is for cache and buffers
 _MOST_SPECIAL = 1 << 15  # special tokens in a text: some seconds
 _LOAD_MODE_AUTO, _LOAD_MODE_NONE = -1, 0  # llama.h, enum llama_load_mode: memory mapped, and read
@@ -527,7 +529,8 @@ def load_weights(
             with held_interrupts() as held:
                 watcher = _LoadWatcher(progress, held)
                 parameters.progress_callback = llama.llama_progress_callback(watcher.receive)
-                handle = llama.llama_model_load_from_file(str(file.path).encode(), parameters)
+                load = partial(llama.llama_model_load_from_file, str(file.path).encode(), parameters)
+                handle = load() if workers is None else watcher.run(load, workers)
             if watcher.failure is not None:
                 raise watcher.failure
             if workers is not None:
@@ -562,6 +565,20 @@ class _LoadWatcher:
         except BaseException as error:
             self.failure = error
         return self.failure is None and not self._held.seen
+
+    def run(self, load: Callable[[], Any], workers: Workers) -> Any:
+        """What `load` returns. Between weights it can be stopped, but one may be minutes on its way to a
+        worker: it runs in a thread, and where it is to stop the workers are left, which brings it back."""
+        with ThreadPoolExecutor(1, "pigguf-load") as thread:
+            loading = thread.submit(load)
+            try:
+                while not wait([loading], _SOON).done:
+                    if self._held.seen:
+                        workers.close()
+            except BaseException as error:  # another signal's handler
+                self.failure = error
+                workers.close()
+            return loading.result()
 
 
 def _c_overrides(llama: Any, overrides: dict[str, Typed]) -> Any:

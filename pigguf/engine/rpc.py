@@ -15,6 +15,7 @@ Upstream: ggml/src/ggml-rpc/ggml-rpc.cpp. Left out: the worker's side (rpc_worke
 from __future__ import annotations
 
 import ctypes
+import math
 import socket
 import struct
 import threading
@@ -26,6 +27,7 @@ from typing import Any
 from pigguf.engine import devices, library
 from pigguf.engine.rpc_protocol import (
     ANSWERED,
+    GRAPHS,
     HELLO_DATA,
     VERSION,
     Command,
@@ -77,7 +79,7 @@ class Workers:
                 f"a split into {len(self.split)} parts for {len(self.devices)} devices: {names}",
                 "give one share for each of them",
             )
-        if min(self.split) < 0 or not sum(self.split):
+        if not all(0 <= share < math.inf for share in self.split) or not sum(self.split):
             raise UsageError(f"a split of {self.split}", "give shares of 0 or more, not all of them 0")
 
     def buffer_homes(self) -> dict[str, str]:
@@ -169,6 +171,7 @@ class _Link:
         self.address = address
         self.failure: str | None = None
         self._turn = threading.Lock()
+        self._computes = False  # or may
         self._closed = threading.Event()
         self._known: dict[tuple[Command, bytes], bytes] = {}
         self._peers: list[Peer] = []
@@ -233,7 +236,10 @@ class _Link:
         if len(self._peers) == 2:  # it answered before
             return f"{who} serves another client", "wait until that one is done, or start another worker"
         if self._peers:
-            return f"{self.address} hung up: it is no worker", "give the address that `pigguf worker` shows"
+            return (
+                f"{self.address} hung up: it is no worker, or a tunnel with none behind it",
+                "give the address that `pigguf worker` shows; at a tunnel, see that it runs at the other end",
+            )
         reason = error.strerror or str(error)
         return f"{who} cannot be reached: {reason}", "start it there with `pigguf worker`"
 
@@ -248,10 +254,22 @@ class _Link:
             library_end.answer(self._answer(command, library_end.data(length)))
         else:
             with self._turn:
+                if command in GRAPHS:
+                    self._finish_graph()
                 chunks = library_end.chunks(length)
                 self._give(lambda data: self._work.send(command, length, data), next(chunks))
                 for data in chunks:
                     self._give(self._work.write, data)
+
+    def _finish_graph(self) -> None:
+        """Wait for the graph before. The library sends a prompt's batches ahead, as many as buffers hold: it
+        would tell of progress that is none, and Ctrl-C would wait until all of them are computed."""
+        if self._computes and self.failure is None:
+            try:
+                self._work.ask(Command.GET_ALIGNMENT, _FIRST_DEVICE)  # which costs nothing, in its turn
+            except OSError:
+                self._lose("went away")
+        self._computes = True
 
     def _give(self, send: Callable[[bytes], None], data: bytes) -> None:
         if self.failure is None:
@@ -264,9 +282,12 @@ class _Link:
         with self._turn:
             if self.failure is None:
                 try:
-                    return self._work.ask(command, data)
+                    answer = self._work.ask(command, data)
                 except OSError:
                     self._lose("went away")
+                else:
+                    self._computes = self._computes and command != Command.GET_TENSOR
+                    return answer
         return self._known.get((command, data)) or _made_up(command, data)
 
     def _watch_pulse(self) -> None:

@@ -65,6 +65,7 @@ _ANSWERS = {
     Command.DEVICE_COUNT: 4,
 }
 ANSWERED = frozenset((*_ANSWERS, Command.GET_TENSOR))
+GRAPHS = (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE)
 
 
 def answer_bytes(command: Command, data: bytes) -> int:

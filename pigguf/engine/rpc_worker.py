@@ -40,7 +40,10 @@ from pigguf.engine.rpc_protocol import ANSWERED, HELLO_DATA, Command, Garbled, P
 from pigguf.errors import EngineError, UsageError
 
 _START = 10.0  # seconds that the library's server has to come up
-_GRACE = 2.0  # seconds that a client waits for the one before it to be gone
+_GRACE = (
+    1.5  # seconds that a client waits for the one before it to be gone, and for what that one left behind
+)
+_PAUSE = 0.1  # seconds until another client is tried, where the system refuses one
 _NO_BUFFER = bytes(16)
 
 
@@ -91,10 +94,13 @@ class Worker:
         """Answer clients until `close` is called from another thread, or an exception comes (Ctrl-C)."""
         while True:
             try:
-                connection, _ = self._server.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(Peer(connection),), daemon=True).start()
+                client = Peer(self._server.accept()[0])
+            except OSError:  # closed, or more connections than the system gives
+                if self._server.fileno() < 0:
+                    return
+                time.sleep(_PAUSE)
+                continue
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def close(self) -> None:
         """Listen no more. The library's server, which cannot be stopped, stays until the process ends."""
@@ -124,7 +130,7 @@ class Worker:
                 if lease is None:
                     return
                 lease.carry(client, command, length)
-        except OSError:  # it left, or the library's server did not like what it said
+        except (OSError, struct.error):  # it left, or what it said is not understood, here or by the library
             pass
         finally:
             if lease is not None:
@@ -144,7 +150,11 @@ class Worker:
         return struct.pack("<QQ", max(0, device.memory_free - taken), device.memory_total)
 
     def _take(self) -> _Lease | None:
-        """The worker for one client; None where another one stays."""
+        """The worker for one client; None where another one stays.
+
+        Raises:
+            OSError: the library's server still computes for one that left.
+        """
         with self._left:
             if not self._left.wait_for(lambda: self._lease is None, _GRACE):
                 return None
@@ -161,8 +171,13 @@ class Worker:
     # ---- the library's server --------------------------------------------------------------------
 
     def _dial(self) -> Peer:
-        peer = Peer(socket.create_connection(("127.0.0.1", self._inner)))
-        peer.ask(Command.HELLO, HELLO_DATA)
+        peer = Peer(socket.create_connection(("127.0.0.1", self._inner), timeout=_GRACE))
+        try:
+            peer.ask(Command.HELLO, HELLO_DATA)
+        except OSError:
+            peer.close()
+            raise
+        peer.settimeout(None)
         return peer
 
     def _ask_hello(self) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Done
+from tiny_chat import write_chatting
 from worker_process import WorkerProcess, started_workers
 
 import pigguf
@@ -169,9 +170,41 @@ def test_what_does_not_fit_on_them_is_told_with_what_does(start: Start, smollm2_
     assert re.search(r"hint: these fit: .*; \d+ layers on the workers", done.stderr)
 
 
-def test_bench_runs_on_them(start: Start, run: Run, smollm2_gguf: Path) -> None:
-    done = run("bench", smollm2_gguf, "--depths", "0", "--workers", start().address)
+def test_what_does_not_fit_on_them_stays_here_and_is_told(start: Start, tmp_path: Path) -> None:
+    tiny = write_chatting(tmp_path / "tiny.gguf", 1024)
+    asked = ("chat", tiny, "-p", "hello", "--ctx", "512", "--max-tokens", "4", "--no-sessions", "--workers")
+    small = start("--memory", "0.1M").address
+    done = finished(*asked, small)
+    assert done.returncode == 0
+    assert "warning: 0 of 3 layers fit on the workers" in done.stderr
+    done = finished(*asked, small, "--gpu-layers", "all")
+    assert done.returncode == 9
+    assert "hint: these fit: 0 layers on the workers" in done.stderr
+    done = finished(*asked, start("--memory", "1G").address)
+    assert done.returncode == 0
+    assert "warning" not in done.stderr
+
+
+def test_pytorch_reads_no_prompts_for_them(smollm2_gguf: Path) -> None:
+    done = finished("chat", smollm2_gguf, "-p", "hello", "--workers", "127.0.0.1:1", "--prefill", "torch")
+    assert done.returncode == 2
+    assert "PyTorch reads prompts on this machine alone" in done.stderr
+    assert "hint: leave prefill to auto" in done.stderr
+
+
+def test_bench_compares_them_with_one_machine(start: Start, run: Run, tmp_path: Path) -> None:
+    tiny = write_chatting(tmp_path / "tiny.gguf", 1024)
+    one, two = start().address, start().address
+    vs = f"workers={one},{two},split=2,1,flash-attention=on"
+    done = run("bench", tiny, "--depths", "0", "--vs", vs, "--json")
     assert done.returncode == 0, done.stderr
+    settings = json.loads(done.stdout)["settings"]
+    assert settings["without --vs"]["workers"] == []
+    assert settings[vs]["workers"] == [one, two]
+    assert (settings[vs]["gpu_layers"], settings[vs]["flash_attention"]) == (3, True)
+    done = run("bench", tiny, "--depths", "0", "--workers", one, "--vs", "workers=")
+    assert done.returncode == 0, done.stderr
+    assert "workers= against without --vs" in done.stdout
 
 
 def test_a_worker_that_dies_in_an_answer_is_an_error(start: Start, smollm2_gguf: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -244,3 +245,17 @@ def test_a_log_that_another_package_took_is_read_all_the_same_and_given_back(tmp
         assert len(heard) > before
     finally:
         llama.llama_log_set(library._log.callback(llama), None)
+
+
+def test_ctrl_c_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    """It comes while the library logs, through which no exception can travel."""
+    path = write_tiny(tmp_path / "tiny.gguf")
+    with DryRun(read_header(path)) as run, Model.open(path) as model:
+        library.log_to(lambda line: signal.raise_signal(signal.SIGINT))
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run.sizes(ContextOptions(length=256))
+            with pytest.raises(KeyboardInterrupt):
+                Context(model, ContextOptions(length=256))
+        finally:
+            library.log_to(None)

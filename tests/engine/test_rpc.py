@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import http.server
+import os
 import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from engine.tiny_gguf import text_tokens, write_deep
+from sessions.shared import write_model
 from worker_process import WorkerProcess, started_workers
 
 from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
 from pigguf.engine.rpc import Workers, connect, connected
-from pigguf.engine.rpc_protocol import HELLO_DATA, VERSION, Command, Peer, host_and_port
+from pigguf.engine.rpc_protocol import GRAPHS, HELLO_DATA, VERSION, Command, Peer, host_and_port
 from pigguf.errors import DoesNotFit, EngineError, UsageError, WorkerLost
 from pigguf.planning import Resources, choose, find_resources, plan
+from pigguf.progress import Silent
 from pigguf.runtime import RunSettings, open_session
 
 Start = Callable[..., WorkerProcess]
@@ -96,6 +100,23 @@ def test_a_state_goes_to_workers_and_comes_back(start: Start, tiny: Path) -> Non
         session.context.set_state(0, state)
         assert session.context.state(0) == state
         assert session.context.cached(0) == len(prompt)
+
+
+@pytest.mark.parametrize("kept_by", ["workers", "one machine"])
+def test_what_was_read_stays_read_for_both(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_by: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = write_model(tmp_path / "tiny.gguf")
+    spread = RunSettings(2048, gpu_layers="all", workers=(start().address, start().address))
+    alone = RunSettings(2048, gpu_layers=0, prefill="llama.cpp", flash_attention=False)  # V lies transposed
+    found, drawn = [], []
+    for settings in (spread, alone) if kept_by == "workers" else (alone, spread):
+        with open_session(path, settings) as session:
+            found.append(session.advance_to(text_tokens(1200)))
+            drawn.append(list(session.generate(Sampling(temperature=0), limit=8)))
+    assert found == [0, 1200]
+    assert drawn[0] == drawn[1]
 
 
 def test_layers_lie_as_the_split_says(start: Start, tiny: Path) -> None:
@@ -254,6 +275,52 @@ def test_one_that_fails_while_weights_arrive(start: Start, smollm2_gguf: Path, f
     assert time.monotonic() - begun < SOON
 
 
+class Partway(Silent):
+    """Does something once, when a good part of the weights is loaded."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do: Callable[[], None] | None = do
+        self._percent = 0.0
+
+    def advance(self, amount: float) -> None:
+        self._percent += amount
+        if self._percent > 30 and self._do is not None:
+            self._do, do = None, self._do
+            do()
+
+
+def test_one_that_dies_in_the_middle_of_a_load_leaves_nothing_open(start: Start, smollm2_gguf: Path) -> None:
+    two = [start("--memory", "1G"), start("--memory", "1G")]
+    settings = RunSettings(1024, sessions=False, workers=tuple(addresses(two)))
+    dying = Partway(lambda: two[1].signal(signal.SIGKILL))
+    with (
+        pytest.raises(WorkerLost, match=f"{two[1].address} went away"),
+        open_session(smollm2_gguf, settings, dying),
+    ):
+        pass
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pulse of")]
+    wait_until(lambda: free_of(two[0]) == 1 << 30)
+    connect([two[0].address]).close()
+
+
+def test_ctrl_c_does_not_wait_for_a_weight_on_its_way(start: Start, smollm2_gguf: Path) -> None:
+    worker = start()
+    pressed = 0.0
+
+    def press() -> None:
+        nonlocal pressed
+        pressed = time.monotonic()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def stall() -> None:
+        worker.signal(signal.SIGSTOP)
+        threading.Timer(0.5, press).start()
+
+    with connect([worker.address]) as workers, pytest.raises(KeyboardInterrupt):
+        Model.open(smollm2_gguf, gpu_layers="all", workers=workers, progress=Partway(stall))
+    assert time.monotonic() - pressed < 2  # and a stall is told after four
+
+
 def test_one_that_comes_back_serves_again(start: Start, tiny: Path) -> None:
     first, prompt = start(), text_tokens(50)
     with connect([first.address]) as workers, running(tiny, workers) as session:
@@ -280,6 +347,29 @@ def test_one_that_computes_for_long_is_not_taken_for_lost(
         begun = time.monotonic()
         session.feed(tokens)
         assert time.monotonic() - begun > 2 * 0.5
+
+
+def test_a_prompt_is_not_sent_ahead_of_what_is_computed(
+    start: Start, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would look read long before it is, and be computed to its end after Ctrl-C."""
+    sent: list[Command] = []
+    send = Peer.send
+
+    def noted(self: Peer, command: Command, length: int, data: bytes) -> None:
+        sent.append(command)
+        send(self, command, length, data)
+
+    with connect([start().address]) as workers, running(tiny, workers, replace(OPTIONS, batch=64)) as session:
+        monkeypatch.setattr(Peer, "send", noted)
+        session.feed(text_tokens(640))
+    waits = [
+        command in GRAPHS
+        for command in sent
+        if command in (*GRAPHS, Command.GET_ALIGNMENT, Command.GET_TENSOR)
+    ]
+    assert sum(waits) >= 10
+    assert (True, True) not in pairwise(waits)
 
 
 # ---- what is no worker -------------------------------------------------------------------------------
@@ -318,6 +408,12 @@ def test_one_that_was_stopped(start: Start) -> None:
     assert f"{worker.address} does not answer" in refusal(worker.address)
 
 
+def test_a_tunnel_with_nothing_behind_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: server.accept()[0].close()).start()
+        assert "hung up" in refusal(f"127.0.0.1:{server.getsockname()[1]}")
+
+
 @pytest.mark.parametrize("version", [(6, 1, 0), (7, 1, 0), (7, 0, 1)])
 def test_another_version(version: tuple[int, int, int]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -352,14 +448,38 @@ def test_a_second_client_is_told_and_the_first_one_goes_on(start: Start, tiny: P
     connect([worker.address]).close()
 
 
+def test_one_that_computes_for_a_client_that_left_is_not_free_yet(start: Start, smollm2_gguf: Path) -> None:
+    worker = start(on=("taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))))
+    options = ContextOptions(length=8192, batch=4096)
+    with connect([worker.address]) as workers, running(smollm2_gguf, workers, options) as session:
+        threading.Timer(1.0, workers.close).start()
+        with pytest.raises(WorkerLost, match="was left"):
+            session.feed([1] * 8192)
+    assert refusal(worker.address) == f"the worker {worker.address} serves another client"
+
+
 def test_a_client_with_nonsense_does_not_end_the_worker(start: Start) -> None:
     worker = start()
-    for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"\x0e" + b"\xff" * 40, b"\x06" + bytes(8), b"\xff" * 100):
+    short = [bytes([command, size]) + bytes(7 + size) for command in (0, 7, 8, 11) for size in (0, 3)]
+    for nonsense in (
+        b"GET / HTTP/1.1\r\n\r\n", b"\x0e" + b"\xff" * 40, b"\x06" + bytes(8), b"\xff" * 100, *short,
+    ):  # fmt: skip
         with socket.create_connection(host_and_port(worker.address), timeout=SOON) as connection:
             connection.sendall(nonsense)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):
                 pass
+    connect([worker.address]).close()
+    worker.signal(signal.SIGINT)
+    assert worker.child.communicate(timeout=SOON)[1] == "\ninterrupted\n"
+
+
+def test_more_connections_than_it_can_have_do_not_end_the_worker(start: Start) -> None:
+    worker = start(on=("sh", "-c", 'ulimit -n 64; exec "$0" "$@"'))
+    with ExitStack() as opened, suppress(TimeoutError):
+        for _ in range(100):
+            opened.enter_context(socket.create_connection(host_and_port(worker.address), timeout=0.5))
+            time.sleep(0.01)  # its queue is short
     connect([worker.address]).close()
 
 
@@ -378,7 +498,7 @@ def test_a_worker_that_is_named_twice(start: Start) -> None:
         connect([worker.address, worker.address])
 
 
-@pytest.mark.parametrize("split", [(1, 1), (-1,), (0,)])
+@pytest.mark.parametrize("split", [(1, 1), (-1,), (0,), (float("nan"),), (float("inf"),)])
 def test_a_split_that_does_not_fit(start: Start, split: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="split"):
         connect([start().address], split)
