@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,8 @@ def command(
         ) from error
     if verbose:
         log_to(render.note)
+    # The engine's threads and PyTorch's take turns: LLVM's, who wait, would hold the cores for 0.2 s.
+    os.environ.setdefault("KMP_BLOCKTIME", "0")
 
     def tell(service: Service) -> None:
         render.note(

@@ -7,6 +7,8 @@
 A step holds the next token of every answer that is being written, and a chunk of the prompts that are being
 read: as much as leaves the answers flowing, and shared evenly, so that a short prompt beside a long one is
 read at once; a share is some tiles of tokens at least, and prompts take turns where there is room for one.
+Where the context has a reader (engine/roads.py), that has a long prompt for itself, and steps for all others
+are taken in between, wherever it tells how far it is: in one thread, for both would share the same cores.
 Clients take turns: a free slot goes to the one that has the fewest, its requests in their order, and prompts
 are shared between clients before they are between the requests of one. What runs is not stopped for those
 who wait.
@@ -23,7 +25,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, NamedTuple
@@ -208,12 +210,13 @@ class Scheduler:
         self._slots = [_Slot(context.sequence()) for _ in range(self.slots)]
         self._changed = threading.Condition()
         self._waiting: list[_Answer] = []
-        self._submitted = 0
         self._served: dict[str, int] = {}  # of each client that is here, when it got its last slot
         self._check = check
         self._why_ending: PigError | None = None
         self._is_closed = False
         self._end_by = math.inf
+        self._lent: _Run | None = None  # whose prompt the context's reader has
+        self._prompts_from = 0.0  # when prompts may be in a step again, while it has one
         self._reading_pace = 0.0  # seconds a token of prompts; 0 before the first
         self._answer_seconds = 1.0
         self._ends = 0
@@ -245,7 +248,6 @@ class Scheduler:
                 raise self._why_ending
             self._refuse_too_many(answers)
             self._waiting += answers
-            self._submitted += len(answers)
             self._changed.notify()
         return Ticket(answers)
 
@@ -310,14 +312,10 @@ class Scheduler:
     def _run(self) -> None:
         is_closed = False
         while not is_closed:
-            try:
+            with self._failing_all():
                 is_closed = not self._wait_for_work()
                 if not is_closed:
                     self._step()
-            except Exception as error:
-                failed = _failure(error)
-                for slot, run in self._runs():
-                    self._end(slot, run, failed)
         for slot, run in self._runs():
             self._end(slot, run, Failed(self._why_ending or ending()))
         for slot in self._slots:
@@ -343,14 +341,28 @@ class Scheduler:
         if self._context.store is not None:
             self._context.store.keep(slot.session)
 
+    @contextmanager
+    def _failing_all(self) -> Iterator[None]:
+        """What nobody foresaw ends all that runs, but for what the reader has, and nothing else."""
+        try:
+            yield
+        except Exception as error:
+            failed = _failure(error)
+            for slot, run in self._runs():
+                if run is not self._lent:
+                    self._end(slot, run, failed)
+
     def _step(self) -> None:
         self._drop_gone()
         self._admit()
         for before, answer in enumerate(self._in_turn()):
             answer.tell_waiting(before)
-        if self._read_alone():
-            return
-        planned = self._plan()
+        if self._lent is None and (long := self._for_reader()):
+            self._lend(*long)
+        else:
+            self._compute(self._plan())
+
+    def _compute(self, planned: Sequence[tuple[_Slot, _Run, Part]]) -> None:
         if not planned:
             return
         begun = time.perf_counter()
@@ -381,6 +393,8 @@ class Scheduler:
         for answer in gone:
             answer.deliver(_late(answer))
         for slot, run in self._runs():
+            if run is self._lent:
+                continue  # it is taken from the reader first
             if _is_over(run.answer, now):
                 self._end(slot, run, _late(run.answer))
             elif now > self._end_by:
@@ -418,6 +432,7 @@ class Scheduler:
                 answer.deliver(_failure(error))
                 continue
             if copied:  # the step moves the data: before it, no other state may be touched
+                self._prompts_from = 0.0
                 return
 
     def _in_turn(self) -> list[_Answer]:
@@ -481,20 +496,21 @@ class Scheduler:
 
     def _plan(self) -> list[tuple[_Slot, _Run, Part]]:
         """The parts of the next step, by sequence: llama.cpp computes neighbours together."""
-        runs = list(self._runs())
+        runs = [(slot, run) for slot, run in self._runs() if run is not self._lent]
         counts = {id(run): 1 for _, run in runs if not run.is_reading}
         beside = 1 if counts else 0  # tokens of each prompt that are computed with those of the answers
         room = self._context.batch_size - len(counts)
         if counts:
             room = min(room, self._chunk())
-        reading = [run for _, run in runs if run.is_reading]
+        is_time = self._lent is None or time.perf_counter() >= self._prompts_from
+        reading = [run for _, run in runs if run.is_reading and is_time]
         self._share(room, reading)
         for place, run in enumerate(sorted(reading, key=lambda run: -run.owed)):
             due = run.due(beside)
             counts[id(run)] = min(due, room) if due <= room or room > _TILE or place == 0 else 0
             run.owed -= counts[id(run)]
             room -= counts[id(run)]
-        return [(slot, run, run.part(counts[id(run)])) for slot, run in runs if counts[id(run)]]
+        return [(slot, run, run.part(counts[id(run)])) for slot, run in runs if counts.get(id(run))]
 
     def _share(self, room: int, reading: Sequence[_Run]) -> None:
         """Note what each prompt may take of a step, its own and what others had of it in steps before."""
@@ -507,41 +523,45 @@ class Scheduler:
             for run, tokens in zip(of_client, own, strict=True):
                 run.owed += tokens
 
-    def _read_alone(self) -> bool:
-        """Let the context's reader have a long prompt where nobody else could be served; whether it had it.
+    def _for_reader(self) -> tuple[_Slot, _Run] | None:
+        """Whose prompt the context's reader is to have next, if it has one and that is worth it."""
+        reader = self._context.reader
+        for slot, run in self._runs() if reader is not None else ():
+            assert reader is not None
+            if run.is_reading and reader.is_worth(run.session.length, len(run.unread) - 1):
+                return slot, run
+        return None
 
-        It reads for long at a time. Who comes meanwhile stops it; what it has read stays, up to some
-        thousand tokens.
+    def _lend(self, slot: _Slot, run: _Run) -> None:
+        """Let the context's reader have a prompt, but for the last token: its logits are a step's.
+
+        Whoever else is here gets steps meanwhile; prompts take no more of the time than the reader has.
         """
-        reader, runs = self._context.reader, list(self._runs())
-        if reader is None or len(runs) != 1:
-            return False
-        [(slot, run)] = runs
-        held, others = run.session.length, self.slots > 1
-        unread = run.unread[:-1]  # the last is computed in a step, for its logits
-        if not run.is_reading or not reader.is_worth(held, len(unread)):
-            return False
-        submitted, begun = self._submitted, time.perf_counter()
+        reader, session = self._context.reader, run.session
+        assert reader is not None
+        held, begun, self._lent = session.length, time.perf_counter(), run
 
         def go_on() -> None:
             self._check()
             now = time.monotonic()
             if _is_over(run.answer, now) or now > self._end_by or self._is_closed:
                 raise Interrupted("nobody waits for the prompt any more")
-            if others and self._submitted > submitted:
-                raise Interrupted("somebody else can be served")
+            if self._waiting or self.running > 1:
+                with self._failing_all():
+                    self._step()
 
         try:
-            reader.read(run.session, unread, _Telling(run, go_on))
+            reader.read(session, run.unread[:-1], _Telling(run, go_on))
         except Interrupted:
-            pass  # the next step sees to who came, or went
+            pass  # the next step sees to who went
         except PigError as error:
             self._end(slot, run, Failed(error))
-            return True
-        run.has_read(run.session.length - held)
-        self.figures.read += run.session.length - held
+            return
+        finally:
+            self._lent = None
+        run.has_read(session.length - held)
+        self.figures.read += session.length - held
         self.figures.seconds += time.perf_counter() - begun
-        return True
 
     def _chunk(self) -> int:
         """Tokens of prompts that leave the answers flowing."""
@@ -552,7 +572,10 @@ class Scheduler:
         read = sum(len(part.tokens) for _, run, part in planned if run.is_reading)
         self.figures.read += read
         self.figures.steps += 1
-        self.figures.seconds += seconds
+        if self._lent is None:
+            self.figures.seconds += seconds
+        elif read:
+            self._prompts_from = time.perf_counter() + seconds
         if read >= _TILE:
             pace = seconds / read
             self._reading_pace += (pace - self._reading_pace) * (_RATE if self._reading_pace else 1)

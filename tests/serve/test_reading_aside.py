@@ -1,4 +1,4 @@
-"""Long prompts in PyTorch, where nobody else could be served; in chunks as soon as somebody can."""
+"""Long prompts in PyTorch, and steps for all others in between."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from engine.tiny_gguf import linear, text_tokens, write_tiny
-from serve.test_scheduler import Heard, asked
+from serve.test_scheduler import Heard, asked, drawn
 
 from pigguf.engine import Context, ContextOptions, Model, Session
 from pigguf.hybrid import HybridReader
@@ -69,21 +69,50 @@ def test_a_long_prompt_alone_is_the_reader_s(served: tuple[Scheduler, Always]) -
 
 
 @pytest.mark.parametrize("served", [2], indirect=True)
-def test_who_comes_is_answered_first(served: tuple[Scheduler, Always]) -> None:
+def test_others_are_answered_meanwhile(served: tuple[Scheduler, Always]) -> None:
     scheduler, reader = served
     first, second = Heard(), Heard()
 
     def deliver(index: int, event: Event) -> None:
         first(index, event)
-        if isinstance(event, Reading) and event.read > 5000 and not second.events and not reader.counts:
-            scheduler.submit([asked([1, 2, 3], 4, "short")], second)
+        if isinstance(event, Reading) and event.read > 0 and not second.events:
+            scheduler.submit([asked([1, 2, 3], 8, "short")], second)
 
     scheduler.submit([long_request(16000)], deliver)
     assert isinstance(second.end(), Done)
+    assert not reader.counts
     assert isinstance(first.end(), Done)
-    assert second.events[-1][0] < first.events[-1][0]
-    assert 4096 <= reader.counts[0] < 15999  # whole parts of what it had read stay
+    assert reader.counts == [15999]
     assert scheduler.figures.read == 16000 + 3
+    assert second.tokens() == drawn(scheduler, [1, 2, 3], most=8)[0]
+
+
+@pytest.mark.parametrize("served", [2], indirect=True)
+def test_what_a_reader_is_disturbed_in_comes_out_the_same(served: tuple[Scheduler, Always]) -> None:
+    scheduler, reader = served
+    long, other = Heard(), Heard()
+    scheduler.submit([asked(text_tokens(9000), 12, "long")], long)
+    scheduler.submit([asked(text_tokens(300), 200, "short")], other)
+    disturbed, beside = long.tokens(), other.tokens()
+    assert reader.counts == [8999]
+    scheduler.submit([asked([7, *text_tokens(8999)], 1)] * 2, Heard())  # both caches hold something else then
+    alone = drawn(scheduler, text_tokens(9000), most=12)[0]
+    assert len(disturbed) == len(alone) == 12
+    assert disturbed[0] == alone[0]
+    assert beside == drawn(scheduler, text_tokens(300), most=200)[0]
+
+
+def test_two_long_prompts_share_the_time(model: Model) -> None:
+    options = ContextOptions(length=WINDOW, sequences=3, batch=256)
+    reader = Always(model, options)
+    a, b = Heard(), Heard()
+    with Context(model, options, reader=reader) as context, Scheduler(context) as scheduler:
+        scheduler.submit([asked(text_tokens(16000), 4, "a")], a)
+        scheduler.submit([asked([9, *text_tokens(6000)], 4, "b")], b)
+        assert isinstance(a.end(), Done)
+        assert isinstance(b.end(), Done)
+    assert reader.counts[0] == 15999
+    assert scheduler.figures.read == 16000 + 6001
 
 
 def test_who_goes_away_stops_it(served: tuple[Scheduler, Always]) -> None:
