@@ -82,8 +82,8 @@ def command(
         ) from error
     if verbose:
         log_to(render.note)
-    # The engine's threads and PyTorch's take turns: LLVM's, who wait, would hold the cores for 0.2 s.
-    os.environ.setdefault("KMP_BLOCKTIME", "0")
+    # The engine's threads and PyTorch's take turns on the same cores: those who wait must sleep, not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     def tell(service: Service) -> None:
         render.note(
