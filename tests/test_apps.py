@@ -6,24 +6,19 @@ file. What stands behind `# prints` is in what the block prints. Blocks without 
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from serve.served import Served, serving
+from shown import blocks, run_block
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "docs" / "server.md", *sorted((ROOT / "docs" / "apps").glob("*.md"))]
 SERVER = "http://127.0.0.1:8080"  # on the pages
 KEY = "secret"
-
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    return re.findall(r"^```(sh|python)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -58,32 +53,11 @@ def test_what_a_page_shows_runs_and_prints_what_it_says(
         if name := re.match(r"# (\w+\.py)\n", code):
             (folder / name[1]).write_text(code, encoding="utf-8")
             continue
-        printed = run(kind, code.replace(SERVER, url), folder, apart=page.stem == "llamaindex")
+        environment = {"LLM_USER_PATH": str(folder / "llm")}
+        if page.stem == "llamaindex":
+            packages = Path(sys.prefix) / "apart"
+            assert packages.is_dir(), "run scripts/test, which installs it"
+            environment["PYTHONPATH"] = str(packages)
+        printed = run_block(kind, code.replace(SERVER, url), folder, environment, timeout=120)
         for expected in re.findall(r"# prints (.+)", code):
             assert expected in printed, f"{code}\n{printed}"
-
-
-def run(kind: str, code: str, folder: Path, *, apart: bool) -> str:
-    """What a block prints; in a process of its own, as its packages warn of much that is not ours."""
-    bin_folder, packages = Path(sys.executable).parent, Path(sys.prefix) / "apart"
-    environment = {
-        **os.environ,
-        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
-        "LLM_USER_PATH": str(folder / "llm"),
-    }
-    if apart:
-        assert packages.is_dir(), "run scripts/test, which installs it"
-        environment["PYTHONPATH"] = str(packages)
-    command = ["bash", "-euo", "pipefail", "-c", code] if kind == "sh" else [sys.executable, "-c", code]
-    finished = subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert finished.returncode == 0, f"{code}\n{finished.stdout}\n{finished.stderr}"
-    return finished.stdout

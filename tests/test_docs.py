@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from shown import blocks, run_block
 
 from pigguf.arch import FAMILIES
 from pigguf.cli import COMMANDS
@@ -20,7 +20,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_all_that_the_readme_shows_runs_in_its_order(smollm2_gguf: Path, tmp_path: Path) -> None:
     """Every block that uses pigguf; setting up is scripts/test's own business."""
-    shown = re.findall(r"^```(sh|python)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    shown = blocks(ROOT / "README.md")
     runnable = [(kind, code) for kind, code in shown if "pigguf " in code and "git clone" not in code]
     assert len(runnable) >= 5
     (tmp_path / "models").mkdir()
@@ -28,20 +28,8 @@ def test_all_that_the_readme_shows_runs_in_its_order(smollm2_gguf: Path, tmp_pat
     adapter = "models/SmolLM2-135M-Instruct-PI-32k"
     (tmp_path / adapter).symlink_to(ROOT / adapter)
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for kind, code in runnable:
-        command = ["bash", "-euo", "pipefail", "-c", code] if kind == "sh" else [sys.executable, "-c", code]
-        finished = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert finished.returncode == 0, f"{code}\n{finished.stdout}\n{finished.stderr}"
-        assert finished.stdout.strip()
+        assert run_block(kind, code, tmp_path).strip()
 
 
 def test_the_readme_names_every_command_and_convert_s_page_every_type() -> None:

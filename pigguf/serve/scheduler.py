@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pigguf.engine import Context, Sampling, Session
+from pigguf.engine.roads import PromptReader
 from pigguf.engine.sampling import Sampler, sampler
 from pigguf.engine.session import Part, step
 from pigguf.errors import Interrupted, PigError
@@ -357,8 +358,9 @@ class Scheduler:
         self._admit()
         for before, answer in enumerate(self._in_turn()):
             answer.tell_waiting(before)
-        if self._lent is None and (long := self._for_reader()):
-            self._lend(*long)
+        reader = self._context.reader
+        if reader is not None and self._lent is None and (long := self._for_reader(reader)):
+            self._lend(reader, *long)
         else:
             self._compute(self._plan())
 
@@ -523,22 +525,19 @@ class Scheduler:
             for run, tokens in zip(of_client, own, strict=True):
                 run.owed += tokens
 
-    def _for_reader(self) -> tuple[_Slot, _Run] | None:
-        """Whose prompt the context's reader is to have next, if it has one and that is worth it."""
-        reader = self._context.reader
-        for slot, run in self._runs() if reader is not None else ():
-            assert reader is not None
+    def _for_reader(self, reader: PromptReader) -> tuple[_Slot, _Run] | None:
+        """Whose prompt the context's reader is to have next; None where none is worth it."""
+        for slot, run in self._runs():
             if run.is_reading and reader.is_worth(run.session.length, len(run.unread) - 1):
                 return slot, run
         return None
 
-    def _lend(self, slot: _Slot, run: _Run) -> None:
+    def _lend(self, reader: PromptReader, slot: _Slot, run: _Run) -> None:
         """Let the context's reader have a prompt, but for the last token: its logits are a step's.
 
         Whoever else is here gets steps meanwhile; prompts take no more of the time than the reader has.
         """
-        reader, session = self._context.reader, run.session
-        assert reader is not None
+        session = run.session
         held, begun, self._lent = session.length, time.perf_counter(), run
 
         def go_on() -> None:
@@ -666,16 +665,18 @@ class _Run:
     def has_read(self, count: int) -> None:
         """Note tokens that a step has computed."""
         del self.unread[:count]
-        if self.is_reading and (not self.unread or time.monotonic() >= self._told + _BETWEEN_TELLING):
+        if self.is_reading and not self.unread:
             self.tell_reading()
+        elif self.is_reading:
+            self.tell_reading_anew()
 
-    def is_reading_more(self, count: float) -> None:
-        """Note tokens that are on their way into the cache, now and then."""
+    def tell_reading_anew(self, more: int = 0) -> None:
+        """As tell_reading, where that is some time ago."""
         if time.monotonic() >= self._told + _BETWEEN_TELLING:
-            self.tell_reading(int(count))
+            self.tell_reading(more)
 
     def tell_reading(self, more: int = 0) -> None:
-        """Say how much of the prompt is read, where that is wanted."""
+        """Say how much of the prompt is read, where that is wanted, with so many that are on their way."""
         if self.answer.request.progress:
             self._told = time.monotonic()
             total = len(self.answer.prompt)
@@ -724,7 +725,7 @@ class _Telling(Silent):
     def advance(self, amount: float) -> None:
         self._go_on()
         self._done += amount
-        self._run.is_reading_more(self._done)
+        self._run.tell_reading_anew(int(self._done))
 
 
 def _probable(token: int, logits: NDArray[np.float32], most: int) -> Drawn:

@@ -15,21 +15,8 @@ from typing import Any
 
 import pytest
 from serve.served import Served, get, limited, post, serving, wait_until
-from tiny_chat import write_chatting
 
-WINDOW = 8192
 LIMITS = "Limits(connections=40, headers_seconds=1.0, body_seconds=1.0, stalled_seconds=1.0)"
-
-
-@pytest.fixture(scope="module")
-def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chatting(tmp_path_factory.mktemp("serve") / "tiny.gguf", WINDOW)
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_path: Path) -> Iterator[Served]:
-    with serving(tiny_path, "--slots", "2", "--no-sessions") as served:
-        yield served
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
 from reading.made import pdf, word
 from serve.served import Served, limited, serving
-from tiny_chat import write_chatting
 
 import pigguf
 from pigguf.rope import RopeOverrides
@@ -48,11 +47,6 @@ def browser() -> Iterator[Browser]:
 def smollm2(smollm2_gguf: Path) -> Iterator[Served]:
     with serving(smollm2_gguf, "--ctx", str(WINDOW), "--slots", "2", "--no-sessions") as served:
         yield served
-
-
-@pytest.fixture(scope="module")
-def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chatting(tmp_path_factory.mktemp("page") / "tiny.gguf", 8192)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from serve.test_scheduler import Heard, asked, drawn
 from pigguf.engine import Context, ContextOptions, Model, Session
 from pigguf.hybrid import HybridReader
 from pigguf.progress import Progress
-from pigguf.serve.scheduler import Done, Event, Failed, Reading, Request, Scheduler
+from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler
 
 WINDOW = 16384
 
@@ -102,15 +102,18 @@ def test_what_a_reader_is_disturbed_in_comes_out_the_same(served: tuple[Schedule
     assert beside == drawn(scheduler, text_tokens(300), most=200)[0]
 
 
-def test_two_long_prompts_share_the_time(model: Model) -> None:
+def test_a_second_long_prompt_is_read_meanwhile(model: Model) -> None:
     options = ContextOptions(length=WINDOW, sequences=3, batch=256)
     reader = Always(model, options)
     a, b = Heard(), Heard()
     with Context(model, options, reader=reader) as context, Scheduler(context) as scheduler:
         scheduler.submit([asked(text_tokens(16000), 4, "a")], a)
-        scheduler.submit([asked([9, *text_tokens(6000)], 4, "b")], b)
+        second = Request([9, *text_tokens(6000)], max_tokens=4, progress=True, client="b")
+        scheduler.submit([second], b)
         assert isinstance(a.end(), Done)
         assert isinstance(b.end(), Done)
+    first_token = next(at for at, _, event in a.events if isinstance(event, Piece))
+    assert any(isinstance(event, Reading) and event.read and at < first_token for at, _, event in b.events)
     assert reader.counts[0] == 15999
     assert scheduler.figures.read == 16000 + 6001
 

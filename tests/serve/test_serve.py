@@ -18,12 +18,10 @@ from typing import Any
 import openai
 import pytest
 from serve.served import Served, get, limited, post, serving, wait_until
-from tiny_chat import write_chatting
 
 import pigguf
 
 QUESTION: list[Any] = [{"role": "user", "content": "Name the capital of France."}]
-TINY_WINDOW = 8192
 
 Start = Callable[..., Served]
 
@@ -31,17 +29,6 @@ Start = Callable[..., Served]
 @pytest.fixture(scope="module")
 def smollm2(smollm2_gguf: Path) -> Iterator[Served]:
     with serving(smollm2_gguf, "--ctx", "1024", "--slots", "3", "--no-sessions") as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chatting(tmp_path_factory.mktemp("serve") / "tiny.gguf", TINY_WINDOW)
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_path: Path) -> Iterator[Served]:
-    with serving(tiny_path, "--slots", "2", "--no-sessions") as served:
         yield served
 
 

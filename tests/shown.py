@@ -1,0 +1,39 @@
+"""Code that a page of Markdown shows, and running it as its reader would."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The page's blocks that are marked sh or python: (mark, code)."""
+    return re.findall(r"^```(sh|python)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def run_block(
+    kind: str,
+    code: str,
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> str:
+    """What a block prints; in a process of its own, as its packages warn of much that is not ours."""
+    command = ["bash", "-euo", "pipefail", "-c", code] if kind == "sh" else [sys.executable, "-c", code]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    finished = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+    assert finished.returncode == 0, f"{code}\n{finished.stdout}\n{finished.stderr}"
+    return finished.stdout
