@@ -20,9 +20,11 @@ and of a prompt of 2048 tokens (in batches of 512, 1.2 MB over each boundary) ni
 without delay, three quarters with 10 ms.
 
 Workers and client are hosts in network namespaces of this machine (tests/network.py: root, Linux), with
-frames of 9000 bytes; a delay of 0 goes the same way. All share the machine's cores, so threads that wait are
-told to sleep (OMP_WAIT_POLICY), on one machine alone too. The prompt is a novel's beginning, flash attention
-is on, medians of three rounds. It takes about five minutes on two cores.
+frames of 9000 bytes; a delay of 0 goes the same way. A machine is one core here: workers, of which one is at
+work at a time, have this machine's first, as the client alone has; the client of workers and the wire have
+the second. With more threads than one, those of workers that wait hold the core of the one that computes, or
+they sleep and take 10 ms to come back, and nothing else is seen. The prompt is a novel's beginning, flash
+attention is on, medians of three rounds. It takes about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ from pigguf.engine import Sampling  # noqa: E402
 from pigguf.runtime import RunSettings, open_session  # noqa: E402
 
 NOVEL = ROOT / "tests/data/persuasion-chapters-3-5.txt"
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0", "PYTHONPATH": str(ROOT)}
 FRAME = 9000
+COMPUTING, WAITING = 0, 1  # cores
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Measured:
 def main(model: Path, size: Size) -> None:
     if (why := missing()) is not None:
         raise SystemExit(why)
-    os.environ.update(ENVIRONMENT)  # of all children
+    os.environ["PYTHONPATH"] = str(ROOT)  # of all children
+    os.sched_setaffinity(0, {WAITING})
     print(machine())
     print(
         "| workers | delay each way, ms | opened in, s | prefill, tokens/s | of alone "
@@ -113,12 +116,15 @@ def measured(model: Path, size: Size, workers: int, delay: float) -> Measured:
         addresses = []
         for host in range(1, 1 + workers):
             address = f"{network.address(host)}:50052"
-            worker = WorkerProcess("--trust-network", address=address, on=network.on(host))
+            worker = WorkerProcess(
+                "--trust-network", address=address, on=[*network.on(host), *core(COMPUTING)]
+            )
             opened.callback(worker.end)
             addresses.append(address)
         child = subprocess.run(
             [
                 *network.on(0),
+                *core(WAITING if workers else COMPUTING),
                 sys.executable,
                 __file__,
                 str(model),
@@ -131,6 +137,11 @@ def measured(model: Path, size: Size, workers: int, delay: float) -> Measured:
             check=True,
         )
     return Measured(**json.loads(child.stdout))
+
+
+def core(number: int) -> tuple[str, ...]:
+    """What to put in front of a command for it to run on one core."""
+    return ("taskset", "-c", str(number))
 
 
 def child(model: Path, size: Size, workers: tuple[str, ...]) -> Measured:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from engine.tiny_gguf import linear, text_tokens, write_tiny
 from serve.test_scheduler import Heard, asked, drawn
 
 from pigguf.engine import Context, ContextOptions, Model, Session
+from pigguf.engine.session import Part, step
 from pigguf.hybrid import HybridReader
 from pigguf.progress import Progress
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler
@@ -116,6 +119,31 @@ def test_a_second_long_prompt_is_read_meanwhile(model: Model) -> None:
     assert any(isinstance(event, Reading) and event.read and at < first_token for at, _, event in b.events)
     assert reader.counts[0] == 15999
     assert scheduler.figures.read == 16000 + 6001
+
+
+def test_the_reader_has_as_much_time_as_prompts_beside_it(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ContextOptions(length=WINDOW, sequences=2, batch=256)
+    reader = Always(model, options)
+    taken: list[tuple[float, float]] = []
+
+    def timed(context: Context, parts: Sequence[Part]) -> list[int]:
+        begun = time.perf_counter()
+        places = step(context, parts)
+        if any(len(part.tokens) > 1 for part in parts) and not reader.counts:
+            taken.append((begun, time.perf_counter()))
+        return places
+
+    monkeypatch.setattr("pigguf.serve.scheduler.step", timed)
+    a, b = Heard(), Heard()
+    with Context(model, options, reader=reader) as context, Scheduler(context) as scheduler:
+        scheduler.submit([asked(text_tokens(16000), 4, "a")], a)
+        scheduler.submit([asked([9, *text_tokens(16000)], 4, "b")], b)
+        assert isinstance(a.end(), Done)
+    assert len(taken) > 2
+    for (begun, ended), (later, _) in pairwise(taken):
+        assert later - ended >= ended - begun
 
 
 def test_who_goes_away_stops_it(served: tuple[Scheduler, Always]) -> None:
