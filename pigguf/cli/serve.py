@@ -18,6 +18,10 @@ from pigguf.runtime import RunSettings
 if TYPE_CHECKING:
     from pigguf.serve.service import Service
 
+# The engine's threads and PyTorch's take turns on the same cores: those who wait must sleep, and soon. After no
+# time at all would be at every barrier.
+_THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "5"}  # the latter in milliseconds, and LLVM's
+
 
 @click.command()
 @click.argument("model", metavar="MODEL", type=PATH)
@@ -82,8 +86,8 @@ def command(
         ) from error
     if verbose:
         log_to(render.note)
-    # The engine's threads and PyTorch's take turns on the same cores: those who wait must sleep, not spin.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for name, value in _THREADS.items():
+        os.environ.setdefault(name, value)
 
     def tell(service: Service) -> None:
         render.note(
