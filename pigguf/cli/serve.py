@@ -18,8 +18,8 @@ from pigguf.runtime import RunSettings
 if TYPE_CHECKING:
     from pigguf.serve.service import Service
 
-# The engine's threads and PyTorch's take turns on the same cores: those who wait must sleep, and soon. After no
-# time at all would be at every barrier.
+# The engine's threads and PyTorch's take turns on the same cores: those who wait must sleep, and soon; but
+# not at once, which is at every barrier.
 _THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "5"}  # the latter in milliseconds, and LLVM's
 
 
