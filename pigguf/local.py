@@ -52,6 +52,7 @@ def open_model(
     prefill: Prefill = "auto",
     sessions: bool = False,
     workers: Sequence[str] = (),
+    split: Sequence[float] | None = None,
     progress: Progress = SILENT,
 ) -> LocalModel:
     """Open a GGUF file to chat with and to continue text.
@@ -61,14 +62,24 @@ def open_model(
         ctx: the window in tokens; None is the file's, or what half of the free memory holds.
         sessions: keep long prompts on disk, and start from them in the next process. An app that wants it
             says so: a prompt takes gigabytes with a large model.
-        gpu_layers, threads, rope, cache_k, cache_v, flash_attention, prefill, workers: as RunSettings has
-            them.
+        gpu_layers, threads, rope, cache_k, cache_v, flash_attention, prefill, workers, split: as RunSettings
+            has them.
 
     Raises:
         As runtime.open_session does.
     """
     settings = RunSettings(
-        ctx, gpu_layers, threads, rope, cache_k, cache_v, flash_attention, prefill, sessions, tuple(workers)
+        ctx,
+        gpu_layers,
+        threads,
+        rope,
+        cache_k,
+        cache_v,
+        flash_attention,
+        prefill,
+        sessions,
+        tuple(workers),
+        None if split is None else tuple(split),
     )
     with ExitStack() as opened:
         session = opened.enter_context(open_session(path, settings, progress))

@@ -25,6 +25,7 @@ from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
 from pigguf.engine.rpc import Workers, connect, connected
 from pigguf.engine.rpc_protocol import GRAPHS, HELLO_DATA, VERSION, Command, Peer, host_and_port
 from pigguf.errors import DoesNotFit, EngineError, UsageError, WorkerLost
+from pigguf.local import open_model
 from pigguf.planning import Resources, choose, find_resources, plan
 from pigguf.progress import Silent
 from pigguf.runtime import RunSettings, open_session
@@ -89,6 +90,18 @@ def test_a_real_model_s_answer_is_the_same(start: Start, smollm2_gguf: Path) -> 
             prompt = session.context.model.tokenize("It is a truth universally acknowledged, that")
             answers.append(greedy(session, prompt, 32))
     assert answers[1:] == answers[:1] * 3
+
+
+def test_an_app_says_who_takes_what(start: Start, smollm2_gguf: Path) -> None:
+    two = [start(), start()]
+    before = [free_of(worker) for worker in two]
+    named = addresses(two)
+    with open_model(smollm2_gguf, 512, gpu_layers="all", workers=named, split=[0, 1]) as model:
+        text = "".join(model.generate("It is a truth", Sampling(temperature=0), max_tokens=8))
+        taken = [most - free_of(worker) for most, worker in zip(before, two, strict=True)]
+    with open_model(smollm2_gguf, 512, gpu_layers=0, flash_attention=True) as model:
+        assert text == "".join(model.generate("It is a truth", Sampling(temperature=0), max_tokens=8))
+    assert taken[0] < 10 << 20 < taken[1]
 
 
 def test_a_state_goes_to_workers_and_comes_back(start: Start, tiny: Path) -> None:
