@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -569,16 +569,22 @@ class _LoadWatcher:
     def run(self, load: Callable[[], Any], workers: Workers) -> Any:
         """What `load` returns. Between weights it can be stopped, but one may be minutes on its way to a
         worker: it runs in a thread, and where it is to stop the workers are left, which brings it back."""
-        with ThreadPoolExecutor(1, "pigguf-load") as thread:
-            loading = thread.submit(load)
-            try:
-                while not wait([loading], _SOON).done:
-                    if self._held.seen:
-                        workers.close()
-            except BaseException as error:  # another signal's handler
-                self.failure = error
-                workers.close()
-            return loading.result()
+        loading = _loaders().submit(load)
+        try:
+            while not wait([loading], _SOON).done:
+                if self._held.seen:
+                    workers.close()
+        except BaseException as error:  # another signal's handler
+            self.failure = error
+            workers.close()
+        return loading.result()
+
+
+@cache
+def _loaders() -> ThreadPoolExecutor:
+    """Threads that load models, one after the other in the same: the C library keeps what a thread has freed,
+    some 50 MB of weights on their way, and a new thread would get as much again."""
+    return ThreadPoolExecutor(thread_name_prefix="pigguf-load")
 
 
 def _c_overrides(llama: Any, overrides: dict[str, Typed]) -> Any:
