@@ -204,12 +204,14 @@ CLIENTS: tuple[Callable[[Server, random.Random], str], ...] = (
 
 
 def answers(server: Server) -> list[str]:
-    """To the questions, one after the other, with nobody else there."""
+    """To the questions, one after the other, with nobody else there. They begin as no other prompt does: what
+    a cache has of one is not computed again, and the rest goes in a smaller batch, which rounds otherwise."""
     found = []
     for question in QUESTIONS:
-        status, answer = server.json("POST", "/v1/chat/completions", chat(question, temperature=0))
+        body = {"prompt": question, "max_tokens": 24, "temperature": 0}
+        status, answer = server.json("POST", "/v1/completions", body)
         assert status == 200, answer
-        found.append(answer["choices"][0]["message"]["content"])
+        found.append(answer["choices"][0]["text"])
     return found
 
 
@@ -308,13 +310,16 @@ def main() -> int:
         for_a_while(server, workers, options.minutes * 4 / 5, options.clients, options.seed + 1, outcomes)
         is_free = wait_until_free(server) and is_free
         memory_after, files_after = measured(server)
-        same = sum(a == b for a, b in zip(expected, answers(server), strict=True))
+        found = answers(server)
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:7,}  {outcome}")
+    different = [(a, b) for a, b in zip(expected, found, strict=True) if a != b]
+    for before, after in different:
+        print(f"{before!r} became {after!r}")
     failures = ": 5(?!03)|TimeoutError" if options.workers else ": 5|TimeoutError"
     failed = {outcome for outcome in outcomes if re.search(failures, outcome)}
     verdicts = {
-        f"answers as in the beginning: {same} of {len(expected)}": same == len(expected),
+        f"answers that are others than in the beginning: {len(different)}": not different,
         "no slot is taken": is_free,
         f"memory {memory >> 20} -> {memory_after >> 20} MiB": memory_after
         <= memory * MOST_GROWTH + MORE_BYTES,
