@@ -26,13 +26,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from worker_process import WorkerProcess
+from worker_process import WorkerProcess, started_workers
 
 QUESTIONS = ("Name the capital of France.", "What is a pig?", "Count from one to ten.", "Write a short poem.")
 WORDS = ("the", "river", "of", "a", "long", "day", "ran", "past", "mill", "while", "nobody", "spoke")
@@ -225,18 +225,6 @@ def wait_until_free(server: Server) -> bool:
     return False
 
 
-@contextmanager
-def working(count: int) -> Iterator[list[WorkerProcess]]:
-    workers: list[WorkerProcess] = []
-    try:
-        for _ in range(count):
-            workers.append(WorkerProcess())
-        yield workers
-    finally:
-        for worker in workers:
-            worker.end()
-
-
 def kill_workers(workers: list[WorkerProcess], seed: int, end: float, outcomes: Counter[str]) -> None:
     """One every half a minute, which comes back under its address after a while."""
     chance = random.Random(seed)
@@ -299,10 +287,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     outcomes: Counter[str] = Counter()
-    with (
-        working(options.workers) as workers,
-        serving(options.model, [worker.address for worker in workers]) as server,
-    ):
+    with ExitStack() as opened:
+        start = opened.enter_context(contextmanager(started_workers)())
+        workers = [start() for _ in range(options.workers)]
+        server = opened.enter_context(serving(options.model, [worker.address for worker in workers]))
         expected = answers(server)
         for_a_while(server, workers, options.minutes / 5, options.clients, options.seed, outcomes)
         is_free = wait_until_free(server)

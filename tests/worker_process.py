@@ -51,13 +51,15 @@ class WorkerProcess:
 
 
 def started_workers() -> Iterator[Callable[..., WorkerProcess]]:
-    """For a fixture: starts workers, and ends them all, stopped ones too."""
+    """For a fixture, or a context manager: starts workers, and ends them all, stopped ones too."""
     workers: list[WorkerProcess] = []
 
     def start(*options: str, address: str = "127.0.0.1:0", on: Sequence[str] = ()) -> WorkerProcess:
         workers.append(WorkerProcess(*options, address=address, on=on))
         return workers[-1]
 
-    yield start
-    for worker in workers:
-        worker.end()
+    try:
+        yield start
+    finally:
+        for worker in workers:
+            worker.end()

@@ -577,7 +577,10 @@ class _LoadWatcher:
         except BaseException as error:  # another signal's handler
             self.failure = error
             workers.close()
-        return loading.result()
+        try:
+            return loading.result()
+        finally:
+            wait([loading])  # whatever comes: it uses what the caller frees
 
 
 @cache

@@ -104,6 +104,14 @@ def test_an_app_says_who_takes_what(start: Start, smollm2_gguf: Path) -> None:
     assert taken[0] < 10 << 20 < taken[1]
 
 
+def test_models_are_loaded_by_the_same_thread_again(start: Start, tiny: Path) -> None:
+    """A new one would keep memory of its own."""
+    for _ in range(3):
+        with connect([start().address]) as workers, running(tiny, workers):
+            pass
+    assert sum(thread.name.startswith("pigguf-load") for thread in threading.enumerate()) == 1
+
+
 def test_a_state_goes_to_workers_and_comes_back(start: Start, tiny: Path) -> None:
     prompt = text_tokens(200)
     with running(tiny, None) as session:
