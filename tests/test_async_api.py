@@ -178,12 +178,14 @@ def test_nothing_is_computed_ahead_of_the_reader() -> None:
 
 
 def test_no_thread_is_left_behind(model: LocalModel) -> None:
+    before = set(threading.enumerate())
+
     async def ask() -> None:
         for _ in range(3):
             assert [text async for text in model.agenerate("One,", GREEDY, max_tokens=2)]
 
     asyncio.run(ask())
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and any(t.name.startswith("pigguf") for t in threading.enumerate()):
+    while time.monotonic() < deadline and set(threading.enumerate()) - before:
         time.sleep(0.01)
-    assert not [t for t in threading.enumerate() if t.name.startswith("pigguf")]
+    assert set(threading.enumerate()) <= before

@@ -589,8 +589,9 @@ def test_what_is_read_stays_read_for_the_next_server(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the engine may be built without OpenMP")
 def test_threads_that_wait_sleep_soon(tiny_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    monkeypatch.delenv("KMP_BLOCKTIME", raising=False)
+    for name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
+        monkeypatch.setenv(name, "")  # for C: an engine in this process sets the latter
+        monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")  # what OpenMP itself came to, once it is loaded
     served = start(tiny_path, "--no-sessions")
     served.client().completions.create(model="tiny", prompt="Once", max_tokens=4)
