@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -75,12 +76,11 @@ class Host:
         with ExitStack() as opened:
             self.model = opened.enter_context(Model.open(path, vocab_only=True, rope=self._settings.rope))
             self._files = opened.enter_context(_Files(self.model.file.parts))
-            home = _Home(self, progress)
-            self._home: _Home | None = home
-            self.context_length = home.context.length
+            self._home: _Home | None = _Home(self, progress)
+            self.context_length = self._home.context.length
             self._settings = replace(self._settings, ctx=self.context_length)
             self._opened = opened.pop_all()
-        self._thread = threading.Thread(target=self._run, args=(home,), name="pigguf-host", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="pigguf-host", daemon=True)
         self._thread.start()
 
     # ---- from any thread -------------------------------------------------------------------------
@@ -158,15 +158,15 @@ class Host:
 
     # ---- the thread ------------------------------------------------------------------------------
 
-    def _run(self, first: _Home) -> None:
-        home: _Home | None = first
-        while home is not None:
+    def _run(self) -> None:
+        while (home := self._home) is not None:
             self.trouble = self._trouble_of(home)
             self._home = None
             if self.trouble is not None:
                 _log.warning("%s; the model is opened again when that is over", self.trouble.message)
             home.close(self.trouble)
-            home = self._opened_again()
+            del home  # its memory is needed
+            self._open_again()
 
     def _trouble_of(self, home: _Home) -> PigError | None:
         """What befell it, once it does; None at the end."""
@@ -174,11 +174,11 @@ class Host:
             try:
                 home.check()
             except PigError as error:
-                return error
+                return error.with_traceback(None)  # whose frames have the home, which has the error
         return None
 
-    def _opened_again(self) -> _Home | None:
-        """Another home, as soon as there can be one; None at the end."""
+    def _open_again(self) -> None:
+        """Another home, as soon as there can be one; none at the end."""
         pause = _PULSE
         while not self._ending.wait(pause):
             try:
@@ -190,39 +190,39 @@ class Host:
             else:
                 _log.warning("the model is open again")
                 self._home, self.trouble = home, None
-                return home
-        return None
+                return
 
 
 class _Home:
-    """A context and its scheduler, open."""
+    """A context and its scheduler, open.
+
+    Attributes:
+        check: raises WorkerLost if a worker failed, GGUFError if the model's file was written to. No method,
+            so that no scheduler refers to its home: in a circle, what was lost would stay for long.
+    """
 
     def __init__(self, host: Host, progress: Progress) -> None:
-        self._files = host._files
         self.in_use = threading.Lock()
         with ExitStack() as opened:
             self.context = opened.enter_context(
                 open_context(host._path, host._settings, progress, sequences=host.slots)
             )
+            self.check = partial(_check, self.context.model, host._files)
             self.check()
             self.scheduler = opened.enter_context(
                 Scheduler(self.context, host._queue, figures=host.figures, check=self.check)
             )
             self._opened = opened.pop_all()
 
-    def check(self) -> None:
-        """
-        Raises:
-            WorkerLost: a worker failed.
-            GGUFError: the model's file was written to.
-        """
-        self.context.model.check_workers()
-        self._files.refuse_changed()
-
     def close(self, why: PigError | None) -> None:
         self.scheduler.close(why)
         with self.in_use:
             self._opened.close()
+
+
+def _check(model: Model, files: _Files) -> None:
+    model.check_workers()
+    files.refuse_changed()
 
 
 class _Files:

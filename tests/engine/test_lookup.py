@@ -312,13 +312,14 @@ def test_ctrl_c_at_any_moment_leaves_tokens_as_the_cache(session: Session) -> No
             session.feed(prompt)
             some: list[int] = []
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.0005 + i * 0.0003)
-                for token in session.generate(GREEDY, 200):
-                    some.append(token)
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0005 + i * 0.0003)
+                    for token in session.generate(GREEDY, 200):
+                        some.append(token)
+                finally:  # where it may come as well
+                    signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 stopped += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             assert rows_in_cache(session) == session.length
             assert session.tokens[: len(prompt)] == prompt
             held = session.tokens[len(prompt) :]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import queue
 import shutil
 import signal
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +20,10 @@ import pytest
 from serve.served import Served, get, post, serving, wait_until
 from tiny_chat import write_chatting
 from worker_process import WorkerProcess, started_workers
+
+from pigguf.runtime import RunSettings
+from pigguf.serve.host import Host
+from pigguf.serve.scheduler import Event, Failed, Request
 
 LATEST = 10.0  # seconds until a failure is told
 EXACT = ("--no-sessions", "--cache-type-k", "f32", "--cache-type-v", "f32")
@@ -113,6 +120,32 @@ def test_a_worker_that_fails_while_nobody_asks(worker: StartWorker, start: Start
     begun = time.monotonic()
     assert served.wait() == -signal.SIGTERM
     assert time.monotonic() - begun < LATEST
+
+
+def test_what_was_lost_is_let_go_of_at_once(worker: StartWorker, tiny: Path) -> None:
+    lost = worker()
+    ends: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    gc.collect()
+    gc.disable()  # which would come by in the end, after the memory of many such models
+    try:
+        with Host(tiny, RunSettings(sessions=False, workers=(lost.address,), gpu_layers="all")) as host:
+            for _ in range(2):
+                with host.borrowed() as context:
+                    former = [weakref.ref(o) for o in (context, context.model, context.model.file)]
+                del context
+                host.scheduler.submit([Request([1, 5, 6])], lambda _, event: ends.put(event))
+                lost.end()
+                while not isinstance(ends.get(timeout=LATEST), Failed):
+                    pass
+                wait_until(lambda: host.trouble is not None)
+                end = time.monotonic() + LATEST
+                while any(reference() is not None for reference in former):
+                    assert time.monotonic() < end
+                    time.sleep(0.01)
+                lost = worker(address=lost.address)
+                wait_until(lambda: host.trouble is None)
+    finally:
+        gc.enable()
 
 
 def test_a_file_that_another_takes_the_place_of_stays_in_use(
