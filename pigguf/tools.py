@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from pigguf.engine import Model
 from pigguf.engine.sampling import Opening
 from pigguf.errors import TokenizerError, UsageError
-from pigguf.grammar import Grammar
+from pigguf.grammar import Grammar, gbnf
 from pigguf.text import overlap
 from pigguf.tokenizer.chat_template import ChatTemplate
 
@@ -122,23 +122,48 @@ def calls_grammar(form: CallForm, tools: Sequence[Tool], *, several: bool) -> st
         UsageError: a tool's schema says what a grammar cannot hold to.
     """
     grammar = Grammar()
-    calls = " | ".join(_call(form, tool, grammar) for tool in tools)
+    return grammar.text(_calls(form, several), call=_call(form, tools, grammar))
+
+
+def calls_or_json_grammar(form: CallForm, tools: Sequence[Tool], schema: Any, *, several: bool) -> str:
+    """A whole answer: calls with the form's opening, or else the JSON that a schema accepts. They are told
+    apart by how they begin: not for a form whose opening `is_first`.
+
+    Raises:
+        UsageError: a schema says what a grammar cannot hold to.
+    """
+    grammar = Grammar()
+    root = f"{grammar.value(schema)} | {gbnf.literal(form.opening)} {_calls(form, several)}"
+    return grammar.text(root, call=_call(form, tools, grammar))
+
+
+def _calls(form: CallForm, several: bool) -> str:
     more = f"({form.next})*" if several and form.next else ""
-    return grammar.text(f"{form.first} {more} {form.end}", call=f"({calls}) {form.rest}")
+    return f"{form.first} {more} {form.end}"
 
 
-def _call(form: CallForm, tool: Tool, grammar: Grammar) -> str:
+def _call(form: CallForm, tools: Sequence[Tool], grammar: Grammar) -> str:
+    calls = " | ".join(_named(form, tool, grammar) for tool in tools)
+    return f"({calls}) {form.rest}"
+
+
+def _named(form: CallForm, tool: Tool, grammar: Grammar) -> str:
     try:
         return rf'"\"{tool.name}\", \"{form.key}\": " {grammar.value(tool.parameters)}'
     except UsageError as error:
         raise UsageError(f"the tool {tool.name}: {error.message}", error.hint) from error
 
 
-def opening_of(form: CallForm, model: Model) -> Opening:
+def opening_of(form: CallForm) -> Opening:
     """What the grammar of calls waits for in an answer that may hold text before them."""
+    return Opening(form.opening, form.is_first)
+
+
+def opening_token(form: CallForm, model: Model) -> int | None:
+    """The control token that is a form's opening, for Sampling.shown; None where it is text."""
     tokens = model.tokenize(form.opening, add_special=False, parse_special=True)
     is_control = len(tokens) == 1 and not model.piece(tokens[0])
-    return Opening(form.opening, tokens[0] if is_control else None, form.is_first)
+    return tokens[0] if is_control else None
 
 
 # ---- without a template that knows tools ---------------------------------------------------------
@@ -215,19 +240,21 @@ class Called:
 
 
 class CallReader:
-    """Takes an answer apart while it is written under calls_grammar.
+    """Takes an answer apart while it is written under calls_grammar, or calls_or_json_grammar.
 
     Args:
         is_open: the opening was written before the answer began.
+        is_first: the opening counts at the beginning only, whatever the form has: after it, it is JSON's.
 
     Attributes:
         calls: how many have begun.
     """
 
-    def __init__(self, form: CallForm, *, is_open: bool = False) -> None:
+    def __init__(self, form: CallForm, *, is_open: bool = False, is_first: bool = False) -> None:
         self.calls = 0
         self._form = form
         self._is_open = is_open
+        self._is_first = is_first or form.is_first
         self._has_spoken = False
         self._held = ""
         self._head = re.compile(rf'"([\w-]+)", "{form.key}": ')
@@ -261,7 +288,7 @@ class CallReader:
 
     def _is_late(self, before: str) -> bool:
         """Whether an opening after this text is none."""
-        return self._form.is_first and (self._has_spoken or bool(before.strip()))
+        return self._is_first and (self._has_spoken or bool(before.strip()))
 
     def _called(self) -> Iterator[Called]:
         while True:

@@ -27,6 +27,7 @@ from pigguf.tools import (
     calls_grammar,
     form_of,
     opening_of,
+    opening_token,
 )
 
 FORM = {form.opening: form for form in FORMS}
@@ -131,15 +132,15 @@ def answer(session: Session, seed: int, *, several: bool, forced: bool, only: To
     question = [{"role": "user", "content": "?"}]
     tools = [only] if only else list(TOOLS.values())
     grammar = calls_grammar(form, tools, several=several)
-    opening = opening_of(form, model)
+    shown = opening_token(form, model)
     begun = form.opening if forced else ""
     session.advance_to(format.tokens(question, tools=list(TOOLS.values()), begun=begun))
     sampling = Sampling(temperature=0.7, seed=seed, grammar=grammar)
     if not forced:
-        sampling = Sampling(temperature=0, grammar=grammar, grammar_after=opening)
+        sampling = Sampling(temperature=0, grammar=grammar, grammar_after=opening_of(form), shown=shown)
     tokens = list(session.generate(sampling, 1500))
     assert session.stop_reason == "end"
-    text = b"".join(model.piece(token, special=token == opening.token) for token in tokens).decode()
+    text = b"".join(model.piece(token, special=token == shown) for token in tokens).decode()
     return read(form, text, 3, is_open=forced)
 
 
@@ -215,10 +216,9 @@ def test_a_model_sees_tools_calls_and_what_they_gave(session: Session) -> None:
     if format.call_form is WORDS and "<system>" in shown:
         assert "<user><tool_response>\nsunny\n</tool_response>" in shown
     begun = format.tokens(conversation("x"), begun=format.call_form.opening)
-    opening = opening_of(format.call_form, model)
-    if opening.token is not None:
-        assert begun[-1] == opening.token
-    assert model.detokenize(begun, special=True).endswith("<assistant>" + opening.text)
+    if (token := opening_token(format.call_form, model)) is not None:
+        assert begun[-1] == token
+    assert model.detokenize(begun, special=True).endswith("<assistant>" + format.call_form.opening)
 
 
 def test_a_template_without_system_messages_has_the_user_tell(tmp_path: Path) -> None:

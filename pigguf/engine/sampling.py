@@ -39,12 +39,10 @@ class Opening:
 
     Attributes:
         text: ASCII.
-        token: the control token that writes it, or None.
         is_first: it only counts at the beginning, after white space at most.
     """
 
     text: str
-    token: int | None = None
     is_first: bool = False
 
 
@@ -65,6 +63,7 @@ class Sampling:
         grammar: what the text must be, in llama.cpp's GBNF (grammars/README.md) with a rule `root`; None is
             any text. For JSON, grammar.json_grammar makes one of a schema.
         grammar_after: what comes before the text that the grammar describes; None is nothing.
+        shown: the control token whose name is text, for a grammar and what comes before it; None is none.
 
     Raises:
         UsageError: a value outside its range.
@@ -81,6 +80,7 @@ class Sampling:
     seed: int | None = None
     grammar: str | None = None
     grammar_after: Opening | None = None
+    shown: int | None = None
 
     def __post_init__(self) -> None:
         self._demand("temperature", 0 <= self.temperature < math.inf, "0 or more")
@@ -186,7 +186,7 @@ def sampler(sampling: Sampling, model: Model, recent: Sequence[int]) -> Iterator
     grammar: _Grammar | None = None
     try:
         if sampling.grammar is not None:
-            grammar = _Grammar(model, sampling.grammar, sampling.grammar_after)
+            grammar = _Grammar(model, sampling.grammar, sampling.grammar_after, sampling.shown)
         for link in _chain(llama, sampling, model.vocab_size):
             llama.llama_sampler_chain_add(chain, link)
         for token in recent[-sampling.repeat_last :] if sampling.repeat_last else ():
@@ -205,9 +205,10 @@ class _Grammar:
         UsageError: it cannot be parsed.
     """
 
-    def __init__(self, model: Model, grammar: str, opening: Opening | None = None) -> None:
+    def __init__(self, model: Model, grammar: str, opening: Opening | None, shown: int | None) -> None:
         self._llama = library.load()
         self._model = model
+        self._shown = shown
         vocab = self._llama.llama_model_get_vocab(model.handle)
         with library.complaints() as said:
             self._sampler = self._llama.llama_sampler_init_grammar(vocab, grammar.encode(), _ROOT)
@@ -215,7 +216,7 @@ class _Grammar:
             reason = said[0] if said else "it gives no reason"
             raise UsageError(f"llama.cpp refuses the grammar: {reason}", "see its grammars/README.md")
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        self._wait = _Wait(model, opening) if opening else None
+        self._wait = _Wait(model, opening, shown) if opening else None
 
     def allows(self, token: int) -> bool:
         """Whether this token may come next: much quicker to say than which ones may."""
@@ -228,7 +229,7 @@ class _Grammar:
     def _is_text(self, token: int) -> bool:
         """Control tokens write nothing, but the library knows them by name; nor does it see all bytes that
         are no UTF-8."""
-        piece, state = self._model.piece(token), self._utf8.getstate()
+        piece, state = self._model.piece(token, special=token == self._shown), self._utf8.getstate()
         try:
             self._utf8.decode(piece)
         except UnicodeDecodeError:
@@ -272,9 +273,10 @@ class _Grammar:
 class _Wait:
     """Watches what is drawn for an opening."""
 
-    def __init__(self, model: Model, opening: Opening) -> None:
+    def __init__(self, model: Model, opening: Opening, shown: int | None) -> None:
         self._model = model
         self._opening = opening
+        self._shown = shown
         self._sought = opening.text.encode()
         self._seen = b""  # what it may begin in
         self._is_late = False  # for one that only counts at the beginning
@@ -301,7 +303,7 @@ class _Wait:
         return rest if found and not (self._opening.is_first and before.strip()) else None
 
     def _written(self, token: int) -> bytes:
-        return self._sought if token == self._opening.token else self._model.piece(token)
+        return self._model.piece(token, special=token == self._shown)
 
 
 def _largest_but(logits: NDArray[np.float32], place: int) -> float:

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from pigguf.chat_format import Message
 from pigguf.engine import Sampling
-from pigguf.grammar import json_grammar
 from pigguf.serve.errors import Refusal
 from pigguf.serve.scheduler import Done, Drawn, Reading, Waiting
 from pigguf.tools import Called, CallReader, Said, Tool
@@ -78,7 +77,8 @@ class Asked:
         messages: a conversation, or None for a completion.
         prompts: of a completion: texts or tokens.
         model: the name that was asked for, or None.
-        sampling: its seed is of the first choice; the next have the next ones.
+        sampling: its seed is of the first choice; the next have the next ones. Nothing of a grammar.
+        schema: a JSON schema of the answer where it is no call; None is any text.
         choices: answers to each prompt.
         logprobs: how many of the likeliest tokens are told with each; None tells nothing.
         tools: functions that the model is told of and may call.
@@ -93,6 +93,7 @@ class Asked:
     prompts: tuple[str | tuple[int, ...], ...]
     model: str | None
     sampling: Sampling
+    schema: Any
     max_tokens: int | None
     stop: tuple[str, ...]
     choices: int
@@ -141,16 +142,7 @@ def chat_request(body: Any) -> Asked:
     likeliest = fields.integer("top_logprobs", 0, MOST_LIKELIEST)
     if likeliest is not None and not told:
         raise Refusal(400, "top_logprobs is given without logprobs", param="top_logprobs")
-    grammar = _grammar(fields.take("response_format"))
     tools, forced, several = _tools(fields)
-    if tools and grammar is not None:
-        raise Refusal(
-            400,
-            "response_format and tools are not supported together",
-            "leave one of them out, or give tool_choice none",
-            param="response_format",
-            code="unsupported_parameter",
-        )
     return _asked(
         fields,
         messages=messages,
@@ -160,7 +152,6 @@ def chat_request(body: Any) -> Asked:
         prompts=(),
         max_tokens=most[0] if most[0] is not None else most[1],
         logprobs=(likeliest or 0) if told else None,
-        grammar=grammar,
     )
 
 
@@ -179,7 +170,6 @@ def completion_request(body: Any) -> Asked:
         prompts=prompts,
         max_tokens=_DEFAULT_COMPLETION if most is None else most,
         logprobs=fields.integer("logprobs", 0, MOST_LIKELIEST),
-        grammar=_grammar(fields.take("response_format")),
     )
 
 
@@ -233,7 +223,7 @@ def embeddings(name: str, vectors: NDArray[np.float32], tokens: int, *, is_base6
     return {"object": "list", "data": data, "model": name, "usage": counts}
 
 
-def _asked(fields: Fields, *, grammar: str | None, **rest: Any) -> Asked:
+def _asked(fields: Fields, **rest: Any) -> Asked:
     """What both sorts of requests have; everything in the body must have been read then."""
     stream, options = fields.flag("stream"), fields.take("stream_options")
     seed = fields.integer("seed")
@@ -244,8 +234,8 @@ def _asked(fields: Fields, *, grammar: str | None, **rest: Any) -> Asked:
         sampling=Sampling(
             **{name: value for name, value in given.items() if value is not None},
             seed=None if seed is None else seed % SEEDS,
-            grammar=grammar,
         ),
+        schema=_schema(fields.take("response_format")),
         stop=_stop(fields.take("stop")),
         choices=fields.integer("n", 1, MOST_CHOICES) or 1,
         stream=stream,
@@ -494,8 +484,8 @@ def _wants_usage(options: Any, stream: bool) -> bool:
     return wanted
 
 
-def _grammar(value: Any) -> str | None:
-    """What the text must be, as a grammar."""
+def _schema(value: Any) -> Any:
+    """Of the JSON that the text must be; None is any text."""
     if value is None:
         return None
     _refuse_long(value, "response_format")
@@ -505,9 +495,9 @@ def _grammar(value: Any) -> str | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        return json_grammar({"type": "object"})
+        return {"type": "object"}
     if kind == "json_schema" and isinstance(described, dict) and described.get("schema") is not None:
-        return json_grammar(described["schema"])
+        return described["schema"]
     raise _wrong("response_format", "of type text, json_object, or json_schema with a json_schema.schema")
 
 

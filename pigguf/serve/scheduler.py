@@ -620,12 +620,11 @@ class _Run:
         self.drawn = 0
         self.owed = 0  # tokens of steps that are this prompt's, and that it has not taken
         self._begun = self._told = time.monotonic()
-        opening = request.sampling.grammar_after
         self._text = Text(
             model,
             request.stop,
             without_first_space=request.without_first_space,
-            shown=opening.token if opening else None,
+            shown=request.sampling.shown,
         )
         self._opened = opened
 

@@ -20,12 +20,12 @@ from pigguf.engine import Model, Sampling
 from pigguf.engine.embedding import Pooling, embed, pooling_of
 from pigguf.engine.sampling import sampler
 from pigguf.errors import Interrupted
-from pigguf.grammar import gbnf
+from pigguf.grammar import gbnf, json_grammar
 from pigguf.serve.errors import Refusal, away
 from pigguf.serve.host import Host
 from pigguf.serve.openai import SEEDS, Asked, ToEmbed
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
-from pigguf.tools import CallReader, calls_grammar, opening_of
+from pigguf.tools import CallReader, calls_grammar, calls_or_json_grammar, opening_of, opening_token
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Service:
         Raises:
             Refusal: another model is asked for, or a prompt does not fit.
             TokenizerError: no chat template, or one that refuses the conversation.
-            UsageError: a prompt is empty, a token unknown, or the engine refuses the grammar.
+            UsageError: a prompt is empty, a token unknown, or a schema is none that a grammar can hold to.
         """
         self._refuse_other(asked.model)
         sampling = self._sampling(asked)
@@ -116,19 +116,37 @@ class Service:
         """Makes what takes calls out of an answer; None where there are none."""
         if not asked.tools:
             return None
-        return partial(CallReader, self._format.call_form, is_open=bool(asked.forced))
+        return partial(
+            CallReader,
+            self._format.call_form,
+            is_open=bool(asked.forced),
+            is_first=asked.schema is not None,
+        )
 
     def _sampling(self, asked: Asked) -> Sampling:
-        """What holds calls to their grammar: from the first token on where there must be one, for the prompt
-        ends in its opening then; else from where the model writes the opening."""
+        """What holds an answer to a schema, and calls to theirs: from the first token on where there must be
+        one, for the prompt ends in its opening then; else from where the model writes the opening."""
         if not asked.tools:
-            return asked.sampling
-        form = self._format.call_form
-        return replace(
-            asked.sampling,
-            grammar=calls_grammar(form, asked.forced or asked.tools, several=asked.several),
-            grammar_after=None if asked.forced else opening_of(form, self.model),
-        )
+            grammar = None if asked.schema is None else json_grammar(asked.schema)
+            return replace(asked.sampling, grammar=grammar)
+        form, several = self._format.call_form, asked.several
+        if asked.forced:
+            return replace(asked.sampling, grammar=calls_grammar(form, asked.forced, several=several))
+        shown = opening_token(form, self.model)
+        if asked.schema is None:
+            grammar = calls_grammar(form, asked.tools, several=several)
+            return replace(asked.sampling, grammar=grammar, grammar_after=opening_of(form), shown=shown)
+        if form.is_first:
+            raise Refusal(
+                400,
+                "response_format and tools: calls of functions, as this model writes them, are not told from "
+                "an answer in JSON",
+                "leave one of them out, or give tool_choice none or required",
+                param="response_format",
+                code="unsupported_parameter",
+            )
+        grammar = calls_or_json_grammar(form, asked.tools, asked.schema, several=several)
+        return replace(asked.sampling, grammar=grammar, shown=shown)
 
     def count(self, asked: Asked) -> int:
         """How many tokens a conversation is, whether it fits or not. It takes its time, as `requests` does.

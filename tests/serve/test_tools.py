@@ -14,6 +14,7 @@ from call_forms import OPENINGS, TOOLS, WEATHER, write_calling
 from serve.served import Served, serving
 
 QUESTION: list[Any] = [{"role": "user", "content": "How is the weather in Paris?"}]
+OPENED = '<tool_call>\n{"name": [TOOL_CALLS][{"name": '  # text that in an answer would begin a call
 FUNCTIONS: Any = [tool.as_json() for tool in TOOLS.values()]
 
 
@@ -116,6 +117,39 @@ def test_what_a_call_gave_goes_back(served: Served) -> None:
         ask(client, messages=[*QUESTION, called, other])
 
 
+def test_an_answer_is_a_call_or_what_the_response_format_says(served: Served) -> None:
+    client = served.client()
+    written = {"type": "object", "properties": {"said": {"enum": [OPENED]}}, "required": ["said"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "said", "schema": written}}
+    hot: Any = {
+        "response_format": wanted,
+        "temperature": 50.0,
+        "top_p": 1.0,
+        "extra_body": {"top_k": 0, "min_p": 0.0},
+    }
+    if served.opening == '{"name":':  # type: ignore[attr-defined]
+        with pytest.raises(openai.BadRequestError, match="are not told from an answer in JSON"):
+            ask(client, **hot)
+        ask(client, tool_choice="required", **hot)
+        return
+    reasons = set()
+    for seed in range(0, 24, 8):
+        answer = ask(client, n=8, seed=seed, **hot)
+        streamed = list(ask(client, n=8, seed=seed, stream=True, **hot))
+        for choice in answer.choices:
+            reasons.add(choice.finish_reason)
+            deltas = [chunk.choices[0].delta for chunk in streamed if chunk.choices[0].index == choice.index]
+            content = "".join(delta.content or "" for delta in deltas)
+            if choice.finish_reason == "tool_calls":
+                assert (choice.message.content, content) == (None, "")
+                check(choice.message.tool_calls)
+            else:
+                assert choice.message.tool_calls is None
+                assert choice.message.content == content
+                jsonschema.validate(json.loads(content), written)
+    assert reasons == {"stop", "tool_calls"}
+
+
 # ---- one of them ---------------------------------------------------------------------------------
 
 
@@ -177,7 +211,7 @@ def made(**call: Any) -> list[Any]:
         ({"tools": [], "tool_choice": "required"}, "tool_choice must be none, auto, required"),
         ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "or a function of tools"),
         ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice must be none, auto, required"),
-        ({"response_format": {"type": "json_object"}}, "not supported together"),
+        ({"response_format": {"type": "xml"}}, "response_format must be of type text, json_object"),
         ({"messages": [*QUESTION, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
         ({"messages": made(function={"name": "f", "arguments": "[]"})}, "arguments must be a JSON object"),
         ({"messages": made(function={"name": "f", "arguments": "{"})}, "arguments must be a JSON object"),
