@@ -200,6 +200,8 @@ class Context:
         self._batch = _Batch(self._llama, self.batch_size, self.options.sequences)
         self._memory = self._llama.llama_get_memory(self._handle)
         self._logits_of: tuple[int, int] | None = None
+        self._stop = _Stop()
+        self._abort = self._llama.ggml_abort_callback(self._stop)  # C only has its address
         self._no_abort = self._llama.ggml_abort_callback()
 
     def _create(self) -> Any:
@@ -332,14 +334,15 @@ class Context:
         handle = self.handle
         self._logits_of = None
         if stop is not None:
-            abort = self._llama.ggml_abort_callback(lambda _: stop())  # kept here: C only has its address
-            self._llama.llama_set_abort_callback(handle, abort, None)
+            self._stop.wanted = stop
+            self._llama.llama_set_abort_callback(handle, self._abort, None)
         with library.complaints() as said:
             answer = self._llama.llama_decode(handle, self._batch.c)
             if has_logits and self.model.workers is not None:  # else it goes on when logits are asked for
                 self._llama.llama_synchronize(handle)
         if stop is not None:
             self._llama.llama_set_abort_callback(handle, self._no_abort, None)
+            self._stop.wanted = None
         if self.observer is not None:
             self.observer.settle(answer == _DECODED)
         self.model.check_workers()
@@ -559,6 +562,16 @@ class Context:
     def release(self, sequence: int) -> None:
         """Take a closed session's sequence back."""
         del self._sessions[sequence]
+
+
+class _Stop:
+    """What C asks whether to give up. It has no reference to its context, which would be a circle."""
+
+    def __init__(self) -> None:
+        self.wanted: Callable[[], bool] | None = None
+
+    def __call__(self, _: object) -> bool:
+        return self.wanted is not None and self.wanted()
 
 
 class _Batch:
