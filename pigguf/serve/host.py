@@ -14,8 +14,10 @@ prevent that maps files.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -166,6 +168,7 @@ class Host:
                 _log.warning("%s; the model is opened again when that is over", self.trouble.message)
             home.close(self.trouble)
             del home  # its memory is needed
+            _give_memory_back()
             self._open_again()
 
     def _trouble_of(self, home: _Home) -> PigError | None:
@@ -218,6 +221,12 @@ class _Home:
         self.scheduler.close(why)
         with self.in_use:
             self._opened.close()
+
+
+def _give_memory_back() -> None:
+    """To the system, what was freed: glibc keeps it, in an arena for each of some threads."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def _check(model: Model, files: _Files) -> None:
