@@ -5,7 +5,8 @@
 
 A thread looks every second whether the workers live and the model's files are what was opened, busy or not,
 and the scheduler before each step. When one is not, what runs and what waits fails with the reason, all is
-closed, and opened again as soon as that works. The vocabulary is a model of its own, which stays.
+closed, and opened again as soon as that works. The vocabulary is a model of its own, which stays. Where there
+is nothing more to do, the thread gives freed memory back to the system.
 Files: the engine maps them into memory. One that another takes the place of (a rename) stays in use, so that
 nothing changes until the server is started again. One that is written to would answer with garbage, so it is
 given up. One that becomes shorter in the middle of a step ends the process (SIGBUS), which no program can
@@ -173,11 +174,15 @@ class Host:
 
     def _trouble_of(self, home: _Home) -> PigError | None:
         """What befell it, once it does; None at the end."""
+        given_back_at = self.figures.steps
         while not self._closing.wait(_PULSE):
             try:
                 home.check()
             except PigError as error:
                 return error.with_traceback(None)  # whose frames have the home, which has the error
+            if self.running == self.waiting == 0 and given_back_at != self.figures.steps:
+                given_back_at = self.figures.steps
+                _give_memory_back()
         return None
 
     def _open_again(self) -> None:
