@@ -205,7 +205,9 @@ class _Grammar:
         UsageError: it cannot be parsed.
     """
 
-    def __init__(self, model: Model, grammar: str, opening: Opening | None, shown: int | None) -> None:
+    def __init__(
+        self, model: Model, grammar: str, opening: Opening | None = None, shown: int | None = None
+    ) -> None:
         self._llama = library.load()
         self._model = model
         self._shown = shown
