@@ -77,6 +77,7 @@ def command(
           -d '{"messages": [{"role": "user", "content": "Name a pig."}]}'
     """
     try:
+        from pigguf.serve import memory
         from pigguf.serve.host import Host
         from pigguf.serve.server import address_of, listen, serve
     except ImportError as error:
@@ -88,6 +89,7 @@ def command(
         log_to(render.note)
     for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
+    memory.limit_arenas()
 
     def tell(service: Service) -> None:
         render.note(

@@ -5,6 +5,7 @@
     openapi      what the server takes and answers, described for programs
     errors       what is refused, and every PigError as OpenAI's error JSON
     host         the context and its scheduler, watched, and opened again after a failure
+    memory       what was freed, back to the system
     service      from a request to its answers: tokens, the window, the queue
     app          routes, keys and limits
     page         the page, and what it asks for beside OpenAI's routes; static/ is its files

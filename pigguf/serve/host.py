@@ -15,10 +15,8 @@ prevent that maps files.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,6 +29,7 @@ from pigguf.engine import Context, Model
 from pigguf.errors import GGUFError, Interrupted, PigError, ReadError
 from pigguf.progress import SILENT, Progress, Silent
 from pigguf.runtime import RunSettings, open_context
+from pigguf.serve import memory
 from pigguf.serve.errors import away, ending
 from pigguf.serve.scheduler import Figures, Scheduler
 
@@ -169,7 +168,7 @@ class Host:
                 _log.warning("%s; the model is opened again when that is over", self.trouble.message)
             home.close(self.trouble)
             del home  # its memory is needed
-            _give_memory_back()
+            memory.give_back()
             self._open_again()
 
     def _trouble_of(self, home: _Home) -> PigError | None:
@@ -182,7 +181,7 @@ class Host:
                 return error.with_traceback(None)  # whose frames have the home, which has the error
             if self.running == self.waiting == 0 and given_back_at != self.figures.steps:
                 given_back_at = self.figures.steps
-                _give_memory_back()
+                memory.give_back()
         return None
 
     def _open_again(self) -> None:
@@ -226,12 +225,6 @@ class _Home:
         self.scheduler.close(why)
         with self.in_use:
             self._opened.close()
-
-
-def _give_memory_back() -> None:
-    """To the system, what was freed: glibc keeps it, in an arena for each of some threads."""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
 
 
 def _check(model: Model, files: _Files) -> None:
