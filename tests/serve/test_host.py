@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,15 @@ def test_what_was_lost_is_let_go_of_at_once(worker: StartWorker, tiny: Path) -> 
                 while not isinstance(ends.get(timeout=LATEST), Failed):
                     pass
                 wait_until(lambda: host.trouble is not None)
-                end = time.monotonic() + LATEST
-                while any(reference() is not None for reference in former):
-                    assert time.monotonic() < end
-                    time.sleep(0.01)
+                wait_until(partial(_are_gone, former), LATEST)
                 lost = worker(address=lost.address)
                 wait_until(lambda: host.trouble is None)
     finally:
         gc.enable()
+
+
+def _are_gone(references: list[weakref.ref[Any]]) -> bool:
+    return all(reference() is None for reference in references)
 
 
 def test_a_file_that_another_takes_the_place_of_stays_in_use(

@@ -7,10 +7,17 @@ import platform
 import subprocess
 import sys
 import textwrap
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from serve.served import serving
+from tiny_chat import write_chatting
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+
+
+HEAP = 64 << 20  # bytes of addresses that an arena reserves on a machine of 64 bits
 
 
 def printed(code: str, **environ: str) -> int:
@@ -51,6 +58,27 @@ def test_threads_share_two_arenas_unless_the_user_wants_others(monkeypatch: pyte
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     assert printed(ARENAS, MALLOC_ARENA_MAX="6") == 6
     assert printed(ARENAS) == 2
+
+
+def test_a_server_has_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_chatting(tmp_path / "tiny.gguf", 512)
+
+    def arenas() -> int:
+        """Beside the first, which is no mapping of 64 MiB that is in part reserved (malloc/arena.c)."""
+        with serving(model, "--no-sessions") as served:
+            served.client().completions.create(model="tiny", prompt="Once", max_tokens=4)
+            maps = Path(f"/proc/{served.process.pid}/maps").read_text().splitlines()
+        ends = [[int(end, 16) for end in line.split()[0].split("-")] for line in maps]
+        pairs = pairwise(zip(ends, maps, strict=True))
+        return sum(
+            first[0] % HEAP == 0 and rest[1] - first[0] == HEAP and "---p" in line
+            for (first, _), (rest, line) in pairs
+        )
+
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    assert arenas() == 1
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "16")
+    assert arenas() > 1
 
 
 def test_what_was_freed_goes_back() -> None:
