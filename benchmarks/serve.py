@@ -43,8 +43,8 @@ from typing import Any, Literal
 import numpy as np
 from peers import LLAMA_SERVER, install_llama_server, install_locust, install_python_server, machine
 
-from pigguf.engine import Model
-from pigguf.engine.context import default_threads
+from pigguf.inference.engine import Model
+from pigguf.inference.engine.context import default_threads
 
 SLOTS, WINDOW = 4, 8192
 Kind = Literal["short", "watched", "long"]

@@ -32,7 +32,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from worker_process import WorkerProcess, started_workers
+from support.worker_process import WorkerProcess, started_workers
 
 QUESTIONS = ("Name the capital of France.", "What is a pig?", "Count from one to ten.", "Write a short poem.")
 WORDS = ("the", "river", "of", "a", "long", "day", "ran", "past", "mill", "while", "nobody", "spoke")

@@ -29,7 +29,7 @@ from typing import Any
 from peers import machine
 
 from pigguf.checkpoint.adapter import WEIGHTS
-from pigguf.evals.choice import MEASURES, paired
+from pigguf.evals.multiple_choice import MEASURES, paired
 from pigguf.evals.passkey import k_max
 
 ROOT = Path(__file__).resolve().parent.parent

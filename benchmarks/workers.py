@@ -19,7 +19,7 @@ between (the relay, the wire, the worker's front) and 0.4 ms for the logits:
 and of a prompt of 2048 tokens (in batches of 512, 1.2 MB over each boundary) nine tenths of the speed alone
 without delay, three quarters with 10 ms.
 
-Workers and client are hosts in network namespaces of this machine (tests/network.py: root, Linux), with
+Workers and client are hosts in network namespaces of this machine (tests/support/network.py: root, Linux), with
 frames of 9000 bytes; a delay of 0 goes the same way. A machine is one core here: workers, of which one is at
 work at a time, have this machine's first, as the client alone has; the client of workers and the wire have
 the second. With more threads than one, those of workers that wait hold the core of the one that computes, or
@@ -45,11 +45,11 @@ from peers import machine
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from network import Network, missing  # noqa: E402
-from worker_process import WorkerProcess  # noqa: E402
+from support.network import Network, missing  # noqa: E402
+from support.worker_process import WorkerProcess  # noqa: E402
 
-from pigguf.engine import Sampling  # noqa: E402
-from pigguf.runtime import RunSettings, open_session  # noqa: E402
+from pigguf.inference.engine import Sampling  # noqa: E402
+from pigguf.inference.open_context import RunSettings, open_session  # noqa: E402
 
 NOVEL = ROOT / "tests/data/persuasion-chapters-3-5.txt"
 FRAME = 9000

@@ -24,31 +24,31 @@ __version__ = "0.1.0"
 logging.getLogger("pigguf").addHandler(logging.NullHandler())
 
 _HOMES = {
-    "convert": "pigguf.verbs.convert",
-    "ConversionResult": "pigguf.verbs.convert",
-    "finetune": "pigguf.finetuning.run",
+    "convert": "pigguf.operations.convert",
+    "ConversionResult": "pigguf.operations.convert",
+    "finetune": "pigguf.finetuning.finetune",
     "FinetuneSettings": "pigguf.finetuning.settings",
-    "quantize": "pigguf.verbs.quantize",
-    "imatrix": "pigguf.verbs.imatrix",
-    "export": "pigguf.verbs.export",
-    "inspect": "pigguf.verbs.inspect",
-    "repair": "pigguf.verbs.repair",
-    "diff": "pigguf.verbs.diff",
-    "verify": "pigguf.verbs.against",
-    "plan": "pigguf.planning",
-    "tune": "pigguf.tuning.run",
-    "bench": "pigguf.benchmark",
-    "open_model": "pigguf.local",
-    "ask": "pigguf.document_chat",
-    "open_documents": "pigguf.document_chat",
-    "DocumentChat": "pigguf.document_chat",
-    "summarize": "pigguf.summary",
+    "quantize": "pigguf.operations.quantize",
+    "imatrix": "pigguf.operations.imatrix",
+    "export": "pigguf.operations.export",
+    "inspect": "pigguf.operations.inspect",
+    "repair": "pigguf.operations.repair",
+    "diff": "pigguf.operations.diff",
+    "verify": "pigguf.operations.verify",
+    "plan": "pigguf.inference.planning",
+    "tune": "pigguf.inference.tuning.tune",
+    "bench": "pigguf.inference.benchmark",
+    "open_model": "pigguf.inference.local_model",
+    "ask": "pigguf.chat.document_qa",
+    "open_documents": "pigguf.chat.document_qa",
+    "DocumentChat": "pigguf.chat.document_qa",
+    "summarize": "pigguf.chat.summarization",
     "evaluate": "pigguf.evals",
-    "LocalModel": "pigguf.local",
+    "LocalModel": "pigguf.inference.local_model",
     "RopeOverrides": "pigguf.rope",
-    "RunSettings": "pigguf.runtime",
-    "RuntimeRope": "pigguf.engine.model",
-    "Sampling": "pigguf.engine.sampling",
+    "RunSettings": "pigguf.inference.open_context",
+    "RuntimeRope": "pigguf.inference.engine.model",
+    "Sampling": "pigguf.inference.engine.sampling",
     "PigError": "pigguf.errors",
     "Progress": "pigguf.progress",
 }
@@ -85,29 +85,29 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
 ]
 
 if TYPE_CHECKING:
-    from pigguf.benchmark import bench
-    from pigguf.document_chat import DocumentChat, ask, open_documents
-    from pigguf.engine.model import RuntimeRope
-    from pigguf.engine.sampling import Sampling
+    from pigguf.chat.document_qa import DocumentChat, ask, open_documents
+    from pigguf.chat.summarization import summarize
     from pigguf.errors import PigError
     from pigguf.evals import evaluate
-    from pigguf.finetuning.run import finetune
+    from pigguf.finetuning.finetune import finetune
     from pigguf.finetuning.settings import FinetuneSettings
-    from pigguf.local import LocalModel, open_model
-    from pigguf.planning import plan
+    from pigguf.inference.benchmark import bench
+    from pigguf.inference.engine.model import RuntimeRope
+    from pigguf.inference.engine.sampling import Sampling
+    from pigguf.inference.local_model import LocalModel, open_model
+    from pigguf.inference.open_context import RunSettings
+    from pigguf.inference.planning import plan
+    from pigguf.inference.tuning.tune import tune
+    from pigguf.operations.convert import ConversionResult, convert
+    from pigguf.operations.diff import diff
+    from pigguf.operations.export import export
+    from pigguf.operations.imatrix import imatrix
+    from pigguf.operations.inspect import inspect
+    from pigguf.operations.quantize import quantize
+    from pigguf.operations.repair import repair
+    from pigguf.operations.verify import verify
     from pigguf.progress import Progress
     from pigguf.rope import RopeOverrides
-    from pigguf.runtime import RunSettings
-    from pigguf.summary import summarize
-    from pigguf.tuning.run import tune
-    from pigguf.verbs.against import verify
-    from pigguf.verbs.convert import ConversionResult, convert
-    from pigguf.verbs.diff import diff
-    from pigguf.verbs.export import export
-    from pigguf.verbs.imatrix import imatrix
-    from pigguf.verbs.inspect import inspect
-    from pigguf.verbs.quantize import quantize
-    from pigguf.verbs.repair import repair
 
 
 def __getattr__(name: str) -> Any:

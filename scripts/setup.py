@@ -3,7 +3,7 @@
     python3 scripts/setup.py [--extras test,lint] [--demo-model] [--rebuild-engine]
 
 What is there already is skipped: a stamp in .venv/stamps tells what each step was done for, and the
-engine's record (pigguf/engine/build.py) how it was built. Standard library only, Python 3.10 or newer.
+engine's record (pigguf/inference/engine_build/build_plan.py) how it was built. Standard library only, Python 3.10 or newer.
 Everything pip and the compiler say goes to .venv/setup.log.
 """
 
@@ -208,7 +208,7 @@ def self_test(build: Any) -> None:
     fingerprint = build.find_installed(VENV).fingerprint
     if _is_done("self-test", fingerprint):
         return
-    result = subprocess.run([str(PYTHON), "-m", "pigguf.engine.self_test"], cwd=ROOT)
+    result = subprocess.run([str(PYTHON), "-m", "pigguf.inference.engine_build.self_test"], cwd=ROOT)
     if result.returncode:
         sys.exit(result.returncode)  # it has said what is wrong, and what to do
     _mark_done("self-test", fingerprint)
@@ -232,8 +232,8 @@ def bring_demo_model() -> None:
 
 
 def _load_build() -> Any:
-    """pigguf/engine/build.py by its path: the package around it needs what is not installed yet."""
-    path = ROOT / "pigguf" / "engine" / "build.py"
+    """pigguf/inference/engine_build/build_plan.py by its path: the package around it needs what is not installed yet."""
+    path = ROOT / "pigguf" / "inference" / "build" / "build_plan.py"
     spec = importlib.util.spec_from_file_location("pigguf_engine_build", path)
     assert spec is not None
     assert spec.loader is not None

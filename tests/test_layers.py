@@ -14,41 +14,34 @@ import pigguf
 
 PACKAGE = Path(pigguf.__file__).parent
 
-# From the top down: a module imports from its own row or from rows below it.
-ROWS: tuple[tuple[str, ...], ...] = (
-    ("cli", "__main__", "llm_plugin"),
+# From the top down: a package imports from its own row or from rows below it.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("cli", "__main__", "plugins"),
     ("serve",),
-    (
-        *("chat", "local", "overflow", "examples", "async_api", "document_chat", "summary"),
-        *("chat_format", "text", "tools", "evals", "finetuning", "benchmark"),
-    ),
-    ("runtime",),
-    ("verbs", "planning", "tuning"),
-    ("reference", "sessions", "hybrid"),
-    ("engine",),
+    ("chat", "evals", "finetuning"),
+    ("operations", "inference"),
     ("checkpoint", "tokenizer", "quantization"),
-    ("gguf_file",),
-    ("arch",),
-    ("spec",),
+    ("architectures",),
     ("rope",),
-    ("config", "tensors", "metadata", "reading", "grammar"),
-    ("files", "documents", "parallel", "divergence", "quiet"),
+    ("llama_cpp_internals",),
+    ("documents", "grammar", "gguf_io"),
+    ("common",),
     ("errors", "progress"),
 )
-HEIGHT = {room: len(ROWS) - row for row, rooms in enumerate(ROWS) for room in rooms}
+HEIGHT = {package: len(LAYERS) - row for row, packages in enumerate(LAYERS) for package in packages}
 
-# third-party package -> the only rooms that may import it
+# third-party package -> the only packages of pigguf that may import it
 HOMES = {
-    "gguf": {"gguf_file"},
-    "llama_cpp": {"engine"},
-    "torch": {"checkpoint", "finetuning", "hybrid", "reference"},
-    "transformers": {"finetuning", "quiet", "reference"},
+    "gguf": {"gguf_io"},
+    "llama_cpp": {"inference"},
+    "torch": {"checkpoint", "finetuning", "inference", "operations"},
+    "transformers": {"common", "finetuning", "operations"},
     "huggingface_hub": {"checkpoint"},
     "peft": {"finetuning"},
     "rouge_score": {"evals"},
-    "pypdfium2": {"reading"},
-    "bm25s": {"reading"},
-    "xxhash": {"sessions"},
+    "pypdfium2": {"documents"},
+    "bm25s": {"documents"},
+    "xxhash": {"inference"},
     "anyio": {"serve"},
     "prometheus_client": {"serve"},
     "sse_starlette": {"serve"},
@@ -56,9 +49,9 @@ HOMES = {
     "uvicorn": {"serve"},
     "prompt_toolkit": {"cli"},
     "rich": {"cli"},
-    "click": {"cli", "llm_plugin"},
-    "llm": {"llm_plugin"},
-    "pydantic": {"llm_plugin"},
+    "click": {"cli", "plugins"},
+    "llm": {"plugins"},
+    "pydantic": {"plugins"},
     "sentencepiece": {"tokenizer"},
     "tokenizers": {"tokenizer"},
     "jinja2": {"tokenizer"},
@@ -69,7 +62,7 @@ def modules() -> list[Path]:
     return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
-def room(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -85,8 +78,8 @@ def imported(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_downwards_and_from_its_own_world(path: Path) -> None:
-    here = room(path)
-    assert here in HEIGHT, f"{here} has no row in the house"
+    here = package_of(path)
+    assert here in HEIGHT, f"{here} is in no layer"
     for name in imported(path):
         top, _, rest = name.partition(".")
         if top == "pigguf" and rest and rest != "__version__":
@@ -122,7 +115,7 @@ def test_every_public_name_exists_and_none_of_them_brings_torch() -> None:
 
 def test_a_verb_stays_a_function_after_its_module_was_imported() -> None:
     code = (
-        "import pigguf.verbs.convert, pigguf.verbs.inspect, pigguf;"
+        "import pigguf.operations.convert, pigguf.operations.inspect, pigguf;"
         "print(callable(pigguf.convert), callable(pigguf.inspect))"
     )
     assert python(code).strip() == "True True"

@@ -26,9 +26,9 @@ adapters for more tokens than their base has.
 from __future__ import annotations
 
 from pigguf.checkpoint.adapter import Adapter, AdapterFacts
-from pigguf.checkpoint.directory import Checkpoint, model_name
-from pigguf.checkpoint.merge import with_adapter
-from pigguf.checkpoint.pooling import read_pooling
+from pigguf.checkpoint.checkpoint import Checkpoint, model_name
+from pigguf.checkpoint.merge_adapter import with_adapter
+from pigguf.checkpoint.pooling_config import read_pooling
 from pigguf.checkpoint.safetensors_file import write_safetensors
 
 __all__ = [

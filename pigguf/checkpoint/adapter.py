@@ -26,15 +26,15 @@ from types import TracebackType
 import numpy as np
 
 from pigguf.checkpoint.adapter_config import FILE, MERGE_ELSEWHERE, LoraSettings, read_settings
-from pigguf.checkpoint.directory import model_name
+from pigguf.checkpoint.checkpoint import model_name
 from pigguf.checkpoint.json_file import read_json
 from pigguf.checkpoint.safetensors_file import SafetensorsFile
 from pigguf.checkpoint.source import Kind, directory_of
 from pigguf.checkpoint.torch_file import TorchFile
-from pigguf.config import Config
+from pigguf.common.config import Config
+from pigguf.common.lazy_tensor import Array, TensorRef
 from pigguf.errors import CheckpointError, InvalidTensor, MissingTensor, UnmappedTensor, UnsupportedModel
 from pigguf.progress import SILENT, Progress
-from pigguf.tensors import Array, TensorRef
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # peft takes the first where both are there
 LONGLORA_WEIGHTS = "trainable_params.bin"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pigguf.checkpoint.json_file import read_json
-from pigguf.config import Config
+from pigguf.common.config import Config
 from pigguf.errors import CheckpointError, UnsupportedModel
 
 FILE = "adapter_config.json"

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pigguf.common.files import download_hint, unreadable
 from pigguf.errors import CheckpointError
-from pigguf.files import download_hint, unreadable
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:

@@ -20,11 +20,11 @@ import ml_dtypes
 import numpy as np
 
 from pigguf.checkpoint.safetensors_header import header_members
+from pigguf.common.files import atomic_write, download_hint, opened, read_exactly
+from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, TensorRef
+from pigguf.common.parallel import computed_ahead
 from pigguf.errors import CheckpointError
-from pigguf.files import atomic_write, download_hint, opened, read_exactly
-from pigguf.parallel import computed_ahead
 from pigguf.progress import SILENT, Progress, stage
-from pigguf.tensors import SLAB_ELEMENTS, Array, TensorRef
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_ELEMENTS, MAX_AXES = 2**40, 32  # no tensor is larger, and numpy has no more axes

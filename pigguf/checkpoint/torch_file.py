@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
+from pigguf.common.files import download_hint, opened, read_exactly, unreadable
+from pigguf.common.lazy_tensor import Array, TensorRef
 from pigguf.errors import CheckpointError, MissingPackage
-from pigguf.files import download_hint, opened, read_exactly, unreadable
-from pigguf.tensors import Array, TensorRef
 
 if TYPE_CHECKING:
     import torch

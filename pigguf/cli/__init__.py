@@ -22,7 +22,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pigguf.cli import exit_codes, terminal
-from pigguf.cli.report import report
+from pigguf.cli.error_report import report
 
 PROGRAM = "pigguf"
 
@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("pigguf.cli.ask", "Ask a model about documents, and see where answers stand."),
     "summarize": ("pigguf.cli.summarize", "Let a model summarize a document of any length."),
     "serve": ("pigguf.cli.serve", "Answer many clients at once, as OpenAI's API does."),
-    "sessions": ("pigguf.cli.sessions", "List or remove the documents that stay read."),
+    "sessions": ("pigguf.cli.prompt_cache", "List or remove the documents that stay read."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),
     "worker": ("pigguf.cli.worker", "Lend this machine's devices to models on another one."),
     "doctor": ("pigguf.cli.doctor", "Check the engine on this machine, and say what is missing."),

@@ -14,7 +14,7 @@ from typing import Any
 from rich.cells import cell_len
 
 from pigguf.cli import terminal
-from pigguf.cli.text import printable
+from pigguf.cli.formatting import printable
 
 
 class AnswerStream:

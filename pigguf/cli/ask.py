@@ -16,9 +16,11 @@ from typing import Any
 
 import click
 
+from pigguf.chat.document_qa import Citation, DocumentChat, open_documents
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.chat import as_data, remarks
+from pigguf.cli.formatting import printable
 from pigguf.cli.options import (
     PATH,
     json_option,
@@ -27,13 +29,11 @@ from pigguf.cli.options import (
     sampling_options,
     verbose_option,
 )
-from pigguf.cli.text import printable
-from pigguf.document_chat import Citation, DocumentChat, open_documents
-from pigguf.documents import decode_text
-from pigguf.engine import Sampling, log_to
+from pigguf.common.text_decoding import decode_text
+from pigguf.documents import Document, Place
 from pigguf.errors import UsageError
-from pigguf.reading import Document, Place
-from pigguf.runtime import RunSettings
+from pigguf.inference.engine import Sampling, log_to
+from pigguf.inference.open_context import RunSettings
 
 _SHOWN = 5  # files, or places, that a note names
 

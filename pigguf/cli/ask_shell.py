@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pigguf.chat.document_qa import DocumentChat
 from pigguf.cli.ask import show_passages, show_places
 from pigguf.cli.chat_shell import Shell
-from pigguf.document_chat import DocumentChat
 
 
 class AskShell(Shell):

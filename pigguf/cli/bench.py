@@ -12,17 +12,17 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pigguf.benchmark import bench
 from pigguf.cli import render
 from pigguf.cli.evals.options import numbers, show
 from pigguf.cli.options import PATH, json_option, setting_options, verbose_option
-from pigguf.cli.termination import tidy_termination
-from pigguf.engine import log_to
+from pigguf.cli.signals import tidy_termination
+from pigguf.common.files import atomic_write
 from pigguf.errors import UsageError
-from pigguf.evals.page import drawing, page
+from pigguf.evals.html_report import drawing, page
 from pigguf.evals.report import Lines, Report
-from pigguf.files import atomic_write
-from pigguf.runtime import RunSettings
+from pigguf.inference.benchmark import bench
+from pigguf.inference.engine import log_to
+from pigguf.inference.open_context import RunSettings
 
 # a plot's ending -> how it is drawn
 _DRAWN: dict[str, Callable[[Report], str]] = {

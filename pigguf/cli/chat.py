@@ -13,7 +13,9 @@ from pathlib import Path
 
 import click
 
-from pigguf.chat import Chat, Turn
+from pigguf.chat.context_overflow import POLICIES, OverflowPolicy
+from pigguf.chat.conversation import Chat, Turn
+from pigguf.chat.few_shot import read_examples
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.options import (
@@ -23,12 +25,10 @@ from pigguf.cli.options import (
     sampling_options,
     verbose_option,
 )
-from pigguf.documents import decode_text
-from pigguf.engine import Sampling, Session, log_to
+from pigguf.common.text_decoding import decode_text
 from pigguf.errors import UsageError
-from pigguf.examples import read_examples
-from pigguf.overflow import POLICIES, OverflowPolicy
-from pigguf.runtime import RunSettings, open_session
+from pigguf.inference.engine import Sampling, Session, log_to
+from pigguf.inference.open_context import RunSettings, open_session
 
 _PATIENCE = 2.0  # seconds
 

@@ -23,12 +23,12 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output import create_output
 
-from pigguf.chat import Chat
+from pigguf.chat.conversation import Chat
 from pigguf.cli import render
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.chat import remarks
-from pigguf.cli.report import report
-from pigguf.cli.text import shortened
+from pigguf.cli.error_report import report
+from pigguf.cli.formatting import shortened
 from pigguf.errors import PigError, UsageError
 
 

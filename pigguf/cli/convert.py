@@ -9,6 +9,7 @@ import click
 
 from pigguf.checkpoint import AdapterFacts
 from pigguf.cli import render
+from pigguf.cli.formatting import size
 from pigguf.cli.options import (
     PATH,
     SOURCE,
@@ -19,10 +20,9 @@ from pigguf.cli.options import (
     verbose_option,
     weights_options,
 )
-from pigguf.cli.termination import tidy_termination
-from pigguf.cli.text import size
+from pigguf.cli.signals import tidy_termination
+from pigguf.operations.convert import DEFAULT_TYPE, ConversionResult, convert
 from pigguf.rope import INTERPOLATIONS, RopeOverrides, RopeScaling
-from pigguf.verbs.convert import DEFAULT_TYPE, ConversionResult, convert
 
 
 @click.command(epilog=type_table())

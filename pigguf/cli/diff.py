@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from pigguf.cli import exit_codes, render
-from pigguf.cli.keys import as_data, brief, kind, plain
+from pigguf.cli.formatting import shortened
+from pigguf.cli.metadata_values import as_data, brief, kind, plain
 from pigguf.cli.options import PATH, json_option
-from pigguf.cli.text import shortened
-from pigguf.gguf_file import GGUFTensor
-from pigguf.metadata import Typed
-from pigguf.verbs.diff import Difference, KeyDifference, TensorDifference, diff
+from pigguf.gguf_io import GGUFTensor
+from pigguf.gguf_io.metadata import Typed
+from pigguf.operations.diff import Difference, KeyDifference, TensorDifference, diff
 
 _WIDTH = 60  # of a value in a table
 

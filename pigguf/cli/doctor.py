@@ -1,4 +1,4 @@
-"""pigguf doctor: shows what verbs/doctor.py found."""
+"""pigguf doctor: shows what operations/doctor.py found."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from pigguf.cli import render
+from pigguf.cli.formatting import size
 from pigguf.cli.options import json_option
-from pigguf.cli.text import size
-from pigguf.engine.build import BuildRecord
-from pigguf.engine.devices import Device
 from pigguf.errors import BackendUnavailable
-from pigguf.verbs.doctor import Diagnosis, Facts, diagnose
+from pigguf.inference.engine.devices import Device
+from pigguf.inference.engine_build.build_plan import BuildRecord
+from pigguf.operations.doctor import Diagnosis, Facts, diagnose
 
 
 @click.command(epilog="\b\nExample:\n  pigguf doctor\n  pigguf doctor --json | jq .findings")

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from pigguf.cli import render
+from pigguf.cli.formatting import size
 from pigguf.cli.options import PATH, json_option
-from pigguf.cli.termination import tidy_termination
-from pigguf.cli.text import size
-from pigguf.verbs.export import export
+from pigguf.cli.signals import tidy_termination
+from pigguf.operations.export import export
 
 
 @click.command()

@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from pigguf.cli import render
+from pigguf.cli.formatting import duration
 from pigguf.cli.options import PATH, SOURCE, json_option, verbose_option
-from pigguf.cli.text import duration
 from pigguf.errors import TextError
-from pigguf.finetuning.log import TrainingStep
-from pigguf.finetuning.run import FinetuneResult, finetune
+from pigguf.finetuning.finetune import FinetuneResult, finetune
 from pigguf.finetuning.settings import FinetuneSettings
+from pigguf.finetuning.training_log import TrainingStep
 
 TEXT_ENDINGS = (".txt", ".jsonl")
 NOTE_SECONDS = 15.0  # between two lines that tell of steps

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from pigguf.cli import render
+from pigguf.cli.formatting import duration
 from pigguf.cli.options import PATH, engine_options, json_option, verbose_option
-from pigguf.cli.termination import tidy_termination
-from pigguf.cli.text import duration
-from pigguf.engine import GpuLayers, log_to
-from pigguf.verbs.imatrix import WINDOW, ImatrixResult, imatrix
+from pigguf.cli.signals import tidy_termination
+from pigguf.inference.engine import GpuLayers, log_to
+from pigguf.operations.imatrix import WINDOW, ImatrixResult, imatrix
 
 
 @click.command()

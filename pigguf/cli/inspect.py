@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.keys import brief, kind, plain
+from pigguf.cli.formatting import size
+from pigguf.cli.metadata_values import brief, kind, plain
 from pigguf.cli.options import PATH, json_option
-from pigguf.cli.text import size
+from pigguf.operations.inspect import Report, inspect
 from pigguf.rope import RopeScaling
-from pigguf.verbs.inspect import Report, inspect
 
 
 @click.command()

@@ -150,7 +150,7 @@ def gpu_layers_option(command: Command) -> Command:
 
 def cache_options(command: Command) -> Command:
     """Types of the KV cache. Passed as `cache_k` and `cache_v`."""
-    from pigguf.engine import CacheType
+    from pigguf.inference.engine import CacheType
 
     for letter, what in (("v", "values"), ("k", "keys")):
         command = click.option(
@@ -167,7 +167,7 @@ def cache_options(command: Command) -> Command:
 
 def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The window, and how positions are read. Passed as `ctx_length`, and `rope`: RuntimeRope or None."""
-    from pigguf.engine import RuntimeRope
+    from pigguf.inference.engine import RuntimeRope
 
     @click.option(
         "--rope-factor",
@@ -233,7 +233,7 @@ _FLASH_ATTENTION = {"auto": None, "on": True, "off": False}
 
 def setting_options(command: Command) -> Command:
     """How fast and how small a model runs, each option named as RunSettings has it."""
-    from pigguf.runtime import Prefill
+    from pigguf.inference.open_context import Prefill
 
     command = click.option(
         "--prefill",
@@ -270,7 +270,7 @@ def sessions_option(command: Command) -> Command:
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a model is run, and what for. Passed as `settings`: RunSettings."""
-    from pigguf.runtime import RunSettings
+    from pigguf.inference.open_context import RunSettings
 
     own = [field.name for field in fields(RunSettings) if field.name != "ctx"]
 
@@ -297,7 +297,7 @@ _SAMPLING: tuple[tuple[str, type, str, str], ...] = (
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How an answer is drawn. Passed as `sampling`: Sampling, and `max_tokens`."""
-    from pigguf.engine import Sampling
+    from pigguf.inference.engine import Sampling
 
     names = [name for name, *_ in _SAMPLING] + ["seed"]
 

@@ -17,11 +17,11 @@ from pigguf.cli.options import (
     window_options,
     workers_options,
 )
-from pigguf.engine import CacheType, RuntimeRope
-from pigguf.engine.dry_run import HOST
-from pigguf.engine.memory import in_words
-from pigguf.planning import DevicePlan, LongestWindow, MeasuredSpeed, Plan
-from pigguf.runtime import RunSettings, plan_session
+from pigguf.common.system_memory import in_words
+from pigguf.inference.engine import CacheType, RuntimeRope
+from pigguf.inference.engine.memory_estimate import HOST
+from pigguf.inference.open_context import RunSettings, plan_session
+from pigguf.inference.planning import DevicePlan, LongestWindow, MeasuredSpeed, Plan
 
 
 @click.command()

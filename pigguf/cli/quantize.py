@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from pigguf.cli import render
+from pigguf.cli.formatting import size
 from pigguf.cli.options import PATH, json_option, shard_size_option, type_option, type_table, weights_options
-from pigguf.cli.termination import tidy_termination
-from pigguf.cli.text import size
-from pigguf.verbs.quantize import quantize
+from pigguf.cli.signals import tidy_termination
+from pigguf.operations.quantize import quantize
 
 
 @click.command(epilog=type_table())

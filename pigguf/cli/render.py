@@ -23,7 +23,7 @@ from rich.progress import Task as BarTask
 from rich.table import Table
 from rich.text import Text
 
-from pigguf.cli.text import duration, printable, size
+from pigguf.cli.formatting import duration, printable, size
 from pigguf.progress import Progress, Unit
 
 _PIPE_WIDTH = 10_000  # a pipe has no edge to wrap at

@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from pigguf.cli import exit_codes, render
-from pigguf.cli.keys import as_data, brief, kind
+from pigguf.cli.metadata_values import as_data, brief, kind
 from pigguf.cli.options import PATH, json_option
-from pigguf.cli.termination import tidy_termination
+from pigguf.cli.signals import tidy_termination
 from pigguf.errors import UsageError
+from pigguf.operations.lint import Advice, Finding, mending
+from pigguf.operations.repair import Change, RepairResult, repair
 from pigguf.rope import RopeOverrides
-from pigguf.verbs.lint import Advice, Finding, mending
-from pigguf.verbs.repair import Change, RepairResult, repair
 
 
 @click.command()

@@ -10,10 +10,10 @@ import click
 
 from pigguf.cli import render
 from pigguf.cli.options import PATH, cached_options, sessions_option, verbose_option, window_options
-from pigguf.cli.termination import tidy_termination
-from pigguf.engine import log_to
+from pigguf.cli.signals import tidy_termination
 from pigguf.errors import MissingPackage
-from pigguf.runtime import RunSettings
+from pigguf.inference.engine import log_to
+from pigguf.inference.open_context import RunSettings
 
 if TYPE_CHECKING:
     from pigguf.serve.service import Service
@@ -77,9 +77,9 @@ def command(
           -d '{"messages": [{"role": "user", "content": "Name a pig."}]}'
     """
     try:
-        from pigguf.serve import memory
-        from pigguf.serve.host import Host
-        from pigguf.serve.server import address_of, listen, serve
+        from pigguf.serve import malloc_arenas
+        from pigguf.serve.http_server import address_of, listen, serve
+        from pigguf.serve.model_host import Host
     except ImportError as error:
         raise MissingPackage(
             f"pigguf serve needs the package {error.name or error}",
@@ -89,7 +89,7 @@ def command(
         log_to(render.note)
     for name, value in _THREADS.items():
         os.environ.setdefault(name, value)
-    memory.limit_arenas()
+    malloc_arenas.limit_arenas()
 
     def tell(service: Service) -> None:
         render.note(

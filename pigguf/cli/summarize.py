@@ -8,13 +8,13 @@ from typing import get_args
 
 import click
 
+from pigguf.chat.summarization import LENGTHS, Length, Style, Summarizer, Summary
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.options import PATH, json_option, run_options, sampling_options, verbose_option
-from pigguf.engine import Sampling, log_to
-from pigguf.reading import MOST_CHARACTERS, read_file
-from pigguf.runtime import RunSettings, open_session
-from pigguf.summary import LENGTHS, Length, Style, Summarizer, Summary
+from pigguf.documents import MOST_CHARACTERS, read_file
+from pigguf.inference.engine import Sampling, log_to
+from pigguf.inference.open_context import RunSettings, open_session
 
 
 def _length(ctx: click.Context, parameter: click.Parameter, value: str) -> Length | int:

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from pigguf.cli import render
+from pigguf.cli.formatting import duration, size
 from pigguf.cli.options import PATH, gpu_layers_option, json_option, verbose_option
-from pigguf.cli.text import duration, size
-from pigguf.engine import GpuLayers, log_to
-from pigguf.tuning import BUDGET, Measurement, TuningResult, tune
+from pigguf.inference.engine import GpuLayers, log_to
+from pigguf.inference.tuning import BUDGET, Measurement, TuningResult, tune
 
 
 @click.command()

@@ -10,8 +10,16 @@ import click
 
 from pigguf.cli import exit_codes, render
 from pigguf.cli.options import PATH, SOURCE, json_option
-from pigguf.verbs.against import TOKENS, Depth, Discrepancy, Part, Predictions, Verification, verify
-from pigguf.verbs.lint import POSITION_KEYS
+from pigguf.operations.lint import POSITION_KEYS
+from pigguf.operations.verify import (
+    TOKENS,
+    Depth,
+    Discrepancy,
+    Part,
+    Predictions,
+    Verification,
+    verify,
+)
 
 _POSITION_KEYS = tuple(f".{key}" for key in POSITION_KEYS)
 _SHOWN = 20  # differences; --json has them all

@@ -11,14 +11,14 @@ import click
 
 from pigguf.cli import render
 from pigguf.cli.options import verbose_option
-from pigguf.engine import log_to
-from pigguf.engine.devices import Device
-from pigguf.engine.memory import in_words
-from pigguf.engine.rpc_cache import WeightCache
-from pigguf.engine.rpc_protocol import host_and_port
-from pigguf.engine.rpc_worker import Worker
+from pigguf.common.files import cache_directory
+from pigguf.common.system_memory import in_words
 from pigguf.errors import UsageError
-from pigguf.files import cache_directory
+from pigguf.inference.engine import log_to
+from pigguf.inference.engine.devices import Device
+from pigguf.inference.rpc.weight_cache import WeightCache
+from pigguf.inference.rpc.worker import Worker
+from pigguf.llama_cpp_internals.rpc_protocol import host_and_port
 
 _UNITS = {"M": 20, "G": 30}
 

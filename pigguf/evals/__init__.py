@@ -24,7 +24,7 @@ EVALUATIONS: dict[str, str] = {
     "passkey": "pigguf.evals.passkey",
     "kl": "pigguf.evals.kl",
     "sweep": "pigguf.evals.sweep",
-    "choice": "pigguf.evals.choice",
+    "choice": "pigguf.evals.multiple_choice",
     "rouge": "pigguf.evals.rouge",
 }
 

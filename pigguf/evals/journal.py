@@ -20,8 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pigguf.common.files import cache_directory
 from pigguf.errors import OutputError
-from pigguf.files import cache_directory
 
 Value = TypeVar("Value")  # what JSON can hold
 

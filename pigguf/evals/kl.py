@@ -32,17 +32,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.divergence import Logits, divergence
-from pigguf.engine import Session
+from pigguf.common.numerics import Logits, divergence
+from pigguf.common.parallel import usable_cores
 from pigguf.errors import UsageError
-from pigguf.evals.intervals import wilson
+from pigguf.evals.confidence_intervals import wilson
 from pigguf.evals.journal import Journal, evals_directory
+from pigguf.evals.log_likelihood import in_parts, within
+from pigguf.evals.model_under_test import EngineOptions, Subject
 from pigguf.evals.perplexity import LEAST_WINDOW, Document, Piece, Rule, read_documents, refuse_short
 from pigguf.evals.report import Lines, Point, Report, Series, Table, versions
-from pigguf.evals.scoring import in_parts, within
-from pigguf.evals.subject import EngineOptions, Subject
-from pigguf.metadata import elements
-from pigguf.parallel import usable_cores
+from pigguf.gguf_io.metadata import elements
+from pigguf.inference.engine import Session
 from pigguf.progress import SILENT, Progress, stage
 
 FIRST_BUCKET = 1024  # positions; each further bucket reaches twice as far
@@ -171,7 +171,7 @@ def _as_gguf(reference: Path, progress: Progress) -> Iterator[Path]:
     if not reference.is_dir():
         yield reference
         return
-    from pigguf.verbs.convert import convert
+    from pigguf.operations.convert import convert
 
     with tempfile.TemporaryDirectory(prefix="reference-", dir=evals_directory()) as folder:
         target = Path(folder) / "reference.gguf"

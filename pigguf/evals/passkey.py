@@ -35,16 +35,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pigguf.engine import Model, Sampling, Session
 from pigguf.errors import UsageError
-from pigguf.evals.baselines import compared
-from pigguf.evals.intervals import wilson
+from pigguf.evals.confidence_intervals import wilson
 from pigguf.evals.journal import Journal
+from pigguf.evals.log_likelihood import within
+from pigguf.evals.model_under_test import EngineOptions, Subject
 from pigguf.evals.passkey_plan import Place, Plan, common, plan_passes
+from pigguf.evals.passkey_prompts import Prompts
+from pigguf.evals.position_variants import compared
 from pigguf.evals.report import Cell, HeatMap, Lines, Plot, Point, Report, Series, Table, versions
-from pigguf.evals.scoring import within
-from pigguf.evals.subject import EngineOptions, Subject
-from pigguf.evals.wordings import Prompts
+from pigguf.inference.engine import Model, Sampling, Session
 from pigguf.progress import SILENT, Progress, stage
 
 ENOUGH = 0.2  # of the trials, for k_max

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pigguf.errors import UsageError
-from pigguf.evals.wordings import Prompts
+from pigguf.evals.passkey_prompts import Prompts
 
 _SAMPLE = 50  # sentences, to guess how many make a length
 

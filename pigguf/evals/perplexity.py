@@ -37,15 +37,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pigguf.documents import decode_text
-from pigguf.engine import Model, Session
+from pigguf.common.files import unreadable
+from pigguf.common.text_decoding import decode_text
 from pigguf.errors import TextError, UsageError
-from pigguf.evals.baselines import compared
 from pigguf.evals.journal import Journal
+from pigguf.evals.log_likelihood import log_likelihoods, within
+from pigguf.evals.model_under_test import EngineOptions, Subject
+from pigguf.evals.position_variants import compared
 from pigguf.evals.report import Lines, Point, Report, Series, Table, versions
-from pigguf.evals.scoring import log_likelihoods, within
-from pigguf.evals.subject import EngineOptions, Subject
-from pigguf.files import unreadable
+from pigguf.inference.engine import Model, Session
 from pigguf.progress import SILENT, Progress, stage
 
 Method = Literal["half-window", "sliding", "whole"]

@@ -20,16 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pigguf.engine import Model, Sampling, Session
 from pigguf.errors import MissingPackage, UsageError
-from pigguf.evals.baselines import compared
-from pigguf.evals.intervals import bootstrap
+from pigguf.evals.confidence_intervals import bootstrap
 from pigguf.evals.journal import Journal
-from pigguf.evals.prompt import encoder
-from pigguf.evals.records import Record, read_sets
+from pigguf.evals.jsonl_datasets import Record, read_sets
+from pigguf.evals.log_likelihood import within
+from pigguf.evals.model_under_test import EngineOptions, Subject
+from pigguf.evals.position_variants import compared
+from pigguf.evals.prompt_tokens import encoder
 from pigguf.evals.report import Cell, Report, Table, versions
-from pigguf.evals.scoring import within
-from pigguf.evals.subject import EngineOptions, Subject
+from pigguf.inference.engine import Model, Sampling, Session
 from pigguf.progress import SILENT, Progress, stage
 
 MAX_INPUT = 15_000

@@ -23,10 +23,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pigguf.engine import RuntimeRope
 from pigguf.errors import UsageError
-from pigguf.evals.baselines import refuse_own_frequencies
 from pigguf.evals.journal import Journal
+from pigguf.evals.model_under_test import EngineOptions, Subject
 from pigguf.evals.perplexity import (
     FIRST_WINDOW,
     LEAST_WINDOW,
@@ -37,8 +36,9 @@ from pigguf.evals.perplexity import (
     read_documents,
     refuse_short,
 )
+from pigguf.evals.position_variants import refuse_own_frequencies
 from pigguf.evals.report import HeatMap, Lines, Point, Report, Series, Table, versions
-from pigguf.evals.subject import EngineOptions, Subject
+from pigguf.inference.engine import RuntimeRope
 from pigguf.progress import SILENT, Progress
 from pigguf.rope import RopeScaling
 

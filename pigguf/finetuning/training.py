@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from pigguf.errors import DoesNotFit, TextError, TrainingError, UsageError
-from pigguf.finetuning.data import TrainingSequence
-from pigguf.finetuning.log import Listener, TrainingStep
-from pigguf.finetuning.model import TrainedModel
-from pigguf.finetuning.positions import plain_positions, skipping_positions
+from pigguf.finetuning.dataset import TrainingSequence
+from pigguf.finetuning.position_skipping import plain_positions, skipping_positions
 from pigguf.finetuning.settings import FinetuneSettings
-from pigguf.finetuning.state import State, Workplace
+from pigguf.finetuning.trained_model import TrainedModel
+from pigguf.finetuning.training_log import Listener, TrainingStep
+from pigguf.finetuning.training_state import State, Workplace
 from pigguf.progress import Progress, stage
 
 BETAS = (0.9, 0.95)

@@ -6,6 +6,6 @@ schema.py reads a schema, pattern.py its regular expressions, which automaton.py
 what all write.
 """
 
-from pigguf.grammar.schema import Grammar, json_grammar, read_schema
+from pigguf.grammar.json_schema import Grammar, json_grammar, read_schema
 
 __all__ = ["Grammar", "json_grammar", "read_schema"]

@@ -5,10 +5,10 @@ Left out: bringing back what quantization has lost.
 
 from __future__ import annotations
 
+from pigguf.common.lazy_tensor import Array, TensorRef
 from pigguf.errors import InvalidTensor
-from pigguf.gguf_file import GGUFFile, GGUFTensor, TensorData, block_elements
-from pigguf.quantization.kernels import FLOATS, decode
-from pigguf.tensors import Array, TensorRef
+from pigguf.gguf_io import GGUFFile, GGUFTensor, TensorData, block_elements
+from pigguf.quantization.ggml_kernels import FLOATS, decode
 
 
 def float_tensors(file: GGUFFile, data: TensorData) -> list[TensorRef]:

@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pigguf.architectures.hparams import ModelSpec
+from pigguf.common.lazy_tensor import TensorRef
 from pigguf.errors import UsageError
-from pigguf.gguf_file import TensorType, block_elements
-from pigguf.quantization.imatrix import ImportanceMatrix
-from pigguf.quantization.kernels import BLOCK_FORMATS, FLOATS, NEED_IMPORTANCE
-from pigguf.spec import ModelSpec
-from pigguf.tensors import TensorRef
+from pigguf.gguf_io import TensorType, block_elements
+from pigguf.quantization.ggml_kernels import BLOCK_FORMATS, FLOATS, NEED_IMPORTANCE
+from pigguf.quantization.imatrix_file import ImportanceMatrix
 
 EMBEDDING = "token_embd.weight"
 OUTPUT = "output.weight"

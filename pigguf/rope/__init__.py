@@ -8,7 +8,7 @@ frequencies unevenly; they have a few numbers more, and some a small tensor.
 
     evidence.py   every dialect: what each key of a config says, by itself
     kinds.py      every kind of scaling: its names, its keys, what llama.cpp cannot express
-    known.py      known.json: models whose config is silent, and what their names tell
+    known.py      known_models.json: models whose config is silent, and what their names tell
     decision.py   read_rope: what the evidence says together, or a RopeConflict
     frequencies.py  what the kinds make of frequencies, as numbers and as tensors
     scaling.py    RopeScaling, the result, written as GGUF keys and tensors, and as config keys
@@ -28,7 +28,13 @@ from pigguf.rope.evidence import RopeOverrides
 from pigguf.rope.frequencies import POSITION_TENSORS
 from pigguf.rope.from_gguf import rope_from_metadata
 from pigguf.rope.scaling import Evidence, RopeScaling
-from pigguf.rope.tables import INTERPOLATIONS, AlibiPositions, LearnedPositions, read_alibi, read_learned
+from pigguf.rope.unrotated import (
+    INTERPOLATIONS,
+    AlibiPositions,
+    LearnedPositions,
+    read_alibi,
+    read_learned,
+)
 
 __all__ = [
     "INTERPOLATIONS",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from pigguf.config import MAX_COUNT, Config
+from pigguf.common.config import MAX_COUNT, Config
 from pigguf.errors import CheckpointError, RopeConflict, UnsupportedModel
 from pigguf.rope.evidence import NO_OVERRIDES, Claim, Claims, Facts, RopeOverrides, gather, weigh
 from pigguf.rope.frequencies import longrope_attention, ntk_base, single, yarn_attention

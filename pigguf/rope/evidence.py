@@ -19,10 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from pigguf.config import MAX_COUNT, Config, as_json
+from pigguf.common.config import MAX_COUNT, Config, as_json
 from pigguf.errors import RopeConflict, UnsupportedModel
-from pigguf.rope.kinds import COMMON_KEYS, KINDS, UNSCALED, ScalingKind
-from pigguf.rope.known import KNOWN, KnownFamily
+from pigguf.rope.known_models import KNOWN, KnownFamily
+from pigguf.rope.rope_types import COMMON_KEYS, KINDS, UNSCALED, ScalingKind
 from pigguf.rope.scaling import COMMAND_LINE, DEFAULT_BASE, Evidence
 
 
@@ -61,7 +61,7 @@ LOCAL_BASE = "the base of layers with a sliding window"
 class RopeOverrides:
     """What the user says of positions; it overrules the checkpoint, number by number.
 
-    `interpolation` is how a table of learned positions gets its rows (rope/tables.py).
+    `interpolation` is how a table of learned positions gets its rows (rope/unrotated.py).
     """
 
     factor: float | None = None
@@ -103,7 +103,7 @@ class Facts:
         windows: max_position_embeddings and max_sequence_length, of which either may be either.
         limits: the tokenizer's model_max_length.
         code: auto_map, where it names modelling code.
-        names: the model's name, where it is one of known.json and the config has no scaling.
+        names: the model's name, where it is one of known_models.json and the config has no scaling.
         overrides: how many numbers the user gave.
         plain: whether the checkpoint itself says nothing of scaling, what is overruled included.
     """
@@ -375,7 +375,7 @@ def _rotary_claims(section: Config, claims: list[Claim]) -> list[Claim]:
 
 
 def _known_claims(config: Config, name: str) -> list[Claim]:
-    """What a model's name says where its config has no scaling: one of known.json's families."""
+    """What a model's name says where its config has no scaling: one of known_models.json's families."""
     for source, said in (("its name", name), (f"{config.file}: _name_or_path", _name_or_path(config))):
         family = next((family for family in KNOWN if said and family.fits(said, config.values)), None)
         if family is not None:
@@ -385,7 +385,7 @@ def _known_claims(config: Config, name: str) -> list[Claim]:
 
 
 def _family_claims(family: KnownFamily) -> list[Claim]:
-    return _scaling_claims(Config(family.rope_scaling, "known.json", f"{family.name}."))
+    return _scaling_claims(Config(family.rope_scaling, "known_models.json", f"{family.name}."))
 
 
 def _name_or_path(config: Config) -> str:

@@ -1,7 +1,7 @@
 """From GGUF: what a file's keys and small tensors say of positions, as llama.cpp reads them.
 
 Source: llama.cpp src/llama-model.cpp (load_hparams) and src/llama-hparams.h for what absent keys mean.
-Left out: whether that is what the model was trained with (verbs/lint.py).
+Left out: whether that is what the model was trained with (operations/lint.py).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pigguf.errors import GGUFError
-from pigguf.metadata import ANOTHER_MAKE, Kind, Metadata
+from pigguf.gguf_io.metadata import ANOTHER_MAKE, Kind, Metadata
+from pigguf.llama_cpp_internals.rope_keys import UNSCALED_SLIDING
 from pigguf.rope.frequencies import FREQUENCIES, LLAMA3_BANDS, LONG, SHORT, Divisors, llama3_from_divisors
-from pigguf.rope.graphs import UNSCALED_SLIDING
 from pigguf.rope.scaling import DEFAULT_BASE, GGUF_KINDS, NEUTRAL, Evidence, RopeScaling
-from pigguf.rope.tables import unrotated_from_metadata
+from pigguf.rope.unrotated import unrotated_from_metadata
 
 
 def rope_from_metadata(

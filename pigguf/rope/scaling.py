@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pigguf.config import as_json
+from pigguf.common.config import as_json
 from pigguf.errors import CheckpointError, UnsupportedModel
-from pigguf.metadata import Typed, f32, shortest_f32, string, u32
+from pigguf.gguf_io.metadata import Typed, f32, shortest_f32, string, u32
+from pigguf.llama_cpp_internals.rope_keys import UNSCALED_SLIDING, refuse_unread
 from pigguf.rope.frequencies import (
     FREQUENCIES,
     LLAMA3_ORIGINAL,
@@ -27,7 +28,6 @@ from pigguf.rope.frequencies import (
     single,
     yarn_attention,
 )
-from pigguf.rope.graphs import UNSCALED_SLIDING, refuse_unread
 
 # The kinds llama.cpp knows by name; on any other it aborts the process. Llama 3's is told by its tensor.
 GGUF_KINDS = ("none", "linear", "yarn", "longrope")
@@ -73,7 +73,7 @@ class RopeScaling:
     """How positions become rotations.
 
     Attributes:
-        kind: "none", "linear", "yarn", "longrope" or "llama3" (rope/tables.py has others).
+        kind: "none", "linear", "yarn", "longrope" or "llama3" (rope/unrotated.py has others).
         factor: position m is read as m / factor; 1.0 for "none", and for "longrope", which has lists. In
             "yarn" and "llama3" that holds for the low frequencies only.
         base: theta, the base of the rotation frequencies.

@@ -34,7 +34,7 @@ from starlette.types import Receive, Scope, Send
 from pigguf.errors import PigError
 from pigguf.serve.errors import Refusal, answer_to, unforeseen
 from pigguf.serve.metrics import Metrics
-from pigguf.serve.openai import (
+from pigguf.serve.openai_api import (
     MOST_TOKENS,
     Asked,
     ChatForm,
@@ -50,10 +50,10 @@ from pigguf.serve.openai import (
     usage,
 )
 from pigguf.serve.openapi import description
-from pigguf.serve.page import page_routes
 from pigguf.serve.scheduler import Done, Piece, Reading, Waiting
 from pigguf.serve.scheduler import Request as Wanted
 from pigguf.serve.service import Answers, Limits, Service
+from pigguf.serve.web_ui import page_routes
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")

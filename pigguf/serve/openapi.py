@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from pigguf.serve.openai import (
+from pigguf.serve.openai_api import (
     HARMLESS,
     MOST_CHOICES,
     MOST_LIKELIEST,

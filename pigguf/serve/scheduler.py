@@ -7,7 +7,7 @@
 A step holds the next token of every answer that is being written, and a chunk of the prompts that are being
 read: as much as leaves the answers flowing, and shared evenly, so that a short prompt beside a long one is
 read at once; a share is some tiles of tokens at least, and prompts take turns where there is room for one.
-Where the context has a reader (engine/roads.py), that has a long prompt for itself, and steps for all others
+Where the context has a reader (inference/engine/prefill_backend.py), that has a long prompt for itself, and steps for all others
 are taken in between, wherever it tells how far it is: in one thread, for both would share the same cores.
 Clients take turns: a free slot goes to the one that has the fewest, its requests in their order, and prompts
 are shared between clients before they are between the requests of one. What runs is not stopped for those
@@ -33,14 +33,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.engine import Context, Sampling, Session
-from pigguf.engine.roads import PromptReader
-from pigguf.engine.sampling import Sampler, sampler
-from pigguf.engine.session import Part, step
 from pigguf.errors import Interrupted, PigError
+from pigguf.inference.detokenizer import Text
+from pigguf.inference.engine import Context, Sampling, Session
+from pigguf.inference.engine.prefill_backend import PromptReader
+from pigguf.inference.engine.sampling import Sampler, sampler
+from pigguf.inference.engine.session import Part, step
 from pigguf.progress import Silent
 from pigguf.serve.errors import Refusal, ending, unforeseen
-from pigguf.text import Text
 
 LONGEST_GAP = 0.2  # seconds of a step beside which answers are being written, about
 _TILE = 64  # tokens of a sequence from which on a CPU attends to them together (ggml-cpu, GGML_FA_TILE_Q)

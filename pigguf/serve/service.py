@@ -15,17 +15,23 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.chat_format import ChatFormat
-from pigguf.engine import Model, Sampling
-from pigguf.engine.embedding import Pooling, embed, pooling_of
-from pigguf.engine.sampling import sampler
+from pigguf.chat.prompt_format import ChatFormat
+from pigguf.chat.tool_calls import (
+    CallReader,
+    calls_grammar,
+    calls_or_json_grammar,
+    opening_of,
+    opening_token,
+)
 from pigguf.errors import Interrupted
 from pigguf.grammar import gbnf, json_grammar
+from pigguf.inference.engine import Model, Sampling
+from pigguf.inference.engine.embeddings import Pooling, embed, pooling_of
+from pigguf.inference.engine.sampling import sampler
 from pigguf.serve.errors import Refusal, away
-from pigguf.serve.host import Host
-from pigguf.serve.openai import SEEDS, Asked, ToEmbed
+from pigguf.serve.model_host import Host
+from pigguf.serve.openai_api import SEEDS, Asked, ToEmbed
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
-from pigguf.tools import CallReader, calls_grammar, calls_or_json_grammar, opening_of, opening_token
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ the GGUF's tokens are the source's; write_tokenizer is the way back.
 """
 
 from pigguf.tokenizer.chat_template import ChatTemplate
-from pigguf.tokenizer.limits import Limit
-from pigguf.tokenizer.read import read_vocab
-from pigguf.tokenizer.samples import SAMPLES, samples
-from pigguf.tokenizer.source import source_encoder
+from pigguf.tokenizer.known_differences import Limit
+from pigguf.tokenizer.reference_tokenizer import source_encoder
+from pigguf.tokenizer.roundtrip_texts import SAMPLES, roundtrip_samples
+from pigguf.tokenizer.tokenizer_writer import write_tokenizer
 from pigguf.tokenizer.vocab import TokenType, Vocab, vocab_from_metadata
-from pigguf.tokenizer.write import write_tokenizer
+from pigguf.tokenizer.vocab_reader import read_vocab
 
 __all__ = [
     "SAMPLES",
@@ -19,7 +19,7 @@ __all__ = [
     "TokenType",
     "Vocab",
     "read_vocab",
-    "samples",
+    "roundtrip_samples",
     "source_encoder",
     "vocab_from_metadata",
     "write_tokenizer",

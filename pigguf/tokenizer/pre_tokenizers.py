@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer.limits import Limit
+from pigguf.tokenizer.known_differences import Limit
 
 Rule = Mapping[str, Any]
 """One step of a pre_tokenizer, as tokenizer.json has it."""

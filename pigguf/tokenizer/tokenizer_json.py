@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer.files import Json, TokenizerFiles
+from pigguf.tokenizer.tokenizer_files import Json, TokenizerFiles
 
 BYTE_TOKENS: Final = tuple(f"<0x{byte:02X}>" for byte in range(256))
 

@@ -17,8 +17,18 @@ from types import MappingProxyType
 from typing import Final
 
 from pigguf.errors import TokenizerError
-from pigguf.metadata import Metadata, Typed, array, boolean, elements, get, need, string, u32
-from pigguf.tokenizer.limits import Limit
+from pigguf.gguf_io.metadata import (
+    Metadata,
+    Typed,
+    array,
+    boolean,
+    elements,
+    get,
+    need,
+    string,
+    u32,
+)
+from pigguf.tokenizer.known_differences import Limit
 from pigguf.tokenizer.pre_tokenizers import adds_bos_by_default
 
 

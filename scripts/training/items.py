@@ -6,7 +6,7 @@
 PROSE is corpus.py's folder; OUT/items.jsonl gets a record a line, {"prompt", "completion"} or
 {"messages"}, of 200 to --longest tokens each: somewhat less than a training sequence, which holds them whole.
 FORMS has the parts, by tokens: needles in the paper's manner (arXiv 2306.15595, Section 3.3), conversations
-about hidden facts, copying, and tables. With PoSE's skipped positions (pigguf/finetuning/positions.py) the
+about hidden facts, copying, and tables. With PoSE's skipped positions (pigguf/finetuning/position_skipping.py) the
 distances of these short records reach over the whole extended window.
 
 All is drawn from one seed: the same prose, tokenizer and seed give the same file. No record says anything

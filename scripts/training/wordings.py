@@ -1,6 +1,6 @@
 """The words of the retrieval records: data only.
 
-HELD_OUT names what the evaluations ask about and no record may: see pigguf/evals/wordings.py, "locker".
+HELD_OUT names what the evaluations ask about and no record may: see pigguf/evals/passkey_prompts.py, "locker".
 In the templates {value} is what is asked for, and the other fields say about what.
 """
 

@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from adapters import (
+from safetensors.numpy import load_file, save_file
+from support.adapters import (
     ALL_LINEAR,
     PREFIX,
     as_model,
@@ -20,8 +21,7 @@ from adapters import (
     peft_merged,
     peft_model,
 )
-from safetensors.numpy import load_file, save_file
-from tiny import VOCAB_SIZE, make_checkpoint
+from support.tiny_checkpoints import VOCAB_SIZE, make_checkpoint
 
 from pigguf.checkpoint import Adapter, Checkpoint, with_adapter
 

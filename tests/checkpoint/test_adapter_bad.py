@@ -13,9 +13,9 @@ import numpy as np
 import peft
 import pytest
 import torch
-from adapters import PREFIX, make_adapter, merged
 from safetensors.numpy import load_file, save_file
-from tiny import make_checkpoint
+from support.adapters import PREFIX, make_adapter, merged
+from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
 from pigguf.checkpoint import Adapter

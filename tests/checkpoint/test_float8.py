@@ -13,7 +13,7 @@ import torch
 import transformers
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
-from tiny import edit_config, make_checkpoint
+from support.tiny_checkpoints import edit_config, make_checkpoint
 
 import pigguf
 from pigguf.checkpoint import Checkpoint

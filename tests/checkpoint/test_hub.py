@@ -20,15 +20,15 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from adapters import make_adapter
-from hub_server import TOKEN, Fault, Hub, Repository, commit_of, read
 from huggingface_hub import constants
 from safetensors.torch import load_file
-from tiny import edit_config, make_checkpoint
+from support.adapters import make_adapter
+from support.hub_server import TOKEN, Fault, Hub, Repository, commit_of, read
+from support.tiny_checkpoints import edit_config, make_checkpoint
 
 import pigguf
 from pigguf.checkpoint.adapter import ADAPTER
-from pigguf.checkpoint.directory import CHECKPOINT
+from pigguf.checkpoint.checkpoint import CHECKPOINT
 from pigguf.checkpoint.source import HubName, Kind, directory_of, hub_name
 from pigguf.errors import CheckpointError, HubError, OutputError, PigError
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from meta_pieces import as_meta
 from safetensors.numpy import load_file
-from tiny import edit_config, make_checkpoint
+from support.meta_checkpoints import as_meta
+from support.tiny_checkpoints import edit_config, make_checkpoint
 
 import pigguf
 from pigguf.checkpoint import Checkpoint
-from pigguf.checkpoint.meta import _feed_forward
+from pigguf.checkpoint.meta_format import _feed_forward
 from pigguf.cli import cli
-from pigguf.config import Config
+from pigguf.common.config import Config
 from pigguf.errors import (
     CheckpointError,
     InvalidTensor,

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import edit_config, make_checkpoint
+from support.tiny_checkpoints import edit_config, make_checkpoint
 
 import pigguf
 from pigguf.checkpoint import Checkpoint
@@ -157,7 +157,7 @@ def test_memory_stays_flat_whatever_the_files_size(tmp_path: Path) -> None:
 import re, sys, torch
 from pathlib import Path
 from pigguf.checkpoint.torch_file import TorchFile
-from pigguf.tensors import SLAB_ELEMENTS
+from pigguf.common.lazy_tensor import SLAB_ELEMENTS
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 torch.save({"a": torch.zeros(3)}, sys.argv[2])
 TorchFile.open(Path(sys.argv[2])).close()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Done
+from support.command_line import Done
 
 from pigguf import cli
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from command_line import Done
-from reading import made
-from tiny_chat import write_chatting
+from support import sample_documents
+from support.command_line import Done
+from support.tiny_chat import write_chatting
 
 PATIENCE = 180  # seconds: the machine may be busy
 READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line
@@ -41,7 +41,7 @@ def notes(tmp_path: Path) -> Path:
     folder = tmp_path / "notes"
     folder.mkdir()
     (folder / "a.md").write_text("# Ferry\n\nThe ferry leaves at nine.\n")
-    made.pdf(folder / "b.pdf", ["One.", "The password is 4711."])
+    sample_documents.pdf(folder / "b.pdf", ["One.", "The password is 4711."])
     (folder / "c.png").write_bytes(b"\x89PNG\0")
     return folder
 

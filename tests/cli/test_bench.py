@@ -8,8 +8,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from command_line import Done
-from engine.tiny_gguf import linear, write_tiny
+from support.command_line import Done
+from support.tiny_gguf import linear, write_tiny
 
 from pigguf.cli import exit_codes
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import jsonschema
 import pexpect
 import pytest
-from command_line import Done
+from support.command_line import Done
 
-from pigguf import planning
+from pigguf.inference import planning
 
 PATIENCE = 180  # seconds: the machine may be busy
 READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import make_checkpoint
+from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
 from pigguf.cli.eval import EVALUATIONS

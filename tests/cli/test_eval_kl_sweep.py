@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from tiny import make_checkpoint
+from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
 

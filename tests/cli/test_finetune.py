@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import make_checkpoint
+from support.tiny_checkpoints import make_checkpoint
 
 
 @pytest.fixture(scope="module")

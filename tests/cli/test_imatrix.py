@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Done
-from tiny import make_checkpoint
+from support.command_line import Done
+from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
 from pigguf.cli import exit_codes
-from pigguf.gguf_file import read_header
+from pigguf.gguf_io import read_header
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Done
+from support.command_line import Done
 
-from pigguf import planning
-from pigguf.engine import Context, ContextOptions, Model
+from pigguf.inference import planning
+from pigguf.inference.engine import Context, ContextOptions, Model
 
 Run = Callable[..., Done]
 

@@ -9,7 +9,7 @@ import pexpect
 import pytest
 
 from pigguf.cli import render
-from pigguf.cli.text import duration, printable, shortened, size
+from pigguf.cli.formatting import duration, printable, shortened, size
 from pigguf.progress import stage
 
 

@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from command_line import Done
-from tiny import make_checkpoint
+from support.command_line import Done
+from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
 from pigguf.cli import exit_codes
-from pigguf.gguf_file import read_header
-from pigguf.metadata import u32
+from pigguf.gguf_io import read_header
+from pigguf.gguf_io.metadata import u32
 
 
 @pytest.fixture(scope="module")

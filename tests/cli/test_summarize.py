@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Done
-from reading import made
-from tiny_chat import write_chatting
+from support import sample_documents
+from support.command_line import Done
+from support.tiny_chat import write_chatting
 
 Run = Callable[..., Done]
 
@@ -25,7 +25,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_fits_is_summarized_in_one_pass(run: Run, tiny: Path, tmp_path: Path) -> None:
-    path = made.pdf(tmp_path / "report.pdf", ["One.", "Two."])
+    path = sample_documents.pdf(tmp_path / "report.pdf", ["One.", "Two."])
     done = run("summarize", tiny, path, "--length", "5", "--style", "bullets")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("\n")

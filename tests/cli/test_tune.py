@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Done
-from engine.tiny_gguf import write_tiny
+from support.command_line import Done
+from support.tiny_gguf import write_tiny
 
 from pigguf.cli import exit_codes
-from pigguf.gguf_file import read_header
-from pigguf.tuning import Tuning, find_tuning
+from pigguf.gguf_io import read_header
+from pigguf.inference.tuning import Tuning, find_tuning
 
 
 @pytest.fixture(autouse=True)

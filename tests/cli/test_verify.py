@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from command_line import Done
-from tiny import edit_config, make_checkpoint
+from support.command_line import Done
+from support.tiny_checkpoints import edit_config, make_checkpoint
 
 import pigguf
 from pigguf.cli import exit_codes

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from command_line import Done
-from tiny_chat import write_chatting
-from worker_process import WorkerProcess, started_workers
+from support.command_line import Done
+from support.tiny_chat import write_chatting
+from support.worker_process import WorkerProcess, started_workers
 
 import pigguf
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny import make_checkpoint
+from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
 

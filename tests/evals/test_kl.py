@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compare import log_softmax, transformers_logits
 from numpy.typing import NDArray
-from tiny import VOCAB_SIZE, make_checkpoint, save_tokenizer
+from support.compare import log_softmax, transformers_logits
+from support.tiny_checkpoints import VOCAB_SIZE, make_checkpoint, save_tokenizer
 from transformers import AutoModelForCausalLM
 
 import pigguf
 from pigguf import evaluate
-from pigguf.divergence import divergence
-from pigguf.engine import Context, ContextOptions, Model
+from pigguf.common.numerics import divergence
 from pigguf.errors import ContextOverflow, EngineError, GGUFError, TextError, UsageError
+from pigguf.evals.html_report import page
 from pigguf.evals.kl import buckets, kl, summarized, verdict
-from pigguf.evals.page import page
+from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.report import Report
-from pigguf.evals.subject import EngineOptions
-from pigguf.gguf_file import read_header
+from pigguf.gguf_io import read_header
+from pigguf.inference.engine import Context, ContextOptions, Model
 from pigguf.progress import Silent, Unit
 
 EXACT = EngineOptions(cache_type="f32", flash_attention=False)

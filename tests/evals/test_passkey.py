@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from compare import continued_logits
-from tiny import edit_config, make_checkpoint
+from support.compare import continued_logits
+from support.tiny_checkpoints import edit_config, make_checkpoint
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import pigguf
-from pigguf.chat_format import ChatFormat
-from pigguf.engine import Context, Model
+from pigguf.chat.prompt_format import ChatFormat
 from pigguf.errors import ContextOverflow, TokenizerError, UsageError
+from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.passkey import digits, draw_keys, k_max, passkey
 from pigguf.evals.passkey_plan import Plan, plan_passes
+from pigguf.evals.passkey_prompts import NAMES, WORDINGS, Prompts
 from pigguf.evals.report import HeatMap, Lines, Report
-from pigguf.evals.subject import EngineOptions
-from pigguf.evals.wordings import NAMES, WORDINGS, Prompts
+from pigguf.inference.engine import Context, Model
 
 EXACT = EngineOptions(threads=1, cache_type="f32", flash_attention=False)
 WINDOW = 1200  # the tiny tokenizer has few words: the shortest prompt takes some 300 tokens

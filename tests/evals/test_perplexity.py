@@ -21,11 +21,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pigguf import evaluate
-from pigguf.engine import Model
 from pigguf.errors import ContextOverflow, PigError, ReadError, TextError, UsageError
+from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.perplexity import Document, Rule, default_windows, perplexity
 from pigguf.evals.report import Lines, Report
-from pigguf.evals.subject import EngineOptions
+from pigguf.inference.engine import Model
 
 EXACT = EngineOptions(cache_type="f32", flash_attention=False)
 WINDOW, STRIDE = 64, 16

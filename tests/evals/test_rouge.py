@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_checkpoint
+from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
-from pigguf.chat_format import ChatFormat
-from pigguf.engine import Context, ContextOptions, Model, Sampling
+from pigguf.chat.prompt_format import ChatFormat
 from pigguf.errors import MissingPackage, TextError, UsageError
-from pigguf.evals.records import Record
+from pigguf.evals.jsonl_datasets import Record
+from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.rouge import MEASURES, Prompts, read_article, rouge, scorer
-from pigguf.evals.subject import EngineOptions
+from pigguf.inference.engine import Context, ContextOptions, Model, Sampling
 
 DATA = Path(__file__).parent.parent / "data" / "evals" / "summaries.jsonl"
 WINDOW = 1024

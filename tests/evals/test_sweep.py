@@ -16,19 +16,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, VOCAB_SIZE, save_tokenizer
+from support.tiny_checkpoints import FAMILIES, VOCAB_SIZE, save_tokenizer
 from transformers import AutoTokenizer
 
 import pigguf
 from pigguf import evaluate
 from pigguf.errors import TextError, UsageError
-from pigguf.evals.page import page
+from pigguf.evals.html_report import page
+from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.perplexity import Figure
 from pigguf.evals.report import HeatMap, Lines, Report
-from pigguf.evals.subject import EngineOptions
 from pigguf.evals.sweep import FACTORS, Verdict, advice, in_words, judged, sweep
-from pigguf.gguf_file import PlannedTensor, TensorData, TensorType, read_header, write_gguf
-from pigguf.metadata import f32
+from pigguf.gguf_io import (
+    PlannedTensor,
+    TensorData,
+    TensorType,
+    read_header,
+    write_gguf,
+)
+from pigguf.gguf_io.metadata import f32
 from pigguf.rope import RopeScaling
 
 PERIOD, WINDOW = 12, 256

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetuning.test_model import loaded
-from tiny import make_checkpoint
+from finetuning.test_trained_model import loaded
+from support.tiny_checkpoints import make_checkpoint
 from transformers import AutoModelForCausalLM
 
 import pigguf

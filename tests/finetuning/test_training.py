@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import edit_config, make_checkpoint
+from support.tiny_checkpoints import edit_config, make_checkpoint
 from transformers import AutoModelForCausalLM
 
 import pigguf.finetuning.training as training_module
 from pigguf.errors import OutputError, RopeConflict, TextError, TrainingError, UnsupportedModel, UsageError
-from pigguf.finetuning.log import TrainingStep
-from pigguf.finetuning.run import finetune
+from pigguf.finetuning.finetune import finetune
 from pigguf.finetuning.settings import FinetuneSettings
 from pigguf.finetuning.training import learning_rate
+from pigguf.finetuning.training_log import TrainingStep
 
 FACTOR = 4
 WINDOW = 256  # 4 x the toy's 64
@@ -225,7 +225,7 @@ def test_a_full_disk_keeps_what_was_saved(checkpoint: Path, text: Path, tmp_path
     disk.mkdir()
     program = (
         "import sys; from dataclasses import replace; from pathlib import Path\n"
-        "from pigguf.errors import OutputError; from pigguf.finetuning.run import finetune\n"
+        "from pigguf.errors import OutputError; from pigguf.finetuning.finetune import finetune\n"
         "from pigguf.finetuning.settings import FinetuneSettings\n"
         "settings = FinetuneSettings(4, method='full', dtype='f32', steps=6, batch=2, learning_rate=1e-3,"
         " held_out=2, every=2)\n"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from engine.tiny_gguf import FIRST_BYTE, text_tokens, write_tiny
+from support.tiny_gguf import FIRST_BYTE, text_tokens, write_tiny
 
-from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
-from pigguf.engine.sampling import _Grammar
+from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine.sampling import _Grammar
 
 
 @pytest.fixture(scope="session")

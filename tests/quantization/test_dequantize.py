@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 from pigguf.errors import InvalidTensor
-from pigguf.gguf_file import PlannedTensor, TensorData, TensorType, read_header, write_gguf
-from pigguf.metadata import string
+from pigguf.gguf_io import (
+    PlannedTensor,
+    TensorData,
+    TensorType,
+    read_header,
+    write_gguf,
+)
+from pigguf.gguf_io.metadata import string
 from pigguf.quantization import encode, float_tensors
-from pigguf.quantization.kernels import FLOATS
+from pigguf.quantization.ggml_kernels import FLOATS
 
 SHAPES = {"matrix.weight": (10, 64), "norm.weight": (96,), "experts.weight": (3, 4, 32)}
 

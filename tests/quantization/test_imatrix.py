@@ -13,12 +13,12 @@ import gguf
 import numpy as np
 import pytest
 
+from pigguf.common.lazy_tensor import Array, TensorRef
 from pigguf.errors import GGUFError, InvalidTensor
-from pigguf.gguf_file import PlannedTensor, TensorType, write_gguf
-from pigguf.metadata import Typed, array, string, u32
+from pigguf.gguf_io import PlannedTensor, TensorType, write_gguf
+from pigguf.gguf_io.metadata import Typed, array, string, u32
+from pigguf.operations.convert import plan_tensors
 from pigguf.quantization import Choice, ImportanceMatrix, Sums, decode, encode, imatrix_bytes, read_imatrix
-from pigguf.tensors import Array, TensorRef
-from pigguf.verbs.convert import plan_tensors
 
 DENSE, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
 SQUARES = np.random.default_rng(1).exponential(size=(3, 8)).astype(np.float32)
@@ -254,8 +254,8 @@ def test_an_infinite_weight_of_an_expert_is_told_by_its_row() -> None:
 
 EXTREMES = """
 import sys, numpy as np
-from pigguf.gguf_file import TensorType
-from pigguf.quantization.kernels import InvalidValue, encode
+from pigguf.gguf_io import TensorType
+from pigguf.quantization.ggml_kernels import InvalidValue, encode
 kind, rng = TensorType[sys.argv[1]], np.random.default_rng(0)
 importances = [np.zeros(256), np.full(256, 1e12), rng.choice([0, 1e-38, 1e12], size=256), np.full(256, 1e-38)]
 refused = 0

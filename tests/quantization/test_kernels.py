@@ -17,9 +17,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from pigguf.common.lazy_tensor import Array
 from pigguf.errors import GGUFError, InvalidTensor
-from pigguf.gguf_file import TensorType, row_bytes
-from pigguf.quantization.kernels import (
+from pigguf.gguf_io import TensorType, row_bytes
+from pigguf.quantization.ggml_kernels import (
     BLOCK_FORMATS,
     FLOATS,
     NEED_IMPORTANCE,
@@ -28,7 +29,6 @@ from pigguf.quantization.kernels import (
     encode,
     first_non_finite,
 )
-from pigguf.tensors import Array
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SOURCES = [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16]
@@ -281,8 +281,8 @@ def test_types_without_a_kernel_are_refused_before_ggml_aborts() -> None:
 ENCODE_ONE_ROW = """
 import sys, numpy
 from pigguf.errors import BackendUnavailable
-from pigguf.gguf_file import TensorType
-from pigguf.quantization.kernels import encode
+from pigguf.gguf_io import TensorType
+from pigguf.quantization.ggml_kernels import encode
 try:
     print(encode(numpy.ones((1, 32), "float32"), TensorType.Q8_0).shape)
 except BackendUnavailable as error:

@@ -11,9 +11,11 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from pigguf.arch import family_of
+from pigguf.architectures import family_of
+from pigguf.architectures.hparams import ModelSpec
+from pigguf.common.lazy_tensor import SLAB_ELEMENTS, TensorRef
 from pigguf.errors import UsageError
-from pigguf.gguf_file import (
+from pigguf.gguf_io import (
     PlannedTensor,
     TensorData,
     TensorType,
@@ -22,7 +24,8 @@ from pigguf.gguf_file import (
     row_bytes,
     write_gguf,
 )
-from pigguf.metadata import Typed, f32, string, u32
+from pigguf.gguf_io.metadata import Typed, f32, string, u32
+from pigguf.operations.convert import plan_tensors
 from pigguf.quantization import (
     RECIPES,
     Choice,
@@ -33,10 +36,7 @@ from pigguf.quantization import (
     float_tensors,
     read_overrides,
 )
-from pigguf.quantization.kernels import FLOATS
-from pigguf.spec import ModelSpec
-from pigguf.tensors import SLAB_ELEMENTS, TensorRef
-from pigguf.verbs.convert import plan_tensors
+from pigguf.quantization.ggml_kernels import FLOATS
 
 # Recipes that need an importance matrix, and those whose tables ggml computes for seconds
 WEIGHTED = ("IQ3_XS", "IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapters import ALL_LINEAR, logits, make_adapter, peft_model
-from compare import engine_logits, log_softmax
-from tiny import FAMILIES, VOCAB_SIZE, edit_config, make_checkpoint
+from support.adapters import ALL_LINEAR, logits, make_adapter, peft_model
+from support.compare import engine_logits, log_softmax
+from support.tiny_checkpoints import FAMILIES, VOCAB_SIZE, edit_config, make_checkpoint
 
 import pigguf
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare import agreement
-from tiny import VOCAB_SIZE, make_checkpoint
-from tiny_families import KINDS, scaled
+from support.compare import agreement
+from support.tiny_checkpoints import VOCAB_SIZE, make_checkpoint
+from support.tiny_families import KINDS, scaled
 
 import pigguf
 
@@ -38,8 +38,8 @@ def test_a_model_is_transformers_own_over_its_window(kind: str, tmp_path: Path) 
 NOT_IN_TRANSFORMERS = {"InternLM2ForCausalLM", "BaichuanForCausalLM", "Gemma3ForConditionalGeneration"}
 # What transformers itself cannot compute with a linear factor like the others'.
 OTHERS = {
-    "phi3": "transformers scales it by longrope alone: tests/arch/test_phi3.py",
-    "gptj": "transformers has a table of its rotations: tests/arch/test_gptj.py",
+    "phi3": "transformers scales it by longrope alone: tests/architectures/test_phi3.py",
+    "gptj": "transformers has a table of its rotations: tests/architectures/test_gptj.py",
 }
 
 
@@ -62,7 +62,7 @@ def test_an_extended_model_is_transformers_own_past_its_window(kind: str, tmp_pa
 
 
 def test_the_kinds_cover_every_family() -> None:
-    from pigguf.arch import FAMILIES
+    from pigguf.architectures import FAMILIES
 
     covered = {kind.cls for kind in KINDS.values()}
     uncovered = [family.classes[0] for family in FAMILIES if not covered & set(family.classes)]

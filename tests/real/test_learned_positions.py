@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compare import agreement
-from tiny import VOCAB_SIZE, make_checkpoint
+from support.compare import agreement
+from support.tiny_checkpoints import VOCAB_SIZE, make_checkpoint
 from transformers import AutoModelForCausalLM
 
 import pigguf
 from pigguf.errors import PigError, RopeConflict
-from pigguf.gguf_file import TensorData, read_header
+from pigguf.gguf_io import TensorData, read_header
 
 WINDOW, EXTENDED = 64, 253  # 252 steps are 4 times 63: every fourth row is an original one
 TABLES = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compare import agreement
-from tiny import FAMILIES, VOCAB_SIZE, edit_config, make_checkpoint
+from support.compare import agreement
+from support.tiny_checkpoints import FAMILIES, VOCAB_SIZE, edit_config, make_checkpoint
 
 import pigguf
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from compare import agreement
+from support.compare import agreement
 from transformers import AutoTokenizer
 
 import pigguf
-from pigguf.gguf_file import TensorData, read_header
+from pigguf.gguf_io import TensorData, read_header
 from pigguf.quantization import float_tensors
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rope_configs import PUBLISHED
+from support.rope_configs import PUBLISHED
 
-from pigguf.metadata import f32, u32
+from pigguf.gguf_io.metadata import f32, u32
 from pigguf.rope import RopeScaling, read_rope, rope_from_metadata
 
 

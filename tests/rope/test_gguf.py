@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from rope_configs import PUBLISHED
+from support.rope_configs import PUBLISHED
 
 from pigguf.errors import GGUFError
-from pigguf.metadata import Typed, f32, string, u32
+from pigguf.gguf_io.metadata import Typed, f32, string, u32
 from pigguf.rope import RopeScaling, read_rope, rope_from_metadata
 
 

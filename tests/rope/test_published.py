@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from rope_configs import OTHER_KINDS, PUBLISHED
+from support.rope_configs import OTHER_KINDS, PUBLISHED
 
 from pigguf.rope import read_rope
 

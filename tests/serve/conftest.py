@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serve.served import Served, serving
-from tiny_chat import write_chatting
+from support.running_server import Served, serving
+from support.tiny_chat import write_chatting
 
 
 @pytest.fixture(scope="module")

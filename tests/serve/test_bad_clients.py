@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve.served import Served, get, limited, post, serving, wait_until
+from support.running_server import Served, get, limited, post, serving, wait_until
 
 LIMITS = "Limits(connections=40, headers_seconds=1.0, body_seconds=1.0, stalled_seconds=1.0)"
 

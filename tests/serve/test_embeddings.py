@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from engine.tiny_gguf import WIDTH, text_tokens, write_tiny
 from numpy.typing import NDArray
-from serve.served import Served, serving, wait_until
-from tiny import make_checkpoint
+from support.running_server import Served, serving, wait_until
+from support.tiny_checkpoints import make_checkpoint
+from support.tiny_gguf import WIDTH, text_tokens, write_tiny
 
 import pigguf
-from pigguf.engine import ContextOptions, Model
-from pigguf.engine.embedding import embed, pooling_of
 from pigguf.errors import DoesNotFit, GGUFError, Interrupted, UsageError
-from pigguf.metadata import u32
-from pigguf.runtime import RunSettings
+from pigguf.gguf_io.metadata import u32
+from pigguf.inference.engine import ContextOptions, Model
+from pigguf.inference.engine.embeddings import embed, pooling_of
+from pigguf.inference.open_context import RunSettings
 from pigguf.serve.errors import Refusal
-from pigguf.serve.host import Host
-from pigguf.serve.openai import embedding_request
+from pigguf.serve.model_host import Host
+from pigguf.serve.openai_api import embedding_request
 from pigguf.serve.service import Limits, Service
 
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4
@@ -204,8 +204,8 @@ def test_what_a_changed_file_gives_is_not_told(path: Path, tmp_path: Path) -> No
 
 
 def test_a_text_that_the_memory_does_not_hold_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pigguf.engine.embedding.available_memory", lambda: 1 << 20)
-    monkeypatch.setattr("pigguf.engine.embedding._PLANNED_FROM", 100)
+    monkeypatch.setattr("pigguf.inference.engine.embeddings.available_memory", lambda: 1 << 20)
+    monkeypatch.setattr("pigguf.inference.engine.embeddings._PLANNED_FROM", 100)
     with Model.open(path) as model:
         assert embed(model, [text_tokens(50)]).shape == (1, WIDTH)
         with pytest.raises(DoesNotFit, match="a text of 500 tokens takes"):

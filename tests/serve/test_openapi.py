@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serve.served import Served, get, post, serving
 from starlette.routing import Route
-from tiny_chat import write_chatting
+from support.running_server import Served, get, post, serving
+from support.tiny_chat import write_chatting
 
-from pigguf.runtime import RunSettings
-from pigguf.serve import openai
+from pigguf.inference.open_context import RunSettings
+from pigguf.serve import openai_api
 from pigguf.serve.app import create_app
-from pigguf.serve.host import Host
+from pigguf.serve.model_host import Host
 from pigguf.serve.openapi import description
 from pigguf.serve.service import Limits, Service
 
 KEY = "s3cret"
 SCHEMAS = description(with_key=True)["components"]["schemas"]
 READERS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
-    "ChatRequest": (openai.chat_request, {"messages": [{"role": "user", "content": "x"}]}),
-    "CompletionRequest": (openai.completion_request, {"prompt": "x"}),
-    "EmbeddingRequest": (openai.embedding_request, {"input": "x"}),
+    "ChatRequest": (openai_api.chat_request, {"messages": [{"role": "user", "content": "x"}]}),
+    "CompletionRequest": (openai_api.completion_request, {"prompt": "x"}),
+    "EmbeddingRequest": (openai_api.embedding_request, {"input": "x"}),
 }
 
 
@@ -42,15 +42,15 @@ def test_it_describes_what_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -
     """No parameter more, and none less."""
     read, body = READERS[name]
     taken: set[str] = set()
-    really = openai.Fields.take
+    really = openai_api.Fields.take
 
-    def noting(fields: openai.Fields, parameter: str) -> Any:
+    def noting(fields: openai_api.Fields, parameter: str) -> Any:
         taken.add(parameter)
         return really(fields, parameter)
 
-    monkeypatch.setattr(openai.Fields, "take", noting)
+    monkeypatch.setattr(openai_api.Fields, "take", noting)
     read(body)
-    assert set(SCHEMAS[name]["properties"]) == taken | set(openai.NEUTRAL) | openai.HARMLESS
+    assert set(SCHEMAS[name]["properties"]) == taken | set(openai_api.NEUTRAL) | openai_api.HARMLESS
     assert set(SCHEMAS[name]["required"]) == set(body)
 
 

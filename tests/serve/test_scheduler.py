@@ -9,14 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from engine.tiny_gguf import text_tokens, write_tiny
-from serve.served import wait_until
-from tiny_chat import TEMPLATE, write_following
+from support.running_server import wait_until
+from support.tiny_chat import TEMPLATE, write_following
+from support.tiny_gguf import text_tokens, write_tiny
 
-from pigguf.engine import Context, ContextOptions, Model, Sampling, Session
-from pigguf.engine.session import Part, step
+from pigguf.gguf_io.metadata import u32
 from pigguf.grammar import json_grammar
-from pigguf.metadata import u32
+from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine.session import Part, step
 from pigguf.serve.errors import Refusal
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
 

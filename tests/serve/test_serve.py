@@ -17,7 +17,7 @@ from typing import Any
 
 import openai
 import pytest
-from serve.served import Served, get, limited, post, serving, wait_until
+from support.running_server import Served, get, limited, post, serving, wait_until
 
 import pigguf
 

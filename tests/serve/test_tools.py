@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from call_forms import OPENINGS, TOOLS, WEATHER, write_calling
-from serve.served import Served, serving
+from support.running_server import Served, serving
+from support.tool_call_formats import OPENINGS, TOOLS, WEATHER, write_calling
 
 QUESTION: list[Any] = [{"role": "user", "content": "How is the weather in Paris?"}]
 OPENED = '<tool_call>\n{"name": [TOOL_CALLS][{"name": '  # text that in an answer would begin a call

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer.vocab_gguf import END, write_byte_level, write_json
+from support.vocab_gguf import END, write_byte_level, write_json
 
 from pigguf.errors import TokenizerError
 from pigguf.tokenizer import read_vocab, write_tokenizer

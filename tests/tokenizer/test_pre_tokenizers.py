@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizer.vocab_gguf import (
+from support.vocab_gguf import (
     assert_same_tokens,
     in_llama_cpp,
     random_texts,
@@ -16,8 +16,8 @@ from tokenizer.vocab_gguf import (
 )
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer import Limit, read_vocab, samples, source_encoder
-from pigguf.tokenizer.limits import kept_clear
+from pigguf.tokenizer import Limit, read_vocab, roundtrip_samples, source_encoder
+from pigguf.tokenizer.known_differences import kept_clear
 from pigguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer_named, recognise
 
 SIZE = 1500
@@ -29,7 +29,7 @@ def test_a_row_makes_llama_cpps_tokens(row: PreTokenizer, tmp_path: Path) -> Non
     vocab = read_vocab(tmp_path, {}, SIZE)
     assert vocab.pre == row.name
     encode = source_encoder(tmp_path)
-    texts = (*samples(vocab), *kept_clear(random_texts(seed=2, count=400), row.limits))
+    texts = (*roundtrip_samples(vocab), *kept_clear(random_texts(seed=2, count=400), row.limits))
     for name in (row.name, *row.aliases):
         llama = in_llama_cpp(replace(vocab, pre=name), tmp_path)
         assert_same_tokens(encode, llama.tokenize, texts)
@@ -66,7 +66,7 @@ def test_rows_with_other_rules_make_other_tokens(tmp_path: Path) -> None:
     vocab = read_vocab(tmp_path, {}, SIZE)
     encode = source_encoder(tmp_path)
     llama = in_llama_cpp(replace(vocab, pre="gpt-2"), tmp_path)
-    assert any(encode(text) != llama.tokenize(text) for text in samples(vocab))
+    assert any(encode(text) != llama.tokenize(text) for text in roundtrip_samples(vocab))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +121,6 @@ def test_nfc_is_a_limit_and_the_samples_keep_clear_of_it(tmp_path: Path) -> None
     assert vocab.limits == (Limit.NFC,)
     assert any("NFC" in note for note in vocab.notes)
     encode, llama = source_encoder(tmp_path), in_llama_cpp(vocab, tmp_path)
-    assert_same_tokens(encode, llama.tokenize, samples(vocab))
+    assert_same_tokens(encode, llama.tokenize, roundtrip_samples(vocab))
     decomposed = "cafe\u0301"
     assert encode(decomposed) != llama.tokenize(decomposed)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer.vocab_gguf import (
+from support.vocab_gguf import (
     END,
     assert_same_tokens,
     edit_json,
@@ -28,7 +28,7 @@ from pigguf.tokenizer import (
     TokenType,
     Vocab,
     read_vocab,
-    samples,
+    roundtrip_samples,
     source_encoder,
     vocab_from_metadata,
     write_tokenizer,
@@ -126,7 +126,9 @@ def test_a_padding_token_that_is_plain_text_stays_plain_text(source: Path, tmp_p
     edit_json(source / "tokenizer_config.json", pad_token="!")
     vocab = read_vocab(source, {}, SIZE)
     assert vocab.types[vocab.special_ids["pad"]] is TokenType.NORMAL
-    assert_same_tokens(source_encoder(source), in_llama_cpp(vocab, tmp_path).tokenize, samples(vocab))
+    assert_same_tokens(
+        source_encoder(source), in_llama_cpp(vocab, tmp_path).tokenize, roundtrip_samples(vocab)
+    )
 
 
 def test_without_an_end_a_vocabulary_is_refused(source: Path) -> None:
@@ -299,7 +301,7 @@ def test_added_tokens_of_all_files_are_matched_in_text(source: Path, tmp_path: P
     user, control = TokenType.USER_DEFINED, TokenType.CONTROL
     assert vocab.types[SIZE:] == (user, control, user)  # "<|mine|>" looks like a control token
     llama = in_llama_cpp(vocab, tmp_path)
-    texts = (*samples(vocab), *random_texts(seed=13, count=200), "a   b<tool>c <|mine|>  ")
+    texts = (*roundtrip_samples(vocab), *random_texts(seed=13, count=200), "a   b<tool>c <|mine|>  ")
     assert_same_tokens(source_encoder(source), llama.tokenize, texts)
     theirs = AutoTokenizer.from_pretrained(source)
     assert_same_tokens(lambda text: theirs.encode(text, add_special_tokens=False), llama.tokenize, texts)
@@ -340,7 +342,9 @@ def test_a_smaller_vocabulary_is_filled_up_and_said(source: Path, tmp_path: Path
     assert vocab.tokens[-1] == f"[PAD{SIZE + 19}]"
     assert vocab.types[SIZE:] == (TokenType.UNUSED,) * 20
     assert any(f"{SIZE} tokens and the embedding {SIZE + 20} rows" in note for note in vocab.notes)
-    assert_same_tokens(source_encoder(source), in_llama_cpp(vocab, tmp_path).tokenize, samples(vocab))
+    assert_same_tokens(
+        source_encoder(source), in_llama_cpp(vocab, tmp_path).tokenize, roundtrip_samples(vocab)
+    )
 
 
 def test_a_larger_vocabulary_is_refused_with_the_counts(source: Path) -> None:
@@ -362,7 +366,9 @@ def test_a_special_token_without_a_row_is_left_out_where_nothing_needs_it(
     assert len(vocab.tokens) == SIZE
     assert "pad" not in vocab.special_ids
     assert any(f"token {SIZE} '<image_soft_token>' has no row" in note for note in vocab.notes)
-    assert_same_tokens(source_encoder(source), in_llama_cpp(vocab, tmp_path).tokenize, samples(vocab))
+    assert_same_tokens(
+        source_encoder(source), in_llama_cpp(vocab, tmp_path).tokenize, roundtrip_samples(vocab)
+    )
 
 
 @pytest.mark.parametrize("need", ["not special", "in the template", "eos"])
@@ -460,7 +466,7 @@ def test_bytes_without_a_token_are_dropped_by_both(source: Path, tmp_path: Path)
     write_json(source / "tokenizer.json", content)
     vocab = read_vocab(source, {}, SIZE)
     llama = in_llama_cpp(vocab, tmp_path)
-    texts = ("a\x04b", "\x04\x04", "\U00040000", *samples(vocab))
+    texts = ("a\x04b", "\x04\x04", "\U00040000", *roundtrip_samples(vocab))
     assert_same_tokens(source_encoder(source), llama.tokenize, texts)
     assert llama.tokenize("a\x04b") == llama.tokenize("a") + llama.tokenize("b")
 
@@ -605,7 +611,7 @@ def test_what_is_written_loads_in_transformers_and_reads_back(
     write_json(written / "config.json", {"model_type": "qwen2" if pre == "qwen2" else "llama"})
     assert read_vocab(written, {}, SIZE + 4) == vocab
     theirs, llama = AutoTokenizer.from_pretrained(written), in_llama_cpp(vocab, tmp_path)
-    texts = [*samples(vocab), *random_texts(seed=15, count=300)]
+    texts = [*roundtrip_samples(vocab), *random_texts(seed=15, count=300)]
     if pre == "qwen2":  # transformers uses its Qwen2Tokenizer whatever the files say, and that normalizes
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     assert_same_tokens(lambda text: theirs.encode(text, add_special_tokens=False), llama.tokenize, texts)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from tokenizer.vocab_gguf import (
+from support.vocab_gguf import (
     assert_same_tokens,
     edit_json,
     in_llama_cpp,
@@ -23,13 +23,13 @@ from tokenizer.vocab_gguf import (
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from pigguf.errors import TokenizerError
-from pigguf.metadata import string
+from pigguf.gguf_io.metadata import string
 from pigguf.tokenizer import (
     SAMPLES,
     Limit,
     TokenType,
     read_vocab,
-    samples,
+    roundtrip_samples,
     source_encoder,
     vocab_from_metadata,
     write_tokenizer,
@@ -93,7 +93,7 @@ def test_a_tokenizer_model_makes_llama_cpps_tokens(source: Path, tmp_path: Path)
     assert dict(vocab.special_ids) == {"bos": 1, "eos": 2, "unk": 0}
     assert vocab.types[:4] == (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE)
     llama = in_llama_cpp(vocab, tmp_path)
-    texts = (*samples(vocab), *random_texts(seed=4, count=1000))
+    texts = (*roundtrip_samples(vocab), *random_texts(seed=4, count=1000))
     assert_same_tokens(source_encoder(source), llama.tokenize, texts)
     assert llama.tokenize("Hi", add_special=True)[0] == 1
 
@@ -113,7 +113,7 @@ def test_added_tokens_are_matched_before_sentencepiece(source: Path, tmp_path: P
     assert vocab.special_ids["pad"] == SIZE + 1
     assert any("5 unused tokens" in note for note in vocab.notes)
     llama = in_llama_cpp(vocab, tmp_path)
-    assert_same_tokens(source_encoder(source), llama.tokenize, samples(vocab))
+    assert_same_tokens(source_encoder(source), llama.tokenize, roundtrip_samples(vocab))
     assert SIZE + 2 in llama.tokenize("use <tool> now")
 
 
@@ -126,7 +126,7 @@ def test_user_defined_pieces_and_no_space_prefix(tmp_path: Path) -> None:
     assert kinds["<ctl>"] is TokenType.CONTROL
     llama = in_llama_cpp(vocab, tmp_path)
     assert vocab.limits == (Limit.SPACE_TOKENS,)
-    texts = (*samples(vocab), *random_texts(seed=6, count=300), "a<sep>b     c<ctl> d")
+    texts = (*roundtrip_samples(vocab), *random_texts(seed=6, count=300), "a<sep>b     c<ctl> d")
     assert_same_tokens(source_encoder(tmp_path), llama.tokenize, texts)
 
 
@@ -135,7 +135,7 @@ def test_legacy_false_is_a_limit_and_the_samples_keep_clear_of_it(source: Path, 
     vocab = read_vocab(source, CONFIG, SIZE)
     assert vocab.limits == (Limit.SPACE_PREFIX,)
     encode, llama = source_encoder(source), in_llama_cpp(vocab, tmp_path)
-    assert_same_tokens(encode, llama.tokenize, samples(vocab))
+    assert_same_tokens(encode, llama.tokenize, roundtrip_samples(vocab))
     assert encode("<s>user") != llama.tokenize("<s>user")
     transformers = LlamaTokenizer.from_pretrained(source, legacy=False)
     assert encode("<s>user") == transformers.encode("<s>user", add_special_tokens=False)
@@ -155,7 +155,7 @@ def test_what_is_written_loads_in_transformers_and_reads_back(
     assert read_vocab(written, CONFIG, SIZE) == vocab
     loaded = AutoTokenizer.from_pretrained(written)
     llama = in_llama_cpp(vocab, tmp_path)
-    texts = (*samples(vocab), *random_texts(seed=7, count=500))
+    texts = (*roundtrip_samples(vocab), *random_texts(seed=7, count=500))
     assert_same_tokens(without_special(loaded), llama.tokenize, texts)
     assert loaded.encode("Hi there") == llama.tokenize("Hi there", add_special=True)
     assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id) == (1, 2, 2)
@@ -170,7 +170,7 @@ def test_a_tokenizer_json_alone_gives_the_same_tokens(source: Path, tmp_path: Pa
     assert vocab.tokens == read_vocab(source, CONFIG, SIZE).tokens
     assert vocab.add_bos
     llama = in_llama_cpp(vocab, tmp_path)
-    texts = (*samples(vocab), *random_texts(seed=8, count=1000))
+    texts = (*roundtrip_samples(vocab), *random_texts(seed=8, count=1000))
     assert_same_tokens(source_encoder(target), llama.tokenize, texts)
     assert_same_tokens(source_encoder(source), llama.tokenize, texts)
 
@@ -184,7 +184,7 @@ def test_a_tokenizer_json_saved_by_transformers_gives_the_same_tokens(source: Pa
     llama = in_llama_cpp(vocab, tmp_path)
     loaded = AutoTokenizer.from_pretrained(target)
     texts = [text for text in random_texts(seed=9, count=500) if not text.startswith((" ", "▁"))]
-    assert_same_tokens(source_encoder(target), llama.tokenize, (*samples(vocab), *texts))
+    assert_same_tokens(source_encoder(target), llama.tokenize, (*roundtrip_samples(vocab), *texts))
     assert_same_tokens(without_special(loaded), llama.tokenize, texts)
 
 
@@ -299,7 +299,7 @@ def test_gemmas_tokenizer_json_gives_the_same_tokens(tmp_path: Path) -> None:
     model = read_vocab(tmp_path, CONFIG, SIZE)
     assert Limit.SPACE_TOKENS in model.limits
     llama = in_llama_cpp(model, tmp_path)
-    assert_same_tokens(source_encoder(tmp_path), llama.tokenize, samples(model))
+    assert_same_tokens(source_encoder(tmp_path), llama.tokenize, roundtrip_samples(model))
     content = gemma_json(tmp_path, runs)
     directory = tmp_path / "json"
     directory.mkdir()
@@ -309,7 +309,7 @@ def test_gemmas_tokenizer_json_gives_the_same_tokens(tmp_path: Path) -> None:
     assert not vocab.add_space_prefix
     llama = in_llama_cpp(vocab, tmp_path)
     texts = (
-        *samples(vocab),
+        *roundtrip_samples(vocab),
         *random_texts(seed=11, count=500),
         "a" + " " * 23 + "b" + "\n" * 12 + "  \n\n c",
     )
@@ -364,7 +364,7 @@ def test_spaces_are_looked_for_as_the_decoder_spells_them(tmp_path: Path) -> Non
     control, user = TokenType.CONTROL, TokenType.USER_DEFINED
     assert vocab.types[3:6] == (control, user, user)
     llama = in_llama_cpp(vocab, tmp_path)
-    assert_same_tokens(source_encoder(tmp_path), llama.tokenize, (*samples(vocab), "a    b      c"))
+    assert_same_tokens(source_encoder(tmp_path), llama.tokenize, (*roundtrip_samples(vocab), "a    b      c"))
     assert llama.filler("pre") == 3
     assert llama.tokenize("x▁<PRE>y")[1] == 3
 
@@ -388,7 +388,7 @@ def test_a_placeholder_that_the_config_names_takes_its_name(tmp_path: Path) -> N
     assert vocab.tokens[3:5] == ("<|im_start|>", "<|plugin|>")
     assert set(vocab.types[3:5]) == {TokenType.CONTROL}
     llama = in_llama_cpp(vocab, tmp_path)
-    assert_same_tokens(source_encoder(tmp_path), llama.tokenize, samples(vocab))
+    assert_same_tokens(source_encoder(tmp_path), llama.tokenize, roundtrip_samples(vocab))
     assert llama.tokenize("<|im_start|>user")[0] == 3
 
 
@@ -415,7 +415,9 @@ def test_an_unused_piece_counts_only_where_others_make_it(source: Path, tmp_path
     vocab = read_vocab(source, CONFIG, SIZE)
     assert vocab.types[-1] is TokenType.UNUSED
     llama = in_llama_cpp(vocab, tmp_path)
-    assert_same_tokens(source_encoder(source), llama.tokenize, (*samples(vocab), "a <|reserved|> b"))
+    assert_same_tokens(
+        source_encoder(source), llama.tokenize, (*roundtrip_samples(vocab), "a <|reserved|> b")
+    )
     text = changed_piece(source, 300, type=int(TokenType.UNUSED))
     with pytest.raises(TokenizerError, match=re.escape(f"piece 300 {text!r} is marked unused")) as refusal:
         read_vocab(source, CONFIG, SIZE)
@@ -427,7 +429,7 @@ def test_a_piece_of_nul_plays_no_part_and_within_another_is_refused(source: Path
     changed_piece(source, SIZE - 1, text="\0")
     vocab = read_vocab(source, CONFIG, SIZE)
     llama = in_llama_cpp(vocab, tmp_path)
-    assert_same_tokens(source_encoder(source), llama.tokenize, (*samples(vocab), "a\0b", "\0\0"))
+    assert_same_tokens(source_encoder(source), llama.tokenize, (*roundtrip_samples(vocab), "a\0b", "\0\0"))
     changed_piece(source, SIZE - 1, text="a\0")
     with pytest.raises(TokenizerError, match="holds U\\+0000"):
         read_vocab(source, CONFIG, SIZE)
@@ -465,7 +467,11 @@ def test_phi_3s_tokens_strip_white_space_by_the_models_name(
     assert vocab.model_name("microsoft_Phi-3-mini") == "microsoft_Phi-3-mini"
     assert vocab.model_name("our tune") == "our tune (Phi-3)"
     encode, llama = source_encoder(source), in_llama_cpp(vocab, tmp_path)
-    texts = (*samples(vocab), "<|user|>\n Hi<|end|>\n<|assistant|>\n\t", "<s> <|endoftext|> x<|system|> ")
+    texts = (
+        *roundtrip_samples(vocab),
+        "<|user|>\n Hi<|end|>\n<|assistant|>\n\t",
+        "<s> <|endoftext|> x<|system|> ",
+    )
     assert_same_tokens(encode, llama.tokenize, texts)
     written = tmp_path / "written"
     written.mkdir()

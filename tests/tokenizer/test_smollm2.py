@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizer.vocab_gguf import LlamaVocab, assert_same_tokens, in_llama_cpp, random_texts
+from support.vocab_gguf import LlamaVocab, assert_same_tokens, in_llama_cpp, random_texts
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pigguf.gguf_file import read_header
+from pigguf.gguf_io import read_header
 from pigguf.tokenizer import (
     ChatTemplate,
     TokenType,
     Vocab,
     read_vocab,
-    samples,
+    roundtrip_samples,
     source_encoder,
     vocab_from_metadata,
     write_tokenizer,
@@ -62,7 +62,7 @@ def test_the_file_is_read_as_it_says(vocab: Vocab) -> None:
 def test_transformers_makes_llama_cpps_tokens(
     vocab: Vocab, llama: LlamaVocab, transformers: PreTrainedTokenizerBase
 ) -> None:
-    texts = (*samples(vocab), *random_texts(seed=10, count=1500))
+    texts = (*roundtrip_samples(vocab), *random_texts(seed=10, count=1500))
     assert_same_tokens(
         lambda text: transformers.encode(text, add_special_tokens=False), llama.tokenize, texts
     )
@@ -70,12 +70,12 @@ def test_transformers_makes_llama_cpps_tokens(
 
 
 def test_the_source_encoder_makes_llama_cpps_tokens(vocab: Vocab, llama: LlamaVocab, written: Path) -> None:
-    texts = (*samples(vocab), *random_texts(seed=11, count=500))
+    texts = (*roundtrip_samples(vocab), *random_texts(seed=11, count=500))
     assert_same_tokens(source_encoder(written), llama.tokenize, texts)
 
 
 def test_texts_come_back_from_their_tokens(vocab: Vocab, transformers: PreTrainedTokenizerBase) -> None:
-    for text in samples(vocab):
+    for text in roundtrip_samples(vocab):
         assert transformers.decode(transformers.encode(text)) == text
 
 

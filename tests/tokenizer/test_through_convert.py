@@ -6,21 +6,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
-from tokenizer.test_older_forms import OPT_END, OPT_SPECIAL, write_pairs
+import support.tiny_checkpoints
+from support.vocab_gguf import write_json
+from tokenizer.test_legacy_formats import OPT_END, OPT_SPECIAL, write_pairs
 from tokenizer.test_sentencepiece import SIZE as PIECES
 from tokenizer.test_sentencepiece import train, write_phi3
-from tokenizer.vocab_gguf import write_json
 
 import pigguf
-from pigguf.gguf_file import read_header
+from pigguf.gguf_io import read_header
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def checkpoint(directory: Path, rows: int) -> Path:
     """A tiny Llama without a tokenizer."""
-    tiny.make_checkpoint(directory, vocab_size=rows, bos_token_id=1, eos_token_id=2)
+    support.tiny_checkpoints.make_checkpoint(directory, vocab_size=rows, bos_token_id=1, eos_token_id=2)
     for name in TOKENIZER_FILES:
         (directory / name).unlink()
     return directory

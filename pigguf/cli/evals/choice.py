@@ -8,8 +8,8 @@ import click
 
 from pigguf.cli.evals.options import Output, compare_option, engine_options, output_options, run
 from pigguf.cli.options import PATH
-from pigguf.evals.choice import choice
-from pigguf.evals.subject import EngineOptions
+from pigguf.evals.model_under_test import EngineOptions
+from pigguf.evals.multiple_choice import choice
 
 
 @click.command()

@@ -16,7 +16,7 @@ from pigguf.cli.evals.options import (
 )
 from pigguf.cli.options import PATH
 from pigguf.evals.kl import kl
-from pigguf.evals.subject import EngineOptions
+from pigguf.evals.model_under_test import EngineOptions
 
 
 @click.command()

@@ -26,11 +26,11 @@ import click
 from pigguf.cli import render, terminal
 from pigguf.cli.options import PATH, Command, json_option, verbose_option, workers_options
 from pigguf.cli.options import engine_options as _device_options
-from pigguf.engine import CacheType, log_to
-from pigguf.evals.markup import figure
+from pigguf.common.files import atomic_write
+from pigguf.evals.html_markup import figure
+from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.report import Report, Table
-from pigguf.evals.subject import EngineOptions
-from pigguf.files import atomic_write
+from pigguf.inference.engine import CacheType, log_to
 from pigguf.progress import Progress
 
 
@@ -153,7 +153,7 @@ def run(output: Output, evaluate: Callable[[Progress], Report]) -> None:
         page = stack.enter_context(atomic_write(output.html)) if output.html else None
         report = _evaluated(evaluate)
         if page is not None:
-            from pigguf.evals.page import page as as_page
+            from pigguf.evals.html_report import page as as_page
 
             page.write(as_page(report).encode())
     if output.as_json:

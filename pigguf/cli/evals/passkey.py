@@ -15,9 +15,9 @@ from pigguf.cli.evals.options import (
     seed_option,
 )
 from pigguf.cli.options import PATH
+from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.passkey import passkey
-from pigguf.evals.subject import EngineOptions
-from pigguf.evals.wordings import NAMES
+from pigguf.evals.passkey_prompts import NAMES
 
 
 @click.command()

@@ -17,8 +17,8 @@ from pigguf.cli.evals.options import (
     text_option,
 )
 from pigguf.cli.options import PATH
+from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.perplexity import METHODS, STRIDE, Method, perplexity
-from pigguf.evals.subject import EngineOptions
 
 EPILOG = """\b
 Methods; L is the window, S the stride:

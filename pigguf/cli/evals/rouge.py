@@ -15,8 +15,8 @@ from pigguf.cli.evals.options import (
     seed_option,
 )
 from pigguf.cli.options import PATH
+from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.rouge import MAX_INPUT, MAX_OUTPUT, rouge
-from pigguf.evals.subject import EngineOptions
 
 
 @click.command()

@@ -8,7 +8,7 @@ import click
 
 from pigguf.cli.evals.options import Output, engine_options, numbers, output_options, run, text_option
 from pigguf.cli.options import PATH
-from pigguf.evals.subject import EngineOptions
+from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.sweep import FACTORS, MAX_WINDOWS, sweep
 
 

@@ -1,0 +1,26 @@
+"""Granite: Llama with a multiplier each for embeddings, attention, residuals and logits.
+
+Sources: transformers' modeling_granite.py; llama.cpp src/models/granite.cpp and conversion/granite.py.
+Logits are divided by theirs, on both sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pigguf.architectures.hparam_rules import KeyRule
+from pigguf.architectures.llama import LLAMA
+
+GRANITE = replace(
+    LLAMA,
+    architecture="granite",
+    classes=("GraniteForCausalLM",),
+    model_type="granite",
+    keys=(
+        KeyRule("embedding_multiplier", "embedding_scale", "f32", 1.0),
+        KeyRule("attention_multiplier", "attention.scale", "f32", 1.0),
+        KeyRule("residual_multiplier", "residual_scale", "f32", 1.0),
+        KeyRule("logits_scaling", "logit_scale", "f32", 1.0),
+    ),
+    free_head_dim=False,
+)

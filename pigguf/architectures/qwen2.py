@@ -1,0 +1,48 @@
+"""Qwen2 and Qwen2.5: Llama's tensors with biases on queries, keys and values.
+
+Sources: transformers' modeling_qwen2.py; llama.cpp src/models/qwen2.cpp, which rotates halves of a
+head as transformers does, so no rows change places.
+"""
+
+from __future__ import annotations
+
+from pigguf.architectures.family import Family
+from pigguf.architectures.llama import (
+    ATTENTION_NORM,
+    EMBEDDING,
+    FEED_FORWARD_NORM,
+    OUTPUT_NORM,
+    ROTARY_BUFFERS,
+    attention,
+    feed_forward,
+)
+from pigguf.architectures.tensor_rules import output
+from pigguf.common.config import Config
+
+TENSORS = (
+    EMBEDDING,
+    ATTENTION_NORM,
+    *attention(""),
+    FEED_FORWARD_NORM,
+    *feed_forward(),
+    OUTPUT_NORM,
+    output(),
+)
+
+
+def window(keys: Config) -> int | None:
+    """use_sliding_window switches it on for some of the layers; sliding_window is 4096 by default."""
+    if not keys.optional("use_sliding_window", bool, False):
+        return None
+    return keys.optional("sliding_window", int, 4096)
+
+
+QWEN2 = Family(
+    architecture="qwen2",
+    classes=("Qwen2ForCausalLM",),
+    model_type="qwen2",
+    tensors=TENSORS,
+    dropped=ROTARY_BUFFERS,
+    sliding_window=window,
+    export={"use_sliding_window": False},
+)

@@ -1,0 +1,46 @@
+"""StarCoder and SantaCoder (GPT-BigCode): GPT-2 with one key and value for all queries.
+
+Sources: transformers' modeling_gpt_bigcode.py; llama.cpp src/models/starcoder.cpp and
+conversion/starcoder.py. Where each query has its own key, the three lie together by heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pigguf.architectures.gpt2 import GPT2, LAYER, TENSORS
+from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.tensor_rules import INNER, QKV, WIDTH, grouped_qkv, linear
+from pigguf.common.config import Config
+
+# GPT-2's table, but that projections are kept as elsewhere.
+_PROJECTIONS = {
+    rule.gguf[0].name: rule
+    for rule in (
+        *linear(f"{LAYER}.attn.c_attn", "blk.{}.attn_qkv", QKV, WIDTH, order=grouped_qkv),
+        *linear(f"{LAYER}.attn.c_proj", "blk.{}.attn_output", WIDTH, WIDTH),
+        *linear(f"{LAYER}.mlp.c_fc", "blk.{}.ffn_up", INNER, WIDTH),
+        *linear(f"{LAYER}.mlp.c_proj", "blk.{}.ffn_down", WIDTH, INNER),
+    )
+}
+
+
+def _kv_heads(keys: Config, heads: int) -> int:
+    return 1 if keys.optional("multi_query", bool, True) else heads
+
+
+def _write(spec: ModelSpec) -> Mapping[str, Any]:
+    return {"multi_query": spec.kv_heads == 1}
+
+
+STARCODER = replace(
+    GPT2,
+    architecture="starcoder",
+    classes=("GPTBigCodeForCausalLM",),
+    model_type="gpt_bigcode",
+    tensors=tuple(_PROJECTIONS.get(rule.gguf[0].name, rule) for rule in TENSORS),
+    kv_heads=_kv_heads,
+    write=_write,
+)

@@ -1,0 +1,1 @@
+"""Conversations inside one context window: prompt formats, tool calls, document questions, summaries."""

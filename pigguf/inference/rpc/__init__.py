@@ -1,0 +1,1 @@
+"""Layers on other machines, through llama.cpp's RPC backend: client, worker, weight cache."""

@@ -1,0 +1,35 @@
+"""positions: all that a GGUF file says of them, its keys and the small tensors that divide frequencies.
+
+Left out: what it means (rope/).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pigguf.errors import GGUFError
+from pigguf.gguf_io import GGUFFile, TensorData, TensorType
+from pigguf.gguf_io.metadata import ANOTHER_MAKE
+from pigguf.rope import POSITION_TENSORS, RopeScaling, rope_from_metadata
+
+
+def file_positions(file: GGUFFile) -> RopeScaling:
+    """A file's positions, as llama.cpp reads them.
+
+    Raises:
+        GGUFError: a key that llama.cpp does not take, or a tensor of another type than F32, on which it
+            aborts (ggml.c, ggml_rope_impl).
+        ReadError: the file became shorter since its header was read.
+    """
+    present = [file.tensors[name] for name in POSITION_TENSORS if name in file.tensors]
+    for tensor in present:
+        if tensor.type != TensorType.F32 or len(tensor.shape) != 1:
+            raise GGUFError(
+                f"{file.path}: {tensor.name} is {tensor.type.name} of shape {tensor.shape}, not a row of F32",
+                ANOTHER_MAKE,
+            )
+    if not present:
+        return rope_from_metadata(file.metadata, file.architecture)
+    with TensorData(file) as data:
+        values = {tensor.name: data.rows(tensor, 0, 1).view(np.float32)[0] for tensor in present}
+    return rope_from_metadata(file.metadata, file.architecture, values)

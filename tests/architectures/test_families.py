@@ -1,0 +1,580 @@
+"""The families: names and rows there and back, refusals, and llama.cpp's logits against transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+import torch
+import transformers
+from support.bare_engine import bare_engine, write_model
+from support.tiny_families import BASE, KINDS, TinyModel, promise
+
+from pigguf.architectures import FAMILIES, Family, family_of, find_family, to_gguf, to_hf
+from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.llama import LLAMA
+from pigguf.architectures.mistral import MISTRAL
+from pigguf.architectures.qwen2 import QWEN2
+from pigguf.architectures.qwen3 import QWEN3
+from pigguf.common.lazy_tensor import TensorRef
+from pigguf.errors import (
+    CheckpointError,
+    GGUFError,
+    InvalidTensor,
+    MissingTensor,
+    PigError,
+    UnmappedTensor,
+    UnsupportedModel,
+)
+from pigguf.gguf_io.metadata import Typed, f32, u32
+from pigguf.rope import RopeOverrides, read_rope
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest) -> TinyModel:
+    return TinyModel(request.param)
+
+
+def plain(**changes: Any) -> TinyModel:
+    return TinyModel("llama", **changes)
+
+
+LLAMAS = (LLAMA, MISTRAL, QWEN2, QWEN3)
+
+
+# --- names and rows
+
+
+def test_there_and_back_every_tensor_is_the_same(model: TinyModel) -> None:
+    back = {t.name: t for t in to_hf(model.family, model.spec(), model.converted(), "there")}
+    assert back.keys() == model.tensors.keys()
+    for name, tensor in model.tensors.items():
+        before, after = tensor.load(), back[name].load()
+        if name == "model.decoder.embed_positions.weight":  # its first rows, for padding, are left out
+            assert not after[:2].any()
+            before, after = before[2:], after[2:]
+        assert after.tobytes() == before.tobytes(), name
+        assert back[name].dtype == tensor.dtype
+
+
+def test_names_are_those_of_llama_cpp(model: TinyModel) -> None:
+    import gguf
+
+    spec = model.spec()
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == spec.architecture)
+    stems = [gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[architecture]]
+    known = {stem.format(bid=layer) for stem in stems for layer in range(spec.layers)}
+    assert {name.rpartition(".")[0] for name in model.converted()} <= known
+
+
+def test_the_order_is_the_embedding_the_layers_and_the_output(model: TinyModel) -> None:
+    names = list(model.converted())
+    assert names[0] == "token_embd.weight"
+    places = [index for index, name in enumerate(names) if name.startswith("blk.")]
+    assert places == list(range(places[0], places[-1] + 1))
+    layers = [int(names[index].split(".")[1]) for index in places]
+    assert layers == sorted(layers)
+    tail = [name for name in names[places[-1] + 1 :] if not name.startswith("rope_")]
+    assert tail[0] == "output_norm.weight"
+    assert ("output.weight" in tail) or model.spec().tied_embeddings
+
+
+def permuted(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """What llama.cpp's conversion/llama.py calls permute, row by row: half j, pair i -> row 2i + j."""
+    half = values.shape[0] // heads // 2
+    rows = [head * 2 * half + j * half + i for head in range(heads) for i in range(half) for j in range(2)]
+    return values[rows]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith(("llama", "mistral", "qwen2"))])
+def test_rows_change_places_as_in_llama_cpps_converter(kind: str) -> None:
+    model = TinyModel(kind)
+    spec, result = model.spec(), model.converted()
+    names = {row.hf[0].name: row.gguf[0].name for row in model.family.rules(spec)}
+    for name, tensor in model.tensors.items():
+        heads = {"q_proj": spec.heads, "k_proj": spec.kv_heads}.get(name.split(".")[-2])
+        rotated = heads is not None and model.family.architecture == "llama"
+        expected = permuted(tensor.load(), heads) if rotated and heads else tensor.load()
+        np.testing.assert_array_equal(result[names[name]].load(), expected, err_msg=name)
+
+
+def test_slabs_of_any_size_equal_the_whole(model: TinyModel) -> None:
+    for tensor in model.converted().values():
+        whole = tensor.load()
+        for size in (1, 100, tensor.row_elements * 5, tensor.row_elements * 24, 10**9):
+            slabs = list(tensor.slabs(size))
+            assert all(start % tensor.row_group == 0 for start, _ in slabs)
+            parts = [tensor.read(start, stop) for start, stop in slabs]
+            np.testing.assert_array_equal(np.concatenate(parts).reshape(whole.shape), whole)
+        rows = whole if whole.ndim == 1 else whole.reshape(tensor.rows, -1)
+        for start in range(0, tensor.rows, 3):  # a slab may also cut heads
+            np.testing.assert_array_equal(tensor.read(start, start + 1), rows[start : start + 1])
+
+
+def test_a_slab_reads_the_rows_of_its_heads_and_no_others() -> None:
+    model = plain()
+    read: list[tuple[int, int]] = []
+    name = "model.layers.0.self_attn.q_proj.weight"
+    values = model.tensors[name].load()
+
+    def spy(start: int, stop: int) -> np.ndarray[Any, Any]:
+        read.append((start, stop))
+        return values[start:stop]
+
+    tensors = {**model.tensors, name: replace(model.tensors[name], read=spy)}
+    query = {t.name: t for t in to_gguf(LLAMA, model.spec(), tensors, "here")}["blk.0.attn_q.weight"]
+    assert not read
+    query.read(16, 32)
+    query.read(9, 10)  # the second of a head's rows is the first of its second half
+    assert read == [(16, 32), (12, 13)]
+
+
+def test_half_precision_stays_as_it_is() -> None:
+    import ml_dtypes
+
+    model = plain(attention_bias=True)
+    for dtype, kind in (("F16", np.float16), ("BF16", ml_dtypes.bfloat16)):
+        tensors = {name: promise(name, t.load().astype(kind), dtype) for name, t in model.tensors.items()}
+        there = {t.name: t for t in to_gguf(LLAMA, model.spec(), tensors, "here")}
+        for tensor in to_hf(LLAMA, model.spec(), there, "there"):
+            assert tensor.dtype == dtype
+            assert tensor.load().dtype == kind
+            assert tensor.load().tobytes() == tensors[tensor.name].load().tobytes()
+
+
+# --- tensors that do not fit the table
+
+
+def refused(model: TinyModel, tensors: Mapping[str, TensorRef]) -> PigError:
+    with pytest.raises(PigError) as caught:
+        to_gguf(model.family, model.spec(), tensors, "some/where")
+    assert "some/where" in caught.value.message
+    assert caught.value.hint
+    return caught.value
+
+
+def test_a_missing_tensor_is_named() -> None:
+    model = plain()
+    for name in model.tensors:
+        error = refused(model, {other: t for other, t in model.tensors.items() if other != name})
+        assert isinstance(error, MissingTensor)
+        assert name in error.message
+        assert ("tie_word_embeddings" in (error.hint or "")) == (name == "lm_head.weight")
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
+    model = plain()
+    name = "model.embed_tokens.weight"
+    error = refused(model, {**model.tensors, name: promise(name, np.zeros((95, 64), np.float32))})
+    assert isinstance(error, InvalidTensor)
+    for part in (name, "(95, 64)", "(96, 64)"):
+        assert part in error.message
+    assert "vocab_size" in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", "merge"),
+        ("model.layers.0.self_attn.q_proj.qweight", "quantized"),
+        ("model.layers.0.mlp.gate_proj.weight_scale", "quantized"),
+        ("model.layers.0.block_sparse_moe.experts.0.w1.weight", "experts"),
+        ("model.vision_tower.patch.weight", "sees"),
+        ("model.layers.0.self_attn.q_proj.bias", "attention_bias"),
+        ("model.layers.2.input_layernorm.weight", None),
+        ("model.layers.0.self_attn.q_norm.weight", None),
+    ],
+)
+def test_a_tensor_too_many_is_named(name: str, hint: str | None) -> None:
+    model = plain()
+    error = refused(model, {**model.tensors, name: promise(name, np.zeros(4, np.float32))})
+    assert isinstance(error, UnmappedTensor)
+    assert name in error.message
+    assert (hint or "would change the model") in (error.hint or "")
+
+
+def test_packed_weights_in_place_of_weights_get_the_same_hint() -> None:
+    model = plain()
+    tensors = {name.replace("q_proj.weight", "q_proj.qweight"): t for name, t in model.tensors.items()}
+    error = refused(model, tensors)
+    assert isinstance(error, MissingTensor)
+    assert "quantized" in (error.hint or "")
+
+
+def test_buffers_of_the_rotation_are_dropped() -> None:
+    model = plain()
+    names = ["model.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.inv_freq"]
+    buffers = {name: promise(name, np.zeros(4, np.float32)) for name in names}
+    both = to_gguf(model.family, model.spec(), {**model.tensors, **buffers}, "here")
+    assert [t.name for t in both] == list(model.converted())
+
+
+def test_a_tied_output_matrix_is_dropped_where_it_is_the_embedding() -> None:
+    model = plain(tie_word_embeddings=True)
+    embedding = model.tensors["model.embed_tokens.weight"].load()
+    output = promise("lm_head.weight", embedding.copy())
+    names = [t.name for t in to_gguf(LLAMA, model.spec(), {**model.tensors, output.name: output}, "here")]
+    assert names == list(model.converted())
+    assert "output.weight" not in names
+    for other in (embedding + np.eye(96, 64, dtype=np.float32), embedding[:-1]):
+        changed = promise("lm_head.weight", other)
+        error = refused(model, {**model.tensors, changed.name: changed})
+        assert isinstance(error, InvalidTensor)
+        assert "tie_word_embeddings = true" in error.message
+
+
+def test_a_gguf_with_divisors_by_dimension_is_not_exported() -> None:
+    model = plain()
+    divisors = promise("rope_freqs.weight", np.ones(4, np.float32))
+    with pytest.raises(UnmappedTensor) as caught:
+        to_hf(LLAMA, model.spec(), {**model.converted(), divisors.name: divisors}, "x.gguf")
+    assert "llama3" in (caught.value.hint or "")
+
+
+# --- finding a family
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, LLAMA),
+        ({"architectures": ["LLaMAForCausalLM"]}, LLAMA),
+        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, MISTRAL),
+        ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, QWEN2),
+        ({"model_type": "mistral"}, MISTRAL),
+        ({"architectures": None, "model_type": "qwen2"}, QWEN2),
+    ],
+)
+def test_families_are_found_by_class_or_model_type(config: dict[str, Any], family: Family) -> None:
+    assert find_family(config) is family
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "parts"),
+    [
+        (
+            {"architectures": ["JambaForCausalLM"]},
+            UnsupportedModel,
+            ["JambaForCausalLM", "LlamaForCausalLM"],
+        ),
+        ({"architectures": ["LlamaForSequenceClassification"]}, UnsupportedModel, ["Classification"]),
+        ({"model_type": "jamba"}, UnsupportedModel, ['model_type = "jamba"', "LlamaForCausalLM"]),
+        (
+            {"architectures": ["LlamaForCausalLM"], "model_type": "mistral"},
+            UnsupportedModel,
+            ["architectures", '"mistral"'],
+        ),
+        ({}, CheckpointError, ["architectures"]),
+        ({"architectures": "LlamaForCausalLM"}, CheckpointError, ["architectures"]),
+        ({"architectures": []}, CheckpointError, ["architectures"]),
+        ({"architectures": [1]}, CheckpointError, ["architectures = [1]"]),
+    ],
+)
+def test_unknown_families_are_refused(
+    config: dict[str, Any], error: type[PigError], parts: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        find_family(config)
+    assert caught.value.hint
+    for part in parts:
+        assert part in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_families_of_ggufs() -> None:
+    assert family_of("llama") is LLAMA
+    assert family_of("qwen2") is QWEN2
+    with pytest.raises(UnsupportedModel, match="jamba") as caught:
+        family_of("jamba")
+    assert "it knows llama, qwen2" in (caught.value.hint or "")
+
+
+def test_every_family_has_names_of_its_own() -> None:
+    classes = [name for family in FAMILIES for name in family.classes]
+    assert len(set(classes)) == len(classes)
+    assert len({family.model_type for family in FAMILIES}) == len(FAMILIES)
+
+
+# --- configs
+
+
+def read_spec(family: Family, **changes: Any) -> ModelSpec:
+    config = {key: value for key, value in {**BASE, **changes}.items() if value is not ...}
+    return family.spec(config, family.read_positions(config, {}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"hidden_act": "gelu"}, ['hidden_act = "gelu"']),
+        ({"is_causal": False}, ["is_causal = false"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "gptq"]),
+        ({"num_local_experts": 8}, ["num_local_experts = 8"]),
+        ({"num_experts": 64}, ["num_experts = 64"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor = 0.5"]),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            ["rope_parameters.partial_rotary_factor = 0.5"],
+        ),
+        ({"layer_types": ["full_attention", "linear_attention"]}, ["linear_attention"]),
+    ],
+)
+@pytest.mark.parametrize("family", LLAMAS, ids=lambda family: family.model_type)
+def test_what_the_graph_cannot_do_is_refused(
+    family: Family, changes: dict[str, Any], parts: list[str]
+) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        read_spec(family, **{"sliding_window": None, **changes})
+    for part in (*parts, "config.json"):
+        assert part in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("family", LLAMAS, ids=lambda family: family.model_type)
+def test_what_changes_nothing_is_taken(family: Family) -> None:
+    harmless = {
+        "hidden_act": "silu",
+        "pretraining_tp": 2,
+        "partial_rotary_factor": 1.0,
+        "quantization_config": None,
+        "attention_dropout": 0.1,
+        "layer_types": ["full_attention", "full_attention"],
+        "sliding_window": None,
+    }
+    assert read_spec(family, **harmless) == read_spec(family, sliding_window=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"hidden_size": ...}, "hidden_size"),
+        ({"num_hidden_layers": ...}, "num_hidden_layers"),
+        ({"intermediate_size": ...}, "intermediate_size"),
+        ({"num_attention_heads": ...}, "num_attention_heads"),
+        ({"vocab_size": ...}, "vocab_size"),
+        ({"vocab_size": "96"}, 'vocab_size = "96"'),
+        ({"num_hidden_layers": 0}, "num_hidden_layers = 0"),
+        ({"num_hidden_layers": 513}, "513 layers"),
+        ({"hidden_size": 60}, "hidden_size = 60"),
+        ({"num_key_value_heads": 3}, "3 key-value heads"),
+        ({"hidden_size": 72}, "9 of a head's 9 dimensions"),
+        ({"rms_norm_eps": "1e-5"}, 'rms_norm_eps = "1e-5"'),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings = 1"),
+        ({"attention_bias": "no"}, 'attention_bias = "no"'),
+    ],
+)
+def test_a_config_that_does_not_add_up_is_refused(changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_spec(LLAMA, **changes)
+    assert part in caught.value.message
+    assert "config.json" in caught.value.message
+    assert caught.value.hint
+
+
+def test_stated_defaults() -> None:
+    spec = read_spec(LLAMA, num_key_value_heads=..., rms_norm_eps=..., tie_word_embeddings=...)
+    assert (spec.kv_heads, spec.norm_epsilon, spec.tied_embeddings) == (8, 1e-6, False)
+    reference = transformers.LlamaConfig(num_attention_heads=8)
+    assert (reference.num_key_value_heads, reference.rms_norm_eps) == (8, 1e-6)
+    assert reference.tie_word_embeddings is False
+
+
+def test_heads_of_their_own_width_only_where_the_graph_has_them() -> None:
+    assert read_spec(LLAMA, head_dim=16).head_dim == 16
+    with pytest.raises(UnsupportedModel, match="8 heads of width 16 are not the embedding length 64"):
+        read_spec(QWEN2, head_dim=16)
+
+
+SLIDING = [
+    (MISTRAL, {"sliding_window": 32}, 32),
+    (MISTRAL, {"max_position_embeddings": 32768}, 4096),  # absent: 4096, as in transformers
+    (QWEN2, {"use_sliding_window": True, "sliding_window": 32}, 32),
+    (QWEN2, {"use_sliding_window": True, "max_position_embeddings": 32768}, 4096),
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "window"), SLIDING)
+def test_a_sliding_window_bounds_the_context(family: Family, changes: dict[str, Any], window: int) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        read_spec(family, **changes)
+    assert f"sliding_window = {window}" in caught.value.message
+    assert f"--context {window}" in (caught.value.hint or "")
+    config = {**BASE, **changes}
+    rope = read_rope(config, {}, RopeOverrides(context=window))
+    assert family.spec(config, rope).rope.context_length == window
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        (LLAMA, {"sliding_window": 32}),
+        (MISTRAL, {"sliding_window": 64}),
+        (MISTRAL, {}),
+        (MISTRAL, {"sliding_window": None, "max_position_embeddings": 32768}),
+        (QWEN2, {"use_sliding_window": False, "sliding_window": 32}),
+        (QWEN2, {"use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 2}),
+    ],
+)
+def test_a_sliding_window_that_never_slides_is_taken(family: Family, changes: dict[str, Any]) -> None:
+    assert read_spec(family, **changes).layers == 2
+
+
+# --- GGUF keys and exports
+
+
+def close(spec: ModelSpec) -> ModelSpec:
+    """The spec as it looks after single precision."""
+    return replace(spec, norm_epsilon=f32(spec.norm_epsilon).value)
+
+
+def family_in(spec: ModelSpec) -> Family:
+    """The family that a reader of the GGUF finds."""
+    folded = any(family.folded and spec.hf_class in family.classes for family in FAMILIES)
+    return family_of(spec.architecture, spec.hf_class if folded else None, spec.experts)
+
+
+def test_gguf_keys_read_back_as_the_same_spec(model: TinyModel) -> None:
+    spec = model.spec()
+    family = family_in(spec)
+    read = family.spec_from_metadata(spec.metadata(), model.converted())
+    if model.kind == "gptneox, tied":  # the graph has an output matrix of its own all the same
+        spec = replace(spec, parts=spec.parts | {"untied"})
+    assert read == replace(close(spec), hf_class=family.classes[0])
+    assert read.metadata() == spec.metadata()
+
+
+def test_an_export_is_the_model_again(model: TinyModel) -> None:
+    """transformers loads the exported config and tensors and computes the same."""
+    spec, tensors = model.spec(), model.converted()
+    family = family_in(spec)
+    spec = family.spec_from_metadata(spec.metadata(), tensors)
+    config = family.config(spec)
+    assert config[family.names.get("max_position_embeddings", ["max_position_embeddings"])[0]] == (
+        spec.rope.context_length
+    )
+    cls = getattr(transformers, config["architectures"][0])
+    state = {t.name: torch.from_numpy(t.load().copy()) for t in to_hf(family, spec, tensors, "x.gguf")}
+    again, told = cls.from_pretrained(
+        None,
+        config=cls.config_class.from_dict(config),
+        state_dict=state,
+        output_loading_info=True,
+        dtype=torch.float32,
+    )
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    again.eval()
+    tokens = torch.arange(60).unsqueeze(0)
+    with torch.no_grad():
+        assert torch.equal(again(tokens).logits, model.module(tokens).logits)
+    assert reread(config).metadata() == spec.metadata()
+
+
+def reread(config: dict[str, Any]) -> ModelSpec:
+    family = find_family(config)
+    return family.spec(config, family.read_positions(config, {}))
+
+
+def test_every_family_writes_a_config_that_it_reads(model: TinyModel) -> None:
+    config = model.family.config(model.spec())
+    assert find_family(config) is model.family
+    assert reread(config) == model.spec()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "part"),
+    [
+        ({"llama.block_count": None}, GGUFError, "llama.block_count"),
+        ({"llama.block_count": u32(0)}, GGUFError, "block_count is 0"),
+        ({"llama.attention.head_count": u32(0)}, GGUFError, "head_count is 0"),
+        ({"llama.attention.head_count_kv": u32(3)}, GGUFError, "3 key-value heads"),
+        ({"llama.attention.head_count": Typed("u32", (8, 8), is_array=True)}, GGUFError, "head_count"),
+        ({"llama.attention.layer_norm_rms_epsilon": None}, GGUFError, "layer_norm_rms_epsilon"),
+        ({"llama.vocab_size": None}, GGUFError, "vocab_size"),
+        ({"llama.attention.value_length": u32(16)}, UnsupportedModel, "value_length is 16"),
+        ({"llama.rope.dimension_count": u32(4)}, UnsupportedModel, "dimension_count is 4"),
+        ({"llama.expert_count": u32(8)}, UnsupportedModel, "expert_count"),
+        ({"llama.attention.causal": Typed("bool", False)}, UnsupportedModel, "causal"),
+    ],
+)
+def test_gguf_keys_that_do_not_add_up_are_refused(
+    changes: dict[str, Typed | None], error: type[PigError], part: str
+) -> None:
+    keys = {**plain().spec().metadata(), **changes}
+    with pytest.raises(error) as caught:
+        LLAMA.spec_from_metadata({k: v for k, v in keys.items() if v is not None})
+    assert part in caught.value.message
+    assert caught.value.hint
+
+
+def test_the_vocabulary_counts_as_llama_cpp_counts_it() -> None:
+    keys = plain().spec().metadata()
+    tokens = Typed("str", tuple(map(str, range(90))), is_array=True)
+    assert LLAMA.spec_from_metadata({**keys, "tokenizer.ggml.tokens": tokens}).vocab_size == 90
+
+
+# --- llama.cpp itself
+
+
+def test_llama_cpp_reads_the_same_shape_and_computes_the_same(model: TinyModel, tmp_path: Path) -> None:
+    spec = model.spec()
+    write_model(tmp_path / "model.gguf", spec, model.converted())
+    with bare_engine(tmp_path / "model.gguf", context=256) as engine:
+        assert llama_cpp.llama_model_n_ctx_train(engine.model) == spec.rope.context_length
+        assert llama_cpp.llama_model_n_embd(engine.model) == spec.embedding_length
+        assert llama_cpp.llama_model_n_layer(engine.model) == spec.layers
+        assert llama_cpp.llama_model_n_head(engine.model) == spec.heads
+        assert llama_cpp.llama_model_n_head_kv(engine.model) == spec.kv_heads
+        assert llama_cpp.llama_model_rope_freq_scale_train(engine.model) == 1 / spec.rope.factor
+        texts = torch.randint(0, spec.vocab_size, (4, spec.rope.context_length))
+        got = torch.stack([engine.log_probabilities(text.tolist()) for text in texts])
+    with torch.no_grad():
+        expected = model.module(texts).logits.log_softmax(-1)
+    divergence = (expected.exp() * (expected - got)).sum(-1)
+    assert divergence.mean() <= 1e-6
+    assert (expected.argmax(-1) == got.argmax(-1)).float().mean() >= 0.99
+
+
+def test_biases_that_qwen3_s_graph_does_not_load_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="attention_bias = true") as caught:
+        read_spec(QWEN3, attention_bias=True)
+    assert caught.value.hint
+
+
+def test_what_a_checkpoint_has_not_is_exported_only_where_it_is_what_it_should_be() -> None:
+    """GPT-J's graph has biases, all zero; and one matrix for two names must be one."""
+    gptj = TinyModel("gptj")
+    name = "blk.1.attn_k.bias"
+    tensors = gptj.converted()
+    for index in (0, -1):
+        values = tensors[name].load().copy()
+        values[index] = 1e-30
+        with pytest.raises(InvalidTensor, match=name) as caught:
+            to_hf(gptj.family, gptj.spec(), {**tensors, name: promise(name, values)}, "x.gguf")
+        assert caught.value.hint
+    tied = TinyModel("gptneox, tied")
+    tensors = tied.converted()
+    values = tensors["output.weight"].load().copy()
+    values[-1, -1] += 1
+    other = promise("output.weight", values)
+    with pytest.raises(InvalidTensor, match="differs from the embedding"):
+        to_hf(tied.family, tied.spec(), {**tensors, other.name: other}, "x.gguf")
+
+
+def test_positions_are_put_where_the_config_has_those_of_its_language_model() -> None:
+    language = {**TinyModel("gemma3").config, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "text_config": language,
+    }
+    family = find_family(config)
+    rope = replace(TinyModel("gemma3").spec().rope, kind="linear", factor=4.0, context_length=256)
+    spec = replace(TinyModel("gemma3").spec(), rope=rope)
+    said = family.with_positions(config, spec)
+    assert said.keys() == config.keys()
+    assert family.read_positions(said, {}).factor == 4.0

@@ -1,0 +1,321 @@
+"""Questions about documents: what the prompt holds, what is left out, what is cited.
+
+The tiny model answers nothing of sense, so these tests look at what it reads; the real one answers in the
+slow test at the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support.tiny_chat import write_chatting
+
+import pigguf
+from pigguf.chat.document_qa import ANSWER_TOKENS, DocumentChat, open_documents
+from pigguf.errors import ContextOverflow, GGUFError, TextError
+from pigguf.inference.engine import Sampling
+from pigguf.inference.open_context import RunSettings
+
+WINDOW = 8192  # bytes, for the tiny model
+SETTINGS = RunSettings(WINDOW, sessions=False)
+FACTS = {  # line -> what stands there
+    60: "The password of the lighthouse is 4711.",
+    400: "Captain Brandt keeps a tame otter named Quince in the cellar.",
+    700: "The ferry to Skomer leaves at nine from the old harbour wall.",
+}
+QUESTION = "What is the password of the lighthouse?"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chatting(tmp_path_factory.mktemp("models") / "tiny.gguf", WINDOW)
+
+
+@pytest.fixture
+def planted(novel: str, tmp_path: Path) -> Path:
+    """A novel of some 44,000 characters with facts at known lines."""
+    lines = novel.split("\n")
+    for line, fact in FACTS.items():
+        lines.insert(line - 1, fact)
+    path = tmp_path / "novel.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """Two documents that fit."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / "a.md").write_text("# Ferry\n\nThe ferry leaves at nine.\n")
+    (folder / "b.txt").write_text("The keeper of the lighthouse is called Ada.\n")
+    return folder
+
+
+@pytest.fixture
+def opened(tiny: Path) -> Iterator[Callable[..., DocumentChat]]:
+    with ExitStack() as stack:
+        yield lambda *docs, ctx=WINDOW, max_tokens=4: stack.enter_context(
+            open_documents(tiny, docs, RunSettings(ctx, sessions=False), max_tokens=max_tokens)
+        )
+
+
+def answer(chat: DocumentChat, question: str) -> str:
+    return "".join(chat.ask(question))
+
+
+def prompt(chat: DocumentChat) -> str:
+    """What the model read for the last question."""
+    tokens = chat._format.tokens(chat.messages[:-1])
+    assert chat._session.tokens[: len(tokens)] == tokens
+    return chat._model.detokenize(tokens)
+
+
+# ---- documents that fit --------------------------------------------------------------------------
+
+
+def test_documents_that_fit_are_read_whole_in_order_before_the_question(
+    opened: Callable[..., DocumentChat], notes: Path
+) -> None:
+    chat = opened(notes)
+    answer(chat, QUESTION)
+    assert chat.reading is not None
+    assert chat.reading.whole
+    assert chat.reading.numbers == (1, 2)
+    assert chat.messages[0]["content"] == (
+        "[1] a.md:1-3\n# Ferry\n\nThe ferry leaves at nine.\n\n"
+        "[2] b.txt:1\nThe keeper of the lighthouse is called Ada.\n\n"
+        "Answer the question from the passages above, and name the passage that says it by its number in "
+        f"brackets. If none of them says it, say that.\n\nQuestion: {QUESTION}"
+    )
+    assert prompt(chat).endswith(f"Question: {QUESTION}\n<assistant>")
+
+
+def test_a_further_question_reads_itself_alone(opened: Callable[..., DocumentChat], notes: Path) -> None:
+    chat = opened(notes)
+    answer(chat, QUESTION)
+    first = chat.last_turn
+    assert first is not None
+    answer(chat, "And who is the keeper?")
+    second = chat.last_turn
+    assert second is not None
+    assert second.cached_tokens >= first.prompt_tokens
+    assert [message["role"] for message in chat.messages] == ["user", "assistant", "user", "assistant"]
+    assert chat.messages[2]["content"] == "And who is the keeper?"
+
+
+def test_another_conversation_keeps_the_documents_in_the_cache(
+    opened: Callable[..., DocumentChat], notes: Path
+) -> None:
+    chat = opened(notes)
+    answer(chat, QUESTION)
+    chat.messages.clear()
+    answer(chat, "Who is the keeper?")
+    assert chat.last_turn is not None
+    documents = sum(len(chat.quoted(number)) for number in (1, 2))
+    assert chat.last_turn.cached_tokens > documents
+
+
+def test_the_largest_documents_that_fit_are_read_whole_and_one_character_more_is_not(
+    opened: Callable[..., DocumentChat], tmp_path: Path
+) -> None:
+    def reading(length: int) -> tuple[bool, int]:
+        path = tmp_path / f"{length}.txt"
+        path.write_text("x" * length)
+        chat = opened(path, ctx=1024)
+        answer(chat, "x?")
+        assert chat.reading is not None
+        assert chat.last_turn is not None
+        return chat.reading.whole, chat.last_turn.prompt_tokens
+
+    fits, too_long = 1, 1024
+    while too_long - fits > 1:
+        length = (fits + too_long) // 2
+        fits, too_long = (length, too_long) if reading(length)[0] else (fits, length)
+    room = 1024 - 4  # the answer's
+    assert reading(fits) == (True, room)
+    whole, tokens = reading(too_long)
+    assert not whole
+    assert tokens <= room
+
+
+# ---- documents that do not fit -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("question", "line"),
+    [
+        (QUESTION, 60),
+        ("Which tame animal does Captain Brandt keep in the cellar?", 400),
+        ("When does the ferry to Skomer leave?", 700),
+    ],
+)
+def test_the_passage_with_the_answer_is_read_wherever_it_stands(
+    opened: Callable[..., DocumentChat], planted: Path, question: str, line: int
+) -> None:
+    chat = opened(planted)
+    answer(chat, question)
+    assert chat.reading is not None
+    assert not chat.reading.whole
+    places = [chat.passages[number - 1].place for number in chat.reading.numbers]
+    assert any(place.first <= line <= place.last for place in places)
+    assert FACTS[line] in prompt(chat)
+    assert all(
+        chat.passages[number - 1].text in chat.messages[0]["content"] for number in chat.reading.numbers
+    )
+
+
+def test_passages_fill_the_window_in_the_documents_order_with_room_for_the_answer(
+    opened: Callable[..., DocumentChat], planted: Path, notes: Path
+) -> None:
+    for max_tokens, room in ((4, 4), (1000, 1000), (None, ANSWER_TOKENS)):
+        chat = opened(planted, notes, max_tokens=max_tokens)
+        list(itertools.islice(chat.ask(QUESTION), 1))
+        assert chat.reading is not None
+        assert chat.last_turn is not None
+        assert list(chat.reading.numbers) == sorted(chat.reading.numbers)
+        left = WINDOW - room - chat.last_turn.prompt_tokens
+        left_out = set(range(1, len(chat.passages) + 1)) - set(chat.reading.numbers)
+        assert 0 <= left < min(len(chat.quoted(number)) for number in left_out) + 32
+
+
+def test_what_is_left_out_is_said(
+    opened: Callable[..., DocumentChat], planted: Path, notes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat = opened(planted, notes)
+    with caplog.at_level(logging.WARNING, "pigguf"):
+        chat.ask("ferry Skomer harbour wall Brandt")
+    assert chat.reading is not None
+    read, total = len(chat.reading.numbers), len(chat.passages)
+    assert 0 < read < total
+    documents = {chat.passages[number - 1].document.name for number in chat.reading.numbers}
+    assert caplog.messages == [
+        f"The documents do not fit the window of 8,192 tokens. The {read} of {total} passages nearest the "
+        f"question are read, from {len(documents)} of 3 documents; the rest is left out."
+    ]
+
+
+def test_a_further_question_finds_its_own_passages_and_keeps_the_conversation(
+    opened: Callable[..., DocumentChat], planted: Path
+) -> None:
+    chat = opened(planted)
+    first = answer(chat, QUESTION)
+    answer(chat, "Which tame animal does Captain Brandt keep?")
+    text = prompt(chat)
+    assert FACTS[400] in text
+    assert text.index(FACTS[400]) < text.index(f"Question: {QUESTION}") < text.index("Which tame animal")
+    assert chat.messages[1] == {"role": "assistant", "content": first}
+    assert chat.messages[2]["content"] == "Which tame animal does Captain Brandt keep?"
+
+
+def test_a_further_question_may_lean_on_the_one_before(
+    opened: Callable[..., DocumentChat], planted: Path
+) -> None:
+    chat = opened(planted, ctx=2048)
+    answer(chat, "When does the ferry to Skomer leave?")
+    answer(chat, "And why?")
+    assert FACTS[700] in prompt(chat)
+
+
+def test_a_question_that_nothing_answers_reads_the_beginning_and_says_so(
+    opened: Callable[..., DocumentChat], planted: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chat = opened(planted)
+    with caplog.at_level(logging.WARNING, "pigguf"):
+        chat.ask("zyzzyva xylograph")
+    assert chat.reading is not None
+    *first, _ = chat.reading.numbers  # the last may be a short one from anywhere, that fits
+    assert first == list(range(1, len(first) + 1))
+    assert "shares a word" in caplog.messages[0]
+
+
+def test_a_conversation_that_leaves_no_room_is_refused_and_stays(
+    opened: Callable[..., DocumentChat], planted: Path
+) -> None:
+    chat = opened(planted, ctx=1024)
+    answer(chat, "Who?")
+    before = list(chat.messages)
+    with pytest.raises(ContextOverflow, match="too few for a passage"):
+        chat.ask("word " * 180)
+    assert chat.messages == before
+    assert answer(chat, "When?") is not None
+
+
+def test_a_document_s_text_cannot_act_as_control_tokens(
+    opened: Callable[..., DocumentChat], tmp_path: Path
+) -> None:
+    path = tmp_path / "evil.txt"
+    path.write_text("Text</s>more")
+    chat = opened(path)
+    answer(chat, "What?")
+    assert chat._model.eos not in chat._session.tokens
+    assert "Text</s>more" in prompt(chat)
+
+
+# ---- citing --------------------------------------------------------------------------------------
+
+
+def cited(chat: DocumentChat, said: str) -> list[tuple[int, str, str | None]]:
+    """The citations of an answer, as if the model had given it."""
+    chat.messages[-1] = {"role": "assistant", "content": said}
+    return [(citation.number, Path(str(citation.place)).name, citation.quote) for citation in chat.citations]
+
+
+def test_numbers_and_words_in_an_answer_lead_to_their_places(
+    opened: Callable[..., DocumentChat], planted: Path
+) -> None:
+    chat = opened(planted)
+    assert chat.citations == ()
+    answer(chat, QUESTION)
+    assert chat.reading is not None
+    number = next(n for n in chat.reading.numbers if FACTS[60] in chat.passages[n - 1].text)
+    place = Path(str(chat.passages[number - 1].place)).name
+    unread = next(n for n in range(1, len(chat.passages)) if n not in chat.reading.numbers)
+    assert cited(chat, f"It is 4711 [{number}], [{unread}], [0], [99999].") == [(number, place, None)]
+    assert cited(chat, f"See [{number}; 77777] and [{number}–{number}].") == [(number, place, None)]
+    assert cited(chat, "“The password of the lighthouse is 4711”, it says.") == [
+        (number, "novel.txt:60", "The password of the lighthouse is 4711")
+    ]
+    assert cited(chat, "It is a secret.") == []
+
+
+# ---- opening -------------------------------------------------------------------------------------
+
+
+def test_bad_documents_are_found_before_a_model_is_opened(tmp_path: Path) -> None:
+    bad = tmp_path / "a.png"
+    bad.write_bytes(b"\x89PNG\0")
+    with pytest.raises(TextError, match="PNG"), open_documents(tmp_path / "missing.gguf", [bad]):
+        pass
+    bad.write_text("good")
+    with pytest.raises(GGUFError), open_documents(tmp_path / "missing.gguf", [bad]):
+        pass
+
+
+def test_ask_is_one_question_and_its_answer(tiny: Path, notes: Path) -> None:
+    texts = pigguf.ask(tiny, [notes], "Who?", SETTINGS, max_tokens=8, sampling=Sampling(temperature=0))
+    assert next(texts)
+    with pigguf.open_documents(tiny, [notes], SETTINGS, max_tokens=8) as chat:
+        assert isinstance(chat, DocumentChat)
+        assert "".join(chat.ask("Who?")) == "".join(pigguf.ask(tiny, [notes], "Who?", SETTINGS, max_tokens=8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ctx", [2048, 4096])
+def test_the_real_model_answers_from_known_places_of_a_novel(
+    smollm2_gguf: Path, planted: Path, ctx: int
+) -> None:
+    """At 2048 tokens the passages are chosen; at 4096, of the first pages, all is read."""
+    if ctx == 4096:
+        planted.write_text(planted.read_text()[:8_000])
+    with open_documents(smollm2_gguf, [planted], RunSettings(ctx, sessions=False), max_tokens=48) as chat:
+        said = answer(chat, QUESTION)
+        assert chat.reading is not None
+        assert chat.reading.whole == (ctx == 4096)
+        assert "4711" in said
+        assert any(citation.place.first == 60 for citation in chat.citations if citation.quote), said

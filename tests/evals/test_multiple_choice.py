@@ -1,0 +1,360 @@
+"""Choice: prompts to the letter, likelihoods and accuracies those of transformers, intervals by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.tiny_checkpoints import make_checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import pigguf
+from pigguf.errors import ReadError, TextError, UsageError
+from pigguf.evals.confidence_intervals import bootstrap, mcnemar, wilson
+from pigguf.evals.jsonl_datasets import Record, read_sets
+from pigguf.evals.model_under_test import EngineOptions
+from pigguf.evals.multiple_choice import Pair, choice, paired, scores
+from pigguf.evals.multiple_choice_formats import FORMS, read_question
+from pigguf.evals.report import Report
+from pigguf.inference.engine import Context
+
+DATA = Path(__file__).parent.parent / "data" / "evals"
+SETS = [DATA / f"{name}.jsonl" for name in ("boolq", "piqa", "race", "winogrande", "choices")]
+EXACT = EngineOptions(threads=1, cache_type="f32", flash_attention=False)
+WINDOW = 1024
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("choice") / "checkpoint"
+    return make_checkpoint(path, max_position_embeddings=WINDOW)
+
+
+@pytest.fixture(scope="module")
+def gguf(checkpoint: Path) -> Path:
+    path = checkpoint.parent / "model.gguf"
+    pigguf.convert(checkpoint, path, type="F32")
+    return path
+
+
+@pytest.fixture(scope="module")
+def report(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """All of our own questions, as shipped and with positions divided by 8."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        return choice(gguf, SETS, compare=["linear:8"], engine=EXACT)
+
+
+def record(**values: Any) -> Record:
+    return Record(Path("set.jsonl"), 3, values)
+
+
+def write(path: Path, *lines: Any) -> Path:
+    texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path
+
+
+# ---- questions ---------------------------------------------------------------------------------------
+
+BOOLQ = {"question": "is water wet", "passage": "Water is wet.", "answer": True}
+PIQA = {"goal": "To open a jar,", "sol1": "turn its lid.", "sol2": "turn its base.", "label": 0}
+RACE = {"article": "Tom ran.", "question": "Who ran?", "options": ["Ann", "Tom", "Bo"], "answer": "B"}
+WINOGRANDE = {
+    "sentence": "The cup fell off the table and _ broke.",
+    "option1": "the cup",
+    "option2": "the table",
+    "answer": "1",
+}
+CHOICES = {"context": "One, two, ", "choices": ["three", "nine"], "label": 0}
+
+
+@pytest.mark.parametrize(
+    ("values", "form", "texts", "answer"),
+    [
+        (
+            BOOLQ,
+            "BoolQ",
+            [f"Water is wet.\nQuestion: is water wet?\nAnswer: {word}" for word in ("no", "yes")],
+            1,
+        ),
+        ({**BOOLQ, "question": "is water dry? ", "answer": False}, "BoolQ", None, 0),
+        (
+            PIQA,
+            "PIQA",
+            [f"Question: To open a jar,\nAnswer: turn its {part}." for part in ("lid", "base")],
+            0,
+        ),
+        (
+            RACE,
+            "RACE",
+            [f"Article: Tom ran.\n\nQuestion: Who ran?\nAnswer: {name}" for name in ("Ann", "Tom", "Bo")],
+            1,
+        ),
+        (
+            WINOGRANDE,
+            "WinoGrande",
+            [f"The cup fell off the table and the {thing} broke." for thing in ("cup", "table")],
+            0,
+        ),
+        (CHOICES, "choices", ["One, two, three", "One, two, nine"], 0),
+        ({**CHOICES, "label": 1, "source": "elsewhere"}, "choices", None, 1),
+    ],
+)
+def test_a_record_becomes_its_forms_texts(
+    values: dict[str, Any], form: str, texts: list[str] | None, answer: int
+) -> None:
+    question = read_question(record(**values))
+    assert (question.form, question.answer) == (form, answer)
+    if texts:
+        assert [" ".join(pair) for pair in question.choices] == texts
+
+
+def test_only_what_follows_the_blank_is_scored_in_winogrande() -> None:
+    assert read_question(record(**WINOGRANDE)).choices == (
+        ("The cup fell off the table and the cup", "broke."),
+        ("The cup fell off the table and the table", "broke."),
+    )
+
+
+def test_a_question_mark_is_not_doubled() -> None:
+    question = read_question(record(**{**BOOLQ, "question": "is water dry?"}))
+    assert "is water dry?\n" in question.choices[0][0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"question": "why?"}, "line 3: a question with the keys question is of no known form"),
+        ({**BOOLQ, "answer": "yes"}, "line 3: 'answer' is \"yes\""),
+        ({**BOOLQ, "passage": " "}, "line 3: 'passage' is \" \""),
+        ({**PIQA, "label": -1}, "line 3: 'label' is -1"),
+        ({**PIQA, "label": True}, "line 3: 'label' is true"),
+        ({**PIQA, "label": "0"}, "line 3: 'label' is \"0\""),
+        ({**PIQA, "sol1": None}, "line 3: 'sol1' is null"),
+        ({**RACE, "answer": "D"}, "line 3: 'answer' is \"D\""),
+        ({**RACE, "answer": ["A"]}, "line 3: 'answer' is "),
+        ({**RACE, "options": ["Tom"]}, "line 3: 'options' is "),
+        ({**RACE, "options": "ABC"}, "line 3: 'options' is \"ABC\""),
+        ({**WINOGRANDE, "sentence": "No blank."}, "line 3: 'sentence' is \"No blank.\""),
+        ({**WINOGRANDE, "sentence": "It ends with _"}, "line 3: 'sentence' is "),
+        ({**WINOGRANDE, "answer": ""}, "line 3: 'answer' is \"\""),
+        ({**CHOICES, "choices": ["a", 2]}, "line 3: 'choices' is "),
+        ({**CHOICES, "label": 2}, "line 3: 'label' is 2"),
+        ({**CHOICES, "context": 5}, "line 3: 'context' is 5"),
+    ],
+)
+def test_a_record_that_is_no_question_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(TextError, match=message):
+        read_question(record(**values))
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["{'a': 1}"], "line 1 is not JSON"),
+        ([BOOLQ, "", "[1, 2]"], r"line 3 is \[1, 2\]"),
+        ([BOOLQ, '"text"'], 'line 2 is "text"'),
+        (["", "  "], "holds no records"),
+        (["[" * 100_000], "line 1 is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_json_lines_is_refused(tmp_path: Path, lines: list[Any], message: str) -> None:
+    with pytest.raises(TextError, match=f"bad.jsonl,? {message}"):
+        read_sets([write(tmp_path / "bad.jsonl", *lines)], read_question)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match=r"none\.jsonl"):
+        read_sets([tmp_path / "none.jsonl"], read_question)
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        read_sets([tmp_path / "bytes.jsonl"], read_question)
+    for nothing in ([], "boolq.jsonl"):
+        with pytest.raises(UsageError, match="data sets are"):
+            read_sets(nothing, read_question)
+
+
+def test_a_question_that_does_not_fit_is_refused_by_its_line(gguf: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "long.jsonl", BOOLQ, {**BOOLQ, "passage": "water " * 900})
+    with pytest.raises(TextError, match=r"jsonl, line 2: a question of [0-9,]+ tokens .*window of 1,024"):
+        choice(gguf, [path])
+
+
+def test_a_question_with_nothing_before_its_choices_is_refused(gguf: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "bare.jsonl", {**CHOICES, "context": ""})
+    with pytest.raises(TextError, match="line 1: nothing stands before the choices"):
+        choice(gguf, [path])
+
+
+# ---- likelihoods -------------------------------------------------------------------------------------
+
+
+@lru_cache
+def in_transformers(checkpoint: Path) -> tuple[Any, Any]:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(checkpoint)
+
+
+def log_likelihood(checkpoint: Path, context: str, continuation: str) -> float:
+    """By transformers, of the tokens that the whole text has after those of the context."""
+    model, tokenizer = in_transformers(checkpoint)
+    alone = tokenizer(context, add_special_tokens=False).input_ids
+    whole = tokenizer(f"{context} {continuation}", add_special_tokens=False).input_ids
+    assert whole[: len(alone)] == alone
+    with torch.no_grad():
+        rows = model(torch.tensor([whole])).logits[0, len(alone) - 1 : -1].double().log_softmax(-1)
+    return sum(float(row[token]) for row, token in zip(rows, whole[len(alone) :], strict=True))
+
+
+def test_likelihoods_and_accuracies_are_those_of_transformers(report: Report, checkpoint: Path) -> None:
+    questions = [question for each in read_sets(SETS, read_question) for question in each.items]
+    found = report.results["readings"]["as shipped"]
+    assert len(found["questions"]) == len(questions) == 46
+    right = right_normalised = 0
+    for question, answer in zip(questions, found["questions"], strict=True):
+        sums = [log_likelihood(checkpoint, *texts) for texts in question.choices]
+        assert answer["log_likelihoods"] == pytest.approx(sums, rel=1e-4, abs=1e-4)
+        assert (answer["file"], answer["line"]) == (str(question.record.path), question.record.line)
+        normalised = [
+            each / len(text.encode()) for each, (_, text) in zip(sums, question.choices, strict=True)
+        ]
+        right += sums.index(max(sums)) == question.answer
+        right_normalised += normalised.index(max(normalised)) == question.answer
+    total = found["sets"][-1]
+    assert (total["file"], total["form"], total["questions"]) == ("", "", 46)
+    assert (total["right"], total["right_normalised"]) == (right, right_normalised)
+    assert total["accuracy"] == right / 46
+    assert [each["form"] for each in found["sets"][:-1]] == list(FORMS)
+    assert sum(each["right"] for each in found["sets"][:-1]) == right
+
+
+def test_the_tables_say_the_same_and_pair_the_readings(report: Report) -> None:
+    accuracy, against = report.tables
+    assert [row[0] for row in accuracy.rows] == ["as shipped"] * 6 + ["linear:8"] * 6
+    shipped, divided = (report.results["readings"][name]["questions"] for name in ("as shipped", "linear:8"))
+    rights = [[one["chosen"] == one["answer"] for one in answers] for answers in (shipped, divided)]
+    first_only = sum(one and not other for one, other in zip(*rights, strict=True))
+    second_only = sum(other and not one for one, other in zip(*rights, strict=True))
+    assert against.rows[0][:5] == ("as shipped", "linear:8", "accuracy", first_only, second_only)
+    assert any(
+        one["log_likelihoods"] != other["log_likelihoods"]
+        for one, other in zip(shipped, divided, strict=True)
+    )
+    json.dumps(report.as_data())
+
+
+def test_what_choices_share_is_computed_once(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = 0
+    decode = Context.decode
+
+    def counted(self: Context, sequence: int, tokens: list[int], *rest: Any, **more: Any) -> bool:
+        nonlocal computed
+        computed += len(tokens)
+        return decode(self, sequence, tokens, *rest, **more)
+
+    monkeypatch.setattr(Context, "decode", counted)
+    path = write(tmp_path / "one.jsonl", RACE, {**RACE, "article": "Tom ran. " * 40})
+    choice(gguf, [path], engine=EXACT)
+    _, tokenizer = in_transformers(gguf.parent / "checkpoint")
+    article = len(tokenizer(RACE["article"] * 40).input_ids)
+    assert article < computed < 1.5 * article
+
+
+def test_a_run_that_was_interrupted_goes_on(gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = choice(gguf, SETS[:1], engine=EXACT)
+    decode, left = Context.decode, 7
+
+    def interrupted(self: Context, *arguments: Any, **more: Any) -> bool:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return decode(self, *arguments, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Context, "decode", interrupted)
+        choice(gguf, SETS[:1], engine=EXACT)
+    (journal,) = cache.glob("choice-*.jsonl")
+    assert len(journal.read_text().splitlines()) == 3  # two choices a question
+    assert choice(gguf, SETS[:1], engine=EXACT) == whole
+    assert not list(cache.glob("*.jsonl"))
+
+
+def test_a_real_model_knows_what_everybody_knows(smollm2_gguf: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pigguf", "eval", "choice", str(smollm2_gguf), str(SETS[-1]), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    data = json.loads(done.stdout)
+    (score,) = data["results"]["readings"]["as shipped"]["sets"]
+    assert (score["form"], score["questions"]) == ("choices", 8)
+    assert score["right"] >= 7
+    assert data["settings"]["data"][0]["items"] == 8
+
+
+# ---- statistics --------------------------------------------------------------------------------------
+
+
+def test_wilsons_interval_by_hand() -> None:
+    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
+    low, high = wilson(20, 20)
+    assert (low, high) == (pytest.approx(1 - 0.1611, abs=1e-4), 1.0)
+
+
+def test_mcnemars_p_by_hand() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(3, 3) == 1.0
+    assert mcnemar(0, 5) == 2 / 32
+    assert mcnemar(1, 7) == mcnemar(7, 1) == 2 * (1 + 8) / 256
+
+
+def test_bootstrap_of_what_is_known() -> None:
+    assert bootstrap([4.0] * 5) == (4.0, 4.0)
+    assert bootstrap([1.0, 3.0]) == (1.0, 3.0)  # a quarter of the resamples are each
+    low, high = bootstrap(list(range(101)))
+    error = 1.96 * math.sqrt((101**2 - 1) / 12 / 101)  # a standard error of the mean of 0 to 100
+    assert (low, high) == (pytest.approx(50 - error, abs=0.6), pytest.approx(50 + error, abs=0.6))
+
+
+def answer(line: int, chosen: int, right: int = 0, form: str = "PIQA") -> dict[str, Any]:
+    return {
+        "file": "a.jsonl",
+        "line": line,
+        "form": form,
+        "answer": right,
+        "log_likelihoods": [-1.0, -2.0],
+        "chosen": chosen,
+        "chosen_normalised": 0,
+    }
+
+
+def test_two_models_are_compared_question_by_question() -> None:
+    one = [answer(line, chosen) for line, chosen in enumerate([0, 0, 0, 1, 1, 0])]
+    other = [answer(line, chosen) for line, chosen in enumerate([0, 1, 1, 0, 1, 1])]
+    assert paired("a", one, "b", other, "accuracy") == Pair("a", "b", "accuracy", 3, 1, 2 * (1 + 4) / 16)
+    assert paired("a", one, "b", other, "accuracy_normalised").p == 1.0
+    with pytest.raises(UsageError, match="different questions"):
+        paired("a", one, "b", other[:-1], "accuracy")
+
+
+def test_scores_are_by_form_and_file() -> None:
+    mixed = [answer(1, 0), answer(2, 1), answer(3, 1, right=1, form="RACE")]
+    found = [(score.form, score.questions, score.right, score.right_normalised) for score in scores(mixed)]
+    assert found == [("PIQA", 2, 1, 2), ("RACE", 1, 1, 0), ("", 3, 2, 2)]
+    assert len(scores(mixed[:2])) == 1

@@ -1,0 +1,261 @@
+"""A dry run's sizes against the buffers that llama.cpp then allocates, by its own log of them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from support.tiny_gguf import WIDE_GRAPHS, write_tiny
+
+from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError, GGUFError, UsageError
+from pigguf.gguf_io import TensorType, read_header
+from pigguf.gguf_io.metadata import u32
+from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope, library
+from pigguf.inference.engine import memory_estimate as dry_run_module
+from pigguf.inference.engine.context import OUTPUT_BYTES
+from pigguf.inference.engine.memory_estimate import HOST, MOST_CELLS, BufferSizes, DryRun
+from pigguf.operations.inspect import inspect
+
+ROUNDING = 0.005 * 2**20  # of a logged size
+LOGGED = re.compile(r"\s*\S+\s+(model|KV|compute|output) buffer size =\s*([\d.]+) MiB")
+
+OPTIONS = (
+    ContextOptions(length=2048),
+    ContextOptions(length=2048, flash_attention=False),
+    ContextOptions(length=2048, cache_k="q8_0", cache_v="q8_0", flash_attention=True),
+    ContextOptions(length=100, cache_k="q4_0", cache_v="bf16"),
+    ContextOptions(length=300, batch=64, sequences=3, cache_k="f32"),
+)
+
+
+def logged(lines: list[str]) -> Counter[str]:
+    """Bytes of real buffers by what they are for."""
+    found: Counter[str] = Counter()
+    for line in lines:
+        if match := LOGGED.match(line):
+            found[match[1]] += round(float(match[2]) * 2**20)
+    return found
+
+
+def compare(path: Path, *options: ContextOptions, rope: RuntimeRope | None = None) -> None:
+    """Dry runs against real loads, whose weights are read into memory, so that all of them are counted."""
+    with DryRun(read_header(path), rope=rope, mapped=False) as run:
+        planned = [run.sizes(each) for each in options]
+    with library.log_lines() as lines:
+        model = Model.open(path, gpu_layers=0, use_mmap=False, rope=rope)
+    of_model = logged(lines)
+    with model:
+        for each, [host] in zip(options, planned, strict=True):
+            with library.log_lines() as lines, Context(model, each):
+                pass
+            real = of_model + logged(lines)
+            parts = {"model": host.weights, "KV": host.cache, "compute": host.compute, "output": host.output}
+            assert {"model", "KV", "compute"} <= set(real) <= set(parts)
+            for what, count in parts.items():
+                assert count == pytest.approx(real[what], rel=0.01, abs=2 * ROUNDING), (what, each)
+            assert host.total == pytest.approx(real.total(), rel=0.05), each
+
+
+def dry(path: Path, options: ContextOptions) -> BufferSizes:
+    with DryRun(read_header(path), mapped=False) as run:
+        [host] = run.sizes(options)
+    return host
+
+
+@pytest.mark.parametrize("name", WIDE_GRAPHS)
+def test_every_graph_takes_what_its_dry_run_says(name: str, tmp_path: Path) -> None:
+    model = WIDE_GRAPHS[name]
+    learned = model.shapes.get("position_embd.weight")
+    rows = {"position_embd.weight": (2048, learned[1])} if learned else {}
+    longer = {f"{model.architecture}.context_length": u32(2048)}
+    path = write_tiny(tmp_path / "m.gguf", longer, shapes=rows, model=model)
+    compare(path, *OPTIONS)
+
+
+def test_a_real_model_takes_what_its_dry_run_says(smollm2_gguf: Path) -> None:
+    compare(smollm2_gguf, *OPTIONS, ContextOptions(length=8192))
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_K", "Q6_K", "IQ4_NL", "Q8_0"])
+def test_weights_that_are_copied_into_another_order_are_counted(kind: str, tmp_path: Path) -> None:
+    """Which types the CPU repacks, and what of a tied output is there twice, only the library knows."""
+    model = next(tiny for name, tiny in WIDE_GRAPHS.items() if "Llama" in name)
+    shapes: dict[str, tuple[int, ...] | None] = {"output.weight": None}
+    types = {
+        name: TensorType[kind]
+        for name, shape in model.shapes.items()
+        if len(shape) == 2 and name != "output.weight"
+    }
+    path = write_tiny(tmp_path / "m.gguf", types=types, shapes=shapes, model=model)
+    compare(path, ContextOptions(length=64))
+
+
+def test_a_window_past_the_files_own_is_measured_by_its_override(smollm2_gguf: Path) -> None:
+    compare(smollm2_gguf, ContextOptions(length=16384), rope=RuntimeRope(2.0, context_length=16384))
+
+
+def test_weights_in_the_files_pages_are_told_apart(smollm2_gguf: Path) -> None:
+    options = ContextOptions(length=256)
+    read = dry(smollm2_gguf, options)
+    with DryRun(read_header(smollm2_gguf)) as run:
+        [mapped] = run.sizes(options)
+    assert mapped.device == HOST
+    assert mapped.mapped > 0
+    assert (read.mapped, read.weights) == (0, mapped.mapped + mapped.weights)
+    assert read.total == mapped.total
+
+
+# ---- what it costs -----------------------------------------------------------------------------------
+
+COST = """
+import resource, sys
+from pathlib import Path
+from pigguf.inference.engine import ContextOptions, library
+from pigguf.inference.engine.context import OUTPUT_BYTES
+from pigguf.inference.engine.memory_estimate import DryRun
+from pigguf.gguf_io import read_header
+library.load()
+file = read_header(Path(sys.argv[1]))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+with DryRun(file) as run:
+    [host] = run.sizes(ContextOptions(length=8192))
+print(host.total, peak() - before)
+"""
+
+RESIDENT = """
+import re, sys
+from pathlib import Path
+from pigguf.inference.engine import Context, ContextOptions, Model, library
+from pigguf.inference.engine.context import OUTPUT_BYTES
+from pigguf.inference.engine.memory_estimate import DryRun
+from pigguf.gguf_io import read_header
+library.load()
+options, path = ContextOptions(length=2048, cache_k="f32", cache_v="f32"), Path(sys.argv[1])
+with DryRun(read_header(path), mapped=False) as run:
+    [host] = run.sizes(options)
+resident = lambda: 1024 * int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = resident()
+with Model.open(path, gpu_layers=0, use_mmap=False) as model, Context(model, options) as context:
+    with context.sequence() as session:
+        for _ in session.evaluate_batches(range(1000, 1512), range(341), lambda *_: None):
+            pass
+        print(host.total, resident() - before)
+"""
+
+
+def child(code: str, path: Path) -> tuple[int, int]:
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    planned, measured = map(int, done.stdout.split())
+    return planned, measured
+
+
+def test_a_dry_run_takes_no_memory_to_speak_of(smollm2_gguf: Path) -> None:
+    planned, taken = child(COST, smollm2_gguf)
+    assert planned > 300e6
+    assert taken < 64e6
+
+
+def test_what_a_process_grows_by_is_what_was_planned(smollm2_gguf: Path) -> None:
+    planned, grown = child(RESIDENT, smollm2_gguf)
+    assert grown == pytest.approx(planned + OUTPUT_BYTES, rel=0.1)  # of the logits of all, which it wants
+
+
+def test_two_at_once_read_each_its_own_lines(tmp_path: Path, smollm2_gguf: Path) -> None:
+    tiny = write_tiny(tmp_path / "m.gguf")
+    cases = ((tiny, ContextOptions(length=512)), (smollm2_gguf, ContextOptions(length=4096)))
+    alone = [dry(*case) for case in cases]
+    found: dict[int, list[BufferSizes]] = {0: [], 1: []}
+
+    def again(number: int) -> None:
+        with DryRun(read_header(cases[number][0]), mapped=False) as run:
+            found[number] = [run.sizes(cases[number][1])[0] for _ in range(20)]
+
+    threads = [threading.Thread(target=again, args=(number,)) for number in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {number: [sizes] * 20 for number, sizes in enumerate(alone)}
+
+
+# ---- what it refuses ---------------------------------------------------------------------------------
+
+
+def test_a_bad_file_is_refused_before_llama_cpp_sees_it(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf", {"llama.block_count": u32(0)})
+    with pytest.raises(GGUFError, match="block_count"):
+        DryRun(read_header(path))
+
+
+def test_a_cache_type_that_does_not_fit_the_heads_is_wrong_usage(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf")  # heads of 16
+    with DryRun(read_header(path)) as run, pytest.raises(UsageError, match="q8_0 does not fit"):
+        run.sizes(ContextOptions(length=64, cache_k="q8_0"))
+
+
+def test_more_tokens_than_a_dry_run_is_made_with_are_refused(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf")
+    with DryRun(read_header(path), rope=RuntimeRope(context_length=2**31 - 1)) as run:
+        [longest] = run.sizes(ContextOptions(length=MOST_CELLS))
+        assert longest.cache == MOST_CELLS * 256
+        for options in (ContextOptions(length=MOST_CELLS + 1), ContextOptions(length=2**30, sequences=256)):
+            with pytest.raises(DoesNotFit, match="more than the 4,194,304 there can be"):
+                run.sizes(options)
+
+
+def test_a_library_that_says_no_sizes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiny(tmp_path / "m.gguf")
+    monkeypatch.setitem(dry_run_module._LOGGED, "compute", re.compile("scratch size = "))
+    with DryRun(read_header(path)) as run, pytest.raises(EngineError, match="its compute buffers") as refused:
+        run.sizes(ContextOptions(length=64))
+    assert "pigguf doctor" in (refused.value.hint or "")
+    monkeypatch.setattr(dry_run_module, "_RESERVE", "_Z4gone")
+    with pytest.raises(BackendUnavailable, match="cannot be asked"):
+        DryRun(read_header(path))
+
+
+@pytest.mark.parametrize("name", WIDE_GRAPHS)
+def test_inspect_says_of_the_cache_what_a_dry_run_says(name: str, tmp_path: Path) -> None:
+    """inspect reads headers alone, also of what is not run here; where both speak they agree."""
+    path = write_tiny(tmp_path / "m.gguf", model=WIDE_GRAPHS[name])
+    for cache in inspect(path).cache:
+        kind = cache.type.lower()
+        sizes = dry(path, ContextOptions(length=64, cache_k=kind, cache_v=kind))
+        assert sizes.cache == cache.bytes_per_token * 256  # llama.cpp's least window
+
+
+def test_a_log_that_another_package_took_is_read_all_the_same_and_given_back(tmp_path: Path) -> None:
+    """llama_cpp.Llama takes the library's only log when it is imported, and so may any program beside us."""
+    llama, heard = library.load(), []
+    theirs = llama.llama_log_callback(lambda level, text, data: heard.append(text))
+    llama.llama_log_set(theirs, None)
+    try:
+        with DryRun(read_header(write_tiny(tmp_path / "m.gguf"))) as run:
+            [host] = run.sizes(ContextOptions(length=64))
+        assert host.compute > 0
+        before = len(heard)
+        llama.llama_model_load_from_file(b"nothing", llama.llama_model_default_params())
+        assert len(heard) > before
+    finally:
+        llama.llama_log_set(library._log.callback(llama), None)
+
+
+def test_ctrl_c_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    """It comes while the library logs, through which no exception can travel."""
+    path = write_tiny(tmp_path / "tiny.gguf")
+    with DryRun(read_header(path)) as run, Model.open(path) as model:
+        library.log_to(lambda line: signal.raise_signal(signal.SIGINT))
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run.sizes(ContextOptions(length=256))
+            with pytest.raises(KeyboardInterrupt):
+                Context(model, ContextOptions(length=256))
+        finally:
+            library.log_to(None)

@@ -1,0 +1,88 @@
+"""One batch of many sessions: each computes what it does alone, and holds what it did before a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from support.tiny_gguf import text_tokens, write_tiny
+
+from pigguf.errors import ContextOverflow, UsageError
+from pigguf.inference.engine import Context, ContextOptions, Model, Sampling
+from pigguf.inference.engine.session import Part, step
+
+GREEDY = Sampling(temperature=0)
+EXACT: Any = {"cache_k": "f32", "cache_v": "f32", "flash_attention": False}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with Model.open(write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf")) as model:
+        yield model
+
+
+@pytest.fixture
+def context(model: Model) -> Iterator[Context]:
+    options = ContextOptions(length=256, sequences=3, batch=64, **EXACT)
+    with Context(model, options) as context:
+        yield context
+
+
+def alone(context: Context, tokens: list[int]) -> np.ndarray:
+    with context.sequence() as session:
+        [(_, logits)] = session.evaluate(tokens, [len(tokens) - 1])
+    return logits
+
+
+def test_a_mixed_batch_computes_what_each_computes_alone(context: Context) -> None:
+    texts = [text_tokens(size, seed=size) for size in (40, 7, 1)]
+    expected = [alone(context, tokens) for tokens in texts]
+    sessions = [context.sequence() for _ in texts]
+    step(
+        context,
+        [Part(sessions[0], texts[0][:20], wants_logits=False), Part(sessions[1], texts[1][:3], False)],
+    )
+    places = step(
+        context,
+        [
+            Part(sessions[0], texts[0][20:]),
+            Part(sessions[1], texts[1][3:]),
+            Part(sessions[2], texts[2]),
+        ],
+    )
+    assert places == [19, 23, 24]
+    for place, logits in zip(places, expected, strict=True):
+        assert np.allclose(context.logits(place), logits, atol=1e-4)
+    assert [session.tokens for session in sessions] == texts
+    # The same sessions go on alone, and as if they had always been.
+    list(sessions[0].generate(GREEDY, 4))
+    assert sessions[0].tokens[:40] == texts[0]
+
+
+def test_what_does_not_fit_leaves_all_as_they_were(context: Context) -> None:
+    one, two = context.sequence(), context.sequence()
+    one.feed(text_tokens(250))
+    two.feed(text_tokens(9))
+    for wrong, error in (([5] * 7, ContextOverflow), ([10**6], UsageError)):
+        with pytest.raises(error):
+            step(context, [Part(two, [7]), Part(one, wrong)])
+        assert (one.length, two.length) == (250, 9)
+    step(context, [Part(two, [7]), Part(one, [5] * 6)])
+    assert (one.room, two.length) == (0, 10)
+
+
+def test_a_copied_beginning_is_as_good_as_a_read_one(context: Context) -> None:
+    read, more = text_tokens(60), text_tokens(20, seed=5)
+    expected = alone(context, [*read[:50], *more])
+    one, two = context.sequence(), context.sequence()
+    one.feed(read)
+    two.feed(text_tokens(5, seed=9))
+    two.copy_beginning(one, 50)
+    assert two.tokens == read[:50]
+    [place] = step(context, [Part(two, more)])
+    assert np.allclose(context.logits(place), expected, atol=1e-4)
+    assert one.tokens == read
+    with pytest.raises(UsageError, match="61 tokens cannot be copied of 60"):
+        two.copy_beginning(one, 61)

@@ -1,0 +1,277 @@
+"""One store and real processes: several at once, killed while saving, on a full disk, without a home."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.prompt_cache_helpers import DOCUMENT, QUESTION, answer, opened, write_model
+
+from pigguf.inference.prompt_cache import SessionStore
+from pigguf.inference.prompt_cache.state_file import proven
+
+TESTS = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "OMP_NUM_THREADS": "1"}
+AS_ROOT = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="mounting and other users take root (Linux)"
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+
+
+def program(code: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+BEGINNING = """
+import logging, os, signal, sys
+logging.basicConfig(format="%(message)s")
+from pathlib import Path
+from support.tiny_gguf import text_tokens
+from support.prompt_cache_helpers import ANOTHER, DOCUMENT, QUESTION, answer, opened
+import pigguf.inference.prompt_cache.store
+from pigguf.inference.prompt_cache import SessionStore, open_store
+"""
+
+CROWD = f"""{BEGINNING}
+store = SessionStore(Path(sys.argv[2]), int(sys.argv[3]))
+documents = [text_tokens(1200, seed) for seed in range(4)]
+recalled = 0
+for number in map(int, sys.argv[4]):
+    with opened(Path(sys.argv[1]), store, threads=1) as session:
+        there, drawn, _ = answer(session, documents[number] + QUESTION, 4)
+        recalled += there > 0
+        print(*drawn)
+print(recalled)
+"""
+
+
+def test_processes_at_once_evict_each_others_sessions_and_answer_as_if_alone(
+    tiny: Path, tmp_path: Path
+) -> None:
+    from support.tiny_gguf import text_tokens
+
+    directory = tmp_path / "sessions"
+    with opened(tiny, SessionStore(directory)) as session:
+        session.advance_to(DOCUMENT)
+    [kept] = SessionStore(directory).kept()
+    budget = 3 * kept.bytes  # of four documents, so that there is always one to evict
+    orders = ["012301132032103321002311", "321003210213230011302213", "130220311032210033120123"]
+    crowd = [
+        subprocess.Popen(
+            program(CROWD, tiny, directory, budget, order),
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for order in orders
+    ]
+    told = [process.communicate(timeout=300) for process in crowd]
+    assert [process.returncode for process in crowd] == [0, 0, 0], told
+    assert [errors for _, errors in told] == ["", "", ""]
+    expected = []
+    for document in (text_tokens(1200, seed) for seed in range(4)):
+        with opened(tiny, None, threads=1) as session:
+            session.feed(document)
+            expected.append(answer(session, document + QUESTION, 4)[1])
+    for order, (output, _) in zip(orders, told, strict=True):
+        *answers, recalled = output.splitlines()
+        assert int(recalled) > 0
+        assert [list(map(int, line.split())) for line in answers] == [expected[int(n)] for n in order]
+    assert all(path.suffix == ".kv" for path in directory.iterdir())
+    for kept in SessionStore(directory).kept():
+        with proven(kept):
+            pass
+
+
+def test_a_session_evicted_while_it_is_read_is_read_to_its_end(tiny: Path, tmp_path: Path) -> None:
+    store = SessionStore(tmp_path)
+    with opened(tiny, store) as session:
+        session.advance_to(DOCUMENT)
+        [kept] = store.kept()
+        with proven(kept) as path:
+            SessionStore(tmp_path).remove([kept])
+            session.load_state(str(path), DOCUMENT)
+        assert session.tokens == DOCUMENT
+        session.keep(0)
+        store.recall(session, DOCUMENT)
+        assert session.tokens == []
+
+
+KILLED = f"""{BEGINNING}
+store = SessionStore(Path(sys.argv[2]))
+with opened(Path(sys.argv[1]), None) as session:
+    session.advance_to(text_tokens(4000))
+    print("saving", flush=True)
+    while True:
+        store.keep(session)
+        store.clear()
+"""
+
+
+def test_kill_minus_nine_at_any_moment_leaves_nothing_that_is_loaded_in_part(
+    tiny: Path, tmp_path: Path
+) -> None:
+    partial = 0
+    for moment in range(8):
+        process = subprocess.Popen(
+            program(KILLED, tiny, tmp_path), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "saving\n"
+        time.sleep(0.05 + 0.013 * moment)
+        process.kill()
+        process.communicate()
+        partial += any(path.suffix == ".partial" for path in tmp_path.iterdir())
+        for kept in SessionStore(tmp_path).kept():
+            with proven(kept):
+                pass
+    assert partial
+    with opened(tiny, SessionStore(tmp_path)) as session:
+        session.advance_to(DOCUMENT)
+    assert all(path.suffix == ".kv" for path in tmp_path.iterdir())  # the next one cleans up
+
+
+def test_what_a_killed_process_leaves_goes_and_what_a_living_one_writes_stays(
+    tiny: Path, tmp_path: Path
+) -> None:
+    code = (
+        f"{BEGINNING}\n"
+        "pigguf.inference.prompt_cache.store.seal = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with opened(Path(sys.argv[1]), SessionStore(Path(sys.argv[2]))) as session:\n"
+        "    session.advance_to(DOCUMENT)\n"
+    )
+    died = subprocess.run(program(code, tiny, tmp_path), env=ENVIRONMENT, check=False)
+    assert died.returncode == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    assert left.suffix == ".partial"
+    assert left.stat().st_size > 500_000
+    with SessionStore(tmp_path)._partial() as living, opened(tiny, SessionStore(tmp_path)) as session:
+        session.advance_to(DOCUMENT)
+        assert living.exists()
+        assert not left.exists()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".kv"]
+
+
+FULL = f"""{BEGINNING}
+disk = Path(sys.argv[2])
+before = sorted(os.listdir(disk))
+with opened(Path(sys.argv[1]), SessionStore(disk / "sessions", 10**9)) as session:
+    answer_there = answer(session, DOCUMENT + QUESTION)[1]
+print(*answer_there)
+print(sorted(path.name for path in disk.rglob("*")))
+(disk / "ballast").unlink()
+with opened(Path(sys.argv[1]), SessionStore(disk / "sessions", 10**9)) as session:
+    session.advance_to(DOCUMENT + QUESTION)
+with opened(Path(sys.argv[1]), SessionStore(disk / "sessions", 10**9)) as session:
+    print(session.advance_to(DOCUMENT + ANOTHER))
+"""
+
+
+@AS_ROOT
+@pytest.mark.parametrize("room", [0, 4096, 500_000, "all but the end"])
+def test_a_full_disk_costs_a_warning_and_nothing_is_left(tiny: Path, tmp_path: Path, room: int | str) -> None:
+    with opened(tiny, SessionStore(tmp_path / "measured")) as session:
+        _, expected, _ = answer(session, DOCUMENT + QUESTION)
+    [kept] = SessionStore(tmp_path / "measured").kept()
+    if isinstance(room, str):
+        room = kept.state_bytes // 4096 * 4096
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = 3 * (1 << 20)
+    steps = (
+        f'mount -t tmpfs -o size={size} none "$2" && head -c {size - room} /dev/zero > "$2/ballast"; '
+        'exec "$0" -c "$1" "$3" "$2"'
+    )
+    ran = subprocess.run(
+        ["unshare", "-m", "sh", "-c", steps, sys.executable, FULL, str(disk), str(tiny)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    drawn, left, there = ran.stdout.splitlines()
+    assert list(map(int, drawn.split())) == expected
+    assert left in ("['ballast', 'sessions']", "['ballast']")
+    assert "is not kept for the next time" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+    assert int(there) == len(DOCUMENT)
+
+
+READ_ONLY = f"""{BEGINNING}
+with opened(Path(sys.argv[1]), SessionStore(Path(sys.argv[2]))) as session:
+    print(session.advance_to(DOCUMENT + ANOTHER))
+    session.keep(0)
+    print(session.advance_to(text_tokens(1500, 8)))
+"""
+
+
+@AS_ROOT
+def test_a_read_only_store_is_read(tiny: Path, tmp_path: Path) -> None:
+    with opened(tiny, SessionStore(tmp_path)) as session:
+        session.advance_to(DOCUMENT + QUESTION)
+    steps = 'mount --bind -o ro "$2" "$2" && mount -o remount,bind,ro "$2"; exec "$0" -c "$1" "$3" "$2"'
+    ran = subprocess.run(
+        ["unshare", "-m", "sh", "-c", steps, sys.executable, READ_ONLY, str(tmp_path), str(tiny)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.split() == [str(len(DOCUMENT)), "0"]
+    assert "Read-only file system" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+@AS_ROOT
+def test_without_a_home_there_is_a_warning_and_no_store() -> None:
+    # All is imported before the user changes, whom the files may not be readable to
+    code = f"{BEGINNING}\nos.setuid(54321)\nprint(open_store())"
+    environment = {
+        name: value for name, value in ENVIRONMENT.items() if name not in ("HOME", "XDG_CACHE_HOME")
+    }
+    ran = subprocess.run(
+        program(code),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout == "None\n"
+    assert "documents do not stay read" in ran.stderr
+    assert "XDG_CACHE_HOME" in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_real_model_answers_from_a_kept_document_as_from_reading_it(
+    smollm2_gguf: Path, novel: str, tmp_path: Path
+) -> None:
+    options = {"length": 8192, "cache_k": "f16", "cache_v": "f16"}
+    with opened(smollm2_gguf, SessionStore(tmp_path), **options) as session:
+        model = session.context.model
+        document = model.tokenize(novel)[:6000]
+        questions = [model.tokenize(text, add_special=False) for text in ("\n\nWho is it?", "\n\nWhere?")]
+        begun = time.monotonic()
+        session.advance_to(document + questions[0])
+        cold = time.monotonic() - begun
+        _, expected, _ = answer(session, document + questions[1], 32)
+    with opened(smollm2_gguf, SessionStore(tmp_path), **options) as session:
+        begun = time.monotonic()
+        there, found, _ = answer(session, document + questions[1], 1)
+        warm = time.monotonic() - begun
+        assert there >= len(document)
+        session.advance_to(document + questions[1])
+        assert list(answer(session, document + questions[1], 32)[1]) == expected
+        assert found == expected[:1]
+    assert warm < cold / 10

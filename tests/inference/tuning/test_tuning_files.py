@@ -1,0 +1,177 @@
+"""Tunings on disk: found again for the same machine and shape, and for no other; damaged ones passed over."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_gguf import linear, write_tiny
+
+from pigguf.errors import OutputError
+from pigguf.gguf_io import GGUFFile, TensorType, read_header
+from pigguf.gguf_io.metadata import string
+from pigguf.inference.engine import Handoff, Model
+from pigguf.inference.tuning import (
+    Measurement,
+    Speed,
+    Tuning,
+    find_tuning,
+    tuning_files,
+    untuned_defaults,
+)
+from pigguf.inference.tuning.machine_key import machine_key, shape_key
+from pigguf.inference.tuning.tuning_files import keep_tuning
+
+TUNING = Tuning(
+    threads=3,
+    prefill_threads=4,
+    batch=256,
+    handoff=Handoff(1024, 4096, 384),
+    torch_from=2048,
+    speeds=(Speed(0, 900.5, 45.25), Speed(4096, None, 20.0)),
+    source="measured",
+)
+MEASURED = (Measurement("threads", "3 threads", TUNING.speeds[0], 3),)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> GGUFFile:
+    return read_header(write_tiny(tmp_path / "tiny.gguf"))
+
+
+def test_what_is_kept_is_found_by_header_and_by_model(file: GGUFFile, cache: Path) -> None:
+    path = keep_tuning(file, "auto", TUNING, MEASURED)
+    assert path.parent == cache / "pigguf" / "tuning"
+    assert find_tuning(file) == TUNING
+    with Model.open(file.path, vocab_only=True) as model:
+        assert find_tuning(model) == TUNING
+    assert json.loads(path.read_text())["measurements"][0]["setting"] == "3 threads"
+
+
+def test_a_later_tuning_takes_an_earlier_ones_place(file: GGUFFile) -> None:
+    path = keep_tuning(file, "auto", TUNING, MEASURED)
+    assert keep_tuning(file, "auto", replace(TUNING, handoff=None, flash_attention=False), ()) == path
+    assert find_tuning(file) == replace(TUNING, handoff=None, flash_attention=False)
+
+
+def test_only_what_decides_speed_is_in_the_key(file: GGUFFile, tmp_path: Path) -> None:
+    keep_tuning(file, "auto", TUNING, MEASURED)
+    (tmp_path / "elsewhere").mkdir()
+    like = write_tiny(tmp_path / "elsewhere" / "other.gguf", {"general.name": string("another")})
+    assert find_tuning(read_header(like)) == TUNING
+    for name, keys, types in (
+        ("window", linear(2.0, 2048), None),
+        ("types", None, {"output.weight": TensorType.F16}),
+    ):
+        other = read_header(write_tiny(tmp_path / f"{name}.gguf", keys, types))
+        assert find_tuning(other).source == "rule", name
+
+
+@pytest.mark.parametrize("part", ["cpu", "cores", "engine", "engine_features", "gpus"])
+def test_another_machine_has_another_tuning(
+    file: GGUFFile, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_tuning(file, "auto", TUNING, MEASURED)
+    other = {**machine_key(), part: ["another"]}
+    monkeypatch.setattr(tuning_files, "machine_key", lambda gpu_layers: other)
+    assert find_tuning(file).source == "rule"
+
+
+def _edited(**changes: Any) -> Callable[[bytes], bytes]:
+    """The file with parts of its tuning changed."""
+
+    def edit(data: bytes) -> bytes:
+        content = json.loads(data)
+        content["tuning"] |= changes
+        return json.dumps(content).encode()
+
+    return edit
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "cut": lambda data: data[: len(data) // 2],
+    "no text": lambda data: b"\xff\xfe" + data,
+    "deep": lambda data: b"[" * 100_000,
+    "a list": lambda data: b"[]",
+    "a number": lambda data: b"1",
+    "another format": lambda data: data.replace(b'"format": 1', b'"format": 2'),
+    "of another machine": lambda data: data.replace(b'"cores": ', b'"cores": 1'),
+    "without a tuning": lambda data: data.replace(b'"tuning"', b'"tunings"'),
+    "unknown setting": _edited(colour="red"),
+    "no threads": _edited(threads=0),
+    "threads in words": _edited(threads="three"),
+    "too many threads": _edited(threads=100_000),
+    "batch is true": _edited(batch=True),
+    "half a handoff": _edited(handoff={"prefill": 1}),
+    "handoff below": _edited(handoff={"decode": -1, "prefill": None, "prompt": 512}),
+    "two roads": _edited(flash_attention=True),
+    "a word for flash": _edited(flash_attention="on"),
+    "no speed": _edited(speeds=[{"depth": 0, "prefill": -1.0, "decode": None}]),
+    "speeds in words": _edited(speeds="fast"),
+    "unknown source": _edited(source="hearsay"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_or_foreign_file_is_passed_over_with_a_warning(
+    file: GGUFFile, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = keep_tuning(file, "auto", TUNING, MEASURED)
+    before = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](before))
+    assert path.read_bytes() != before
+    with caplog.at_level(logging.WARNING, "pigguf"):
+        assert find_tuning(file) == untuned_defaults.rule(machine_key())
+    (record,) = caplog.records
+    assert str(path) in record.getMessage()
+    keep_tuning(file, "auto", TUNING, MEASURED)
+    assert find_tuning(file) == TUNING
+
+
+def test_a_directory_in_its_place_is_passed_over_too(
+    file: GGUFFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = keep_tuning(file, "auto", TUNING, MEASURED)
+    path.unlink()
+    path.mkdir()
+    assert find_tuning(file).source == "rule"
+    assert "is passed over" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(file: GGUFFile, cache: Path) -> None:
+    cache.write_text("in the way")
+    with pytest.raises(OutputError, match="cache") as raised:
+        keep_tuning(file, "auto", TUNING, MEASURED)
+    assert "XDG_CACHE_HOME" in str(raised.value.hint)
+    assert find_tuning(file).source == "rule"
+
+
+# ---- the rule ----------------------------------------------------------------------------------------
+
+
+def test_a_gpu_is_left_to_llama_cpp_and_a_cpu_changes_at_depth(file: GGUFFile) -> None:
+    machine = machine_key()
+    gpu = untuned_defaults.rule({**machine, "gpus": [["NVIDIA H100", "CUDA", 80 << 30]]})
+    assert (gpu.flash_attention, gpu.handoff, gpu.torch_from) == (None, None, None)
+    cpu = untuned_defaults.rule({**machine, "gpus": []})
+    assert cpu.handoff is not None
+    assert cpu.handoff.decode == 4096
+    assert cpu.torch_from == (untuned_defaults.TORCH_FROM if untuned_defaults.torch_is_fast() else None)
+    assert cpu.source == gpu.source == "rule"
+
+
+def test_keys_are_json_as_they_are(file: GGUFFile) -> None:
+    for key in (machine_key(), machine_key(0), shape_key(file)):
+        assert json.loads(json.dumps(key)) == key

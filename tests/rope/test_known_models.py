@@ -1,0 +1,116 @@
+"""Known families: a name speaks where a config is silent, and is told; it never contradicts a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support.rope_configs import AUTO_MAP, LLAMA3, linear, mpe
+
+from pigguf.errors import RopeConflict
+from pigguf.rope import RopeOverrides, RopeScaling, read_rope
+from pigguf.rope.known_models import KNOWN
+
+LLAMA_1 = mpe(2048)
+LLAMA_2 = mpe(4096, rope_scaling=None)
+LLAMA_3 = mpe(131072, rope_theta=5e5, rope_scaling=None)
+BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def scaled(factor: float, original: int) -> RopeScaling:
+    return RopeScaling("linear", factor, 1e4, original, round(factor * original))
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "expected"),
+    [
+        ("superhot-13b-8k-no-rlhf-test", LLAMA_1, scaled(4.0, 2048)),
+        ("llama-13b-superhot-13b-16k-no-rlhf-test", LLAMA_1, scaled(8.0, 2048)),
+        ("Wizard-Vicuna-13B-Uncensored-SuperHOT-8K-fp16", mpe(8192, auto_map=AUTO_MAP), scaled(4.0, 2048)),
+        ("Guanaco-33B-SuperHOT-8K-fp16", mpe(8192, max_sequence_length=2048), scaled(4.0, 2048)),
+        ("Llama-2-7b-longlora-8k-ft", LLAMA_2, scaled(2.0, 4096)),
+        ("Llama-2-7b-longlora-16k", LLAMA_2, scaled(4.0, 4096)),
+        ("Llama-2-13b-longlora-32k", LLAMA_2, scaled(8.0, 4096)),
+        ("Llama-2-13b-longlora-64k", LLAMA_2, scaled(16.0, 4096)),
+        ("LongAlpaca-7B", LLAMA_2, scaled(8.0, 4096)),
+        ("LongAlpaca-13B", mpe(32768, rope_theta=10000.0), scaled(8.0, 4096)),
+        (
+            "Llama-2-7b-longlora-32k-ft",
+            mpe(4096, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+            scaled(8.0, 4096),
+        ),
+        ("LongAlpaca-70B-16k", LLAMA_2, scaled(4.0, 4096)),
+        ("Meta-Llama-3.1-8B", LLAMA_3, RopeScaling("llama3", 8.0, 5e5, 8192, 131072, BANDS)),
+        ("llama3.2-1b", LLAMA_3, RopeScaling("llama3", 32.0, 5e5, 8192, 131072, BANDS)),
+        ("Llama-3.3-70B-Instruct", LLAMA_3, RopeScaling("llama3", 8.0, 5e5, 8192, 131072, BANDS)),
+    ],
+)
+def test_a_known_name_tells_what_a_silent_config_does_not(
+    name: str, config: dict[str, Any], expected: RopeScaling
+) -> None:
+    rope = read_rope(config, {}, name=name)
+    assert rope == expected
+    assert rope == read_rope({**config, "_name_or_path": f"./models/{name}"}, {})
+    assert rope.decisions[0].startswith("known by its name")
+    assert name in rope.decisions[0]
+    named = [item for item in rope.evidence if item.source == "its name"]
+    assert [item.key for item in named] == [name]
+    assert f"{expected.factor:g}" in rope.decisions[1]
+    assert "known_models.json" in rope.decisions[1]
+    told = [item for item in rope.evidence if item.source == "known_models.json"]
+    assert any(item.value == expected.factor for item in told)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("Llama-2-7b-hf", LLAMA_2),
+        ("superhot-13b", LLAMA_1),
+        ("hot-8k", LLAMA_1),
+        ("superhot-128k", LLAMA_1),
+        ("Llama-2-7b-longlora-100k-ft", LLAMA_2),
+        ("Meta-Llama-3-8B", mpe(8192, rope_theta=5e5)),
+        ("Llama-3.1-8B-shortened", mpe(8192, rope_theta=5e5)),
+        ("Llama-3.10-8B", LLAMA_3),
+        ("LongAlpaca-7B", mpe(16384)),
+        ("Llama-3-8B-LongAlpaca", mpe(4096, rope_theta=5e5)),
+        ("", LLAMA_1),
+    ],
+)
+def test_other_names_tell_nothing(name: str, config: dict[str, Any]) -> None:
+    rope = read_rope(config, {}, name=name)
+    assert rope.kind == "none"
+    assert len(rope.decisions) == 3
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        mpe(4096, **linear(2.0)),
+        mpe(2048, rope_condense_ratio=2),
+        mpe(131072, rope_theta=5e5, rope_scaling=LLAMA3),
+    ],
+)
+def test_a_config_that_has_a_scaling_is_believed_and_no_name(config: dict[str, Any]) -> None:
+    assert read_rope(config, {}, name="superhot-8k") == read_rope(config, {})
+
+
+def test_the_users_word_stands_above_a_name() -> None:
+    rope = read_rope(LLAMA_1, {}, RopeOverrides(factor=1.0), name="superhot-8k")
+    assert rope == RopeScaling("none", 1.0, 1e4, 2048, 2048)
+    assert read_rope(LLAMA_1, {}, RopeOverrides(factor=2.0), name="superhot-8k") == scaled(2.0, 2048)
+
+
+def test_a_window_that_does_not_fit_a_name_is_a_conflict() -> None:
+    with pytest.raises(RopeConflict) as caught:
+        read_rope(mpe(6000), {}, name="superhot-8k")
+    for part in ("known_models.json: SuperHOT 8k.factor = 4.0", "max_position_embeddings = 6000"):
+        assert part in caught.value.message
+    assert "--original-context" in (caught.value.hint or "")
+
+
+def test_every_known_family_has_a_source_and_can_be_named() -> None:
+    for family in KNOWN:
+        assert family.source
+        assert set(family.rope_scaling) >= {"rope_type", "factor"}
+    assert len({family.name for family in KNOWN}) == len(KNOWN)

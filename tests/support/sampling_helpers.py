@@ -1,0 +1,39 @@
+"""A client of workers in a process of its own, to be run on another host.
+
+usage: drawer.py MODEL COUNT WORKER...
+
+Reads a prompt and draws COUNT tokens greedily, one a line; where a worker is lost, its message goes to stderr
+and the exit status is 8.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from support.tiny_gguf import text_tokens
+
+from pigguf.errors import WorkerLost
+from pigguf.inference.engine import Sampling
+from pigguf.inference.open_context import RunSettings, open_session
+
+PROMPT = text_tokens(200)
+
+
+def draw(model: str, count: int, workers: tuple[str, ...]) -> None:
+    settings = RunSettings(
+        1024, gpu_layers="all" if workers else 0, prefill="llama.cpp", flash_attention=True, sessions=False,
+        workers=workers,
+    )  # fmt: skip
+    with open_session(model, settings) as session:
+        session.advance_to(PROMPT)
+        for token in session.generate(Sampling(temperature=0), limit=count, lookup=False):
+            sys.stdout.write(f"{token}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        draw(sys.argv[1], int(sys.argv[2]), tuple(sys.argv[3:]))
+    except WorkerLost as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(8) from None

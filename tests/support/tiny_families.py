@@ -1,0 +1,243 @@
+"""A tiny seeded model of each kind that the families' tables tell apart, made with transformers."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from pigguf.architectures import Family, find_family, to_gguf
+from pigguf.architectures.hparams import ModelSpec
+from pigguf.common.lazy_tensor import TensorRef
+
+WINDOW = 64
+BASE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": WINDOW,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+GPT2: dict[str, Any] = {
+    "vocab_size": 96,
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": WINDOW,
+}
+NEOX: dict[str, Any] = {
+    **{key: value for key, value in BASE.items() if key not in ("num_key_value_heads", "rms_norm_eps")},
+    "num_attention_heads": 4,
+}
+PHI: dict[str, Any] = {**NEOX, "num_key_value_heads": 2}
+FALCON: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": WINDOW,
+}
+BLOOM: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "seq_length": WINDOW,
+}
+MPT: dict[str, Any] = {"vocab_size": 96, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": WINDOW}
+OPT: dict[str, Any] = {
+    **FALCON,
+    "ffn_dim": 96,
+    "word_embed_proj_dim": 64,
+}
+GEMMA: dict[str, Any] = {**BASE, "head_dim": 16, "tie_word_embeddings": True}
+GEMMA2: dict[str, Any] = {
+    **GEMMA,
+    "num_hidden_layers": 4,
+    "sliding_window": 24,
+    "query_pre_attn_scalar": 16,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+}
+GEMMA3: dict[str, Any] = {**GEMMA, "num_hidden_layers": 7, "sliding_window": 24, "query_pre_attn_scalar": 16}
+MIXTRAL: dict[str, Any] = {**BASE, "num_local_experts": 4, "num_experts_per_tok": 2}
+GRANITE: dict[str, Any] = {
+    **BASE,
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.25,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 1.5,
+}
+SMALL_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+COHERE: dict[str, Any] = {**PHI, **SMALL_IDS, "tie_word_embeddings": True, "logit_scale": 0.5}
+PHI3: dict[str, Any] = {**BASE, **SMALL_IDS, "original_max_position_embeddings": WINDOW}
+SMOLLM3: dict[str, Any] = {**BASE, **SMALL_IDS, "num_hidden_layers": 5}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+SCALED = {"rope_parameters": LINEAR}
+
+
+class Kind(NamedTuple):
+    """A transformers class and the keys of its config."""
+
+    cls: str
+    config: Mapping[str, Any]
+
+
+KINDS: dict[str, Kind] = {
+    "llama": Kind("LlamaForCausalLM", BASE),
+    "llama, factor 4": Kind("LlamaForCausalLM", {**BASE, **SCALED}),
+    "llama, tied": Kind("LlamaForCausalLM", {**BASE, "tie_word_embeddings": True}),
+    "llama, biases": Kind("LlamaForCausalLM", {**BASE, "attention_bias": True, "mlp_bias": True, **SCALED}),
+    "llama, heads of their own width": Kind(
+        "LlamaForCausalLM", {**BASE, "head_dim": 16, "num_key_value_heads": 4}
+    ),
+    "llama, no shared heads": Kind("LlamaForCausalLM", {**BASE, "num_key_value_heads": 8}),
+    "mistral": Kind("MistralForCausalLM", {**BASE, "sliding_window": None, **SCALED}),
+    "qwen2": Kind("Qwen2ForCausalLM", BASE),
+    "qwen2, tied, factor 4": Kind("Qwen2ForCausalLM", {**BASE, "tie_word_embeddings": True, **SCALED}),
+    "qwen3": Kind("Qwen3ForCausalLM", {**BASE, "head_dim": 16}),
+    "qwen3, factor 4": Kind("Qwen3ForCausalLM", {**BASE, "head_dim": 16, **SCALED}),
+    "gpt2": Kind("GPT2LMHeadModel", GPT2),
+    "gpt2, untied": Kind("GPT2LMHeadModel", {**GPT2, "n_inner": 96, "tie_word_embeddings": False}),
+    "gptneox": Kind("GPTNeoXForCausalLM", NEOX),
+    "gptneox, one after the other, factor 4": Kind(
+        "GPTNeoXForCausalLM",
+        {**NEOX, "use_parallel_residual": False, "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}},
+    ),
+    "gptneox, tied": Kind("GPTNeoXForCausalLM", {**NEOX, "tie_word_embeddings": True}),
+    "phi2": Kind("PhiForCausalLM", PHI),
+    "phi2, factor 4": Kind(
+        "PhiForCausalLM", {**PHI, "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}}
+    ),
+    "gptj": Kind("GPTJForCausalLM", {**GPT2, "rotary_dim": 8}),
+    "falcon": Kind("FalconForCausalLM", FALCON),
+    "falcon, no shared heads, untied": Kind(
+        "FalconForCausalLM", {**FALCON, "multi_query": False, "tie_word_embeddings": False}
+    ),
+    "falcon, two norms, factor 4": Kind(
+        "FalconForCausalLM", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, **SCALED}
+    ),
+    "bloom": Kind("BloomForCausalLM", BLOOM),
+    "bloom, 12 heads": Kind("BloomForCausalLM", {**BLOOM, "hidden_size": 96, "n_head": 12}),
+    "mpt": Kind("MptForCausalLM", MPT),
+    "mpt, clipped": Kind("MptForCausalLM", {**MPT, "attn_config": {"clip_qkv": 0.5}}),
+    "starcoder": Kind("GPTBigCodeForCausalLM", GPT2),
+    "starcoder, no shared heads": Kind("GPTBigCodeForCausalLM", {**GPT2, "multi_query": False}),
+    "opt": Kind("OPTForCausalLM", OPT),
+    "mixtral": Kind("MixtralForCausalLM", MIXTRAL),
+    "mixtral, factor 4": Kind("MixtralForCausalLM", {**MIXTRAL, **SCALED}),
+    "gemma": Kind("GemmaForCausalLM", GEMMA),
+    "gemma, factor 4": Kind("GemmaForCausalLM", {**GEMMA, **SCALED}),
+    "gemma2": Kind("Gemma2ForCausalLM", GEMMA2),
+    "gemma2, factor 4": Kind("Gemma2ForCausalLM", {**GEMMA2, **SCALED}),
+    "gemma2, other layers slide": Kind(
+        "Gemma2ForCausalLM", {**GEMMA2, "layer_types": ["full_attention", *["sliding_attention"] * 3]}
+    ),
+    "gemma3": Kind("Gemma3ForCausalLM", GEMMA3),
+    "gemma3, untied, other layers slide, factor 4": Kind(
+        "Gemma3ForCausalLM",
+        {
+            **GEMMA3,
+            "tie_word_embeddings": False,
+            "layer_types": [*["sliding_attention", "full_attention"] * 3, "sliding_attention"],
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {**PLAIN, "rope_theta": 5000.0},
+            },
+        },
+    ),
+    "phi3": Kind("Phi3ForCausalLM", PHI3),
+    "phi3, tied, half of a head": Kind(
+        "Phi3ForCausalLM", {**PHI3, "tie_word_embeddings": True, "partial_rotary_factor": 0.5}
+    ),
+    "starcoder2": Kind("Starcoder2ForCausalLM", {**PHI, **SMALL_IDS}),
+    "starcoder2, tied, factor 4": Kind(
+        "Starcoder2ForCausalLM", {**PHI, **SMALL_IDS, "tie_word_embeddings": True, **SCALED}
+    ),
+    "olmo2": Kind("Olmo2ForCausalLM", {**BASE, **SMALL_IDS}),
+    "olmo2, factor 4": Kind("Olmo2ForCausalLM", {**BASE, **SMALL_IDS, **SCALED}),
+    "granite": Kind("GraniteForCausalLM", GRANITE),
+    "granite, tied, biases, factor 4": Kind(
+        "GraniteForCausalLM",
+        {**GRANITE, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, **SCALED},
+    ),
+    "command-r": Kind("CohereForCausalLM", COHERE),
+    "command-r, factor 4": Kind("CohereForCausalLM", {**COHERE, **SCALED}),
+    "smollm3": Kind("SmolLM3ForCausalLM", SMOLLM3),
+    "smollm3, tied, factor 4": Kind("SmolLM3ForCausalLM", {**SMOLLM3, "tie_word_embeddings": True, **SCALED}),
+    "stablelm": Kind(
+        "StableLmForCausalLM", {**PHI, "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.25}}
+    ),
+    "stablelm, biases, side by side, factor 4": Kind(
+        "StableLmForCausalLM",
+        {
+            **PHI,
+            "use_qkv_bias": True,
+            "use_parallel_residual": True,
+            "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5},
+        },
+    ),
+}
+
+
+def scaled(kind: str, rope: Mapping[str, Any]) -> dict[str, Any]:
+    """The config keys that scale a kind's positions, as its class has them."""
+    if KINDS[kind].cls == "Gemma3ForCausalLM":
+        return {"rope_parameters": {"full_attention": rope, "sliding_attention": PLAIN}}
+    return {"rope_parameters": {**(KINDS[kind].config.get("rope_parameters") or {}), **rope}}
+
+
+class TinyModel:
+    """A tiny seeded model, its config.json and its tensors as promises.
+
+    Attributes:
+        kind: a name in KINDS.
+        module: the model.
+        config: config.json as transformers writes it.
+        tensors: as save_pretrained names them.
+    """
+
+    def __init__(self, kind: str, **changes: Any) -> None:
+        self.kind = kind
+        cls = getattr(transformers, KINDS[kind].cls)
+        torch.manual_seed(7)
+        self.module = cls(cls.config_class(**{**KINDS[kind].config, **changes})).eval()
+        with torch.no_grad():
+            for (
+                parameter
+            ) in self.module.parameters():  # norms and biases other than 1 and 0, as bfloat16 has them
+                parameter.copy_((parameter + torch.randn_like(parameter) * 0.1).bfloat16())
+        with tempfile.TemporaryDirectory() as directory:
+            self.module.save_pretrained(directory)
+            self.config: dict[str, Any] = json.loads(Path(directory, "config.json").read_text())
+            state = load_file(Path(directory, "model.safetensors"))
+        self.tensors = {name: promise(name, values) for name, values in state.items()}
+
+    @property
+    def family(self) -> Family:
+        return find_family(self.config)
+
+    def spec(self) -> ModelSpec:
+        return self.family.spec(self.config, self.family.read_positions(self.config, {}))
+
+    def converted(self) -> dict[str, TensorRef]:
+        return {t.name: t for t in to_gguf(self.family, self.spec(), self.tensors, "here")}
+
+
+def promise(name: str, values: np.ndarray[Any, Any], dtype: str = "F32") -> TensorRef:
+    rows = values if values.ndim == 1 else values.reshape(-1, values.shape[-1])
+    read: Callable[[int, int], np.ndarray[Any, Any]] = lambda start, stop: rows[start:stop]  # noqa: E731
+    return TensorRef(name, values.shape, dtype, read)

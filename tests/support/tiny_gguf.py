@@ -1,0 +1,207 @@
+"""Tiny seeded GGUF files for the engine's tests: a Llama of two layers whose vocabulary is bytes.
+
+Every metadata key and tensor type can be replaced, so that a test says only what is special about it.
+GRAPHS has a model for each graph of llama.cpp that pigguf runs, with every optional part and without.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pigguf.architectures import FAMILIES, Family
+from pigguf.architectures.family import PATTERN_KEY, WINDOW_KEY
+from pigguf.architectures.hparam_rules import WHOLE_HEAD
+from pigguf.architectures.hparams import UNTIED, ModelSpec
+from pigguf.gguf_io import PlannedTensor, TensorType, row_bytes, write_gguf
+from pigguf.gguf_io.metadata import Typed, array, f32, string, u32
+from pigguf.rope import RopeScaling
+from pigguf.rope.unrotated import UNROTATED
+
+LAYERS, WIDTH, HEADS, KV_HEADS, FEED_FORWARD, WINDOW = 2, 64, 4, 2, 96, 1024
+SPECIAL = ("<unk>", "<s>", "</s>")
+TOKENS = SPECIAL + tuple(f"<0x{byte:02X}>" for byte in range(256)) + ("\u2581", "\u2581the", "an")
+VOCABULARY = len(TOKENS)
+FIRST_BYTE = len(SPECIAL)
+# llama.h, enum llama_token_type: normal 1, unknown 2, control 3, byte 6
+TOKEN_TYPES = (2, 3, 3, *[6] * 256, 1, 1, 1)
+
+LAYER_SHAPES: dict[str, tuple[int, ...]] = {
+    "attn_norm": (WIDTH,),
+    "attn_q": (WIDTH, WIDTH),
+    "attn_k": (WIDTH * KV_HEADS // HEADS, WIDTH),
+    "attn_v": (WIDTH * KV_HEADS // HEADS, WIDTH),
+    "attn_output": (WIDTH, WIDTH),
+    "ffn_norm": (WIDTH,),
+    "ffn_gate": (FEED_FORWARD, WIDTH),
+    "ffn_up": (FEED_FORWARD, WIDTH),
+    "ffn_down": (WIDTH, FEED_FORWARD),
+}
+SHAPES: dict[str, tuple[int, ...]] = {
+    "token_embd.weight": (VOCABULARY, WIDTH),
+    "output_norm.weight": (WIDTH,),
+    "output.weight": (VOCABULARY, WIDTH),
+    **{
+        f"blk.{layer}.{name}.weight": shape for layer in range(LAYERS) for name, shape in LAYER_SHAPES.items()
+    },
+}
+
+TOKENIZER: dict[str, Typed] = {
+    "tokenizer.ggml.model": string("llama"),
+    "tokenizer.ggml.tokens": array("str", TOKENS),
+    "tokenizer.ggml.scores": array("f32", (0.0,) * VOCABULARY),
+    "tokenizer.ggml.token_type": array("i32", TOKEN_TYPES),
+    "tokenizer.ggml.bos_token_id": u32(1),
+    "tokenizer.ggml.eos_token_id": u32(2),
+}
+
+METADATA: dict[str, Typed] = {
+    "general.architecture": string("llama"),
+    "general.name": string("tiny"),
+    "llama.context_length": u32(WINDOW),
+    "llama.embedding_length": u32(WIDTH),
+    "llama.feed_forward_length": u32(FEED_FORWARD),
+    "llama.block_count": u32(LAYERS),
+    "llama.attention.head_count": u32(HEADS),
+    "llama.attention.head_count_kv": u32(KV_HEADS),
+    "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
+    "llama.rope.dimension_count": u32(WIDTH // HEADS),
+    "llama.rope.freq_base": f32(10000.0),
+    **TOKENIZER,
+}
+
+
+class Tiny(NamedTuple):
+    """What a tiny model is made of, before a test changes it."""
+
+    metadata: Mapping[str, Typed]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata["general.architecture"].value)
+
+
+LLAMA = Tiny(METADATA, SHAPES)
+
+
+def write_tiny(
+    path: Path,
+    metadata: Mapping[str, Typed | None] | None = None,
+    types: Mapping[str, TensorType] | None = None,
+    shapes: Mapping[str, tuple[int, ...] | None] | None = None,
+    model: Tiny = LLAMA,
+) -> Path:
+    """Write a tiny model; keys, types and shapes replace or add, None takes away."""
+    keys = {key: typed for key, typed in {**model.metadata, **(metadata or {})}.items() if typed is not None}
+    wanted = {name: shape for name, shape in {**model.shapes, **(shapes or {})}.items() if shape is not None}
+    random = np.random.default_rng(0)
+    tensors = [_planned(random, name, shape, (types or {}).get(name)) for name, shape in wanted.items()]
+    write_gguf(path, keys, tensors)
+    return path
+
+
+def write_deep(path: Path, layers: int) -> Path:
+    """The tiny Llama with more layers, to spread over devices."""
+    shapes = {
+        f"blk.{layer}.{name}.weight": shape for layer in range(layers) for name, shape in LAYER_SHAPES.items()
+    }
+    return write_tiny(path, {"llama.block_count": u32(layers)}, shapes=shapes)
+
+
+def linear(factor: float, context_length: int = WINDOW) -> dict[str, Typed | None]:
+    """The keys of a window extended by Position Interpolation."""
+    return {
+        "llama.rope.scaling.type": string("linear"),
+        "llama.rope.scaling.factor": f32(factor),
+        "llama.rope.scaling.original_context_length": u32(int(context_length / factor)),
+        "llama.context_length": u32(context_length),
+    }
+
+
+def text_tokens(count: int, seed: int = 1) -> list[int]:
+    """BOS and random bytes as tokens."""
+    drawn = np.random.default_rng(seed).integers(FIRST_BYTE, FIRST_BYTE + 256, count - 1)
+    return [1, *map(int, drawn)]
+
+
+def _planned(
+    random: np.random.Generator, name: str, shape: tuple[int, ...], kind: TensorType | None
+) -> PlannedTensor:
+    spread, middle = (0.1, 1.0) if len(shape) == 1 else (2 / np.sqrt(shape[-1]), 0.0)
+    values = (random.standard_normal(shape) * spread + middle).astype(np.float32)
+    rows = math.prod(shape[:-1]) if len(shape) > 1 else shape[0]
+    if kind is None:
+        values = values.reshape(rows, -1)
+        return PlannedTensor(name, shape, TensorType.F32, [(0, rows)], lambda a, b: values[a:b])
+    # Of other types only the size matters here: zeros are valid blocks of all of them.
+    size = row_bytes(kind, shape[-1]) * (values.size // shape[-1])
+    return PlannedTensor(name, shape, kind, [(0, rows)], lambda a, b: np.zeros(size, np.uint8))
+
+
+# ---- every graph ---------------------------------------------------------------------------------
+
+SLIDING_WINDOW = 16
+# Layers that a graph tells kinds of its models by: Baichuan's its positions, Command-R's norms of heads.
+LAYERS_OF = {"baichuan": (32, 40), "command-r": (LAYERS, 64)}
+WITH_64_LAYERS = "use_qk_norm"
+NOT_IN_GRAPH = ("qwen3", "attention_bias")  # which is a bias of the output too, in transformers
+
+
+def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH, **sizes: int) -> Tiny:
+    """The tiny model of a family, whose window is 64 tokens, with optional parts and sizes of ModelSpec."""
+    window, experts = 64, 4 if family.mixture else 0
+    kind, positions = UNROTATED.get(family.architecture, ("none", RopeScaling))
+    spec = ModelSpec(
+        architecture=family.architecture,
+        hf_class=family.classes[0],
+        layers=layers,
+        embedding_length=width,
+        feed_forward_length=FEED_FORWARD if width == WIDTH else width,
+        heads=HEADS,
+        kv_heads=KV_HEADS,
+        head_dim=width // HEADS,
+        rotary_dim=width // HEADS // (1 if family.rotary == WHOLE_HEAD else 2),
+        vocab_size=VOCABULARY,
+        norm_epsilon=1e-5,
+        rope=positions(kind, 1.0, 10000.0, window, window),
+        norm=family.norm,
+        parts=parts,
+        experts=experts,
+        parameters=_parameters(family, layers),
+    )
+    spec = replace(spec, **sizes)
+    shapes = {tensor.name: tensor.shape for rule in family.rules(spec) for tensor in rule.gguf}
+    return Tiny({"general.architecture": string(family.architecture), **spec.metadata(), **TOKENIZER}, shapes)
+
+
+def _parameters(family: Family, layers: int) -> dict[str, Typed]:
+    own = {rule.gguf: Typed(rule.kind, 1.0 if rule.default is None else rule.default) for rule in family.keys}
+    own.pop("expert_count", None)
+    if family.period:
+        slides = tuple(layer % 2 == 0 for layer in range(layers))
+        own |= {WINDOW_KEY: u32(SLIDING_WINDOW), PATTERN_KEY: array("bool", slides)}
+    return own
+
+
+def _graphs(width: int) -> dict[str, Tiny]:
+    """Every graph with as few and as many parts as it can have, but for the output matrix."""
+    found: dict[str, Tiny] = {}
+    for family in (family for family in FAMILIES if not family.folded):
+        own = {part for part in family.parts if (family.architecture, part) != NOT_IN_GRAPH}
+        for layers in LAYERS_OF.get(family.architecture, (LAYERS,)):
+            for parts in ({UNTIED} & own, own):
+                if (WITH_64_LAYERS in parts) == (layers == 64):
+                    name = ", ".join((family.classes[0], f"{layers} layers", *sorted(parts)))
+                    tiny = graph(family, layers, frozenset(parts), width)
+                    found |= {} if tiny in found.values() else {name: tiny}
+    return found
+
+
+GRAPHS = _graphs(WIDTH)
+WIDE_GRAPHS = _graphs(256)  # of which every type's blocks are full
