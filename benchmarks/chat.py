@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 import llama_cpp
 from peers import machine
 
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
 
 DEPTHS, COUNT, ROUNDS = (64, 2048), 256, 9
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 def main(path: str) -> None:
@@ -40,8 +40,8 @@ def main(path: str) -> None:
                 for _ in range(ROUNDS):
                     bare.prefill(prompt)
                     expected = timed(seconds["bare"], bare.decode)
-                    session.keep(0)
-                    session.feed(prompt)
+                    session.truncate(0)
+                    session.prefill(prompt)
                     got = timed(
                         seconds["pigguf"], lambda: list(session.generate(GREEDY, COUNT, lookup=False))
                     )

@@ -111,11 +111,13 @@ def examined(kind: str, folder: Path) -> Row:
     checkpoint = make_checkpoint(folder / "checkpoint", kind)
     ours = folder / "ours.gguf"
     rope = pigguf.convert(checkpoint, ours, type="F32").plan.rope
-    row.positions = rope.kind if rope.factor == 1 else f"{rope.kind} {rope.factor:g}"
+    row.positions = rope.rope_type if rope.factor == 1 else f"{rope.rope_type} {rope.factor:g}"
     row.architecture = read_header(ours).architecture
     row.divergences = [divergence(ours, checkpoint, rope.context_length)]
     compare_with_peer(row, checkpoint, ours, folder / "theirs.gguf")
-    plain = rope.kind == "none" and rope.local_base is None  # a kind of its own has a factor elsewhere
+    plain = (
+        rope.rope_type == "none" and rope.local_rope_theta is None
+    )  # a kind of its own has a factor elsewhere
     row.divergences.append(extended(kind, folder, rope) if plain else "")
     return row
 

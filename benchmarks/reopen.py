@@ -53,17 +53,17 @@ def ask(model: Path, document: Path, question: str) -> tuple[float, float]:
 
 
 def child(model: Path, document: Path, question: str) -> None:
-    from pigguf.inference.engine import Sampling
-    from pigguf.inference.open_context import RunSettings, open_session
+    from pigguf.inference.engine import SamplingParams
+    from pigguf.inference.open_context import RunConfig, open_session
 
     tokens = [int(token) for token in document.read_text().split()]
-    with open_session(model, RunSettings(ctx=len(tokens) + 256)) as session:
+    with open_session(model, RunConfig(ctx=len(tokens) + 256)) as session:
         asked = tokens + session.context.model.tokenize(
             f"\n\nQuestion: {question}\nAnswer:", add_special=False
         )
         begun = time.perf_counter()
-        session.advance_to(asked)
-        next(session.generate(Sampling(temperature=0), 1), None)  # an end is a token too
+        session.set_prompt(asked)
+        next(session.generate(SamplingParams(temperature=0), 1), None)  # an end is a token too
         print(time.perf_counter() - begun)
 
 

@@ -48,8 +48,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.network import Network, missing  # noqa: E402
 from support.worker_process import WorkerProcess  # noqa: E402
 
-from pigguf.inference.engine import Sampling  # noqa: E402
-from pigguf.inference.open_context import RunSettings, open_session  # noqa: E402
+from pigguf.inference.engine import SamplingParams  # noqa: E402
+from pigguf.inference.open_context import RunConfig, open_session  # noqa: E402
 
 NOVEL = ROOT / "tests/data/persuasion-chapters-3-5.txt"
 FRAME = 9000
@@ -146,25 +146,25 @@ def core(number: int) -> tuple[str, ...]:
 
 def child(model: Path, size: Size, workers: tuple[str, ...]) -> Measured:
     """What one client sees, in this process."""
-    settings = RunSettings(
+    settings = RunConfig(
         size.prompt + size.drawn + 64,
         gpu_layers="all" if workers else 0,
         flash_attention=True,
         prefill="llama.cpp",
-        sessions=False,
+        prompt_cache=False,
         workers=workers,
     )
     begun = time.perf_counter()
     with open_session(model, settings) as session:
         opened = time.perf_counter() - begun
         prompt = session.context.model.tokenize(NOVEL.read_text(encoding="utf-8"))[: size.prompt]
-        session.feed(prompt[:64])  # warm
+        session.prefill(prompt[:64])  # warm
         prefill, decode = [], []
         for _ in range(size.rounds):
-            session.keep(0)
+            session.truncate(0)
             begun = time.perf_counter()
-            session.feed(prompt)
-            drawing = session.generate(Sampling(temperature=0), size.drawn + 1, lookup=False)
+            session.prefill(prompt)
+            drawing = session.generate(SamplingParams(temperature=0), size.drawn + 1, lookup=False)
             tokens = [next(drawing)]
             read = time.perf_counter()
             tokens += drawing

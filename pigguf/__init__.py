@@ -76,9 +76,9 @@ __all__ = [  # noqa: RUF022  (in the order a user meets them)
     "summarize",
     "evaluate",
     "RopeOverrides",
-    "RunSettings",
+    "RunConfig",
     "RuntimeRope",
-    "Sampling",
+    "SamplingParams",
     "PigError",
     "Progress",
     "__version__",
@@ -93,9 +93,9 @@ if TYPE_CHECKING:
     from pigguf.finetuning.settings import FinetuneSettings
     from pigguf.inference.benchmark import bench
     from pigguf.inference.engine.model import RuntimeRope
-    from pigguf.inference.engine.sampling import Sampling
+    from pigguf.inference.engine.sampling import SamplingParams
     from pigguf.inference.local_model import LocalModel, open_model
-    from pigguf.inference.open_context import RunSettings
+    from pigguf.inference.open_context import RunConfig
     from pigguf.inference.planning import plan
     from pigguf.inference.tuning.tune import tune
     from pigguf.operations.convert import ConversionResult, convert

@@ -13,7 +13,7 @@ from typing import Any
 
 from pigguf.architectures.family import NOT_COMPUTED, TIED, Family
 from pigguf.architectures.hparam_rules import Flag, own_keys
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import (
     ATTENTION_NORM,
     EMBEDDING,
@@ -55,10 +55,10 @@ class UnitRows(Flag):
         """Nothing: the vocabulary says it, and the rows are of length 1 by now."""
 
 
-def _check(keys: Config, spec: ModelSpec) -> None:
-    if spec.layers not in (ROTATED_LAYERS, ALIBI_LAYERS):
+def _check(keys: Config, hparams: HParams) -> None:
+    if hparams.layers not in (ROTATED_LAYERS, ALIBI_LAYERS):
         raise UnsupportedModel(
-            f"{keys.says('num_hidden_layers')}: llama.cpp's {spec.architecture} graph rotates models of "
+            f"{keys.says('num_hidden_layers')}: llama.cpp's {hparams.architecture} graph rotates models of "
             f"{ROTATED_LAYERS} layers and has ALiBi for those of {ALIBI_LAYERS}, and no positions for others",
             NOT_COMPUTED,
         )

@@ -13,7 +13,7 @@ from typing import Any
 from pigguf.architectures.family import NOT_COMPUTED, Family
 from pigguf.architectures.gemma import TIED_ONLY
 from pigguf.architectures.hparam_rules import Flag, KeyRule
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import (
     ATTENTION_NORM,
     EMBEDDING,
@@ -31,17 +31,17 @@ QK_NORM = "use_qk_norm"
 LAYERS_WITH_NORMS = 64
 
 
-def _check(keys: Config, spec: ModelSpec) -> None:
-    if spec.has(QK_NORM) != (spec.layers >= LAYERS_WITH_NORMS):
+def _check(keys: Config, hparams: HParams) -> None:
+    if hparams.has(QK_NORM) != (hparams.layers >= LAYERS_WITH_NORMS):
         raise UnsupportedModel(
-            f"config.json: {QK_NORM} is {str(spec.has(QK_NORM)).lower()} in a model of {spec.layers} layers, "
-            f"and llama.cpp's {spec.architecture} graph has those norms from {LAYERS_WITH_NORMS} layers on",
+            f"config.json: {QK_NORM} is {str(hparams.has(QK_NORM)).lower()} in a model of {hparams.layers} layers, "
+            f"and llama.cpp's {hparams.architecture} graph has those norms from {LAYERS_WITH_NORMS} layers on",
             NOT_COMPUTED,
         )
 
 
-def _write(spec: ModelSpec) -> Mapping[str, Any]:
-    return {"max_position_embeddings": spec.rope.context_length}
+def _write(hparams: HParams) -> Mapping[str, Any]:
+    return {"max_position_embeddings": hparams.rope.context_length}
 
 
 COMMAND_R = Family(

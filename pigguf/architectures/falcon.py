@@ -13,7 +13,7 @@ from typing import Any
 from pigguf.architectures.family import TIED_BY_DEFAULT, Family
 from pigguf.architectures.gptneox import GELU
 from pigguf.architectures.hparam_rules import Flag, four_times
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.tensor_rules import (
     INNER,
     QKV,
@@ -50,12 +50,12 @@ def _kv_heads(keys: Config, heads: int) -> int:
     return 1 if keys.optional("multi_query", bool, True) else heads
 
 
-def _write(spec: ModelSpec) -> Mapping[str, Any]:
-    older = spec.kv_heads in (1, spec.heads) and not spec.has(TWO_NORMS)
+def _write(hparams: HParams) -> Mapping[str, Any]:
+    older = hparams.kv_heads in (1, hparams.heads) and not hparams.has(TWO_NORMS)
     return {
         "new_decoder_architecture": not older,
-        "multi_query": spec.kv_heads == 1,
-        "num_kv_heads": spec.kv_heads,
+        "multi_query": hparams.kv_heads == 1,
+        "num_kv_heads": hparams.kv_heads,
         "parallel_attn": True,
     }
 

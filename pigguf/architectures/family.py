@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from pigguf.architectures.hparam_rules import WHOLE_HEAD, Flag, KeyRule, WholeHead, no_window, stated
-from pigguf.architectures.hparams import EPSILON_KEYS, UNTIED, ModelSpec, Norm
+from pigguf.architectures.hparams import EPSILON_KEYS, UNTIED, HParams, Norm
 from pigguf.architectures.tensor_rules import EXPERT, SIZES, Piece, TensorRule
 from pigguf.common.config import Config, as_json
 from pigguf.errors import CheckpointError, GGUFError, RopeConflict, UnsupportedModel
@@ -140,8 +140,8 @@ class Family:
     free_head_dim: bool = False
     sliding_window: Callable[[Config], int | None] = no_window
     period: int = 0
-    check: Callable[[Config, ModelSpec], None] | None = None
-    write: Callable[[ModelSpec], Mapping[str, Any]] | None = None
+    check: Callable[[Config, HParams], None] | None = None
+    write: Callable[[HParams], Mapping[str, Any]] | None = None
     folded: bool = False
     export: Mapping[str, Any] = field(default_factory=dict)
 
@@ -192,19 +192,19 @@ class Family:
             name = re.sub(pattern, replacement, name)
         return name
 
-    def rules(self, spec: ModelSpec) -> Iterator[NamedRule]:
+    def rules(self, hparams: HParams) -> Iterator[NamedRule]:
         """Every tensor the model must have, in the order of the file."""
-        rules = [rule for rule in self.tensors if spec.has(rule.when)]
+        rules = [rule for rule in self.tensors if hparams.has(rule.when)]
         first = next(index for index, rule in enumerate(rules) if rule.of_layer)
         of_layer = [rule for rule in rules if rule.of_layer]
         for rule in rules[:first]:
-            yield _named(rule, spec)
-        for layer in range(spec.layers):
+            yield _named(rule, hparams)
+        for layer in range(hparams.layers):
             for rule in of_layer:
-                yield _named(rule, spec, layer)
+                yield _named(rule, hparams, layer)
         for rule in rules[first:]:
             if not rule.of_layer:
-                yield _named(rule, spec)
+                yield _named(rule, hparams)
 
     # --- config.json
 
@@ -251,7 +251,7 @@ class Family:
         language = {**defaults, **said, **own}
         return {**config, self.section: language} if keys.prefix else language
 
-    def spec(self, config: Mapping[str, Any], rope: RopeScaling) -> ModelSpec:
+    def read_hparams(self, config: Mapping[str, Any], rope: RopeScaling) -> HParams:
         """The shape that a config.json gives, with positions as decided.
 
         Raises:
@@ -268,7 +268,7 @@ class Family:
         inner = self.feed_forward(width) if self.feed_forward else None
         experts = [rule for rule in self.keys if rule.gguf == "expert_count"]
         layers = self._number(keys, "num_hidden_layers")
-        spec = ModelSpec(
+        hparams = HParams(
             architecture=self.architecture,
             hf_class=self.classes[0],
             layers=layers,
@@ -288,60 +288,60 @@ class Family:
             experts=next((typed.value for rule in experts if (typed := rule.read(keys)) is not None), 0),
             parameters={**self._own_keys(keys), **self._sliding(keys, layers, rope.context_length)},
         )
-        self._check(spec, "config.json: ", CheckpointError)
+        self._check(hparams, "config.json: ", CheckpointError)
         if self.check is not None:
-            self.check(keys, spec)
-        return spec
+            self.check(keys, hparams)
+        return hparams
 
-    def with_positions(self, config: Mapping[str, Any], spec: ModelSpec) -> dict[str, Any]:
-        """A checkpoint's config.json with the positions of `spec` in place of its own.
+    def with_positions(self, config: Mapping[str, Any], hparams: HParams) -> dict[str, Any]:
+        """A checkpoint's config.json with the positions of `hparams` in place of its own.
 
         Nothing of what it said of scaling stays: transformers lets rope_scaling win over rope_parameters.
         """
         keys = self._keys(config)
         bare = {key: keys.values[key] for key in keys.values if key not in SCALING_SECTIONS}
-        language = {**bare, **{self._name(key): value for key, value in spec.rope.config().items()}}
-        self.rotary.write(language, spec.rotary_dim, spec.head_dim)
+        language = {**bare, **{self._name(key): value for key, value in hparams.rope.to_config().items()}}
+        self.rotary.write(language, hparams.rotary_dim, hparams.head_dim)
         return {**config, self.section: language} if keys.prefix else language
 
-    def config(self, spec: ModelSpec) -> dict[str, Any]:
+    def config(self, hparams: HParams) -> dict[str, Any]:
         """The config.json of an export, whose weights are bfloat16; token ids are the tokenizer's to add.
 
         Raises:
             GGUFError: the GGUF leaves a key out for which transformers has another default than the graph.
         """
         llamas = {
-            "vocab_size": spec.vocab_size,
-            "hidden_size": spec.embedding_length,
-            "intermediate_size": spec.feed_forward_length,
-            "num_hidden_layers": spec.layers,
-            "num_attention_heads": spec.heads,
+            "vocab_size": hparams.vocab_size,
+            "hidden_size": hparams.embedding_length,
+            "intermediate_size": hparams.feed_forward_length,
+            "num_hidden_layers": hparams.layers,
+            "num_attention_heads": hparams.heads,
         }
         if self.kv_heads is None:
-            llamas["num_key_value_heads"] = spec.kv_heads
-        of_its_own = spec.head_dim * spec.heads != spec.embedding_length
-        if of_its_own or spec.head_dim != self.defaults.get("head_dim", spec.head_dim):
-            llamas["head_dim"] = spec.head_dim
-        keys = {self._name(key): value for key, value in {**llamas, **spec.rope.config()}.items()}
+            llamas["num_key_value_heads"] = hparams.kv_heads
+        of_its_own = hparams.head_dim * hparams.heads != hparams.embedding_length
+        if of_its_own or hparams.head_dim != self.defaults.get("head_dim", hparams.head_dim):
+            llamas["head_dim"] = hparams.head_dim
+        keys = {self._name(key): value for key, value in {**llamas, **hparams.rope.to_config()}.items()}
         for rule in self.keys:
-            if rule.gguf in spec.parameters:
-                rule.write(keys, spec.parameters[rule.gguf].value)
+            if rule.gguf in hparams.parameters:
+                rule.write(keys, hparams.parameters[rule.gguf].value)
             elif rule.gguf == "expert_count":
-                rule.write(keys, spec.experts)
+                rule.write(keys, hparams.experts)
             elif rule.default is not None:  # the graph's value and transformers' may differ
                 raise GGUFError(f"metadata key {self.architecture}.{rule.gguf} is missing", ANOTHER_MAKE)
         for part, flag in self.parts.items():
-            flag.write(keys, spec.has(part))
-        self.rotary.write(keys, spec.rotary_dim, spec.head_dim)
+            flag.write(keys, hparams.has(part))
+        self.rotary.write(keys, hparams.rotary_dim, hparams.head_dim)
         return {
             "architectures": [self.classes[0]],
             "model_type": self.model_type,
             **keys,
-            self.epsilon[0]: shortest_f32(spec.norm_epsilon),
-            **self._sliding_config(spec),
+            self.epsilon[0]: shortest_f32(hparams.norm_epsilon),
+            **self._sliding_config(hparams),
             **dict.fromkeys(TOKEN_IDS),
             "torch_dtype": "bfloat16",
-            **(self.write(spec) if self.write else {}),
+            **(self.write(hparams) if self.write else {}),
             **self.export,
         }
 
@@ -406,17 +406,17 @@ class Family:
             raise keys.invalid("layer_types", f"a list of {layers}, one for each layer")
         return tuple(kinds)
 
-    def _sliding_config(self, spec: ModelSpec) -> dict[str, Any]:
-        window, pattern = spec.parameters.get(WINDOW_KEY), spec.parameters.get(PATTERN_KEY)
+    def _sliding_config(self, hparams: HParams) -> dict[str, Any]:
+        window, pattern = hparams.parameters.get(WINDOW_KEY), hparams.parameters.get(PATTERN_KEY)
         if window is None:
             return {}
-        slides = _sliding_layers(self.period, spec.layers) if pattern is None else pattern.value
+        slides = _sliding_layers(self.period, hparams.layers) if pattern is None else pattern.value
         kinds = [SLIDING if each else FULL for each in slides]
         return {"sliding_window": window.value, "layer_types": kinds}
 
     # --- GGUF keys
 
-    def spec_from_metadata(self, metadata: Metadata, tensors: Container[str] = ()) -> ModelSpec:
+    def hparams_from_metadata(self, metadata: Metadata, tensors: Container[str] = ()) -> HParams:
         """The shape that a GGUF gives.
 
         Args:
@@ -447,7 +447,7 @@ class Family:
         if rotary_dim != head_dim and self.rotary == WHOLE_HEAD and rotated:
             raise self._differs("rope.dimension_count", rotary_dim, head_dim)
         tokens = elements(metadata, "tokenizer.ggml.tokens")  # llama.cpp takes its length, not vocab_size
-        spec = ModelSpec(
+        hparams = HParams(
             architecture=self.architecture,
             hf_class=self.classes[0],
             layers=number("block_count"),
@@ -465,8 +465,8 @@ class Family:
             experts=get(metadata, f"{self.architecture}.expert_count", int, 0) or 0,
             parameters=own,
         )
-        self._check(spec, f"metadata of {self.architecture}: ", GGUFError)
-        return spec
+        self._check(hparams, f"metadata of {self.architecture}: ", GGUFError)
+        return hparams
 
     def _own_metadata(self, metadata: Metadata) -> dict[str, Any]:
         names = [rule.gguf for rule in self.keys if rule.gguf != "expert_count"]
@@ -500,39 +500,44 @@ class Family:
                 f"metadata key {causal} is false: attention that is not causal", NOT_COMPUTED
             )
 
-    def _check(self, spec: ModelSpec, where: str, error: type[CheckpointError | GGUFError]) -> None:
+    def _check(self, hparams: HParams, where: str, error: type[CheckpointError | GGUFError]) -> None:
         """Refuse numbers that do not fit each other, on which llama.cpp would abort."""
         hint = ANOTHER_MAKE if error is GGUFError else "correct config.json, or download it again"
-        if spec.layers > MAX_LAYERS:
-            raise error(f"{where}{spec.layers} layers, more than the {MAX_LAYERS} that llama.cpp takes", hint)
-        if spec.heads % spec.kv_heads:
+        if hparams.layers > MAX_LAYERS:
             raise error(
-                f"{where}{spec.heads} heads cannot share {spec.kv_heads} key-value heads evenly", hint
+                f"{where}{hparams.layers} layers, more than the {MAX_LAYERS} that llama.cpp takes", hint
             )
-        rotated = self._positions(spec.layers) == "rope"
-        if rotated and (spec.rotary_dim % 2 or not 0 < spec.rotary_dim <= spec.head_dim):
+        if hparams.heads % hparams.kv_heads:
             raise error(
-                f"{where}{spec.rotary_dim} of a head's {spec.head_dim} dimensions cannot be rotated in pairs",
+                f"{where}{hparams.heads} heads cannot share {hparams.kv_heads} key-value heads evenly", hint
+            )
+        rotated = self._positions(hparams.layers) == "rope"
+        if rotated and (hparams.rotary_dim % 2 or not 0 < hparams.rotary_dim <= hparams.head_dim):
+            raise error(
+                f"{where}{hparams.rotary_dim} of a head's {hparams.head_dim} dimensions cannot be rotated in pairs",
                 hint,
             )
-        used = spec.parameters.get("expert_used_count")
-        if self.mixture and (used is None or not 0 < used.value <= spec.experts <= MAX_EXPERTS):
+        used = hparams.parameters.get("expert_used_count")
+        if self.mixture and (used is None or not 0 < used.value <= hparams.experts <= MAX_EXPERTS):
             raise error(
-                f"{where}{'none' if used is None else used.value} of {spec.experts} experts for a token, and "
+                f"{where}{'none' if used is None else used.value} of {hparams.experts} experts for a token, and "
                 f"llama.cpp takes {MAX_EXPERTS} at most",
                 hint,
             )
-        if spec.norm_epsilon < 0:
-            raise error(f"{where}{self.epsilon[0]} is {spec.norm_epsilon}, not a small positive number", hint)
-        if spec.head_dim * spec.heads != spec.embedding_length and not self.free_head_dim:
+        if hparams.norm_epsilon < 0:
+            raise error(
+                f"{where}{self.epsilon[0]} is {hparams.norm_epsilon}, not a small positive number", hint
+            )
+        if hparams.head_dim * hparams.heads != hparams.embedding_length and not self.free_head_dim:
             raise UnsupportedModel(
-                f"{where}{spec.heads} heads of width {spec.head_dim} are not the embedding length "
-                f"{spec.embedding_length}, as llama.cpp's {self.architecture} graph wants",
+                f"{where}{hparams.heads} heads of width {hparams.head_dim} are not the embedding length "
+                f"{hparams.embedding_length}, as llama.cpp's {self.architecture} graph wants",
                 NOT_COMPUTED,
             )
-        if spec.rope.local_base is not None and not self.local_base:
+        if hparams.rope.local_rope_theta is not None and not self.local_base:
             raise UnsupportedModel(
-                f"{where}a base of its own for sliding layers, {spec.rope.local_base:g}", NOT_COMPUTED
+                f"{where}a base of its own for sliding layers, {hparams.rope.local_rope_theta:g}",
+                NOT_COMPUTED,
             )
 
 
@@ -545,14 +550,14 @@ def _first(rule: TensorRule) -> str:
     return rule.gguf[0].name.format(0)
 
 
-def _named(rule: TensorRule, spec: ModelSpec, layer: int = 0) -> NamedRule:
-    hf = tuple(shape for piece in rule.hf for shape in _spelled(piece, spec, layer))
-    gguf = tuple(shape for piece in rule.gguf for shape in _spelled(piece, spec, layer))
+def _named(rule: TensorRule, hparams: HParams, layer: int = 0) -> NamedRule:
+    hf = tuple(shape for piece in rule.hf for shape in _spelled(piece, hparams, layer))
+    gguf = tuple(shape for piece in rule.gguf for shape in _spelled(piece, hparams, layer))
     return NamedRule(hf, gguf, rule)
 
 
-def _spelled(piece: Piece, spec: ModelSpec, layer: int) -> Iterator[NamedShape]:
+def _spelled(piece: Piece, hparams: HParams, layer: int) -> Iterator[NamedShape]:
     """The tensor, or one for each expert where its name says so."""
-    shape = tuple(SIZES[size](spec) for size in piece.shape)
-    for expert in range(spec.experts if EXPERT in piece.name else 1):
+    shape = tuple(SIZES[size](hparams) for size in piece.shape)
+    for expert in range(hparams.experts if EXPERT in piece.name else 1):
         yield NamedShape(piece.name.format(layer, expert=expert), shape)

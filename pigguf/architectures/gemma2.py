@@ -20,7 +20,7 @@ from pigguf.architectures.gemma import (
     one_more,
 )
 from pigguf.architectures.hparam_rules import KeyRule
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import EMBEDDING, LAYER, ROTARY_BUFFERS, attention, feed_forward
 from pigguf.architectures.tensor_rules import output
 from pigguf.common.config import Config
@@ -39,31 +39,31 @@ NORMS_AROUND_FEED_FORWARD = (
 LAST_NORM = one_more(f"{LAYER}.post_feedforward_layernorm", "blk.{}.post_ffw_norm")
 
 
-def graphs_scale(spec: ModelSpec, layers_of_27b: int) -> int:
+def graphs_scale(hparams: HParams, layers_of_27b: int) -> int:
     """What the graph divides attention by the root of."""
-    return spec.embedding_length // spec.heads if spec.layers == layers_of_27b else spec.head_dim
+    return hparams.embedding_length // hparams.heads if hparams.layers == layers_of_27b else hparams.head_dim
 
 
-def refuse_other_scale(keys: Config, spec: ModelSpec, layers_of_27b: int) -> None:
+def refuse_other_scale(keys: Config, hparams: HParams, layers_of_27b: int) -> None:
     """Refuse a scale of attention that is not the graph's, which no key can tell it."""
-    asked, computed = keys.optional(SCALE, float, DEFAULT_SCALE), graphs_scale(spec, layers_of_27b)
+    asked, computed = keys.optional(SCALE, float, DEFAULT_SCALE), graphs_scale(hparams, layers_of_27b)
     if asked != computed:
         raise UnsupportedModel(
             f"{keys.file}: {keys.prefix}{SCALE} = {asked:g} scales attention otherwise than llama.cpp's "
-            f"{spec.architecture} graph, which has {computed} for {spec.layers} layers of {spec.heads} heads",
+            f"{hparams.architecture} graph, which has {computed} for {hparams.layers} layers of {hparams.heads} heads",
             NOT_COMPUTED,
         )
 
 
-def _check(keys: Config, spec: ModelSpec) -> None:
-    refuse_other_scale(keys, spec, LAYERS_OF_27B)
+def _check(keys: Config, hparams: HParams) -> None:
+    refuse_other_scale(keys, hparams, LAYERS_OF_27B)
     for rule in CAPS:  # null is no cap to transformers, and the graph always has one
         if keys.values.get(rule.config, rule.default) is None:
             raise UnsupportedModel(f"{keys.says(rule.config)} asks for logits without a cap", NOT_COMPUTED)
 
 
-def _write(spec: ModelSpec) -> Mapping[str, Any]:
-    return {SCALE: graphs_scale(spec, LAYERS_OF_27B)}
+def _write(hparams: HParams) -> Mapping[str, Any]:
+    return {SCALE: graphs_scale(hparams, LAYERS_OF_27B)}
 
 
 GEMMA2 = Family(

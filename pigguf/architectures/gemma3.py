@@ -21,7 +21,7 @@ from pigguf.architectures.gemma2 import (
     refuse_other_scale,
 )
 from pigguf.architectures.hparam_rules import KeyRule
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import EMBEDDING, LAYER, ROTARY_BUFFERS, attention, feed_forward
 from pigguf.architectures.tensor_rules import HEAD, output
 from pigguf.common.config import Config
@@ -29,12 +29,12 @@ from pigguf.common.config import Config
 LAYERS_OF_27B = 62
 
 
-def _check(keys: Config, spec: ModelSpec) -> None:
-    refuse_other_scale(keys, spec, LAYERS_OF_27B)
+def _check(keys: Config, hparams: HParams) -> None:
+    refuse_other_scale(keys, hparams, LAYERS_OF_27B)
 
 
-def _write(spec: ModelSpec) -> Mapping[str, Any]:
-    return {SCALE: graphs_scale(spec, LAYERS_OF_27B)}
+def _write(hparams: HParams) -> Mapping[str, Any]:
+    return {SCALE: graphs_scale(hparams, LAYERS_OF_27B)}
 
 
 GEMMA3 = Family(

@@ -24,7 +24,7 @@ EPSILON_KEYS: dict[Norm, str] = {
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class HParams:
     """A decoder-only transformer.
 
     Attributes:
@@ -93,4 +93,4 @@ class ModelSpec:
             keys["expert_count"] = u32(self.experts)
         keys |= self.parameters
         own = {f"{self.architecture}.{key}": value for key, value in keys.items()}
-        return {**own, **self.rope.metadata(self.architecture)}
+        return {**own, **self.rope.to_gguf(self.architecture)}

@@ -8,7 +8,7 @@ wants an output matrix. An export needs that code too: its config names no auto_
 from __future__ import annotations
 
 from pigguf.architectures.family import NOT_COMPUTED, TIED, Family
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.tensor_rules import (
     INNER,
     QKV,
@@ -32,11 +32,11 @@ from pigguf.errors import UnsupportedModel
 LAYER = "model.layers.{}"
 
 
-def _rows(spec: ModelSpec) -> Rows:
-    return grouped_qkv(spec)[rotated_qkv(spec)]
+def _rows(hparams: HParams) -> Rows:
+    return grouped_qkv(hparams)[rotated_qkv(hparams)]
 
 
-def _check(keys: Config, spec: ModelSpec) -> None:
+def _check(keys: Config, hparams: HParams) -> None:
     if keys.optional("bias", bool, True):
         raise UnsupportedModel(f"{keys.file}: bias is not false, which asks for biases", NOT_COMPUTED)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pigguf.architectures.family import NOT_COMPUTED, TIED_BY_DEFAULT, Family
 from pigguf.architectures.hparam_rules import KeyRule, four_times, own_keys
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.tensor_rules import INNER, QKV, VOCAB, WIDTH, linear, norm, output, tensor
 from pigguf.common.config import Config
 from pigguf.errors import UnsupportedModel
@@ -41,15 +41,15 @@ ATTENTION: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _check(keys: Config, spec: ModelSpec) -> None:
+def _check(keys: Config, hparams: HParams) -> None:
     section = keys.section("attn_config")
     for key, values in ATTENTION.items():
         if section is not None and key in section and section.values[key] not in values:
             raise UnsupportedModel(f"{section.says(key)} asks for another attention", NOT_COMPUTED)
 
 
-def _write(spec: ModelSpec) -> Mapping[str, Any]:
-    return {"expansion_ratio": spec.feed_forward_length // spec.embedding_length}
+def _write(hparams: HParams) -> Mapping[str, Any]:
+    return {"expansion_ratio": hparams.feed_forward_length // hparams.embedding_length}
 
 
 MPT = Family(

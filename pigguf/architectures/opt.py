@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pigguf.architectures.family import TIED_BY_DEFAULT, Family
 from pigguf.architectures.hparam_rules import own_keys
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.tensor_rules import (
     INNER,
     PADDED_ORIGINAL,
@@ -60,10 +60,10 @@ TENSORS = (
 )
 
 
-def _check(keys: Config, spec: ModelSpec) -> None:
-    if keys.optional("word_embed_proj_dim", int, spec.embedding_length) != spec.embedding_length:
+def _check(keys: Config, hparams: HParams) -> None:
+    if keys.optional("word_embed_proj_dim", int, hparams.embedding_length) != hparams.embedding_length:
         raise UnsupportedModel(
-            f"{keys.says('word_embed_proj_dim')}, and hidden_size = {spec.embedding_length}: "
+            f"{keys.says('word_embed_proj_dim')}, and hidden_size = {hparams.embedding_length}: "
             "an embedding that is projected, as OPT-350m's, has no graph in llama.cpp",
             "other sizes of OPT have none",
         )

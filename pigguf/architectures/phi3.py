@@ -12,7 +12,7 @@ from typing import Any
 
 from pigguf.architectures.family import TIED, Family
 from pigguf.architectures.hparam_rules import HeadPart, stated_window
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import (
     ATTENTION_NORM,
     EMBEDDING,
@@ -24,8 +24,8 @@ from pigguf.architectures.llama import (
 from pigguf.architectures.tensor_rules import INNER, QKV, QUERIES, TWICE_INNER, WIDTH, linear, output
 
 
-def _write(spec: ModelSpec) -> Mapping[str, Any]:
-    return {"original_max_position_embeddings": spec.rope.original_context}
+def _write(hparams: HParams) -> Mapping[str, Any]:
+    return {"original_max_position_embeddings": hparams.rope.original_context}
 
 
 PHI3 = Family(

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pigguf.architectures.family import NOT_COMPUTED, TIED_BY_DEFAULT
 from pigguf.architectures.hparam_rules import stated_window
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import ATTENTION_BIAS as BIAS
 from pigguf.architectures.llama import LLAMA, MLP_BIAS
 from pigguf.common.config import Config
@@ -23,13 +23,13 @@ def _window(keys: Config) -> int | None:
     return stated_window(keys) if keys.optional("use_sliding_window", bool, False) else None
 
 
-def _check(keys: Config, spec: ModelSpec) -> None:
+def _check(keys: Config, hparams: HParams) -> None:
     """no_rope_layers has 1 for each layer that is rotated, and 0 for one that is not."""
     key, interval = "no_rope_layers", keys.optional("no_rope_layer_interval", int, INTERVAL)
     asked = keys.values.get(key)
     if asked is None:
-        key, asked = "no_rope_layer_interval", [int((i + 1) % interval != 0) for i in range(spec.layers)]
-    if asked != [int((i + 1) % INTERVAL != 0) for i in range(spec.layers)]:
+        key, asked = "no_rope_layer_interval", [int((i + 1) % interval != 0) for i in range(hparams.layers)]
+    if asked != [int((i + 1) % INTERVAL != 0) for i in range(hparams.layers)]:
         raise UnsupportedModel(
             f"{keys.says(key)} leaves other layers without positions than every fourth", NOT_COMPUTED
         )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pigguf.architectures.gpt2 import GPT2, LAYER, TENSORS
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.tensor_rules import INNER, QKV, WIDTH, grouped_qkv, linear
 from pigguf.common.config import Config
 
@@ -31,8 +31,8 @@ def _kv_heads(keys: Config, heads: int) -> int:
     return 1 if keys.optional("multi_query", bool, True) else heads
 
 
-def _write(spec: ModelSpec) -> Mapping[str, Any]:
-    return {"multi_query": spec.kv_heads == 1}
+def _write(hparams: HParams) -> Mapping[str, Any]:
+    return {"multi_query": hparams.kv_heads == 1}
 
 
 STARCODER = replace(

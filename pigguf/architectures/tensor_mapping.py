@@ -16,9 +16,9 @@ from functools import partial
 import numpy as np
 
 from pigguf.architectures.family import Family, NamedRule, NamedShape
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.tensor_rules import SAME, Change, Rows, TensorRule
-from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, TensorRef, row_count
+from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, LazyTensor, row_count
 from pigguf.errors import InvalidTensor, MissingTensor, UnmappedTensor
 from pigguf.rope import LearnedPositions
 
@@ -41,8 +41,8 @@ TELLING_NAMES = {
 
 
 def to_gguf(
-    family: Family, spec: ModelSpec, tensors: Mapping[str, TensorRef], source: str
-) -> list[TensorRef]:
+    family: Family, hparams: HParams, tensors: Mapping[str, LazyTensor], source: str
+) -> list[LazyTensor]:
     """A checkpoint's tensors under their GGUF names, in the order of the file, those of positions last.
 
     The output matrix of a model whose embeddings are tied is dropped where it equals the embedding;
@@ -50,7 +50,7 @@ def to_gguf(
     one that differs, so that is refused.
 
     Args:
-        family, spec: the model.
+        family, hparams: the model.
         tensors: by their names in the checkpoint.
         source: the checkpoint's path, for messages.
 
@@ -61,34 +61,36 @@ def to_gguf(
     named = {family.canonical(name): tensor for name, tensor in tensors.items()}
     left = {name: tensor for name, tensor in named.items() if not family.drops(name)}
     embedding, output = family.embedding, family.output
-    if spec.tied_embeddings and output != embedding and output in left and embedding in left:
+    if hparams.tied_embeddings and output != embedding and output in left and embedding in left:
         refuse_unequal_output(left[embedding], left.pop(output), source)
-    used: dict[str, TensorRef] = {}
-    renamed: list[TensorRef] = []
-    for row in family.rules(spec):
+    used: dict[str, LazyTensor] = {}
+    renamed: list[LazyTensor] = []
+    for row in family.rules(hparams):
         pieces = [_taken(shape, row.rule, left, used, source) for shape in row.hf]
-        renamed += _forward(row, pieces, spec)
+        renamed += _forward(row, pieces, hparams)
     _refuse_left_over(left, source)
-    return renamed + _position_tensors(spec)
+    return renamed + _position_tensors(hparams)
 
 
-def to_hf(family: Family, spec: ModelSpec, tensors: Mapping[str, TensorRef], source: str) -> list[TensorRef]:
+def to_hf(
+    family: Family, hparams: HParams, tensors: Mapping[str, LazyTensor], source: str
+) -> list[LazyTensor]:
     """A GGUF's tensors, as floats, under the names of transformers. As to_gguf, backwards.
 
     Raises also:
         InvalidTensor: tensors that should follow from the positions or be constant are not so.
     """
     left = dict(tensors)
-    for wanted in _position_tensors(spec):
+    for wanted in _position_tensors(hparams):
         found = _taken(NamedShape(wanted.name, wanted.shape), None, left, {}, source)
         if not np.allclose(found.load(), wanted.load(), rtol=1e-6, atol=0):  # powers differ by last places
             raise InvalidTensor(
-                f"{source}: {wanted.name} is not what the positions make it", spec.rope.explain()
+                f"{source}: {wanted.name} is not what the positions make it", hparams.rope.explain()
             )
-    renamed: dict[str, TensorRef] = {}
-    for row in family.rules(spec):
+    renamed: dict[str, LazyTensor] = {}
+    for row in family.rules(hparams):
         pieces = [_taken(shape, row.rule, left, {}, source) for shape in row.gguf]
-        for tensor in _backward(row, pieces, spec, source):
+        for tensor in _backward(row, pieces, hparams, source):
             if tensor.name in renamed and not tensor.equals(renamed[tensor.name]):
                 raise InvalidTensor(f"{source}: {row.gguf[0].name} differs from the embedding it is tied to")
             renamed.setdefault(tensor.name, tensor)
@@ -99,10 +101,10 @@ def to_hf(family: Family, spec: ModelSpec, tensors: Mapping[str, TensorRef], sou
 def _taken(
     shape: NamedShape,
     rule: TensorRule | None,
-    left: dict[str, TensorRef],
-    used: dict[str, TensorRef],
+    left: dict[str, LazyTensor],
+    used: dict[str, LazyTensor],
     source: str,
-) -> TensorRef:
+) -> LazyTensor:
     """The tensor of that name, taken from what is left (or used already), in the shape it must have."""
     tensor = left.pop(shape.name, None) or used.get(shape.name)
     if tensor is None:
@@ -123,7 +125,7 @@ def _is_of(name: str, pattern: str) -> bool:
     return re.fullmatch(r"\d+".join(map(re.escape, parts)), name) is not None
 
 
-def _refuse_left_over(left: Mapping[str, TensorRef], source: str) -> None:
+def _refuse_left_over(left: Mapping[str, LazyTensor], source: str) -> None:
     for name in left:
         others = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
         raise UnmappedTensor(
@@ -144,10 +146,10 @@ def _told_by(name: str) -> str | None:
     return next((hint for pattern, hint in TELLING_NAMES.items() if re.fullmatch(pattern, name)), None)
 
 
-def _position_tensors(spec: ModelSpec) -> list[TensorRef]:
+def _position_tensors(hparams: HParams) -> list[LazyTensor]:
     """The tensors that positions themselves bring (llama3's and longrope's divisors)."""
-    made = spec.rope.tensors(spec.rotary_dim)
-    return [TensorRef(name, values.shape, "F32", partial(_part, values)) for name, values in made.items()]
+    made = hparams.rope.tensors(hparams.rotary_dim)
+    return [LazyTensor(name, values.shape, "F32", partial(_part, values)) for name, values in made.items()]
 
 
 def _part(values: Array, start: int, stop: int) -> Array:
@@ -157,7 +159,7 @@ def _part(values: Array, start: int, stop: int) -> Array:
 # One rule, in either direction
 
 
-def _forward(row: NamedRule, pieces: Sequence[TensorRef], spec: ModelSpec) -> Iterator[TensorRef]:
+def _forward(row: NamedRule, pieces: Sequence[LazyTensor], hparams: HParams) -> Iterator[LazyTensor]:
     rule = row.rule
     if not pieces:
         yield from (_constant(shape, rule.fill) for shape in row.gguf)
@@ -166,24 +168,24 @@ def _forward(row: NamedRule, pieces: Sequence[TensorRef], spec: ModelSpec) -> It
         pieces = [_transposed(piece) for piece in pieces]
     if rule.change != SAME:
         pieces = [_changed(piece, rule.change) for piece in pieces]
-    if rule.resampled and isinstance(spec.rope, LearnedPositions):
-        first = pieces[0].rows - spec.rope.original_context  # OPT's table begins with rows for padding
-        yield _resampled(pieces[0], row.gguf[0], spec.rope, first)
+    if rule.resampled and isinstance(hparams.rope, LearnedPositions):
+        first = pieces[0].rows - hparams.rope.original_context  # OPT's table begins with rows for padding
+        yield _resampled(pieces[0], row.gguf[0], hparams.rope, first)
         return
-    order = None if rule.order is None else rule.order(spec)
+    order = None if rule.order is None else rule.order(hparams)
     yield from _gathered(pieces, row.gguf, order)
 
 
 def _backward(
-    row: NamedRule, pieces: Sequence[TensorRef], spec: ModelSpec, source: str
-) -> Iterator[TensorRef]:
+    row: NamedRule, pieces: Sequence[LazyTensor], hparams: HParams, source: str
+) -> Iterator[LazyTensor]:
     rule = row.rule
     if not row.hf:
         for piece in pieces:
             _refuse_other_than(rule.fill, piece, source)
         return
     kept = [NamedShape(name, shape[::-1] if rule.transposed else shape) for name, shape in row.hf]
-    order = None if rule.order is None else _inverse(rule.order(spec), kept)
+    order = None if rule.order is None else _inverse(rule.order(hparams), kept)
     if rule.resampled and kept[0].shape != pieces[0].shape:  # the rows before those of positions
         before = kept[0].shape[0] - pieces[0].rows
         order = np.arange(kept[0].shape[0], dtype=np.int64) - before
@@ -202,8 +204,8 @@ def _inverse(order: Rows, to: Sequence[NamedShape]) -> Rows:
 
 
 def _gathered(
-    pieces: Sequence[TensorRef], to: Sequence[NamedShape], order: Rows | None
-) -> Iterator[TensorRef]:
+    pieces: Sequence[LazyTensor], to: Sequence[NamedShape], order: Rows | None
+) -> Iterator[LazyTensor]:
     """The tensors whose rows, one behind another, are rows order[0], order[1] ... of the pieces."""
     if order is None and len(pieces) == len(to) == 1:
         yield replace(pieces[0], name=to[0].name, shape=to[0].shape)
@@ -218,10 +220,10 @@ def _gathered(
     for shape in to:
         own = rows[first : first + row_count(shape.shape)]
         first += len(own)
-        yield TensorRef(shape.name, shape.shape, dtype, partial(_read_rows, tuple(pieces), own))
+        yield LazyTensor(shape.name, shape.shape, dtype, partial(_read_rows, tuple(pieces), own))
 
 
-def _read_rows(pieces: tuple[TensorRef, ...], order: Rows, start: int, stop: int) -> Array:
+def _read_rows(pieces: tuple[LazyTensor, ...], order: Rows, start: int, stop: int) -> Array:
     """Rows order[start:stop] of the pieces laid one behind another; rows below 0 are zeros."""
     wanted = order[start:stop]
     ascending = np.unique(wanted[wanted >= 0])
@@ -245,7 +247,7 @@ def _read_rows(pieces: tuple[TensorRef, ...], order: Rows, start: int, stop: int
     return result
 
 
-def _transposed(tensor: TensorRef) -> TensorRef:
+def _transposed(tensor: LazyTensor) -> LazyTensor:
     """The matrix the other way round; it is read whole, so it makes one slab."""
 
     def read(start: int, stop: int) -> Array:
@@ -255,7 +257,7 @@ def _transposed(tensor: TensorRef) -> TensorRef:
     return replace(tensor, shape=shape, read=read, row_group=shape[0])
 
 
-def _changed(tensor: TensorRef, change: Change) -> TensorRef:
+def _changed(tensor: LazyTensor, change: Change) -> LazyTensor:
     def read(start: int, stop: int) -> Array:
         rows = tensor.read(start, stop).astype(np.float32)
         if change.unit:  # as torch.nn.functional.normalize
@@ -269,7 +271,7 @@ def _changed(tensor: TensorRef, change: Change) -> TensorRef:
     return replace(tensor, dtype="F32", read=read)
 
 
-def _resampled(tensor: TensorRef, to: NamedShape, rope: LearnedPositions, first: int) -> TensorRef:
+def _resampled(tensor: LazyTensor, to: NamedShape, rope: LearnedPositions, first: int) -> LazyTensor:
     """Rows between rows: the table of learned positions for another window."""
     below, parts = rope.sources()
     if not parts.any():
@@ -281,17 +283,17 @@ def _resampled(tensor: TensorRef, to: NamedShape, rope: LearnedPositions, first:
         rows = tensor.read(low + first, int(lower[-1]) + 2 + first).astype(np.float64)
         return ((1 - part) * rows[lower - low] + part * rows[lower - low + 1]).astype(np.float32)
 
-    return TensorRef(to.name, to.shape, "F32", read)
+    return LazyTensor(to.name, to.shape, "F32", read)
 
 
-def _constant(shape: NamedShape, fill: float) -> TensorRef:
+def _constant(shape: NamedShape, fill: float) -> LazyTensor:
     def read(start: int, stop: int) -> Array:
         return np.full((stop - start, *shape.shape[1:]), fill, np.float32)
 
-    return TensorRef(shape.name, shape.shape, "F32", read)
+    return LazyTensor(shape.name, shape.shape, "F32", read)
 
 
-def _refuse_other_than(fill: float, tensor: TensorRef, source: str) -> None:
+def _refuse_other_than(fill: float, tensor: LazyTensor, source: str) -> None:
     for start, stop in tensor.slabs(SLAB_ELEMENTS):
         if (tensor.read(start, stop) != fill).any():
             raise InvalidTensor(
@@ -300,7 +302,7 @@ def _refuse_other_than(fill: float, tensor: TensorRef, source: str) -> None:
             )
 
 
-def refuse_unequal_output(embedding: TensorRef, output: TensorRef, source: str) -> None:
+def refuse_unequal_output(embedding: LazyTensor, output: LazyTensor, source: str) -> None:
     """Refuse an output matrix that is stored beside the embedding it is tied to, and differs from it.
 
     Raises:

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.architectures.hparams import UNTIED, ModelSpec
+from pigguf.architectures.hparams import UNTIED, HParams
 
 Rows = NDArray[np.int64]
-Order = Callable[[ModelSpec], Rows]
+Order = Callable[[HParams], Rows]
 
 # Sizes of tensors, by the config keys that give them (as messages name them).
 VOCAB = "vocab_size"
@@ -42,21 +42,21 @@ EXPERTS = "num_experts"
 ORIGINAL = "original context length"
 PADDED_ORIGINAL = "original context length + 2"
 CONTEXT = "context length"
-SIZES: dict[str, Callable[[ModelSpec], int]] = {
-    VOCAB: lambda spec: spec.vocab_size,
-    WIDTH: lambda spec: spec.embedding_length,
-    INNER: lambda spec: spec.feed_forward_length,
-    TWICE_INNER: lambda spec: 2 * spec.feed_forward_length,
-    HEAD: lambda spec: spec.head_dim,
-    HEADS: lambda spec: spec.heads,
-    KEY_HEADS: lambda spec: spec.kv_heads,
-    QUERIES: lambda spec: spec.heads * spec.head_dim,
-    KEYS: lambda spec: spec.kv_heads * spec.head_dim,
-    QKV: lambda spec: (spec.heads + 2 * spec.kv_heads) * spec.head_dim,
-    EXPERTS: lambda spec: spec.experts,
-    ORIGINAL: lambda spec: spec.rope.original_context,
-    PADDED_ORIGINAL: lambda spec: spec.rope.original_context + 2,
-    CONTEXT: lambda spec: spec.rope.context_length,
+SIZES: dict[str, Callable[[HParams], int]] = {
+    VOCAB: lambda hparams: hparams.vocab_size,
+    WIDTH: lambda hparams: hparams.embedding_length,
+    INNER: lambda hparams: hparams.feed_forward_length,
+    TWICE_INNER: lambda hparams: 2 * hparams.feed_forward_length,
+    HEAD: lambda hparams: hparams.head_dim,
+    HEADS: lambda hparams: hparams.heads,
+    KEY_HEADS: lambda hparams: hparams.kv_heads,
+    QUERIES: lambda hparams: hparams.heads * hparams.head_dim,
+    KEYS: lambda hparams: hparams.kv_heads * hparams.head_dim,
+    QKV: lambda hparams: (hparams.heads + 2 * hparams.kv_heads) * hparams.head_dim,
+    EXPERTS: lambda hparams: hparams.experts,
+    ORIGINAL: lambda hparams: hparams.rope.original_context,
+    PADDED_ORIGINAL: lambda hparams: hparams.rope.original_context + 2,
+    CONTEXT: lambda hparams: hparams.rope.context_length,
 }
 
 LAYER, EXPERT = "{}", "{expert}"  # in names: of every layer, of every expert
@@ -179,7 +179,7 @@ def output(hf: str = "lm_head.weight") -> TensorRule:
 # Orders of rows
 
 
-def neighbours(heads: Callable[[ModelSpec], int]) -> Order:
+def neighbours(heads: Callable[[HParams], int]) -> Order:
     """transformers rotates halves of a head (row i with row i + rotary_dim / 2), llama.cpp neighbours.
 
     Rows a0 a1 ... b0 b1 ... of a head's rotated part become a0 b0 a1 b1 ...; conversion/llama.py calls
@@ -189,48 +189,48 @@ def neighbours(heads: Callable[[ModelSpec], int]) -> Order:
     return _repaired(heads, (2, -1))
 
 
-def halves(heads: Callable[[ModelSpec], int]) -> Order:
+def halves(heads: Callable[[HParams], int]) -> Order:
     """The other way about: a checkpoint that rotates neighbours, for a graph that rotates halves."""
 
     return _repaired(heads, (-1, 2))
 
 
-def _repaired(heads: Callable[[ModelSpec], int], pairs: tuple[int, int]) -> Order:
+def _repaired(heads: Callable[[HParams], int], pairs: tuple[int, int]) -> Order:
     """Each head's rotated rows, laid out in that shape, are read the other way."""
 
-    def order(spec: ModelSpec) -> Rows:
-        head = np.arange(spec.head_dim, dtype=np.int64)
-        head[: spec.rotary_dim] = head[: spec.rotary_dim].reshape(pairs).T.reshape(-1)
-        starts = np.arange(heads(spec), dtype=np.int64)[:, None] * spec.head_dim
+    def order(hparams: HParams) -> Rows:
+        head = np.arange(hparams.head_dim, dtype=np.int64)
+        head[: hparams.rotary_dim] = head[: hparams.rotary_dim].reshape(pairs).T.reshape(-1)
+        starts = np.arange(heads(hparams), dtype=np.int64)[:, None] * hparams.head_dim
         rows: Rows = (starts + head).reshape(-1)
         return rows
 
     return order
 
 
-def query_heads(spec: ModelSpec) -> int:
-    return spec.heads
+def query_heads(hparams: HParams) -> int:
+    return hparams.heads
 
 
-def key_heads(spec: ModelSpec) -> int:
-    return spec.kv_heads
+def key_heads(hparams: HParams) -> int:
+    return hparams.kv_heads
 
 
-def grouped_qkv(spec: ModelSpec) -> Rows:
+def grouped_qkv(hparams: HParams) -> Rows:
     """From groups of queries with their key and value (q q k v, q q k v) to all q, all k, all v.
 
     So do GPT-NeoX and BLOOM, whose every query has a key of its own, and Falcon and InternLM2.
     """
-    queries = spec.heads // spec.kv_heads
-    rows = np.arange((spec.heads + 2 * spec.kv_heads) * spec.head_dim, dtype=np.int64)
-    groups = rows.reshape(spec.kv_heads, queries + 2, spec.head_dim)
+    queries = hparams.heads // hparams.kv_heads
+    rows = np.arange((hparams.heads + 2 * hparams.kv_heads) * hparams.head_dim, dtype=np.int64)
+    groups = rows.reshape(hparams.kv_heads, queries + 2, hparams.head_dim)
     parts = (groups[:, :queries], groups[:, queries], groups[:, queries + 1])
     return np.concatenate([part.reshape(-1) for part in parts])
 
 
-def rotated_qkv(spec: ModelSpec) -> Rows:
+def rotated_qkv(hparams: HParams) -> Rows:
     """All queries, keys and values one behind another: `neighbours` of the first two."""
-    queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    of_keys = queries + neighbours(key_heads)(spec)
+    queries, keys = hparams.heads * hparams.head_dim, hparams.kv_heads * hparams.head_dim
+    of_keys = queries + neighbours(key_heads)(hparams)
     values = np.arange(queries + keys, queries + 2 * keys, dtype=np.int64)
-    return np.concatenate([neighbours(query_heads)(spec), of_keys, values])
+    return np.concatenate([neighbours(query_heads)(hparams), of_keys, values])

@@ -32,14 +32,14 @@ from pigguf.common.files import atomic_write
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import ContextOverflow, EngineError, UsageError
 from pigguf.inference.detokenizer import characters
-from pigguf.inference.engine import Model, Sampling, Session
+from pigguf.inference.engine import Model, SamplingParams, Session
 from pigguf.inference.engine.session import StopReason
 from pigguf.progress import SILENT, Progress
 
 ANSWER_ROOM = 64
 """Tokens of the window that a question must leave free for its answer."""
 
-_GREEDY = Sampling(temperature=0)
+_GREEDY = SamplingParams(temperature=0)
 _log = logging.getLogger("pigguf")
 
 
@@ -127,7 +127,7 @@ class Chat:
         session: Session,
         *,
         system: str | None = None,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         max_tokens: int | None = None,
         overflow: OverflowPolicy = "error",
         examples: Sequence[Example] = (),
@@ -139,7 +139,7 @@ class Chat:
         self.messages: list[dict[str, str]] = []
         self.documents: list[Document] = []
         self.last_turn: Turn | None = None
-        self.context_length = session.length + session.room
+        self.context_length = session.n_past + session.tokens_left
         self._model = model
         self._session = session
         self._system = system
@@ -231,7 +231,7 @@ class Chat:
         return True
 
     def _write(self, messages: Sequence[dict[str, str]], limit: int, progress: Progress) -> str:
-        self._session.advance_to(self._format.tokens(messages), progress)
+        self._session.set_prompt(self._format.tokens(messages), progress)
         return self._model.detokenize(list(self._session.generate(_GREEDY, limit))).strip()
 
     def _read(self, draft: _Draft, progress: Progress) -> int:
@@ -241,14 +241,14 @@ class Chat:
         not what follows in the draft, or the cache cannot be moved, it is read again.
         """
         tokens, session = draft.prompt + draft.answer, self._session
-        start = session.shared_with(tokens)
+        start = session.common_prefix_length(tokens)
         stop, draft.moved = start + draft.moved, 0
         if start < stop and session.tokens[stop : stop + 1] == tokens[start : start + 1]:
             try:
-                session.drop(start, stop)
+                session.shift(start, stop)
             except EngineError as error:
                 _log.warning("%s: it is read again", error.message)
-        return session.advance_to(tokens, progress)
+        return session.set_prompt(tokens, progress)
 
     def _draw(self, draft: _Draft) -> Iterator[int]:
         """The answer's tokens; a full window gives way by the policy, as long as there is what to give up."""
@@ -363,7 +363,7 @@ class Chat:
         """Forget everything but the system prompt."""
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
         self.documents.clear()
-        self._session.keep(0)
+        self._session.truncate(0)
 
     def save(self, path: str | Path) -> None:
         """Write the conversation as JSON: {"model": ..., "messages": [...]}.

@@ -29,15 +29,15 @@ from pigguf.documents.bm25_retrieval import Index
 from pigguf.documents.chunking import passage_size
 from pigguf.documents.citations import find_quotes
 from pigguf.errors import ContextOverflow
-from pigguf.inference.engine import Model, Sampling, Session
-from pigguf.inference.open_context import RunSettings, open_session
+from pigguf.inference.engine import Model, SamplingParams, Session
+from pigguf.inference.open_context import RunConfig, open_session
 from pigguf.progress import SILENT, Progress
 
 ANSWER_TOKENS = 512
 """Room that documents leave for an answer, where --max-tokens does not say how long it may be; a quarter of
 a small window."""
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 """What is asked of a document is not to be invented."""
 
 _MISSES = 32  # passages too long for what is left, until the window counts as full
@@ -109,7 +109,7 @@ class DocumentChat(Chat):
         session: Session,
         collection: Collection,
         *,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         max_tokens: int | None = None,
     ) -> None:
         super().__init__(model, session, sampling=sampling or GREEDY, max_tokens=max_tokens)
@@ -302,9 +302,9 @@ def _numbers_in(answer: str) -> Iterator[int]:
 def open_documents(
     path: str | Path,
     docs: Iterable[str | Path],
-    settings: RunSettings | None = None,
+    settings: RunConfig | None = None,
     *,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
     max_tokens: int | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[DocumentChat]:
@@ -331,9 +331,9 @@ def ask(
     model: str | Path,
     docs: Iterable[str | Path],
     question: str,
-    settings: RunSettings | None = None,
+    settings: RunConfig | None = None,
     *,
-    sampling: Sampling | None = None,
+    sampling: SamplingParams | None = None,
     max_tokens: int | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[str]:

@@ -24,8 +24,8 @@ from pigguf.documents import MOST_CHARACTERS, Document, Passage, Place, read_fil
 from pigguf.documents.chunking import ends_a_paragraph, paragraphs, passage_size
 from pigguf.errors import ContextOverflow, UsageError
 from pigguf.inference.detokenizer import characters
-from pigguf.inference.engine import Sampling, Session, StopReason
-from pigguf.inference.open_context import RunSettings, open_session
+from pigguf.inference.engine import SamplingParams, Session, StopReason
+from pigguf.inference.open_context import RunConfig, open_session
 from pigguf.progress import SILENT, Progress, Unit, stage
 
 Length = Literal["short", "medium", "long"]
@@ -101,7 +101,7 @@ class Summarizer:
         *,
         length: Length | int = "medium",
         style: Style = "prose",
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         max_tokens: int | None = None,
     ) -> None:
         self.summary: Summary | None = None
@@ -111,7 +111,7 @@ class Summarizer:
         self._model = model = session.context.model
         self._session = session
         self._format = ChatFormat(model)
-        self._window = session.length + session.room
+        self._window = session.n_past + session.tokens_left
         # Two tokens a word, and room for the words "about" allows
         self._most = min(2 * self._words + 32, self._window // 4, max_tokens or self._window)
         self._part_most = min(_PART_TOKENS, self._window // 8)
@@ -168,7 +168,7 @@ class Summarizer:
         return text
 
     def _pass(self, ask: str, most: int, progress: Progress) -> Iterator[str]:
-        self._session.advance_to(self._tokens(ask), progress)
+        self._session.set_prompt(self._tokens(ask), progress)
         begun = False
         for piece in characters(self._model, self._session.generate(self._sampling, most)):
             said = piece if begun else piece.lstrip()
@@ -292,8 +292,8 @@ def summarize(
     *,
     length: Length | int = "medium",
     style: Style = "prose",
-    settings: RunSettings | None = None,
-    sampling: Sampling | None = None,
+    settings: RunConfig | None = None,
+    sampling: SamplingParams | None = None,
     progress: Progress = SILENT,
 ) -> Summary:
     """Summarize one document.

@@ -32,7 +32,7 @@ from pigguf.checkpoint.safetensors_file import SafetensorsFile
 from pigguf.checkpoint.source import Kind, directory_of
 from pigguf.checkpoint.torch_file import TorchFile
 from pigguf.common.config import Config
-from pigguf.common.lazy_tensor import Array, TensorRef
+from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import CheckpointError, InvalidTensor, MissingTensor, UnmappedTensor, UnsupportedModel
 from pigguf.progress import SILENT, Progress
 
@@ -69,10 +69,10 @@ class LowRank:
         magnitude: (n_out,), the length that each row has after the addition (DoRA), or None.
     """
 
-    left: TensorRef
-    right: TensorRef
+    left: LazyTensor
+    right: LazyTensor
     scale: float
-    magnitude: TensorRef | None = None
+    magnitude: LazyTensor | None = None
 
     def added_to(self, rows: Array, start: int, stop: int) -> Array:
         """Rows [start, stop) of the merged matrix, from those of the base; float32."""
@@ -96,8 +96,8 @@ class Change:
         update: is added.
     """
 
-    base: TensorRef | None = None
-    whole: TensorRef | None = None
+    base: LazyTensor | None = None
+    whole: LazyTensor | None = None
     update: LowRank | None = None
 
 
@@ -218,9 +218,9 @@ def _weight_files(path: Path) -> list[Path]:
     return [found[0], beside] if beside.exists() else found[:1]
 
 
-def _by_target(files: list[SafetensorsFile | TorchFile]) -> dict[str, dict[str, TensorRef]]:
+def _by_target(files: list[SafetensorsFile | TorchFile]) -> dict[str, dict[str, LazyTensor]]:
     """target -> role -> tensor: every tensor of the files, in the one place where it is used."""
-    targets: dict[str, dict[str, TensorRef]] = {}
+    targets: dict[str, dict[str, LazyTensor]] = {}
     for file in files:
         for name, tensor in file.tensors.items():
             target, role = _place(file.path, name)
@@ -250,7 +250,7 @@ def _place(file: Path, name: str) -> tuple[str, str]:
     raise UnmappedTensor(f"{file}: the tensor {name} is none that peft's LoRA has", MERGE_ELSEWHERE)
 
 
-def _change(target: str, parts: dict[str, TensorRef], settings: LoraSettings, file: Path) -> Change:
+def _change(target: str, parts: dict[str, LazyTensor], settings: LoraSettings, file: Path) -> Change:
     base, whole = parts.pop("base", None), parts.pop("whole", None)
     if whole is not None and (parts or base):
         other = next(iter([*parts.values(), base]))
@@ -262,7 +262,7 @@ def _change(target: str, parts: dict[str, TensorRef], settings: LoraSettings, fi
     return Change(base, whole, _update(target, parts, settings, file) if parts else None)
 
 
-def _update(target: str, parts: dict[str, TensorRef], settings: LoraSettings, file: Path) -> LowRank:
+def _update(target: str, parts: dict[str, LazyTensor], settings: LoraSettings, file: Path) -> LowRank:
     module = target.removesuffix(".weight")
     magnitude = parts.pop("lora_magnitude_vector", None)
     embedding = any("embedding" in role for role in parts)
@@ -287,7 +287,7 @@ def _update(target: str, parts: dict[str, TensorRef], settings: LoraSettings, fi
     return LowRank(left, right, settings.scale(module), magnitude)
 
 
-def _refuse_shapes(a: TensorRef, b: TensorRef, rank: int, file: Path) -> None:
+def _refuse_shapes(a: LazyTensor, b: LazyTensor, rank: int, file: Path) -> None:
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         raise InvalidTensor(
             f"{file}: {a.name} {list(a.shape)} and {b.name} {list(b.shape)} cannot be multiplied",
@@ -300,7 +300,7 @@ def _refuse_shapes(a: TensorRef, b: TensorRef, rank: int, file: Path) -> None:
         )
 
 
-def _transposed(tensor: TensorRef) -> TensorRef:
+def _transposed(tensor: LazyTensor) -> LazyTensor:
     """A low-rank matrix with rows and columns exchanged; it is small, and read whole."""
 
     def read(start: int, stop: int) -> Array:
@@ -309,7 +309,7 @@ def _transposed(tensor: TensorRef) -> TensorRef:
     return replace(tensor, shape=tensor.shape[::-1], read=read)
 
 
-def _finite(file: Path, tensor: TensorRef) -> TensorRef:
+def _finite(file: Path, tensor: LazyTensor) -> LazyTensor:
     """The tensor, refusing values that are none while it is read."""
     if tensor.dtype not in ("F32", "F16", "BF16"):
         raise InvalidTensor(

@@ -20,7 +20,7 @@ from pigguf.checkpoint.meta_format import PARAMS, PIECE, holds_pieces, joined, o
 from pigguf.checkpoint.pooling_config import POOLING_FILE
 from pigguf.checkpoint.source import Kind, directory_of
 from pigguf.checkpoint.weight_files import FORMS, WeightFile, has_weights, open_weights
-from pigguf.common.lazy_tensor import TensorRef
+from pigguf.common.lazy_tensor import LazyTensor
 from pigguf.errors import CheckpointError
 from pigguf.progress import SILENT, Progress
 from pigguf.tokenizer.tokenizer_files import NAMES as TOKENIZER_FILES
@@ -48,7 +48,7 @@ class Checkpoint:
         self,
         path: Path,
         config: Mapping[str, Any],
-        tensors: Mapping[str, TensorRef],
+        tensors: Mapping[str, LazyTensor],
         notes: tuple[str, ...],
         files: Sequence[WeightFile],
     ) -> None:
@@ -79,7 +79,7 @@ class Checkpoint:
             files = open_pieces(path) if meta else open_weights(path)
             for file in files:
                 closing.callback(file.close)
-            stored: Mapping[str, TensorRef] = {
+            stored: Mapping[str, LazyTensor] = {
                 name: tensor for file in files for name, tensor in file.tensors.items()
             }
             if meta:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pigguf.common.config import Config
-from pigguf.common.lazy_tensor import Array, TensorRef
+from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import InvalidTensor, MissingTensor, UnsupportedModel
 
 KEY = "quantization_config"
@@ -48,8 +48,8 @@ _OTHERS = {
 
 
 def dequantized(
-    path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorRef]
-) -> tuple[Mapping[str, Any], Mapping[str, TensorRef], tuple[str, ...]]:
+    path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
+) -> tuple[Mapping[str, Any], Mapping[str, LazyTensor], tuple[str, ...]]:
     """The config without its quantization, the tensors as numbers, and a note where that took anything.
 
     Raises:
@@ -140,11 +140,11 @@ def _block(keys: Config, key: str) -> Block | None:
 
 
 def _dequantized_tensors(
-    path: Path, tensors: Mapping[str, TensorRef], block: Block | None
-) -> tuple[int, dict[str, TensorRef]]:
+    path: Path, tensors: Mapping[str, LazyTensor], block: Block | None
+) -> tuple[int, dict[str, LazyTensor]]:
     """How many matrices had a scale, and all tensors without scales."""
-    scales: dict[str, TensorRef] = {}
-    result: dict[str, TensorRef] = {}
+    scales: dict[str, LazyTensor] = {}
+    result: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
         weight = next((name.removesuffix(end) for end in SCALES if name.endswith(f".weight{end}")), None)
         if weight in scales:
@@ -171,7 +171,7 @@ def _dequantized_tensors(
     return len(scales), result
 
 
-def _scaled(weight: TensorRef, scale: TensorRef, block: Block | None, path: Path) -> TensorRef:
+def _scaled(weight: LazyTensor, scale: LazyTensor, block: Block | None, path: Path) -> LazyTensor:
     if scale.dtype not in ("F32", "BF16", "F16"):
         raise InvalidTensor(
             f"{path}: {scale.name} is stored as {scale.dtype}, not as F32, BF16 or F16", UNQUANTIZED
@@ -189,7 +189,7 @@ def _scaled(weight: TensorRef, scale: TensorRef, block: Block | None, path: Path
     return replace(weight, dtype="F32", read=read)
 
 
-def _block_of(weight: TensorRef, scale: TensorRef, block: Block | None, path: Path) -> Block:
+def _block_of(weight: LazyTensor, scale: LazyTensor, block: Block | None, path: Path) -> Block:
     """How many rows and columns share a scale."""
     if len(weight.shape) == 2 and weight.elements:
         rows, columns = weight.shape

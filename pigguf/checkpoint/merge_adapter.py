@@ -23,7 +23,7 @@ from pigguf.architectures.tensor_mapping import refuse_unequal_output
 from pigguf.checkpoint.adapter import Adapter, Change, LowRank
 from pigguf.checkpoint.checkpoint import Checkpoint
 from pigguf.common.config import Config
-from pigguf.common.lazy_tensor import Array, TensorRef
+from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import CheckpointError, InvalidTensor, UnmappedTensor
 
 # Keys that an adapter's own config.json and the base's must agree on, where both have them.
@@ -44,7 +44,7 @@ _SHAPE_KEYS = (
 )
 
 
-def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Mapping[str, TensorRef]:
+def with_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Mapping[str, LazyTensor]:
     """The tensors of a checkpoint as an adapter changes them, under the same names.
 
     Where the checkpoint ties its embeddings, there is an output matrix (lm_head.weight) if, and only
@@ -81,7 +81,7 @@ def _refuse_another_model(checkpoint: Checkpoint, adapter: Adapter) -> None:
             )
 
 
-def _part_tied(tensors: dict[str, TensorRef], changes: dict[str, Change], checkpoint: Checkpoint) -> None:
+def _part_tied(tensors: dict[str, LazyTensor], changes: dict[str, Change], checkpoint: Checkpoint) -> None:
     """Give the output matrix a tensor of its own where an adapter changes it and the embedding apart."""
     family = find_family(checkpoint.config)
     if family.embedding not in tensors:
@@ -121,7 +121,7 @@ def _equal_updates(a: LowRank, b: LowRank) -> bool:
     return plain and a.scale == b.scale and a.left.equals(b.left) and a.right.equals(b.right)
 
 
-def _changed(tensor: TensorRef, change: Change, checkpoint: Checkpoint, adapter: Adapter) -> TensorRef:
+def _changed(tensor: LazyTensor, change: Change, checkpoint: Checkpoint, adapter: Adapter) -> LazyTensor:
     for other in (change.base, change.whole):
         if other is not None:
             _refuse_shape(other.shape, tensor, other.name, checkpoint, adapter)
@@ -139,7 +139,7 @@ def _changed(tensor: TensorRef, change: Change, checkpoint: Checkpoint, adapter:
 
 
 def _refuse_shape(
-    shape: tuple[int, ...], tensor: TensorRef, names: str, checkpoint: Checkpoint, adapter: Adapter
+    shape: tuple[int, ...], tensor: LazyTensor, names: str, checkpoint: Checkpoint, adapter: Adapter
 ) -> None:
     if shape != tensor.shape:
         raise InvalidTensor(
@@ -149,7 +149,7 @@ def _refuse_shape(
         )
 
 
-def _more_tokens(shape: tuple[int, ...], tensor: TensorRef) -> str | None:
+def _more_tokens(shape: tuple[int, ...], tensor: LazyTensor) -> str | None:
     """What to do where tokens were added before the adapter was trained, as LongLoRA adds [PAD]."""
     of_tokens = "embed" in tensor.name or "lm_head" in tensor.name
     if not of_tokens or shape[1:] != tensor.shape[1:] or shape[0] < tensor.shape[0]:
@@ -160,7 +160,7 @@ def _more_tokens(shape: tuple[int, ...], tensor: TensorRef) -> str | None:
     )
 
 
-def _updated(tensor: TensorRef, update: LowRank) -> TensorRef:
+def _updated(tensor: LazyTensor, update: LowRank) -> LazyTensor:
     def read(start: int, stop: int) -> Array:
         rows = tensor.read(start, stop).astype(np.float32, copy=False)
         return update.added_to(rows, start, stop)

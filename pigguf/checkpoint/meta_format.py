@@ -26,7 +26,7 @@ import numpy as np
 from pigguf.checkpoint.json_file import read_json
 from pigguf.checkpoint.weight_files import WeightFile, open_files
 from pigguf.common.config import Config, as_json
-from pigguf.common.lazy_tensor import Array, TensorRef
+from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import CheckpointError, InvalidTensor, MissingTensor, UnsupportedModel
 
 PARAMS = "params.json"
@@ -120,7 +120,7 @@ def open_pieces(path: Path) -> list[WeightFile]:
 
 def joined(
     path: Path, config: Mapping[str, Any], pieces: Sequence[WeightFile]
-) -> tuple[dict[str, Any], dict[str, TensorRef]]:
+) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
     """The config and the tensors of a model, as transformers has them.
 
     Args:
@@ -170,7 +170,7 @@ def _refuse_missing_pieces(params: Config, pieces: Sequence[WeightFile]) -> None
     raise CheckpointError(f"{told}, and {len(pieces)} pieces are here", "they belong to another model")
 
 
-def _from_pieces(name: str, files: Sequence[WeightFile], params: Config) -> TensorRef:
+def _from_pieces(name: str, files: Sequence[WeightFile], params: Config) -> LazyTensor:
     """One tensor, put together, under its name in transformers (its own, where that is not known)."""
     match = re.match(r"layers\.\d+\.", name)
     layer = match[0] if match else ""
@@ -198,7 +198,7 @@ def _from_pieces(name: str, files: Sequence[WeightFile], params: Config) -> Tens
     return replace(tensor, name=f"model.{layer}{place.name}" if layer and place.name != name else place.name)
 
 
-def _put_together(pieces: Sequence[TensorRef], cut: Cut, width: int) -> TensorRef:
+def _put_together(pieces: Sequence[LazyTensor], cut: Cut, width: int) -> LazyTensor:
     first = pieces[0]
     if cut == "embedding":  # between columns in Llama 1 and 2, between rows since Llama 3
         cut = "rows" if first.shape[1] == width else "columns"
@@ -222,7 +222,7 @@ def _put_together(pieces: Sequence[TensorRef], cut: Cut, width: int) -> TensorRe
     return replace(first, shape=(rows * len(pieces), columns), read=read_below)
 
 
-def _in_halves(tensor: TensorRef, heads: int, file: Path) -> TensorRef:
+def _in_halves(tensor: LazyTensor, heads: int, file: Path) -> LazyTensor:
     """Rows a0 b0 a1 b1 ... of every head as a0 a1 ... b0 b1 ..., as transformers rotates them."""
     if tensor.rows % (2 * heads):
         raise InvalidTensor(
@@ -240,7 +240,7 @@ def _in_halves(tensor: TensorRef, heads: int, file: Path) -> TensorRef:
     return replace(tensor, read=read)
 
 
-def _as_config(params: Config, tensors: Mapping[str, TensorRef]) -> dict[str, Any]:
+def _as_config(params: Config, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
     width, layers = params.require("dim", int), params.require("n_layers", int)
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
@@ -270,7 +270,7 @@ def _as_config(params: Config, tensors: Mapping[str, TensorRef]) -> dict[str, An
     return config
 
 
-def _vocabulary(params: Config, tensors: Mapping[str, TensorRef]) -> int:
+def _vocabulary(params: Config, tensors: Mapping[str, LazyTensor]) -> int:
     """-1 leaves it to the tokenizer: as many as the embedding has rows."""
     if params.values.get("vocab_size", -1) != -1:
         return params.require("vocab_size", int)

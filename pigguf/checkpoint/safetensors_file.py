@@ -21,7 +21,7 @@ import numpy as np
 
 from pigguf.checkpoint.safetensors_header import header_members
 from pigguf.common.files import atomic_write, download_hint, opened, read_exactly
-from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, TensorRef
+from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, LazyTensor
 from pigguf.common.parallel import computed_ahead
 from pigguf.errors import CheckpointError
 from pigguf.progress import SILENT, Progress, stage
@@ -79,10 +79,10 @@ class SafetensorsFile:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def _read_tensors(self) -> dict[str, TensorRef]:
+    def _read_tensors(self) -> dict[str, LazyTensor]:
         size = os.fstat(self._descriptor).st_size
         entries, data_start = self._header(size)
-        tensors: dict[str, TensorRef] = {}
+        tensors: dict[str, LazyTensor] = {}
         expected = 0
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
             if entry.begin != expected:
@@ -118,7 +118,7 @@ class SafetensorsFile:
             raise self._lies(str(error)) from error
         return entries, 8 + length
 
-    def _promise(self, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> TensorRef:
+    def _promise(self, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> LazyTensor:
         element_bytes, numpy_dtype = _DTYPES[dtype]
         row_shape = shape[-1:] if len(shape) > 1 else ()
         row_bytes = element_bytes * int(np.prod(row_shape, dtype=np.int64))
@@ -133,7 +133,7 @@ class SafetensorsFile:
             )
             return rows
 
-        return TensorRef(name, shape, dtype, read)
+        return LazyTensor(name, shape, dtype, read)
 
     def _lies(self, what: str) -> CheckpointError:
         return CheckpointError(
@@ -170,7 +170,7 @@ def _checked(path: Path, name: str, entry: Any) -> Entry:
 
 
 def write_safetensors(
-    path: Path, tensors: Sequence[TensorRef], dtype: str, progress: Progress = SILENT
+    path: Path, tensors: Sequence[LazyTensor], dtype: str, progress: Progress = SILENT
 ) -> int:
     """Write tensors to one safetensors file, rounded to `dtype`, and return its size in bytes.
 
@@ -196,7 +196,7 @@ def write_safetensors(
     return total
 
 
-def _header_bytes(tensors: Sequence[TensorRef], dtype: str) -> bytes:
+def _header_bytes(tensors: Sequence[LazyTensor], dtype: str) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers demands the format
     at = 0
     for tensor in tensors:
@@ -208,12 +208,12 @@ def _header_bytes(tensors: Sequence[TensorRef], dtype: str) -> bytes:
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _slab_jobs(tensors: Sequence[TensorRef], dtype: str) -> Iterator[Callable[[], memoryview]]:
+def _slab_jobs(tensors: Sequence[LazyTensor], dtype: str) -> Iterator[Callable[[], memoryview]]:
     for tensor in tensors:
         for start, stop in tensor.slabs(SLAB_ELEMENTS):
             yield partial(_rounded_rows, tensor, start, stop, dtype)
 
 
-def _rounded_rows(tensor: TensorRef, start: int, stop: int, dtype: str) -> memoryview:
+def _rounded_rows(tensor: LazyTensor, start: int, stop: int, dtype: str) -> memoryview:
     rows = tensor.read(start, stop).astype(_DTYPES[dtype][1])
     return memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))

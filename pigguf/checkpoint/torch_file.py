@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from pigguf.common.files import download_hint, opened, read_exactly, unreadable
-from pigguf.common.lazy_tensor import Array, TensorRef
+from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import CheckpointError, MissingPackage
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class TorchFile:
         self.tensors = {}
         os.close(self._descriptor)
 
-    def _read_tensors(self) -> dict[str, TensorRef]:
+    def _read_tensors(self) -> dict[str, LazyTensor]:
         beginning = os.pread(self._descriptor, 64, 0)
         storages = _storages(self.path) if beginning.startswith(b"PK\3\4") else None
         state = _load(self.path, storages is None, beginning)
@@ -90,7 +90,7 @@ class TorchFile:
             raise CheckpointError(f"{self.path} holds a {type(state).__name__}, not tensors by name")
         return {name: self._promise(name, tensor, storages) for name, tensor in state.items()}
 
-    def _promise(self, name: str, tensor: Any, storages: Storages | None) -> TensorRef:
+    def _promise(self, name: str, tensor: Any, storages: Storages | None) -> LazyTensor:
         found = str(getattr(tensor, "dtype", type(tensor).__name__))
         if found not in _DTYPES or str(tensor.layout) != "torch.strided":
             kind = found if found not in _DTYPES else f"a tensor of layout {tensor.layout}"
@@ -105,10 +105,10 @@ class TorchFile:
         else:
             start = self._place(name, tensor, storages)
             read, whole_rows = self._read_at(start, tensor, np.dtype(numpy_dtype)), not tensor.is_contiguous()
-        promise = TensorRef(name, tuple(tensor.shape), dtype, read)
+        promise = LazyTensor(name, tuple(tensor.shape), dtype, read)
         if not whole_rows:
             return promise
-        return TensorRef(name, promise.shape, dtype, read, row_group=max(1, promise.rows))
+        return LazyTensor(name, promise.shape, dtype, read, row_group=max(1, promise.rows))
 
     def _place(self, name: str, tensor: torch.Tensor, storages: Storages) -> int:
         """The byte at which a tensor begins, sure to end within its storage, and that within the file."""

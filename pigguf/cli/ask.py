@@ -32,8 +32,8 @@ from pigguf.cli.options import (
 from pigguf.common.text_decoding import decode_text
 from pigguf.documents import Document, Place
 from pigguf.errors import UsageError
-from pigguf.inference.engine import Sampling, log_to
-from pigguf.inference.open_context import RunSettings
+from pigguf.inference.engine import SamplingParams, log_to
+from pigguf.inference.open_context import RunConfig
 
 _SHOWN = 5  # files, or places, that a note names
 
@@ -60,8 +60,8 @@ def command(
     docs: tuple[Path, ...],
     words: tuple[str, ...],
     show_context: bool,
-    settings: RunSettings,
-    sampling: Sampling,
+    settings: RunConfig,
+    sampling: SamplingParams,
     max_tokens: int | None,
     as_json: bool,
     verbose: bool,

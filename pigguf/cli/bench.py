@@ -22,7 +22,7 @@ from pigguf.evals.html_report import drawing, page
 from pigguf.evals.report import Lines, Report
 from pigguf.inference.benchmark import bench
 from pigguf.inference.engine import log_to
-from pigguf.inference.open_context import RunSettings
+from pigguf.inference.open_context import RunConfig
 
 # a plot's ending -> how it is drawn
 _DRAWN: dict[str, Callable[[Report], str]] = {
@@ -37,7 +37,7 @@ def _setting(**values: Any) -> None:
     """The options of --vs."""
 
 
-def _changed(settings: RunSettings, changes: str) -> RunSettings:
+def _changed(settings: RunConfig, changes: str) -> RunConfig:
     """The second setting: the first one, with what --vs says of it.
 
     Raises:
@@ -108,7 +108,7 @@ def command(
         log_to(render.note)
     if plot is not None and plot.suffix not in _DRAWN:
         raise UsageError(f"--plot {plot}: no such sort of plot", f"name a file in {' or '.join(_DRAWN)}")
-    settings = RunSettings(**setting)
+    settings = RunConfig(**setting)
     other = None if vs is None else _changed(settings, vs)
     with ExitStack() as stack:
         stack.enter_context(tidy_termination())

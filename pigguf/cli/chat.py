@@ -27,8 +27,8 @@ from pigguf.cli.options import (
 )
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import UsageError
-from pigguf.inference.engine import Sampling, Session, log_to
-from pigguf.inference.open_context import RunSettings, open_session
+from pigguf.inference.engine import SamplingParams, Session, log_to
+from pigguf.inference.open_context import RunConfig, open_session
 
 _PATIENCE = 2.0  # seconds
 
@@ -73,8 +73,8 @@ def command(
     examples_path: Path | None,
     system: str | None,
     overflow: OverflowPolicy,
-    settings: RunSettings,
-    sampling: Sampling,
+    settings: RunConfig,
+    sampling: SamplingParams,
     max_tokens: int | None,
     as_json: bool,
     verbose: bool,
@@ -123,7 +123,7 @@ def command(
             Shell(chat, verbose).run()
 
 
-def tell_of_window(session: Session, settings: RunSettings) -> None:
+def tell_of_window(session: Session, settings: RunConfig) -> None:
     """Say where a window that nobody asked for is not the whole of the model's."""
     window, whole = session.context.length, session.context.model.context_length
     if settings.ctx is None and window < whole:

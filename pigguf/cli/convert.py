@@ -131,7 +131,7 @@ def _rows(result: ConversionResult) -> list[tuple[str, object]]:
         rows.append(("parts", f"{len(result.parts)} files, to {result.parts[-1]}"))
     rows += [
         ("size", size(plan.bytes)),
-        ("model", f"{plan.spec.architecture}, {plan.spec.layers} layers, {plan.recipe.name}"),
+        ("model", f"{plan.hparams.architecture}, {plan.hparams.layers} layers, {plan.recipe.name}"),
         ("window", f"{rope.context_length:,} tokens, {rope.explain()}"),
         ("tokenizer", f"{plan.vocab.model} ({plan.vocab.pre}), {len(plan.vocab.tokens):,} tokens"),
     ]
@@ -166,7 +166,7 @@ def _as_data(result: ConversionResult) -> dict[str, Any]:
         "bytes": plan.bytes,
         "type": plan.recipe.name,
         "imatrix": None if plan.scheme.matrix is None else str(plan.scheme.matrix.path),
-        "architecture": plan.spec.architecture,
+        "architecture": plan.hparams.architecture,
         "adapter": None if plan.adapter is None else _adapter_data(plan.adapter),
         "rope": plan.rope.as_data(),
         "evidence": [

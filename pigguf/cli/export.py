@@ -29,13 +29,13 @@ def command(source: Path, output: Path, as_json: bool) -> None:
     """
     with tidy_termination():
         result = export(source, output, progress=render.progress())
-    rope = result.spec.rope
+    rope = result.hparams.rope
     if as_json:
         render.json(
             {
                 "path": str(result.path),
                 "bytes": result.bytes,
-                "architecture": result.spec.architecture,
+                "architecture": result.hparams.architecture,
                 "rope": rope.as_data(),
                 "seconds": round(result.seconds, 3),
             }

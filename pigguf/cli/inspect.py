@@ -67,11 +67,11 @@ def _show(report: Report) -> None:
 
 
 def _rope(rope: RopeScaling) -> str:
-    said = [rope.kind]
-    if rope.kind in ("none", "linear", "yarn", "llama3"):
+    said = [rope.rope_type]
+    if rope.rope_type in ("none", "linear", "yarn", "llama3"):
         said.append(f"factor {rope.factor:g}")
-    if rope.kind not in ("learned", "alibi"):
-        said.append(f"base {rope.base:g}")
+    if rope.rope_type not in ("learned", "alibi"):
+        said.append(f"base {rope.rope_theta:g}")
     return ", ".join(said)
 
 

@@ -270,16 +270,16 @@ def sessions_option(command: Command) -> Command:
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a model is run, and what for. Passed as `settings`: RunSettings."""
-    from pigguf.inference.open_context import RunSettings
+    from pigguf.inference.open_context import RunConfig
 
-    own = [field.name for field in fields(RunSettings) if field.name != "ctx"]
+    own = [field.name for field in fields(RunConfig) if field.name != "ctx"]
 
     @window_options
     @setting_options
     @sessions_option
     @functools.wraps(command)
     def with_run_options(*, ctx_length: int | None, **values: Any) -> Any:
-        settings = RunSettings(ctx_length, **{name: values.pop(name) for name in own})
+        settings = RunConfig(ctx_length, **{name: values.pop(name) for name in own})
         return command(settings=settings, **values)
 
     return with_run_options
@@ -297,7 +297,7 @@ _SAMPLING: tuple[tuple[str, type, str, str], ...] = (
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How an answer is drawn. Passed as `sampling`: Sampling, and `max_tokens`."""
-    from pigguf.inference.engine import Sampling
+    from pigguf.inference.engine import SamplingParams
 
     names = [name for name, *_ in _SAMPLING] + ["seed"]
 
@@ -310,7 +310,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @functools.wraps(command)
     def with_sampling_options(**values: Any) -> Any:
-        sampling = Sampling(**{name: values.pop(name) for name in names})
+        sampling = SamplingParams(**{name: values.pop(name) for name in names})
         return command(sampling=sampling, **values)
 
     decorated: Callable[..., Any] = with_sampling_options
@@ -319,7 +319,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
             f"--{name.replace('_', '-')}",
             type=kind,
             metavar=letter,
-            default=getattr(Sampling(), name),
+            default=getattr(SamplingParams(), name),
             show_default=True,
             help=text,
         )(decorated)

@@ -20,7 +20,7 @@ from pigguf.cli.options import (
 from pigguf.common.system_memory import in_words
 from pigguf.inference.engine import CacheType, RuntimeRope
 from pigguf.inference.engine.memory_estimate import HOST
-from pigguf.inference.open_context import RunSettings, plan_session
+from pigguf.inference.open_context import RunConfig, plan_session
 from pigguf.inference.planning import DevicePlan, LongestWindow, MeasuredSpeed, Plan
 
 
@@ -53,7 +53,7 @@ def command(
 
     The engine itself says what it would allocate; nothing is loaded. Exits with 9 where it does not fit.
     """
-    settings = RunSettings(
+    settings = RunConfig(
         ctx_length,
         gpu_layers,
         rope=rope,

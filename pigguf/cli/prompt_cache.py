@@ -14,7 +14,7 @@ from pigguf.cli import render
 from pigguf.cli.formatting import size
 from pigguf.cli.options import json_option
 from pigguf.errors import UsageError
-from pigguf.inference.prompt_cache import Kept, SessionStore, sessions_directory
+from pigguf.inference.prompt_cache import Kept, PromptCacheStore, sessions_directory
 from pigguf.inference.prompt_cache.cache_directory import BUDGET_VARIABLE, stated_budget
 
 EPILOG = f"""\b
@@ -98,8 +98,8 @@ def clear(yes: bool) -> None:
     render.note(_removed(store.clear(), taken))
 
 
-def _store() -> SessionStore:
-    return SessionStore(sessions_directory(), stated_budget())
+def _store() -> PromptCacheStore:
+    return PromptCacheStore(sessions_directory(), stated_budget())
 
 
 def _removed(count: int, freed: int) -> str:
@@ -125,7 +125,7 @@ def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def _as_data(store: SessionStore, kept: Sequence[Kept]) -> dict[str, Any]:
+def _as_data(store: PromptCacheStore, kept: Sequence[Kept]) -> dict[str, Any]:
     return {
         "directory": str(store.directory),
         "budget_bytes": store.budget(),

@@ -13,7 +13,7 @@ from pigguf.cli.options import PATH, cached_options, sessions_option, verbose_op
 from pigguf.cli.signals import tidy_termination
 from pigguf.errors import MissingPackage
 from pigguf.inference.engine import log_to
-from pigguf.inference.open_context import RunSettings
+from pigguf.inference.open_context import RunConfig
 
 if TYPE_CHECKING:
     from pigguf.serve.service import Service
@@ -98,7 +98,7 @@ def command(
             f"{address_of(listener)}/ Ctrl-C ends it."
         )
 
-    run = RunSettings(ctx_length, **settings)
+    run = RunConfig(ctx_length, **settings)
     with (
         tidy_termination(),
         listen(host, port, api_key or None) as listener,

@@ -13,8 +13,8 @@ from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.options import PATH, json_option, run_options, sampling_options, verbose_option
 from pigguf.documents import MOST_CHARACTERS, read_file
-from pigguf.inference.engine import Sampling, log_to
-from pigguf.inference.open_context import RunSettings, open_session
+from pigguf.inference.engine import SamplingParams, log_to
+from pigguf.inference.open_context import RunConfig, open_session
 
 
 def _length(ctx: click.Context, parameter: click.Parameter, value: str) -> Length | int:
@@ -52,8 +52,8 @@ def command(
     file: Path,
     length: Length | int,
     style: Style,
-    settings: RunSettings,
-    sampling: Sampling,
+    settings: RunConfig,
+    sampling: SamplingParams,
     max_tokens: int | None,
     as_json: bool,
     verbose: bool,

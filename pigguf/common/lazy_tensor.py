@@ -25,7 +25,7 @@ def row_count(shape: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class TensorRef:
+class LazyTensor:
     """One float tensor that can be read in slabs of rows.
 
     Attributes:
@@ -68,7 +68,7 @@ class TensorRef:
         for start in range(0, self.rows if self.elements else 0, step):
             yield start, min(start + step, self.rows)
 
-    def equals(self, other: TensorRef) -> bool:
+    def equals(self, other: LazyTensor) -> bool:
         """Whether both have the same shape, dtype and values; reads them in slabs."""
         alike = (self.shape, self.dtype) == (other.shape, other.dtype)
         return alike and all(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 Logits = NDArray[np.float32]
 
 
-def divergence(reference: Logits, model: Logits, token: int) -> tuple[float, float, float, float]:
+def kl_divergence(reference: Logits, model: Logits, token: int) -> tuple[float, float, float, float]:
     """Two rows of logits, compared.
 
     Returns:

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.numerics import Logits, divergence
+from pigguf.common.numerics import Logits, kl_divergence
 from pigguf.common.parallel import usable_cores
 from pigguf.errors import UsageError
 from pigguf.evals.confidence_intervals import wilson
@@ -244,8 +244,8 @@ def _compared(session: Session, reference: Session, tokens: list[int], progress:
     Raises:
         EngineError: llama.cpp failed, or a model computes logits that are not numbers.
     """
-    session.keep(0)
-    reference.keep(0)
+    session.truncate(0)
+    reference.truncate(0)
     given, wanted = tokens[:-1], range(len(tokens) - 1)
     expected = reference.evaluate_batches(given, wanted, lambda indices, rows: (indices, np.array(rows)))
     with ThreadPoolExecutor(usable_cores()) as threads:
@@ -255,7 +255,7 @@ def _compared(session: Session, reference: Session, tokens: list[int], progress:
             if same_indices != indices:
                 raise AssertionError(f"batches differ: {same_indices[:1]} and {indices[:1]}")
             nexts = (tokens[i + 1] for i in indices)
-            return in_parts(threads, divergence, zip(theirs, rows, nexts, strict=True))
+            return in_parts(threads, kl_divergence, zip(theirs, rows, nexts, strict=True))
 
         batches = session.evaluate_batches(given, wanted, compare, progress)
         found = np.array([row for batch in batches for row in batch]).T

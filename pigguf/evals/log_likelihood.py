@@ -43,8 +43,8 @@ def log_likelihoods(
     if not 1 <= first < len(tokens):
         raise UsageError(f"tokens from {first} on cannot be scored of {len(tokens)}")
     given = tokens[:-1]
-    kept = min(session.shared_with(given), first - 1)
-    session.keep(kept)
+    kept = min(session.common_prefix_length(given), first - 1)
+    session.truncate(kept)
     wanted = range(first - 1 - kept, len(given) - kept)
     offset = kept + 1  # the logits after given[kept + i] speak of tokens[kept + i + 1]
     with ThreadPoolExecutor(usable_cores()) as threads:

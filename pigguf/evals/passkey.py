@@ -44,12 +44,12 @@ from pigguf.evals.passkey_plan import Place, Plan, common, plan_passes
 from pigguf.evals.passkey_prompts import Prompts
 from pigguf.evals.position_variants import compared
 from pigguf.evals.report import Cell, HeatMap, Lines, Plot, Point, Report, Series, Table, versions
-from pigguf.inference.engine import Model, Sampling, Session
+from pigguf.inference.engine import Model, SamplingParams, Session
 from pigguf.progress import SILENT, Progress, stage
 
 ENOUGH = 0.2  # of the trials, for k_max
 _DIGITS = 5
-_GREEDY = Sampling(temperature=0)
+_GREEDY = SamplingParams(temperature=0)
 
 
 def passkey(
@@ -205,7 +205,7 @@ def _ask(
     session: Session, prompts: Prompts, start: Place, distance: Place, key: str, progress: Progress
 ) -> Answer:
     prompt = prompts.tokens(key, start.sentences, distance.sentences)
-    kept = session.advance_to(prompt, within(progress))
+    kept = session.set_prompt(prompt, within(progress))
     text, drawn = _decode(session, prompts.answer_tokens)
     decodes = max(0, drawn - 1)  # the first token is drawn from the prompt's own logits
     return {

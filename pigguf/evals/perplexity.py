@@ -364,7 +364,7 @@ def _window(document: Document, start: int, length: int, method: Method) -> list
 
 def _sums(session: Session, tokens: list[int], first: int, progress: Progress) -> tuple[float, float]:
     """Of the log-likelihoods from `first` on: their sum, and the sum of their squares."""
-    session.keep(0)  # a window is computed afresh, whatever it shares with the last
+    session.truncate(0)  # a window is computed afresh, whatever it shares with the last
     scores = log_likelihoods(session, tokens, first, within(progress))
     return float(scores.sum()), float(scores @ scores)
 

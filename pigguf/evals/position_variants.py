@@ -115,7 +115,7 @@ def _baseline(name: str, own: RopeScaling, head_length: int, window: int) -> Bas
     if method not in METHODS or (method == "none" and colon):
         raise UsageError(f"there is no baseline {name!r}", f"there are {FORMS}")
     factor = _factor(name, number) if colon else max(1.0, window / own.original_context)
-    rope = replace(METHODS[method](factor, own.base, head_length), context_length=window)
+    rope = replace(METHODS[method](factor, own.rope_theta, head_length), context_length=window)
     return Baseline("none" if method == "none" else f"{method}:{factor:g}", rope)
 
 

@@ -29,7 +29,7 @@ from pigguf.evals.model_under_test import EngineOptions, Subject
 from pigguf.evals.position_variants import compared
 from pigguf.evals.prompt_tokens import encoder
 from pigguf.evals.report import Cell, Report, Table, versions
-from pigguf.inference.engine import Model, Sampling, Session
+from pigguf.inference.engine import Model, SamplingParams, Session
 from pigguf.progress import SILENT, Progress, stage
 
 MAX_INPUT = 15_000
@@ -164,8 +164,8 @@ def scorer() -> Scorer:
     return score
 
 
-def _sampling(seed: int) -> Sampling:
-    return Sampling(temperature=0.5, top_k=0, top_p=0.95, min_p=0.0, seed=seed)
+def _sampling(seed: int) -> SamplingParams:
+    return SamplingParams(temperature=0.5, top_k=0, top_p=0.95, min_p=0.0, seed=seed)
 
 
 # ---- the work ------------------------------------------------------------------------------------
@@ -244,10 +244,10 @@ Answer = dict[str, Any]
 
 
 def _summary(
-    session: Session, prompt: list[int], sampling: Sampling, max_output: int, progress: Progress
+    session: Session, prompt: list[int], sampling: SamplingParams, max_output: int, progress: Progress
 ) -> Answer:
     model = session.context.model
-    session.advance_to(prompt, within(progress))
+    session.set_prompt(prompt, within(progress))
     tokens = []
     for token in session.generate(sampling, max_output, lookup=False):
         tokens.append(token)

@@ -174,7 +174,7 @@ def _checked_factors(factors: Sequence[float], own: RopeScaling) -> list[float]:
     for factor in factors:
         if not 1 <= factor < math.inf:
             raise UsageError(f"the factor {factor:g} is none that stretches a window", "give numbers from 1")
-    tried = sorted({1.0, *map(float, factors), *([own.factor] if own.kind == "linear" else [])})
+    tried = sorted({1.0, *map(float, factors), *([own.factor] if own.rope_type == "linear" else [])})
     if len(tried) < 2:
         raise UsageError("factor 1 alone is no sweep", "give other factors to compare it with")
     return tried
@@ -293,9 +293,9 @@ def _held(verdict: Verdict, figures: Figures) -> str:
 def _then(verdict: Verdict, own: RopeScaling) -> str:
     if not verdict.clear:
         return "Measure more text before relying on it (--max-windows, a longer --text)."
-    if own.kind in ("none", "linear") and math.isclose(own.factor, verdict.factor, rel_tol=1e-3):
+    if own.rope_type in ("none", "linear") and math.isclose(own.factor, verdict.factor, rel_tol=1e-3):
         return "That is the factor the file states."
-    found = "no scaling" if own.kind == "none" else f"{own.kind}, factor {own.factor:g}"
+    found = "no scaling" if own.rope_type == "none" else f"{own.rope_type}, factor {own.factor:g}"
     further = ""
     if verdict.breaks_at is None and verdict.factor > 1:
         further = f" (no window measured was too long; --context {_window(verdict, own)} may be too short)"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from pigguf.architectures import find_family, to_gguf
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import Checkpoint
 from pigguf.checkpoint.adapter import ADAPTER, WEIGHTS
 from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
@@ -117,8 +117,8 @@ def finetune(
     with Checkpoint.open(source, progress) as checkpoint:
         rope = extended_rope(checkpoint, settings.factor)
         _refuse_untrained_table(checkpoint, rope, settings)
-        spec = _refuse_what_convert_refuses(checkpoint, rope)
-        vocab = read_vocab(checkpoint.path, checkpoint.config, spec.vocab_size)
+        hparams = _refuse_what_convert_refuses(checkpoint, rope)
+        vocab = read_vocab(checkpoint.path, checkpoint.config, hparams.vocab_size)
     if begin_from is not None:
         _refuse_another_adapter(begin_from, rope, settings)
     length = _sequence_length(settings, rope)
@@ -126,8 +126,8 @@ def finetune(
     workplace = Workplace(target)
     state = workplace.enter(settings, _fingerprints(checkpoint, paths, begin_from))
     family = find_family(checkpoint.config)
-    config = family.with_positions(checkpoint.config, spec)
-    model = load_model(checkpoint.path, config, family, spec, settings, begin_from)
+    config = family.with_positions(checkpoint.config, hparams)
+    model = load_model(checkpoint.path, config, family, hparams, settings, begin_from)
     train(model, sequences, rope.context_length, settings, workplace, state, progress, listen)
     _write(target, model, checkpoint, config, settings, workplace)
     log = tuple(workplace.log())
@@ -154,11 +154,11 @@ def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
     """
     family = find_family(checkpoint.config)
     rope = family.read_positions(checkpoint.config, checkpoint.tokenizer_config)
-    if rope.kind == "learned":
+    if rope.rope_type == "learned":
         return family.read_positions(checkpoint.config, {}, RopeOverrides(factor))
-    if rope.kind not in ("none", "linear"):
+    if rope.rope_type not in ("none", "linear"):
         raise UnsupportedModel(
-            f"{checkpoint.path} has positions of kind {rope.kind}",
+            f"{checkpoint.path} has positions of kind {rope.rope_type}",
             "Position Interpolation starts from positions that are plain, or divided by a factor",
         )
     if rope.factor > factor:
@@ -167,19 +167,19 @@ def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
             f"the factor counts from the original {rope.original_context} tokens",
         )
     window = round(rope.original_context * factor)
-    return replace(rope, kind="linear", factor=factor, context_length=window, evidence=(), decisions=())
+    return replace(rope, rope_type="linear", factor=factor, context_length=window, evidence=(), decisions=())
 
 
-def _refuse_what_convert_refuses(checkpoint: Checkpoint, rope: RopeScaling) -> ModelSpec:
+def _refuse_what_convert_refuses(checkpoint: Checkpoint, rope: RopeScaling) -> HParams:
     """transformers would fill a missing tensor with random numbers, and leave out one it does not know."""
     family = find_family(checkpoint.config)
-    spec = family.spec(checkpoint.config, rope)
-    to_gguf(family, spec, checkpoint.tensors, str(checkpoint.path))
-    return spec
+    hparams = family.read_hparams(checkpoint.config, rope)
+    to_gguf(family, hparams, checkpoint.tensors, str(checkpoint.path))
+    return hparams
 
 
 def _refuse_untrained_table(checkpoint: Checkpoint, rope: RopeScaling, settings: FinetuneSettings) -> None:
-    if rope.kind == "learned" and settings.method == "lora":
+    if rope.rope_type == "learned" and settings.method == "lora":
         raise UsageError(
             f"{checkpoint.path} has a table of learned positions, whose new rows must be trained as a whole",
             "give --method full: models with such tables are small",
@@ -193,10 +193,10 @@ def _refuse_another_adapter(adapter: Path, rope: RopeScaling, settings: Finetune
         if not (adapter / name).is_file():
             raise UsageError(f"{adapter / name} is missing", "give a directory that `pigguf finetune` made")
     trained = read_json(adapter / "config.json", optional=True).get("rope_parameters")
-    if trained != rope.config()["rope_parameters"]:
+    if trained != rope.to_config()["rope_parameters"]:
         raise RopeConflict(
             f"{adapter}/config.json: rope_parameters = {trained}, and here they are "
-            f"{rope.config()['rope_parameters']}",
+            f"{rope.to_config()['rope_parameters']}",
             "give the --factor that the adapter was trained with",
         )
 

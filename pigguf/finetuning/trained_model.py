@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pigguf.architectures import Family, to_gguf
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import Checkpoint
 from pigguf.checkpoint.adapter import WEIGHTS
 from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
@@ -104,7 +104,7 @@ def load_model(
     source: Path,
     config: dict[str, Any],
     family: Family,
-    spec: ModelSpec,
+    hparams: HParams,
     settings: FinetuneSettings,
     adapter: Path | None = None,
 ) -> TrainedModel:
@@ -114,7 +114,7 @@ def load_model(
         source: the checkpoint's directory.
         config: its config.json with the extended window's positions.
         family: what its weights are called.
-        spec: its shape, with the extended positions; a table of learned ones is resampled.
+        hparams: its shape, with the extended positions; a table of learned ones is resampled.
         adapter: the directory of a LoRA adapter to begin from; by default one that changes nothing.
 
     Raises:
@@ -132,10 +132,10 @@ def load_model(
                 dtype=torch.float32 if settings.method == "full" else _DTYPES[settings.dtype],
                 attn_implementation="sdpa",
                 local_files_only=True,
-                ignore_mismatched_sizes=isinstance(spec.rope, LearnedPositions),
+                ignore_mismatched_sizes=isinstance(hparams.rope, LearnedPositions),
             )
-            if isinstance(spec.rope, LearnedPositions):
-                _resample(model, source, family, spec)
+            if isinstance(hparams.rope, LearnedPositions):
+                _resample(model, source, family, hparams)
             model = model.to(device)
             if settings.gradient_checkpointing:
                 _enable_checkpointing(model)
@@ -162,13 +162,13 @@ def _enable_checkpointing(model: Any) -> None:
 
 
 @torch.no_grad()
-def _resample(model: Any, source: Path, family: Family, spec: ModelSpec) -> None:
+def _resample(model: Any, source: Path, family: Family, hparams: HParams) -> None:
     """Give the table of positions the rows that convert gives it; rows for padding stay before them."""
     (name,) = family.modules("position_embd", parts=5)
     table = model.get_submodule(name).weight
     with Checkpoint.open(source) as checkpoint:
         old = {family.canonical(key): tensor for key, tensor in checkpoint.tensors.items()}[f"{name}.weight"]
-        made = to_gguf(family, spec, checkpoint.tensors, str(source))
+        made = to_gguf(family, hparams, checkpoint.tensors, str(source))
         rows = next(tensor for tensor in made if tensor.name == "position_embd.weight").load()
         padding = old.read(0, len(table) - len(rows))
     table.copy_(torch.from_numpy(np.concatenate([padding.astype(np.float32), rows.astype(np.float32)])))

@@ -26,8 +26,8 @@ from typing import Any
 from pigguf.errors import ContextOverflow, UsageError
 from pigguf.evals.report import Lines, Point, Report, Series, Table, versions
 from pigguf.gguf_io import GGUFFile, read_header
-from pigguf.inference.engine import Model, Sampling, Session
-from pigguf.inference.open_context import RunSettings, open_session, settle
+from pigguf.inference.engine import Model, SamplingParams, Session
+from pigguf.inference.open_context import RunConfig, open_session, settle
 from pigguf.progress import SILENT, Progress
 from pigguf.rope import rope_from_metadata
 
@@ -38,7 +38,7 @@ _QUESTION, _PASSAGE = 16, 512  # tokens
 _AFTER = _QUESTION + max(ANSWER, _PASSAGE)  # a document
 _WORDS = 1024  # different ones
 _DEPTH_STEP = 256
-_GREEDY = Sampling(temperature=0)
+_GREEDY = SamplingParams(temperature=0)
 
 # Timing's field, the plot's title, what its axis counts
 _PLOTS = (
@@ -71,8 +71,8 @@ class Timing:
 
 def bench(
     path: str | Path,
-    settings: RunSettings | None = None,
-    other: RunSettings | None = None,
+    settings: RunConfig | None = None,
+    other: RunConfig | None = None,
     *,
     depths: Sequence[int] | None = None,
     rounds: int = 1,
@@ -93,13 +93,13 @@ def bench(
         As open_session; UsageError for depths or rounds that are none.
         ContextOverflow: a depth that the window has no room for.
     """
-    wanted = [settings or RunSettings(), *([other] if other else [])]
+    wanted = [settings or RunConfig(), *([other] if other else [])]
     windows = [_window(path, one) for one in wanted]
     depths = _usual_depths(min(windows)) if depths is None else sorted(set(depths))
     if not depths or depths[0] < 0 or rounds < 1:
         raise UsageError(f"depths {depths} and {rounds} rounds", "give depths from 0, and 1 round at least")
     _refuse_overflow(depths[-1], min(windows))
-    ready = [replace(one, ctx=one.ctx or depths[-1] + _AFTER, sessions=False) for one in wanted]
+    ready = [replace(one, ctx=one.ctx or depths[-1] + _AFTER, prompt_cache=False) for one in wanted]
     for one in ready:
         settle(path, one)  # what cannot be is refused before any of it is measured
     found: list[dict[int, list[Timing]]] = [{depth: [] for depth in depths} for _ in ready]
@@ -114,7 +114,7 @@ def bench(
     return _report(read_header(path), names[: len(ready)], resolved, timings, rounds)
 
 
-def _window(path: str | Path, settings: RunSettings) -> int:
+def _window(path: str | Path, settings: RunConfig) -> int:
     """The longest window that there may be."""
     if settings.ctx is not None:
         return settings.ctx
@@ -146,7 +146,7 @@ def _resolved(session: Session) -> dict[str, Any]:
         **options,
         "gpu_layers": context.model.gpu_layers,
         "workers": [device.name for device in workers.devices] if workers else [],
-        "prefill": "torch" if context.reader else "llama.cpp",
+        "prefill": "torch" if context.prefiller else "llama.cpp",
     }
 
 
@@ -154,18 +154,18 @@ def _timing(session: Session, depth: int, progress: Progress) -> Timing:
     """All that is measured in one context at one depth."""
     document, question, another, passage = _texts(session.context.model, depth)
     begun = time.perf_counter()
-    session.advance_to([*document, *question], progress)
+    session.set_prompt([*document, *question], progress)
     read = time.perf_counter() - begun
     cold, decode = _answer(session, begun)
 
     begun = time.perf_counter()
-    session.advance_to([*document, *another], progress)
+    session.set_prompt([*document, *another], progress)
     warm, _ = _answer(session, begun, limit=1)
 
-    session.keep(max(depth, 1))
+    session.truncate(max(depth, 1))
     held = session.tokens
     begun = time.perf_counter()
-    session.advance_to([*held, *passage], progress)
+    session.set_prompt([*held, *passage], progress)
     more = len(passage) / (time.perf_counter() - begun)
     return Timing(depth, cold, warm, (depth + len(question)) / read if depth else None, more, decode)
 

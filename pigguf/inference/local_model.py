@@ -31,11 +31,11 @@ from pigguf.inference.engine import (
     GpuLayers,
     Model,
     RuntimeRope,
-    Sampling,
+    SamplingParams,
     Session,
     StopReason,
 )
-from pigguf.inference.open_context import Prefill, RunSettings, open_session
+from pigguf.inference.open_context import Prefill, RunConfig, open_session
 from pigguf.progress import SILENT, Progress
 
 
@@ -68,7 +68,7 @@ def open_model(
     Raises:
         As runtime.open_session does.
     """
-    settings = RunSettings(
+    settings = RunConfig(
         ctx,
         gpu_layers,
         threads,
@@ -108,7 +108,7 @@ class LocalModel:
     def chat(
         self,
         messages: Sequence[Message],
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
@@ -138,7 +138,7 @@ class LocalModel:
     def generate(
         self,
         prompt: str | Sequence[int],
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
@@ -160,7 +160,7 @@ class LocalModel:
     def achat(
         self,
         messages: Sequence[Message],
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
@@ -183,7 +183,7 @@ class LocalModel:
     def agenerate(
         self,
         prompt: str | Sequence[int],
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         *,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
@@ -225,7 +225,7 @@ class LocalModel:
     def _texts(
         self,
         prompt: Sequence[int],
-        sampling: Sampling | None,
+        sampling: SamplingParams | None,
         max_tokens: int | None,
         text: Text,
         progress: Progress,
@@ -233,7 +233,7 @@ class LocalModel:
         self.stop_reason = None
         self._text = text
         with self._session.context.turn:
-            cached = self._session.advance_to(prompt, progress)
+            cached = self._session.set_prompt(prompt, progress)
             tokens = self._session.generate(sampling, max_tokens)
         self.prompt_tokens, self.cached_tokens, self.answer_tokens = len(prompt), cached, 0
         try:
@@ -251,9 +251,9 @@ class LocalModel:
                 self.stop_reason = "stop" if text.stopped else self._session.stop_reason
 
 
-def _held_to(json_schema: Any, sampling: Sampling | None) -> Sampling | None:
+def _held_to(json_schema: Any, sampling: SamplingParams | None) -> SamplingParams | None:
     if json_schema is None:
         return sampling
     if sampling is not None and sampling.grammar is not None:
         raise UsageError("a JSON schema and a grammar are given", "a text can be held to one of them")
-    return replace(sampling or Sampling(), grammar=json_grammar(json_schema))
+    return replace(sampling or SamplingParams(), grammar=json_grammar(json_schema))

@@ -35,7 +35,7 @@ from pigguf.inference.engine.context import UNQUANTIZED
 from pigguf.inference.planning import MeasuredSpeed, Plan, Settings, choose, plan
 from pigguf.inference.prompt_cache import open_store
 from pigguf.inference.rpc.client import Workers, connected
-from pigguf.inference.torch_prefill import HybridReader
+from pigguf.inference.torch_prefill import TorchPrefiller
 from pigguf.inference.tuning import Tuning, find_tuning
 from pigguf.progress import SILENT, Progress
 
@@ -45,7 +45,7 @@ _log = logging.getLogger("pigguf")
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunConfig:
     """How a model is run; what is None or "auto" is settled by what fits and by what was measured.
 
     Attributes:
@@ -73,7 +73,7 @@ class RunSettings:
     cache_v: CacheType = "f16"
     flash_attention: bool | None = None
     prefill: Prefill = "auto"
-    sessions: bool = True
+    prompt_cache: bool = True
     workers: tuple[str, ...] = ()
     split: tuple[float, ...] | None = None
 
@@ -87,7 +87,7 @@ class RunSettings:
 
 @contextmanager
 def open_session(
-    path: str | Path, settings: RunSettings | None = None, progress: Progress = SILENT
+    path: str | Path, settings: RunConfig | None = None, progress: Progress = SILENT
 ) -> Iterator[Session]:
     """An empty session of a model, everything closed behind it; its context and model hang on it.
 
@@ -105,15 +105,15 @@ def open_session(
 
 @contextmanager
 def open_context(
-    path: str | Path, settings: RunSettings | None = None, progress: Progress = SILENT, *, sequences: int = 1
+    path: str | Path, settings: RunConfig | None = None, progress: Progress = SILENT, *, sequences: int = 1
 ) -> Iterator[Context]:
     """A context for so many sequences, everything closed behind it; each has the settings' window.
 
     Raises:
         As open_session does.
     """
-    settings = settings or RunSettings()
-    store = open_store() if settings.sessions else None
+    settings = settings or RunConfig()
+    store = open_store() if settings.prompt_cache else None
     with ExitStack() as opened:
         workers = opened.enter_context(connected(settings.workers, settings.split))
         planned, tuning = _settled(path, settings, sequences, workers)
@@ -129,10 +129,10 @@ def open_context(
             )
         )
         reader = _reader(model, planned.options, settings.prefill, tuning)
-        yield opened.enter_context(Context(model, planned.options, reader=reader, store=store))
+        yield opened.enter_context(Context(model, planned.options, prefiller=reader, prompt_cache=store))
 
 
-def plan_session(path: str | Path, settings: RunSettings) -> Plan:
+def plan_session(path: str | Path, settings: RunConfig) -> Plan:
     """What open_session would take of the memory, whether it fits or not; nothing is loaded.
 
     Raises:
@@ -165,7 +165,7 @@ def _deepest(tuning: Tuning, length: int | None) -> MeasuredSpeed | None:
     return max(found, key=lambda speed: speed.depth, default=None)
 
 
-def settle(path: str | Path, settings: RunSettings, sequences: int = 1) -> tuple[Plan, Tuning]:
+def settle(path: str | Path, settings: RunConfig, sequences: int = 1) -> tuple[Plan, Tuning]:
     """The settings with nothing left open, and what they were taken from; nothing is loaded.
 
     Raises:
@@ -176,7 +176,7 @@ def settle(path: str | Path, settings: RunSettings, sequences: int = 1) -> tuple
 
 
 def _settled(
-    path: str | Path, settings: RunSettings, sequences: int, workers: Workers | None
+    path: str | Path, settings: RunConfig, sequences: int, workers: Workers | None
 ) -> tuple[Plan, Tuning]:
     file = read_header(path)
     tuning = _tuning(file, settings)
@@ -187,12 +187,12 @@ def _settled(
     return planned, tuning
 
 
-def _tuning(file: GGUFFile, settings: RunSettings) -> Tuning:
+def _tuning(file: GGUFFile, settings: RunConfig) -> Tuning:
     """What was measured here; llama.cpp's own settings where other machines compute."""
     return Tuning() if settings.workers else find_tuning(file, settings.gpu_layers)
 
 
-def _options(settings: RunSettings, tuning: Tuning) -> ContextOptions:
+def _options(settings: RunConfig, tuning: Tuning) -> ContextOptions:
     """What was asked for, and of the tuning what is not at odds with it."""
     flash = settings.flash_attention
     if flash is None and settings.cache_v in UNQUANTIZED:
@@ -210,14 +210,14 @@ def _options(settings: RunSettings, tuning: Tuning) -> ContextOptions:
     )
 
 
-def _reader(model: Model, options: ContextOptions, prefill: Prefill, tuning: Tuning) -> HybridReader | None:
+def _reader(model: Model, options: ContextOptions, prefill: Prefill, tuning: Tuning) -> TorchPrefiller | None:
     """
     Raises:
         UsageError: PyTorch was asked for, and cannot read for this model.
     """
     if prefill == "llama.cpp" or (prefill == "auto" and tuning.torch_from is None):
         return None
-    reader = HybridReader(model, options, *([tuning.torch_from] if tuning.torch_from else []))
+    reader = TorchPrefiller(model, options, *([tuning.torch_from] if tuning.torch_from else []))
     if prefill == "torch" and not reader.is_supported:
         raise UsageError(
             f"PyTorch cannot read prompts for {model.path} on this machine",

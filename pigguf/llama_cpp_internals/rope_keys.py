@@ -41,14 +41,14 @@ def refuse_unread(rope: RopeScaling, architecture: str) -> None:
 
 
 def _unread(rope: RopeScaling, architecture: str) -> str | None:
-    scaled, factor = rope.kind != "none", f"{rope.factor:g}"
-    if architecture not in DIVISOR_GRAPHS.get(rope.kind, (architecture,)):
-        return f"has no rope scaling of kind {rope.kind}"
+    scaled, factor = rope.rope_type != "none", f"{rope.factor:g}"
+    if architecture not in DIVISOR_GRAPHS.get(rope.rope_type, (architecture,)):
+        return f"has no rope scaling of kind {rope.rope_type}"
     for key, always in (("yarn_beta_fast", 32), ("yarn_beta_slow", 1)):
         if key in rope.parameters and architecture not in BETA_GRAPHS:
             said = f"{key.removeprefix('yarn_')} = {rope.parameters[key]:g}"
             return f"computes YaRN with {always} in place of {said}"
-    if rope.local_base is None:
+    if rope.local_rope_theta is None:
         if scaled and UNSCALED_SLIDING.get(architecture):
             return f"never scales sliding layers, and these are scaled by {factor} too"
         return None

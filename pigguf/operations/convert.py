@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from pigguf.architectures import CLASS_KEY, Family, find_family, to_gguf
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import Adapter, AdapterFacts, Checkpoint, model_name, read_pooling, with_adapter
-from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, TensorRef
+from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, LazyTensor
 from pigguf.errors import InvalidTensor, UsageError
 from pigguf.gguf_io import (
     PlannedTensor,
@@ -61,7 +61,7 @@ class ConversionPlan:
     Attributes:
         name: the model's name: the directory's, or the repository's where that is a hub's snapshot; with
             an adapter its name follows, or stands alone where it begins with the base's.
-        spec: the model's shape, its rope included.
+        hparams: the model's shape, its rope included.
         vocab: the tokenizer as GGUF holds it.
         scheme: how it is quantized.
         choices: the type of every tensor, by name.
@@ -73,7 +73,7 @@ class ConversionPlan:
     """
 
     name: str
-    spec: ModelSpec
+    hparams: HParams
     vocab: Vocab
     scheme: Scheme
     choices: Mapping[str, Choice]
@@ -85,7 +85,7 @@ class ConversionPlan:
 
     @property
     def rope(self) -> RopeScaling:
-        return self.spec.rope
+        return self.hparams.rope
 
     @property
     def recipe(self) -> Recipe:
@@ -196,17 +196,17 @@ def plan_conversion(
     name = base if facts is None else _merged_name(base, facts.name)
     extended = adapter.extended if adapter else None
     positions = family.read_positions(checkpoint.config, checkpoint.tokenizer_config, rope, extended, name)
-    spec = family.spec(config, positions)
-    vocab = read_vocab(checkpoint.path, config, spec.vocab_size)
-    named = to_gguf(family, spec, weights, str(checkpoint.path))
-    choices = choose_types(scheme, spec, named)
+    hparams = family.read_hparams(config, positions)
+    vocab = read_vocab(checkpoint.path, config, hparams.vocab_size)
+    named = to_gguf(family, hparams, weights, str(checkpoint.path))
+    choices = choose_types(scheme, hparams, named)
     tensors = plan_tensors(named, choices, scheme.matrix)
-    pooled = read_pooling(checkpoint.path, spec.architecture)
+    pooled = read_pooling(checkpoint.path, hparams.architecture)
     metadata = {
-        **general_metadata(spec.architecture, vocab.model_name(name), scheme.recipe),
+        **general_metadata(hparams.architecture, vocab.model_name(name), scheme.recipe),
         **(_base_metadata(base) if facts else {}),
-        **({CLASS_KEY: string(spec.hf_class)} if family.folded else {}),
-        **spec.metadata(),
+        **({CLASS_KEY: string(hparams.hf_class)} if family.folded else {}),
+        **hparams.metadata(),
         **pooled.metadata,
         **vocab.metadata(),
         **(scheme.matrix.metadata() if scheme.matrix else {}),
@@ -214,12 +214,12 @@ def plan_conversion(
     size = file_bytes(metadata, tensors)
     left_out = (family.leaves_out,) if family.leaves_out else ()
     notes = checkpoint.notes + left_out + pooled.notes + vocab.notes
-    return ConversionPlan(name, spec, vocab, scheme, choices, metadata, tensors, size, facts, notes)
+    return ConversionPlan(name, hparams, vocab, scheme, choices, metadata, tensors, size, facts, notes)
 
 
 def _merged(
     checkpoint: Checkpoint, adapter: Adapter | None, family: Family
-) -> tuple[Mapping[str, Any], Mapping[str, TensorRef]]:
+) -> tuple[Mapping[str, Any], Mapping[str, LazyTensor]]:
     """config.json and the tensors, of the checkpoint or of what an adapter makes of it."""
     if adapter is None:
         return checkpoint.config, checkpoint.tensors
@@ -272,7 +272,7 @@ def _base_metadata(base: str) -> dict[str, Typed]:
 
 
 def plan_tensors(
-    tensors: Sequence[TensorRef], choices: Mapping[str, Choice], matrix: ImportanceMatrix | None
+    tensors: Sequence[LazyTensor], choices: Mapping[str, Choice], matrix: ImportanceMatrix | None
 ) -> tuple[PlannedTensor, ...]:
     """Give every tensor its type and its way to bytes.
 
@@ -291,7 +291,7 @@ def plan_tensors(
     )
 
 
-def _planned(tensor: TensorRef, kind: TensorType, importance: Array | None) -> PlannedTensor:
+def _planned(tensor: LazyTensor, kind: TensorType, importance: Array | None) -> PlannedTensor:
     """`importance` is (matrices, columns): of experts each has its own."""
 
     def encode_rows(start: int, stop: int) -> Array:

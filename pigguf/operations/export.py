@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pigguf.architectures import family_in, to_hf
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import write_safetensors
 from pigguf.common.files import atomic_directory, write_json
 from pigguf.gguf_io import TensorData, read_header
@@ -29,7 +29,7 @@ class ExportResult:
     """What was made: the directory, the model's shape, the bytes of its weights, and how long it took."""
 
     path: Path
-    spec: ModelSpec
+    hparams: HParams
     bytes: int
     seconds: float
 
@@ -54,16 +54,16 @@ def export(
     target = Path(output)
     file = read_header(source)
     family = family_in(file.metadata)
-    spec = replace(family.spec_from_metadata(file.metadata, file.tensors), rope=file_positions(file))
+    hparams = replace(family.hparams_from_metadata(file.metadata, file.tensors), rope=file_positions(file))
     vocab = vocab_from_metadata(file.metadata)
     with atomic_directory(target) as directory, TensorData(file) as data:
         by_name = {tensor.name: tensor for tensor in float_tensors(file, data)}
-        tensors = to_hf(family, spec, by_name, str(file.path))
+        tensors = to_hf(family, hparams, by_name, str(file.path))
         size = write_safetensors(directory / "model.safetensors", tensors, "BF16", progress)
-        write_json(directory / "config.json", {**family.config(spec), **_token_ids(vocab)})
+        write_json(directory / "config.json", {**family.config(hparams), **_token_ids(vocab)})
         write_json(directory / "generation_config.json", {**_token_ids(vocab), **_end_ids(vocab)})
         write_tokenizer(vocab, directory)
-    return ExportResult(target, spec, size, time.monotonic() - begun)
+    return ExportResult(target, hparams, size, time.monotonic() - begun)
 
 
 def _token_ids(vocab: Vocab) -> dict[str, int]:

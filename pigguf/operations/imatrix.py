@@ -94,7 +94,7 @@ def imatrix(
         windows = [tokens for file in text for tokens in _windows(opened, Path(file), window)][:max_windows]
         with context.sequence() as session, stage(progress, "measuring", len(windows) * window, "tokens"):
             for tokens in windows:
-                session.keep(0)
+                session.truncate(0)
                 # all logits are asked for, else the last layer would compute the last token alone
                 for count in session.evaluate_batches(tokens, range(window), _count):
                     progress.advance(count)

@@ -78,7 +78,7 @@ def quantize(
     file = read_header(source)
     _refuse_quantized(file)
     family = family_in(file.metadata)
-    spec = family.spec_from_metadata(file.metadata, file.tensors)
+    hparams = family.hparams_from_metadata(file.metadata, file.tensors)
     metadata: dict[str, Typed] = {
         **file.metadata,
         "general.file_type": u32(scheme.recipe.file_type),
@@ -87,7 +87,7 @@ def quantize(
     }
     with TensorData(file) as data:
         floats = float_tensors(file, data)
-        tensors = plan_tensors(floats, choose_types(scheme, spec, floats), scheme.matrix)
+        tensors = plan_tensors(floats, choose_types(scheme, hparams, floats), scheme.matrix)
         verify = partial(verify_gguf, metadata=metadata, tensors=tensors, rope=file_positions(file))
         files = planned_files(target, metadata, tensors, shard_size)
         parts = tuple(planned.path for planned in files)

@@ -327,11 +327,11 @@ def _no_window(positions: Positions) -> RopeConflict:
 def _as_decided(positions: Positions, scaling: RopeScaling, base: float | None) -> dict[str, Typed]:
     """The file's keys with those of linear or unscaled positions; what says the same already stays."""
     metadata = dict(positions.file.metadata)
-    keys = scaling.metadata(positions.architecture)
+    keys = scaling.to_gguf(positions.architecture)
     if base is None and not positions.has(BASE):
         keys.pop(positions.full(BASE), None)  # llama.cpp's default is not for us to assert
     stale = [LEGACY, *(key for key in POSITION_KEYS if ".yarn_" in key)]
-    if scaling.kind == "none":
+    if scaling.rope_type == "none":
         one = positions.typed(FACTOR) == f32(1.0)
         said = positions.kind == "none" or (positions.kind == "linear" and one)
         stale += [] if one else [FACTOR]

@@ -80,13 +80,13 @@ class GGUFModel(llm.Model):
             ModelError: of any PigError, with its hint.
         """
         from pigguf.cli import render  # rich is for a terminal, and not for every call of llm
-        from pigguf.inference.engine import Sampling
+        from pigguf.inference.engine import SamplingParams
 
         with _told(llm.ModelError):
             options = prompt.options
             assert isinstance(options, self.Options)
             given = {name: getattr(options, name) for name in _SAMPLING}
-            sampling = Sampling(**{name: value for name, value in given.items() if value is not None})
+            sampling = SamplingParams(**{name: value for name, value in given.items() if value is not None})
             model = self._open(options.ctx, options.sessions)
             yield from model.chat(
                 [_plain(message) for message in prompt.messages],

@@ -5,13 +5,13 @@ Left out: bringing back what quantization has lost.
 
 from __future__ import annotations
 
-from pigguf.common.lazy_tensor import Array, TensorRef
+from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import InvalidTensor
 from pigguf.gguf_io import GGUFFile, GGUFTensor, TensorData, block_elements
 from pigguf.quantization.ggml_kernels import FLOATS, decode
 
 
-def float_tensors(file: GGUFFile, data: TensorData) -> list[TensorRef]:
+def float_tensors(file: GGUFFile, data: TensorData) -> list[LazyTensor]:
     """Promises of all tensors in file order; quantized ones promise float32.
 
     Args:
@@ -30,14 +30,14 @@ def float_tensors(file: GGUFFile, data: TensorData) -> list[TensorRef]:
     return [_promise(tensor, data) for tensor in file.tensors.values()]
 
 
-def _promise(tensor: GGUFTensor, data: TensorData) -> TensorRef:
+def _promise(tensor: GGUFTensor, data: TensorData) -> LazyTensor:
     def read(start: int, stop: int) -> Array:
         if len(tensor.shape) == 1:
             return _floats(tensor, data.rows(tensor, 0, 1))[0, start:stop]
         return _floats(tensor, data.rows(tensor, start, stop))
 
     dtype = tensor.type.name if tensor.type in FLOATS else "F32"
-    return TensorRef(tensor.name, tensor.shape, dtype, read)
+    return LazyTensor(tensor.name, tensor.shape, dtype, read)
 
 
 def _floats(tensor: GGUFTensor, raw: Array) -> Array:

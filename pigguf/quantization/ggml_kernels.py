@@ -284,10 +284,10 @@ def _declare(library: ctypes.CDLL, name: str, arguments: list[Any], result: Any)
 
 
 def _load(name: str) -> ctypes.CDLL:
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or not spec.submodule_search_locations:
+    hparams = importlib.util.find_spec("llama_cpp")
+    if hparams is None or not hparams.submodule_search_locations:
         raise _unavailable("the package llama-cpp-python is not installed")
-    folder = Path(spec.submodule_search_locations[0], "lib")
+    folder = Path(hparams.submodule_search_locations[0], "lib")
     path = folder / _file_name(name)
     if not path.exists():
         raise _unavailable(f"llama-cpp-python has no library {path}")

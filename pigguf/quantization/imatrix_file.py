@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pigguf.common.files import unreadable
-from pigguf.common.lazy_tensor import Array, TensorRef
+from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import GGUFError, PigError, UsageError
 from pigguf.gguf_io import (
     DEFAULT_ALIGNMENT,
@@ -72,7 +72,7 @@ class ImportanceMatrix:
     datasets: tuple[str, ...]
     chunks: int
 
-    def of(self, tensor: TensorRef) -> Array | None:
+    def of(self, tensor: LazyTensor) -> Array | None:
         """float32 (matrices, columns) for a tensor, or None where the file has no entry for it."""
         weights = self.weights.get(tensor.name)
         return None if weights is None else weights.reshape(-1, tensor.shape[-1])
@@ -87,7 +87,7 @@ class ImportanceMatrix:
             keys["quantize.imatrix.chunks_count"] = u32(self.chunks)
         return keys
 
-    def refuse_misfit(self, tensors: Iterable[TensorRef]) -> None:
+    def refuse_misfit(self, tensors: Iterable[LazyTensor]) -> None:
         """
         Raises:
             UsageError: it speaks of a tensor that the model does not have, or has in another shape.

@@ -18,8 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pigguf.architectures.hparams import ModelSpec
-from pigguf.common.lazy_tensor import TensorRef
+from pigguf.architectures.hparams import HParams
+from pigguf.common.lazy_tensor import LazyTensor
 from pigguf.errors import UsageError
 from pigguf.gguf_io import TensorType, block_elements
 from pigguf.quantization.ggml_kernels import BLOCK_FORMATS, FLOATS, NEED_IMPORTANCE
@@ -53,14 +53,14 @@ class Place:
         passed: how many tensors of its role came before it.
         layer: its layer, from 0; of one whose role every layer has once, it is `passed`.
         layers: how many layers have its role.
-        spec: the model.
+        hparams: the model.
         weighted: whether there is an importance matrix.
     """
 
     passed: int
     layer: int
     layers: int
-    spec: ModelSpec
+    hparams: HParams
     weighted: bool
 
 
@@ -103,21 +103,21 @@ def outer_and_every_third(place: Place) -> bool:
 
 def few_value_heads(place: Place) -> bool:
     """Four or more query heads share a value head, which makes attn_v small and dear."""
-    return place.spec.kv_heads > 0 and place.spec.heads // place.spec.kv_heads >= 4
+    return place.hparams.kv_heads > 0 and place.hparams.heads // place.hparams.kv_heads >= 4
 
 
 def few_values(place: Place) -> bool:
     """attn_v is small beside the rest: few value heads, or four experts and more."""
-    return few_value_heads(place) or place.spec.experts >= 4
+    return few_value_heads(place) or place.hparams.experts >= 4
 
 
 def eight_experts(place: Place) -> bool:
     """Mixtral, beside whose experts attention is small."""
-    return place.spec.experts == 8
+    return place.hparams.experts == 8
 
 
 def falcon(place: Place) -> bool:
-    return place.spec.architecture == "falcon"
+    return place.hparams.architecture == "falcon"
 
 
 def not_falcon(place: Place) -> bool:
@@ -126,9 +126,9 @@ def not_falcon(place: Place) -> bool:
 
 def of_70b(place: Place) -> bool:
     """What llama.cpp calls LLM_TYPE_70B (src/models/llama.cpp, qwen2.cpp): attn_v is nearly free there."""
-    spec = place.spec
-    shared_values = spec.architecture == "llama" and spec.kv_heads != spec.heads
-    return spec.layers == 80 and (spec.architecture == "qwen2" or shared_values)
+    hparams = place.hparams
+    shared_values = hparams.architecture == "llama" and hparams.kv_heads != hparams.heads
+    return hparams.layers == 80 and (hparams.architecture == "qwen2" or shared_values)
 
 
 def weighted(place: Place) -> bool:
@@ -390,12 +390,12 @@ def _override(pattern: str, name: str) -> Override:
         ) from error
 
 
-def choose_types(scheme: Scheme, spec: ModelSpec, tensors: Sequence[TensorRef]) -> dict[str, Choice]:
+def choose_types(scheme: Scheme, hparams: HParams, tensors: Sequence[LazyTensor]) -> dict[str, Choice]:
     """The type of every tensor of a model, by name.
 
     Args:
         scheme: how.
-        spec: the model; its layers, heads, kv_heads, experts and architecture decide.
+        hparams: the model; its layers, heads, kv_heads, experts and architecture decide.
         tensors: all of the model's, under their GGUF names.
 
     Raises:
@@ -406,7 +406,7 @@ def choose_types(scheme: Scheme, spec: ModelSpec, tensors: Sequence[TensorRef]) 
     if scheme.matrix is not None:
         scheme.matrix.refuse_misfit(tensors)
     _refuse_idle(scheme, matrices)
-    chooser = _Chooser(scheme, spec, [tensor.name for tensor in tensors])
+    chooser = _Chooser(scheme, hparams, [tensor.name for tensor in tensors])
     # as upstream orders them, for its rules count
     chosen = {tensor.name: chooser.choose(tensor) for tensor in sorted(matrices, key=_layer_and_name)}
     for tensor in matrices:
@@ -418,15 +418,15 @@ def choose_types(scheme: Scheme, spec: ModelSpec, tensors: Sequence[TensorRef]) 
 class _Chooser:
     """Chooses types one tensor after another, and counts them by role."""
 
-    def __init__(self, scheme: Scheme, spec: ModelSpec, names: Iterable[str]) -> None:
+    def __init__(self, scheme: Scheme, hparams: HParams, names: Iterable[str]) -> None:
         self.scheme = scheme
-        self.spec = spec
+        self.hparams = hparams
         roles = [_role(name) for name in names]
         self.tied = "output" not in roles
         self.values = roles.count("attn_v")
         self.passed: Counter[str] = Counter()
 
-    def choose(self, tensor: TensorRef) -> Choice:
+    def choose(self, tensor: LazyTensor) -> Choice:
         default = self.scheme.recipe.default
         if block_elements(default) == 1:
             return Choice(default, default)
@@ -442,18 +442,18 @@ class _Chooser:
 
     def _place(self, role: str, name: str) -> Place:
         layer = passed = self.passed[role]
-        if self.spec.experts > 1 and role.startswith("ffn"):
+        if self.hparams.experts > 1 and role.startswith("ffn"):
             layer = _layer_and_name_of(name)[0]
-        layers = self.values if role == "attn_v" else self.spec.layers
-        return Place(passed, layer, layers, self.spec, self.scheme.matrix is not None)
+        layers = self.values if role == "attn_v" else self.hparams.layers
+        return Place(passed, layer, layers, self.hparams, self.scheme.matrix is not None)
 
     def _by_rules(self, role: str, place: Place) -> TensorType:
         recipe = self.scheme.recipe
         return next((kind for when, kind in recipe.rules.get(role, ()) if when(place)), recipe.default)
 
-    def _output(self, tensor: TensorRef) -> Choice:
+    def _output(self, tensor: LazyTensor) -> Choice:
         wanted = self._by_rules("output", self._place("output", tensor.name))
-        if self.spec.architecture == "falcon":
+        if self.hparams.architecture == "falcon":
             wanted = _Q8_0
         elif tensor.shape[-1] % block_elements(self.scheme.recipe.default):
             return Choice(_fitting(_Q8_0, tensor).type, wanted)
@@ -467,12 +467,12 @@ def _role(name: str) -> str:
     return next((role for part, role in _ROLES.items() if part in name), "")
 
 
-def _is_weight_matrix(tensor: TensorRef) -> bool:
+def _is_weight_matrix(tensor: LazyTensor) -> bool:
     more_than_a_row = tensor.elements > tensor.shape[-1]
     return more_than_a_row and tensor.name.endswith("weight") and not _NEVER.search(tensor.name)
 
 
-def _layer_and_name(tensor: TensorRef) -> tuple[int, str]:
+def _layer_and_name(tensor: LazyTensor) -> tuple[int, str]:
     return _layer_and_name_of(tensor.name)
 
 
@@ -482,7 +482,7 @@ def _layer_and_name_of(name: str) -> tuple[int, str]:
     return int(match[1]) if match else -1, name
 
 
-def _fitting(wanted: TensorType, tensor: TensorRef) -> Choice:
+def _fitting(wanted: TensorType, tensor: LazyTensor) -> Choice:
     """`wanted`, or what a tensor with such rows gets in its place."""
     columns = tensor.shape[-1]
     fitting = (
@@ -491,7 +491,7 @@ def _fitting(wanted: TensorType, tensor: TensorRef) -> Choice:
     return Choice(next(fitting, TensorType.F16), wanted)
 
 
-def _refuse_idle(scheme: Scheme, matrices: Sequence[TensorRef]) -> None:
+def _refuse_idle(scheme: Scheme, matrices: Sequence[LazyTensor]) -> None:
     """
     Raises:
         UsageError: an override without effect.

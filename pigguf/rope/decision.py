@@ -118,7 +118,7 @@ def _decide_local_base(facts: Facts, rope: RopeScaling) -> float | None:
         facts.local_bases, "bases of sliding layers", "correct config.json: no flag sets the base"
     )
     base: float = facts.local_bases[0].value
-    return None if rope.kind == "none" and base == rope.base else base
+    return None if rope.rope_type == "none" and base == rope.rope_theta else base
 
 
 def _parameters(facts: Facts) -> dict[str, Any]:

@@ -93,14 +93,14 @@ def rope_from_metadata(
     if local is None and metadata.get(f"{architecture}.attention.sliding_window") is not None:
         local = UNSCALED_SLIDING.get(architecture)
     return RopeScaling(
-        kind=kind,
+        rope_type=kind,
         factor=factor,
-        base=base,
+        rope_theta=base,
         original_context=original,
         context_length=context,
         parameters=parameters,
         evidence=tuple(evidence),
-        local_base=None if kind == "none" and local == base else local,
+        local_rope_theta=None if kind == "none" and local == base else local,
     )
 
 

@@ -87,15 +87,15 @@ class RopeScaling:
         local_base: the base of layers with a sliding window, where it is another (Gemma 3).
     """
 
-    kind: str
+    rope_type: str
     factor: float
-    base: float
+    rope_theta: float
     original_context: int
     context_length: int
     parameters: Mapping[str, Any] = field(default_factory=dict)
     evidence: tuple[Evidence, ...] = field(default=(), compare=False)
     decisions: tuple[str, ...] = field(default=(), compare=False)
-    local_base: float | None = None
+    local_rope_theta: float | None = None
 
     @property
     def windows_agree(self) -> bool:
@@ -107,18 +107,16 @@ class RopeScaling:
         told = self._explain_kind()
         if "rope_freqs" in self.parameters:
             told += f"; each frequency is also divided by its own number in {FREQUENCIES}"
-        if self.local_base is not None:
-            told += (
-                f"; layers with a sliding window read them as they are, with a base of {self.local_base:g}"
-            )
+        if self.local_rope_theta is not None:
+            told += f"; layers with a sliding window read them as they are, with a base of {self.local_rope_theta:g}"
         return told
 
     def _explain_kind(self) -> str:
         last = self.context_length - 1
         windows = f"from {self.original_context} tokens to {self.context_length}"
-        if self.kind == "none":
+        if self.rope_type == "none":
             return f"positions are read as they are, 0 to {last}"
-        if self.kind == "linear":
+        if self.rope_type == "linear":
             read = f"position {last}, the last, is read as {last / self.factor:.10g}"
             if self.windows_agree:
                 return (
@@ -126,37 +124,37 @@ class RopeScaling:
                     f"that the model was trained at"
                 )
             return f"{read}: every position is divided by {self.factor:g}"
-        if self.kind == "yarn":
+        if self.rope_type == "yarn":
             return (
                 f"positions are divided by {self.factor:g} for low frequencies and as they are for high ones "
                 f"(YaRN), {windows}"
             )
-        if self.kind == "llama3":
+        if self.rope_type == "llama3":
             return (
                 f"positions are divided by {self.factor:g} for low frequencies and as they are for high ones "
                 f"(Llama 3), {windows}"
             )
-        if self.kind == "longrope":
+        if self.rope_type == "longrope":
             return (
                 "positions are divided by a number of its own for each frequency (LongRoPE): of one list "
                 f"where the context is opened with up to {self.original_context} tokens, of another beyond, "
                 f"up to {self.context_length}"
             )
-        return f"positions are scaled by {self.kind}, factor {self.factor:g}, {windows}"
+        return f"positions are scaled by {self.rope_type}, factor {self.factor:g}, {windows}"
 
     def as_data(self) -> dict[str, Any]:
         """The positions as commands and reports tell them in JSON."""
         return {
-            "kind": self.kind,
+            "kind": self.rope_type,
             "factor": self.factor,
-            "base": self.base,
+            "base": self.rope_theta,
             "original_context_length": self.original_context,
             "context_length": self.context_length,
             "parameters": dict(self.parameters),
-            **({} if self.local_base is None else {"local_base": self.local_base}),
+            **({} if self.local_rope_theta is None else {"local_base": self.local_rope_theta}),
         }
 
-    def metadata(self, architecture: str) -> dict[str, Typed]:
+    def to_gguf(self, architecture: str) -> dict[str, Typed]:
         """The GGUF keys that say this.
 
         Unscaled positions get no scaling.type: absent means linear by 1 to llama.cpp, while "none"
@@ -167,18 +165,20 @@ class RopeScaling:
         """
         self._refuse_unwritable()
         refuse_unread(self, architecture)
-        keys = {"context_length": u32(self.context_length), "rope.freq_base": f32(self.base)}
-        if self.kind in GGUF_KINDS and self.kind != "none":
-            keys["rope.scaling.type"] = string(self.kind)
-        if self.kind in ("linear", "yarn") or (self.kind == "longrope" and self.factor != 1.0):
+        keys = {"context_length": u32(self.context_length), "rope.freq_base": f32(self.rope_theta)}
+        if self.rope_type in GGUF_KINDS and self.rope_type != "none":
+            keys["rope.scaling.type"] = string(self.rope_type)
+        if self.rope_type in ("linear", "yarn") or (self.rope_type == "longrope" and self.factor != 1.0):
             keys["rope.scaling.factor"] = f32(self.factor)
-        if self.kind != "none":
+        if self.rope_type != "none":
             keys["rope.scaling.original_context_length"] = u32(self.original_context)
         for name in NEUTRAL:
             if name in self.parameters:
                 keys[f"rope.scaling.{name}"] = f32(self.parameters[name])
-        if self.local_base is not None or UNSCALED_SLIDING.get(architecture):
-            keys["rope.freq_base_swa"] = f32(self.base if self.local_base is None else self.local_base)
+        if self.local_rope_theta is not None or UNSCALED_SLIDING.get(architecture):
+            keys["rope.freq_base_swa"] = f32(
+                self.rope_theta if self.local_rope_theta is None else self.local_rope_theta
+            )
         return {f"{architecture}.{key}": typed for key, typed in keys.items()}
 
     def tensors(self, rotary_dimensions: int) -> dict[str, Divisors]:
@@ -187,9 +187,9 @@ class RopeScaling:
         Raises:
             CheckpointError: the numbers are not as many as there are rotated pairs.
         """
-        if self.kind == "llama3":
+        if self.rope_type == "llama3":
             made = llama3_divisors(
-                self.base, self.factor, self.original_context, self.parameters, rotary_dimensions
+                self.rope_theta, self.factor, self.original_context, self.parameters, rotary_dimensions
             )
             return {FREQUENCIES: made}
         names = {"rope_freqs": FREQUENCIES, "long_factor": LONG, "short_factor": SHORT}
@@ -207,7 +207,7 @@ class RopeScaling:
                 )
         return tensors
 
-    def config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Any]:
         """The config.json keys that say this, for an export.
 
         Both schemas, as they agree: rope_parameters for transformers 5 and later, rope_theta and rope_scaling
@@ -221,30 +221,30 @@ class RopeScaling:
         self._refuse_unwritable()
         if "rope_freqs" in self.parameters:
             raise UnsupportedModel(
-                f"{FREQUENCIES} is not what Llama 3 makes of base {self.base:g} and {LLAMA3_ORIGINAL} tokens",
+                f"{FREQUENCIES} is not what Llama 3 makes of base {self.rope_theta:g} and {LLAMA3_ORIGINAL} tokens",
                 "no other kind of scaling with such a tensor is known, and a config cannot hold it",
             )
-        if self.kind == "longrope" and self.factor != 1.0:
+        if self.rope_type == "longrope" and self.factor != 1.0:
             raise UnsupportedModel(
                 f"rope.scaling.factor = {self.factor:g} beside positions of kind longrope divides them again",
                 "no config has such a thing; pigguf repair --remove takes the key away",
             )
-        base = shortest_f32(self.base)
+        base = shortest_f32(self.rope_theta)
         top: dict[str, Any] = {"max_position_embeddings": self.context_length, "rope_theta": base}
         scaling = self._config_scaling()
-        if self.kind == "longrope" or (self.kind == "linear" and self.windows_agree):
+        if self.rope_type == "longrope" or (self.rope_type == "linear" and self.windows_agree):
             top["original_max_position_embeddings"] = self.original_context
-        parameters = {"rope_type": self.kind, **scaling, "rope_theta": base}
+        parameters = {"rope_type": self.rope_type, **scaling, "rope_theta": base}
         parameters.pop("type", None)
-        if self.kind == "none":
+        if self.rope_type == "none":
             parameters["rope_type"] = "default"
         else:
             top["rope_scaling"] = scaling
-        if self.kind == "longrope":
+        if self.rope_type == "longrope":
             parameters["original_max_position_embeddings"] = self.original_context
-        if self.local_base is None:
+        if self.local_rope_theta is None:
             return {**top, "rope_parameters": parameters}
-        local = shortest_f32(self.local_base)
+        local = shortest_f32(self.local_rope_theta)
         sliding = {"rope_type": "default", "rope_theta": local}
         return {
             **top,
@@ -255,9 +255,9 @@ class RopeScaling:
     def _config_scaling(self) -> dict[str, Any]:
         """What rope_scaling holds."""
         factor, said = shortest_f32(self.factor), self.parameters
-        if self.kind == "linear":
+        if self.rope_type == "linear":
             return {"type": "linear", "factor": factor}
-        if self.kind == "yarn":
+        if self.rope_type == "yarn":
             betas = {
                 key: shortest_f32(said[f"yarn_{key}"])
                 for key in ("beta_fast", "beta_slow")
@@ -272,14 +272,14 @@ class RopeScaling:
             if "attn_factor" in said:
                 keys["attention_factor"] = said["attn_factor"] * yarn_attention(self.factor)
             return keys
-        if self.kind == "llama3":
+        if self.rope_type == "llama3":
             return {
                 "rope_type": "llama3",
                 "factor": factor,
                 "original_max_position_embeddings": self.original_context,
                 **said,
             }
-        if self.kind == "longrope":
+        if self.rope_type == "longrope":
             usual = longrope_attention(self.context_length / self.original_context, self.original_context)
             attention = said.get("attn_factor", 1.0)
             return {
@@ -293,15 +293,15 @@ class RopeScaling:
         return {}
 
     def _refuse_unwritable(self) -> None:
-        if self.kind not in WRITTEN_PARAMETERS:
-            raise UnsupportedModel(f"rope scaling of kind {self.kind} is not written")
+        if self.rope_type not in WRITTEN_PARAMETERS:
+            raise UnsupportedModel(f"rope scaling of kind {self.rope_type} is not written")
         for key, value in self.parameters.items():
-            if key not in (*WRITTEN_PARAMETERS[self.kind], "rope_freqs"):
+            if key not in (*WRITTEN_PARAMETERS[self.rope_type], "rope_freqs"):
                 raise UnsupportedModel(
-                    f"rope.scaling.{key} = {value} beside positions of kind {self.kind} is not written",
+                    f"rope.scaling.{key} = {value} beside positions of kind {self.rope_type} is not written",
                     "no config has such a thing, and most of llama.cpp's graphs do not read it",
                 )
-        for key in ("short_factor", "long_factor") if self.kind == "longrope" else ():
+        for key in ("short_factor", "long_factor") if self.rope_type == "longrope" else ():
             if key not in self.parameters:
                 raise UnsupportedModel(
                     f"rope scaling of kind longrope lacks {key}", f"the file should hold {LONG} and {SHORT}"

@@ -39,10 +39,10 @@ class LearnedPositions(RopeScaling):
 
     interpolation: str = "linear"
 
-    def metadata(self, architecture: str) -> dict[str, Typed]:
+    def to_gguf(self, architecture: str) -> dict[str, Typed]:
         return {f"{architecture}.context_length": u32(self.context_length)}
 
-    def config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Any]:
         return {WINDOW: self.context_length}
 
     def explain(self) -> str:
@@ -69,10 +69,10 @@ class LearnedPositions(RopeScaling):
 class AlibiPositions(RopeScaling):
     """Attention that distances lower; there is nothing to scale."""
 
-    def metadata(self, architecture: str) -> dict[str, Typed]:
+    def to_gguf(self, architecture: str) -> dict[str, Typed]:
         return {f"{architecture}.context_length": u32(self.context_length)}
 
-    def config(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Any]:
         return {WINDOW: self.context_length}
 
     def explain(self) -> str:
@@ -117,9 +117,9 @@ def read_learned(config: Mapping[str, Any], overrides: RopeOverrides) -> Learned
     how = f"resampled ({interpolation}) from {original} rows to {context}"
     why = "kept as it is" if context == original else how
     return LearnedPositions(
-        kind="learned",
+        rope_type="learned",
         factor=context / original,
-        base=DEFAULT_BASE,
+        rope_theta=DEFAULT_BASE,
         original_context=original,
         context_length=context,
         evidence=(evidence, *given),
@@ -150,9 +150,9 @@ def read_alibi(config: Mapping[str, Any], overrides: RopeOverrides) -> AlibiPosi
     else:
         context, evidence = _window(config)
     return AlibiPositions(
-        kind="alibi",
+        rope_type="alibi",
         factor=1.0,
-        base=DEFAULT_BASE,
+        rope_theta=DEFAULT_BASE,
         original_context=context,
         context_length=context,
         evidence=(evidence,),

@@ -27,7 +27,7 @@ from types import TracebackType
 
 from pigguf.errors import GGUFError, Interrupted, PigError, ReadError
 from pigguf.inference.engine import Context, Model
-from pigguf.inference.open_context import RunSettings, open_context
+from pigguf.inference.open_context import RunConfig, open_context
 from pigguf.progress import SILENT, Progress, Silent
 from pigguf.serve import malloc_arenas
 from pigguf.serve.errors import away, ending
@@ -61,7 +61,7 @@ class Host:
     def __init__(
         self,
         path: str | Path,
-        settings: RunSettings | None = None,
+        settings: RunConfig | None = None,
         *,
         sequences: int = 1,
         queue: int = 64,
@@ -71,7 +71,7 @@ class Host:
         self.figures = Figures()
         self.trouble: PigError | None = None
         self._path = path
-        self._settings = settings or RunSettings()
+        self._settings = settings or RunConfig()
         self._queue = queue
         self._ending = threading.Event()
         self._closing = threading.Event()

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from pigguf.chat.prompt_format import Message
 from pigguf.chat.tool_calls import Called, CallReader, Said, Tool
-from pigguf.inference.engine import Sampling
+from pigguf.inference.engine import SamplingParams
 from pigguf.serve.errors import Refusal
 from pigguf.serve.scheduler import Done, Drawn, Reading, Waiting
 
@@ -92,7 +92,7 @@ class Asked:
     messages: tuple[Message, ...] | None
     prompts: tuple[str | tuple[int, ...], ...]
     model: str | None
-    sampling: Sampling
+    sampling: SamplingParams
     schema: Any
     max_tokens: int | None
     stop: tuple[str, ...]
@@ -231,7 +231,7 @@ def _asked(fields: Fields, **rest: Any) -> Asked:
     given["top_k"] = fields.integer("top_k", 0)
     asked = Asked(
         model=fields.text("model"),
-        sampling=Sampling(
+        sampling=SamplingParams(
             **{name: value for name, value in given.items() if value is not None},
             seed=None if seed is None else seed % SEEDS,
         ),

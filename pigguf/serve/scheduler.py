@@ -35,8 +35,8 @@ from numpy.typing import NDArray
 
 from pigguf.errors import Interrupted, PigError
 from pigguf.inference.detokenizer import Text
-from pigguf.inference.engine import Context, Sampling, Session
-from pigguf.inference.engine.prefill_backend import PromptReader
+from pigguf.inference.engine import Context, SamplingParams, Session
+from pigguf.inference.engine.prefill_backend import Prefiller
 from pigguf.inference.engine.sampling import Sampler, sampler
 from pigguf.inference.engine.session import Part, step
 from pigguf.progress import Silent
@@ -68,7 +68,7 @@ class Request:
     """
 
     prompt: Sequence[int]
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     logprobs: int | None = None
@@ -339,8 +339,8 @@ class Scheduler:
     def _keep(self, slot: _Slot) -> None:
         """Keep what a free slot's cache holds for the next process."""
         slot.is_to_keep = False
-        if self._context.store is not None:
-            self._context.store.keep(slot.session)
+        if self._context.prompt_cache is not None:
+            self._context.prompt_cache.save(slot.session)
 
     @contextmanager
     def _failing_all(self) -> Iterator[None]:
@@ -358,7 +358,7 @@ class Scheduler:
         self._admit()
         for before, answer in enumerate(self._in_turn()):
             answer.tell_waiting(before)
-        reader = self._context.reader
+        reader = self._context.prefiller
         if reader is not None and self._lent is None and (long := self._for_reader(reader)):
             self._lend(reader, *long)
         else:
@@ -467,16 +467,16 @@ class Scheduler:
         slot.is_to_keep = False
         with ExitStack() as opened:
             drawing = opened.enter_context(sampler(answer.request.sampling, self._context.model, prompt))
-            kept = session.begin(prompt)
+            kept = session.reuse_prefix(prompt)
             others = (other.session for other in self._slots if other is not slot)
-            best = max(others, key=lambda other: other.shared_with(prompt), default=session)
-            common = best.shared_with(prompt)
+            best = max(others, key=lambda other: other.common_prefix_length(prompt), default=session)
+            common = best.common_prefix_length(prompt)
             copied = self._is_worth_copying(common - kept)
             if copied:
-                session.copy_beginning(best, common)
-            session.keep(min(session.length, len(prompt) - 1))  # the last is computed, for its logits
+                session.copy_prefix_from(best, common)
+            session.truncate(min(session.n_past, len(prompt) - 1))  # the last is computed, for its logits
             slot.run = _Run(answer, session, drawing, opened.pop_all())
-        self.figures.reused += session.length
+        self.figures.reused += session.n_past
         slot.run.tell_reading()
         return copied
 
@@ -484,8 +484,8 @@ class Scheduler:
         """Whether it pays to wait until another has read the beginning of this prompt."""
         for _, run in self._runs():
             common = _common(run.answer.prompt, answer.prompt)
-            if run.is_reading and common > run.session.length:
-                held = max(slot.session.shared_with(answer.prompt.tolist()) for slot in self._slots)
+            if run.is_reading and common > run.session.n_past:
+                held = max(slot.session.common_prefix_length(answer.prompt.tolist()) for slot in self._slots)
                 if self._is_worth_copying(common - held):
                     return True
         return False
@@ -525,20 +525,20 @@ class Scheduler:
             for run, tokens in zip(of_client, own, strict=True):
                 run.owed += tokens
 
-    def _for_reader(self, reader: PromptReader) -> tuple[_Slot, _Run] | None:
+    def _for_reader(self, reader: Prefiller) -> tuple[_Slot, _Run] | None:
         """Whose prompt the context's reader is to have next; None where none is worth it."""
         for slot, run in self._runs():
-            if run.is_reading and reader.is_worth(run.session.length, len(run.unread) - 1):
+            if run.is_reading and reader.is_worth(run.session.n_past, len(run.unread) - 1):
                 return slot, run
         return None
 
-    def _lend(self, reader: PromptReader, slot: _Slot, run: _Run) -> None:
+    def _lend(self, reader: Prefiller, slot: _Slot, run: _Run) -> None:
         """Let the context's reader have a prompt, but for the last token: its logits are a step's.
 
         Whoever else is here gets steps meanwhile; prompts take no more of the time than the reader has.
         """
         session = run.session
-        held, begun, self._lent = session.length, time.perf_counter(), run
+        held, begun, self._lent = session.n_past, time.perf_counter(), run
 
         def go_on() -> None:
             self._check()
@@ -550,7 +550,7 @@ class Scheduler:
                     self._step()
 
         try:
-            reader.read(session, run.unread[:-1], _Telling(run, go_on))
+            reader.prefill(session, run.unread[:-1], _Telling(run, go_on))
         except Interrupted:
             pass  # the next step sees to who went
         except PigError as error:
@@ -558,8 +558,8 @@ class Scheduler:
             return
         finally:
             self._lent = None
-        run.has_read(session.length - held)
-        self.figures.read += session.length - held
+        run.has_read(session.n_past - held)
+        self.figures.read += session.n_past - held
         self.figures.seconds += time.perf_counter() - begun
 
     def _chunk(self) -> int:
@@ -603,8 +603,8 @@ class _Slot:
 
     def worth(self, prompt: NDArray[np.int32]) -> int:
         """Tokens of the prompt that its cache holds, 0 where most of the cache would be lost for them."""
-        common = self.session.shared_with(prompt.tolist())
-        return common if 2 * common >= self.session.length else 0
+        common = self.session.common_prefix_length(prompt.tolist())
+        return common if 2 * common >= self.session.n_past else 0
 
 
 class _Run:
@@ -615,8 +615,8 @@ class _Run:
         self.answer = answer
         self.session = session
         self.sampler = drawing
-        self.reused = session.length
-        self.unread = list(request.prompt[session.length :])  # of the prompt; then the token drawn last
+        self.reused = session.n_past
+        self.unread = list(request.prompt[session.n_past :])  # of the prompt; then the token drawn last
         self.drawn = 0
         self.owed = 0  # tokens of steps that are this prompt's, and that it has not taken
         self._begun = self._told = time.monotonic()
@@ -699,7 +699,7 @@ class _Run:
         reason: Literal["length", "window"] | None = None
         if self.drawn == request.max_tokens:
             reason = "length"
-        elif self.session.room == 0:
+        elif self.session.tokens_left == 0:
             reason = "window"
         if reason is not None:
             self._deliver(self._text.end())

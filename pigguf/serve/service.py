@@ -25,7 +25,7 @@ from pigguf.chat.tool_calls import (
 )
 from pigguf.errors import Interrupted
 from pigguf.grammar import gbnf, json_grammar
-from pigguf.inference.engine import Model, Sampling
+from pigguf.inference.engine import Model, SamplingParams
 from pigguf.inference.engine.embeddings import Pooling, embed, pooling_of
 from pigguf.inference.engine.sampling import sampler
 from pigguf.serve.errors import Refusal, away
@@ -129,7 +129,7 @@ class Service:
             is_first=asked.schema is not None,
         )
 
-    def _sampling(self, asked: Asked) -> Sampling:
+    def _sampling(self, asked: Asked) -> SamplingParams:
         """What holds an answer to a schema, and calls to theirs: from the first token on where there must be
         one, for the prompt ends in its opening then; else from where the model writes the opening."""
         if not asked.tools:

@@ -67,7 +67,7 @@ def conversations(model: pigguf.LocalModel, count: int, seed: int) -> Iterator[M
         questions = [prompt, rng.choice(FURTHER)] if rng.random() < SECOND else [prompt]
         for question in questions:
             asked = [*messages, {"role": "user", "content": question}]
-            sampling = pigguf.Sampling(temperature=TEMPERATURE, top_p=0.9, seed=seed * 100_000 + number)
+            sampling = pigguf.SamplingParams(temperature=TEMPERATURE, top_p=0.9, seed=seed * 100_000 + number)
             answer = "".join(model.chat(asked, sampling, max_tokens=MOST)).strip()
             if model.stop_reason != "end" or not answer or mentions_held_out(answer):
                 break

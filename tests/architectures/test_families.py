@@ -16,12 +16,12 @@ from support.bare_engine import bare_engine, write_model
 from support.tiny_families import BASE, KINDS, TinyModel, promise
 
 from pigguf.architectures import FAMILIES, Family, family_of, find_family, to_gguf, to_hf
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import LLAMA
 from pigguf.architectures.mistral import MISTRAL
 from pigguf.architectures.qwen2 import QWEN2
 from pigguf.architectures.qwen3 import QWEN3
-from pigguf.common.lazy_tensor import TensorRef
+from pigguf.common.lazy_tensor import LazyTensor
 from pigguf.errors import (
     CheckpointError,
     GGUFError,
@@ -51,7 +51,7 @@ LLAMAS = (LLAMA, MISTRAL, QWEN2, QWEN3)
 
 
 def test_there_and_back_every_tensor_is_the_same(model: TinyModel) -> None:
-    back = {t.name: t for t in to_hf(model.family, model.spec(), model.converted(), "there")}
+    back = {t.name: t for t in to_hf(model.family, model.hparams(), model.converted(), "there")}
     assert back.keys() == model.tensors.keys()
     for name, tensor in model.tensors.items():
         before, after = tensor.load(), back[name].load()
@@ -65,10 +65,10 @@ def test_there_and_back_every_tensor_is_the_same(model: TinyModel) -> None:
 def test_names_are_those_of_llama_cpp(model: TinyModel) -> None:
     import gguf
 
-    spec = model.spec()
-    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == spec.architecture)
+    hparams = model.hparams()
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == hparams.architecture)
     stems = [gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[architecture]]
-    known = {stem.format(bid=layer) for stem in stems for layer in range(spec.layers)}
+    known = {stem.format(bid=layer) for stem in stems for layer in range(hparams.layers)}
     assert {name.rpartition(".")[0] for name in model.converted()} <= known
 
 
@@ -81,7 +81,7 @@ def test_the_order_is_the_embedding_the_layers_and_the_output(model: TinyModel) 
     assert layers == sorted(layers)
     tail = [name for name in names[places[-1] + 1 :] if not name.startswith("rope_")]
     assert tail[0] == "output_norm.weight"
-    assert ("output.weight" in tail) or model.spec().tied_embeddings
+    assert ("output.weight" in tail) or model.hparams().tied_embeddings
 
 
 def permuted(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
@@ -94,10 +94,10 @@ def permuted(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith(("llama", "mistral", "qwen2"))])
 def test_rows_change_places_as_in_llama_cpps_converter(kind: str) -> None:
     model = TinyModel(kind)
-    spec, result = model.spec(), model.converted()
-    names = {row.hf[0].name: row.gguf[0].name for row in model.family.rules(spec)}
+    hparams, result = model.hparams(), model.converted()
+    names = {row.hf[0].name: row.gguf[0].name for row in model.family.rules(hparams)}
     for name, tensor in model.tensors.items():
-        heads = {"q_proj": spec.heads, "k_proj": spec.kv_heads}.get(name.split(".")[-2])
+        heads = {"q_proj": hparams.heads, "k_proj": hparams.kv_heads}.get(name.split(".")[-2])
         rotated = heads is not None and model.family.architecture == "llama"
         expected = permuted(tensor.load(), heads) if rotated and heads else tensor.load()
         np.testing.assert_array_equal(result[names[name]].load(), expected, err_msg=name)
@@ -127,7 +127,7 @@ def test_a_slab_reads_the_rows_of_its_heads_and_no_others() -> None:
         return values[start:stop]
 
     tensors = {**model.tensors, name: replace(model.tensors[name], read=spy)}
-    query = {t.name: t for t in to_gguf(LLAMA, model.spec(), tensors, "here")}["blk.0.attn_q.weight"]
+    query = {t.name: t for t in to_gguf(LLAMA, model.hparams(), tensors, "here")}["blk.0.attn_q.weight"]
     assert not read
     query.read(16, 32)
     query.read(9, 10)  # the second of a head's rows is the first of its second half
@@ -140,8 +140,8 @@ def test_half_precision_stays_as_it_is() -> None:
     model = plain(attention_bias=True)
     for dtype, kind in (("F16", np.float16), ("BF16", ml_dtypes.bfloat16)):
         tensors = {name: promise(name, t.load().astype(kind), dtype) for name, t in model.tensors.items()}
-        there = {t.name: t for t in to_gguf(LLAMA, model.spec(), tensors, "here")}
-        for tensor in to_hf(LLAMA, model.spec(), there, "there"):
+        there = {t.name: t for t in to_gguf(LLAMA, model.hparams(), tensors, "here")}
+        for tensor in to_hf(LLAMA, model.hparams(), there, "there"):
             assert tensor.dtype == dtype
             assert tensor.load().dtype == kind
             assert tensor.load().tobytes() == tensors[tensor.name].load().tobytes()
@@ -150,9 +150,9 @@ def test_half_precision_stays_as_it_is() -> None:
 # --- tensors that do not fit the table
 
 
-def refused(model: TinyModel, tensors: Mapping[str, TensorRef]) -> PigError:
+def refused(model: TinyModel, tensors: Mapping[str, LazyTensor]) -> PigError:
     with pytest.raises(PigError) as caught:
-        to_gguf(model.family, model.spec(), tensors, "some/where")
+        to_gguf(model.family, model.hparams(), tensors, "some/where")
     assert "some/where" in caught.value.message
     assert caught.value.hint
     return caught.value
@@ -210,7 +210,7 @@ def test_buffers_of_the_rotation_are_dropped() -> None:
     model = plain()
     names = ["model.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.inv_freq"]
     buffers = {name: promise(name, np.zeros(4, np.float32)) for name in names}
-    both = to_gguf(model.family, model.spec(), {**model.tensors, **buffers}, "here")
+    both = to_gguf(model.family, model.hparams(), {**model.tensors, **buffers}, "here")
     assert [t.name for t in both] == list(model.converted())
 
 
@@ -218,7 +218,7 @@ def test_a_tied_output_matrix_is_dropped_where_it_is_the_embedding() -> None:
     model = plain(tie_word_embeddings=True)
     embedding = model.tensors["model.embed_tokens.weight"].load()
     output = promise("lm_head.weight", embedding.copy())
-    names = [t.name for t in to_gguf(LLAMA, model.spec(), {**model.tensors, output.name: output}, "here")]
+    names = [t.name for t in to_gguf(LLAMA, model.hparams(), {**model.tensors, output.name: output}, "here")]
     assert names == list(model.converted())
     assert "output.weight" not in names
     for other in (embedding + np.eye(96, 64, dtype=np.float32), embedding[:-1]):
@@ -232,7 +232,7 @@ def test_a_gguf_with_divisors_by_dimension_is_not_exported() -> None:
     model = plain()
     divisors = promise("rope_freqs.weight", np.ones(4, np.float32))
     with pytest.raises(UnmappedTensor) as caught:
-        to_hf(LLAMA, model.spec(), {**model.converted(), divisors.name: divisors}, "x.gguf")
+        to_hf(LLAMA, model.hparams(), {**model.converted(), divisors.name: divisors}, "x.gguf")
     assert "llama3" in (caught.value.hint or "")
 
 
@@ -302,9 +302,9 @@ def test_every_family_has_names_of_its_own() -> None:
 # --- configs
 
 
-def read_spec(family: Family, **changes: Any) -> ModelSpec:
+def read_spec(family: Family, **changes: Any) -> HParams:
     config = {key: value for key, value in {**BASE, **changes}.items() if value is not ...}
-    return family.spec(config, family.read_positions(config, {}))
+    return family.read_hparams(config, family.read_positions(config, {}))
 
 
 @pytest.mark.parametrize(
@@ -376,8 +376,8 @@ def test_a_config_that_does_not_add_up_is_refused(changes: dict[str, Any], part:
 
 
 def test_stated_defaults() -> None:
-    spec = read_spec(LLAMA, num_key_value_heads=..., rms_norm_eps=..., tie_word_embeddings=...)
-    assert (spec.kv_heads, spec.norm_epsilon, spec.tied_embeddings) == (8, 1e-6, False)
+    hparams = read_spec(LLAMA, num_key_value_heads=..., rms_norm_eps=..., tie_word_embeddings=...)
+    assert (hparams.kv_heads, hparams.norm_epsilon, hparams.tied_embeddings) == (8, 1e-6, False)
     reference = transformers.LlamaConfig(num_attention_heads=8)
     assert (reference.num_key_value_heads, reference.rms_norm_eps) == (8, 1e-6)
     assert reference.tie_word_embeddings is False
@@ -405,7 +405,7 @@ def test_a_sliding_window_bounds_the_context(family: Family, changes: dict[str, 
     assert f"--context {window}" in (caught.value.hint or "")
     config = {**BASE, **changes}
     rope = read_rope(config, {}, RopeOverrides(context=window))
-    assert family.spec(config, rope).rope.context_length == window
+    assert family.read_hparams(config, rope).rope.context_length == window
 
 
 @pytest.mark.parametrize(
@@ -426,38 +426,38 @@ def test_a_sliding_window_that_never_slides_is_taken(family: Family, changes: di
 # --- GGUF keys and exports
 
 
-def close(spec: ModelSpec) -> ModelSpec:
-    """The spec as it looks after single precision."""
-    return replace(spec, norm_epsilon=f32(spec.norm_epsilon).value)
+def close(hparams: HParams) -> HParams:
+    """The hparams as it looks after single precision."""
+    return replace(hparams, norm_epsilon=f32(hparams.norm_epsilon).value)
 
 
-def family_in(spec: ModelSpec) -> Family:
+def family_in(hparams: HParams) -> Family:
     """The family that a reader of the GGUF finds."""
-    folded = any(family.folded and spec.hf_class in family.classes for family in FAMILIES)
-    return family_of(spec.architecture, spec.hf_class if folded else None, spec.experts)
+    folded = any(family.folded and hparams.hf_class in family.classes for family in FAMILIES)
+    return family_of(hparams.architecture, hparams.hf_class if folded else None, hparams.experts)
 
 
 def test_gguf_keys_read_back_as_the_same_spec(model: TinyModel) -> None:
-    spec = model.spec()
-    family = family_in(spec)
-    read = family.spec_from_metadata(spec.metadata(), model.converted())
+    hparams = model.hparams()
+    family = family_in(hparams)
+    read = family.hparams_from_metadata(hparams.metadata(), model.converted())
     if model.kind == "gptneox, tied":  # the graph has an output matrix of its own all the same
-        spec = replace(spec, parts=spec.parts | {"untied"})
-    assert read == replace(close(spec), hf_class=family.classes[0])
-    assert read.metadata() == spec.metadata()
+        hparams = replace(hparams, parts=hparams.parts | {"untied"})
+    assert read == replace(close(hparams), hf_class=family.classes[0])
+    assert read.metadata() == hparams.metadata()
 
 
 def test_an_export_is_the_model_again(model: TinyModel) -> None:
     """transformers loads the exported config and tensors and computes the same."""
-    spec, tensors = model.spec(), model.converted()
-    family = family_in(spec)
-    spec = family.spec_from_metadata(spec.metadata(), tensors)
-    config = family.config(spec)
+    hparams, tensors = model.hparams(), model.converted()
+    family = family_in(hparams)
+    hparams = family.hparams_from_metadata(hparams.metadata(), tensors)
+    config = family.config(hparams)
     assert config[family.names.get("max_position_embeddings", ["max_position_embeddings"])[0]] == (
-        spec.rope.context_length
+        hparams.rope.context_length
     )
     cls = getattr(transformers, config["architectures"][0])
-    state = {t.name: torch.from_numpy(t.load().copy()) for t in to_hf(family, spec, tensors, "x.gguf")}
+    state = {t.name: torch.from_numpy(t.load().copy()) for t in to_hf(family, hparams, tensors, "x.gguf")}
     again, told = cls.from_pretrained(
         None,
         config=cls.config_class.from_dict(config),
@@ -471,18 +471,18 @@ def test_an_export_is_the_model_again(model: TinyModel) -> None:
     tokens = torch.arange(60).unsqueeze(0)
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, model.module(tokens).logits)
-    assert reread(config).metadata() == spec.metadata()
+    assert reread(config).metadata() == hparams.metadata()
 
 
-def reread(config: dict[str, Any]) -> ModelSpec:
+def reread(config: dict[str, Any]) -> HParams:
     family = find_family(config)
-    return family.spec(config, family.read_positions(config, {}))
+    return family.read_hparams(config, family.read_positions(config, {}))
 
 
 def test_every_family_writes_a_config_that_it_reads(model: TinyModel) -> None:
-    config = model.family.config(model.spec())
+    config = model.family.config(model.hparams())
     assert find_family(config) is model.family
-    assert reread(config) == model.spec()
+    assert reread(config) == model.hparams()
 
 
 @pytest.mark.parametrize(
@@ -504,33 +504,33 @@ def test_every_family_writes_a_config_that_it_reads(model: TinyModel) -> None:
 def test_gguf_keys_that_do_not_add_up_are_refused(
     changes: dict[str, Typed | None], error: type[PigError], part: str
 ) -> None:
-    keys = {**plain().spec().metadata(), **changes}
+    keys = {**plain().hparams().metadata(), **changes}
     with pytest.raises(error) as caught:
-        LLAMA.spec_from_metadata({k: v for k, v in keys.items() if v is not None})
+        LLAMA.hparams_from_metadata({k: v for k, v in keys.items() if v is not None})
     assert part in caught.value.message
     assert caught.value.hint
 
 
 def test_the_vocabulary_counts_as_llama_cpp_counts_it() -> None:
-    keys = plain().spec().metadata()
+    keys = plain().hparams().metadata()
     tokens = Typed("str", tuple(map(str, range(90))), is_array=True)
-    assert LLAMA.spec_from_metadata({**keys, "tokenizer.ggml.tokens": tokens}).vocab_size == 90
+    assert LLAMA.hparams_from_metadata({**keys, "tokenizer.ggml.tokens": tokens}).vocab_size == 90
 
 
 # --- llama.cpp itself
 
 
 def test_llama_cpp_reads_the_same_shape_and_computes_the_same(model: TinyModel, tmp_path: Path) -> None:
-    spec = model.spec()
-    write_model(tmp_path / "model.gguf", spec, model.converted())
+    hparams = model.hparams()
+    write_model(tmp_path / "model.gguf", hparams, model.converted())
     with bare_engine(tmp_path / "model.gguf", context=256) as engine:
-        assert llama_cpp.llama_model_n_ctx_train(engine.model) == spec.rope.context_length
-        assert llama_cpp.llama_model_n_embd(engine.model) == spec.embedding_length
-        assert llama_cpp.llama_model_n_layer(engine.model) == spec.layers
-        assert llama_cpp.llama_model_n_head(engine.model) == spec.heads
-        assert llama_cpp.llama_model_n_head_kv(engine.model) == spec.kv_heads
-        assert llama_cpp.llama_model_rope_freq_scale_train(engine.model) == 1 / spec.rope.factor
-        texts = torch.randint(0, spec.vocab_size, (4, spec.rope.context_length))
+        assert llama_cpp.llama_model_n_ctx_train(engine.model) == hparams.rope.context_length
+        assert llama_cpp.llama_model_n_embd(engine.model) == hparams.embedding_length
+        assert llama_cpp.llama_model_n_layer(engine.model) == hparams.layers
+        assert llama_cpp.llama_model_n_head(engine.model) == hparams.heads
+        assert llama_cpp.llama_model_n_head_kv(engine.model) == hparams.kv_heads
+        assert llama_cpp.llama_model_rope_freq_scale_train(engine.model) == 1 / hparams.rope.factor
+        texts = torch.randint(0, hparams.vocab_size, (4, hparams.rope.context_length))
         got = torch.stack([engine.log_probabilities(text.tolist()) for text in texts])
     with torch.no_grad():
         expected = model.module(texts).logits.log_softmax(-1)
@@ -554,7 +554,7 @@ def test_what_a_checkpoint_has_not_is_exported_only_where_it_is_what_it_should_b
         values = tensors[name].load().copy()
         values[index] = 1e-30
         with pytest.raises(InvalidTensor, match=name) as caught:
-            to_hf(gptj.family, gptj.spec(), {**tensors, name: promise(name, values)}, "x.gguf")
+            to_hf(gptj.family, gptj.hparams(), {**tensors, name: promise(name, values)}, "x.gguf")
         assert caught.value.hint
     tied = TinyModel("gptneox, tied")
     tensors = tied.converted()
@@ -562,7 +562,7 @@ def test_what_a_checkpoint_has_not_is_exported_only_where_it_is_what_it_should_b
     values[-1, -1] += 1
     other = promise("output.weight", values)
     with pytest.raises(InvalidTensor, match="differs from the embedding"):
-        to_hf(tied.family, tied.spec(), {**tensors, other.name: other}, "x.gguf")
+        to_hf(tied.family, tied.hparams(), {**tensors, other.name: other}, "x.gguf")
 
 
 def test_positions_are_put_where_the_config_has_those_of_its_language_model() -> None:
@@ -573,8 +573,8 @@ def test_positions_are_put_where_the_config_has_those_of_its_language_model() ->
         "text_config": language,
     }
     family = find_family(config)
-    rope = replace(TinyModel("gemma3").spec().rope, kind="linear", factor=4.0, context_length=256)
-    spec = replace(TinyModel("gemma3").spec(), rope=rope)
-    said = family.with_positions(config, spec)
+    rope = replace(TinyModel("gemma3").hparams().rope, rope_type="linear", factor=4.0, context_length=256)
+    hparams = replace(TinyModel("gemma3").hparams(), rope=rope)
+    said = family.with_positions(config, hparams)
     assert said.keys() == config.keys()
     assert family.read_positions(said, {}).factor == 4.0

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.common.config import Config
 from pigguf.errors import CheckpointError
 from pigguf.gguf_io.metadata import f32, shortest_f32, string, u32
 from pigguf.rope import RopeScaling
 
-SPEC = ModelSpec(
+SPEC = HParams(
     architecture="llama",
     hf_class="LlamaForCausalLM",
     layers=30,

@@ -60,10 +60,10 @@ def exported(gguf: Path) -> State:
     file = read_header(gguf)
     family = family_in(file.metadata)
     assert family.model_type == "opt"
-    spec = family.spec_from_metadata(file.metadata, file.tensors)
+    hparams = family.hparams_from_metadata(file.metadata, file.tensors)
     with TensorData(file) as data:
         by_name = {tensor.name: tensor for tensor in float_tensors(file, data)}
-        tensors = to_hf(family, spec, by_name, str(gguf))
+        tensors = to_hf(family, hparams, by_name, str(gguf))
         return {tensor.name: torch.from_numpy(np.array(tensor.load(), np.float32)) for tensor in tensors}
 
 

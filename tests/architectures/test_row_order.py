@@ -18,8 +18,8 @@ from support.bare_engine import bare_engine, write_model
 from support.tiny_families import BASE, SCALED, TinyModel, promise
 
 from pigguf.architectures import family_of, find_family, to_gguf, to_hf
-from pigguf.architectures.hparams import ModelSpec
-from pigguf.common.lazy_tensor import TensorRef
+from pigguf.architectures.hparams import HParams
+from pigguf.common.lazy_tensor import LazyTensor
 from pigguf.errors import UnsupportedModel
 from pigguf.rope import RopeOverrides
 
@@ -95,24 +95,24 @@ def calm(model: TinyModel) -> TinyModel:
 
 def converted(
     config: Mapping[str, Any], tensors: Tensors, overrides: RopeOverrides | None = None
-) -> tuple[ModelSpec, dict[str, TensorRef]]:
+) -> tuple[HParams, dict[str, LazyTensor]]:
     family = find_family(config)
-    spec = family.spec(config, family.read_positions(config, {}, overrides))
+    hparams = family.read_hparams(config, family.read_positions(config, {}, overrides))
     promises = {name: promise(name, values) for name, values in tensors.items()}
-    there = {t.name: t for t in to_gguf(family, spec, promises, "here")}
-    back = to_hf(family_of(spec.architecture), spec, there, "there")
+    there = {t.name: t for t in to_gguf(family, hparams, promises, "here")}
+    back = to_hf(family_of(hparams.architecture), hparams, there, "there")
     assert {t.name for t in back} == tensors.keys()
     for tensor in back:
-        if tensor.name != "lm_head.weight" or spec.vocab_size < 1000:
+        if tensor.name != "lm_head.weight" or hparams.vocab_size < 1000:
             np.testing.assert_array_equal(tensor.load(), tensors[tensor.name], err_msg=tensor.name)
-    return spec, there
+    return hparams, there
 
 
 def divergence(
-    path: Path, spec: ModelSpec, there: Mapping[str, TensorRef], module: Any, **inputs: Any
+    path: Path, hparams: HParams, there: Mapping[str, LazyTensor], module: Any, **inputs: Any
 ) -> float:
-    write_model(path, spec, there)
-    tokens = torch.randint(0, spec.vocab_size, (spec.rope.context_length,))
+    write_model(path, hparams, there)
+    tokens = torch.randint(0, hparams.vocab_size, (hparams.rope.context_length,))
     with bare_engine(path, context=256) as engine:
         got = engine.log_probabilities(tokens.tolist())
     with torch.no_grad():
@@ -123,19 +123,19 @@ def divergence(
 @pytest.mark.parametrize("scaling", [{}, SCALED], ids=["factor 1", "factor 4"])
 def test_internlm2_is_a_llama_rearranged(scaling: dict[str, Any], tmp_path: Path) -> None:
     model = TinyModel("llama", **scaling)
-    spec, there = converted(*as_internlm2(model))
+    hparams, there = converted(*as_internlm2(model))
     for name, tensor in model.converted().items():
         np.testing.assert_array_equal(there[name].load(), tensor.load(), err_msg=name)
-    assert divergence(tmp_path / "model.gguf", spec, there, model.module) <= 1e-6
+    assert divergence(tmp_path / "model.gguf", hparams, there, model.module) <= 1e-6
 
 
 @pytest.mark.parametrize("scaling", [{}, SCALED], ids=["factor 1", "factor 4"])
 def test_baichuan_7b_is_a_llama_rearranged(scaling: dict[str, Any], tmp_path: Path) -> None:
     model = calm(TinyModel("llama", num_hidden_layers=32, num_key_value_heads=8, **scaling))
-    spec, there = converted(*as_baichuan(model))
+    hparams, there = converted(*as_baichuan(model))
     for name, tensor in model.converted().items():
         np.testing.assert_array_equal(there[name].load(), tensor.load(), err_msg=name)
-    assert divergence(tmp_path / "model.gguf", spec, there, model.module) <= 1e-6
+    assert divergence(tmp_path / "model.gguf", hparams, there, model.module) <= 1e-6
 
 
 def alibi(heads: int, length: int) -> torch.Tensor:
@@ -150,30 +150,30 @@ def test_baichuan_13b_has_alibi(tmp_path: Path) -> None:
     model = calm(TinyModel("llama", num_hidden_layers=40, num_key_value_heads=8))
     config, tensors = as_baichuan(model)
     config["model_max_length"] = config.pop("max_position_embeddings")
-    spec, there = converted(config, tensors)
-    assert spec.rope.kind == "alibi"
-    assert "baichuan.rope.dimension_count" not in spec.metadata()
-    length = spec.rope.context_length
+    hparams, there = converted(config, tensors)
+    assert hparams.rope.rope_type == "alibi"
+    assert "baichuan.rope.dimension_count" not in hparams.metadata()
+    length = hparams.rope.context_length
     inputs = {
-        "attention_mask": alibi(spec.heads, length),
+        "attention_mask": alibi(hparams.heads, length),
         "position_ids": torch.zeros(1, length, dtype=torch.long),
     }
-    assert divergence(tmp_path / "model.gguf", spec, there, model.module, **inputs) <= 1e-6
+    assert divergence(tmp_path / "model.gguf", hparams, there, model.module, **inputs) <= 1e-6
     for other in ({"position_ids": inputs["position_ids"]}, {"attention_mask": inputs["attention_mask"]}):
-        assert divergence(tmp_path / "model.gguf", spec, there, model.module, **other) > 1e-5
-    read = find_family(config).spec_from_metadata(spec.metadata(), there)
-    assert (read.rope.kind, read.rotary_dim) == ("alibi", 0)
+        assert divergence(tmp_path / "model.gguf", hparams, there, model.module, **other) > 1e-5
+    read = find_family(config).hparams_from_metadata(hparams.metadata(), there)
+    assert (read.rope.rope_type, read.rotary_dim) == ("alibi", 0)
 
 
 def test_baichuan_2_has_output_rows_of_length_1(tmp_path: Path) -> None:
     model = calm(TinyModel("llama", num_hidden_layers=32, num_key_value_heads=8, vocab_size=125696))
     config, tensors = as_baichuan(model)
-    spec, there = converted(config, tensors)
+    hparams, there = converted(config, tensors)
     rows = there["output.weight"].load()
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
     head = model.module.lm_head.weight
     head.data = torch.nn.functional.normalize(head.data)
-    assert divergence(tmp_path / "model.gguf", spec, there, model.module) <= 1e-6
+    assert divergence(tmp_path / "model.gguf", hparams, there, model.module) <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_what_internlm2s_graph_does_not_compute_is_refused(changes: dict[str, An
 def refused(config: dict[str, Any], part: str) -> None:
     family = find_family(config)
     with pytest.raises(UnsupportedModel) as caught:
-        family.spec(config, family.read_positions(config, {}))
+        family.read_hparams(config, family.read_positions(config, {}))
     assert "config.json" in caught.value.message
     assert part in caught.value.message
     assert caught.value.hint

@@ -39,9 +39,9 @@ def random_tokens(count: int, vocab: int = VOCAB_SIZE) -> list[int]:
 
 
 def divergence(path: Path, model: TinyModel, module: Any) -> float:
-    spec = model.spec()
-    write_model(path, spec, model.converted())
-    tokens = random_tokens(spec.rope.context_length, spec.vocab_size)
+    hparams = model.hparams()
+    write_model(path, hparams, model.converted())
+    tokens = random_tokens(hparams.rope.context_length, hparams.vocab_size)
     with bare_engine(path, context=256) as engine:
         got = engine.log_probabilities(tokens)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_experts_lie_one_behind_another() -> None:
     for hf, gguf in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
         names = [
             f"model.layers.1.block_sparse_moe.experts.{expert}.{hf}.weight"
-            for expert in range(model.spec().experts)
+            for expert in range(model.hparams().experts)
         ]
         expected = np.stack([model.tensors[name].load() for name in names])
         np.testing.assert_array_equal(there[f"blk.1.ffn_{gguf}_exps.weight"].load(), expected)
@@ -69,18 +69,18 @@ def test_experts_in_one_tensor_are_refused_with_what_to_do() -> None:
     model = TinyModel("mixtral")
     state = {name: promise(name, values.numpy()) for name, values in model.module.state_dict().items()}
     with pytest.raises(MissingTensor, match="block_sparse_moe") as caught:
-        to_gguf(model.family, model.spec(), state, "here")
+        to_gguf(model.family, model.hparams(), state, "here")
     assert "save_original_format" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("used", [None, 0, 5])
 def test_experts_that_do_not_add_up_are_refused(used: int | None) -> None:
     model = TinyModel("mixtral")
-    keys = {key: typed for key, typed in model.spec().metadata().items() if "expert_used" not in key}
+    keys = {key: typed for key, typed in model.hparams().metadata().items() if "expert_used" not in key}
     if used is not None:
         keys["llama.expert_used_count"] = u32(used)
     with pytest.raises(GGUFError, match=f"{'none' if used is None else used} of 4 experts") as caught:
-        model.family.spec_from_metadata(keys, model.converted())
+        model.family.hparams_from_metadata(keys, model.converted())
     assert caught.value.hint
 
 
@@ -116,7 +116,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_language_model_of_a_model_that_sees_is_converted(seeing: Path, tmp_path: Path) -> None:
     result = pigguf.convert(seeing, tmp_path / "model.gguf", type="F32")
     rope = result.plan.rope
-    assert (rope.factor, rope.local_base, rope.context_length) == (FACTOR, 10000.0, WINDOW * FACTOR)
+    assert (rope.factor, rope.local_rope_theta, rope.context_length) == (FACTOR, 10000.0, WINDOW * FACTOR)
     assert any("vision_tower" in note for note in result.plan.notes)
     assert not any("vis" in tensor.name for tensor in result.plan.tensors)
     found = agreement(tmp_path / "model.gguf", seeing, random_tokens(WINDOW * FACTOR))
@@ -136,13 +136,15 @@ def test_published_names_and_silent_keys_are_read(seeing: Path) -> None:
     text.update(max_position_embeddings=131072)
     family = find_family(config)
     rope = family.read_positions(config, {}, RopeOverrides(original_context=16384))
-    assert (rope.factor, rope.base, rope.local_base) == (8.0, 1e6, 1e4)
+    assert (rope.factor, rope.rope_theta, rope.local_rope_theta) == (8.0, 1e6, 1e4)
     tensors = {}
     for name, values in load_file(seeing / "model.safetensors").items():
         published = name.replace("model.language_model.", "language_model.model.")
         tensors[published.removeprefix("model.") if "vision" in name else published] = values
-    spec = family.spec(config, rope)
-    there = to_gguf(family, spec, {name: promise(name, values) for name, values in tensors.items()}, "here")
+    hparams = family.read_hparams(config, rope)
+    there = to_gguf(
+        family, hparams, {name: promise(name, values) for name, values in tensors.items()}, "here"
+    )
     assert {tensor.name for tensor in there if not tensor.name.startswith("blk.")} == {
         "token_embd.weight",
         "output_norm.weight",
@@ -170,10 +172,10 @@ def test_phi3_with_longrope_has_two_lists(length: int, tmp_path: Path) -> None:
     windows = {"original_max_position_embeddings": 256, "max_position_embeddings": 256 * FACTOR}
     config = {**PHI3, **windows, "rope_parameters": longrope()}
     model = TinyModel("phi3", **config)
-    spec = model.spec()
-    assert spec.rope.kind == "longrope"
-    write_model(tmp_path / "model.gguf", spec, model.converted())
-    tokens = random_tokens(length, spec.vocab_size)
+    hparams = model.hparams()
+    assert hparams.rope.rope_type == "longrope"
+    write_model(tmp_path / "model.gguf", hparams, model.converted())
+    tokens = random_tokens(length, hparams.vocab_size)
     with bare_engine(tmp_path / "model.gguf", context=length) as engine:
         got = engine.log_probabilities(tokens)
     with torch.no_grad():
@@ -224,7 +226,7 @@ def test_command_r_plus_has_norms_of_heads(tmp_path: Path) -> None:
 def test_command_rs_window_is_the_one_it_was_trained_at() -> None:
     model = TinyModel("command-r")
     model.config.update(max_position_embeddings=8192, model_max_length=131072)
-    assert model.spec().rope.context_length == 131072
+    assert model.hparams().rope.context_length == 131072
 
 
 # --- what graphs do not compute
@@ -293,7 +295,7 @@ def test_keys_that_do_not_add_up_are_refused(
 def refused(model: TinyModel, changes: dict[str, Any]) -> PigError:
     config = {**model.config, **changes}
     with pytest.raises(PigError) as caught:
-        model.family.spec(config, model.family.read_positions(config, {}))
+        model.family.read_hparams(config, model.family.read_positions(config, {}))
     assert "config.json" in caught.value.message
     assert caught.value.hint
     return caught.value
@@ -309,20 +311,20 @@ def test_gemmas_scale_of_attention_is_the_graphs(kind: str, layers: int, scale: 
     config = {**KINDS[kind].config, "num_hidden_layers": layers, "query_pre_attn_scalar": scale}
     config = cls.config_class(**config).to_dict() | {"architectures": [KINDS[kind].cls]}
     family = find_family(config)
-    spec = family.spec(config, family.read_positions(config, {}))
-    assert family.config(spec)["query_pre_attn_scalar"] == scale
+    hparams = family.read_hparams(config, family.read_positions(config, {}))
+    assert family.config(hparams)["query_pre_attn_scalar"] == scale
     other = {**config, "query_pre_attn_scalar": scale + 1}
     with pytest.raises(UnsupportedModel, match=f"has {scale} for {layers} layers"):
-        family.spec(other, family.read_positions(config, {}))
+        family.read_hparams(other, family.read_positions(config, {}))
 
 
 def test_a_gguf_that_leaves_out_what_an_export_must_say_is_refused() -> None:
     """Without attention.scale Granite's graph has the usual one, and transformers 1."""
     model = TinyModel("granite")
-    keys = {key: typed for key, typed in model.spec().metadata().items() if "attention.scale" not in key}
-    spec = model.family.spec_from_metadata(keys, model.converted())
+    keys = {key: typed for key, typed in model.hparams().metadata().items() if "attention.scale" not in key}
+    hparams = model.family.hparams_from_metadata(keys, model.converted())
     with pytest.raises(GGUFError, match=r"granite\.attention\.scale is missing") as caught:
-        model.family.config(spec)
+        model.family.config(hparams)
     assert caught.value.hint
 
 

@@ -27,15 +27,15 @@ from pigguf.inference.engine import (
     ContextOptions,
     Model,
     RuntimeRope,
-    Sampling,
+    SamplingParams,
     Session,
 )
 
 WINDOW = 256
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 # letters that are tokens of their own, so that an answer's text has the tokens that were drawn
-LETTERS = Sampling(temperature=0, grammar="root ::= [QXZ]{3,9}")
-NO_END = Sampling(temperature=0, repeat_penalty=1.5)
+LETTERS = SamplingParams(temperature=0, grammar="root ::= [QXZ]{3,9}")
+NO_END = SamplingParams(temperature=0, repeat_penalty=1.5)
 SYSTEM = "You are a quick brown fox."
 PROBE = list(range(40, 60))
 ROOM = WINDOW - len(PROBE) - 1  # tokens that leave room for them
@@ -71,18 +71,18 @@ def ask(chat: Chat, count: int) -> None:
 
 def logits_after(session: Session, tokens: list[int]) -> NDArray[np.float32]:
     """Of the tokens, fed after what the cache holds, and taken out again."""
-    held = session.length
+    held = session.n_past
     rows = [row for _, row in session.evaluate(tokens, range(len(tokens)))]
-    session.keep(held)
+    session.truncate(held)
     return np.array(rows)
 
 
 def assert_cache_is_fresh(session: Session) -> None:
     """What the cache holds is what a prefill of the same tokens would be."""
-    session.keep(ROOM)
+    session.truncate(ROOM)
     tokens, moved = session.tokens, logits_after(session, PROBE)
-    session.keep(0)
-    session.feed(tokens)
+    session.truncate(0)
+    session.prefill(tokens)
     assert np.abs(moved - logits_after(session, PROBE)).max() < 1e-3
 
 
@@ -121,11 +121,11 @@ def test_without_the_files_factor_the_moved_cache_would_be_another(path: Path, s
     """What the test above holds on to: this model's logits tell one factor from another."""
     chat = chat_on(session, overflow="shift")
     ask(chat, 12)
-    session.keep(ROOM)
+    session.truncate(ROOM)
     tokens, moved = session.tokens, logits_after(session, PROBE)
     rope = RuntimeRope(factor=1.0, context_length=WINDOW)
     with Model.open(path, rope=rope) as model, Context(model) as context, context.sequence() as other:
-        other.feed(tokens)
+        other.prefill(tokens)
         assert np.abs(moved - logits_after(other, PROBE)).max() > 0.05
 
 
@@ -161,7 +161,7 @@ def test_an_answer_goes_on_when_the_window_fills(session: Session) -> None:
 def test_an_answer_under_a_grammar_ends_where_the_window_does(session: Session) -> None:
     chat = chat_on(session, overflow="shift")
     ask(chat, 3)
-    chat._max_tokens, chat._sampling = None, Sampling(temperature=0, grammar="root ::= [QXZ]{500}")
+    chat._max_tokens, chat._sampling = None, SamplingParams(temperature=0, grammar="root ::= [QXZ]{500}")
     list(chat.ask("Question 3: is it lazy?"))
     assert chat.last_turn is not None
     assert (chat.last_turn.stop_reason, chat.last_turn.notices) == ("window", ())

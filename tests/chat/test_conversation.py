@@ -15,11 +15,11 @@ from pigguf.chat.conversation import ANSWER_ROOM, Chat
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import ContextOverflow, OutputError, UsageError
 from pigguf.inference.detokenizer import characters
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
 from pigguf.progress import Silent
 
 WINDOW = 512
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 SYSTEM = "You answer in a few words."
 
 
@@ -87,7 +87,7 @@ def test_a_full_window_ends_an_answer(model: Model) -> None:
         Context(model, ContextOptions(length=128, batch=64)) as context,
         context.sequence() as session,
     ):
-        chat = Chat(model, session, sampling=Sampling(temperature=0))
+        chat = Chat(model, session, sampling=SamplingParams(temperature=0))
         list(chat.ask("Write a long story about a pig."))
         assert chat.last_turn is not None
         assert chat.last_turn.stop_reason == "window"

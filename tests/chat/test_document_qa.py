@@ -18,11 +18,11 @@ from support.tiny_chat import write_chatting
 import pigguf
 from pigguf.chat.document_qa import ANSWER_TOKENS, DocumentChat, open_documents
 from pigguf.errors import ContextOverflow, GGUFError, TextError
-from pigguf.inference.engine import Sampling
-from pigguf.inference.open_context import RunSettings
+from pigguf.inference.engine import SamplingParams
+from pigguf.inference.open_context import RunConfig
 
 WINDOW = 8192  # bytes, for the tiny model
-SETTINGS = RunSettings(WINDOW, sessions=False)
+SETTINGS = RunConfig(WINDOW, prompt_cache=False)
 FACTS = {  # line -> what stands there
     60: "The password of the lighthouse is 4711.",
     400: "Captain Brandt keeps a tame otter named Quince in the cellar.",
@@ -61,7 +61,7 @@ def notes(tmp_path: Path) -> Path:
 def opened(tiny: Path) -> Iterator[Callable[..., DocumentChat]]:
     with ExitStack() as stack:
         yield lambda *docs, ctx=WINDOW, max_tokens=4: stack.enter_context(
-            open_documents(tiny, docs, RunSettings(ctx, sessions=False), max_tokens=max_tokens)
+            open_documents(tiny, docs, RunConfig(ctx, prompt_cache=False), max_tokens=max_tokens)
         )
 
 
@@ -298,7 +298,7 @@ def test_bad_documents_are_found_before_a_model_is_opened(tmp_path: Path) -> Non
 
 
 def test_ask_is_one_question_and_its_answer(tiny: Path, notes: Path) -> None:
-    texts = pigguf.ask(tiny, [notes], "Who?", SETTINGS, max_tokens=8, sampling=Sampling(temperature=0))
+    texts = pigguf.ask(tiny, [notes], "Who?", SETTINGS, max_tokens=8, sampling=SamplingParams(temperature=0))
     assert next(texts)
     with pigguf.open_documents(tiny, [notes], SETTINGS, max_tokens=8) as chat:
         assert isinstance(chat, DocumentChat)
@@ -313,7 +313,7 @@ def test_the_real_model_answers_from_known_places_of_a_novel(
     """At 2048 tokens the passages are chosen; at 4096, of the first pages, all is read."""
     if ctx == 4096:
         planted.write_text(planted.read_text()[:8_000])
-    with open_documents(smollm2_gguf, [planted], RunSettings(ctx, sessions=False), max_tokens=48) as chat:
+    with open_documents(smollm2_gguf, [planted], RunConfig(ctx, prompt_cache=False), max_tokens=48) as chat:
         said = answer(chat, QUESTION)
         assert chat.reading is not None
         assert chat.reading.whole == (ctx == 4096)

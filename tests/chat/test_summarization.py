@@ -15,11 +15,11 @@ from pigguf.chat.summarization import LENGTHS, Summarizer, Summary
 from pigguf.documents import MOST_CHARACTERS, Document, read_file
 from pigguf.errors import ContextOverflow, TextError, UsageError
 from pigguf.inference.engine import Context, ContextOptions, Model
-from pigguf.inference.open_context import RunSettings
+from pigguf.inference.open_context import RunConfig
 from pigguf.progress import Unit
 
 WINDOW = 2048  # bytes, for the tiny model
-SETTINGS = RunSettings(WINDOW, sessions=False)
+SETTINGS = RunConfig(WINDOW, prompt_cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_refusals(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="style of a summary is 'verse'"):
         pigguf.summarize(tiny, path, style="verse", settings=SETTINGS)  # type: ignore[arg-type]
     with pytest.raises(ContextOverflow, match="128 tokens is too small"):
-        pigguf.summarize(tiny, path, settings=RunSettings(128, sessions=False))
+        pigguf.summarize(tiny, path, settings=RunConfig(128, prompt_cache=False))
     path.write_bytes(b"\x89PNG\0")
     with pytest.raises(TextError, match="PNG"):
         pigguf.summarize("missing.gguf", path)

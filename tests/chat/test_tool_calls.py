@@ -27,7 +27,7 @@ from pigguf.chat.tool_calls import (
     opening_token,
 )
 from pigguf.errors import UsageError
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
 from pigguf.tokenizer.chat_template import ChatTemplate
 
 FORM = {form.opening: form for form in FORMS}
@@ -134,10 +134,10 @@ def answer(session: Session, seed: int, *, several: bool, forced: bool, only: To
     grammar = calls_grammar(form, tools, several=several)
     shown = opening_token(form, model)
     begun = form.opening if forced else ""
-    session.advance_to(format.tokens(question, tools=list(TOOLS.values()), begun=begun))
-    sampling = Sampling(temperature=0.7, seed=seed, grammar=grammar)
+    session.set_prompt(format.tokens(question, tools=list(TOOLS.values()), begun=begun))
+    sampling = SamplingParams(temperature=0.7, seed=seed, grammar=grammar)
     if not forced:
-        sampling = Sampling(temperature=0, grammar=grammar, grammar_after=opening_of(form), shown=shown)
+        sampling = SamplingParams(temperature=0, grammar=grammar, grammar_after=opening_of(form), shown=shown)
     tokens = list(session.generate(sampling, 1500))
     assert session.stop_reason == "end"
     text = b"".join(model.piece(token, special=token == shown) for token in tokens).decode()

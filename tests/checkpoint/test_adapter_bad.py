@@ -329,7 +329,9 @@ def test_a_bin_with_anything_but_tensors_is_refused_and_runs_nothing(
 
 def test_a_pointer_in_a_bins_place_is_known(base: Path, adapter: Path) -> None:
     (adapter / WEIGHTS).unlink()
-    (adapter / "adapter_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7\n")
+    (adapter / "adapter_model.bin").write_text(
+        "version https://git-lfs.github.com/hparams/v1\noid sha256:4d7\n"
+    )
     error = refused(CheckpointError, ["adapter_model.bin"], base, adapter)
     assert "git lfs pull" in (error.hint or "")
 

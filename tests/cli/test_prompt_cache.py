@@ -29,8 +29,8 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Kept]:
     assert store is not None
     with opened(path, store) as session:
         for seed, length in ((1, 1100), (2, 2200)):
-            session.keep(0)
-            session.advance_to(text_tokens(length, seed))
+            session.truncate(0)
+            session.set_prompt(text_tokens(length, seed))
     first, second = sorted(store.kept(), key=lambda session: session.tokens)
     os.utime(first.path, (1_700_000_000, 1_700_000_000))
     return [second, first]

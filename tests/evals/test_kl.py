@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import pigguf
 from pigguf import evaluate
-from pigguf.common.numerics import divergence
+from pigguf.common.numerics import kl_divergence
 from pigguf.errors import ContextOverflow, EngineError, GGUFError, TextError, UsageError
 from pigguf.evals.html_report import page
 from pigguf.evals.kl import buckets, kl, summarized, verdict
@@ -183,9 +183,9 @@ def test_the_same_file_is_no_distance_away_and_a_smaller_cache_a_little(models: 
 def test_a_divergence_worked_out_by_hand() -> None:
     p, q = (np.log(np.array(row, np.float32)) for row in ([0.5, 0.25, 0.25], [0.25, 0.5, 0.25]))
     # 1/2 ln 2 - 1/4 ln 2, whatever constant the logits have on top
-    distance, same, model, reference = divergence(p + np.float32(30), q - np.float32(7), 1)
+    distance, same, model, reference = kl_divergence(p + np.float32(30), q - np.float32(7), 1)
     assert distance == pytest.approx(math.log(2) / 4, rel=2e-5)
-    assert (same, divergence(p, p, 0)[:2]) == (0.0, (0.0, 1.0))
+    assert (same, kl_divergence(p, p, 0)[:2]) == (0.0, (0.0, 1.0))
     assert (model, reference) == (
         pytest.approx(math.log(0.5), rel=1e-6),
         pytest.approx(math.log(0.25), rel=1e-6),
@@ -199,7 +199,7 @@ def test_a_tiny_divergence_is_not_lost_in_rounding() -> None:
     p, q = log_softmax(logits), log_softmax(near)
     exact = float((np.exp(p) * (p - q)).sum())
     assert exact < 1e-6
-    assert divergence(logits, near, 0)[0] == pytest.approx(exact, rel=1e-6)
+    assert kl_divergence(logits, near, 0)[0] == pytest.approx(exact, rel=1e-6)
 
 
 def test_buckets_double_and_end_with_the_window() -> None:

@@ -72,7 +72,7 @@ def test_what_the_cache_holds_is_not_computed_again(tiny) -> None:
 
 def test_scores_already_in_the_cache_are_scored_again_from_the_token_before(tiny) -> None:
     with session_of(tiny.gguf) as session:
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         scores = log_likelihoods(session, TOKENS, 100)
         assert session.tokens == TOKENS[:-1]
     np.testing.assert_allclose(scores, expected(tiny.checkpoint, TOKENS, 100), rtol=1e-4, atol=1e-5)
@@ -96,7 +96,7 @@ def test_more_tokens_than_the_window_are_refused_before_anything_is_computed(tin
     with session_of(tiny.gguf) as session:
         with pytest.raises(ContextOverflow):
             log_likelihoods(session, TOKENS + TOKENS, 1)
-        assert session.length == 0
+        assert session.n_past == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -108,7 +108,7 @@ def test_a_window_inside_the_original_one_needs_no_factor(plain: Path) -> None:
 def test_a_baseline_may_use_the_window_asked_for_and_no_longer_one(plain: Path) -> None:
     _, baseline = compared(["none"], read_header(plain / "model.gguf"), WINDOW)
     with Model.open(plain / "model.gguf", rope=baseline.rope) as model:
-        assert (model.context_length, model.rope.kind) == (WINDOW, "none")
+        assert (model.context_length, model.rope.rope_type) == (WINDOW, "none")
         with pytest.raises(ContextOverflow):
             Context(model, ContextOptions(length=WINDOW + 1))
 

@@ -19,7 +19,7 @@ from pigguf.errors import MissingPackage, TextError, UsageError
 from pigguf.evals.jsonl_datasets import Record
 from pigguf.evals.model_under_test import EngineOptions
 from pigguf.evals.rouge import MEASURES, Prompts, read_article, rouge, scorer
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
 
 DATA = Path(__file__).parent.parent / "data" / "evals" / "summaries.jsonl"
 WINDOW = 1024
@@ -153,9 +153,9 @@ def test_summaries_are_drawn_as_the_paper_does_and_scored(gguf: Path) -> None:
     ):
         for number, summary in enumerate(found["summaries"]):
             prompt = model.tokenize(f"{HEAD}{documents()[number]}{TAIL}")
-            session.keep(0)
-            session.feed(prompt)
-            sampling = Sampling(temperature=0.5, top_k=0, top_p=0.95, min_p=0, seed=5 + number)
+            session.truncate(0)
+            session.prefill(prompt)
+            sampling = SamplingParams(temperature=0.5, top_k=0, top_p=0.95, min_p=0, seed=5 + number)
             drawn = list(session.generate(sampling, 24))
             assert (summary["prompt_tokens"], summary["tokens"]) == (len(prompt), len(drawn))
             assert summary["text"] == model.detokenize(drawn).strip()

@@ -258,7 +258,7 @@ def test_an_untuned_base_has_factor_one_though_a_larger_one_is_less_bad_beyond_i
 
 
 def test_a_file_that_states_another_factor_is_to_be_converted_again() -> None:
-    _, words = said(BASE, replace(PLAIN, kind="linear", factor=4.0, context_length=16384))
+    _, words = said(BASE, replace(PLAIN, rope_type="linear", factor=4.0, context_length=16384))
     assert words.endswith(
         "The file states linear, factor 4: convert the checkpoint again with --rope-factor 1 --context 8192."
     )

@@ -33,8 +33,8 @@ def trained_loss(
 def loaded(path: Path, settings: FinetuneSettings) -> TrainedModel:
     with Checkpoint.open(path) as checkpoint:
         family, rope = find_family(checkpoint.config), extended_rope(checkpoint, settings.factor)
-        spec = family.spec(checkpoint.config, rope)
-    return load_model(path, family.with_positions(checkpoint.config, spec), family, spec, settings)
+        hparams = family.read_hparams(checkpoint.config, rope)
+    return load_model(path, family.with_positions(checkpoint.config, hparams), family, hparams, settings)
 
 
 def reference_loss(path: Path, tokens: torch.Tensor, positions: torch.Tensor, first: int = 1) -> torch.Tensor:

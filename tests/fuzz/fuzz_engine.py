@@ -35,7 +35,7 @@ from pigguf.architectures import FAMILIES
 from pigguf.errors import PigError
 from pigguf.gguf_io import TensorType, read_header
 from pigguf.gguf_io.metadata import Typed, array, boolean, f32, string, u32
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
 
 Write = Callable[[Path], None]
 Case = tuple[str, Write]
@@ -489,8 +489,8 @@ def run(path: Path) -> None:
         options = ContextOptions(length=min(model.context_length, 128), batch=32, threads=1)
         with Context(model, options) as context, context.sequence() as session:
             room = min(context.length, 40)
-            session.feed([token % model.vocab_size for token in text_tokens(room)])
-            list(session.generate(Sampling(seed=1, repeat_penalty=1.1), 3))
+            session.prefill([token % model.vocab_size for token in text_tokens(room)])
+            list(session.generate(SamplingParams(seed=1, repeat_penalty=1.1), 3))
 
 
 def _odd_values(typed: Typed) -> Iterator[Typed]:

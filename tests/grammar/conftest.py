@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from support.tiny_gguf import FIRST_BYTE, text_tokens, write_tiny
 
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
 from pigguf.inference.engine.sampling import _Grammar
 
 
@@ -27,8 +27,8 @@ def write(session: Session) -> Callable[[str, int], str]:
     """(grammar, seed) -> what random weights write under it, which is strict UTF-8."""
 
     def written(grammar: str, seed: int) -> str:
-        session.advance_to(text_tokens(5, seed))
-        sampling = Sampling(temperature=2.0, seed=seed, top_k=0, top_p=1, min_p=0, grammar=grammar)
+        session.set_prompt(text_tokens(5, seed))
+        sampling = SamplingParams(temperature=2.0, seed=seed, top_k=0, top_p=1, min_p=0, grammar=grammar)
         data = b"".join(map(session.context.model.piece, session.generate(sampling)))
         assert session.stop_reason == "end"
         return data.decode()

@@ -14,11 +14,11 @@ import pytest
 import pigguf
 from pigguf.errors import ContextOverflow, TokenizerError, UsageError
 from pigguf.inference.async_stream import streamed
-from pigguf.inference.engine import Sampling
+from pigguf.inference.engine import SamplingParams
 from pigguf.inference.local_model import LocalModel
 from pigguf.progress import Silent
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 QUESTION = [
     {"role": "system", "content": "You know geography."},
     {"role": "user", "content": "What is the capital of France?"},
@@ -97,7 +97,7 @@ def test_a_cancelled_task_stops_a_prompt_and_frees_the_session(model: LocalModel
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert 0 < model._session.length < len(prompt), "it was computed to its end"
+        assert 0 < model._session.n_past < len(prompt), "it was computed to its end"
         return "".join([text async for text in model.achat(QUESTION, GREEDY)])
 
     assert "Paris" in asyncio.run(ask())
@@ -111,7 +111,7 @@ def test_a_task_cancelled_at_once_computes_nothing(model: LocalModel) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert model._session.length < 2000
+            assert model._session.n_past < 2000
         return "".join([text async for text in model.achat(QUESTION, GREEDY)])
 
     assert "Paris" in asyncio.run(ask())
@@ -121,7 +121,9 @@ def test_a_timeout_stops_an_answer(model: LocalModel) -> None:
     pieces: list[str] = []
 
     async def read() -> None:
-        async for text in model.agenerate("Once upon a time", Sampling(temperature=0, repeat_penalty=1.3)):
+        async for text in model.agenerate(
+            "Once upon a time", SamplingParams(temperature=0, repeat_penalty=1.3)
+        ):
             pieces.append(text)
 
     async def ask() -> None:
@@ -130,9 +132,9 @@ def test_a_timeout_stops_an_answer(model: LocalModel) -> None:
 
     asyncio.run(ask())
     assert model.stop_reason == "interrupted"
-    length = model._session.length
+    length = model._session.n_past
     time.sleep(0.2)
-    assert model._session.length == length < 4096
+    assert model._session.n_past == length < 4096
 
 
 def test_leaving_the_loop_ends_the_text(model: LocalModel) -> None:

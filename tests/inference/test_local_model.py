@@ -13,11 +13,11 @@ from support.tiny_gguf import FIRST_BYTE, write_tiny
 import pigguf
 from pigguf.errors import ContextOverflow, EngineError, TokenizerError, UsageError
 from pigguf.inference.detokenizer import Text
-from pigguf.inference.engine import Sampling
+from pigguf.inference.engine import SamplingParams
 from pigguf.inference.local_model import LocalModel, open_model
 from pigguf.progress import Silent
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 QUESTION = [
     {"role": "system", "content": "You know geography."},
     {"role": "user", "content": "What is the capital of France?"},
@@ -206,6 +206,6 @@ def test_a_text_is_held_to_a_json_schema(model: LocalModel) -> None:
         False,
     )
     with pytest.raises(UsageError, match="schema and a grammar"):
-        model.chat(QUESTION, Sampling(grammar='root ::= "a"'), json_schema=schema)
+        model.chat(QUESTION, SamplingParams(grammar='root ::= "a"'), json_schema=schema)
     with pytest.raises(UsageError, match="#/not"):
         model.generate("a", json_schema={"not": {}})

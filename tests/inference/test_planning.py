@@ -15,7 +15,7 @@ from support.tiny_gguf import write_tiny
 from pigguf.errors import BackendUnavailable, ContextOverflow, DoesNotFit, UsageError
 from pigguf.gguf_io import read_header
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope
-from pigguf.inference.engine.context import Handoff
+from pigguf.inference.engine.context import FlashAttentionSwitch
 from pigguf.inference.engine.devices import Device
 from pigguf.inference.engine.memory_estimate import HOST, BufferSizes
 from pigguf.inference.planning import MeasuredSpeed, Planner, Resources, Settings, choose, plan
@@ -158,7 +158,7 @@ def test_a_handoff_takes_the_larger_buffers_and_a_copy_of_the_cache(smollm2_gguf
         options = ContextOptions(length=8192, **how)  # type: ignore[arg-type]
         return plan(smollm2_gguf, options, resources=Resources(None)).devices[0].sizes
 
-    options = ContextOptions(length=8192, handoff=Handoff(decode=1024))
+    options = ContextOptions(length=8192, handoff=FlashAttentionSwitch(decode=1024))
     planned = plan(smollm2_gguf, options, resources=Resources(None))
     [host] = planned.devices
     assert host.sizes.compute == max(of(flash_attention=True).compute, of(flash_attention=False).compute)

@@ -20,22 +20,22 @@ from support.tiny_gguf import (
     write_tiny,
 )
 
-from pigguf.common.numerics import divergence
+from pigguf.common.numerics import kl_divergence
 from pigguf.errors import EngineError, UsageError
 from pigguf.gguf_io import TensorType
 from pigguf.gguf_io.metadata import u32
 from pigguf.inference.engine import (
     Context,
     ContextOptions,
-    Handoff,
+    FlashAttentionSwitch,
     Model,
     RuntimeRope,
-    Sampling,
+    SamplingParams,
     Session,
 )
 from pigguf.llama_cpp_internals import kv_state_layout
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 TOKENS = text_tokens(72)
 GEMMA3 = next(model for model in GRAPHS.values() if model.architecture == "gemma3")
 CACHE_TYPES = ("f16", "f32", "bf16")
@@ -69,7 +69,7 @@ def last_logits(session: Session, tokens: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
 def test_every_byte_of_the_librarys_state_is_accounted_for(tiny: Path, cache_type: str, flash: bool) -> None:
     with session_of(tiny, cache_k=cache_type, cache_v=cache_type, flash_attention=flash) as session:
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         layout = kv_state_layout.read_layout(session.export_state())
     assert (layout.cells, layout.transposed) == (len(TOKENS), not flash)
     assert layout.positions.tolist() == list(range(len(TOKENS)))
@@ -82,7 +82,7 @@ def test_a_state_turned_over_is_the_librarys_own_without_flash_attention(tiny: P
     states = []
     for flash in (True, False):
         with session_of(tiny, cache_k=cache_type, cache_v=cache_type, flash_attention=flash) as session:
-            session.feed(TOKENS)  # the first layer's K and V come before any attention
+            session.prefill(TOKENS)  # the first layer's K and V come before any attention
             states.append(session.export_state())
     with_flash, without = states
     kv_state_layout.transpose_values(with_flash)
@@ -115,7 +115,7 @@ def test_turning_over_twice_gives_the_same_bytes_and_once_the_transpose(cells: i
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_state_made_here_is_one_the_library_takes(tiny: Path, transposed: bool) -> None:
     with session_of(tiny, flash_attention=not transposed) as session:
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         theirs = session.export_state()
         made, layout = kv_state_layout.new_state(
             len(TOKENS), TensorType.F16, TensorType.F16, WIDTHS, transposed=transposed
@@ -123,15 +123,15 @@ def test_a_state_made_here_is_one_the_library_takes(tiny: Path, transposed: bool
         for rows in (*layout.keys, *layout.values):
             made[rows] = theirs[rows]
         assert made == theirs
-        session.keep(0)
-        session.adopt_state(made, TOKENS)
+        session.truncate(0)
+        session.import_state(made, TOKENS)
         assert session.export_state() == theirs
 
 
 @pytest.mark.parametrize("damage", [0, 8, 12, 16 + 4, -1])
 def test_a_state_that_is_not_understood_is_refused(tiny: Path, damage: int) -> None:
     with session_of(tiny) as session:
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         state = session.export_state()
     if damage < 0:
         del state[-1]
@@ -145,7 +145,7 @@ def test_two_caches_of_a_model_with_sliding_layers_are_refused(tmp_path: Path) -
     path = write_tiny(tmp_path / "gemma3.gguf", model=GEMMA3)
     with session_of(path, length=64) as session:
         assert session.context.model.sliding_window
-        session.feed(TOKENS[:40])
+        session.prefill(TOKENS[:40])
         with pytest.raises(EngineError, match="not laid out"):
             kv_state_layout.read_layout(session.export_state())
 
@@ -156,10 +156,10 @@ def test_two_caches_of_a_model_with_sliding_layers_are_refused(tmp_path: Path) -
 @pytest.mark.parametrize("cache_k", ["f16", "f32"])
 def test_decode_after_a_handoff_is_plain_decode(tiny: Path, cache_k: str) -> None:
     with session_of(tiny, cache_k=cache_k, flash_attention=True) as session:
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         expected = list(session.generate(GREEDY, limit=24))
-    with session_of(tiny, cache_k=cache_k, handoff=Handoff(decode=32, prompt=16)) as session:
-        session.feed(TOKENS)
+    with session_of(tiny, cache_k=cache_k, handoff=FlashAttentionSwitch(decode=32, prompt=16)) as session:
+        session.prefill(TOKENS)
         assert not session.context.values_transposed
         assert list(session.generate(GREEDY, limit=24)) == expected
         assert session.context.values_transposed
@@ -167,36 +167,36 @@ def test_decode_after_a_handoff_is_plain_decode(tiny: Path, cache_k: str) -> Non
 
 
 def test_a_handoff_goes_back_for_a_long_prompt_and_not_for_a_short_one(tiny: Path) -> None:
-    with session_of(tiny, handoff=Handoff(decode=32, prompt=16)) as session:
-        session.feed(TOKENS)
+    with session_of(tiny, handoff=FlashAttentionSwitch(decode=32, prompt=16)) as session:
+        session.prefill(TOKENS)
         texts = session.generate(GREEDY, limit=2)
         next(texts)
         assert not session.context.values_transposed, "the first token does not wait for the move"
         next(texts)
-        session.feed(TOKENS[:8])
+        session.prefill(TOKENS[:8])
         assert session.context.values_transposed
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         assert not session.context.values_transposed
         moved = last_logits(session, TOKENS[:1])
         tokens = session.tokens
     with session_of(tiny) as session:
-        assert divergence(last_logits(session, tokens), moved, 0)[0] < 1e-5
+        assert kl_divergence(last_logits(session, tokens), moved, 0)[0] < 1e-5
 
 
 def test_prompts_leave_flash_attention_at_the_depth_that_is_said(tiny: Path) -> None:
-    with session_of(tiny, handoff=Handoff(decode=64, prefill=64, prompt=16)) as session:
-        session.feed(TOKENS[:64])
+    with session_of(tiny, handoff=FlashAttentionSwitch(decode=64, prefill=64, prompt=16)) as session:
+        session.prefill(TOKENS[:64])
         assert not session.context.values_transposed
-        session.feed(TOKENS[64:] + TOKENS)
+        session.prefill(TOKENS[64:] + TOKENS)
         assert session.context.values_transposed
 
 
 def test_an_answer_that_grows_past_the_depth_moves_on_its_way(tiny: Path) -> None:
     with session_of(tiny, flash_attention=True) as session:
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         expected = list(session.generate(GREEDY, limit=24))
-    with session_of(tiny, handoff=Handoff(decode=len(TOKENS) + 8, prompt=16)) as session:
-        session.feed(TOKENS)
+    with session_of(tiny, handoff=FlashAttentionSwitch(decode=len(TOKENS) + 8, prompt=16)) as session:
+        session.prefill(TOKENS)
         texts = session.generate(GREEDY, limit=24)
         drawn = [next(texts) for _ in range(4)]
         assert not session.context.values_transposed
@@ -206,17 +206,19 @@ def test_an_answer_that_grows_past_the_depth_moves_on_its_way(tiny: Path) -> Non
 
 
 def test_several_sequences_move_together(tiny: Path) -> None:
-    options = ContextOptions(length=256, batch=32, sequences=3, handoff=Handoff(decode=32, prompt=16))
+    options = ContextOptions(
+        length=256, batch=32, sequences=3, handoff=FlashAttentionSwitch(decode=32, prompt=16)
+    )
     with Model.open(tiny) as model, Context(model, options) as context:
         sessions = [context.sequence() for _ in range(3)]
         for number, session in enumerate(sessions):
-            session.feed(TOKENS[number:])
+            session.prefill(TOKENS[number:])
         next(sessions[1].generate(GREEDY, limit=1))
         assert context.values_transposed
         drawn = [list(session.generate(GREEDY, limit=8)) for session in sessions]
     for number, answer in enumerate(drawn):
         with session_of(tiny) as session:
-            session.feed(TOKENS[number:])
+            session.prefill(TOKENS[number:])
             assert list(session.generate(GREEDY, limit=8)) == answer
 
 
@@ -224,7 +226,7 @@ def test_a_layout_that_was_not_understood_costs_a_second_reading_and_says_so(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with session_of(tiny) as session:
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         expected = list(session.generate(GREEDY, limit=16))
 
     def garble(state: bytearray) -> None:
@@ -236,11 +238,11 @@ def test_a_layout_that_was_not_understood_costs_a_second_reading_and_says_so(
     monkeypatch.setattr(kv_state_layout, "transpose_values", garble)
     with (
         caplog.at_level(logging.WARNING, logger="pigguf"),
-        session_of(tiny, handoff=Handoff(decode=32, prompt=16)) as session,
+        session_of(tiny, handoff=FlashAttentionSwitch(decode=32, prompt=16)) as session,
     ):
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         assert list(session.generate(GREEDY, limit=16)) == expected
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         assert len(list(session.generate(GREEDY, limit=4))) == 4
     assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
     assert "flash attention stays off" in caplog.text
@@ -248,17 +250,17 @@ def test_a_layout_that_was_not_understood_costs_a_second_reading_and_says_so(
 
 def test_models_with_sliding_layers_stay_as_they_are(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "gemma3.gguf", model=GEMMA3)
-    with session_of(path, length=64, handoff=Handoff(decode=8, prompt=4)) as session:
-        session.feed(TOKENS[:40])
+    with session_of(path, length=64, handoff=FlashAttentionSwitch(decode=8, prompt=4)) as session:
+        session.prefill(TOKENS[:40])
         assert len(list(session.generate(GREEDY, limit=2))) == 2
         assert not session.context.values_transposed
 
 
 def test_a_handoff_beside_options_that_settle_flash_attention_is_refused() -> None:
     with pytest.raises(UsageError, match="handoff"):
-        ContextOptions(flash_attention=True, handoff=Handoff(decode=1))
+        ContextOptions(flash_attention=True, handoff=FlashAttentionSwitch(decode=1))
     with pytest.raises(UsageError, match="handoff"):
-        ContextOptions(cache_v="q8_0", handoff=Handoff(decode=1))
+        ContextOptions(cache_v="q8_0", handoff=FlashAttentionSwitch(decode=1))
 
 
 # ---- saved and loaded --------------------------------------------------------------------------------
@@ -267,11 +269,11 @@ def test_a_handoff_beside_options_that_settle_flash_attention_is_refused() -> No
 def test_a_saved_state_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "state")
     with session_of(tiny) as session:
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         session.save_state(file)
         expected = list(session.generate(GREEDY, limit=16))
     with session_of(tiny) as session:
-        session.feed(TOKENS[:9])
+        session.prefill(TOKENS[:9])
         session.load_state(file, TOKENS)
         assert session.tokens == TOKENS
         assert list(session.generate(GREEDY, limit=16)) == expected
@@ -280,16 +282,16 @@ def test_a_saved_state_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> None:
 def test_a_state_of_other_tokens_leaves_an_empty_session(tiny: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "state")
     with session_of(tiny) as session:
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         session.save_state(file)
         for others in (TOKENS[1:] + TOKENS[:1], TOKENS[:-1], [*TOKENS, 5]):
             with pytest.raises(EngineError):
                 session.load_state(file, others)
             assert session.tokens == []
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         state = session.export_state()
         with pytest.raises(EngineError, match="said to hold"):
-            session.adopt_state(state, TOKENS[:-1])
+            session.import_state(state, TOKENS[:-1])
         assert session.tokens == []
 
 
@@ -320,13 +322,13 @@ def test_after_a_drop_the_keys_are_those_of_a_fresh_prefill(
     path = one_layer_of(tmp_path / "one.gguf", heads)
     kept = TOKENS[:10] + TOKENS[30:]
     with session_of(path, cache_k=cache_k, cache_v="f32", flash_attention=False) as session:
-        session.feed(TOKENS)
-        session.drop(10, 30)
+        session.prefill(TOKENS)
+        session.shift(10, 30)
         assert session.tokens == kept
         shifted = last_logits(session, TOKENS[:5])
-        session.keep(0)
+        session.truncate(0)
         fresh = last_logits(session, kept + TOKENS[:5])
-    assert divergence(fresh, shifted, 0)[0] < most
+    assert kl_divergence(fresh, shifted, 0)[0] < most
 
 
 def test_a_drop_by_another_factor_or_none_would_be_seen(tmp_path: Path) -> None:
@@ -337,7 +339,7 @@ def test_a_drop_by_another_factor_or_none_would_be_seen(tmp_path: Path) -> None:
     for rope in (None, RuntimeRope(factor=1.0, context_length=1024)):
         with session_of(one_layer, rope=rope) as session:
             logits.append(last_logits(session, kept))
-    assert divergence(logits[0], logits[1], 0)[0] > 1e-4
+    assert kl_divergence(logits[0], logits[1], 0)[0] > 1e-4
 
 
 @pytest.mark.parametrize("refused", ["keys of 32 that are quantized", "yarn"])
@@ -346,19 +348,19 @@ def test_what_llama_cpp_would_move_wrongly_or_crash_on_is_refused(tmp_path: Path
     rope = RuntimeRope(factor=4.0, context_length=1024, kind="yarn") if refused == "yarn" else None
     cache_k = "f16" if refused == "yarn" else "q8_0"
     with session_of(path, rope=rope, cache_k=cache_k, cache_v="f16") as session:
-        session.feed(TOKENS)
+        session.prefill(TOKENS)
         with pytest.raises(EngineError, match="cannot move"):
-            session.drop(10, 30)
+            session.shift(10, 30)
         assert session.tokens == TOKENS
         last_logits(session, TOKENS[:5])
 
 
 def test_what_is_not_there_cannot_be_dropped(tiny: Path) -> None:
     with session_of(tiny) as session:
-        session.feed(TOKENS[:20])
+        session.prefill(TOKENS[:20])
         for start, stop in ((-1, 5), (5, 5), (5, 20), (30, 40)):
             with pytest.raises(UsageError):
-                session.drop(start, stop)
+                session.shift(start, stop)
         assert session.tokens == TOKENS[:20]
 
 
@@ -379,12 +381,12 @@ def test_what_remembers_dropped_tokens_is_not_kept_for_others(tiny: Path) -> Non
     shelf = Shelf()
     with (
         Model.open(tiny) as model,
-        Context(model, ContextOptions(length=512), store=shelf) as context,
+        Context(model, ContextOptions(length=512), prompt_cache=shelf) as context,
         context.sequence() as session,
     ):
-        session.advance_to(TOKENS)
-        session.drop(10, 20)
-        session.drop(5, 8)
-        session.advance_to(session.tokens + TOKENS[:4])
-        session.advance_to(TOKENS[:5] + TOKENS)
+        session.set_prompt(TOKENS)
+        session.shift(10, 20)
+        session.shift(5, 8)
+        session.set_prompt(session.tokens + TOKENS[:4])
+        session.set_prompt(TOKENS[:5] + TOKENS)
     assert shelf.kept == [TOKENS, TOKENS[:5] + TOKENS]

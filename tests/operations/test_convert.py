@@ -259,7 +259,7 @@ def test_a_missing_or_damaged_checkpoint_is_named(checkpoint: Path) -> None:
     refused(CheckpointError, ["config.json is missing"], checkpoint)
 
 
-LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+LFS_POINTER = "version https://git-lfs.github.com/hparams/v1\noid sha256:4d7a2146\nsize 12345\n"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

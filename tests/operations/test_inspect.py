@@ -120,7 +120,7 @@ def test_tensors_that_divide_frequencies_are_read_and_told(
     assert rope in shown
     assert told in " ".join(shown.split())
     data = json.loads(CliRunner().invoke(command, [str(report.path), "--json"]).stdout)
-    assert data["rope"]["kind"] == report.rope.kind
+    assert data["rope"]["kind"] == report.rope.rope_type
 
 
 @pytest.mark.parametrize("values", [np.zeros((4, 32), np.float32), np.zeros(32, np.float16)])

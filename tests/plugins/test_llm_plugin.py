@@ -55,7 +55,7 @@ def test_an_answer_is_the_librarys(model: GGUFModel, smollm2_gguf: Path) -> None
         expected = "".join(
             library.chat(
                 [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}],
-                pigguf.Sampling(temperature=0),
+                pigguf.SamplingParams(temperature=0),
                 max_tokens=24,
             )
         )

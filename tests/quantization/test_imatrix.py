@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 import pytest
 
-from pigguf.common.lazy_tensor import Array, TensorRef
+from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import GGUFError, InvalidTensor
 from pigguf.gguf_io import PlannedTensor, TensorType, write_gguf
 from pigguf.gguf_io.metadata import Typed, array, string, u32
@@ -63,7 +63,7 @@ def test_weights_are_sums_by_counts_and_one_where_an_expert_was_never_asked(tmp_
     wanted = np.stack([SQUARES[0] / np.float32(4), np.ones(8), SQUARES[2] / np.float32(96)]).astype(
         np.float32
     )
-    tensor = TensorRef(EXPERTS, (3, 2, 8), "F32", lambda start, stop: SQUARES)
+    tensor = LazyTensor(EXPERTS, (3, 2, 8), "F32", lambda start, stop: SQUARES)
     of_tensor = matrix.of(tensor)
     assert of_tensor is not None
     assert of_tensor.dtype == np.float32
@@ -223,7 +223,7 @@ def test_each_expert_is_weighted_by_its_own_part_wherever_slabs_begin(kind: Tens
     importance = np.random.default_rng(3).exponential(size=(4, 256)).astype(np.float32)
     importance[1, ::3] = 0
     matrix = ImportanceMatrix(Path("matrix.gguf"), {EXPERTS: importance.ravel()}, (), 0)
-    tensor = TensorRef(EXPERTS, (4, 6, 256), "F32", lambda start, stop: WEIGHTS[start:stop])
+    tensor = LazyTensor(EXPERTS, (4, 6, 256), "F32", lambda start, stop: WEIGHTS[start:stop])
     (made,) = plan_tensors([tensor], {EXPERTS: Choice(kind, kind)}, matrix)
     wanted = np.concatenate([encode(WEIGHTS[6 * e : 6 * e + 6], kind, importance[e]) for e in range(4)])
     for size in (1, 5, 6, 7, 24):
@@ -246,7 +246,7 @@ def test_an_infinite_weight_of_an_expert_is_told_by_its_row() -> None:
     values = WEIGHTS.copy()
     values[13, 7] = np.inf
     matrix = ImportanceMatrix(Path("matrix.gguf"), {EXPERTS: np.ones(4 * 256, np.float32)}, (), 0)
-    tensor = TensorRef(EXPERTS, (4, 6, 256), "F32", lambda start, stop: values[start:stop])
+    tensor = LazyTensor(EXPERTS, (4, 6, 256), "F32", lambda start, stop: values[start:stop])
     (made,) = plan_tensors([tensor], {EXPERTS: Choice(TensorType.Q4_K, TensorType.Q4_K)}, matrix)
     with pytest.raises(InvalidTensor, match=rf"{EXPERTS}: element \[13, 7\] is inf"):
         made.encode(2, 20)

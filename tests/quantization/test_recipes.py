@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pigguf.architectures import family_of
-from pigguf.architectures.hparams import ModelSpec
-from pigguf.common.lazy_tensor import SLAB_ELEMENTS, TensorRef
+from pigguf.architectures.hparams import HParams
+from pigguf.common.lazy_tensor import SLAB_ELEMENTS, LazyTensor
 from pigguf.errors import UsageError
 from pigguf.gguf_io import (
     PlannedTensor,
@@ -78,8 +78,8 @@ class Shape:
     more: tuple[str, ...] = ()
 
     @property
-    def spec(self) -> ModelSpec:
-        known = family_of("llama").spec_from_metadata(
+    def hparams(self) -> HParams:
+        known = family_of("llama").hparams_from_metadata(
             replace(self, architecture="llama", experts=0).metadata(), {}
         )
         return replace(known, architecture=self.architecture, experts=self.experts)
@@ -193,7 +193,7 @@ def weights(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return values
 
 
-def planned(tensor: TensorRef, kind: TensorType) -> PlannedTensor:
+def planned(tensor: LazyTensor, kind: TensorType) -> PlannedTensor:
     slabs = tuple(tensor.slabs(SLAB_ELEMENTS))
     return PlannedTensor(
         tensor.name, tensor.shape, kind, slabs, lambda start, stop: encode(tensor.read(start, stop), kind)
@@ -208,7 +208,7 @@ def write_floats(path: Path, shape: Shape, stored: TensorType) -> Path:
         matrix = np.prod(size) > size[-1] and not name.startswith("position_embd") and "_inp" not in name
         values = weights(size, rng).astype(FLOATS[stored if matrix else TensorType.F32])
         values = values if values.ndim == 1 else values.reshape(-1, size[-1])
-        tensor = TensorRef(name, size, "", lambda start, stop, values=values: values[start:stop])
+        tensor = LazyTensor(name, size, "", lambda start, stop, values=values: values[start:stop])
         tensors.append(planned(tensor, stored if matrix else TensorType.F32))
     write_gguf(path, shape.metadata(), tensors)
     return path
@@ -233,13 +233,15 @@ def contents(path: Path) -> dict[str, tuple[TensorType, bytes]]:
         return {t.name: (t.type, data.rows(t, 0, t.rows).tobytes()) for t in file.tensors.values()}
 
 
-def ours(source: Path, target: Path, scheme: Scheme, spec: ModelSpec) -> dict[str, tuple[TensorType, bytes]]:
+def ours(source: Path, target: Path, scheme: Scheme, hparams: HParams) -> dict[str, tuple[TensorType, bytes]]:
     """What convert and quantize make of it."""
     file = read_header(source)
     with TensorData(file) as data:
         tensors = float_tensors(file, data)
         write_gguf(
-            target, file.metadata, plan_tensors(tensors, choose_types(scheme, spec, tensors), scheme.matrix)
+            target,
+            file.metadata,
+            plan_tensors(tensors, choose_types(scheme, hparams, tensors), scheme.matrix),
         )
     return contents(target)
 
@@ -269,9 +271,9 @@ def llamas(source: Path, target: Path, scheme: Scheme) -> dict[str, tuple[Tensor
     return contents(target)
 
 
-def assert_equal(source: Path, scheme: Scheme, spec: ModelSpec) -> None:
+def assert_equal(source: Path, scheme: Scheme, hparams: HParams) -> None:
     wanted = llamas(source, source.with_suffix(".llama.gguf"), scheme)
-    got = ours(source, source.with_suffix(".ours.gguf"), scheme, spec)
+    got = ours(source, source.with_suffix(".ours.gguf"), scheme, hparams)
     types = {name: kind.name for name, (kind, _) in got.items()}
     assert types == {name: kind.name for name, (kind, _) in wanted.items()}
     differing = [name for name, (_, raw) in wanted.items() if got[name][1] != raw]
@@ -298,14 +300,14 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_bytes_equal_llama_model_quantize_from_every_float_type(
     sources: Any, recipe: str, stored: TensorType
 ) -> None:
-    assert_equal(sources("two layers", stored), Scheme(RECIPES[recipe]), SHAPES["two layers"].spec)
+    assert_equal(sources("two layers", stored), Scheme(RECIPES[recipe]), SHAPES["two layers"].hparams)
 
 
 @pytest.mark.parametrize("recipe", UNWEIGHTED)
 @pytest.mark.parametrize("shape", EVERY)
 def test_bytes_equal_llama_model_quantize_on_every_shape(sources: Any, recipe: str, shape: str) -> None:
     stored = TensorType.F32 if SHAPES[shape].rows == 1 else TensorType.BF16  # convert keeps one row F32
-    assert_equal(sources(shape, stored), Scheme(RECIPES[recipe]), SHAPES[shape].spec)
+    assert_equal(sources(shape, stored), Scheme(RECIPES[recipe]), SHAPES[shape].hparams)
 
 
 @pytest.mark.parametrize("recipe", ALL)
@@ -315,7 +317,7 @@ def test_bytes_with_an_importance_matrix_equal_llama_model_quantize_on_every_sha
 ) -> None:
     stored = TensorType.F32 if SHAPES[shape].rows == 1 else TensorType.BF16
     scheme = Scheme(RECIPES[recipe], importance_of(SHAPES[shape]))
-    assert_equal(sources(shape, stored), scheme, SHAPES[shape].spec)
+    assert_equal(sources(shape, stored), scheme, SHAPES[shape].hparams)
 
 
 @pytest.mark.slow
@@ -325,12 +327,12 @@ def test_bytes_equal_llama_model_quantize_on_the_real_model(
 ) -> None:
     file = read_header(smollm2_gguf)
     source = tmp_path / "bf16.gguf"
-    spec = family_of(file.architecture).spec_from_metadata(file.metadata, file.tensors)
+    hparams = family_of(file.architecture).hparams_from_metadata(file.metadata, file.tensors)
     with TensorData(file) as data:
         tensors = float_tensors(file, data)
-        choices = choose_types(Scheme(RECIPES["BF16"]), spec, tensors)
+        choices = choose_types(Scheme(RECIPES["BF16"]), hparams, tensors)
         write_gguf(source, file.metadata, plan_tensors(tensors, choices, None))
-    assert_equal(source, Scheme(RECIPES[recipe]), spec)
+    assert_equal(source, Scheme(RECIPES[recipe]), hparams)
 
 
 def test_file_types_are_llama_cpps_numbers() -> None:
@@ -342,12 +344,12 @@ def test_file_types_are_llama_cpps_numbers() -> None:
 LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128256)
 
 
-def choices_of(shape: Shape, recipe: str, weighted: bool) -> list[tuple[TensorRef, Choice]]:
+def choices_of(shape: Shape, recipe: str, weighted: bool) -> list[tuple[LazyTensor, Choice]]:
     tensors = [
-        TensorRef(name, size, "BF16", lambda a, b: None) for name, size in shape.tensor_shapes().items()
+        LazyTensor(name, size, "BF16", lambda a, b: None) for name, size in shape.tensor_shapes().items()
     ]
     matrix = importance_of(shape) if weighted else None
-    choices = choose_types(Scheme(RECIPES[recipe], matrix), shape.spec, tensors)
+    choices = choose_types(Scheme(RECIPES[recipe], matrix), shape.hparams, tensors)
     return [(tensor, choices[tensor.name]) for tensor in tensors]
 
 
@@ -389,16 +391,16 @@ def test_bytes_with_types_of_single_tensors_equal_llama_model_quantize(
     sources: Any, recipe: str, shape: str, overrides: dict[str, str]
 ) -> None:
     scheme = Scheme(RECIPES[recipe], importance_of(SHAPES[shape]), read_overrides(overrides))
-    assert_equal(sources(shape, TensorType.BF16), scheme, SHAPES[shape].spec)
+    assert_equal(sources(shape, TensorType.BF16), scheme, SHAPES[shape].hparams)
 
 
 def refused(recipe: str, matrix: ImportanceMatrix | None = None, **overrides: str) -> UsageError:
     shape = SHAPES["two layers"]
     tensors = [
-        TensorRef(name, size, "BF16", lambda a, b: None) for name, size in shape.tensor_shapes().items()
+        LazyTensor(name, size, "BF16", lambda a, b: None) for name, size in shape.tensor_shapes().items()
     ]
     with pytest.raises(UsageError) as raised:
-        choose_types(Scheme(RECIPES[recipe], matrix, read_overrides(overrides)), shape.spec, tensors)
+        choose_types(Scheme(RECIPES[recipe], matrix, read_overrides(overrides)), shape.hparams, tensors)
     assert raised.value.hint
     return raised.value
 
@@ -450,7 +452,7 @@ def test_a_matrix_without_a_tensor_that_needs_it_is_refused() -> None:
 def test_a_matrix_without_a_tensor_that_can_do_without_leaves_it_unweighted(sources: Any) -> None:
     shape = SHAPES["two layers"]
     matrix = importance_of(shape, leave_out="blk.1.ffn_up.weight")
-    assert_equal(sources("two layers", TensorType.BF16), Scheme(RECIPES["Q4_K_M"], matrix), shape.spec)
+    assert_equal(sources("two layers", TensorType.BF16), Scheme(RECIPES["Q4_K_M"], matrix), shape.hparams)
 
 
 def test_a_matrix_of_another_model_is_refused() -> None:

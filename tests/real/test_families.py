@@ -48,10 +48,10 @@ def test_an_extended_model_is_transformers_own_past_its_window(kind: str, tmp_pa
     """The factor comes from the command line here; with half of it, the same comparison fails."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint", kind)
     family = pigguf.convert(checkpoint, type="F32", dry_run=True).plan
-    if family.rope.kind != "none":
+    if family.rope.rope_type != "none":
         pytest.skip("positions are no rotation, or are scaled already")
     original = family.rope.original_context
-    rope = {"rope_type": "linear", "factor": float(FACTOR), "rope_theta": family.rope.base}
+    rope = {"rope_type": "linear", "factor": float(FACTOR), "rope_theta": family.rope.rope_theta}
     extended = make_checkpoint(tmp_path / "extended", kind, **scaled(kind, rope))
     tokens = random_tokens(original * FACTOR)
     for factor in (FACTOR, FACTOR / 2):

@@ -64,7 +64,7 @@ def test_a_scaled_model_is_transformers_own_up_to_four_times_its_window(name: st
     context = original * FACTOR
     checkpoint = make(tmp_path / "checkpoint", family, rope, context)
     result = pigguf.convert(checkpoint, tmp_path / "model.gguf", type="F32")
-    assert result.plan.rope.kind == rope["rope_type"]
+    assert result.plan.rope.rope_type == rope["rope_type"]
     assert result.plan.rope.context_length == context
     for length in (context, original):  # LongRoPE has a list for each
         found = agreement(tmp_path / "model.gguf", checkpoint, random_tokens(length))
@@ -95,7 +95,7 @@ def test_an_exported_and_reconverted_model_keeps_its_scaling(name: str, tmp_path
     pigguf.convert(tmp_path / "exported", tmp_path / "second.gguf", type="F32")
     first, second = (pigguf.inspect(tmp_path / f"{name}.gguf").rope for name in ("first", "second"))
     assert first is not None
-    assert first.kind == rope["rope_type"]
+    assert first.rope_type == rope["rope_type"]
     assert second == first
     found = agreement(tmp_path / "second.gguf", tmp_path / "exported", random_tokens(CONTEXT))
     assert found.mean_kl <= 1e-6
@@ -125,12 +125,12 @@ def test_a_quantized_copy_keeps_the_tensor_of_its_positions(tmp_path: Path) -> N
     pigguf.quantize(tmp_path / "first.gguf", tmp_path / "second.gguf", type="Q8_0")
     first, second = (pigguf.inspect(tmp_path / f"{name}.gguf").rope for name in ("first", "second"))
     assert first is not None
-    assert first.kind == "llama3"
+    assert first.rope_type == "llama3"
     assert second == first
 
 
 def test_a_name_alone_extends_a_plain_llama(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "llama-superhot-8k", max_position_embeddings=2048)
     plan = pigguf.convert(checkpoint, type="F32", dry_run=True).plan
-    assert (plan.rope.kind, plan.rope.factor, plan.rope.context_length) == ("linear", 4.0, 8192)
+    assert (plan.rope.rope_type, plan.rope.factor, plan.rope.context_length) == ("linear", 4.0, 8192)
     assert "llama-superhot-8k" in plan.rope.decisions[0]

@@ -51,7 +51,12 @@ def test_its_logs_are_those_of_its_settings_and_of_one_model() -> None:
 
 def test_the_file_says_what_was_trained(shipped: Path) -> None:
     rope = pigguf.inspect(shipped).rope
-    assert (rope.kind, rope.factor, rope.original_context, rope.context_length) == ("linear", 4, 8192, 32768)
+    assert (rope.rope_type, rope.factor, rope.original_context, rope.context_length) == (
+        "linear",
+        4,
+        8192,
+        32768,
+    )
 
 
 def test_it_finds_a_number_in_words_that_it_was_never_trained_on(shipped: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pigguf.common.numerics import divergence
+from pigguf.common.numerics import kl_divergence
 from pigguf.inference.engine import Context, ContextOptions, Model, Session
-from pigguf.inference.torch_prefill import HybridReader
+from pigguf.inference.torch_prefill import TorchPrefiller
 from pigguf.inference.torch_prefill.backend import bfloat16_arithmetic
 
 PROMPTS = 100
@@ -29,10 +29,10 @@ def sessions(path: Path, **options: object) -> Iterator[tuple[Session, Session, 
     made = ContextOptions(**{"length": 6000, **options})  # type: ignore[arg-type]
     novel = Path(__file__).parent.parent / "data" / "persuasion-chapters-3-5.txt"
     with Model.open(path, gpu_layers=0) as model:
-        reader = HybridReader(model, made, least=LENGTHS[0] - 1)
+        reader = TorchPrefiller(model, made, least=LENGTHS[0] - 1)
         assert reader.is_supported
         with (
-            Context(model, made, reader=reader) as hybrid,
+            Context(model, made, prefiller=reader) as hybrid,
             Context(model, made) as plain,
             hybrid.sequence() as ours,
             plain.sequence() as theirs,
@@ -49,10 +49,10 @@ def test_the_next_token_is_llama_cpps_after_a_hundred_prompts(smollm2_gguf: Path
             start = int(random.integers(0, len(tokens) - count))
             prompt = tokens[start : start + count]
             for session in (ours, theirs):
-                session.keep(0)
-                session.advance_to(prompt)
+                session.truncate(0)
+                session.set_prompt(prompt)
             logits = [session.context.logits(-1) for session in (theirs, ours)]
-            found.append(divergence(*logits, 0)[:2])
+            found.append(kl_divergence(*logits, 0)[:2])
     kl, same = np.mean(found, axis=0)
     assert kl <= 0.01
     assert same >= 0.95
@@ -63,10 +63,10 @@ def test_perplexity_of_what_follows_is_llama_cpps(flash: bool, smollm2_gguf: Pat
     with sessions(smollm2_gguf, flash_attention=flash) as (ours, theirs, tokens):
         perplexities = []
         for session in (ours, theirs):
-            session.advance_to(tokens[:4500])
+            session.set_prompt(tokens[:4500])
             logits = session.evaluate(tokens[4500:5499], range(999))
             likelihoods = [
-                divergence(row, row, token)[2]
+                kl_divergence(row, row, token)[2]
                 for (_, row), token in zip(logits, tokens[4501:5500], strict=True)
             ]
             perplexities.append(np.exp(-np.mean(likelihoods)))

@@ -16,16 +16,16 @@ from pigguf.rope import RopeScaling, read_rope, rope_from_metadata
 def test_exported_keys_read_back_as_the_same_scaling(name: str) -> None:
     config, limit, *_ = PUBLISHED[name]
     rope = read_rope(config, {"model_max_length": limit})
-    from_file = rope_from_metadata(rope.metadata("llama"), "llama")
-    assert read_rope(from_file.config(), {}) == rope
+    from_file = rope_from_metadata(rope.to_gguf("llama"), "llama")
+    assert read_rope(from_file.to_config(), {}) == rope
 
 
 def test_an_export_claims_no_original_window_that_the_gguf_did_not_know() -> None:
     keys = {"llama.context_length": u32(32768), "llama.rope.scaling.factor": f32(8.0)}
     rope = rope_from_metadata(keys, "llama")
     assert not rope.windows_agree
-    assert "original_max_position_embeddings" not in rope.config()
-    assert read_rope(rope.config(), {}) == RopeScaling("linear", 8.0, 10000.0, 4096, 32768)
+    assert "original_max_position_embeddings" not in rope.to_config()
+    assert read_rope(rope.to_config(), {}) == RopeScaling("linear", 8.0, 10000.0, 4096, 32768)
 
 
 def llama_frequencies(config: dict[str, Any]) -> np.ndarray:
@@ -37,7 +37,7 @@ def llama_frequencies(config: dict[str, Any]) -> np.ndarray:
 
 
 def our_frequencies(rope: RopeScaling) -> np.ndarray:
-    return rope.base ** (-np.arange(0, 64, 2) / 64) / rope.factor
+    return rope.rope_theta ** (-np.arange(0, 64, 2) / 64) / rope.factor
 
 
 UNDERSTOOD_BY_TRANSFORMERS = [
@@ -53,13 +53,13 @@ def test_frequencies_equal_transformers(name: str) -> None:
     rope = read_rope(config, {})
     np.testing.assert_allclose(our_frequencies(rope), llama_frequencies(dict(config)), rtol=2e-6)
     # and those of the config that an export writes, whose window is the extended one
-    np.testing.assert_allclose(our_frequencies(rope), llama_frequencies(rope.config()), rtol=2e-6)
+    np.testing.assert_allclose(our_frequencies(rope), llama_frequencies(rope.to_config()), rtol=2e-6)
 
 
 @pytest.mark.parametrize("keep", ["rope_parameters", "rope_scaling"])
 def test_either_schema_of_an_export_is_enough_for_transformers(keep: str) -> None:
     rope = RopeScaling("linear", 4.0, 1e5, 4096, 16384)
-    config = rope.config()
+    config = rope.to_config()
     dropped = {"rope_parameters": ("rope_scaling", "rope_theta"), "rope_scaling": ("rope_parameters",)}[keep]
     for key in dropped:
         del config[key]

@@ -13,7 +13,7 @@ from pigguf.rope import RopeScaling, read_rope, rope_from_metadata
 
 
 def test_linear_scaling_as_gguf_keys() -> None:
-    assert RopeScaling("linear", 8.0, 10000.0, 4096, 32768).metadata("llama") == {
+    assert RopeScaling("linear", 8.0, 10000.0, 4096, 32768).to_gguf("llama") == {
         "llama.context_length": u32(32768),
         "llama.rope.freq_base": f32(10000.0),
         "llama.rope.scaling.type": string("linear"),
@@ -23,7 +23,7 @@ def test_linear_scaling_as_gguf_keys() -> None:
 
 
 def test_unscaled_positions_as_gguf_keys() -> None:
-    assert RopeScaling("none", 1.0, 1e6, 32768, 32768).metadata("qwen2") == {
+    assert RopeScaling("none", 1.0, 1e6, 32768, 32768).to_gguf("qwen2") == {
         "qwen2.context_length": u32(32768),
         "qwen2.rope.freq_base": f32(1e6),
     }
@@ -33,9 +33,9 @@ def test_unscaled_positions_as_gguf_keys() -> None:
 def test_gguf_keys_read_back_as_the_same_scaling(name: str) -> None:
     config, limit, *_ = PUBLISHED[name]
     rope = read_rope(config, {"model_max_length": limit})
-    keys = rope.metadata("llama")
+    keys = rope.to_gguf("llama")
     assert rope_from_metadata(keys, "llama") == rope
-    assert rope_from_metadata(keys, "llama").metadata("llama") == keys
+    assert rope_from_metadata(keys, "llama").to_gguf("llama") == keys
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_a_known_name_tells_what_a_silent_config_does_not(
 )
 def test_other_names_tell_nothing(name: str, config: dict[str, Any]) -> None:
     rope = read_rope(config, {}, name=name)
-    assert rope.kind == "none"
+    assert rope.rope_type == "none"
     assert len(rope.decisions) == 3
 
 

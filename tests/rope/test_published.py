@@ -17,13 +17,13 @@ TABLES = Path(__file__).parent.parent.parent / "docs" / "rope.md"
 def test_published_checkpoints_read_as_they_were_trained(name: str) -> None:
     config, limit, factor, original, context, base = PUBLISHED[name]
     rope = read_rope(config, {} if limit is None else {"model_max_length": limit})
-    assert (rope.factor, rope.original_context, rope.context_length, rope.base) == (
+    assert (rope.factor, rope.original_context, rope.context_length, rope.rope_theta) == (
         factor,
         original,
         context,
         base,
     )
-    assert rope.kind == ("none" if factor == 1 else "linear")
+    assert rope.rope_type == ("none" if factor == 1 else "linear")
     assert rope.windows_agree
     assert len(rope.decisions) == 3
 
@@ -42,8 +42,11 @@ def test_the_table_in_the_documentation_is_true() -> None:
 def test_published_checkpoints_of_other_kinds_read_as_they_were_trained(name: str) -> None:
     config, kind, *numbers = OTHER_KINDS[name]
     rope = read_rope(config, {"model_max_length": 131072})
-    assert (rope.kind, rope.factor, rope.original_context, rope.context_length, rope.base) == (kind, *numbers)
-    assert rope.local_base == (1e4 if "gemma" in name else None)
+    assert (rope.rope_type, rope.factor, rope.original_context, rope.context_length, rope.rope_theta) == (
+        kind,
+        *numbers,
+    )
+    assert rope.local_rope_theta == (1e4 if "gemma" in name else None)
     assert len(rope.decisions) == 3
     assert all(item.meaning for item in rope.evidence)
 
@@ -57,5 +60,5 @@ def test_the_table_of_other_kinds_in_the_documentation_is_true() -> None:
     for name, kind, factor, *windows in table:
         rope = read_rope(OTHER_KINDS[name][0], {})
         said = "-" if kind == "longrope" else f"{rope.factor:g}"
-        assert [rope.kind, said] == [kind, factor], name
+        assert [rope.rope_type, said] == [kind, factor], name
         assert [rope.original_context, rope.context_length] == [int(window) for window in windows], name

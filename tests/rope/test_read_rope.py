@@ -406,7 +406,7 @@ def test_the_flags_that_errors_name_settle_them(
 ) -> None:
     rope = read_rope(config, {}, overrides)
     assert (rope.factor, rope.original_context, rope.context_length) == expected
-    assert rope.kind == ("none" if expected[0] == 1.0 else "linear")
+    assert rope.rope_type == ("none" if expected[0] == 1.0 else "linear")
     given = [item for item in rope.evidence if item.source == "command line"]
     assert len(given) == sum(v is not None for v in vars(overrides).values())
 

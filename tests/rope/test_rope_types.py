@@ -66,7 +66,7 @@ def graph(name: str) -> str:
 
 
 def rotated(rope: RopeScaling) -> int:
-    return ROTATED.get(rope.kind, 128)
+    return ROTATED.get(rope.rope_type, 128)
 
 
 def frequencies(rope: RopeScaling, length: int) -> tuple[np.ndarray, float]:
@@ -76,7 +76,7 @@ def frequencies(rope: RopeScaling, length: int) -> tuple[np.ndarray, float]:
     src/llama-context.cpp, for a file's keys and tensors.
     """
     size = rotated(rope)
-    keys = rope.metadata("phi3" if rope.kind == "longrope" else "llama")
+    keys = rope.to_gguf("phi3" if rope.rope_type == "longrope" else "llama")
     told = {key.partition(".")[2]: typed.value for key, typed in keys.items()}
     tensors = rope.tensors(size)
     base, scale = told["rope.freq_base"], 1 / told.get("rope.scaling.factor", 1.0)
@@ -121,7 +121,7 @@ def test_frequencies_are_those_of_transformers(name: str, past: bool) -> None:
     rope = read_rope(config, {})
     length = rope.original_context + 1 if past else rope.original_context
     ours, attention = frequencies(rope, length)
-    for source in (config, rope.config()):
+    for source in (config, rope.to_config()):
         if source is config and name == "yarn, factor missing":
             continue  # transformers compares it with a number, and fails
         theirs, scaling = in_transformers(source, rotated(rope), length)
@@ -132,22 +132,22 @@ def test_frequencies_are_those_of_transformers(name: str, past: bool) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_keys_and_tensors_read_back_as_the_same_scaling(name: str) -> None:
     rope = read_rope(CONFIGS[name], {})
-    keys, tensors = rope.metadata(graph(name)), rope.tensors(rotated(rope))
+    keys, tensors = rope.to_gguf(graph(name)), rope.tensors(rotated(rope))
     read = rope_from_metadata(keys, graph(name), tensors)
     assert read == rope
-    assert read.metadata(graph(name)) == keys
+    assert read.to_gguf(graph(name)) == keys
     assert all(np.array_equal(read.tensors(rotated(rope))[key], values) for key, values in tensors.items())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_export_reads_back_as_the_same_scaling(name: str) -> None:
     rope = read_rope(CONFIGS[name], {})
-    read = rope_from_metadata(rope.metadata(graph(name)), graph(name), rope.tensors(rotated(rope)))
-    config = read.config()
+    read = rope_from_metadata(rope.to_gguf(graph(name)), graph(name), rope.tensors(rotated(rope)))
+    config = read.to_config()
     assert read_rope(config, {}) == rope
     for schema in ("rope_scaling", "rope_parameters"):
         kept = {key: value for key, value in config.items() if key != schema}
-        if rope.kind == "none" or (schema == "rope_parameters" and "gemma" in name):
+        if rope.rope_type == "none" or (schema == "rope_parameters" and "gemma" in name):
             continue
         assert read_rope(kept, {}) == rope
 
@@ -159,12 +159,12 @@ def test_each_kind_is_told_in_a_sentence(name: str) -> None:
     assert told.startswith("position")
     assert str(rope.context_length) in told or str(rope.context_length - 1) in told
     words = {"yarn": "YaRN", "llama3": "Llama 3", "longrope": "LongRoPE"}
-    assert words.get(rope.kind, "") in told
+    assert words.get(rope.rope_type, "") in told
     assert ("10000" in told) == ("gemma" in name)
 
 
 def test_yarn_as_gguf_keys() -> None:
-    assert read_rope(yarn(attention_factor=1.3), {}).metadata("llama") == {
+    assert read_rope(yarn(attention_factor=1.3), {}).to_gguf("llama") == {
         "llama.context_length": u32(16384),
         "llama.rope.freq_base": f32(10000.0),
         "llama.rope.scaling.type": string("yarn"),
@@ -176,7 +176,7 @@ def test_yarn_as_gguf_keys() -> None:
 
 def test_llama3_as_gguf_keys_and_the_tensor_of_llama_cpp() -> None:
     rope = read_rope(CONFIGS["Llama-3.2-1B"], {})
-    assert rope.metadata("llama") == {
+    assert rope.to_gguf("llama") == {
         "llama.context_length": u32(131072),
         "llama.rope.freq_base": f32(500000.0),
         "llama.rope.scaling.original_context_length": u32(8192),
@@ -202,7 +202,7 @@ def by_llama_cpp(base: float, size: int, factor: float, original: int) -> np.nda
 
 def test_longrope_as_gguf_keys_and_tensors() -> None:
     rope = read_rope(CONFIGS["Phi-3-mini-128k"], {})
-    assert rope.metadata("phi3") == {
+    assert rope.to_gguf("phi3") == {
         "phi3.context_length": u32(131072),
         "phi3.rope.freq_base": f32(10000.0),
         "phi3.rope.scaling.type": string("longrope"),
@@ -219,7 +219,7 @@ def test_longrope_as_gguf_keys_and_tensors() -> None:
 
 def test_gemma_3_scales_global_layers_alone() -> None:
     rope = read_rope(CONFIGS["gemma-3-4b"], {})
-    assert rope.metadata("gemma3") == {
+    assert rope.to_gguf("gemma3") == {
         "gemma3.context_length": u32(131072),
         "gemma3.rope.freq_base": f32(1e6),
         "gemma3.rope.scaling.type": string("linear"),
@@ -248,7 +248,7 @@ def gemma_frequencies(config: dict[str, Any], layers: str) -> np.ndarray:
 def test_gemma_3_exported_is_what_transformers_understands(name: str) -> None:
     rope = read_rope(CONFIGS[name], {})
     powers = -np.arange(0, 64, 2) / 64
-    config = rope.config()
+    config = rope.to_config()
     np.testing.assert_allclose(
         gemma_frequencies(config, "full_attention"), 1e6**powers / rope.factor, rtol=1e-5
     )
@@ -257,9 +257,9 @@ def test_gemma_3_exported_is_what_transformers_understands(name: str) -> None:
 
 def test_a_gemma_3_file_that_is_silent_of_sliding_layers_has_llama_cpps_base_for_them() -> None:
     keys = {"gemma3.context_length": u32(32768), "gemma3.rope.freq_base": f32(1e6)}
-    assert rope_from_metadata(keys, "gemma3").local_base is None
+    assert rope_from_metadata(keys, "gemma3").local_rope_theta is None
     keys["gemma3.attention.sliding_window"] = u32(512)
-    assert rope_from_metadata(keys, "gemma3").local_base == 1e4
+    assert rope_from_metadata(keys, "gemma3").local_rope_theta == 1e4
 
 
 # --- dynamic scaling
@@ -281,20 +281,20 @@ def test_dynamic_scaling_is_fixed_to_the_base_of_the_chosen_window(
     overrides: RopeOverrides, context: int, factor: float
 ) -> None:
     rope = read_rope(DYNAMIC, {}, overrides)
-    assert (rope.kind, rope.factor, rope.context_length) == ("none", 1.0, context)
+    assert (rope.rope_type, rope.factor, rope.context_length) == ("none", 1.0, context)
     config = {**DYNAMIC, "rope_scaling": {"rope_type": "dynamic", "factor": factor}}
     theirs, attention = in_transformers(config, 128, context)
-    np.testing.assert_allclose(rope.base ** (-np.arange(0, 128, 2) / 128), theirs, rtol=1e-5)
+    np.testing.assert_allclose(rope.rope_theta ** (-np.arange(0, 128, 2) / 128), theirs, rtol=1e-5)
     assert attention == 1.0
     assert f"fixed to its base at {context}" in rope.decisions[0]
-    assert f"{rope.base:g} in place of 500000" in rope.decisions[0]
-    assert read_rope(rope.config(), {}) == replace(rope, base=pytest.approx(rope.base))
+    assert f"{rope.rope_theta:g} in place of 500000" in rope.decisions[0]
+    assert read_rope(rope.to_config(), {}) == replace(rope, rope_theta=pytest.approx(rope.rope_theta))
 
 
 def test_dynamic_scaling_of_a_part_of_the_head_takes_that_part() -> None:
     half = {**DYNAMIC, "partial_rotary_factor": 0.5}
     rope = read_rope(half, {}, RopeOverrides(context=32768))
-    assert rope.base == pytest.approx(5e5 * 13 ** (64 / 62))
+    assert rope.rope_theta == pytest.approx(5e5 * 13 ** (64 / 62))
 
 
 def test_dynamic_scaling_changes_nothing_in_the_original_window() -> None:
@@ -329,7 +329,7 @@ def test_the_users_factor_is_one_for_the_kind_that_the_config_names(
     name: str, overrides: RopeOverrides, expected: tuple[str, float, int, int]
 ) -> None:
     rope = read_rope(CONFIGS[name], {}, overrides)
-    assert (rope.kind, rope.factor, rope.original_context, rope.context_length) == expected
+    assert (rope.rope_type, rope.factor, rope.original_context, rope.context_length) == expected
 
 
 def test_a_shorter_window_leaves_longropes_attention_as_it_was() -> None:
@@ -356,7 +356,11 @@ def test_a_factor_for_longrope_is_a_conflict() -> None:
         (read_rope(CONFIGS["Phi-3.5-mini"], {}), "qwen3", ["longrope", "qwen3"]),
         (read_rope(CONFIGS["gemma-3-4b"], {}), "gemma2", ["sliding layers", "gemma2"]),
         (RopeScaling("linear", 4.0, 1e4, 4096, 16384), "gemma3", ["sliding layers", "gemma3"]),
-        (RopeScaling("yarn", 4.0, 1e6, 4096, 16384, {"attn_factor": 1.5}, local_base=1e4), "gemma3", ["1.5"]),
+        (
+            RopeScaling("yarn", 4.0, 1e6, 4096, 16384, {"attn_factor": 1.5}, local_rope_theta=1e4),
+            "gemma3",
+            ["1.5"],
+        ),
         (RopeScaling("linear", 4.0, 1e4, 4096, 16384, {"attn_factor": 1.2}), "llama", ["attn_factor = 1.2"]),
         (RopeScaling("yarn", 4.0, 1e4, 4096, 16384, {"yarn_ext_factor": 0.5}), "llama", ["yarn_ext_factor"]),
         (RopeScaling("longrope", 1.0, 1e4, 4096, 131072), "phi3", ["longrope", "short_factor"]),
@@ -366,7 +370,7 @@ def test_what_a_graph_would_pass_over_is_refused_by_name(
     rope: RopeScaling, architecture: str, parts: list[str]
 ) -> None:
     with pytest.raises(UnsupportedModel) as caught:
-        rope.metadata(architecture)
+        rope.to_gguf(architecture)
     for part in parts:
         assert part in caught.value.message
     assert caught.value.hint
@@ -374,10 +378,10 @@ def test_what_a_graph_would_pass_over_is_refused_by_name(
 
 def test_a_graph_that_reads_yarns_bounds_is_given_them() -> None:
     rope = read_rope(yarn(beta_fast=64, beta_slow=2), {})
-    keys = rope.metadata("mistral3")
+    keys = rope.to_gguf("mistral3")
     assert keys["mistral3.rope.scaling.yarn_beta_fast"] == f32(64.0)
     assert rope_from_metadata(keys, "mistral3") == rope
-    assert read_rope(rope.config(), {}) == rope
+    assert read_rope(rope.to_config(), {}) == rope
 
 
 # --- tensors of files that others made
@@ -395,7 +399,7 @@ def test_llama_3_is_known_by_the_tensor_of_llama_cpps_converter(size: int, facto
     bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     assert rope == RopeScaling("llama3", factor, 5e5, 8192, 131072, bands)
     np.testing.assert_array_equal(rope.tensors(size)["rope_freqs.weight"], tensors["rope_freqs.weight"])
-    assert rope.config()["rope_scaling"] == {**LLAMA3, "factor": factor}
+    assert rope.to_config()["rope_scaling"] == {**LLAMA3, "factor": factor}
 
 
 @pytest.mark.parametrize(
@@ -403,26 +407,26 @@ def test_llama_3_is_known_by_the_tensor_of_llama_cpps_converter(size: int, facto
 )
 def test_a_tensor_of_another_make_is_told_and_not_exported(values: np.ndarray) -> None:
     rope = rope_from_metadata(llama_keys(), "llama", {"rope_freqs.weight": values.astype(np.float32)})
-    assert rope.kind == "none"
+    assert rope.rope_type == "none"
     assert "its own number in rope_freqs.weight" in rope.explain()
     np.testing.assert_array_equal(rope.tensors(64)["rope_freqs.weight"], values.astype(np.float32))
     with pytest.raises(UnsupportedModel, match=r"rope_freqs\.weight") as caught:
-        rope.config()
+        rope.to_config()
     assert caught.value.hint
 
 
 def test_a_tensor_beside_a_factor_is_told_and_not_exported() -> None:
     keys = llama_keys(**{"llama.rope.scaling.factor": f32(2.0)})
     rope = rope_from_metadata(keys, "llama", {"rope_freqs.weight": by_llama_cpp(5e5, 64, 8.0, 8192)})
-    assert (rope.kind, rope.factor) == ("linear", 2.0)
+    assert (rope.rope_type, rope.factor) == ("linear", 2.0)
     assert "rope_freqs.weight" in rope.explain()
     with pytest.raises(UnsupportedModel, match=r"rope_freqs\.weight"):
-        rope.config()
+        rope.to_config()
 
 
 def test_longrope_with_a_factor_besides_is_not_exported() -> None:
     rope = replace(read_rope(CONFIGS["Phi-3.5-mini"], {}), factor=2.0)
-    assert rope.metadata("phi3")["phi3.rope.scaling.factor"] == f32(2.0)
+    assert rope.to_gguf("phi3")["phi3.rope.scaling.factor"] == f32(2.0)
     with pytest.raises(UnsupportedModel, match=r"rope\.scaling\.factor = 2") as caught:
-        rope.config()
+        rope.to_config()
     assert caught.value.hint

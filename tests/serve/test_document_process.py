@@ -13,14 +13,14 @@ from support.tiny_gguf import linear, text_tokens, write_tiny
 
 from pigguf.inference.engine import Context, ContextOptions, Model, Session
 from pigguf.inference.engine.session import Part, step
-from pigguf.inference.torch_prefill import HybridReader
+from pigguf.inference.torch_prefill import TorchPrefiller
 from pigguf.progress import Progress
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler
 
 WINDOW = 16384
 
 
-class Always(HybridReader):
+class Always(TorchPrefiller):
     """Worth it for every long prompt, whatever the CPU; notes what it has read."""
 
     def __init__(self, model: Model, options: ContextOptions) -> None:
@@ -31,11 +31,11 @@ class Always(HybridReader):
         return self._shape is not None and count > 1000
 
     def read(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
-        held = session.length
+        held = session.n_past
         try:
-            super().read(session, tokens, progress)
+            super().prefill(session, tokens, progress)
         finally:
-            self.counts.append(session.length - held)
+            self.counts.append(session.n_past - held)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 def served(model: Model, request: pytest.FixtureRequest) -> Iterator[tuple[Scheduler, Always]]:
     options = ContextOptions(length=WINDOW, sequences=request.param, batch=256)
     reader = Always(model, options)
-    with Context(model, options, reader=reader) as context, Scheduler(context) as scheduler:
+    with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
         yield scheduler, reader
 
 
@@ -109,7 +109,7 @@ def test_a_second_long_prompt_is_read_meanwhile(model: Model) -> None:
     options = ContextOptions(length=WINDOW, sequences=3, batch=256)
     reader = Always(model, options)
     a, b = Heard(), Heard()
-    with Context(model, options, reader=reader) as context, Scheduler(context) as scheduler:
+    with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
         scheduler.submit([asked(text_tokens(16000), 4, "a")], a)
         second = Request([9, *text_tokens(6000)], max_tokens=4, progress=True, client="b")
         scheduler.submit([second], b)
@@ -137,7 +137,7 @@ def test_the_reader_has_as_much_time_as_prompts_beside_it(
 
     monkeypatch.setattr("pigguf.serve.scheduler.step", timed)
     a, b = Heard(), Heard()
-    with Context(model, options, reader=reader) as context, Scheduler(context) as scheduler:
+    with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
         scheduler.submit([asked(text_tokens(16000), 4, "a")], a)
         scheduler.submit([asked([9, *text_tokens(16000)], 4, "b")], b)
         assert isinstance(a.end(), Done)
@@ -166,7 +166,7 @@ def test_where_nobody_else_could_be_served_it_goes_on(model: Model) -> None:
     options = ContextOptions(length=WINDOW, batch=256)
     reader = Always(model, options)
     first, second = Heard(), Heard()
-    with Context(model, options, reader=reader) as context, Scheduler(context) as scheduler:
+    with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
 
         def deliver(index: int, event: Event) -> None:
             first(index, event)

@@ -22,7 +22,7 @@ from pigguf.errors import DoesNotFit, GGUFError, Interrupted, UsageError
 from pigguf.gguf_io.metadata import u32
 from pigguf.inference.engine import ContextOptions, Model
 from pigguf.inference.engine.embeddings import embed, pooling_of
-from pigguf.inference.open_context import RunSettings
+from pigguf.inference.open_context import RunConfig
 from pigguf.serve.errors import Refusal
 from pigguf.serve.model_host import Host
 from pigguf.serve.openai_api import embedding_request
@@ -193,7 +193,7 @@ def test_a_pooling_that_no_file_can_say_is_told(said: dict[str, Any], tmp_path: 
 
 def test_what_a_changed_file_gives_is_not_told(path: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copy(path, tmp_path / "tiny.gguf"))
-    with Host(copied, RunSettings(sessions=False)) as host:
+    with Host(copied, RunConfig(prompt_cache=False)) as host:
         service = Service(host, Limits())
         asked = embedding_request({"input": [[3, 4]]})
         with pytest.raises(GGUFError, match="was written to while it was in use"), host.borrowed():

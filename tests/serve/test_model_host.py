@@ -22,7 +22,7 @@ from support.running_server import Served, get, post, serving, wait_until
 from support.tiny_chat import write_chatting
 from support.worker_process import WorkerProcess, started_workers
 
-from pigguf.inference.open_context import RunSettings
+from pigguf.inference.open_context import RunConfig
 from pigguf.serve.model_host import Host
 from pigguf.serve.scheduler import Event, Failed, Request
 
@@ -129,7 +129,7 @@ def test_what_was_lost_is_let_go_of_at_once(worker: StartWorker, tiny: Path) -> 
     gc.collect()
     gc.disable()  # which would come by in the end, after the memory of many such models
     try:
-        with Host(tiny, RunSettings(sessions=False, workers=(lost.address,), gpu_layers="all")) as host:
+        with Host(tiny, RunConfig(prompt_cache=False, workers=(lost.address,), gpu_layers="all")) as host:
             for _ in range(2):
                 with host.borrowed() as context:
                     former = [weakref.ref(o) for o in (context, context.model, context.model.file)]

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from support.running_server import Served, get, post, serving
 from support.tiny_chat import write_chatting
 
-from pigguf.inference.open_context import RunSettings
+from pigguf.inference.open_context import RunConfig
 from pigguf.serve import openai_api
 from pigguf.serve.app import create_app
 from pigguf.serve.model_host import Host
@@ -56,7 +56,7 @@ def test_it_describes_what_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_it_describes_every_route_but_the_page_s(tmp_path: Path) -> None:
     path = write_chatting(tmp_path / "tiny.gguf", 256)
-    with Host(path, RunSettings(sessions=False)) as host:
+    with Host(path, RunConfig(prompt_cache=False)) as host:
         routes = [route for route in create_app(Service(host, Limits())).routes if isinstance(route, Route)]
     page = ("/static/", "/about", "/count", "/documents")
     found = {

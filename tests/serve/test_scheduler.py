@@ -15,12 +15,12 @@ from support.tiny_gguf import text_tokens, write_tiny
 
 from pigguf.gguf_io.metadata import u32
 from pigguf.grammar import json_grammar
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
 from pigguf.inference.engine.session import Part, step
 from pigguf.serve.errors import Refusal
 from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 WINDOW = 4096
 
 
@@ -86,7 +86,7 @@ def test_answers_are_those_of_a_session_alone(model: Model, scheduler: Scheduler
     with Context(model, options) as context, context.sequence() as session:
         expected = []
         for prompt in prompts:
-            session.advance_to(prompt)
+            session.set_prompt(prompt)
             expected.append(list(session.generate(GREEDY, 24, lookup=False)))
     assert drawn(scheduler, *prompts) == expected
     for prompt, tokens in zip(prompts, expected, strict=True):
@@ -278,13 +278,13 @@ class Kept:
         pass
 
     def keep(self, session: Session) -> None:
-        self.kept.append((session.length, self.running()))
+        self.kept.append((session.n_past, self.running()))
 
 
 def test_what_was_read_is_kept_when_nobody_waits_for_it(model: Model) -> None:
     store = Kept()
     options = ContextOptions(length=WINDOW, sequences=2, batch=128)
-    with Context(model, options, store=store) as context:
+    with Context(model, options, prompt_cache=store) as context:
         with Scheduler(context) as scheduler:
             store.running = lambda: scheduler.running
             long, short = Heard(), Heard()
@@ -327,7 +327,7 @@ def test_draining_ends_what_waits_and_finishes_what_runs(scheduler: Scheduler) -
 
 def test_a_grammar_that_is_none_fails_alone(scheduler: Scheduler) -> None:
     heard = Heard()
-    wrong = Request(text_tokens(5), Sampling(grammar="this is none"), 4)
+    wrong = Request(text_tokens(5), SamplingParams(grammar="this is none"), 4)
     scheduler.submit([wrong, asked(text_tokens(5), 4)], heard)
     assert isinstance(heard.end(0), Failed)
     assert len(heard.tokens(1)) == 4
@@ -349,7 +349,7 @@ def test_a_grammar_that_holds_everybody_up_ends_its_answer(opening_brackets: Sch
     prompt = [3 + ord("[")]
     held, other = Heard(), Heard()
     begun = time.monotonic()
-    opening_brackets.submit([Request(prompt, Sampling(temperature=0, grammar=grammar), 200)], held)
+    opening_brackets.submit([Request(prompt, SamplingParams(temperature=0, grammar=grammar), 200)], held)
     end = held.end()
     assert isinstance(end, Failed)
     assert isinstance(end.error, Refusal)

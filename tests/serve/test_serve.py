@@ -58,7 +58,7 @@ def ask(client: openai.OpenAI, **more: Any) -> Any:
 
 def test_chat_answers_as_the_library_does(client: openai.OpenAI, smollm2_gguf: Path) -> None:
     with pigguf.open_model(smollm2_gguf, ctx=1024) as model:
-        expected = "".join(model.chat(QUESTION, pigguf.Sampling(temperature=0), max_tokens=16))
+        expected = "".join(model.chat(QUESTION, pigguf.SamplingParams(temperature=0), max_tokens=16))
         prompt = len(model._format.tokens(QUESTION))
     answer = ask(client)
     [choice] = answer.choices

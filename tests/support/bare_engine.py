@@ -12,25 +12,25 @@ import llama_cpp
 import numpy as np
 import torch
 
-from pigguf.architectures.hparams import ModelSpec
-from pigguf.common.lazy_tensor import TensorRef
+from pigguf.architectures.hparams import HParams
+from pigguf.common.lazy_tensor import LazyTensor
 from pigguf.gguf_io import PlannedTensor, TensorType, write_gguf
 from pigguf.gguf_io.metadata import string
 
 
-def write_model(path: Path, spec: ModelSpec, tensors: Mapping[str, TensorRef]) -> None:
+def write_model(path: Path, hparams: HParams, tensors: Mapping[str, LazyTensor]) -> None:
     """Write a model in F32, without a vocabulary."""
 
-    def planned(tensor: TensorRef) -> PlannedTensor:
+    def planned(tensor: LazyTensor) -> PlannedTensor:
         def encode(start: int, stop: int) -> np.ndarray[Any, Any]:
             return np.ascontiguousarray(tensor.read(start, stop), np.float32).view(np.uint8)
 
         return PlannedTensor(tensor.name, tensor.shape, TensorType.F32, tuple(tensor.slabs(512)), encode)
 
     metadata = {
-        "general.architecture": string(spec.architecture),
+        "general.architecture": string(hparams.architecture),
         "tokenizer.ggml.model": string("no_vocab"),
-        **spec.metadata(),
+        **hparams.metadata(),
     }
     write_gguf(path, metadata, [planned(tensor) for tensor in tensors.values()])
 

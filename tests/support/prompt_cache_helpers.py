@@ -14,12 +14,12 @@ from pigguf.inference.engine import (
     ContextOptions,
     Model,
     RuntimeRope,
-    Sampling,
+    SamplingParams,
     Session,
 )
-from pigguf.inference.prompt_cache import SessionStore
+from pigguf.inference.prompt_cache import PromptCacheStore
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 WINDOW = 4096
 DOCUMENT = text_tokens(1500)
 QUESTION = text_tokens(21, seed=2)[1:]
@@ -32,18 +32,18 @@ def write_model(path: Path) -> Path:
 
 @contextmanager
 def opened(
-    path: Path, store: SessionStore | None, rope: RuntimeRope | None = None, **options: object
+    path: Path, store: PromptCacheStore | None, rope: RuntimeRope | None = None, **options: object
 ) -> Iterator[Session]:
     """The last sequence of a context with this store."""
     chosen = ContextOptions(**{"length": WINDOW, "cache_k": "f32", "cache_v": "f32", **options})  # type: ignore[arg-type]
-    with Model.open(path, rope=rope) as model, Context(model, chosen, store=store) as context:
+    with Model.open(path, rope=rope) as model, Context(model, chosen, prompt_cache=store) as context:
         sessions = [context.sequence() for _ in range(chosen.sequences)]
         yield sessions[-1]
 
 
 def answer(session: Session, prompt: list[int], count: int = 24) -> tuple[int, list[int], np.ndarray]:
     """How many tokens of the prompt were there, what follows greedily, and the logits after the prompt."""
-    there = session.advance_to(prompt)
+    there = session.set_prompt(prompt)
     drawing = session.generate(GREEDY, count)
     drawn = [next(drawing)]
     logits = session.context.logits(-1).copy()

@@ -13,20 +13,20 @@ import sys
 from support.tiny_gguf import text_tokens
 
 from pigguf.errors import WorkerLost
-from pigguf.inference.engine import Sampling
-from pigguf.inference.open_context import RunSettings, open_session
+from pigguf.inference.engine import SamplingParams
+from pigguf.inference.open_context import RunConfig, open_session
 
 PROMPT = text_tokens(200)
 
 
 def draw(model: str, count: int, workers: tuple[str, ...]) -> None:
-    settings = RunSettings(
-        1024, gpu_layers="all" if workers else 0, prefill="llama.cpp", flash_attention=True, sessions=False,
+    settings = RunConfig(
+        1024, gpu_layers="all" if workers else 0, prefill="llama.cpp", flash_attention=True, prompt_cache=False,
         workers=workers,
     )  # fmt: skip
     with open_session(model, settings) as session:
-        session.advance_to(PROMPT)
-        for token in session.generate(Sampling(temperature=0), limit=count, lookup=False):
+        session.set_prompt(PROMPT)
+        for token in session.generate(SamplingParams(temperature=0), limit=count, lookup=False):
             sys.stdout.write(f"{token}\n")
             sys.stdout.flush()
 

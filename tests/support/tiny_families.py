@@ -14,8 +14,8 @@ import transformers
 from safetensors.numpy import load_file
 
 from pigguf.architectures import Family, find_family, to_gguf
-from pigguf.architectures.hparams import ModelSpec
-from pigguf.common.lazy_tensor import TensorRef
+from pigguf.architectures.hparams import HParams
+from pigguf.common.lazy_tensor import LazyTensor
 
 WINDOW = 64
 BASE: dict[str, Any] = {
@@ -230,14 +230,14 @@ class TinyModel:
     def family(self) -> Family:
         return find_family(self.config)
 
-    def spec(self) -> ModelSpec:
-        return self.family.spec(self.config, self.family.read_positions(self.config, {}))
+    def hparams(self) -> HParams:
+        return self.family.read_hparams(self.config, self.family.read_positions(self.config, {}))
 
-    def converted(self) -> dict[str, TensorRef]:
-        return {t.name: t for t in to_gguf(self.family, self.spec(), self.tensors, "here")}
+    def converted(self) -> dict[str, LazyTensor]:
+        return {t.name: t for t in to_gguf(self.family, self.hparams(), self.tensors, "here")}
 
 
-def promise(name: str, values: np.ndarray[Any, Any], dtype: str = "F32") -> TensorRef:
+def promise(name: str, values: np.ndarray[Any, Any], dtype: str = "F32") -> LazyTensor:
     rows = values if values.ndim == 1 else values.reshape(-1, values.shape[-1])
     read: Callable[[int, int], np.ndarray[Any, Any]] = lambda start, stop: rows[start:stop]  # noqa: E731
-    return TensorRef(name, values.shape, dtype, read)
+    return LazyTensor(name, values.shape, dtype, read)

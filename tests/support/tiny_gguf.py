@@ -17,7 +17,7 @@ import numpy as np
 from pigguf.architectures import FAMILIES, Family
 from pigguf.architectures.family import PATTERN_KEY, WINDOW_KEY
 from pigguf.architectures.hparam_rules import WHOLE_HEAD
-from pigguf.architectures.hparams import UNTIED, ModelSpec
+from pigguf.architectures.hparams import UNTIED, HParams
 from pigguf.gguf_io import PlannedTensor, TensorType, row_bytes, write_gguf
 from pigguf.gguf_io.metadata import Typed, array, f32, string, u32
 from pigguf.rope import RopeScaling
@@ -157,7 +157,7 @@ def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH
     """The tiny model of a family, whose window is 64 tokens, with optional parts and sizes of ModelSpec."""
     window, experts = 64, 4 if family.mixture else 0
     kind, positions = UNROTATED.get(family.architecture, ("none", RopeScaling))
-    spec = ModelSpec(
+    hparams = HParams(
         architecture=family.architecture,
         hf_class=family.classes[0],
         layers=layers,
@@ -175,9 +175,11 @@ def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH
         experts=experts,
         parameters=_parameters(family, layers),
     )
-    spec = replace(spec, **sizes)
-    shapes = {tensor.name: tensor.shape for rule in family.rules(spec) for tensor in rule.gguf}
-    return Tiny({"general.architecture": string(family.architecture), **spec.metadata(), **TOKENIZER}, shapes)
+    hparams = replace(hparams, **sizes)
+    shapes = {tensor.name: tensor.shape for rule in family.rules(hparams) for tensor in rule.gguf}
+    return Tiny(
+        {"general.architecture": string(family.architecture), **hparams.metadata(), **TOKENIZER}, shapes
+    )
 
 
 def _parameters(family: Family, layers: int) -> dict[str, Typed]:

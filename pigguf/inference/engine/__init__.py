@@ -11,21 +11,21 @@ a Session is one sequence's tokens in it. Each is a context manager and closes w
 Not here: chat templates (tokenizer/), text streams (inference/local_model.py), the build of the library (build.py).
 """
 
-from pigguf.inference.engine.context import CacheType, Context, ContextOptions, Handoff
+from pigguf.inference.engine.context import CacheType, Context, ContextOptions, FlashAttentionSwitch
 from pigguf.inference.engine.library import log_to
 from pigguf.inference.engine.model import GpuLayers, Model, RuntimeRope
-from pigguf.inference.engine.sampling import Sampling
+from pigguf.inference.engine.sampling import SamplingParams
 from pigguf.inference.engine.session import Session, StopReason
 
 __all__ = [
     "CacheType",
     "Context",
     "ContextOptions",
+    "FlashAttentionSwitch",
     "GpuLayers",
-    "Handoff",
     "Model",
     "RuntimeRope",
-    "Sampling",
+    "SamplingParams",
     "Session",
     "StopReason",
     "log_to",

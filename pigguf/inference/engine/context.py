@@ -29,12 +29,12 @@ from pigguf.errors import ContextOverflow, DoesNotFit, EngineError, UsageError
 from pigguf.gguf_io import TensorType
 from pigguf.inference.engine import library
 from pigguf.inference.engine.model import Model
-from pigguf.inference.engine.sigint import held_interrupts
+from pigguf.inference.engine.sigint import defer_sigint
 from pigguf.llama_cpp_internals import kv_state_layout
 
 if TYPE_CHECKING:
     from pigguf.inference.engine.activation_stats import InputObserver
-    from pigguf.inference.engine.prefill_backend import PromptReader, StateStore
+    from pigguf.inference.engine.prefill_backend import Prefiller, PromptCache
     from pigguf.inference.engine.session import Session
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -62,7 +62,7 @@ _DECODED, _ABORTED = 0, 2  # llama_decode's answers
 
 
 @dataclass(frozen=True)
-class Handoff:
+class FlashAttentionSwitch:
     """From which depth on flash attention is left, and when it is worth to come back to it.
 
     Attributes:
@@ -119,7 +119,7 @@ class ContextOptions:
     cache_k: CacheType = "f16"
     cache_v: CacheType = "f16"
     flash_attention: bool | None = None
-    handoff: Handoff | None = None
+    handoff: FlashAttentionSwitch | None = None
     sequences: int = 1
     embeddings: bool = False
 
@@ -179,14 +179,14 @@ class Context:
         model: Model,
         options: ContextOptions | None = None,
         observer: InputObserver | None = None,
-        reader: PromptReader | None = None,
-        store: StateStore | None = None,
+        prefiller: Prefiller | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> None:
         self.model = model
         self.options = options or ContextOptions()
         self.observer = observer
-        self.reader = reader
-        self.store = store
+        self.prefiller = prefiller
+        self.prompt_cache = prompt_cache
         self._handoff = _handoff(model, self.options)
         self._flash = True if self._handoff else self.options.flash_attention
         self.length = _window(model, self.options)
@@ -216,7 +216,7 @@ class Context:
         try:
             with (
                 library.complaints() as said,
-                held_interrupts(),
+                defer_sigint(),
             ):  # in the log's callback Ctrl-C would be lost
                 handle = self._llama.llama_init_from_model(self.model.handle, parameters)
         except BaseException:
@@ -356,7 +356,7 @@ class Context:
 
     # ---- flash attention, or none ----------------------------------------------------------------
 
-    def settle_flash_attention(self, held: int, count: int) -> bool:
+    def choose_flash_attention(self, held: int, count: int) -> bool:
         """Lay the cache out as `count` tokens after `held` are computed fastest; a move loses the logits.
 
         Returns:
@@ -386,7 +386,7 @@ class Context:
 
     def _move(self, flash: bool) -> None:
         """Make the llama_context anew, with flash attention or without, and give it the sequences' states."""
-        with self.turn, held_interrupts():
+        with self.turn, defer_sigint():
             states = {sequence: self.state(sequence) for sequence in self._sessions if self.cached(sequence)}
             for state in states.values():
                 kv_state_layout.read_layout(state)  # before anything is given up
@@ -503,7 +503,7 @@ class Context:
         is_whole = self.options.cache_k in UNQUANTIZED or self.model.head_length % _ROTATED_BASIS == 0
         return (
             is_whole
-            and self.model.rope.kind in _TURNED_ALONE
+            and self.model.rope.rope_type in _TURNED_ALONE
             and bool(self._llama.llama_memory_can_shift(self._memory))
         )
 
@@ -679,12 +679,12 @@ def _window(model: Model, options: ContextOptions) -> int:
         raise ContextOverflow(
             f"a context of {options.length:,} tokens is longer than the {model.context_length:,} "
             f"that {model.path} is made for",
-            f"take {model.context_length:,} at most, or {_LONGER.get(model.rope.kind, _ROTATED_LONGER)}",
+            f"take {model.context_length:,} at most, or {_LONGER.get(model.rope.rope_type, _ROTATED_LONGER)}",
         )
     return options.length
 
 
-def _handoff(model: Model, options: ContextOptions) -> Handoff | None:
+def _handoff(model: Model, options: ContextOptions) -> FlashAttentionSwitch | None:
     """The handoff that is asked for; states of sliding layers do not hold all that a cut may need again."""
     return None if model.sliding_window else options.handoff
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from pigguf.errors import UsageError
-from pigguf.inference.engine.sigint import held_interrupts
+from pigguf.inference.engine.sigint import defer_sigint
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ def longest_run(text: str) -> int:
     return max((match.end() - match.start() for match in _LONG_RUNS.finditer(text)), default=0)
 
 
-def with_stack_for(text: str, work: Callable[[], T]) -> T:
+def run_with_large_stack(text: str, work: Callable[[], T]) -> T:
     """What `work` returns, computed with a stack that is deep enough to match the runs in the text.
 
     Raises:
@@ -56,7 +56,7 @@ def with_stack_for(text: str, work: Callable[[], T]) -> T:
         except BaseException as error:
             failures.append(error)
 
-    with held_interrupts():  # the thread uses what the caller may free once it goes on
+    with defer_sigint():  # the thread uses what the caller may free once it goes on
         thread = _started(attempt, (1 << 24) + run * BYTES_A_CHARACTER)
         thread.join()
     if failures:

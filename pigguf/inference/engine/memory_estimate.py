@@ -34,7 +34,7 @@ from pigguf.inference.engine import devices, library, load_checks
 from pigguf.inference.engine.context import ContextOptions, context_parameters
 from pigguf.inference.engine.ggml_tensor import Tensor, ggml
 from pigguf.inference.engine.model import RuntimeRope, cache_row_bytes, load_weights
-from pigguf.inference.engine.sigint import held_interrupts
+from pigguf.inference.engine.sigint import defer_sigint
 
 if TYPE_CHECKING:
     from pigguf.inference.rpc.client import Workers
@@ -149,7 +149,7 @@ class DryRun:
         """
         for cache_type in (options.cache_k, options.cache_v):
             cache_row_bytes(cache_type, self.dimensions.head_length)
-        with held_interrupts():  # in the log's callback Ctrl-C would be lost
+        with defer_sigint():  # in the log's callback Ctrl-C would be lost
             return self._sizes(options)
 
     def _sizes(self, options: ContextOptions) -> tuple[BufferSizes, ...]:

@@ -38,8 +38,8 @@ from pigguf.gguf_io import (
 )
 from pigguf.gguf_io.metadata import Typed, elements, f32, get, string, u32
 from pigguf.inference.engine import devices, library, load_checks
-from pigguf.inference.engine.large_stack import with_stack_for
-from pigguf.inference.engine.sigint import held_interrupts
+from pigguf.inference.engine.large_stack import run_with_large_stack
+from pigguf.inference.engine.sigint import defer_sigint
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.rope import RopeScaling, rope_from_metadata
 from pigguf.rope.unrotated import AlibiPositions, LearnedPositions
@@ -132,16 +132,16 @@ class RuntimeRope:
 
     def _scaling(self, file: GGUFFile, own: RopeScaling, factor: float) -> dict[str, Typed]:
         prefix = f"{file.architecture}.rope.scaling"
-        if self.kind is None and own.kind not in ("none", "linear"):
+        if self.kind is None and own.rope_type not in ("none", "linear"):
             raise UsageError(
-                f"{file.path} scales its positions by {own.kind}; a linear factor cannot replace that",
+                f"{file.path} scales its positions by {own.rope_type}; a linear factor cannot replace that",
                 "leave the rope factor to the file",
             )
         # these would stay in force under any other type
         rest = [f"{prefix}.{name}" for name in own.parameters]
-        if self.kind is not None and (own.kind == "longrope" or rest):
+        if self.kind is not None and (own.rope_type == "longrope" or rest):
             raise UsageError(
-                f"{file.path}: its {own.kind} scaling ({', '.join(rest) or 'tables of factors'}) "
+                f"{file.path}: its {own.rope_type} scaling ({', '.join(rest) or 'tables of factors'}) "
                 f"cannot be replaced by {self.kind}",
                 "only linear and plain YaRN scaling can",
             )
@@ -325,7 +325,7 @@ class Model:
 
     def _scale_in_library(self) -> float:
         """The scale in force; where the type is "none" the library ignores the one it read."""
-        if self.rope.kind == "none":
+        if self.rope.rope_type == "none":
             return 1.0
         return float(self._llama.llama_model_rope_freq_scale_train(self._handle))
 
@@ -363,7 +363,7 @@ class Model:
         if len(data) >= 2**31:
             raise UsageError(f"the text is {in_words(len(data))} long, more than llama.cpp takes at once")
         self._refuse_too_many_special(text, parse_special)
-        return with_stack_for(text, lambda: self._tokenize(data, add_special, parse_special))
+        return run_with_large_stack(text, lambda: self._tokenize(data, add_special, parse_special))
 
     def _refuse_too_many_special(self, text: str, parse_special: bool) -> None:
         """llama.cpp finds them one by one, and counts those before each (tokenizer_st_partition): its time
@@ -532,7 +532,7 @@ def load_weights(
     handle = None
     with library.complaints() as said, stage(progress, "loading", 100, "percent"):
         try:
-            with held_interrupts() as held:
+            with defer_sigint() as held:
                 watcher = _LoadWatcher(progress, held)
                 parameters.progress_callback = llama.llama_progress_callback(watcher.receive)
                 load = partial(llama.llama_model_load_from_file, str(file.path).encode(), parameters)
@@ -555,7 +555,7 @@ def load_weights(
 class _LoadWatcher:
     """Hands on what llama.cpp says of its progress, and stops it for Ctrl-C or a listener's error."""
 
-    def __init__(self, progress: Progress, held: held_interrupts) -> None:
+    def __init__(self, progress: Progress, held: defer_sigint) -> None:
         self.failure: BaseException | None = None
         self._progress = progress
         self._held = held

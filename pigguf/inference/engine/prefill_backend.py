@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from pigguf.progress import Progress
 
 
-class PromptReader(Protocol):
+class Prefiller(Protocol):
     """Another road for long prompts than llama.cpp's own."""
 
     def is_worth(self, held: int, count: int) -> bool:
         """Whether `count` tokens after `held` that the cache holds are read faster this way."""
 
-    def read(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
+    def prefill(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
         """Append tokens to the session's cache; one stage of progress, "prefill", in tokens.
 
         What was read before Ctrl-C or an error is in the cache then, and nothing else.
@@ -32,14 +32,14 @@ class PromptReader(Protocol):
         """
 
 
-class StateStore(Protocol):
+class PromptCache(Protocol):
     """States of sequences that outlive the process."""
 
-    def recall(self, session: Session, tokens: Sequence[int]) -> None:
+    def restore(self, session: Session, tokens: Sequence[int]) -> None:
         """Make the session hold the longest kept beginning of `tokens`, if it is longer than what it holds.
 
         Never raises for a state that is damaged or foreign: it is passed over, with a warning.
         """
 
-    def keep(self, session: Session) -> None:
+    def save(self, session: Session) -> None:
         """Keep what the session holds, if it is worth its room. A disk that refuses is a warning."""

@@ -47,7 +47,7 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How tokens are drawn. The defaults are llama.cpp's.
 
     Attributes:
@@ -116,7 +116,7 @@ def _is_whole(text: str) -> bool:
 class Sampler:
     """Draws the next token, and remembers what it drew; made by `sampler`."""
 
-    def __init__(self, sampling: Sampling, chain: Any, grammar: _Grammar | None) -> None:
+    def __init__(self, sampling: SamplingParams, chain: Any, grammar: _Grammar | None) -> None:
         self._llama = library.load()
         self._sampling = sampling
         self._chain = chain
@@ -175,7 +175,7 @@ class Sampler:
 
 
 @contextmanager
-def sampler(sampling: Sampling, model: Model, recent: Sequence[int]) -> Iterator[Sampler]:
+def sampler(sampling: SamplingParams, model: Model, recent: Sequence[int]) -> Iterator[Sampler]:
     """A sampler that has seen the tokens `recent`; what it holds in C is freed at the end of the block.
 
     Raises:
@@ -330,7 +330,7 @@ def _apply(llama: Any, sampler: Any, candidates: NDArray[Any]) -> Any:
     return array
 
 
-def _chain(llama: Any, sampling: Sampling, vocab_size: int) -> Iterator[Any]:
+def _chain(llama: Any, sampling: SamplingParams, vocab_size: int) -> Iterator[Any]:
     yield llama.llama_sampler_init_penalties(
         vocab_size,
         sampling.repeat_last,

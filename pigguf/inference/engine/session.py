@@ -23,13 +23,13 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.numerics import divergence
+from pigguf.common.numerics import kl_divergence
 from pigguf.errors import ContextOverflow, EngineError, Interrupted, UsageError
 from pigguf.inference.engine.context import Context, Row
-from pigguf.inference.engine.prefill_backend import PromptReader
+from pigguf.inference.engine.prefill_backend import Prefiller
 from pigguf.inference.engine.prompt_lookup import Lookup, Pace
-from pigguf.inference.engine.sampling import Sampler, Sampling, sampler
-from pigguf.inference.engine.sigint import held_interrupts
+from pigguf.inference.engine.sampling import Sampler, SamplingParams, sampler
+from pigguf.inference.engine.sigint import defer_sigint
 from pigguf.progress import SILENT, Progress, stage
 
 StopReason = Literal["end", "length", "window", "interrupted"]
@@ -68,12 +68,12 @@ class Session:
         return list(self._tokens)
 
     @property
-    def length(self) -> int:
+    def n_past(self) -> int:
         """How many tokens the cache holds."""
         return len(self._tokens)
 
     @property
-    def room(self) -> int:
+    def tokens_left(self) -> int:
         """How many more tokens fit into the window."""
         return self.context.length - len(self._tokens)
 
@@ -94,7 +94,7 @@ class Session:
 
     # ---- prefill ---------------------------------------------------------------------------------
 
-    def feed(self, tokens: Sequence[int], progress: Progress = SILENT) -> None:
+    def prefill(self, tokens: Sequence[int], progress: Progress = SILENT) -> None:
         """Append tokens to the cache, a batch at a time. One stage of progress, "prefill", in tokens.
 
         Ctrl-C stops it within a moment; the session then holds what was done and can go on.
@@ -112,11 +112,11 @@ class Session:
             for start in range(0, len(tokens), size):
                 batch = tokens[start : start + size]
                 is_last = start + size >= len(tokens)
-                self.context.settle_flash_attention(len(self._tokens), len(tokens) - start)
+                self.context.choose_flash_attention(len(self._tokens), len(tokens) - start)
                 self._append(batch, (len(batch) - 1,) if is_last else ())
                 progress.advance(len(batch))
 
-    def advance_to(self, tokens: Sequence[int], progress: Progress = SILENT) -> int:
+    def set_prompt(self, tokens: Sequence[int], progress: Progress = SILENT) -> int:
         """Make the cache hold exactly `tokens`: keep the common prefix, read the rest by the fastest road.
 
         What was read before Ctrl-C, interrupt() or a failure is in the cache, and in the store where it is
@@ -132,49 +132,49 @@ class Session:
         self._refuse_overflow(0, len(tokens))
         context.model.refuse_unknown_tokens(tokens)
         with context.turn:
-            kept = self.begin(tokens)
+            kept = self.reuse_prefix(tokens)
             try:
                 self._read(tokens, progress)
             finally:
-                if context.store is not None and self._moved_from is None:
-                    context.store.keep(self)
+                if context.prompt_cache is not None and self._moved_from is None:
+                    context.prompt_cache.save(self)
         return kept
 
-    def begin(self, tokens: Sequence[int]) -> int:
+    def reuse_prefix(self, tokens: Sequence[int]) -> int:
         """Hold as many tokens of the beginning of `tokens` as cache or store have, and no others; how many.
 
         Raises:
             EngineError: the session is closed.
         """
         with self.context.turn:
-            if self.context.store is not None:
+            if self.context.prompt_cache is not None:
                 if not self._tokens and self._reader_for(len(tokens)):
                     # A state made by the reader lies as it will be used, so that recalling it is a copy.
-                    self.context.settle_flash_attention(len(tokens), 1)
-                self.context.store.recall(self, tokens)
-            kept = self.shared_with(tokens)
-            self.keep(kept)
+                    self.context.choose_flash_attention(len(tokens), 1)
+                self.context.prompt_cache.restore(self, tokens)
+            kept = self.common_prefix_length(tokens)
+            self.truncate(kept)
         return kept
 
     def _read(self, tokens: Sequence[int], progress: Progress) -> None:
         """Feed what the cache does not hold of `tokens`; the last goes to llama.cpp, for its logits."""
         if reader := self._reader_for(len(tokens)):
             self._interrupted = False
-            self.context.settle_flash_attention(len(tokens), 1)
-            reader.read(self, tokens[len(self._tokens) : -1], progress)
-        self.feed(tokens[len(self._tokens) :], progress)
+            self.context.choose_flash_attention(len(tokens), 1)
+            reader.prefill(self, tokens[len(self._tokens) : -1], progress)
+        self.prefill(tokens[len(self._tokens) :], progress)
 
-    def _reader_for(self, count: int) -> PromptReader | None:
+    def _reader_for(self, count: int) -> Prefiller | None:
         """The context's reader, where it is to make the cache hold `count` tokens, but for the last."""
-        reader, held = self.context.reader, len(self._tokens)
+        reader, held = self.context.prefiller, len(self._tokens)
         return reader if reader is not None and reader.is_worth(held, count - 1 - held) else None
 
-    def shared_with(self, tokens: Sequence[int]) -> int:
+    def common_prefix_length(self, tokens: Sequence[int]) -> int:
         """How many tokens at the beginning of `tokens` the cache holds already."""
         pairs = zip(self._tokens, tokens, strict=False)
         return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(self._tokens), len(tokens)))
 
-    def keep(self, count: int) -> None:
+    def truncate(self, count: int) -> None:
         """Drop all tokens after the first `count`; 0 empties the sequence.
 
         Raises:
@@ -185,7 +185,7 @@ class Session:
         self._claim(None)
         self._cut(count)
 
-    def copy_beginning(self, other: Session, count: int) -> None:
+    def copy_prefix_from(self, other: Session, count: int) -> None:
         """Hold the first `count` tokens of another session of this context, in place of what there was.
 
         The next step or feed of any session moves the data: until then no state of either is taken or set.
@@ -196,7 +196,7 @@ class Session:
         """
         if not 0 < count <= len(other._tokens):
             raise UsageError(f"{count} tokens cannot be copied of {len(other._tokens)}")
-        with self.context.turn, held_interrupts():
+        with self.context.turn, defer_sigint():
             self._claim(None)
             self._tokens = []
             self.context.copy(other._sequence, self._sequence, count)
@@ -205,7 +205,7 @@ class Session:
             self._moved_from = moved if moved is not None and moved < count else None
 
     def _cut(self, count: int) -> None:
-        with self.context.turn, held_interrupts():
+        with self.context.turn, defer_sigint():
             self.context.cut(self._sequence, count)
             del self._tokens[count:]
             self._ahead = 0
@@ -221,7 +221,7 @@ class Session:
         if self._ahead:
             self._cut(len(self._tokens))
 
-    def drop(self, start: int, stop: int) -> None:
+    def shift(self, start: int, stop: int) -> None:
         """Drop the tokens at [start, stop) and move those after them to the positions before.
 
         The keys that move are turned to their new positions by the file's rope. What they were computed
@@ -234,7 +234,7 @@ class Session:
         if not 0 <= start < stop < len(self._tokens):
             raise UsageError(f"tokens {start} to {stop} cannot be dropped of {len(self._tokens)}")
         self._claim(None)
-        with self.context.turn, held_interrupts():
+        with self.context.turn, defer_sigint():
             self.context.shift(self._sequence, start, stop)
             del self._tokens[start:stop]
             self._moved_from = start if self._moved_from is None else min(start, self._moved_from)
@@ -255,7 +255,7 @@ class Session:
             self._drop_ahead()
             return self.context.state(self._sequence)
 
-    def adopt_state(self, state: bytearray, tokens: Sequence[int]) -> None:
+    def import_state(self, state: bytearray, tokens: Sequence[int]) -> None:
         """Hold `tokens`, whose KV state this is, in place of what there was.
 
         V must lie as `context.values_transposed` says.
@@ -263,7 +263,7 @@ class Session:
         Raises:
             EngineError: llama.cpp refuses it, or it is of other tokens; the session is empty then.
         """
-        with self.context.turn, held_interrupts():
+        with self.context.turn, defer_sigint():
             self._claim(None)
             self._tokens = []
             self.context.set_state(self._sequence, state)
@@ -287,7 +287,7 @@ class Session:
         Raises:
             EngineError: llama.cpp refuses it, or it holds other tokens; the session is empty then.
         """
-        with self.context.turn, held_interrupts():
+        with self.context.turn, defer_sigint():
             self._claim(None)
             self._tokens, self._moved_from = [], None
             found = self.context.load_state(self._sequence, path, len(tokens))
@@ -392,7 +392,7 @@ class Session:
         """
         done = False
         while not done:
-            with held_interrupts() as held:
+            with defer_sigint() as held:
                 done = self.context.decode(
                     self._sequence,
                     tokens,
@@ -409,7 +409,7 @@ class Session:
     # ---- decode ----------------------------------------------------------------------------------
 
     def generate(
-        self, sampling: Sampling | None = None, limit: int | None = None, *, lookup: bool = True
+        self, sampling: SamplingParams | None = None, limit: int | None = None, *, lookup: bool = True
     ) -> Generator[int, None, None]:
         """Draw tokens after what the cache holds, until the model ends, the limit, or the window.
 
@@ -434,10 +434,12 @@ class Session:
         user = object()
         self._claim(user)
         lookup = lookup and self.context.observer is None  # which would see drafts that come to nothing
-        return self._generate(user, sampling or Sampling(), math.inf if limit is None else limit, lookup)
+        return self._generate(
+            user, sampling or SamplingParams(), math.inf if limit is None else limit, lookup
+        )
 
     def _generate(
-        self, user: object, sampling: Sampling, limit: float, with_lookup: bool
+        self, user: object, sampling: SamplingParams, limit: float, with_lookup: bool
     ) -> Generator[int, None, None]:
         context = self.context
         model = context.model
@@ -452,7 +454,7 @@ class Session:
                 while drawn < limit:
                     with context.turn:
                         self._refuse_change(user)
-                        if token is not None and self.room == 0:
+                        if token is not None and self.tokens_left == 0:
                             self.stop_reason = "window"
                             return
                         if token is None:
@@ -465,7 +467,7 @@ class Session:
                         else:
                             if lookup is None and with_lookup:
                                 lookup = Lookup([*self._tokens, token], self._pace)
-                            most = min(limit - drawn, self.room, context.most_outputs) - 1
+                            most = min(limit - drawn, self.tokens_left, context.most_outputs) - 1
                             waiting += self._step(token, drawing, lookup, int(most))
                             token = waiting.popleft()
                     if model.is_end(token):
@@ -580,14 +582,14 @@ class Session:
             return
         is_known = context.has_logits_of(self._sequence, length)
         expected = context.logits(-1).copy() if is_known else None
-        if not context.settle_flash_attention(length, 1) or expected is None:
+        if not context.choose_flash_attention(length, 1) or expected is None:
             return
         self._compute_last()
         if not _alike(expected, context.logits(-1)):
             context.give_up_handoff("the engine computes something else after the KV cache was moved")
             tokens, user = list(self._tokens), self._user
             self._cut(0)
-            self.feed(tokens)
+            self.prefill(tokens)
             self._user = user
 
     def refuse_no_numbers(self, index: int = -1) -> None:
@@ -682,14 +684,14 @@ def step(context: Context, parts: Sequence[Part]) -> list[int]:
                 part.session._tokens += part.tokens
         except BaseException:
             for part in parts:
-                part.session._cut(part.session.length)
+                part.session._cut(part.session.n_past)
             raise
     return last
 
 
 def _alike(expected: NDArray[np.float32], found: NDArray[np.float32]) -> bool:
     """Whether two ways to compute logits agree: roundings stay far below this, a wrong cache far above."""
-    return divergence(expected, found, 0)[0] < _MOST_DIVERGENCE
+    return kl_divergence(expected, found, 0)[0] < _MOST_DIVERGENCE
 
 
 def _copied(indices: list[int], rows: list[NDArray[np.float32]]) -> list[tuple[int, NDArray[np.float32]]]:

@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-class held_interrupts:
+class defer_sigint:
     """Holds SIGINT back for a block. A class, not a generator: it is entered once a token."""
 
     __slots__ = ("_previous", "seen")
@@ -28,7 +28,7 @@ class held_interrupts:
         self.seen = False
         self._previous: Any = None
 
-    def __enter__(self) -> held_interrupts:
+    def __enter__(self) -> defer_sigint:
         if threading.current_thread() is threading.main_thread():
             previous = signal.signal(signal.SIGINT, self._note)
             if callable(previous):

@@ -146,7 +146,7 @@ def decode_both_ways() -> int:
         options = ContextOptions(length=2 * TOKENS)
         with Model.open(path) as model, Context(model, options) as context, context.sequence() as session:
             [(_, together)] = session.evaluate(tokens, [TOKENS - 1])
-            session.keep(0)
+            session.truncate(0)
             for token in tokens:
                 [(_, alone)] = session.evaluate([token], [0])
     if not (np.isfinite(together).all() and np.isfinite(alone).all()):

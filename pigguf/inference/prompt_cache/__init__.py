@@ -16,6 +16,6 @@ computed again. Left out: when it happens (inference/engine/session.py), and the
 
 from pigguf.inference.prompt_cache.cache_directory import sessions_directory
 from pigguf.inference.prompt_cache.state_file import Kept
-from pigguf.inference.prompt_cache.store import SessionStore, open_store
+from pigguf.inference.prompt_cache.store import PromptCacheStore, open_store
 
-__all__ = ["Kept", "SessionStore", "open_store", "sessions_directory"]
+__all__ = ["Kept", "PromptCacheStore", "open_store", "sessions_directory"]

@@ -41,7 +41,7 @@ def _takes_long_factors(context: Context) -> bool:
     """LongRoPE has two lists, and llama.cpp takes one by the context's padded length (get_rope_factors)."""
     rope = context.model.rope
     padded = -(-context.length // CACHE_BLOCK) * CACHE_BLOCK
-    return rope.kind == "longrope" and padded > rope.original_context
+    return rope.rope_type == "longrope" and padded > rope.original_context
 
 
 def model_stamp(model: Model) -> str:

@@ -54,7 +54,7 @@ _PARTIAL = ".partial"
 _log = logging.getLogger("pigguf")
 
 
-def open_store() -> SessionStore | None:
+def open_store() -> PromptCacheStore | None:
     """The user's store; None, with a warning, where there is no place for one, and where none is wanted.
 
     Open it before the model: what is changed in the model's file after that is not believed.
@@ -64,13 +64,13 @@ def open_store() -> SessionStore | None:
     """
     budget = cache_directory.stated_budget()
     try:
-        return None if budget == 0 else SessionStore(cache_directory.sessions_directory(), budget)
+        return None if budget == 0 else PromptCacheStore(cache_directory.sessions_directory(), budget)
     except UsageError as error:
         _log.warning("documents do not stay read: %s; %s", error.message, error.hint)
         return None
 
 
-class SessionStore:
+class PromptCacheStore:
     """A StateStore (inference/engine/prefill_backend.py) in a directory, which is made when the first session is kept.
 
     Attributes:
@@ -86,7 +86,7 @@ class SessionStore:
 
     # ---- for sessions ----------------------------------------------------------------------------
 
-    def recall(self, session: Session, tokens: Sequence[int]) -> None:
+    def restore(self, session: Session, tokens: Sequence[int]) -> None:
         """Make the session hold the longest kept beginning of `tokens`, if it is longer than what it holds of
         it and loaded sooner than computed.
 
@@ -99,10 +99,10 @@ class SessionStore:
         except (OSError, PigError, MemoryError) as error:
             self._tell(f"no kept session was recalled: {_reason(error)}")
 
-    def keep(self, session: Session) -> None:
+    def save(self, session: Session) -> None:
         """Keep what the session holds, if much of it is new. Where the disk refuses it warns."""
         try:
-            if session.length >= WORTH_KEEPING and self._trusts(session.context.model):
+            if session.n_past >= WORTH_KEEPING and self._trusts(session.context.model):
                 self._keep(session)
         except (OSError, PigError, MemoryError) as error:
             self._tell(f"what was read is not kept for the next time: {_reason(error)}")
@@ -111,11 +111,11 @@ class SessionStore:
         context = session.context
         found = [match for match in self._matches(session, tokens) if match.kept.tokens <= context.length]
         for match in sorted(found, key=lambda match: (-match.common, match.kept.tokens)):
-            gain = match.common - session.shared_with(tokens.tolist())
+            gain = match.common - session.common_prefix_length(tokens.tolist())
             if gain * _LOADED_FOR_ONE <= match.kept.tokens:
                 continue
             if match.kept.model == self._hash(context.model) and self._restore(session, match.kept):
-                session.keep(match.common)
+                session.truncate(match.common)
                 return
 
     def _restore(self, session: Session, kept: Kept) -> bool:
@@ -126,7 +126,7 @@ class SessionStore:
                 try:
                     session.load_state(str(path), tokens)
                 except EngineError:  # of a context with V laid out otherwise, or with more sequences
-                    session.adopt_state(_fitted(read_state(path, kept), session), tokens)
+                    session.import_state(_fitted(read_state(path, kept), session), tokens)
         except FileNotFoundError:  # evicted by another process
             return False
         except Damaged as error:
@@ -340,7 +340,7 @@ def _fitted(state: bytearray, session: Session) -> bytearray:
 def _state_bytes(session: Session) -> int:
     """About what the session's state takes, without the little around its K and V."""
     options = session.context.options
-    return session.context.model.cache_bytes(session.length, options.cache_k, options.cache_v)
+    return session.context.model.cache_bytes(session.n_past, options.cache_k, options.cache_v)
 
 
 def _is_plain(path: Path) -> bool:

@@ -18,6 +18,6 @@ Left out: GPUs, where llama.cpp's own prefill is fast; quantized K and V, which 
 (attn_rot); sliding layers; experts.
 """
 
-from pigguf.inference.torch_prefill.backend import HybridReader
+from pigguf.inference.torch_prefill.backend import TorchPrefiller
 
-__all__ = ["HybridReader"]
+__all__ = ["TorchPrefiller"]

@@ -32,7 +32,7 @@ _ARITHMETIC = frozenset({"avx512_bf16", "amx_bf16"})  # in bfloat16, as /proc/cp
 _log = logging.getLogger("pigguf")
 
 
-class HybridReader:
+class TorchPrefiller:
     """Reads long prompts for the contexts of one model that are made with the same options.
 
     Args:
@@ -57,7 +57,7 @@ class HybridReader:
         available = available_memory()
         return available is None or needed_bytes(self._shape, self._options, held, count) < available
 
-    def read(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
+    def prefill(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
         """As PromptReader has it. Where torch fails, or computes something else than llama.cpp, a warning
         says so, the session is as far as it came, and nothing is worth it any more."""
         from pigguf.inference.torch_prefill.forward import Unproved

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, TensorRef
+from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, LazyTensor
 from pigguf.common.parallel import computed_ahead
 from pigguf.gguf_io import GGUFFile, TensorData
 from pigguf.inference.torch_prefill.supported_models import Shape
@@ -136,7 +136,7 @@ def _compute(slabs: Iterable[partial[None]]) -> None:
         pass
 
 
-def _slabs(matrix: Array, tensors: list[TensorRef]) -> Iterator[partial[None]]:
+def _slabs(matrix: Array, tensors: list[LazyTensor]) -> Iterator[partial[None]]:
     """The work of putting tensors into a matrix, one after the other."""
     at = 0
     for tensor in tensors:
@@ -145,7 +145,7 @@ def _slabs(matrix: Array, tensors: list[TensorRef]) -> Iterator[partial[None]]:
         at += tensor.rows
 
 
-def _fill_rows(rows: Array, tensor: TensorRef, start: int, stop: int) -> None:
+def _fill_rows(rows: Array, tensor: LazyTensor, start: int, stop: int) -> None:
     rows[:] = tensor.read(start, stop)
 
 
@@ -154,15 +154,15 @@ def _as_torch(matrix: Array) -> torch.Tensor:
     return torch.from_numpy(matrix.view(np.int16)).view(torch.bfloat16)
 
 
-def _floats(tensor: TensorRef) -> torch.Tensor:
+def _floats(tensor: LazyTensor) -> torch.Tensor:
     return torch.from_numpy(tensor.load().astype(np.float32))
 
 
-def _optional(tensor: TensorRef | None) -> torch.Tensor | None:
+def _optional(tensor: LazyTensor | None) -> torch.Tensor | None:
     return None if tensor is None else _floats(tensor)
 
 
-def _biases(named: dict[str, TensorRef], names: tuple[str, ...]) -> torch.Tensor | None:
+def _biases(named: dict[str, LazyTensor], names: tuple[str, ...]) -> torch.Tensor | None:
     """Biases one after the other, zeros for one that is absent among others that are not."""
     found = [named.get(f"{name}.bias") for name in names]
     if not any(found):

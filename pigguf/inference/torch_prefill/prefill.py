@@ -35,9 +35,9 @@ def read_prompt(shape: Shape, session: Session, tokens: Sequence[int], progress:
         RuntimeError, MemoryError: torch's.
     """
     prompt = [*session.tokens, *tokens]
-    session.feed(tokens[:_PROOF], SILENT)
+    session.prefill(tokens[:_PROOF], SILENT)
     progress.advance(len(tokens[:_PROOF]))
-    first = done = session.length
+    first = done = session.n_past
     model, options = session.context.model, session.context.options
     with _threads(options.prefill_threads or options.threads), Weights(model.file, shape) as weights:
         transposed = session.context.values_transposed
@@ -60,7 +60,7 @@ def read_prompt(shape: Shape, session: Session, tokens: Sequence[int], progress:
             if done > first:
                 state = cache.first(done)
                 kv_state_layout.set_streams(state, session.context.options.sequences)
-                session.adopt_state(state, prompt[:done])
+                session.import_state(state, prompt[:done])
 
 
 def _attention(shape: Shape, cells: int) -> Attention:

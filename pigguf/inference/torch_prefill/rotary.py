@@ -33,7 +33,7 @@ def turns(rope: RopeScaling, divisors: Divisors | None, head_dim: int, start: in
     """
     angles = torch.from_numpy(_angles(rope, divisors, head_dim, start, stop)).double()
     size = np.float32(rope.parameters.get("attn_factor", 1.0))
-    if rope.kind == "yarn":
+    if rope.rope_type == "yarn":
         size *= np.float32(yarn_attention(rope.factor))
     return torch.polar(torch.full_like(angles, float(size)), angles).to(torch.complex64).unsqueeze(1)
 
@@ -55,7 +55,7 @@ def turned(heads: torch.Tensor, by: torch.Tensor, *, neighbours: bool) -> torch.
 
 def _angles(rope: RopeScaling, divisors: Divisors | None, head_dim: int, start: int, stop: int) -> Angles:
     """(positions, pairs)."""
-    step = np.float32(math.pow(rope.base, np.float32(-2.0 / head_dim)))
+    step = np.float32(math.pow(rope.rope_theta, np.float32(-2.0 / head_dim)))
     plain = np.empty((head_dim // 2, stop - start), np.float32)
     angle = np.arange(start, stop, dtype=np.float32)
     for pair in plain:
@@ -64,10 +64,10 @@ def _angles(rope: RopeScaling, divisors: Divisors | None, head_dim: int, start: 
     plain = plain.T
     if divisors is not None:
         plain = plain / divisors
-    if rope.kind == "none":
+    if rope.rope_type == "none":
         return plain
     stretched = np.float32(1.0 / np.float32(rope.factor)) * plain
-    if rope.kind == "linear":
+    if rope.rope_type == "linear":
         return stretched
     kept = _kept(rope, head_dim)
     mixed: Angles = stretched * (np.float32(1) - kept) + plain * kept
@@ -85,4 +85,6 @@ def _kept(rope: RopeScaling, head_dim: int) -> Angles:
 
 def _pair_that_turns(times: float, rope: RopeScaling, head_dim: int) -> float:
     """The pair, between pairs, that turns so many times within the original window."""
-    return head_dim * math.log(rope.original_context / (times * 2 * math.pi)) / (2 * math.log(rope.base))
+    return (
+        head_dim * math.log(rope.original_context / (times * 2 * math.pi)) / (2 * math.log(rope.rope_theta))
+    )

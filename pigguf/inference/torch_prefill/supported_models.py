@@ -116,7 +116,11 @@ def read_shape(file: GGUFFile, rope: RopeScaling) -> Shape | None:
 
 
 def _is_known_rope(rope: RopeScaling) -> bool:
-    return rope.kind in ROPE_KINDS and set(rope.parameters) <= {"attn_factor"} and rope.local_base is None
+    return (
+        rope.rope_type in ROPE_KINDS
+        and set(rope.parameters) <= {"attn_factor"}
+        and rope.local_rope_theta is None
+    )
 
 
 def _has_known_keys(file: GGUFFile) -> bool:

@@ -16,7 +16,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TypeVar
 
-from pigguf.inference.engine import Handoff
+from pigguf.inference.engine import FlashAttentionSwitch
 from pigguf.inference.tuning.profile import Speed
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Move:
 
 def flash_attention(
     on: Sequence[Speed], off: Sequence[Speed], move: Move | None
-) -> tuple[bool | None, Handoff | None]:
+) -> tuple[bool | None, FlashAttentionSwitch | None]:
     """What to do about flash attention, by the speeds with it and without it at the same depths.
 
     Args:
@@ -80,7 +80,7 @@ class _Road:
         return seconds(self.prompt, self.deepest) + ANSWER * at(self.token, self.deepest)
 
 
-def _handoff(on: _Road, off: _Road, move: Move) -> Handoff | None:
+def _handoff(on: _Road, off: _Road, move: Move) -> FlashAttentionSwitch | None:
     """The depths of a handoff; None where prompts never want flash attention, or leaving it never pays."""
 
     def repays(depth: int) -> bool:
@@ -104,7 +104,7 @@ def _handoff(on: _Road, off: _Road, move: Move) -> Handoff | None:
     return (
         None
         if decode is None
-        else Handoff(max(1, decode), prefill, _way_back(on, off, decode, prefill, move))
+        else FlashAttentionSwitch(max(1, decode), prefill, _way_back(on, off, decode, prefill, move))
     )
 
 
@@ -117,7 +117,7 @@ def _way_back(on: _Road, off: _Road, decode: int, prefill: int | None, move: Mov
         for depth in range(decode, last + 1, _STEP)
         if (gain := at(off.prompt, depth) - at(on.prompt, depth)) > (NOISE - 1) * at(off.prompt, depth)
     ]
-    return max(_STEP, _rounded(median(counts))) if counts else Handoff.prompt
+    return max(_STEP, _rounded(median(counts))) if counts else FlashAttentionSwitch.prompt
 
 
 def torch_from(torch: Curve, llama: Curve) -> int | None:

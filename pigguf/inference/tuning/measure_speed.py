@@ -20,8 +20,8 @@ import numpy as np
 from pigguf.common.system_memory import available_memory, in_words
 from pigguf.errors import DoesNotFit
 from pigguf.gguf_io import TensorType, block_elements, row_bytes
-from pigguf.inference.engine import Context, ContextOptions, Handoff, Model, Session
-from pigguf.inference.torch_prefill import HybridReader
+from pigguf.inference.engine import Context, ContextOptions, FlashAttentionSwitch, Model, Session
+from pigguf.inference.torch_prefill import TorchPrefiller
 from pigguf.inference.tuning.choose_settings import Move
 from pigguf.inference.tuning.profile import Setting, Speed
 from pigguf.llama_cpp_internals import kv_state_layout
@@ -78,13 +78,13 @@ def measure_torch(model: Model, setting: Setting, tokens: int) -> float | None:
         As measure does.
     """
     options = setting.options(tokens)
-    reader = HybridReader(model, options, least=1)
-    with Context(model, options, reader=reader) as context, context.sequence() as session:
+    reader = TorchPrefiller(model, options, least=1)
+    with Context(model, options, prefiller=reader) as context, context.sequence() as session:
         if not reader.is_worth(0, tokens):
             return None
         begun = time.perf_counter()
-        reader.read(session, some_tokens(model, tokens), SILENT)
-        return time.perf_counter() - begun if session.length == tokens else None
+        reader.prefill(session, some_tokens(model, tokens), SILENT)
+        return time.perf_counter() - begun if session.n_past == tokens else None
 
 
 def fill(session: Session, depth: int) -> None:
@@ -93,9 +93,9 @@ def fill(session: Session, depth: int) -> None:
     if not tokens:
         return
     if session.context.model.sliding_window:
-        session.feed(tokens)
+        session.prefill(tokens)
     else:
-        session.adopt_state(_random_state(session, depth), tokens)
+        session.import_state(_random_state(session, depth), tokens)
 
 
 def some_tokens(model: Model, count: int) -> list[int]:
@@ -107,11 +107,11 @@ def _prefill(session: Session, count: int) -> float | None:
     """Tokens a second of a prompt; the session is as it was."""
     if not count:
         return None
-    depth, tokens = session.length, some_tokens(session.context.model, count)
+    depth, tokens = session.n_past, some_tokens(session.context.model, count)
     begun = time.perf_counter()
-    session.feed(tokens)
+    session.prefill(tokens)
     took = time.perf_counter() - begun
-    session.keep(depth)
+    session.truncate(depth)
     return count / took
 
 
@@ -123,7 +123,7 @@ def _decode(session: Session, steps: int) -> float | None:
     """
     if not steps:
         return None
-    context, depth = session.context, session.length
+    context, depth = session.context, session.n_past
     times = []
     for position, token in enumerate(some_tokens(context.model, steps + 1), depth):
         begun = time.perf_counter()
@@ -135,11 +135,11 @@ def _decode(session: Session, steps: int) -> float | None:
 
 
 def _move(model: Model, depth: int) -> float:
-    options = ContextOptions(length=depth + 1, handoff=Handoff(decode=1))
+    options = ContextOptions(length=depth + 1, handoff=FlashAttentionSwitch(decode=1))
     with Context(model, options) as context, context.sequence() as session:
         fill(session, depth)
         begun = time.perf_counter()
-        context.settle_flash_attention(depth, 1)
+        context.choose_flash_attention(depth, 1)
         return time.perf_counter() - begun
 
 
@@ -149,9 +149,9 @@ def _move(model: Model, depth: int) -> float:
 def _random_state(session: Session, depth: int) -> bytearray:
     """A state of random keys and values, as this session's cache has them."""
     context = session.context
-    session.feed(some_tokens(context.model, 1))
+    session.prefill(some_tokens(context.model, 1))
     like = kv_state_layout.read_layout(session.export_state())
-    session.keep(0)
+    session.truncate(0)
     block = block_elements(like.key_types[0])
     _refuse_too_large(depth * sum(like.key_bytes) * 2)
     key_type, value_type = like.key_types[0], like.value_types[0]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pigguf.errors import UsageError
-from pigguf.inference.engine import CacheType, ContextOptions, Handoff
+from pigguf.inference.engine import CacheType, ContextOptions, FlashAttentionSwitch
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Tuning:
     prefill_threads: int | None = None
     batch: int = ContextOptions.batch
     flash_attention: bool | None = None
-    handoff: Handoff | None = None
+    handoff: FlashAttentionSwitch | None = None
     torch_from: int | None = None
     speeds: tuple[Speed, ...] = ()
     source: Literal["measured", "rule"] = "rule"
@@ -63,7 +63,7 @@ class Tuning:
         """
         try:
             given = dict(data)
-            given["handoff"] = given["handoff"] and Handoff(**given["handoff"])
+            given["handoff"] = given["handoff"] and FlashAttentionSwitch(**given["handoff"])
             given["speeds"] = tuple(Speed(**speed) for speed in given["speeds"])
             tuning = cls(**given)
             tuning._check()
@@ -76,7 +76,7 @@ class Tuning:
         Raises:
             TypeError, UsageError: values that no context could be made of.
         """
-        handoff = self.handoff or Handoff(decode=1)
+        handoff = self.handoff or FlashAttentionSwitch(decode=1)
         counts = (self.threads, self.prefill_threads, self.batch, self.torch_from)
         depths = (handoff.decode, handoff.prefill, handoff.prompt)
         if not all(value is None or (type(value) is int and value > 0) for value in (*counts, *depths)):
@@ -107,7 +107,7 @@ class Setting:
     cache_v: CacheType = ContextOptions.cache_v
     flash_attention: bool | None = None
 
-    def options(self, length: int, handoff: Handoff | None = None) -> ContextOptions:
+    def options(self, length: int, handoff: FlashAttentionSwitch | None = None) -> ContextOptions:
         """A context of one sequence that runs so."""
         return ContextOptions(length=length, handoff=handoff, **asdict(self))
 

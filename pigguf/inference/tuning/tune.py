@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pigguf.common.parallel import usable_cores
 from pigguf.errors import EngineError, UsageError
-from pigguf.inference.engine import CacheType, GpuLayers, Handoff, Model
+from pigguf.inference.engine import CacheType, FlashAttentionSwitch, GpuLayers, Model
 from pigguf.inference.engine.context import UNQUANTIZED, default_threads
-from pigguf.inference.torch_prefill import HybridReader
+from pigguf.inference.torch_prefill import TorchPrefiller
 from pigguf.inference.tuning import choose_settings
 from pigguf.inference.tuning.choose_settings import Move
 from pigguf.inference.tuning.measure_speed import measure_move, measure_torch
@@ -160,7 +160,9 @@ class _Run:
             prefill = default  # which would follow decode's
         return replace(setting, threads=decode, prefill_threads=prefill)
 
-    def _flash_attention(self, setting: Setting) -> tuple[bool | None, Handoff | None, tuple[Speed, ...]]:
+    def _flash_attention(
+        self, setting: Setting
+    ) -> tuple[bool | None, FlashAttentionSwitch | None, tuple[Speed, ...]]:
         candidates = [
             Candidate(name, replace(setting, flash_attention=name == _ON), depth)
             for depth in self._depths()
@@ -221,12 +223,14 @@ class _Run:
             candidates.append(Candidate(f"{k}/{v}", of_types, depth, cache_bytes=size))
         self.rounds.compare(CACHE, candidates)
 
-    def _torch(self, setting: Setting, handoff: Handoff | None, speeds: Sequence[Speed]) -> int | None:
+    def _torch(
+        self, setting: Setting, handoff: FlashAttentionSwitch | None, speeds: Sequence[Speed]
+    ) -> int | None:
         """From how many tokens on torch reads prompts; what importing it takes is not counted."""
         setting = replace(setting, flash_attention=False if handoff else setting.flash_attention)
         window = self._model.context_length
         prompts = [count for count in _TORCH_PROMPTS if count < window]
-        if not (prompts and HybridReader(self._model, setting.options(window)).is_supported):
+        if not (prompts and TorchPrefiller(self._model, setting.options(window)).is_supported):
             return None
         curve = choose_settings.prefill_curve(speeds)
         times = self._torch_times(setting, prompts, curve) if curve else []
@@ -279,7 +283,7 @@ class _Run:
         self.choices.append(Choice(what, value, why))
 
 
-def _fastest_road(flash: bool | None, handoff: Handoff | None, on: Speed, off: Speed) -> Speed:
+def _fastest_road(flash: bool | None, handoff: FlashAttentionSwitch | None, on: Speed, off: Speed) -> Speed:
     """What a long prompt and single tokens reach at a depth with these settings."""
     if handoff is None:
         return off if flash is False else on
@@ -324,7 +328,11 @@ def _told(rates: Mapping[str, float]) -> str:
 
 
 def _flash_in_words(
-    flash: bool | None, handoff: Handoff | None, on: Sequence[Speed], off: Sequence[Speed], move: Move | None
+    flash: bool | None,
+    handoff: FlashAttentionSwitch | None,
+    on: Sequence[Speed],
+    off: Sequence[Speed],
+    move: Move | None,
 ) -> tuple[str, str]:
     """The choice, and the figures at the deepest place behind it."""
     if handoff is None:

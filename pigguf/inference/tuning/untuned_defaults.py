@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import replace
 
-from pigguf.inference.engine import Handoff
+from pigguf.inference.engine import FlashAttentionSwitch
 from pigguf.inference.torch_prefill.backend import bfloat16_arithmetic
 from pigguf.inference.tuning.machine_key import Key
 from pigguf.inference.tuning.profile import Tuning
@@ -17,7 +17,7 @@ from pigguf.inference.tuning.profile import Tuning
 ON_GPU = Tuning()
 # With flash attention prompts are read faster, at all depths (AMX) or at all but the deepest; single tokens
 # take up to three times as long from some thousand tokens on.
-ON_CPU = Tuning(handoff=Handoff(decode=4096))
+ON_CPU = Tuning(handoff=FlashAttentionSwitch(decode=4096))
 TORCH_FROM = 4096  # where torch has bf16 arithmetic of the CPU's own
 
 

@@ -56,7 +56,7 @@ _OF_THE_TYPE = ("general.file_type", "general.quantization_version")
 
 def compare_structure(file: GGUFFile, family: Family, plan: ConversionPlan) -> Part:
     facts = [*_architecture(file, plan)]
-    if file.architecture == plan.spec.architecture:
+    if file.architecture == plan.hparams.architecture:
         facts += _facts(file, family, plan)
     differences = [_told(*fact) for fact in facts if not _close(*fact[1:])]
     planned = {tensor.name: tensor.shape for tensor in plan.tensors}
@@ -73,26 +73,26 @@ def compare_structure(file: GGUFFile, family: Family, plan: ConversionPlan) -> P
 
 
 def _architecture(file: GGUFFile, plan: ConversionPlan) -> Iterator[tuple[str, Any, Any]]:
-    yield "general.architecture", file.architecture, plan.spec.architecture
+    yield "general.architecture", file.architecture, plan.hparams.architecture
 
 
 def _facts(file: GGUFFile, family: Family, plan: ConversionPlan) -> Iterator[tuple[str, Any, Any]]:
     """What each side says of the shape and of positions, under the keys that say it."""
     prefix = file.architecture
     try:
-        theirs = family.spec_from_metadata(file.metadata, file.tensors)
+        theirs = family.hparams_from_metadata(file.metadata, file.tensors)
         positions = file_positions(file)
     except PigError as error:
         yield "keys", error.message, "keys of this family"
         return
-    ours, rope = plan.spec, plan.rope
+    ours, rope = plan.hparams, plan.rope
     for name, key in _SHAPE.items():
         yield f"{prefix}.{key}", getattr(theirs, name), getattr(ours, name)
     yield f"{prefix}.{EPSILON_KEYS[ours.norm]}", theirs.norm_epsilon, ours.norm_epsilon
     for key in dict.fromkeys((*theirs.parameters, *ours.parameters)):
         yield f"{prefix}.{key}", _value(theirs.parameters.get(key)), _value(ours.parameters.get(key))
-    for name in _UNROTATED if rope.kind in ("learned", "alibi") else _POSITIONS:
-        if name != "original_context" or rope.kind not in _NOT_IN_THE_MATHS:
+    for name in _UNROTATED if rope.rope_type in ("learned", "alibi") else _POSITIONS:
+        if name != "original_context" or rope.rope_type not in _NOT_IN_THE_MATHS:
             yield f"{prefix}.{_POSITIONS[name]}", getattr(positions, name), getattr(rope, name)
 
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from pigguf.architectures import Family
 from pigguf.checkpoint import Checkpoint
-from pigguf.common.numerics import divergence
+from pigguf.common.numerics import kl_divergence
 from pigguf.errors import CheckpointError, UnsupportedModel
 from pigguf.gguf_io import GGUFFile, TensorType, block_elements, row_bytes
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope, Session
@@ -109,7 +109,7 @@ def compare_predictions(
 def _reference(checkpoint: Checkpoint, family: Family, plan: ConversionPlan, length: int) -> Reference:
     from pigguf.operations.verify.transformers_reference import load
 
-    return load(checkpoint, family, plan.spec, length)
+    return load(checkpoint, family, plan.hparams, length)
 
 
 def _window(file: GGUFFile) -> int:
@@ -161,7 +161,7 @@ def _compared(
 
 
 def _predicted(ours: NDArray[np.float32], theirs: NDArray[np.float32], token: int) -> _Prediction:
-    distance, same_top, log_p, source_log_p = divergence(theirs, ours, token)
+    distance, same_top, log_p, source_log_p = kl_divergence(theirs, ours, token)
     if not math.isfinite(source_log_p):
         raise CheckpointError(
             "the checkpoint computes logits that are not numbers",

@@ -1,6 +1,6 @@
 """reference: a checkpoint as transformers computes it, in float32 on the CPU, a piece of a text at a time.
 
-    reference = load(checkpoint, family, spec, length=8192)
+    reference = load(checkpoint, family, hparams, length=8192)
     logits = reference.logits(tokens[:256])        (256, vocab_size); the next call goes on behind them
 
 transformers' own classes compute its own reading of the files; positions are those that the checkpoint's
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, DynamicCache
 
 from pigguf.architectures import Family
-from pigguf.architectures.hparams import ModelSpec
+from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import Checkpoint
 from pigguf.checkpoint.json_file import read_json
 from pigguf.common.quiet_transformers import quiet_transformers
@@ -61,11 +61,11 @@ class Reference:
         return logits
 
 
-def load(checkpoint: Checkpoint, family: Family, spec: ModelSpec, length: int) -> Reference:
+def load(checkpoint: Checkpoint, family: Family, hparams: HParams, length: int) -> Reference:
     """Load a checkpoint.
 
     Args:
-        family, spec: what convert makes of it, positions included.
+        family, hparams: what convert makes of it, positions included.
         length: how many tokens it is going to read; LongRoPE has a list for short texts and one for long.
 
     Raises:
@@ -73,11 +73,11 @@ def load(checkpoint: Checkpoint, family: Family, spec: ModelSpec, length: int) -
         CheckpointError: transformers does not load it, or would fill in weights of its own.
         DoesNotFit: its weights need more memory than there is.
     """
-    config = _config(checkpoint.config, family, spec, length)
+    config = _config(checkpoint.config, family, hparams, length)
     _refuse_too_large(checkpoint)
     try:
         with _quiet():
-            model, loaded = _class_of(config, spec).from_pretrained(
+            model, loaded = _class_of(config, hparams).from_pretrained(
                 config=config,
                 dtype=torch.float32,
                 local_files_only=True,
@@ -92,37 +92,40 @@ def load(checkpoint: Checkpoint, family: Family, spec: ModelSpec, length: int) -
     return Reference(model.eval())
 
 
-def _config(config: Mapping[str, Any], family: Family, spec: ModelSpec, length: int) -> Any:
-    """transformers' config object with the positions of `spec`."""
-    rope = spec.rope
-    if rope.kind != "none" and family.model_type in _NEVER_SCALED:
+def _config(config: Mapping[str, Any], family: Family, hparams: HParams, length: int) -> Any:
+    """transformers' config object with the positions of `hparams`."""
+    rope = hparams.rope
+    if rope.rope_type != "none" and family.model_type in _NEVER_SCALED:
         raise UnsupportedModel(
-            f"transformers' {spec.hf_class} scales no positions, and these are scaled: {rope.kind}",
+            f"transformers' {hparams.hf_class} scales no positions, and these are scaled: {rope.rope_type}",
             _NOT_COMPUTED,
         )
     if (
-        rope.kind == "longrope" and length > rope.original_context
+        rope.rope_type == "longrope" and length > rope.original_context
     ):  # transformers would change over on the way
         factors = {**rope.parameters, "short_factor": rope.parameters["long_factor"]}
-        spec = replace(spec, rope=replace(rope, parameters=factors))
+        hparams = replace(hparams, rope=replace(rope, parameters=factors))
     said = {key: value for key, value in config.items() if key != "model_type"}
     try:
         with _quiet():
             return AutoConfig.for_model(
-                config.get("model_type", family.model_type), **family.with_positions(said, spec)
+                config.get("model_type", family.model_type), **family.with_positions(said, hparams)
             )
     except PigError:
         raise
     except Exception as error:  # a ValueError of its own, or a validator's
         raise UnsupportedModel(
-            f"transformers has no class for {spec.hf_class} as its config.json says: {error}", _NOT_COMPUTED
+            f"transformers has no class for {hparams.hf_class} as its config.json says: {error}",
+            _NOT_COMPUTED,
         ) from error
 
 
-def _class_of(config: Any, spec: ModelSpec) -> Any:
+def _class_of(config: Any, hparams: HParams) -> Any:
     """transformers' own class for a config; an auto_map in it is passed over."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModel(f"transformers computes no {spec.hf_class} as a causal model", _NOT_COMPUTED)
+        raise UnsupportedModel(
+            f"transformers computes no {hparams.hf_class} as a causal model", _NOT_COMPUTED
+        )
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 

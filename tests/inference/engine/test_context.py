@@ -12,10 +12,10 @@ from support.tiny_gguf import text_tokens, write_tiny
 
 from pigguf.common.parallel import usable_cores
 from pigguf.errors import ContextOverflow, EngineError, UsageError
-from pigguf.inference.engine import CacheType, Context, ContextOptions, Model, Sampling
+from pigguf.inference.engine import CacheType, Context, ContextOptions, Model, SamplingParams
 from pigguf.inference.engine.context import default_threads
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +56,10 @@ def test_the_default_window_is_the_models(model: Model) -> None:
 
 def test_an_odd_window_is_kept_exactly(model: Model) -> None:
     with Context(model, ContextOptions(length=37)) as context, context.sequence() as session:
-        session.feed(text_tokens(37))
-        assert session.room == 0
+        session.prefill(text_tokens(37))
+        assert session.tokens_left == 0
         with pytest.raises(ContextOverflow):
-            session.feed([5])
+            session.prefill([5])
 
 
 @pytest.mark.parametrize("kind", get_args(CacheType))
@@ -77,7 +77,7 @@ def test_caches_of_every_type_give_nearly_the_same_logits(smollm2: Model, kind: 
 def test_quantized_keys_alone_go_without_flash_attention(smollm2: Model) -> None:
     options = ContextOptions(length=64, cache_k="q8_0", flash_attention=False)
     with Context(smollm2, options) as context, context.sequence() as session:
-        session.feed(smollm2.tokenize("Hello"))
+        session.prefill(smollm2.tokenize("Hello"))
         assert len(list(session.generate(GREEDY, 3))) == 3
 
 
@@ -106,14 +106,14 @@ def test_sequences_do_not_disturb_each_other(model: Model) -> None:
     with Context(model, ContextOptions(length=128)) as context, context.sequence() as session:
         alone = []
         for tokens in (one, two):
-            session.advance_to(tokens)
+            session.set_prompt(tokens)
             alone.append(list(session.generate(GREEDY, 20)))
     with Context(model, ContextOptions(length=128, sequences=2)) as context:
         first, second = context.sequence(), context.sequence()
         with pytest.raises(EngineError, match="all 2 sequences"):
             context.sequence()
-        first.feed(one)
-        second.feed(two)
+        first.prefill(one)
+        second.prefill(two)
         drawn = list(zip(first.generate(GREEDY, 20), second.generate(GREEDY, 20), strict=False))
         # Their tokens come in turns, each drawn from its own logits.
         assert [list(tokens) for tokens in zip(*drawn, strict=True)] == [
@@ -121,8 +121,8 @@ def test_sequences_do_not_disturb_each_other(model: Model) -> None:
         ]
         second.close()
         with context.sequence() as third:
-            assert third.length == 0
-            third.feed(one)
+            assert third.n_past == 0
+            third.prefill(one)
             assert list(third.generate(GREEDY, 20)) == alone[0]
         assert first.tokens[: len(one)] == one
 
@@ -136,6 +136,6 @@ def test_threads_do_not_change_the_text(model: Model) -> None:
     for threads in (1, 2):
         options = ContextOptions(length=64, threads=threads, prefill_threads=3 - threads)
         with Context(model, options) as context, context.sequence() as session:
-            session.feed(text_tokens(32))
+            session.prefill(text_tokens(32))
             texts.append(list(session.generate(GREEDY, 16)))
     assert texts[0] == texts[1]

@@ -13,7 +13,7 @@ from support.tiny_gguf import write_tiny
 from pigguf.errors import UsageError
 from pigguf.gguf_io.metadata import array, string
 from pigguf.inference.engine import Model
-from pigguf.inference.engine.large_stack import LONGEST_RUN, longest_run, with_stack_for
+from pigguf.inference.engine.large_stack import LONGEST_RUN, longest_run, run_with_large_stack
 
 
 def test_runs_are_measured() -> None:
@@ -26,13 +26,13 @@ def test_runs_are_measured() -> None:
 def test_a_harmless_text_stays_on_its_thread_and_a_long_run_does_not() -> None:
     here = threading.get_ident()
     usual = threading.stack_size()
-    assert with_stack_for("words", threading.get_ident) == here
-    assert with_stack_for("a" * 1000, threading.get_ident) != here
+    assert run_with_large_stack("words", threading.get_ident) == here
+    assert run_with_large_stack("a" * 1000, threading.get_ident) != here
     assert threading.stack_size() == usual
     with pytest.raises(ZeroDivisionError):
-        with_stack_for("a" * 1000, lambda: 1 // 0)
+        run_with_large_stack("a" * 1000, lambda: 1 // 0)
     with pytest.raises(UsageError, match="characters in a row"):
-        with_stack_for("a" * (LONGEST_RUN + 1), threading.get_ident)
+        run_with_large_stack("a" * (LONGEST_RUN + 1), threading.get_ident)
 
 
 @pytest.mark.parametrize("pre", ["default", "deepseek-coder", "tekken", "llama-bpe", "qwen2"])

@@ -173,4 +173,4 @@ def test_what_a_graph_aborts_on_is_refused(
 def test_what_is_only_unusual_runs(tiny: Tiny, keys: dict[str, Any], tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", keys, model=tiny)
     with Model.open(path) as model, Context(model, ContextOptions(threads=1)) as context:
-        context.sequence().feed(text_tokens(40))
+        context.sequence().prefill(text_tokens(40))

@@ -57,7 +57,7 @@ def test_a_model_tells_what_its_file_says(smollm2_gguf: Path) -> None:
     with Model.open(smollm2_gguf) as model:
         assert model.architecture == "llama"
         assert model.description == "llama 135M Q4_1"
-        assert (model.context_length, model.rope.kind, model.rope.base) == (8192, "none", 100000.0)
+        assert (model.context_length, model.rope.rope_type, model.rope.rope_theta) == (8192, "none", 100000.0)
         assert (model.vocab_size, model.embedding_length, model.layers) == (49152, 576, 30)
         assert (model.bos, model.bos_text, model.eos, model.eos_text) == (1, "<|im_start|>", 2, "<|im_end|>")
         assert model.chat_template is not None
@@ -156,7 +156,7 @@ def test_a_closed_model_refuses_and_has_closed_its_contexts(tmp_path: Path) -> N
     model = Model.open(write_tiny(tmp_path / "m.gguf"))
     context = Context(model, ContextOptions(length=64))
     session = context.sequence()
-    session.feed([1, 2])
+    session.prefill([1, 2])
     model.close()
     model.close()
     for use in (
@@ -165,8 +165,8 @@ def test_a_closed_model_refuses_and_has_closed_its_contexts(tmp_path: Path) -> N
         lambda: model.is_end(2),
         lambda: Context(model),
         context.sequence,
-        lambda: session.feed([1]),
-        lambda: session.keep(0),
+        lambda: session.prefill([1]),
+        lambda: session.truncate(0),
         lambda: session.generate(),
         lambda: session.evaluate([1], [0]),
     ):

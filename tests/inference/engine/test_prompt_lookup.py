@@ -14,12 +14,12 @@ from support.tiny_gguf import FIRST_BYTE, text_tokens, write_tiny
 
 from pigguf.errors import EngineError
 from pigguf.gguf_io import read_header
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
 from pigguf.inference.engine import session as session_module
 from pigguf.inference.engine.prompt_lookup import LENGTHS, MATCH, MOST_DRAFTED, Lookup, Pace
 from pigguf.llama_cpp_internals import kv_state_layout
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 WINDOW = 512
 END = 2
 
@@ -73,9 +73,11 @@ def prompt_of(seed: int) -> list[int]:
     return [1, *passage, *passage, *passage[:5]]
 
 
-def drawn(session: Session, prompt: list[int], sampling: Sampling, limit: int, lookup: bool) -> list[int]:
-    session.keep(0)
-    session.feed(prompt)
+def drawn(
+    session: Session, prompt: list[int], sampling: SamplingParams, limit: int, lookup: bool
+) -> list[int]:
+    session.truncate(0)
+    session.prefill(prompt)
     return list(session.generate(sampling, limit, lookup=lookup))
 
 
@@ -177,17 +179,17 @@ def test_greedy_text_is_that_of_plain_decoding(session: Session, seed: int, leng
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(temperature=0.3, seed=1),
-        Sampling(temperature=0.8, seed=2, repeat_penalty=1.1),
-        Sampling(temperature=0, repeat_penalty=1.3, repeat_last=20),
-        Sampling(temperature=0, frequency_penalty=0.5),
-        Sampling(temperature=0, grammar='root ::= ("abcabc" | "xyz" | "\\n")+'),
-        Sampling(temperature=0.8, seed=3, grammar="root ::= [a-d]+"),
+        SamplingParams(temperature=0.3, seed=1),
+        SamplingParams(temperature=0.8, seed=2, repeat_penalty=1.1),
+        SamplingParams(temperature=0, repeat_penalty=1.3, repeat_last=20),
+        SamplingParams(temperature=0, frequency_penalty=0.5),
+        SamplingParams(temperature=0, grammar='root ::= ("abcabc" | "xyz" | "\\n")+'),
+        SamplingParams(temperature=0.8, seed=3, grammar="root ::= [a-d]+"),
     ],
     ids=str,
 )
 def test_the_sampler_sees_each_drawn_token_once_and_no_rejected_one(
-    session: Session, sampling: Sampling
+    session: Session, sampling: SamplingParams
 ) -> None:
     prompt = prompt_of(5)
     plain = drawn(session, prompt, sampling, 200, lookup=False)
@@ -210,11 +212,11 @@ def test_an_end_inside_a_draft_ends_the_text(session: Session) -> None:
     letters = [FIRST_BYTE + ord(letter) for letter in "abcdefgh"]
     prompt = [1, *letters, END, *letters, END]
     for lookup in (False, True):
-        sampling = Sampling(temperature=0, grammar='root ::= "abcdefgh"')
+        sampling = SamplingParams(temperature=0, grammar='root ::= "abcdefgh"')
         assert drawn(session, prompt, sampling, 100, lookup) == letters
         assert session.stop_reason == "end"
         assert session.tokens == prompt + letters
-        assert rows_in_cache(session) == session.length
+        assert rows_in_cache(session) == session.n_past
     assert session.accepted >= 4
 
 
@@ -223,16 +225,16 @@ def test_an_end_inside_a_draft_ends_the_text(session: Session) -> None:
 
 def test_tokens_are_those_asked_for_at_every_moment(session: Session) -> None:
     prompt = prompt_of(2)
-    session.feed(prompt)
+    session.prefill(prompt)
     seen: list[int] = []
     was_ahead = False
     for token in session.generate(GREEDY, 120):
         assert session.tokens == prompt + seen
-        assert session.room == WINDOW - len(prompt) - len(seen)
-        was_ahead |= rows_in_cache(session) > session.length
+        assert session.tokens_left == WINDOW - len(prompt) - len(seen)
+        was_ahead |= rows_in_cache(session) > session.n_past
         seen.append(token)
     assert was_ahead
-    assert rows_in_cache(session) == session.length == len(prompt) + 119
+    assert rows_in_cache(session) == session.n_past == len(prompt) + 119
 
 
 @pytest.mark.parametrize("count", [*range(1, 12), 40])
@@ -253,39 +255,39 @@ def test_a_text_left_in_the_middle_leaves_what_was_asked_for(
 ) -> None:
     prompt = prompt_of(0)
     plain = drawn(session, prompt, GREEDY, 60, lookup=False)
-    session.keep(0)
-    session.feed(prompt)
+    session.truncate(0)
+    session.prefill(prompt)
     drawing = session.generate(GREEDY)
     some = [next(drawing) for _ in range(count)]
     leave(session, drawing)
     assert session.tokens == prompt + some[:-1]
-    assert rows_in_cache(session) == session.length
-    session.advance_to(prompt + some)
+    assert rows_in_cache(session) == session.n_past
+    session.set_prompt(prompt + some)
     assert some + list(session.generate(GREEDY, 60 - count)) == plain
 
 
 def test_a_text_goes_on_after_its_state_was_taken(session: Session) -> None:
     prompt = prompt_of(0)
     plain = drawn(session, prompt, GREEDY, 60, lookup=False)
-    session.keep(0)
-    session.feed(prompt)
+    session.truncate(0)
+    session.prefill(prompt)
     some = []
     for token in session.generate(GREEDY, 60):
         some.append(token)
         if len(some) % 7 == 0:
-            assert kv_state_layout.read_layout(session.export_state()).cells == session.length
+            assert kv_state_layout.read_layout(session.export_state()).cells == session.n_past
     assert some == plain
 
 
 def test_an_iterator_whose_tokens_changed_says_so_among_accepted_tokens(session: Session) -> None:
-    session.feed(prompt_of(0))
+    session.prefill(prompt_of(0))
     drawing = session.generate(GREEDY)
-    while rows_in_cache(session) == session.length:
+    while rows_in_cache(session) == session.n_past:
         next(drawing)
-    session.feed([FIRST_BYTE])
+    session.prefill([FIRST_BYTE])
     with pytest.raises(EngineError, match="put to another use"):
         next(drawing)
-    assert rows_in_cache(session) == session.length
+    assert rows_in_cache(session) == session.n_past
 
 
 def test_the_limit_and_the_window_end_a_text_where_they_end_plain_decoding(session: Session) -> None:
@@ -298,7 +300,7 @@ def test_the_limit_and_the_window_end_a_text_where_they_end_plain_decoding(sessi
     plain = drawn(session, prompt, GREEDY, WINDOW, lookup=False)
     assert drawn(session, prompt, GREEDY, WINDOW, lookup=True) == plain
     assert session.stop_reason == "window"
-    assert session.room == 0
+    assert session.tokens_left == 0
     assert len(plain) == WINDOW - len(prompt) + 1
 
 
@@ -309,8 +311,8 @@ def test_ctrl_c_at_any_moment_leaves_tokens_as_the_cache(session: Session) -> No
     stopped = 0
     try:
         for i in range(150):
-            session.keep(0)
-            session.feed(prompt)
+            session.truncate(0)
+            session.prefill(prompt)
             some: list[int] = []
             try:
                 try:
@@ -321,7 +323,7 @@ def test_ctrl_c_at_any_moment_leaves_tokens_as_the_cache(session: Session) -> No
                     signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 stopped += 1
-            assert rows_in_cache(session) == session.length
+            assert rows_in_cache(session) == session.n_past
             assert session.tokens[: len(prompt)] == prompt
             held = session.tokens[len(prompt) :]
             assert held == plain[: len(held)]
@@ -348,8 +350,8 @@ def test_a_passage_is_copied_as_plain_decoding_copies_it(smollm2_gguf: Path, nov
         for start in range(0, 30_000, 5_000):
             passage = model.tokenize(novel[start : start + 2500])[:400]
             prompt = [*passage, *model.tokenize("\n\n---\n\n")] * 2 + passage[:40]
-            session.keep(0)
-            session.feed(prompt)
+            session.truncate(0)
+            session.prefill(prompt)
             plain, leads = [], []
             for token in session.generate(GREEDY, 300, lookup=False):
                 plain.append(token)

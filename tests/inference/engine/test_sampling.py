@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from support.tiny_gguf import FIRST_BYTE, VOCABULARY, text_tokens, write_tiny
 
 from pigguf.errors import EngineError, UsageError
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
 from pigguf.inference.engine.sampling import Opening, sampler
 
 NAN = float("nan")
@@ -32,8 +32,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         yield session
 
 
-def draw(session: Session, sampling: Sampling, count: int = 40) -> list[int]:
-    session.advance_to(PROMPT)
+def draw(session: Session, sampling: SamplingParams, count: int = 40) -> list[int]:
+    session.set_prompt(PROMPT)
     return list(session.generate(sampling, count))
 
 
@@ -58,26 +58,26 @@ def draw(session: Session, sampling: Sampling, count: int = 40) -> list[int]:
 def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     [name] = wrong
     with pytest.raises(UsageError, match=name) as refusal:
-        Sampling(**wrong)
+        SamplingParams(**wrong)
     assert refusal.value.hint
 
 
 def test_a_seed_makes_a_text_that_comes_again(session: Session) -> None:
-    one = draw(session, Sampling(temperature=1.5, seed=1))
-    assert draw(session, Sampling(temperature=1.5, seed=1)) == one
-    assert draw(session, Sampling(temperature=1.5, seed=2)) != one
+    one = draw(session, SamplingParams(temperature=1.5, seed=1))
+    assert draw(session, SamplingParams(temperature=1.5, seed=1)) == one
+    assert draw(session, SamplingParams(temperature=1.5, seed=2)) != one
 
 
 def test_without_a_seed_texts_differ(session: Session) -> None:
-    texts = {tuple(draw(session, Sampling(temperature=2.0, **ALL))) for _ in range(3)}
+    texts = {tuple(draw(session, SamplingParams(temperature=2.0, **ALL))) for _ in range(3)}
     assert len(texts) == 3
 
 
 def test_no_temperature_and_one_candidate_are_both_the_likeliest(session: Session) -> None:
-    greedy = draw(session, Sampling(temperature=0))
-    assert draw(session, Sampling(temperature=1e-45)) == greedy
-    assert draw(session, Sampling(temperature=5.0, top_k=1)) == greedy
-    assert draw(session, Sampling(temperature=1.0, top_p=1e-6)) == greedy
+    greedy = draw(session, SamplingParams(temperature=0))
+    assert draw(session, SamplingParams(temperature=1e-45)) == greedy
+    assert draw(session, SamplingParams(temperature=5.0, top_k=1)) == greedy
+    assert draw(session, SamplingParams(temperature=1.0, top_p=1e-6)) == greedy
 
 
 def test_frequencies_follow_the_probabilities(session: Session) -> None:
@@ -85,7 +85,9 @@ def test_frequencies_follow_the_probabilities(session: Session) -> None:
     logits = after_prompt(session).astype(np.float64)
     expected = np.exp((logits - logits.max()) / 0.7)
     expected /= expected.sum()
-    drawn = Counter(draw_one(session, Sampling(temperature=0.7, seed=seed, **ALL)) for seed in range(1000))
+    drawn = Counter(
+        draw_one(session, SamplingParams(temperature=0.7, seed=seed, **ALL)) for seed in range(1000)
+    )
     found = np.array([drawn[token] for token in range(VOCABULARY)]) / 1000
     assert np.abs(found - expected).sum() < 0.35  # total variation of a thousand true draws lies near 0.25
     top = int(expected.argmax())
@@ -93,12 +95,12 @@ def test_frequencies_follow_the_probabilities(session: Session) -> None:
 
 
 def after_prompt(session: Session) -> NDArray[np.float32]:
-    session.keep(0)
+    session.truncate(0)
     [(_, logits)] = session.evaluate(PROMPT, [len(PROMPT) - 1])
     return logits
 
 
-def draw_one(session: Session, sampling: Sampling) -> int | None:
+def draw_one(session: Session, sampling: SamplingParams) -> int | None:
     return next(iter(session.generate(sampling, 1)), None)
 
 
@@ -106,20 +108,22 @@ def test_top_k_and_min_p_cut_what_they_say(session: Session) -> None:
     logits = after_prompt(session)
     best = set(np.argsort(logits)[-3:].tolist())
     assert {
-        draw_one(session, Sampling(temperature=3.0, seed=s, **{**ALL, "top_k": 3})) for s in range(60)
+        draw_one(session, SamplingParams(temperature=3.0, seed=s, **{**ALL, "top_k": 3})) for s in range(60)
     } == best
     above = set(np.flatnonzero(logits > logits.max() + np.log(0.5)).tolist())
-    found = {draw_one(session, Sampling(temperature=3.0, seed=s, **{**ALL, "min_p": 0.5})) for s in range(60)}
+    found = {
+        draw_one(session, SamplingParams(temperature=3.0, seed=s, **{**ALL, "min_p": 0.5})) for s in range(60)
+    }
     assert found <= above
 
 
 def test_penalties_see_the_prompt_and_the_text(session: Session) -> None:
-    plain = draw(session, Sampling(temperature=0), 60)
+    plain = draw(session, SamplingParams(temperature=0), 60)
     assert len(set(plain)) < len(plain), "the test needs a model that repeats itself"
-    against = draw(session, Sampling(temperature=0, presence_penalty=1000.0, repeat_last=500), 60)
+    against = draw(session, SamplingParams(temperature=0, presence_penalty=1000.0, repeat_last=500), 60)
     assert len(set(against)) == len(against)
     assert not set(against) & set(PROMPT)
-    off = Sampling(temperature=0, presence_penalty=1000.0, repeat_last=0)
+    off = SamplingParams(temperature=0, presence_penalty=1000.0, repeat_last=0)
     assert draw(session, off, 60) == plain
 
 
@@ -128,17 +132,19 @@ def test_penalties_see_the_prompt_and_the_text(session: Session) -> None:
 WORDS = 'root ::= ("yes" | "no" | "perhaps") "."'
 
 
-def text_of(session: Session, sampling: Sampling) -> str:
-    session.advance_to(PROMPT)
+def text_of(session: Session, sampling: SamplingParams) -> str:
+    session.set_prompt(PROMPT)
     return b"".join(map(session.context.model.piece, session.generate(sampling))).decode()
 
 
 def test_a_grammar_holds_what_is_drawn(session: Session) -> None:
-    drawn = {text_of(session, Sampling(temperature=3.0, seed=s, grammar=WORDS, **ALL)) for s in range(30)}
+    drawn = {
+        text_of(session, SamplingParams(temperature=3.0, seed=s, grammar=WORDS, **ALL)) for s in range(30)
+    }
     assert drawn == {"yes.", "no.", "perhaps."}
     assert session.stop_reason == "end"
-    assert text_of(session, Sampling(temperature=0, grammar=WORDS)) in drawn
-    assert text_of(session, Sampling(top_k=1, grammar=WORDS)) in drawn, (
+    assert text_of(session, SamplingParams(temperature=0, grammar=WORDS)) in drawn
+    assert text_of(session, SamplingParams(top_k=1, grammar=WORDS)) in drawn, (
         "others are left where the first is not"
     )
 
@@ -147,14 +153,14 @@ def test_under_a_grammar_the_likeliest_is_the_likeliest_of_what_it_allows(sessio
     logits = after_prompt(session)
     digits = [FIRST_BYTE + ord(digit) for digit in "0123456789"]
     best = max(digits, key=lambda token: logits[token])
-    assert draw_one(session, Sampling(temperature=0, grammar="root ::= [0-9]")) == best
+    assert draw_one(session, SamplingParams(temperature=0, grammar="root ::= [0-9]")) == best
 
 
 def test_a_grammar_of_everything_changes_nothing(session: Session) -> None:
     anything = r"root ::= [\x01-\U0010FFFF]*"
-    plain = draw(session, Sampling(temperature=0), 40)
+    plain = draw(session, SamplingParams(temperature=0), 40)
     text = b"".join(map(session.context.model.piece, plain))
-    held = draw(session, Sampling(temperature=0, grammar=anything), 40)
+    held = draw(session, SamplingParams(temperature=0, grammar=anything), 40)
     if text.decode(errors="replace").isprintable():
         assert held == plain
     assert b"".join(map(session.context.model.piece, held)).decode(errors="ignore")
@@ -162,17 +168,17 @@ def test_a_grammar_of_everything_changes_nothing(session: Session) -> None:
 
 def test_control_tokens_are_no_text_of_a_grammar(session: Session) -> None:
     """The library would take <s> for three characters."""
-    assert text_of(session, Sampling(temperature=0, grammar='root ::= "<s>"')) == "<s>"
-    assert len(draw(session, Sampling(temperature=0, grammar='root ::= "<s>"'))) == 3
+    assert text_of(session, SamplingParams(temperature=0, grammar='root ::= "<s>"')) == "<s>"
+    assert len(draw(session, SamplingParams(temperature=0, grammar='root ::= "<s>"'))) == 3
 
 
 def test_what_a_grammar_demands_and_no_token_writes_is_an_error(session: Session) -> None:
-    session.advance_to(PROMPT)
-    drawn = session.generate(Sampling(temperature=0, grammar=r'root ::= "a\x00"'))
+    session.set_prompt(PROMPT)
+    drawn = session.generate(SamplingParams(temperature=0, grammar=r'root ::= "a\x00"'))
     assert session.context.model.piece(next(drawn)) == b"a"
     with pytest.raises(EngineError, match="no token for what the grammar demands"):
         next(drawn)
-    assert text_of(session, Sampling(temperature=0, grammar=WORDS)).endswith(".")
+    assert text_of(session, SamplingParams(temperature=0, grammar=WORDS)).endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -186,11 +192,11 @@ def test_what_a_grammar_demands_and_no_token_writes_is_an_error(session: Session
 )
 def test_what_is_no_grammar_is_refused(session: Session, grammar: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        draw(session, Sampling(grammar=grammar))
+        draw(session, SamplingParams(grammar=grammar))
 
 
 def test_a_grammar_is_new_with_each_text(session: Session) -> None:
-    sampling = Sampling(temperature=0, grammar=WORDS)
+    sampling = SamplingParams(temperature=0, grammar=WORDS)
     assert text_of(session, sampling) == text_of(session, sampling)
     first = session.generate(sampling)
     next(first)
@@ -201,7 +207,7 @@ def test_a_grammar_is_new_with_each_text(session: Session) -> None:
 def test_a_grammar_holds_from_its_opening_on(session: Session) -> None:
     texts = []
     for seed in range(30):
-        hot = Sampling(temperature=100.0, seed=seed, grammar=WORDS, grammar_after=Opening("a"), **ALL)
+        hot = SamplingParams(temperature=100.0, seed=seed, grammar=WORDS, grammar_after=Opening("a"), **ALL)
         pieces = [session.context.model.piece(token) for token in draw(session, hot, 400)]
         assert b"an" not in pieces, "it goes past the opening, and a grammar begins with a whole token"
         texts.append(b"".join(pieces).partition(b"a"))
@@ -215,7 +221,7 @@ def test_an_opening_that_counts_only_at_the_beginning(session: Session) -> None:
     after = f'root ::= "{"ab" * 20}"'
     for begin, is_held in ((" x", True), ("x", True), ("y x", False)):
         with sampler(
-            Sampling(temperature=0, grammar=after, grammar_after=first), session.context.model, ()
+            SamplingParams(temperature=0, grammar=after, grammar_after=first), session.context.model, ()
         ) as s:
             for character in begin:
                 token = FIRST_BYTE + ord(character)

@@ -17,10 +17,10 @@ from support import engine_without_weights
 from support.tiny_gguf import VOCABULARY, text_tokens, write_tiny
 
 from pigguf.errors import ContextOverflow, EngineError, Interrupted, UsageError
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
 from pigguf.progress import Silent
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 WINDOW = 512
 
 
@@ -78,7 +78,7 @@ def test_logits_are_those_of_a_bare_loop_at_exactly_the_positions_asked_for(
 def test_all_positions_at_once_are_the_same_whatever_the_memory_bound(exact: Session) -> None:
     tokens = text_tokens(150)
     at_once = np.stack([row for _, row in exact.evaluate(tokens, range(150))])
-    exact.keep(0)
+    exact.truncate(0)
     exact.context.most_outputs = 7
     few = np.stack([row for _, row in exact.evaluate(tokens, range(150))])
     np.testing.assert_allclose(few, at_once, atol=1e-3 * at_once.std())
@@ -103,7 +103,7 @@ def test_a_batch_with_more_logits_than_are_kept_is_cut_into_equal_parts(exact: S
 def test_a_batchs_logits_are_those_of_single_positions_where_they_lie(exact: Session) -> None:
     tokens = text_tokens(150)
     one_by_one = dict(exact.evaluate(tokens, range(150)))
-    exact.keep(0)
+    exact.truncate(0)
     firsts = exact.evaluate_batches(tokens, range(150), lambda indices, rows: (indices[0], rows[0].copy()))
     for i, row in firsts:
         np.testing.assert_array_equal(row, one_by_one[i])
@@ -112,8 +112,8 @@ def test_a_batchs_logits_are_those_of_single_positions_where_they_lie(exact: Ses
 def test_logits_go_on_after_what_the_cache_holds(exact: Session) -> None:
     tokens = text_tokens(100)
     [(_, whole)] = exact.evaluate(tokens, [99])
-    exact.keep(0)
-    exact.feed(tokens[:41])
+    exact.truncate(0)
+    exact.prefill(tokens[:41])
     [(i, rest)] = exact.evaluate(tokens[41:], [58])
     assert i == 58
     np.testing.assert_allclose(rest, whole, atol=1e-3 * whole.std())
@@ -126,9 +126,9 @@ def test_prefill_in_batches_equals_prefill_at_once(tiny: Path, batch: int) -> No
         engine_without_weights.decode(context, tokens)
         expected = engine_without_weights.last_logits(context)
     with session_of(tiny, batch, exact=True) as session:
-        session.feed(tokens)
-        assert session.length == 200
-        assert session.room == WINDOW - 200
+        session.prefill(tokens)
+        assert session.n_past == 200
+        assert session.tokens_left == WINDOW - 200
         np.testing.assert_allclose(session.context.logits(-1), expected, atol=1e-3 * expected.std())
 
 
@@ -137,7 +137,7 @@ def test_indices_outside_are_refused_at_once(session: Session) -> None:
         with pytest.raises(UsageError, match="of 3 tokens"):
             session.evaluate([1, 5, 6], wrong)
     assert list(session.evaluate([1, 5, 6], [])) == []
-    assert session.length == 3
+    assert session.n_past == 3
 
 
 class Counter(Silent):
@@ -161,7 +161,7 @@ class Counter(Silent):
 
 def test_progress_counts_tokens(session: Session) -> None:
     counter = Counter()
-    session.feed(text_tokens(150), counter)
+    session.prefill(text_tokens(150), counter)
     assert (counter.total, counter.amounts, counter.ended) == (150, [64, 64, 22], True)
 
 
@@ -170,10 +170,10 @@ def test_progress_counts_tokens(session: Session) -> None:
 
 def test_keeping_a_prefix_is_as_if_the_rest_had_never_been(session: Session) -> None:
     tokens = text_tokens(100)
-    session.feed(tokens[:50])
+    session.prefill(tokens[:50])
     straight = list(session.generate(GREEDY, 10))
-    session.advance_to(tokens)
-    session.keep(50)
+    session.set_prompt(tokens)
+    session.truncate(50)
     assert session.tokens == tokens[:50]
     assert list(session.generate(GREEDY, 10)) == straight
 
@@ -182,33 +182,33 @@ def test_advancing_keeps_what_is_common_and_feeds_the_rest(session: Session) -> 
     old = text_tokens(90)
     new = old[:40] + text_tokens(50, seed=9)[1:]
     counter = Counter()
-    assert session.advance_to(old) == 0
-    assert session.advance_to(new, counter) == 40
+    assert session.set_prompt(old) == 0
+    assert session.set_prompt(new, counter) == 40
     assert sum(counter.amounts) == 49
     assert session.tokens == new
     advanced = list(session.generate(GREEDY, 10))
-    session.keep(0)
-    session.feed(new)
+    session.truncate(0)
+    session.prefill(new)
     assert list(session.generate(GREEDY, 10)) == advanced
-    assert session.advance_to(new) == len(new)
+    assert session.set_prompt(new) == len(new)
 
 
 def test_what_does_not_fit_is_refused_before_anything_happens(session: Session) -> None:
-    session.feed(text_tokens(500))
+    session.prefill(text_tokens(500))
     before = session.tokens
     with pytest.raises(
         ContextOverflow, match="13 tokens do not fit: the window is 512 tokens and 500 are there"
     ):
-        session.feed([5] * 13)
+        session.prefill([5] * 13)
     with pytest.raises(ContextOverflow, match="513 tokens do not fit"):
-        session.advance_to([7] * 513)
+        session.set_prompt([7] * 513)
     with pytest.raises(UsageError, match=f"no token {VOCABULARY}"):
-        session.feed([5, VOCABULARY])
+        session.prefill([5, VOCABULARY])
     with pytest.raises(UsageError, match="501 tokens cannot be kept"):
-        session.keep(501)
+        session.truncate(501)
     assert session.tokens == before
-    session.feed([5] * 12)
-    assert session.room == 0
+    session.prefill([5] * 12)
+    assert session.tokens_left == 0
 
 
 # ---- decode ------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_what_does_not_fit_is_refused_before_anything_happens(session: Session) 
 
 def test_greedy_tokens_are_those_of_a_bare_loop(tiny: Path, session: Session) -> None:
     prompt = text_tokens(40)
-    session.feed(prompt)
+    session.prefill(prompt)
     drawn = list(session.generate(GREEDY, 60))
     assert drawn == engine_without_weights.greedy(tiny, prompt, 60, WINDOW)[: len(drawn)]
     assert session.tokens == prompt + drawn[:-1]
@@ -225,7 +225,7 @@ def test_greedy_tokens_are_those_of_a_bare_loop(tiny: Path, session: Session) ->
 def test_greedy_tokens_of_the_real_model_are_those_of_a_bare_loop(smollm2_gguf: Path) -> None:
     with session_of(smollm2_gguf) as session:
         prompt = session.context.model.tokenize("The capital of France is")
-        session.feed(prompt)
+        session.prefill(prompt)
         drawn = list(session.generate(GREEDY, 24))
         assert "Paris" in session.context.model.detokenize(drawn)
     assert drawn == engine_without_weights.greedy(smollm2_gguf, prompt, 24, WINDOW)[: len(drawn)]
@@ -236,11 +236,11 @@ def test_generation_says_why_it_stopped(smollm2_gguf: Path) -> None:
         model = session.context.model
         assert session.stop_reason is None
         question = "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n"
-        session.feed(model.tokenize(question, parse_special=True))
+        session.prefill(model.tokenize(question, parse_special=True))
         answer = list(session.generate(GREEDY))
         assert session.stop_reason == "end"
         assert not any(map(model.is_end, answer))
-        session.advance_to(model.tokenize("Once upon a time"))
+        session.set_prompt(model.tokenize("Once upon a time"))
         assert len(list(session.generate(GREEDY, 5))) == 5
         assert session.stop_reason == "length"
         assert list(session.generate(GREEDY, 0)) == []
@@ -252,17 +252,17 @@ def test_generation_says_why_it_stopped(smollm2_gguf: Path) -> None:
 
 
 def test_a_full_window_ends_the_text(session: Session) -> None:
-    session.feed(text_tokens(WINDOW - 3))
+    session.prefill(text_tokens(WINDOW - 3))
     drawn = list(session.generate(GREEDY))
     assert session.stop_reason == "window"
     assert len(drawn) == 4  # three that have a place, and the one drawn after them
-    assert session.room == 0
+    assert session.tokens_left == 0
 
 
 def test_an_interrupted_text_goes_on_as_if_nothing_had_been(session: Session) -> None:
-    session.feed(text_tokens(40))
+    session.prefill(text_tokens(40))
     straight = list(session.generate(GREEDY, 20))
-    session.keep(40)
+    session.truncate(40)
     drawn = []
     for token in session.generate(GREEDY, 20):
         drawn.append(token)
@@ -270,7 +270,7 @@ def test_an_interrupted_text_goes_on_as_if_nothing_had_been(session: Session) ->
             session.interrupt()
     assert session.stop_reason == "interrupted"
     assert drawn == straight[:8]
-    session.advance_to(text_tokens(40) + drawn)
+    session.set_prompt(text_tokens(40) + drawn)
     assert drawn + list(session.generate(GREEDY, 12)) == straight
 
 
@@ -278,7 +278,7 @@ def test_an_interrupted_text_goes_on_as_if_nothing_had_been(session: Session) ->
 def test_an_iterator_whose_tokens_changed_says_so(
     session: Session, change: Callable[[Session], object]
 ) -> None:
-    session.feed(text_tokens(40))
+    session.prefill(text_tokens(40))
     drawing = session.generate(GREEDY)
     next(drawing)
     change(session)
@@ -293,7 +293,7 @@ def test_an_iterator_whose_tokens_changed_says_so(
 
 def test_sessions_of_one_context_take_turns_in_threads(tiny: Path) -> None:
     def text(session: Session, seed: int) -> list[int]:
-        session.advance_to(text_tokens(70 + seed))
+        session.set_prompt(text_tokens(70 + seed))
         return list(session.generate(GREEDY, 60))
 
     options = ContextOptions(length=WINDOW, sequences=4)
@@ -320,7 +320,7 @@ def test_a_model_that_computes_no_numbers_is_named(tmp_path: Path, tiny: Path) -
     path = tmp_path / "nan.gguf"
     path.write_bytes(data)
     with session_of(path) as session:
-        session.feed([1, 5, 6])
+        session.prefill([1, 5, 6])
         with pytest.raises(EngineError, match="not numbers"):
             next(session.generate())
 
@@ -331,12 +331,12 @@ def test_a_model_that_computes_no_numbers_is_named(tmp_path: Path, tiny: Path) -
 def test_ctrl_c_between_batches_leaves_what_was_done(session: Session) -> None:
     tokens = text_tokens(300)
     with pytest.raises(KeyboardInterrupt):
-        session.feed(tokens, Counter(at_advance=lambda: signal.raise_signal(signal.SIGINT)))
+        session.prefill(tokens, Counter(at_advance=lambda: signal.raise_signal(signal.SIGINT)))
     assert session.tokens == tokens[:64]
-    session.feed(tokens[64:])
+    session.prefill(tokens[64:])
     resumed = session.context.logits(-1).copy()
-    session.keep(0)
-    session.feed(tokens)
+    session.truncate(0)
+    session.prefill(tokens)
     np.testing.assert_allclose(session.context.logits(-1), resumed, atol=1e-3 * resumed.std())
 
 
@@ -359,18 +359,18 @@ def alarm(seconds: float, action: Callable[[], object]) -> Iterator[None]:
 def test_ctrl_c_in_the_middle_of_a_batch_gives_it_up(smollm2_gguf: Path) -> None:
     with session_of(smollm2_gguf, batch=2048, length=2048) as session:
         tokens = session.context.model.tokenize("the house by the sea " * 400)[:2000]
-        session.feed(tokens[:20])
+        session.prefill(tokens[:20])
         counter = Counter()
         with alarm(0.05, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
-            session.feed(tokens[20:], counter)  # one batch of seconds
+            session.prefill(tokens[20:], counter)  # one batch of seconds
         assert counter.amounts == []
         assert counter.ended
         assert session.tokens == tokens[:20]
-        session.feed(tokens[20:60])
+        session.prefill(tokens[20:60])
         after = list(session.generate(GREEDY, 5))
-        session.keep(0)
-        session.feed(tokens[:20])
-        session.feed(tokens[20:60])
+        session.truncate(0)
+        session.prefill(tokens[:20])
+        session.prefill(tokens[20:60])
         assert list(session.generate(GREEDY, 5)) == after
 
 
@@ -380,20 +380,20 @@ def test_interrupt_from_another_thread_stops_a_batch(smollm2_gguf: Path) -> None
         timer = threading.Timer(0.05, session.interrupt)
         timer.start()
         with pytest.raises(Interrupted, match="after 0 tokens"):
-            session.feed(tokens)
+            session.prefill(tokens)
         timer.join()
-        assert session.length == 0
-        session.feed(tokens[:10])  # the request was for the one that ran
-        assert session.length == 10
+        assert session.n_past == 0
+        session.prefill(tokens[:10])  # the request was for the one that ran
+        assert session.n_past == 10
 
 
 def test_a_handler_that_does_not_raise_lets_the_work_go_on(session: Session) -> None:
     seen: list[int] = []
     previous = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:
-        session.feed(text_tokens(300), Counter(at_advance=lambda: signal.raise_signal(signal.SIGINT)))
+        session.prefill(text_tokens(300), Counter(at_advance=lambda: signal.raise_signal(signal.SIGINT)))
         with alarm(0.001, lambda: signal.raise_signal(signal.SIGINT)):
-            session.advance_to(text_tokens(300, seed=8))
+            session.set_prompt(text_tokens(300, seed=8))
     finally:
         signal.signal(signal.SIGINT, previous)
     assert len(seen) >= 5
@@ -401,7 +401,7 @@ def test_a_handler_that_does_not_raise_lets_the_work_go_on(session: Session) -> 
 
 
 def test_ctrl_c_during_decode_leaves_tokens_as_the_cache(session: Session) -> None:
-    session.feed(text_tokens(40))
+    session.prefill(text_tokens(40))
     drawn = []
     with pytest.raises(KeyboardInterrupt):
         for token in session.generate(GREEDY, 20):
@@ -410,5 +410,5 @@ def test_ctrl_c_during_decode_leaves_tokens_as_the_cache(session: Session) -> No
                 signal.raise_signal(signal.SIGINT)
     assert session.tokens == text_tokens(40) + drawn[:4]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    session.feed(drawn[4:])
-    assert session.length == 45
+    session.prefill(drawn[4:])
+    assert session.n_past == 45

@@ -10,10 +10,10 @@ import pytest
 from support.tiny_gguf import text_tokens, write_tiny
 
 from pigguf.errors import ContextOverflow, UsageError
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
 from pigguf.inference.engine.session import Part, step
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 EXACT: Any = {"cache_k": "f32", "cache_v": "f32", "flash_attention": False}
 
 
@@ -63,26 +63,26 @@ def test_a_mixed_batch_computes_what_each_computes_alone(context: Context) -> No
 
 def test_what_does_not_fit_leaves_all_as_they_were(context: Context) -> None:
     one, two = context.sequence(), context.sequence()
-    one.feed(text_tokens(250))
-    two.feed(text_tokens(9))
+    one.prefill(text_tokens(250))
+    two.prefill(text_tokens(9))
     for wrong, error in (([5] * 7, ContextOverflow), ([10**6], UsageError)):
         with pytest.raises(error):
             step(context, [Part(two, [7]), Part(one, wrong)])
-        assert (one.length, two.length) == (250, 9)
+        assert (one.n_past, two.n_past) == (250, 9)
     step(context, [Part(two, [7]), Part(one, [5] * 6)])
-    assert (one.room, two.length) == (0, 10)
+    assert (one.tokens_left, two.n_past) == (0, 10)
 
 
 def test_a_copied_beginning_is_as_good_as_a_read_one(context: Context) -> None:
     read, more = text_tokens(60), text_tokens(20, seed=5)
     expected = alone(context, [*read[:50], *more])
     one, two = context.sequence(), context.sequence()
-    one.feed(read)
-    two.feed(text_tokens(5, seed=9))
-    two.copy_beginning(one, 50)
+    one.prefill(read)
+    two.prefill(text_tokens(5, seed=9))
+    two.copy_prefix_from(one, 50)
     assert two.tokens == read[:50]
     [place] = step(context, [Part(two, more)])
     assert np.allclose(context.logits(place), expected, atol=1e-4)
     assert one.tokens == read
     with pytest.raises(UsageError, match="61 tokens cannot be copied of 60"):
-        two.copy_beginning(one, 61)
+        two.copy_prefix_from(one, 61)

@@ -29,7 +29,7 @@ WITH_TABLE = {**LEARNED, "mpt": ALIBI["mpt"]._replace(shapes={**ALIBI["mpt"].sha
 def logits_at_end(path: Path, length: int, rope: RuntimeRope | None = None) -> np.ndarray:
     with Model.open(path, rope=rope) as model, Context(model, ContextOptions(length, threads=1)) as context:
         session = context.sequence()
-        session.feed(text_tokens(length))
+        session.prefill(text_tokens(length))
         return context.logits(-1).copy()
 
 
@@ -38,9 +38,9 @@ def test_a_learned_table_is_used_to_its_last_row(tiny: Tiny, tmp_path: Path) -> 
     path = write_tiny(tmp_path / "m.gguf", model=tiny)
     assert np.isfinite(logits_at_end(path, WINDOW, RuntimeRope(context_length=WINDOW))).all()
     with Model.open(path) as model, Context(model) as context, context.sequence() as session:
-        session.feed(text_tokens(WINDOW))
+        session.prefill(text_tokens(WINDOW))
         with pytest.raises(ContextOverflow):
-            session.feed([1])
+            session.prefill([1])
 
 
 @pytest.mark.parametrize("tiny", WITH_TABLE.values(), ids=WITH_TABLE)

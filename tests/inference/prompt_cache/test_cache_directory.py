@@ -10,7 +10,7 @@ from support.tiny_gguf import METADATA, WIDTH, write_tiny
 from pigguf.errors import UsageError
 from pigguf.gguf_io.metadata import string, u32
 from pigguf.inference.engine import Context, ContextOptions, Model
-from pigguf.inference.prompt_cache import SessionStore, open_store, sessions_directory
+from pigguf.inference.prompt_cache import PromptCacheStore, open_store, sessions_directory
 from pigguf.inference.prompt_cache.cache_directory import MOST_BYTES, stated_budget
 from pigguf.inference.prompt_cache.cache_key import state_key
 
@@ -45,9 +45,9 @@ def test_what_is_no_size_is_refused(monkeypatch: pytest.MonkeyPatch, said: str) 
 def test_the_usual_budget_leaves_most_of_the_disk_alone(tmp_path: Path) -> None:
     import shutil
 
-    usual = SessionStore(tmp_path / "not" / "there").budget()
+    usual = PromptCacheStore(tmp_path / "not" / "there").budget()
     assert 0 < usual <= min(MOST_BYTES, shutil.disk_usage(tmp_path).total // 4)
-    assert SessionStore(tmp_path, 5).budget() == 5
+    assert PromptCacheStore(tmp_path, 5).budget() == 5
 
 
 def test_a_window_that_takes_longropes_long_factors_has_states_of_its_own(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.prompt_cache_helpers import DOCUMENT, QUESTION, answer, opened, write_model
 
-from pigguf.inference.prompt_cache import SessionStore
+from pigguf.inference.prompt_cache import PromptCacheStore
 from pigguf.inference.prompt_cache.state_file import proven
 
 TESTS = Path(__file__).parents[2]
@@ -60,9 +60,9 @@ def test_processes_at_once_evict_each_others_sessions_and_answer_as_if_alone(
     from support.tiny_gguf import text_tokens
 
     directory = tmp_path / "sessions"
-    with opened(tiny, SessionStore(directory)) as session:
-        session.advance_to(DOCUMENT)
-    [kept] = SessionStore(directory).kept()
+    with opened(tiny, PromptCacheStore(directory)) as session:
+        session.set_prompt(DOCUMENT)
+    [kept] = PromptCacheStore(directory).kept()
     budget = 3 * kept.bytes  # of four documents, so that there is always one to evict
     orders = ["012301132032103321002311", "321003210213230011302213", "130220311032210033120123"]
     crowd = [
@@ -81,29 +81,29 @@ def test_processes_at_once_evict_each_others_sessions_and_answer_as_if_alone(
     expected = []
     for document in (text_tokens(1200, seed) for seed in range(4)):
         with opened(tiny, None, threads=1) as session:
-            session.feed(document)
+            session.prefill(document)
             expected.append(answer(session, document + QUESTION, 4)[1])
     for order, (output, _) in zip(orders, told, strict=True):
         *answers, recalled = output.splitlines()
         assert int(recalled) > 0
         assert [list(map(int, line.split())) for line in answers] == [expected[int(n)] for n in order]
     assert all(path.suffix == ".kv" for path in directory.iterdir())
-    for kept in SessionStore(directory).kept():
+    for kept in PromptCacheStore(directory).kept():
         with proven(kept):
             pass
 
 
 def test_a_session_evicted_while_it_is_read_is_read_to_its_end(tiny: Path, tmp_path: Path) -> None:
-    store = SessionStore(tmp_path)
+    store = PromptCacheStore(tmp_path)
     with opened(tiny, store) as session:
-        session.advance_to(DOCUMENT)
+        session.set_prompt(DOCUMENT)
         [kept] = store.kept()
         with proven(kept) as path:
-            SessionStore(tmp_path).remove([kept])
+            PromptCacheStore(tmp_path).remove([kept])
             session.load_state(str(path), DOCUMENT)
         assert session.tokens == DOCUMENT
-        session.keep(0)
-        store.recall(session, DOCUMENT)
+        session.truncate(0)
+        store.restore(session, DOCUMENT)
         assert session.tokens == []
 
 
@@ -132,12 +132,12 @@ def test_kill_minus_nine_at_any_moment_leaves_nothing_that_is_loaded_in_part(
         process.kill()
         process.communicate()
         partial += any(path.suffix == ".partial" for path in tmp_path.iterdir())
-        for kept in SessionStore(tmp_path).kept():
+        for kept in PromptCacheStore(tmp_path).kept():
             with proven(kept):
                 pass
     assert partial
-    with opened(tiny, SessionStore(tmp_path)) as session:
-        session.advance_to(DOCUMENT)
+    with opened(tiny, PromptCacheStore(tmp_path)) as session:
+        session.set_prompt(DOCUMENT)
     assert all(path.suffix == ".kv" for path in tmp_path.iterdir())  # the next one cleans up
 
 
@@ -155,8 +155,8 @@ def test_what_a_killed_process_leaves_goes_and_what_a_living_one_writes_stays(
     [left] = tmp_path.iterdir()
     assert left.suffix == ".partial"
     assert left.stat().st_size > 500_000
-    with SessionStore(tmp_path)._partial() as living, opened(tiny, SessionStore(tmp_path)) as session:
-        session.advance_to(DOCUMENT)
+    with PromptCacheStore(tmp_path)._partial() as living, opened(tiny, PromptCacheStore(tmp_path)) as session:
+        session.set_prompt(DOCUMENT)
         assert living.exists()
         assert not left.exists()
     assert [path.suffix for path in tmp_path.iterdir()] == [".kv"]
@@ -180,9 +180,9 @@ with opened(Path(sys.argv[1]), SessionStore(disk / "sessions", 10**9)) as sessio
 @AS_ROOT
 @pytest.mark.parametrize("room", [0, 4096, 500_000, "all but the end"])
 def test_a_full_disk_costs_a_warning_and_nothing_is_left(tiny: Path, tmp_path: Path, room: int | str) -> None:
-    with opened(tiny, SessionStore(tmp_path / "measured")) as session:
+    with opened(tiny, PromptCacheStore(tmp_path / "measured")) as session:
         _, expected, _ = answer(session, DOCUMENT + QUESTION)
-    [kept] = SessionStore(tmp_path / "measured").kept()
+    [kept] = PromptCacheStore(tmp_path / "measured").kept()
     if isinstance(room, str):
         room = kept.state_bytes // 4096 * 4096
     disk = tmp_path / "disk"
@@ -218,8 +218,8 @@ with opened(Path(sys.argv[1]), SessionStore(Path(sys.argv[2]))) as session:
 
 @AS_ROOT
 def test_a_read_only_store_is_read(tiny: Path, tmp_path: Path) -> None:
-    with opened(tiny, SessionStore(tmp_path)) as session:
-        session.advance_to(DOCUMENT + QUESTION)
+    with opened(tiny, PromptCacheStore(tmp_path)) as session:
+        session.set_prompt(DOCUMENT + QUESTION)
     steps = 'mount --bind -o ro "$2" "$2" && mount -o remount,bind,ro "$2"; exec "$0" -c "$1" "$3" "$2"'
     ran = subprocess.run(
         ["unshare", "-m", "sh", "-c", steps, sys.executable, READ_ONLY, str(tmp_path), str(tiny)],
@@ -258,20 +258,20 @@ def test_the_real_model_answers_from_a_kept_document_as_from_reading_it(
     smollm2_gguf: Path, novel: str, tmp_path: Path
 ) -> None:
     options = {"length": 8192, "cache_k": "f16", "cache_v": "f16"}
-    with opened(smollm2_gguf, SessionStore(tmp_path), **options) as session:
+    with opened(smollm2_gguf, PromptCacheStore(tmp_path), **options) as session:
         model = session.context.model
         document = model.tokenize(novel)[:6000]
         questions = [model.tokenize(text, add_special=False) for text in ("\n\nWho is it?", "\n\nWhere?")]
         begun = time.monotonic()
-        session.advance_to(document + questions[0])
+        session.set_prompt(document + questions[0])
         cold = time.monotonic() - begun
         _, expected, _ = answer(session, document + questions[1], 32)
-    with opened(smollm2_gguf, SessionStore(tmp_path), **options) as session:
+    with opened(smollm2_gguf, PromptCacheStore(tmp_path), **options) as session:
         begun = time.monotonic()
         there, found, _ = answer(session, document + questions[1], 1)
         warm = time.monotonic() - begun
         assert there >= len(document)
-        session.advance_to(document + questions[1])
+        session.set_prompt(document + questions[1])
         assert list(answer(session, document + questions[1], 32)[1]) == expected
         assert found == expected[:1]
     assert warm < cold / 10

@@ -24,8 +24,8 @@ from support.tiny_gguf import GRAPHS, WIDE_GRAPHS, linear, text_tokens, write_ti
 
 from pigguf.gguf_io import read_header
 from pigguf.gguf_io.metadata import u32
-from pigguf.inference.engine import Handoff, RuntimeRope
-from pigguf.inference.prompt_cache import SessionStore, cache_key
+from pigguf.inference.engine import FlashAttentionSwitch, RuntimeRope
+from pigguf.inference.prompt_cache import PromptCacheStore, cache_key
 from pigguf.inference.prompt_cache.store import WORTH_KEEPING
 
 LLAMA = next(model for model in WIDE_GRAPHS.values() if model.architecture == "llama")
@@ -51,14 +51,14 @@ def directory(tmp_path: Path) -> Path:
 
 def read_document(path: Path, directory: Path, **options: object) -> None:
     """Another process asked a question about the document."""
-    with opened(path, SessionStore(directory), **options) as session:
-        assert session.advance_to(DOCUMENT + QUESTION) == 0
+    with opened(path, PromptCacheStore(directory), **options) as session:
+        assert session.set_prompt(DOCUMENT + QUESTION) == 0
 
 
 def recalled(path: Path, directory: Path, rope: RuntimeRope | None = None, **options: object) -> int:
     """How many tokens of another question about the document are there."""
-    with opened(path, SessionStore(directory), rope, **options) as session:
-        return session.advance_to(DOCUMENT + ANOTHER)
+    with opened(path, PromptCacheStore(directory), rope, **options) as session:
+        return session.set_prompt(DOCUMENT + ANOTHER)
 
 
 # ---- the same answers --------------------------------------------------------------------------------
@@ -71,11 +71,11 @@ def test_a_restored_session_computes_what_one_that_was_never_closed_does(
     wide: Path, directory: Path, cache_k: str, cache_v: str
 ) -> None:
     options = {"cache_k": cache_k, "cache_v": cache_v}
-    with opened(wide, SessionStore(directory), **options) as session:
-        session.advance_to(DOCUMENT + QUESTION)
+    with opened(wide, PromptCacheStore(directory), **options) as session:
+        session.set_prompt(DOCUMENT + QUESTION)
         there, expected, logits = answer(session, DOCUMENT + ANOTHER)
         assert there == len(DOCUMENT)
-    with opened(wide, SessionStore(directory), **options) as session:
+    with opened(wide, PromptCacheStore(directory), **options) as session:
         there, found, restored = answer(session, DOCUMENT + ANOTHER)
     assert there == len(DOCUMENT)
     assert found == expected
@@ -87,7 +87,7 @@ FORMS = (
     {"flash_attention": False},
     {"flash_attention": True, "sequences": 3},
     {"flash_attention": False, "sequences": 2},
-    {"handoff": Handoff(decode=1, prefill=None, prompt=1), "cache_k": "f32", "cache_v": "f32"},
+    {"handoff": FlashAttentionSwitch(decode=1, prefill=None, prompt=1), "cache_k": "f32", "cache_v": "f32"},
 )
 
 
@@ -97,10 +97,10 @@ def test_a_state_serves_every_layout_of_the_cache(
     tiny: Path, directory: Path, before: dict[str, object], later: dict[str, object]
 ) -> None:
     with opened(tiny, None, **later) as session:
-        session.feed(DOCUMENT)
+        session.prefill(DOCUMENT)
         _, expected, logits = answer(session, DOCUMENT + ANOTHER)
     read_document(tiny, directory, **before)
-    with opened(tiny, SessionStore(directory), **later) as session:
+    with opened(tiny, PromptCacheStore(directory), **later) as session:
         there, found, restored = answer(session, DOCUMENT + ANOTHER)
     assert there == len(DOCUMENT)
     assert found == expected
@@ -108,9 +108,9 @@ def test_a_state_serves_every_layout_of_the_cache(
 
 
 def test_the_same_question_again_is_there_whole(tiny: Path, directory: Path) -> None:
-    with opened(tiny, SessionStore(directory)) as session:
+    with opened(tiny, PromptCacheStore(directory)) as session:
         _, expected, _ = answer(session, DOCUMENT + QUESTION)
-    with opened(tiny, SessionStore(directory)) as session:
+    with opened(tiny, PromptCacheStore(directory)) as session:
         there, found, _ = answer(session, DOCUMENT + QUESTION)
     assert there == len(DOCUMENT + QUESTION)
     assert found == expected
@@ -125,20 +125,20 @@ def test_what_was_read_before_ctrl_c_is_kept(tiny: Path, directory: Path) -> Non
             if self.read >= 1024:
                 raise KeyboardInterrupt
 
-    with opened(tiny, SessionStore(directory)) as session, pytest.raises(KeyboardInterrupt):
-        session.advance_to(DOCUMENT, Impatient())
+    with opened(tiny, PromptCacheStore(directory)) as session, pytest.raises(KeyboardInterrupt):
+        session.set_prompt(DOCUMENT, Impatient())
     assert recalled(tiny, directory) == 1024
 
 
 def test_the_longest_common_beginning_is_taken(tiny: Path, directory: Path) -> None:
     other = DOCUMENT[:300] + text_tokens(1400, seed=7)
-    with opened(tiny, SessionStore(directory)) as session:
+    with opened(tiny, PromptCacheStore(directory)) as session:
         for prompt in (other, DOCUMENT + QUESTION):
-            session.keep(0)
-            session.advance_to(prompt)
+            session.truncate(0)
+            session.set_prompt(prompt)
     assert recalled(tiny, directory) == len(DOCUMENT)
-    with opened(tiny, SessionStore(directory)) as session:
-        assert session.advance_to(other[:1000] + ANOTHER) == 1000
+    with opened(tiny, PromptCacheStore(directory)) as session:
+        assert session.set_prompt(other[:1000] + ANOTHER) == 1000
 
 
 def test_what_the_session_holds_is_not_loaded_again(
@@ -146,28 +146,28 @@ def test_what_the_session_holds_is_not_loaded_again(
 ) -> None:
     read_document(tiny, directory)
     loads: list[str] = []
-    with opened(tiny, SessionStore(directory)) as session:
+    with opened(tiny, PromptCacheStore(directory)) as session:
         monkeypatch.setattr(session, "load_state", lambda path, tokens: loads.append(path))
-        session.feed(DOCUMENT[:1470])
-        assert session.advance_to(DOCUMENT + ANOTHER) == 1470  # 30 tokens are computed sooner than loaded
+        session.prefill(DOCUMENT[:1470])
+        assert session.set_prompt(DOCUMENT + ANOTHER) == 1470  # 30 tokens are computed sooner than loaded
         assert loads == []
 
 
 def test_a_beginning_that_is_sooner_computed_than_loaded_is_computed(tiny: Path, directory: Path) -> None:
-    with opened(tiny, SessionStore(directory)) as session:
-        session.advance_to(text_tokens(WINDOW))
-        session.keep(0)
-        assert session.advance_to(text_tokens(WINDOW)[:100] + ANOTHER) == 0
-        session.keep(0)
-        assert session.advance_to(text_tokens(WINDOW)[:200] + ANOTHER) == 200
+    with opened(tiny, PromptCacheStore(directory)) as session:
+        session.set_prompt(text_tokens(WINDOW))
+        session.truncate(0)
+        assert session.set_prompt(text_tokens(WINDOW)[:100] + ANOTHER) == 0
+        session.truncate(0)
+        assert session.set_prompt(text_tokens(WINDOW)[:200] + ANOTHER) == 200
 
 
 def test_a_session_longer_than_the_window_is_passed_over(
     tiny: Path, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     read_document(tiny, directory)
-    with opened(tiny, SessionStore(directory), length=1280) as session:
-        assert session.advance_to(DOCUMENT[:1000]) == 0
+    with opened(tiny, PromptCacheStore(directory), length=1280) as session:
+        assert session.set_prompt(DOCUMENT[:1000]) == 0
     assert not caplog.records
 
 
@@ -263,11 +263,11 @@ def test_a_model_that_changes_after_it_was_opened_keeps_nothing(
 ) -> None:
     """What is computed with the old weights must not be taken for the new file's."""
     path = write_model(tmp_path / "model.gguf")
-    with opened(path, SessionStore(directory)) as session:
+    with opened(path, PromptCacheStore(directory)) as session:
         replacement = write_tiny(tmp_path / "new.gguf", linear(2.0, WINDOW))
         replacement.replace(path)
-        session.advance_to(DOCUMENT)
-        session.advance_to(DOCUMENT + QUESTION)
+        session.set_prompt(DOCUMENT)
+        session.set_prompt(DOCUMENT + QUESTION)
     [told] = caplog.records
     assert "was changed after it was opened" in told.message
     assert not directory.exists()
@@ -276,8 +276,8 @@ def test_a_model_that_changes_after_it_was_opened_keeps_nothing(
 def test_sliding_layers_are_neither_kept_nor_recalled(directory: Path, tmp_path: Path) -> None:
     """llama.cpp saves what their window sees, and a state without the rest cannot be cut back."""
     path = write_tiny(tmp_path / "g.gguf", {"gemma3.context_length": u32(WINDOW)}, model=GEMMA3)
-    with opened(path, SessionStore(directory)) as session:
-        session.advance_to(DOCUMENT)
+    with opened(path, PromptCacheStore(directory)) as session:
+        session.set_prompt(DOCUMENT)
     assert not directory.exists()
 
 
@@ -287,19 +287,19 @@ def test_sliding_layers_are_neither_kept_nor_recalled(directory: Path, tmp_path:
 def test_only_long_reading_is_kept_and_a_grown_conversation_replaces_itself(
     tiny: Path, directory: Path
 ) -> None:
-    store = SessionStore(directory)
+    store = PromptCacheStore(directory)
     long = text_tokens(3000)
     with opened(tiny, store) as session:
-        session.advance_to(long[: WORTH_KEEPING - 1])
+        session.set_prompt(long[: WORTH_KEEPING - 1])
         assert store.kept() == []
-        session.advance_to(long[:WORTH_KEEPING])
+        session.set_prompt(long[:WORTH_KEEPING])
         [first] = store.kept()
-        session.advance_to(long[: 2 * WORTH_KEEPING - 1])
+        session.set_prompt(long[: 2 * WORTH_KEEPING - 1])
         assert store.kept() == [first]
-        session.advance_to(long[: 2 * WORTH_KEEPING])
+        session.set_prompt(long[: 2 * WORTH_KEEPING])
         [second] = store.kept()
         assert (first.tokens, second.tokens) == (WORTH_KEEPING, 2 * WORTH_KEEPING)
-        session.advance_to(long[:500] + text_tokens(1600, seed=5))  # which is no continuation
+        session.set_prompt(long[:500] + text_tokens(1600, seed=5))  # which is no continuation
         assert {kept.tokens for kept in store.kept()} == {2 * WORTH_KEEPING, 2100}
 
 
@@ -311,7 +311,7 @@ def test_another_models_document_is_not_taken_for_kept(tiny: Path, directory: Pa
     read_document(tiny, directory)
     read_document(other, directory)
     assert recalled(tiny, directory) == recalled(other, directory) == len(DOCUMENT)
-    assert len(SessionStore(directory).kept()) == 2
+    assert len(PromptCacheStore(directory).kept()) == 2
 
 
 def test_nobody_else_can_read_it_and_no_name_tells_of_it(tiny: Path, directory: Path) -> None:
@@ -331,24 +331,24 @@ def test_nobody_else_can_read_it_and_no_name_tells_of_it(tiny: Path, directory: 
 
 def test_what_was_not_used_for_longest_makes_room(tiny: Path, directory: Path) -> None:
     documents = [text_tokens(1500, seed) for seed in (11, 12, 13, 14)]
-    store = SessionStore(directory)
+    store = PromptCacheStore(directory)
     with opened(tiny, store) as session:
         for age, document in enumerate(documents[:3]):
-            session.keep(0)
-            session.advance_to(document)
+            session.truncate(0)
+            session.set_prompt(document)
             os.utime(store.kept()[0].path, (1000 + age, 1000 + age))  # the one just made
         sizes = [kept.bytes for kept in store.kept()]
-        small = SessionStore(directory, budget=sum(sizes) + sizes[0] // 2)
+        small = PromptCacheStore(directory, budget=sum(sizes) + sizes[0] // 2)
 
         def there(document: list[int]) -> bool:
-            session.keep(0)
-            small.recall(session, document)
-            return session.length > 0
+            session.truncate(0)
+            small.restore(session, document)
+            return session.n_past > 0
 
         assert there(documents[0])  # the oldest, which is used now
-        session.keep(0)
-        session.feed(documents[3])
-        small.keep(session)
+        session.truncate(0)
+        session.prefill(documents[3])
+        small.save(session)
         assert [there(document) for document in documents] == [True, False, True, True]
     assert sum(kept.bytes for kept in store.kept()) <= small.budget()
 
@@ -357,12 +357,12 @@ def test_a_state_larger_than_the_budget_costs_the_others_nothing(
     tiny: Path, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     read_document(tiny, directory)
-    [kept] = SessionStore(directory).kept()
-    with opened(tiny, SessionStore(directory, budget=kept.bytes + 1000)) as session:
+    [kept] = PromptCacheStore(directory).kept()
+    with opened(tiny, PromptCacheStore(directory, budget=kept.bytes + 1000)) as session:
         for seed in (20, 21):
-            session.keep(0)
-            session.advance_to(text_tokens(3000, seed))
-    assert SessionStore(directory).kept() == [kept]
+            session.truncate(0)
+            session.set_prompt(text_tokens(3000, seed))
+    assert PromptCacheStore(directory).kept() == [kept]
     [told] = caplog.records
     assert "kept sessions may take" in told.message
     assert "PIGGUF_SESSIONS_BUDGET" in told.message
@@ -371,8 +371,8 @@ def test_a_state_larger_than_the_budget_costs_the_others_nothing(
 def test_the_models_bytes_are_read_once(tiny: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_document(tiny, directory)
     monkeypatch.delattr(cache_key.xxhash, "xxh3_128")  # of states and models; stamps and keys have others
-    with opened(tiny, SessionStore(directory)) as session:
-        assert SessionStore(directory)._hash(session.context.model)
+    with opened(tiny, PromptCacheStore(directory)) as session:
+        assert PromptCacheStore(directory)._hash(session.context.model)
 
 
 # ---- damage ------------------------------------------------------------------------------------------
@@ -401,14 +401,14 @@ def test_what_is_damaged_at_any_byte_is_never_loaded_and_goes(
     tiny: Path, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     read_document(tiny, directory)
-    [kept] = SessionStore(directory).kept()
+    [kept] = PromptCacheStore(directory).kept()
     data = kept.path.read_bytes()
     prompt = DOCUMENT + ANOTHER
     with opened(tiny, None) as session:
         for what, damage in damages(len(data), kept.state_bytes):
             kept.path.write_bytes(damage(data))
             caplog.clear()
-            SessionStore(directory).recall(session, prompt)
+            PromptCacheStore(directory).restore(session, prompt)
             assert session.tokens == [], what
             if what in {f"bit at {at}" for at in range(12, 24)} and not caplog.records:
                 continue  # one of the first tokens is another: too little is common to be looked at
@@ -416,13 +416,13 @@ def test_what_is_damaged_at_any_byte_is_never_loaded_and_goes(
             assert "is removed" in told.message, what
             assert not kept.path.exists(), what
         kept.path.write_bytes(data)
-        SessionStore(directory).recall(session, prompt)
+        PromptCacheStore(directory).restore(session, prompt)
         assert session.tokens == DOCUMENT
 
 
 def test_a_damaged_session_is_kept_anew(tiny: Path, directory: Path) -> None:
     read_document(tiny, directory)
-    [kept] = SessionStore(directory).kept()
+    [kept] = PromptCacheStore(directory).kept()
     with kept.path.open("r+b") as file:
         file.seek(kept.state_bytes // 2)
         file.write(b"damage")
@@ -432,9 +432,11 @@ def test_a_damaged_session_is_kept_anew(tiny: Path, directory: Path) -> None:
 
 def test_a_shorter_session_serves_where_the_longest_is_damaged(tiny: Path, directory: Path) -> None:
     read_document(tiny, directory)
-    with opened(tiny, SessionStore(directory)) as session:
-        session.advance_to(DOCUMENT[:1400] + text_tokens(1100, seed=4))
-    longest, _ = sorted(SessionStore(directory).kept(), key=lambda kept: kept.tokens == 1520, reverse=True)
+    with opened(tiny, PromptCacheStore(directory)) as session:
+        session.set_prompt(DOCUMENT[:1400] + text_tokens(1100, seed=4))
+    longest, _ = sorted(
+        PromptCacheStore(directory).kept(), key=lambda kept: kept.tokens == 1520, reverse=True
+    )
     data = bytearray(longest.path.read_bytes())
     data[20000] ^= 1
     longest.path.write_bytes(data)
@@ -443,14 +445,14 @@ def test_a_shorter_session_serves_where_the_longest_is_damaged(tiny: Path, direc
 
 def test_what_is_no_plain_file_is_let_be(tiny: Path, directory: Path) -> None:
     read_document(tiny, directory)
-    [kept] = SessionStore(directory).kept()
+    [kept] = PromptCacheStore(directory).kept()
     prefix = kept.path.name.split("-")[0]
     os.mkfifo(directory / f"{prefix}-00000000.kv")
     (directory / f"{prefix}-00000001.kv").mkdir()
     (directory / f"{prefix}-00000002.kv").symlink_to(directory / "nowhere")
     (directory / "notes.txt").write_text("mine")
     assert recalled(tiny, directory) == len(DOCUMENT)
-    assert SessionStore(directory).clear() == 1
+    assert PromptCacheStore(directory).clear() == 1
     assert len(list(directory.iterdir())) == 4
 
 
@@ -463,9 +465,9 @@ def test_where_the_directory_cannot_be_made_the_chat_goes_on_with_one_warning(
     (tmp_path / "file").write_text("")
     with opened(tiny, None) as session:
         _, expected, _ = answer(session, DOCUMENT + QUESTION)
-    with opened(tiny, SessionStore(tmp_path / "file" / "sessions")) as session:
+    with opened(tiny, PromptCacheStore(tmp_path / "file" / "sessions")) as session:
         _, found, _ = answer(session, DOCUMENT + QUESTION)
-        session.keep(0)
+        session.truncate(0)
         answer(session, DOCUMENT + QUESTION)
     assert found == expected
     [told] = caplog.records

@@ -22,9 +22,9 @@ from support.tiny_gguf import text_tokens, write_deep
 from support.worker_process import WorkerProcess, started_workers
 
 from pigguf.errors import DoesNotFit, EngineError, UsageError, WorkerLost
-from pigguf.inference.engine import Context, ContextOptions, Model, Sampling, Session
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
 from pigguf.inference.local_model import open_model
-from pigguf.inference.open_context import RunSettings, open_session
+from pigguf.inference.open_context import RunConfig, open_session
 from pigguf.inference.planning import Resources, choose, find_resources, plan
 from pigguf.inference.rpc.client import Workers, connect, connected
 from pigguf.llama_cpp_internals.rpc_protocol import GRAPHS, HELLO_DATA, VERSION, Command, Peer, host_and_port
@@ -59,8 +59,8 @@ def running(path: Path, workers: Workers | None, options: ContextOptions = OPTIO
 
 
 def greedy(session: Session, prompt: list[int], count: int) -> list[int]:
-    session.feed(prompt)
-    return list(session.generate(Sampling(temperature=0), limit=count))
+    session.prefill(prompt)
+    return list(session.generate(SamplingParams(temperature=0), limit=count))
 
 
 def addresses(workers: list[WorkerProcess]) -> list[str]:
@@ -85,7 +85,9 @@ def test_a_real_model_s_answer_is_the_same(start: Start, smollm2_gguf: Path) -> 
     three = [start() for _ in range(3)]
     for count in (0, 1, 2, 3):
         named = tuple(addresses(three[:count]))
-        settings = RunSettings(1024, prefill="llama.cpp", flash_attention=True, sessions=False, workers=named)
+        settings = RunConfig(
+            1024, prefill="llama.cpp", flash_attention=True, prompt_cache=False, workers=named
+        )
         with open_session(smollm2_gguf, settings) as session:
             prompt = session.context.model.tokenize("It is a truth universally acknowledged, that")
             answers.append(greedy(session, prompt, 32))
@@ -97,10 +99,10 @@ def test_an_app_says_who_takes_what(start: Start, smollm2_gguf: Path) -> None:
     before = [free_of(worker) for worker in two]
     named = addresses(two)
     with open_model(smollm2_gguf, 512, gpu_layers="all", workers=named, split=[0, 1]) as model:
-        text = "".join(model.generate("It is a truth", Sampling(temperature=0), max_tokens=8))
+        text = "".join(model.generate("It is a truth", SamplingParams(temperature=0), max_tokens=8))
         taken = [most - free_of(worker) for most, worker in zip(before, two, strict=True)]
     with open_model(smollm2_gguf, 512, gpu_layers=0, flash_attention=True) as model:
-        assert text == "".join(model.generate("It is a truth", Sampling(temperature=0), max_tokens=8))
+        assert text == "".join(model.generate("It is a truth", SamplingParams(temperature=0), max_tokens=8))
     assert taken[0] < 10 << 20 < taken[1]
 
 
@@ -115,7 +117,7 @@ def test_models_are_loaded_by_the_same_thread_again(start: Start, tiny: Path) ->
 def test_a_state_goes_to_workers_and_comes_back(start: Start, tiny: Path) -> None:
     prompt = text_tokens(200)
     with running(tiny, None) as session:
-        session.feed(prompt)
+        session.prefill(prompt)
         state = session.context.state(0)
     with connect([start().address, start().address]) as workers, running(tiny, workers) as session:
         session.context.set_state(0, state)
@@ -129,13 +131,13 @@ def test_what_was_read_stays_read_for_both(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = write_model(tmp_path / "tiny.gguf")
-    spread = RunSettings(2048, gpu_layers="all", workers=(start().address, start().address))
-    alone = RunSettings(2048, gpu_layers=0, prefill="llama.cpp", flash_attention=False)  # V lies transposed
+    spread = RunConfig(2048, gpu_layers="all", workers=(start().address, start().address))
+    alone = RunConfig(2048, gpu_layers=0, prefill="llama.cpp", flash_attention=False)  # V lies transposed
     found, drawn = [], []
     for settings in (spread, alone) if kept_by == "workers" else (alone, spread):
         with open_session(path, settings) as session:
-            found.append(session.advance_to(text_tokens(1200)))
-            drawn.append(list(session.generate(Sampling(temperature=0), limit=8)))
+            found.append(session.set_prompt(text_tokens(1200)))
+            drawn.append(list(session.generate(SamplingParams(temperature=0), limit=8)))
     assert found == [0, 1200]
     assert drawn[0] == drawn[1]
 
@@ -239,11 +241,11 @@ def test_one_that_fails_in_the_middle_of_an_answer(
 ) -> None:
     two = [start(), start()]
     with connect(addresses(two)) as workers, running(smollm2_gguf, workers) as session:
-        session.feed(session.context.model.tokenize("Once upon a time"))
+        session.prefill(session.context.model.tokenize("Once upon a time"))
         drawn = 0
         begun = time.monotonic()
         with pytest.raises(WorkerLost, match=f"{two[which].address} .*{failure.words}"):
-            for _ in session.generate(Sampling(temperature=0), limit=1000):
+            for _ in session.generate(SamplingParams(temperature=0), limit=1000):
                 drawn += 1
                 if drawn == 5:
                     two[which].signal(failure.number)
@@ -251,7 +253,7 @@ def test_one_that_fails_in_the_middle_of_an_answer(
         assert drawn >= 5
         assert time.monotonic() - begun < SOON
         with pytest.raises(WorkerLost):
-            session.feed([1])
+            session.prefill([1])
         with pytest.raises(WorkerLost):
             session.context.state(0)
     assert time.monotonic() - begun < SOON
@@ -269,7 +271,7 @@ def test_one_that_fails_while_a_prompt_is_read(
         fails.start()
         begun = time.monotonic()
         with pytest.raises(WorkerLost, match=failure.words):
-            session.feed(tokens)
+            session.prefill(tokens)
         assert time.monotonic() - begun < 1.5 + SOON
 
 
@@ -313,7 +315,7 @@ class Partway(Silent):
 
 def test_one_that_dies_in_the_middle_of_a_load_leaves_nothing_open(start: Start, smollm2_gguf: Path) -> None:
     two = [start("--memory", "1G"), start("--memory", "1G")]
-    settings = RunSettings(1024, sessions=False, workers=tuple(addresses(two)))
+    settings = RunConfig(1024, prompt_cache=False, workers=tuple(addresses(two)))
     dying = Partway(lambda: two[1].signal(signal.SIGKILL))
     with (
         pytest.raises(WorkerLost, match=f"{two[1].address} went away"),
@@ -367,7 +369,7 @@ def test_one_that_computes_for_long_is_not_taken_for_lost(
     with connect([start().address]) as workers, running(smollm2_gguf, workers, options) as session:
         tokens = session.context.model.tokenize(novel)[:2048]
         begun = time.monotonic()
-        session.feed(tokens)
+        session.prefill(tokens)
         assert time.monotonic() - begun > 2 * 0.5
 
 
@@ -384,7 +386,7 @@ def test_a_prompt_is_not_sent_ahead_of_what_is_computed(
 
     with connect([start().address]) as workers, running(tiny, workers, replace(OPTIONS, batch=64)) as session:
         monkeypatch.setattr(Peer, "send", noted)
-        session.feed(text_tokens(640))
+        session.prefill(text_tokens(640))
     waits = [
         command in GRAPHS
         for command in sent
@@ -464,9 +466,9 @@ def test_the_version_is_the_library_s_own(start: Start) -> None:
 def test_a_second_client_is_told_and_the_first_one_goes_on(start: Start, tiny: Path) -> None:
     worker, prompt = start(), text_tokens(50)
     with connect([worker.address]) as workers, running(tiny, workers) as session:
-        session.feed(prompt)
+        session.prefill(prompt)
         assert refusal(worker.address) == f"the worker {worker.address} serves another client"
-        assert len(list(session.generate(Sampling(temperature=0), limit=5))) == 5
+        assert len(list(session.generate(SamplingParams(temperature=0), limit=5))) == 5
     connect([worker.address]).close()
 
 
@@ -476,7 +478,7 @@ def test_one_that_computes_for_a_client_that_left_is_not_free_yet(start: Start, 
     with connect([worker.address]) as workers, running(smollm2_gguf, workers, options) as session:
         threading.Timer(1.0, workers.close).start()
         with pytest.raises(WorkerLost, match="was left"):
-            session.feed([1] * 8192)
+            session.prefill([1] * 8192)
     assert refusal(worker.address) == f"the worker {worker.address} serves another client"
 
 

@@ -21,12 +21,12 @@ from support.tiny_checkpoints import make_checkpoint
 from support.tiny_gguf import GRAPHS, linear, text_tokens, write_tiny
 
 import pigguf
-from pigguf.common.numerics import divergence
+from pigguf.common.numerics import kl_divergence
 from pigguf.errors import Interrupted
 from pigguf.gguf_io import TensorType
 from pigguf.gguf_io.metadata import Typed, f32, string, u32
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope, Session
-from pigguf.inference.torch_prefill import HybridReader, forward, prefill
+from pigguf.inference.torch_prefill import TorchPrefiller, forward, prefill
 from pigguf.inference.torch_prefill.backend import PART
 from pigguf.inference.torch_prefill.kv_cache import Cache
 from pigguf.llama_cpp_internals import kv_state_layout
@@ -53,11 +53,11 @@ def session_of(path: Path, *, hybrid: bool = True, **options: Any) -> Iterator[S
     with Model.open(path, gpu_layers=0) as model:
         made = ContextOptions(**{"length": min(6000, model.context_length), **options})
         reader = _Always(model, made) if hybrid else None
-        with Context(model, made, reader=reader) as context, context.sequence() as session:
+        with Context(model, made, prefiller=reader) as context, context.sequence() as session:
             yield session
 
 
-class _Always(HybridReader):
+class _Always(TorchPrefiller):
     """Worth it for every prompt, whatever the CPU."""
 
     def is_worth(self, held: int, count: int) -> bool:
@@ -67,7 +67,7 @@ class _Always(HybridReader):
 def read(path: Path, tokens: list[int], *, hybrid: bool, **options: Any) -> tuple[bytearray, np.ndarray]:
     """The state after reading tokens, and the logits after the last."""
     with session_of(path, hybrid=hybrid, **options) as session:
-        session.advance_to(tokens)
+        session.set_prompt(tokens)
         assert session.tokens == tokens
         return session.export_state(), session.context.logits(-1).copy()
 
@@ -75,7 +75,7 @@ def read(path: Path, tokens: list[int], *, hybrid: bool, **options: Any) -> tupl
 def continued(path: Path, tokens: list[int], more: list[int], *, hybrid: bool) -> list[np.ndarray]:
     """The logits after each token of `more`, which llama.cpp computes behind what was read."""
     with session_of(path, hybrid=hybrid) as session:
-        session.advance_to(tokens)
+        session.set_prompt(tokens)
         return [logits for _, logits in session.evaluate(more, range(len(more)))]
 
 
@@ -130,7 +130,7 @@ def test_every_layer_and_what_follows_are_llama_cpps(family: str, type_: str, tm
     (ours, _), (theirs, _) = (read(path, tokens, hybrid=hybrid) for hybrid in (True, False))
     assert_alike(ours, theirs)
     logits, expected = (continued(path, tokens, tokens[:100], hybrid=hybrid) for hybrid in (True, False))
-    kl, same, *_ = np.mean([divergence(*pair, 0) for pair in zip(expected, logits, strict=True)], axis=0)
+    kl, same, *_ = np.mean([kl_divergence(*pair, 0) for pair in zip(expected, logits, strict=True)], axis=0)
     assert kl < 3e-4  # a twentieth of what a lost factor makes of it
     assert same >= 0.95
 
@@ -193,7 +193,7 @@ def test_every_cache_is_filled_in_its_own_types_and_orientation(
         read(tiny, tokens, hybrid=hybrid, **options) for hybrid in (True, False)
     )
     assert_alike(ours, theirs)
-    assert divergence(expected, logits, 0)[0] < 0.02
+    assert kl_divergence(expected, logits, 0)[0] < 0.02
 
 
 def test_a_kernel_of_torchs_own_reads_the_same(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,9 +209,9 @@ def test_a_kernel_of_torchs_own_reads_the_same(tiny: Path, monkeypatch: pytest.M
 def test_a_session_that_holds_tokens_goes_on_from_them(tiny: Path) -> None:
     tokens = text_tokens(5000)
     with session_of(tiny) as session:
-        session.feed(tokens[:1111])
+        session.prefill(tokens[:1111])
         before = by_layers(session.export_state())
-        assert session.advance_to(tokens) == 1111
+        assert session.set_prompt(tokens) == 1111
         ours = session.export_state()
     theirs, _ = read(tiny, tokens, hybrid=False)
     assert_alike(ours, theirs)
@@ -227,13 +227,13 @@ def test_cells_that_lie_in_another_order_than_their_positions(tiny: Path, flash:
     states = []
     for hybrid in (True, False):
         with session_of(tiny, hybrid=hybrid, flash_attention=flash) as session:
-            session.feed(tokens[:400])
-            session.drop(20, 150)
-            session.feed(tokens[400:500])
+            session.prefill(tokens[:400])
+            session.shift(20, 150)
+            session.prefill(tokens[400:500])
             if hybrid:
                 positions = kv_state_layout.read_layout(session.export_state()).positions
                 assert (np.diff(positions) != 1).any()
-            session.advance_to([*session.tokens, *tokens[500:]])
+            session.set_prompt([*session.tokens, *tokens[500:]])
             states.append(session.export_state())
     ours, theirs = states
     order = kv_state_layout.read_layout(theirs).positions.argsort()
@@ -247,7 +247,7 @@ def test_cells_that_lie_in_another_order_than_their_positions(tiny: Path, flash:
 def test_progress_is_told_in_small_parts_and_adds_up(tiny: Path) -> None:
     told = Told()
     with session_of(tiny) as session:
-        session.advance_to(text_tokens(5001), told)
+        session.set_prompt(text_tokens(5001), told)
     (name, total, unit), *_ = told.begun
     assert (name, total, unit) == ("prefill", 5000, "tokens")
     amounts = told.amounts[: told.ends[0]]
@@ -263,9 +263,9 @@ def test_an_interrupted_reading_keeps_the_parts_that_were_done_and_can_go_on(tin
     tokens = text_tokens(5500)
     with session_of(tiny) as session:
         with pytest.raises(Interrupted, match=f"after {16 + PART:,} tokens"):
-            session.advance_to(tokens, Told(at=16 + PART + 100, call=session.interrupt))
+            session.set_prompt(tokens, Told(at=16 + PART + 100, call=session.interrupt))
         assert session.tokens == tokens[: 16 + PART]
-        assert session.advance_to(tokens) == 16 + PART
+        assert session.set_prompt(tokens) == 16 + PART
         ours = session.export_state()
     theirs, _ = read(tiny, tokens, hybrid=False)
     assert_alike(ours, theirs)
@@ -275,20 +275,20 @@ def test_an_interruption_in_the_first_part_leaves_what_llama_cpp_has_read(tiny: 
     tokens = text_tokens(3000)
     with session_of(tiny) as session:
         with pytest.raises(Interrupted):
-            session.advance_to(tokens, Told(at=20, call=session.interrupt))
+            session.set_prompt(tokens, Told(at=20, call=session.interrupt))
         assert session.tokens == tokens[:16]
-        assert session.advance_to(tokens) == 16
+        assert session.set_prompt(tokens) == 16
 
 
 def test_ctrl_c_keeps_the_parts_that_were_done(tiny: Path) -> None:
     tokens = text_tokens(5500)
     with session_of(tiny) as session:
         with pytest.raises(KeyboardInterrupt):
-            session.advance_to(
+            session.set_prompt(
                 tokens, Told(at=16 + PART + 100, call=lambda: signal.raise_signal(signal.SIGINT))
             )
         assert session.tokens == tokens[: 16 + PART]
-        session.feed(tokens[16 + PART :])
+        session.prefill(tokens[16 + PART :])
         ours = session.export_state()
     assert_alike(ours, read(tiny, tokens, hybrid=False)[0])
 
@@ -301,9 +301,9 @@ def warned_and_read_by_llama_cpp(
 ) -> list[str]:
     """Read tokens with the hybrid reader where it must give up: llama.cpp's state, and the warnings."""
     with caplog.at_level(logging.WARNING, "pigguf"), session_of(path, length=600) as session:
-        session.advance_to(tokens)
+        session.set_prompt(tokens)
         assert session.tokens == tokens
-        assert not session.context.reader.is_worth(0, 500)  # type: ignore[union-attr]
+        assert not session.context.prefiller.is_worth(0, 500)  # type: ignore[union-attr]
         ours = session.export_state()
     theirs, _ = read(path, tokens, hybrid=False, length=600)
     assert_alike(ours, theirs, 1e-3)
@@ -321,9 +321,9 @@ def test_positions_read_otherwise_are_found_out(
         if lie == "pairs":
             shape = replace(shape, neighbours=not shape.neighbours)
         elif lie == "factor":
-            rope = replace(rope, kind="none", factor=1.0)
+            rope = replace(rope, rope_type="none", factor=1.0)
         else:
-            rope = replace(rope, base=100.0)
+            rope = replace(rope, rope_theta=100.0)
         original(self, shape, rope, *rest)
 
     monkeypatch.setattr(forward.Forward, "__init__", lying)
@@ -339,8 +339,8 @@ def test_a_factor_given_at_run_time_holds_here_too(tiny: Path) -> None:
         with Model.open(tiny, gpu_layers=0, rope=RuntimeRope(factor=2.0)) as model:
             options = ContextOptions(length=600)
             reader = _Always(model, options) if hybrid else None
-            with Context(model, options, reader=reader) as context, context.sequence() as session:
-                session.advance_to(tokens)
+            with Context(model, options, prefiller=reader) as context, context.sequence() as session:
+                session.set_prompt(tokens)
                 states.append(session.export_state())
     assert_alike(*states)
     assert apart(by_layers(states[0])[0][0], by_layers(read(tiny, tokens, hybrid=False)[0])[0][0]) > 0.1

@@ -12,7 +12,7 @@ from support.tiny_gguf import GRAPHS, SHAPES, WIDTH, linear, write_tiny
 from pigguf.gguf_io import TensorType, read_header
 from pigguf.gguf_io.metadata import Typed, array, f32, string, u32
 from pigguf.inference.engine import ContextOptions, Model
-from pigguf.inference.torch_prefill import HybridReader, backend
+from pigguf.inference.torch_prefill import TorchPrefiller, backend
 from pigguf.inference.torch_prefill.supported_models import Shape, read_shape
 from pigguf.rope import rope_from_metadata
 
@@ -99,7 +99,7 @@ def with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("with_bfloat16")
 def test_long_prompts_are_worth_it_and_short_ones_not(model: Model) -> None:
-    found = HybridReader(model, ContextOptions(), least=3000)
+    found = TorchPrefiller(model, ContextOptions(), least=3000)
     assert found.is_supported
     assert [found.is_worth(held, 3000) for held in (0, 9000)] == [True, True]
     assert not found.is_worth(9000, 2999)
@@ -108,19 +108,19 @@ def test_long_prompts_are_worth_it_and_short_ones_not(model: Model) -> None:
 @pytest.mark.usefixtures("with_bfloat16")
 @pytest.mark.parametrize("options", [{"cache_k": "q8_0"}, {"cache_v": "q8_0"}])
 def test_a_quantized_cache_is_left_to_llama_cpp(model: Model, options: dict[str, str]) -> None:
-    assert not HybridReader(model, ContextOptions(**options)).is_worth(0, 10000)  # type: ignore[arg-type]
+    assert not TorchPrefiller(model, ContextOptions(**options)).is_worth(0, 10000)  # type: ignore[arg-type]
 
 
 def test_a_cpu_without_bfloat16_is_left_to_llama_cpp(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "bfloat16_arithmetic", frozenset)
-    assert not HybridReader(model, ContextOptions()).is_worth(0, 10000)
+    assert not TorchPrefiller(model, ContextOptions()).is_worth(0, 10000)
 
 
 @pytest.mark.usefixtures("with_bfloat16")
 def test_what_does_not_fit_into_memory_is_left_to_llama_cpp(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = HybridReader(model, ContextOptions())
+    found = TorchPrefiller(model, ContextOptions())
     assert found.is_worth(0, 10000)
     monkeypatch.setattr(backend, "available_memory", lambda: 4 << 20)
     assert not found.is_worth(0, 10000)
@@ -129,4 +129,4 @@ def test_what_does_not_fit_into_memory_is_left_to_llama_cpp(
 @pytest.mark.usefixtures("with_bfloat16")
 def test_without_torch_nothing_is_worth_it(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not HybridReader(model, ContextOptions()).is_worth(0, 10000)
+    assert not TorchPrefiller(model, ContextOptions()).is_worth(0, 10000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pigguf.inference.engine import Handoff
+from pigguf.inference.engine import FlashAttentionSwitch
 from pigguf.inference.tuning.choose_settings import Move, fastest, flash_attention, seconds, torch_from
 from pigguf.inference.tuning.profile import Speed
 
@@ -73,7 +73,9 @@ def test_a_handoff_is_made_for_prompts_alone_where_they_repay_it() -> None:
     _, handoff = flash_attention(on, off, MOVE)
     assert handoff is not None
     assert handoff.decode == handoff.prefill
-    assert handoff == Handoff(handoff.decode, handoff.prefill)  # no prompt goes back: the usual number
+    assert handoff == FlashAttentionSwitch(
+        handoff.decode, handoff.prefill
+    )  # no prompt goes back: the usual number
 
 
 def test_whole_prompts_are_the_area_below_their_tokens_times() -> None:

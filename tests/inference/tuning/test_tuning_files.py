@@ -15,7 +15,7 @@ from support.tiny_gguf import linear, write_tiny
 from pigguf.errors import OutputError
 from pigguf.gguf_io import GGUFFile, TensorType, read_header
 from pigguf.gguf_io.metadata import string
-from pigguf.inference.engine import Handoff, Model
+from pigguf.inference.engine import FlashAttentionSwitch, Model
 from pigguf.inference.tuning import (
     Measurement,
     Speed,
@@ -31,7 +31,7 @@ TUNING = Tuning(
     threads=3,
     prefill_threads=4,
     batch=256,
-    handoff=Handoff(1024, 4096, 384),
+    handoff=FlashAttentionSwitch(1024, 4096, 384),
     torch_from=2048,
     speeds=(Speed(0, 900.5, 45.25), Speed(4096, None, 20.0)),
     source="measured",
