@@ -18,7 +18,7 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from pigguf._version import __version__
 
 # What goes on in another way than was meant is told here; who wants to hear it adds a handler.
 logging.getLogger("pigguf").addHandler(logging.NullHandler())
@@ -46,9 +46,9 @@ _HOMES = {
     "evaluate": "pigguf.evals",
     "LocalModel": "pigguf.inference.local_model",
     "RopeOverrides": "pigguf.rope",
-    "RunSettings": "pigguf.inference.open_context",
+    "RunConfig": "pigguf.inference.open_context",
     "RuntimeRope": "pigguf.inference.engine.model",
-    "Sampling": "pigguf.inference.engine.sampling",
+    "SamplingParams": "pigguf.inference.engine.sampling",
     "PigError": "pigguf.errors",
     "Progress": "pigguf.progress",
 }

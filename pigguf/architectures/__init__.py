@@ -2,7 +2,7 @@
 
     table.py      what a family's table of tensors is written in: rules, sizes, orders of rows
     keys.py       the same for config keys: flags, numbers, how much of a head is rotated
-    family.py     Family: the table, and what is refused; ModelSpec <-> config and metadata
+    family.py     Family: the table, and what is refused; HParams <-> config and metadata
     rename.py     to_gguf and to_hf: the table applied, in either direction
     llama.py ...  one family each, as data
 

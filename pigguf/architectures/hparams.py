@@ -1,4 +1,4 @@
-"""ModelSpec: the shape of a model, as GGUF's keys name it.
+"""HParams: the shape of a model, as GGUF's keys name it.
 
 Keys and their meaning: llama.cpp src/llama-model.cpp (load_hparams) and gguf-py constants.py.
 Left out: tensor names, and what differs between families (arch/).

@@ -1,6 +1,6 @@
 """Questions about documents, answered inside one window, with the places the answer rests on.
 
-    with open_documents("model.gguf", ["notes/", "report.pdf"], RunSettings(ctx=8192)) as chat:
+    with open_documents("model.gguf", ["notes/", "report.pdf"], RunConfig(ctx=8192)) as chat:
         for text in chat.ask("What was decided?"):
             print(text, end="", flush=True)
         for citation in chat.citations:

@@ -40,7 +40,7 @@ class Checkpoint:
         config: config.json, or what Meta's params.json says in its terms; without quantization_config
             where the weights have been made numbers again.
         tokenizer_config, generation_config: these files, or {} where they are absent.
-        tensors: name -> TensorRef, under transformers' names, in the files' order.
+        tensors: name -> LazyTensor, under transformers' names, in the files' order.
         notes: what was done to the weights that a person should know.
     """
 

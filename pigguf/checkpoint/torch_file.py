@@ -58,7 +58,7 @@ class TorchFile:
 
     Attributes:
         path: the file.
-        tensors: name -> TensorRef, in the file's order.
+        tensors: name -> LazyTensor, in the file's order.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:

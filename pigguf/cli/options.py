@@ -212,7 +212,7 @@ def _shares(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 
 def workers_options(command: Command) -> Command:
-    """--workers and --split, named as RunSettings has them."""
+    """--workers and --split, named as RunConfig has them."""
     command = click.option(
         "--split",
         metavar="A,B,...",
@@ -232,7 +232,7 @@ _FLASH_ATTENTION = {"auto": None, "on": True, "off": False}
 
 
 def setting_options(command: Command) -> Command:
-    """How fast and how small a model runs, each option named as RunSettings has it."""
+    """How fast and how small a model runs, each option named as RunConfig has it."""
     from pigguf.inference.open_context import Prefill
 
     command = click.option(
@@ -246,7 +246,7 @@ def setting_options(command: Command) -> Command:
 
 
 def cached_options(command: Command) -> Command:
-    """Flash attention, the KV cache, and on what the engine computes, each named as RunSettings has it."""
+    """Flash attention, the KV cache, and on what the engine computes, each named as RunConfig has it."""
     command = click.option(
         "--flash-attention",
         type=click.Choice(list(_FLASH_ATTENTION)),
@@ -269,7 +269,7 @@ def sessions_option(command: Command) -> Command:
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a model is run, and what for. Passed as `settings`: RunSettings."""
+    """How a model is run, and what for. Passed as `settings`: RunConfig."""
     from pigguf.inference.open_context import RunConfig
 
     own = [field.name for field in fields(RunConfig) if field.name != "ctx"]

@@ -52,7 +52,7 @@ class EngineOptions:
         threads: CPU threads; None is the machine's cores. They change no figure.
         cache_type: of the KV cache, for K and V.
         flash_attention: None lets llama.cpp choose.
-        workers, split: as RunSettings has them. They change no figure, but for roundings.
+        workers, split: as RunConfig has them. They change no figure, but for roundings.
     """
 
     gpu_layers: GpuLayers = "auto"

@@ -11,7 +11,7 @@ such that it and all smaller ones are answered right in at least 20 % of their t
 
 The paper leaves open how long an input is. Here it grows: the key stays where it is, and what follows it
 makes the distance. That lets one pass over the window ask at all distances of a trial: the cache is cut
-back behind each question to what the next prompt shares with it (Session.advance_to), so that every prompt
+back behind each question to what the next prompt shares with it (Session.set_prompt), so that every prompt
 is, token by token, the one that a prefill of its own would read. What lies before the key is shared by all
 trials. One sequence is enough for that: copies of it (llama_memory_seq_cp) would save no token more, and
 would cost cells, and attention over the cells of other copies. The tokens computed are counted beside

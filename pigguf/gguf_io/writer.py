@@ -58,7 +58,7 @@ class PlannedTensor:
 
     Attributes:
         name, shape, type: what the header says; shape is rows first.
-        slabs: row ranges that cover the tensor in order, rows counted as TensorRef does.
+        slabs: row ranges that cover the tensor in order, rows counted as LazyTensor does.
         encode: encode(start, stop) -> the file's bytes of these rows; called from worker threads.
     """
 

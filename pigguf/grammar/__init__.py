@@ -1,6 +1,6 @@
 """Grammars for the engine's sampler: a JSON schema as llama.cpp's GBNF (its grammars/README.md).
 
-    Sampling(grammar=json_grammar({"type": "object", "properties": {"name": {"type": "string"}}}))
+    SamplingParams(grammar=json_grammar({"type": "object", "properties": {"name": {"type": "string"}}}))
 
 schema.py reads a schema, pattern.py its regular expressions, which automaton.py makes rules of; gbnf.py is
 what all write.

@@ -1,6 +1,6 @@
 """How fast a model reads and writes by depth, and how long the first token takes: measured, never foretold.
 
-    report = bench("model.gguf", depths=(0, 2048, 8192), other=RunSettings(flash_attention=False))
+    report = bench("model.gguf", depths=(0, 2048, 8192), other=RunConfig(flash_attention=False))
 
 At each depth a document of so many random tokens is really read, by the road that chat takes (inference/open_context.py):
 

@@ -62,7 +62,7 @@ def open_model(
         ctx: the window in tokens; None is the file's, or what half of the free memory holds.
         sessions: keep long prompts on disk, and start from them in the next process. An app that wants it
             says so: a prompt takes gigabytes with a large model.
-        gpu_layers, threads, rope, cache_k, cache_v, flash_attention, prefill, workers, split: as RunSettings
+        gpu_layers, threads, rope, cache_k, cache_v, flash_attention, prefill, workers, split: as RunConfig
             has them.
 
     Raises:

@@ -1,7 +1,7 @@
 """A model opened the way it runs best on this machine: planned, tuned, and with what was read before.
 
-    with open_session("model.gguf", RunSettings(ctx=32768)) as session:
-        session.advance_to(session.context.model.tokenize(text))
+    with open_session("model.gguf", RunConfig(ctx=32768)) as session:
+        session.set_prompt(session.context.model.tokenize(text))
     with open_context("model.gguf", sequences=4) as context: ...      for several users (serve/)
 
 What fits is settled before anything is loaded (inference/planning.py); threads, batches and flash attention are what

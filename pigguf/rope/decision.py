@@ -92,7 +92,7 @@ def decide(claims: list[Claim]) -> RopeScaling:
         decided,
         evidence=tuple(claim.evidence for claim in claims),
         decisions=(*known, *decided.decisions),
-        local_base=_decide_local_base(facts, decided),
+        local_rope_theta=_decide_local_base(facts, decided),
     )
 
 

@@ -1,6 +1,6 @@
 """The host: an open context and its scheduler, and another one in their place when a worker was lost.
 
-    with Host("model.gguf", RunSettings(workers=("10.0.0.2:50052",)), sequences=4) as host:
+    with Host("model.gguf", RunConfig(workers=("10.0.0.2:50052",)), sequences=4) as host:
         host.scheduler.submit(...)       a Refusal while there is none; host.trouble says why
 
 A thread looks every second whether the workers live and the model's files are what was opened, busy or not,

@@ -1,4 +1,4 @@
-"""Typed reads of a config, and the keys a ModelSpec becomes."""
+"""Typed reads of a config, and the keys a HParams becomes."""
 
 from __future__ import annotations
 

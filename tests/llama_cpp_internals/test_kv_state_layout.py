@@ -365,7 +365,7 @@ def test_what_is_not_there_cannot_be_dropped(tiny: Path) -> None:
 
 
 class Shelf:
-    """A StateStore that only notes what it is to keep."""
+    """A PromptCache that only notes what it is to keep."""
 
     def __init__(self) -> None:
         self.kept: list[list[int]] = []

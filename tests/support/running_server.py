@@ -68,10 +68,10 @@ def limited(path: Path, limits: str = "Limits()", queue: int = 64) -> AbstractCo
     return _running(
         "-c",
         "import sys\n"
-        "from pigguf.inference.open_context import RunSettings\n"
+        "from pigguf.inference.open_context import RunConfig\n"
         "from pigguf.serve.model_host import Host\n"
         "from pigguf.serve.http_server import Limits, address_of, listen, serve\n"
-        "run = RunSettings(sessions=False)\n"
+        "run = RunConfig(prompt_cache=False)\n"
         f"with listen('127.0.0.1', 0, None) as at, Host(sys.argv[1], run, queue={queue}) as host:\n"
         f"    serve(host, at, limits={limits},\n"
         "        ready=lambda _: print(f'answers at {address_of(at)}/v1', file=sys.stderr, flush=True))\n",

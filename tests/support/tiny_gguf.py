@@ -154,7 +154,7 @@ NOT_IN_GRAPH = ("qwen3", "attention_bias")  # which is a bias of the output too,
 
 
 def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH, **sizes: int) -> Tiny:
-    """The tiny model of a family, whose window is 64 tokens, with optional parts and sizes of ModelSpec."""
+    """The tiny model of a family, whose window is 64 tokens, with optional parts and sizes of HParams."""
     window, experts = 64, 4 if family.mixture else 0
     kind, positions = UNROTATED.get(family.architecture, ("none", RopeScaling))
     hparams = HParams(

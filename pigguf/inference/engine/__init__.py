@@ -6,7 +6,7 @@ a Session is one sequence's tokens in it. Each is a context manager and closes w
     with Model.open(path) as model, Context(model, ContextOptions(length=8192)) as context:
         with context.sequence() as session:
             session.feed(model.tokenize("Once upon a time"))
-            text = b"".join(model.piece(token) for token in session.generate(Sampling(), limit=64))
+            text = b"".join(model.piece(token) for token in session.generate(SamplingParams(), limit=64))
 
 Not here: chat templates (tokenizer/), text streams (inference/local_model.py), the build of the library (build.py).
 """

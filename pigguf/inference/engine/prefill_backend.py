@@ -1,7 +1,7 @@
 """What may stand beside llama.cpp's own prefill when a Session reads a prompt, as the session sees it.
 
-A Session reads a prompt in `advance_to`: it recalls what a StateStore kept of it, gives what is still long
-to a PromptReader, and the rest to llama.cpp; what was read is then kept. Both are handed to the Context.
+A Session reads a prompt in `set_prompt`: it recalls what a PromptCache kept of it, gives what is still long
+to a Prefiller, and the rest to llama.cpp; what was read is then kept. Both are handed to the Context.
 Left out: who does it (sessions/ and hybrid/), and who decides whether they take part (inference/open_context.py).
 """
 

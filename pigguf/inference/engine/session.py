@@ -414,7 +414,7 @@ class Session:
         """Draw tokens after what the cache holds, until the model ends, the limit, or the window.
 
         The end token is not yielded. A yielded token enters the cache when the next is asked for, so
-        that after the last one `tokens` does not hold it; advance_to feeds what is missing. The last
+        that after the last one `tokens` does not hold it; set_prompt feeds what is missing. The last
         token a full window allows has no place in it.
 
         Args:

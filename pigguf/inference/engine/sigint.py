@@ -4,7 +4,7 @@ Python's own handler raises KeyboardInterrupt in whatever Python code runs next.
 callback from C, through which no exception can travel, or the line between a decode and the note of
 what it decoded. So SIGINT is held back for the block, and handed to whoever had it when it ends.
 
-    with held_interrupts() as held:
+    with defer_sigint() as held:
         ...                      a callback from C may look at held.seen and stop the work
     (the previous handler runs here, and usually raises KeyboardInterrupt)
 

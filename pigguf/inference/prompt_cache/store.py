@@ -71,7 +71,7 @@ def open_store() -> PromptCacheStore | None:
 
 
 class PromptCacheStore:
-    """A StateStore (inference/engine/prefill_backend.py) in a directory, which is made when the first session is kept.
+    """A PromptCache (inference/engine/prefill_backend.py) in a directory, which is made when the first session is kept.
 
     Attributes:
         directory: where the files are; nobody else can read them.

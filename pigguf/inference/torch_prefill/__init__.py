@@ -11,7 +11,7 @@ Decoding stays llama.cpp's, and so does everything that is not known to come out
     cache     K and V as tensors over the bytes of a state
     attention softmax(Q K) V over a long cache, by blocks
     forward   a part of a prompt through all layers
-    reader    HybridReader, the engine's PromptReader
+    reader    TorchPrefiller, the engine's Prefiller
 
 Everything but reader and graph imports torch (extra `pigguf[torch]`), and is imported when a prompt is read.
 Left out: GPUs, where llama.cpp's own prefill is fast; quantized K and V, which llama.cpp keeps rotated

@@ -1,4 +1,4 @@
-"""HybridReader: the engine's PromptReader that reads in PyTorch, and when that is worth it.
+"""TorchPrefiller: the engine's Prefiller that reads in PyTorch, and when that is worth it.
 
 Left out: the reading itself (reading.py), which imports torch.
 """
@@ -51,14 +51,14 @@ class TorchPrefiller:
         return self._shape is not None and bool(bfloat16_arithmetic()) and _has_torch()
 
     def is_worth(self, held: int, count: int) -> bool:
-        """As PromptReader has it: they are enough, and there is memory for it."""
+        """As Prefiller has it: they are enough, and there is memory for it."""
         if count < self._least or self._shape is None or not self.is_supported:
             return False
         available = available_memory()
         return available is None or needed_bytes(self._shape, self._options, held, count) < available
 
     def prefill(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
-        """As PromptReader has it. Where torch fails, or computes something else than llama.cpp, a warning
+        """As Prefiller has it. Where torch fails, or computes something else than llama.cpp, a warning
         says so, the session is as far as it came, and nothing is worth it any more."""
         from pigguf.inference.torch_prefill.forward import Unproved
         from pigguf.inference.torch_prefill.prefill import read_prompt

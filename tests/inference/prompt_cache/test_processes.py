@@ -38,11 +38,11 @@ from pathlib import Path
 from support.tiny_gguf import text_tokens
 from support.prompt_cache_helpers import ANOTHER, DOCUMENT, QUESTION, answer, opened
 import pigguf.inference.prompt_cache.store
-from pigguf.inference.prompt_cache import SessionStore, open_store
+from pigguf.inference.prompt_cache import PromptCacheStore, open_store
 """
 
 CROWD = f"""{BEGINNING}
-store = SessionStore(Path(sys.argv[2]), int(sys.argv[3]))
+store = PromptCacheStore(Path(sys.argv[2]), int(sys.argv[3]))
 documents = [text_tokens(1200, seed) for seed in range(4)]
 recalled = 0
 for number in map(int, sys.argv[4]):
@@ -108,9 +108,9 @@ def test_a_session_evicted_while_it_is_read_is_read_to_its_end(tiny: Path, tmp_p
 
 
 KILLED = f"""{BEGINNING}
-store = SessionStore(Path(sys.argv[2]))
+store = PromptCacheStore(Path(sys.argv[2]))
 with opened(Path(sys.argv[1]), None) as session:
-    session.advance_to(text_tokens(4000))
+    session.set_prompt(text_tokens(4000))
     print("saving", flush=True)
     while True:
         store.keep(session)
@@ -147,8 +147,8 @@ def test_what_a_killed_process_leaves_goes_and_what_a_living_one_writes_stays(
     code = (
         f"{BEGINNING}\n"
         "pigguf.inference.prompt_cache.store.seal = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "with opened(Path(sys.argv[1]), SessionStore(Path(sys.argv[2]))) as session:\n"
-        "    session.advance_to(DOCUMENT)\n"
+        "with opened(Path(sys.argv[1]), PromptCacheStore(Path(sys.argv[2]))) as session:\n"
+        "    session.set_prompt(DOCUMENT)\n"
     )
     died = subprocess.run(program(code, tiny, tmp_path), env=ENVIRONMENT, check=False)
     assert died.returncode == -signal.SIGKILL
@@ -165,15 +165,15 @@ def test_what_a_killed_process_leaves_goes_and_what_a_living_one_writes_stays(
 FULL = f"""{BEGINNING}
 disk = Path(sys.argv[2])
 before = sorted(os.listdir(disk))
-with opened(Path(sys.argv[1]), SessionStore(disk / "sessions", 10**9)) as session:
+with opened(Path(sys.argv[1]), PromptCacheStore(disk / "sessions", 10**9)) as session:
     answer_there = answer(session, DOCUMENT + QUESTION)[1]
 print(*answer_there)
 print(sorted(path.name for path in disk.rglob("*")))
 (disk / "ballast").unlink()
-with opened(Path(sys.argv[1]), SessionStore(disk / "sessions", 10**9)) as session:
-    session.advance_to(DOCUMENT + QUESTION)
-with opened(Path(sys.argv[1]), SessionStore(disk / "sessions", 10**9)) as session:
-    print(session.advance_to(DOCUMENT + ANOTHER))
+with opened(Path(sys.argv[1]), PromptCacheStore(disk / "sessions", 10**9)) as session:
+    session.set_prompt(DOCUMENT + QUESTION)
+with opened(Path(sys.argv[1]), PromptCacheStore(disk / "sessions", 10**9)) as session:
+    print(session.set_prompt(DOCUMENT + ANOTHER))
 """
 
 
@@ -209,10 +209,10 @@ def test_a_full_disk_costs_a_warning_and_nothing_is_left(tiny: Path, tmp_path: P
 
 
 READ_ONLY = f"""{BEGINNING}
-with opened(Path(sys.argv[1]), SessionStore(Path(sys.argv[2]))) as session:
-    print(session.advance_to(DOCUMENT + ANOTHER))
+with opened(Path(sys.argv[1]), PromptCacheStore(Path(sys.argv[2]))) as session:
+    print(session.set_prompt(DOCUMENT + ANOTHER))
     session.keep(0)
-    print(session.advance_to(text_tokens(1500, 8)))
+    print(session.set_prompt(text_tokens(1500, 8)))
 """
 
 
