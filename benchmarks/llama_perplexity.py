@@ -1,7 +1,7 @@
-"""The peer of `pigguf eval perplexity`: llama.cpp's own llama-perplexity, of the engine's very version.
+"""Build and run llama-perplexity, the peer of `pigguf eval perplexity`, from the engine's sources.
 
-It is built once, out of tree, from the llama.cpp inside llama-cpp-python's source package, by the
-compiler that the engine was built by and for the same CPU; a few minutes on two cores, at low priority.
+It is built once, out of tree, from the llama.cpp sources inside llama-cpp-python's source package, with the
+engine's compiler and CPU options; this takes a few minutes on two cores, at low priority.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _FINAL = re.compile(r"Final estimate: PPL = ([0-9.]+) \+/- ([0-9.]+)")
 
 @dataclass(frozen=True)
 class Estimate:
-    """What llama-perplexity says in the end: perplexity, and one standard error of it."""
+    """The result of llama-perplexity: perplexity, and its standard error."""
 
     perplexity: float
     error: float
 
 
 def built() -> Path:
-    """The program; built where it is not there yet."""
+    """Return the path of the program; build it if it does not exist."""
     folder = PEER_FOLDER / f"llama.cpp-{version('llama-cpp-python')}"
     program = folder / "build" / "bin" / "llama-perplexity"
     if not program.exists():
@@ -44,13 +44,13 @@ def built() -> Path:
 def command(
     model: Path, text: Path, window: int, chunks: int, threads: int | None = None
 ) -> list[str | Path]:
-    """The command that measures the text's first `chunks` windows."""
+    """Return the command that measures the text's first `chunks` windows."""
     counts = ["-c", str(window), "--chunks", str(chunks)]
     return [built(), "-m", model, "-f", text, *counts, *(["-t", str(threads)] if threads else [])]
 
 
 def estimate(output: str) -> Estimate:
-    """The figures in its output."""
+    """Parse the perplexity from its output."""
     found = _FINAL.search(output)
     if not found:
         raise SystemExit(f"llama-perplexity gave no estimate:\n{output}")

@@ -1,17 +1,18 @@
-"""Clients of a server, in a process of their own: locust's users, who note when each token came.
+"""Load generator: locust users in a separate process, which record when each token arrived.
 
-    python load.py < plan.json > seen.json         PYTHONPATH=peers.install_locust()
+    python load.py < plan.json > results.json         PYTHONPATH=peers.install_locust()
 
 A plan is {"url", "groups": [{"clients", "after", "decides", "requests": [body, ...]}]}: a group's clients
-begin `after` seconds from the beginning, and each sends the next of the group's requests once it has its
-answer. It is over when the groups that decide have all their answers; what others still read is cut off.
-Seen are {"cpu": seconds of this process, "answers": [{"group", "client", "max_tokens", "begun", "ended",
-"times", "lines", "error"}]}, in seconds from the beginning; `ended` is null where it was cut off.
+start `after` seconds after the beginning, and each sends the group's next request when its answer is
+complete. The run ends when all groups with `decides` have their answers; other answers are cut off.
+The results are {"cpu": CPU seconds of this process, "answers": [{"group", "client", "max_tokens", "begun",
+"ended", "times", "lines", "error"}]}, in seconds from the beginning; `ended` is null if the answer was cut
+off.
 
-An answer's lines are only stamped while it runs, and looked into at the end: two threads of the server want
-both cores. Locust's own clients wait for a full block before they give out what came, so users read the
-lines of geventhttpclient, which those are made of. Each answer has a connection of its own: llama.cpp's
-server closes those that it was asked over before, now and then.
+While an answer runs, its lines are only given a timestamp; they are parsed at the end, because the server's
+two threads need both cores. Locust's own clients wait for a full block before they return data, so the users
+read lines from geventhttpclient, which locust's clients are built on. Each answer has a connection of its
+own, because llama.cpp's server occasionally closes connections that were used before.
 """
 
 import json
@@ -32,7 +33,7 @@ PATIENCE = 600  # seconds without a word from the server
 
 
 class Group:
-    """Clients that share a list of requests."""
+    """A group of clients that share a list of requests."""
 
     def __init__(self, number: int, plan: dict[str, Any]) -> None:
         self.number = number

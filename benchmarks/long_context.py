@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""Claims: the first token after 32768 tokens comes in at most 0.22 of the time of llama.cpp's defaults,
-and tokens at depth 8192 at no less than 3 times their rate, both in one chat.
+"""Claims: 0.22 of the time to first token of llama.cpp's defaults at 32k, and 3 times their decode rate.
+
+The decode rate is at depth 8192; both hold in one chat.
 
 usage: benchmarks/long_context.py MODEL.gguf CHECKPOINT TEXT [--lengths 8192,32768] [--contenders NAMES]
 
-MODEL.gguf and CHECKPOINT are the same model twice; TEXT is prose of that many tokens. Each contender reads
-its first tokens, 64 less than the window, and draws 48 greedily, in a process of its own, one after the
-other:
-- defaults: llama.cpp's own, on as many threads as there are cores (its default of 4 would slow it down);
-- flash-off: the same without flash attention. The better of the two is the best single setting that keeps
-  the cache in half precision;
-- transformers: the checkpoint in bfloat16, its plain forward and generate;
-- pigguf: pigguf.inference.open_context.open_session as `pigguf chat` opens a model, nothing kept on disk, and drawing
-  without drafts (lookup.py measures those).
+MODEL.gguf and CHECKPOINT are the same model; TEXT is prose of that many tokens. Each contender prefills the
+first tokens of it (the window minus 64) and generates 48 with greedy sampling, in a process of its own, one
+after the other:
+- defaults: llama.cpp's defaults, with as many threads as cores (its default of 4 would be slower here);
+- flash-off: the same without flash attention. The faster of these two is the best single setting with a
+  half-precision cache;
+- transformers: the checkpoint in bfloat16, with transformers' own forward and generate;
+- pigguf: pigguf.inference.open_context.open_session, as `pigguf chat` opens a model, without the prompt cache
+  and without prompt lookup decoding (prompt_lookup.py measures that).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from peers import machine
 
 from pigguf.inference.engine import Model, SamplingParams
 
-DRAWN, ROOM = 48, 64  # tokens of an answer, and what a window leaves for it
+GENERATED, RESERVED = 48, 64  # tokens of an answer, and tokens reserved for it in the window
 CONTENDERS = ("defaults", "flash-off", "transformers", "pigguf")
 
 
@@ -40,7 +41,7 @@ def main(model: Path, checkpoint: Path, text: Path, lengths: list[int], contende
     tokens = tokens_of(model, text, max(lengths))
     for length in lengths:
         for contender in contenders:
-            found = run(contender, model, checkpoint, tokens[: length - ROOM])
+            found = run(contender, model, checkpoint, tokens[: length - RESERVED])
             print(
                 f"| {length} | {contender} | {found['first']:.2f} | {found['rate']:.2f} "
                 f"| {found['peak'] / 1e6:.0f} | {found['tokens'][:8]} |",
@@ -57,7 +58,7 @@ def tokens_of(model: Path, text: Path, count: int) -> list[int]:
 
 
 def run(contender: str, model: Path, checkpoint: Path, tokens: list[int]) -> dict[str, object]:
-    """What one contender needs, measured in a process of its own."""
+    """Measure one contender in a process of its own."""
     child = subprocess.run(
         [sys.executable, __file__, "--child", contender, str(model), str(checkpoint)],
         input=json.dumps(tokens),
@@ -69,17 +70,17 @@ def run(contender: str, model: Path, checkpoint: Path, tokens: list[int]) -> dic
 
 
 def child(contender: str, model: Path, checkpoint: Path) -> None:
-    """Draw after the tokens on stdin; what it took goes to stdout as JSON."""
+    """Generate after the tokens on stdin, and print the timings as JSON."""
     import resource
 
     prompt = json.loads(sys.stdin.read())
     source = checkpoint if contender == "transformers" else model
-    drawn = DRAW[contender](source, prompt)
-    next(drawn)  # opened, and warm
+    generated = GENERATE[contender](source, prompt)
+    next(generated)  # opens the model, and warms up
     begun = time.perf_counter()
-    tokens = [next(drawn)]
+    tokens = [next(generated)]
     first = time.perf_counter()
-    tokens += drawn
+    tokens += generated
     rate = (len(tokens) - 1) / (time.perf_counter() - first)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(json.dumps({"first": first - begun, "rate": rate, "peak": peak, "tokens": tokens}))
@@ -89,7 +90,7 @@ def child(contender: str, model: Path, checkpoint: Path) -> None:
 
 
 def llama_cpp_draws(model: Path, prompt: list[int], flash: bool | None) -> Iterator[int | None]:
-    """The library alone: llama_context_default_params, and a bare loop."""
+    """Measure the library alone: llama_context_default_params, and a bare loop."""
     import ctypes
 
     from pigguf.inference.engine import library
@@ -98,7 +99,7 @@ def llama_cpp_draws(model: Path, prompt: list[int], flash: bool | None) -> Itera
     llama_cpp = library.load()  # its log is silent
     handle = llama_cpp.llama_model_load_from_file(str(model).encode(), llama_cpp.llama_model_default_params())
     parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = len(prompt) + ROOM
+    parameters.n_ctx = len(prompt) + RESERVED
     parameters.n_threads = parameters.n_threads_batch = default_threads()
     if flash is not None:
         parameters.flash_attn_type = int(flash)
@@ -114,7 +115,7 @@ def llama_cpp_draws(model: Path, prompt: list[int], flash: bool | None) -> Itera
     yield None
     for start in range(0, len(prompt), parameters.n_batch):
         decode(prompt[start : start + parameters.n_batch])
-    for _ in range(DRAWN):
+    for _ in range(GENERATED):
         token = llama_cpp.llama_sampler_sample(sampler, context, -1)
         yield token
         decode([token])
@@ -132,7 +133,7 @@ def transformers_draws(checkpoint: Path, prompt: list[int]) -> Iterator[int | No
         model(torch.tensor([prompt[:64]]), logits_to_keep=1)
         yield None
         result = model(torch.tensor([prompt]), use_cache=True, logits_to_keep=1)
-        for _ in range(DRAWN):
+        for _ in range(GENERATED):
             token = int(result.logits[0, -1].argmax())
             yield token
             result = model(torch.tensor([[token]]), past_key_values=result.past_key_values, use_cache=True)
@@ -141,16 +142,16 @@ def transformers_draws(checkpoint: Path, prompt: list[int]) -> Iterator[int | No
 def pigguf_draws(model: Path, prompt: list[int]) -> Iterator[int | None]:
     from pigguf.inference.open_context import RunConfig, open_session
 
-    settings = RunConfig(ctx=len(prompt) + ROOM, prompt_cache=False)
+    settings = RunConfig(ctx=len(prompt) + RESERVED, prompt_cache=False)
     with open_session(model, settings) as session:
         session.set_prompt(prompt[:64])
         session.truncate(0)
         yield None
         session.set_prompt(prompt)
-        yield from session.generate(SamplingParams(temperature=0), DRAWN, lookup=False)
+        yield from session.generate(SamplingParams(temperature=0), GENERATED, lookup=False)
 
 
-DRAW = {
+GENERATE = {
     "defaults": lambda model, prompt: llama_cpp_draws(model, prompt, None),
     "flash-off": lambda model, prompt: llama_cpp_draws(model, prompt, False),
     "transformers": transformers_draws,

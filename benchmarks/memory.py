@@ -3,10 +3,10 @@
 
 usage: benchmarks/memory.py FOLDER TOKENIZER_CHECKPOINT [--type TYPE] [--layers N] [--keep]
 
-The checkpoint is Llama 7B's shape in float16, 32 layers, in one file of zeros: a hole on the disk, which
-reads as 13 GB all the same. The GGUF is not one: FOLDER needs 13.5 GB for F16, 7.2 GB for Q8_0. With
-fewer layers it needs less, and what is measured should be the same. The peak is that of the child process
-(resource usage, its mapped files and libraries included).
+The checkpoint has Llama 7B's shape in float16, 32 layers, in one sparse file of zeros, which reads as 13 GB
+but takes no disk space. The GGUF takes space: FOLDER needs 13.5 GB for F16, 7.2 GB for Q8_0. Fewer layers
+need less, and the result should be the same. The peak is that of the child process (resource usage, including
+mapped files and libraries).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def hollow_checkpoint(folder: Path, tokenizer: Path, layers: int) -> Path:
-    """Llama 7B's shape and no weights: a file whose data is a hole, and a tokenizer of fewer tokens."""
+    """Write a checkpoint of Llama 7B's shape: a sparse file without data, and a smaller tokenizer."""
     path = folder / f"hollow-llama-{layers}-layers"
     path.mkdir(parents=True)
     shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}

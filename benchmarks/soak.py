@@ -1,12 +1,13 @@
-"""A server under clients that go away, stall, send too much and send nonsense: what is left of it.
+"""Soak test: run a server under clients that disconnect, stall, send too much or send garbage.
 
 usage: python benchmarks/soak.py MODEL [--minutes N] [--clients N] [--workers N] [--seed N]
 
-A real `pigguf serve` on loopback, without kept sessions and with an f32 cache, so that answers compare. Some
-prompts are so long that PyTorch reads them, where it can, and clients go away meanwhile. With workers, one of
-them is killed every half a minute, and comes back; 503 is what the server may answer then, and nothing else.
-Fails unless in the end no slot is taken, memory and open files are level with what they were after a fifth of
-the time, and the questions of the beginning get the same answers at temperature 0. Linux.
+A real `pigguf serve` on loopback, without the prompt cache and with an f32 KV cache, so that answers can be
+compared. Some prompts are long enough for the PyTorch prefill, where available, and clients disconnect during
+it. With workers, one of them is killed every half minute and restarted; the server may then answer 503, and
+no other error. Fails unless, at the end, all slots are free, memory and open files are at the level that they
+had after a fifth of the time, and the questions of the beginning get the same answers at temperature 0. Linux
+only.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ SETTLED = 90.0  # seconds that slots may take to be free in the end
 
 
 class Server:
-    """A running server: where it is, and what it takes."""
+    """A running server: its address, memory and open files."""
 
     def __init__(self, process: subprocess.Popen[str], host: str, port: int) -> None:
         self.process = process
@@ -109,7 +110,7 @@ def text(chance: random.Random, words: int) -> str:
 
 
 def streamed(connection: socket.socket, question: str) -> str:
-    """The status, once all is there."""
+    """Read the status of a response whose body is complete."""
     connection.sendall(request_of(chat(question, stream=True)))
     received = b""
     while b"[DONE]" not in received and (part := connection.recv(1 << 16)):
@@ -145,7 +146,7 @@ def goes_away(server: Server, chance: random.Random) -> str:
 
 
 def asks_about_much(server: Server, chance: random.Random) -> str:
-    """Of a length that PyTorch reads; half of them do not wait for it."""
+    """Send a prompt long enough for the PyTorch prefill; half of the clients do not wait for the answer."""
     much = text(chance, chance.randint(2500, 5000))
     with server.connect() as connection:
         if chance.random() < 0.5:
@@ -204,8 +205,11 @@ CLIENTS: tuple[Callable[[Server, random.Random], str], ...] = (
 
 
 def answers(server: Server) -> list[str]:
-    """To the questions, one after the other, with nobody else there. They begin as no other prompt does: what
-    a cache has of one is not computed again, and the rest goes in a smaller batch, which rounds otherwise."""
+    """Ask the questions one after the other, without other clients.
+
+    No other prompt begins as they do: cached tokens are not computed again, and the remaining tokens would be
+    computed in a smaller batch, which rounds differently.
+    """
     found = []
     for question in QUESTIONS:
         body = {"prompt": question, "max_tokens": 24, "temperature": 0}
@@ -226,7 +230,7 @@ def wait_until_free(server: Server) -> bool:
 
 
 def kill_workers(workers: list[WorkerProcess], seed: int, end: float, outcomes: Counter[str]) -> None:
-    """One every half a minute, which comes back under its address after a while."""
+    """Kill a worker every half minute, and restart it at its address after a while."""
     chance = random.Random(seed)
     while time.monotonic() < end - 60:
         time.sleep(chance.uniform(20, 40))
@@ -273,7 +277,7 @@ def for_a_while(
 
 
 def measured(server: Server) -> tuple[int, int]:
-    """Memory and open files, once nobody is there and idle connections are closed."""
+    """Measure memory and open files when no client is connected and idle connections are closed."""
     time.sleep(12)
     return server.resident(), server.descriptors()
 

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Claim: the shipped adapter makes a model of 32768 tokens that uses them, in BF16 and in Q4_K_M.
+"""Claim: with the shipped adapter the model uses a window of 32768 tokens, in BF16 and in Q4_K_M.
 
 usage: benchmarks/window.py BASE TEXT [--adapter DIR] [--spans N] [--trials N] [--depths N]
        [--work DIR]
 
-Converts the checkpoint BASE alone and with the adapter, and measures each file with pigguf's own
-evaluations, every command shown: perplexity by window over the first N spans of 32768 tokens of TEXT
-(whole windows, so that every window scores the same text), the passkey in the paper's words and in words
-that were never trained on, and zero-shot questions. The peer is the base model, whose window is 8192.
+Converts the checkpoint BASE alone and with the adapter, and runs pigguf's own evaluations on each file,
+printing every command: perplexity by window over the first N spans of 32768 tokens of TEXT (whole windows, so
+that every window scores the same text), the passkey test with the paper's wording and with wordings that were
+not trained on, and zero-shot questions. The peer is the base model, whose window is 8192.
 
-Spans and trials decide the hours: on two cores a pass over 32768 tokens takes about six minutes, and a
-file takes a pass a span for the largest window, half as much for the others together, and 2.5 passes a
-trial and wording (1 with --depths 1). Reports are kept in the work folder, one a trial: run it again to go
-on, or to add trials.
+Spans and trials determine the run time: on two cores a pass over 32768 tokens takes about six minutes; a file
+takes one pass a span for the largest window, half as much for all the others, and 2.5 passes for each trial
+and wording (1 with --depths 1). Reports are stored in the work folder, one for each trial: run the same
+command again to resume, or to add trials.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def passkeys(files: dict[str, Path], options: argparse.Namespace) -> None:
 
 
 def rates_of(found: list[Any]) -> dict[tuple[int, int], float]:
-    """(where the key starts, its distance) -> the share of all trials that was right."""
+    """Return the share of correct answers over all trials, by (position of the key, its distance)."""
     places = [(cell["start"], cell["distance"]) for cell in found[0]["cells"]]
     rates = zip(*([cell["rate"] for cell in one["cells"]] for one in found), strict=True)
     return dict(zip(places, map(fmean, rates), strict=True))
@@ -139,7 +139,7 @@ def choices(files: dict[str, Path], options: argparse.Namespace) -> None:
 
 
 def evaluated(*words: object) -> Any:
-    """The results of an evaluation, computed or kept from an earlier run of the same command and file."""
+    """Return the results of an evaluation, from an earlier run of the same command if there is one."""
     names = [Path(word).stem if isinstance(word, Path) else str(word).strip("-") for word in words]
     file = next(word for word in words if isinstance(word, Path))
     kept = file.parent / f"{'-'.join(names)}.json"
@@ -150,7 +150,7 @@ def evaluated(*words: object) -> Any:
 
 
 def is_older(made: Path, source: Path) -> bool:
-    """Whether a file is missing, or older than what it was made of."""
+    """Return whether a file is missing, or older than its source."""
     return not made.exists() or made.stat().st_mtime < source.stat().st_mtime
 
 

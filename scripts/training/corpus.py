@@ -1,13 +1,13 @@
-"""Public prose as plain text for the extension's training: five novels and eight manuals.
+"""Collect public prose as plain text for fine-tuning: five novels and eight manuals.
 
     python scripts/training/corpus.py OUT [--tokens 1100000] [--seed 1] [--downloads FOLDER]
 
-Everything comes from packages of Debian 12, by `apt-get download`; nothing is installed and nothing of them
-is run. OUT gets one document a file, *.txt, its chapters in order, and must hold no other texts. NOVELS is
-the part of the tokens that is novels; what is more than the budget is left out in whole spans. Jane Austen's
-Persuasion is the held-out text of the evaluations: it is passed over, and what quotes it is refused.
+The texts come from packages of Debian 12, through `apt-get download`; nothing is installed or run. One
+document is written to each file OUT/*.txt, its chapters in order; OUT must not contain other texts. NOVELS is
+the share of the tokens that are novels. Jane Austen's Persuasion is the held-out text of the evaluations: it
+is skipped, and a document that quotes it is an error.
 
-Left out: other languages, indexes and tables of contents, and documents too short to be long context.
+Not included: other languages, indexes and tables of contents, and documents shorter than SHORTEST.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 def choose(
     sources: Sequence[tuple[Source, Sequence[Document]]], tokens: int, rng: random.Random
 ) -> list[Document]:
-    """The documents that make up the budget: NOVELS of it novels, the rest shared evenly by the manuals."""
+    """Choose documents for the token budget: the share NOVELS for novels, the rest evenly for manuals."""
     chosen: list[Document] = []
     for kind, part in (("novel", NOVELS), ("manual", 1 - NOVELS)):
         own = [documents for source, documents in sources if source.kind == kind]
@@ -68,13 +68,13 @@ def choose(
 
 
 def spans(novels: Sequence[Document], budget: int, rng: random.Random) -> list[Document]:
-    """One unbroken span of every novel, all in proportion to their lengths, from a paragraph's start."""
+    """Return one contiguous span of every novel, proportional to its length, starting at a paragraph."""
     part = min(1.0, budget / sum(len(text) for _, text in novels))
     return [(name, span(text, int(len(text) * part), rng)) for name, text in novels]
 
 
 def pick(documents: Sequence[Document], budget: int, rng: random.Random) -> list[Document]:
-    """Documents in a random order until the budget is full, the last one cut to what is left."""
+    """Pick documents in random order until the budget is used; the last one is cut to the remainder."""
     chosen = []
     for name, text in rng.sample(documents, len(documents)):
         if budget < SHORTEST:
@@ -85,7 +85,7 @@ def pick(documents: Sequence[Document], budget: int, rng: random.Random) -> list
 
 
 def span(text: str, length: int, rng: random.Random) -> str:
-    """About `length` characters of whole paragraphs from a random place on."""
+    """Return about `length` characters of whole paragraphs, from a random offset."""
     if len(text) <= length:
         return text
     start = text.find("\n\n", rng.randrange(len(text) - length + 1))
@@ -97,13 +97,13 @@ def write(documents: Iterable[Document], out: Path) -> None:
     """Write each document to its file.
 
     Raises:
-        ValueError: a document is, or quotes, the held-out novel, or OUT has texts; nothing was written.
+        ValueError: a document is, or quotes, the held-out novel, or OUT contains texts; nothing was written.
     """
     documents = list(documents)
     for name, text in documents:
         refuse_held_out(name, text)
     if any(out.glob("*.txt")):
-        raise ValueError(f"{out} has texts already: give a new folder")
+        raise ValueError(f"{out} already contains texts: give a new folder")
     out.mkdir(parents=True, exist_ok=True)
     for name, text in documents:
         (out / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -121,7 +121,7 @@ def refuse_held_out(name: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """A Debian package, and how documents are read from the folder it is unpacked into."""
+    """A Debian package, and the function that reads documents from its unpacked files."""
 
     package: str
     kind: str  # "novel" or "manual"
@@ -146,18 +146,18 @@ def fetch(package: str, downloads: Path) -> None:
     with TemporaryDirectory(dir=downloads) as unpacked:
         subprocess.run(["dpkg-deb", "-x", str(archive), unpacked], check=True)
         Path(unpacked).rename(downloads / package)
-        Path(unpacked).mkdir()  # for the context manager to take away
+        Path(unpacked).mkdir()  # for the context manager to remove
 
 
 def austen(base: Path) -> Iterator[Document]:
-    """The novels of R's janeaustenr, by name; the held-out one is passed over."""
+    """Yield the novels of R's janeaustenr by name, without the held-out one."""
     for name, lines in texts(base / "lib/R/site-library/janeaustenr/data/Rdata").items():
         if name != HELD_OUT:
             yield name, tidy("\n".join(lines))
 
 
 def handbook(base: Path) -> Iterator[Document]:
-    """The Debian Administrator's Handbook, one document a chapter, pages in the order of its contents."""
+    """Yield the Debian Administrator's Handbook, one document for each chapter, pages in order."""
     html = base / "share/doc/debian-handbook/html/en-US"
     names = re.findall(r'href="([\w.-]+\.html)(?:#[^"]*)?"', (html / "index.html").read_text("utf-8"))
     chapters: dict[str, list[str]] = {}
@@ -171,7 +171,7 @@ def handbook(base: Path) -> Iterator[Document]:
 
 
 def kernel(base: Path) -> Iterator[Document]:
-    """The Linux kernel's documentation, in reStructuredText; other languages are passed over."""
+    """Yield the Linux kernel's documentation in reStructuredText, without translations."""
     return pages(base / "share/doc/linux-doc-6.1/Documentation", "**/*.rst.gz", "translations")
 
 
@@ -188,7 +188,7 @@ def git(base: Path) -> Iterator[Document]:
 
 
 def anarchism(base: Path) -> Iterator[Document]:
-    """An Anarchist FAQ: essays."""
+    """Yield the essays of An Anarchist FAQ."""
     return pages(base / "share/doc/anarchism/html", "sec*.html")
 
 
@@ -203,10 +203,10 @@ def django(base: Path) -> Iterator[Document]:
 
 
 def pages(base: Path, pattern: str, *without: str) -> Iterator[Document]:
-    """The files that a pattern finds, in order, named by their paths: text as it is, HTML's words.
+    """Yield the files that match a pattern, in order, named by their paths: text as is, HTML as plain text.
 
     Args:
-        without: files and folders that are passed over.
+        without: names of files and folders that are skipped.
     """
     found = sorted(path for path in base.glob(pattern) if not {*without} & {*path.relative_to(base).parts})
     if not found:
@@ -235,13 +235,13 @@ SOURCES = (
 
 
 def tidy(text: str) -> str:
-    """Lines without trailing space, never more than one empty line in a row."""
+    """Remove trailing spaces, and collapse runs of empty lines into one."""
     text = re.sub(r"[ \t]+$", "", text.replace("\r\n", "\n").replace("\xa0", " "), flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def plain_text(page: str) -> str:
-    """The words of an HTML page's body, paragraphs apart, without navigation."""
+    """Return the text of an HTML page's body, one empty line between paragraphs, without navigation."""
     reader = _PlainText()
     reader.feed(page)
     return "".join(reader.pieces)
@@ -294,7 +294,7 @@ class _PlainText(HTMLParser):
             self.pieces.append("\n" if tag in ("br", "li", "tr") else "\n\n")
 
     def _flowing(self, data: str) -> str:
-        """Running text: white space is one blank, none at a line's start."""
+        """Collapse white space to single spaces, and remove it at the start of a line."""
         words = re.sub(r"\s+", " ", data)
         at_start = not self.pieces or self.pieces[-1].endswith("\n")
         return words.lstrip(" ") if at_start else words

@@ -1,16 +1,17 @@
-"""Records that train finding and copying: facts hidden in text, asked for behind it.
+"""Generate retrieval and copying records for fine-tuning: facts hidden in text, and questions about them.
 
     python scripts/training/items.py PROSE OUT [--tokens 900000] [--longest 1950] [--seed 1]
                      [--tokenizer tokenizer.json]
 
-PROSE is corpus.py's folder; OUT/items.jsonl gets a record a line, {"prompt", "completion"} or
-{"messages"}, of 200 to --longest tokens each: somewhat less than a training sequence, which holds them whole.
-FORMS has the parts, by tokens: needles in the paper's manner (arXiv 2306.15595, Section 3.3), conversations
-about hidden facts, copying, and tables. With PoSE's skipped positions (pigguf/finetuning/position_skipping.py) the
-distances of these short records reach over the whole extended window.
+PROSE is the output folder of corpus.py; OUT/items.jsonl gets one record a line, {"prompt", "completion"} or
+{"messages"}, of 200 to --longest tokens each, so that every record fits into one training sequence.
+FORMS gives the share of tokens of each form: needles as in the paper (arXiv 2306.15595, Section 3.3),
+conversations about hidden facts, copying, and tables. With PoSE's skipped positions
+(pigguf/finetuning/position_skipping.py) the distances of these short records reach over the whole extended
+window.
 
-All is drawn from one seed: the same prose, tokenizer and seed give the same file. No record says anything
-of wordings.HELD_OUT, what the evaluations ask about.
+The same prose, tokenizer and seed give the same file. No record mentions wordings.HELD_OUT, the subjects that
+the evaluations ask about.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ from wordings import Kind
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHORTEST = 200  # tokens of a record
-OFTEN, LONG = 0.75, 0.75  # so many of the records are at least so long a part of --longest
-NOT_SAID = 0.1  # of the conversations ask once for what the document does not say
+OFTEN, LONG = 0.75, 0.75  # this share of the records is at least this part of --longest long
+UNANSWERABLE = 0.1  # share of conversations with a question that the document does not answer
 MESSAGE_TOKENS = 8  # of the chat template, around each message; SYSTEM_TOKENS once
 SYSTEM_TOKENS = 40
 
-LONGEST_SENTENCE = 200  # tokens; what is longer is mostly a listing
+LONGEST_SENTENCE = 200  # tokens; longer ones are mostly listings
 
-# Up to a full stop that no abbreviation or small letter denies, or a paragraph's end; with its white space.
+# Up to a full stop (not of an abbreviation, not before a lower-case letter) or the end of a paragraph, with the
+# white space that follows.
 SENTENCE = re.compile(
     r".+?(?:(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?]+[\"'”’)]*(?=\s+[^a-z\s]|\s*\Z)|(?=\n\n)|\Z)\s*",
     re.DOTALL,
@@ -73,7 +75,7 @@ def main() -> None:
 
 
 def make(library: Library, tokens: int, longest: int, seed: int) -> Iterator[Record]:
-    """Records of all forms in a mixed order, each form with its part of the tokens."""
+    """Yield records of all forms in random order, each form with its share of the tokens."""
     rng = random.Random(seed)
     left = {form: tokens * part for form, part in FORMS.items()}
     while left:
@@ -83,7 +85,7 @@ def make(library: Library, tokens: int, longest: int, seed: int) -> Iterator[Rec
         record = form(library, length, rng)
         size = library.count_record(record)
         if size > longest or mentions_held_out(record):
-            continue  # drawn anew: a rare draw of long values
+            continue  # try again: rare long values exceed the length
         yield record
         left[form] -= size
         if left[form] <= 0:
@@ -99,15 +101,15 @@ def mentions_held_out(record: Record) -> bool:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A sentence, or what ends a paragraph, with the white space behind it."""
+class Sentence:
+    """A sentence, or the end of a paragraph, with the white space after it."""
 
     text: str
     tokens: int
 
 
 class Library:
-    """The prose cut into sentences, whose tokens are counted.
+    """The prose, split into sentences with token counts.
 
     Args:
         texts: documents.
@@ -123,14 +125,14 @@ class Library:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
     def count_record(self, record: Record) -> int:
-        """Tokens of a record, its end token or (at most) its chat template's included."""
+        """Count the tokens of a record, including its end token, or an upper bound of its chat template's."""
         if "messages" not in record:
             return self.count(record["prompt"]) + self.count(record["completion"]) + 1
         contents = [message["content"] for message in record["messages"]]
         return SYSTEM_TOKENS + sum(self.count(text) + MESSAGE_TOKENS for text in contents)
 
     def span(self, tokens: int, rng: random.Random, flowing_only: bool = False) -> list[str]:
-        """Consecutive sentences from a random place of the prose, of about so many tokens."""
+        """Return consecutive sentences from a random position, of about `tokens` tokens."""
         while True:
             (pieces,) = rng.choices(self.documents, self._weights)
             at = rng.randrange(len(pieces))
@@ -145,7 +147,7 @@ class Library:
                 return taken
 
     def filler(self, sentences: Sequence[str], tokens: int) -> list[str]:
-        """The sentences over and over, of about so many tokens."""
+        """Repeat the sentences up to about `tokens` tokens."""
         sizes = [self.count(" " + sentence) for sentence in sentences]
         taken: list[str] = []
         used = 0
@@ -157,23 +159,23 @@ class Library:
         return taken
 
     def some_text(self, tokens: int, rng: random.Random, prose: float = 0.75) -> list[str]:
-        """Prose mostly, filler otherwise."""
+        """Return prose with probability `prose`, else filler."""
         if rng.random() < prose:
             return self.span(tokens, rng)
         return self.filler(rng.choice(wordings.FILLERS), tokens)
 
-    def _pieces(self, text: str) -> list[Piece]:
+    def _pieces(self, text: str) -> list[Sentence]:
         parts = SENTENCE.findall(text)
         sizes = [len(found) for found in self._tokenizer.encode_batch(parts, add_special_tokens=False)]
         return [
-            Piece(part, size)
+            Sentence(part, size)
             for part, size in zip(parts, sizes, strict=True)
             if size < LONGEST_SENTENCE and not any(phrase in part.lower() for phrase in wordings.HELD_OUT)
         ]
 
 
 def flowing(text: str) -> str:
-    """Paragraphs whose lines run on: broken lines joined where both sides are running text."""
+    """Join the lines of paragraphs where both sides of a line break are running text."""
     return re.sub(r"(?<=[^\n])\n(?=[^\s\n*|+=~^-])", " ", text)
 
 
@@ -182,42 +184,43 @@ def looks_like_code(text: str) -> bool:
 
 
 def hide(pieces: list[str], sentences: Sequence[str], rng: random.Random) -> str:
-    """The pieces with the sentences put between them: in any order, at depths drawn evenly."""
-    places = sorted(rng.randint(0, len(pieces)) for _ in sentences)
+    """Insert the sentences between the pieces, in random order at uniformly random depths."""
+    positions = sorted(rng.randint(0, len(pieces)) for _ in sentences)
     mixed: list[str] = []
-    at = 0
-    for place, sentence in zip(places, rng.sample(sentences, len(sentences)), strict=True):
-        mixed += pieces[at:place]
+    start = 0
+    for position, sentence in zip(positions, rng.sample(sentences, len(sentences)), strict=True):
+        mixed += pieces[start:position]
         if mixed and not mixed[-1][-1].isspace():
             mixed.append(" ")
-        mixed.append(sentence + (rng.choice((" ", "\n")) if place < len(pieces) else ""))
-        at = place
-    return "".join(mixed + pieces[at:]).strip()
+        mixed.append(sentence + (rng.choice((" ", "\n")) if position < len(pieces) else ""))
+        start = position
+    return "".join(mixed + pieces[start:]).strip()
 
 
 # a. Needles, as raw text
 
 
 def needle(library: Library, length: int, rng: random.Random) -> Record:
-    """One number in the paper's manner; most often in its very words, at times with another filler."""
-    draw = rng.random()
-    if draw < 0.2:
+    """Hide one number as in the paper; most often in its exact words, sometimes with another filler."""
+    choice = rng.random()
+    if choice < 0.2:
         return many_needles(library, length, rng)
-    words = wordings.PAPER if draw < 0.7 else rng.choice(wordings.NEEDLES[1:])
+    words = wordings.PAPER if choice < 0.7 else rng.choice(wordings.NEEDLES[1:])
     value = values.value(words.value, rng)
-    said = words.needle.format(value=value)
-    room = length - library.count("\n".join((words.header, said, words.question, value))) - 8
-    if words is wordings.PAPER and draw < 0.5:
-        before, after = paper_filler(library, room, rng)
-        lines = (words.header, before, said, after, words.question)
+    sentence = words.needle.format(value=value)
+    budget = length - library.count("\n".join((words.header, sentence, words.question, value))) - 8
+    if words is wordings.PAPER and choice < 0.5:
+        before, after = paper_filler(library, budget, rng)
+        lines = (words.header, before, sentence, after, words.question)
         prompt = "\n".join(line for line in lines if line)
     else:
-        prompt = "\n".join((words.header, hide(library.some_text(room, rng), [said], rng), words.question))
+        text = hide(library.some_text(budget, rng), [sentence], rng)
+        prompt = "\n".join((words.header, text, words.question))
     return {"prompt": prompt, "completion": f" {value}."}
 
 
 def paper_filler(library: Library, tokens: int, rng: random.Random) -> tuple[str, str]:
-    """The paper's filler before and behind the number, each from its first sentence on."""
+    """Return the paper's filler before and after the number, each starting with its first sentence."""
     count = len(library.filler(wordings.FILLERS[0], tokens))
     before = rng.randint(0, count)
     first, second = (" ".join(islice(cycle(wordings.FILLERS[0]), n)) for n in (before, count - before))
@@ -225,16 +228,16 @@ def paper_filler(library: Library, tokens: int, rng: random.Random) -> tuple[str
 
 
 def many_needles(library: Library, length: int, rng: random.Random) -> Record:
-    """Several numbers of one kind, and all of some subjects asked for in the lines of the answer."""
-    told, asked, pattern = rng.choice(wordings.MANY_NEEDLES)
+    """Hide several numbers of one kind, and ask for those of some subjects, one a line."""
+    statement, asked, pattern = rng.choice(wordings.MANY_NEEDLES)
     subjects = distinct(partial(values.subject, "cities", rng), rng.randint(3, 8))
     numbers = distinct(partial(values.value, pattern, rng), len(subjects))
-    facts = [told.format(subject=s, value=v) for s, v in zip(subjects, numbers, strict=True)]
-    room = length - library.count("\n".join(facts)) - 25 * len(facts)
+    facts = [statement.format(subject=s, value=v) for s, v in zip(subjects, numbers, strict=True)]
+    budget = length - library.count("\n".join(facts)) - 25 * len(facts)
     pairs = rng.sample(list(zip(subjects, numbers, strict=True)), rng.randint(2, len(subjects)))
     questions = [f"{asked.format(subject=subject)} is" for subject, _ in pairs]
     answers = [f" {number}." for _, number in pairs]
-    text = hide(library.some_text(max(room, 50), rng), facts, rng)
+    text = hide(library.some_text(max(budget, 50), rng), facts, rng)
     order = ", ".join(subject for subject, _ in pairs)
     lines = "\n".join(question + answer for question, answer in zip(questions[1:], answers[1:], strict=True))
     prompt = f"{text}\n\nFrom the text above, for {order}:\n{questions[0]}"
@@ -246,64 +249,64 @@ def many_needles(library: Library, length: int, rng: random.Random) -> Record:
 
 @dataclass(frozen=True)
 class Fact:
-    """A drawn fact: where `value` is what is asked for."""
+    """A random fact; questions ask for its `value`."""
 
     kind: Kind
     subject: str
     value: str
 
-    def told(self, rng: random.Random) -> str:
-        return self._filled(rng.choice(self.kind.told))
+    def statement(self, rng: random.Random) -> str:
+        return self._filled(rng.choice(self.kind.statements))
 
-    def asked(self, rng: random.Random) -> str:
-        return self._filled(rng.choice(self.kind.asked))
+    def question(self, rng: random.Random) -> str:
+        return self._filled(rng.choice(self.kind.questions))
 
-    def answered(self, rng: random.Random) -> str:
-        return self._filled(rng.choice(self.kind.answered))
+    def answer(self, rng: random.Random) -> str:
+        return self._filled(rng.choice(self.kind.answers))
 
     def _filled(self, template: str) -> str:
         return with_articles(template.format(subject=self.subject, value=self.value))
 
 
 def conversation(library: Library, length: int, rng: random.Random) -> Record:
-    """A document with facts in it, and questions one after the other."""
+    """Hide facts in a document, and ask about them in one conversation."""
     facts = some_facts(rng.randint(3, 8), rng)
-    spare = facts.pop() if rng.random() < NOT_SAID else None
+    spare = facts.pop() if rng.random() < UNANSWERABLE else None
     turns = [turn(fact, rng) for fact in rng.sample(facts, len(facts))]
     if spare:
-        turns.insert(rng.randint(1, len(turns)), (spare.asked(rng), rng.choice(wordings.UNKNOWN)))
-    told = [fact.told(rng) for fact in facts]
-    used = SYSTEM_TOKENS + 40 + library.count("\n".join(told))
+        turns.insert(rng.randint(1, len(turns)), (spare.question(rng), rng.choice(wordings.UNKNOWN)))
+    statements = [fact.statement(rng) for fact in facts]
+    used = SYSTEM_TOKENS + 40 + library.count("\n".join(statements))
     used += sum(library.count(text) + MESSAGE_TOKENS + 5 for both in turns for text in both)
-    document = hide(library.some_text(max(length - used, 50), rng), told, rng)
+    document = hide(library.some_text(max(length - used, 50), rng), statements, rng)
     return chat(document, turns, rng, wordings.OPENINGS)
 
 
 def some_facts(count: int, rng: random.Random) -> list[Fact]:
-    """Facts that cannot be mistaken for one another; at times all of one kind."""
+    """Return distinct facts, sometimes all of one kind."""
     if rng.random() < 0.35:
         kinds = [rng.choice(wordings.KINDS)] * count
     else:
         kinds = [rng.choice(wordings.KINDS) for _ in range(count)]
     subjects = {kind: distinct(partial(values.subject, kind.subject, rng), count) for kind in kinds}
-    drawn = {kind: distinct(partial(values.value, kind.value, rng), count) for kind in kinds}
-    return [Fact(kind, subjects[kind].pop(), drawn[kind].pop()) for kind in kinds]
+    chosen = {kind: distinct(partial(values.value, kind.value, rng), count) for kind in kinds}
+    return [Fact(kind, subjects[kind].pop(), chosen[kind].pop()) for kind in kinds]
 
 
 def turn(fact: Fact, rng: random.Random) -> tuple[str, str]:
-    """A question and its answer: a sentence, or the value alone."""
-    draw = rng.random()
-    if draw < 0.5:
-        return fact.asked(rng), fact.answered(rng)
-    if draw < 0.75:
-        return fact.asked(rng) + rng.choice(wordings.BRIEF), fact.value
-    return fact.asked(rng), fact.value
+    """Return a question and its answer: a sentence, or the value alone."""
+    choice = rng.random()
+    if choice < 0.5:
+        return fact.question(rng), fact.answer(rng)
+    if choice < 0.75:
+        return fact.question(rng) + rng.choice(wordings.BRIEF), fact.value
+    return fact.question(rng), fact.value
 
 
 def chat(
     document: str, turns: Sequence[tuple[str, str]], rng: random.Random, openings: Sequence[str]
 ) -> Record:
-    """Messages: the first holds the document and its question, before or behind it; then the others."""
+    """Return messages: the first contains the document and the first question, before or after it."""
     messages = []
     for index, (question, answer) in enumerate(turns):
         if index == 0:
@@ -317,10 +320,10 @@ def chat(
 
 
 def opened(document: str, question: str, rng: random.Random, openings: Sequence[str]) -> str:
-    draw = rng.random()
-    if draw < 0.2:
+    choice = rng.random()
+    if choice < 0.2:
         return f"{rng.choice(wordings.BEFORE).format(question=question)}\n\n{document}"
-    if draw < 0.35:
+    if choice < 0.35:
         return f"{document}\n\n{question}"
     return (
         f"{rng.choice(openings)}\n\n{document}\n\n{rng.choice(wordings.CLOSINGS).format(question=question)}"
@@ -331,7 +334,7 @@ def opened(document: str, question: str, rng: random.Random, openings: Sequence[
 
 
 def copying(library: Library, length: int, rng: random.Random) -> Record:
-    """Passages of a document, word for word."""
+    """Ask for passages of a document, word for word."""
     raw = rng.random() < 0.35
     for _ in range(100):
         budget = length if raw else length - SYSTEM_TOKENS
@@ -353,7 +356,7 @@ def copying(library: Library, length: int, rng: random.Random) -> Record:
 
 
 def copy_task(document: str, pieces: Sequence[str], rng: random.Random) -> tuple[str, str] | None:
-    """A question and the words of the document that answer it; None where this draw finds none."""
+    """Return a question and the passage that answers it, or None if the random choice has none."""
     at = rng.randrange(len(pieces))
     sentence = pieces[at].strip()
     form = rng.random()
@@ -372,14 +375,14 @@ def copy_task(document: str, pieces: Sequence[str], rng: random.Random) -> tuple
 
 
 def is_copied(text: str) -> bool:
-    """Whether a text is of a length worth copying, and within one paragraph."""
+    """Return whether a text has a length worth copying and is within one paragraph."""
     return 100 <= len(text) <= 650 and "\n" not in text
 
 
 def opening_of(text: str, document: str) -> str | None:
-    """The first words of a text, as many as single it out in the document, at least four; None without any.
+    """Return the first words of a text that are unique in the document, at least four, or None.
 
-    Words that cannot stand in quotation marks, for they have some themselves, are not taken either.
+    Words that contain quotation marks or line breaks cannot be quoted in a question and give None too.
     """
     ends = [found.end() for found in re.finditer(r"\S+", text)]
     starts = (text[:end] for end in ends[3 : min(12, len(ends) // 2)])
@@ -391,7 +394,7 @@ def opening_of(text: str, document: str) -> str | None:
 
 
 def table(library: Library, length: int, rng: random.Random) -> Record:
-    """A long list of rows, and some of its values asked for."""
+    """Ask for values of a long table."""
     kind = rng.choice(("things", "people"))
     columns = distinct(lambda: rng.choice(COLUMNS), rng.choice((1, 1, 2, 3)))
     asked = rng.randint(4, 8)
@@ -423,7 +426,7 @@ def table_turn(columns: Sequence[tuple[str, str]], row: Sequence[str], rng: rand
     return question, rng.choice(wordings.TABLE_ANSWERED).format(column=column, key=row[0], value=value)
 
 
-# Columns of a table: a name, and a pattern of values.py with many enough values.
+# Columns of a table: a name, and a pattern of values.py with enough distinct values.
 COLUMNS = (
     ("number", "#####"),
     ("code", "@@-####-@"),
@@ -479,18 +482,18 @@ FORMS: dict[Callable[[Library, int, random.Random], Record], float] = {
 # Helpers
 
 
-def distinct(draw: Callable[[], Any], count: int) -> list[Any]:
-    """So many different draws, in the order they came."""
+def distinct(generate: Callable[[], Any], count: int) -> list[Any]:
+    """Return `count` distinct values of a random generator, in order of appearance."""
     found: dict[Any, None] = {}
     for _ in range(1000 * count):
         if len(found) == count:
             return list(found)
-        found[draw()] = None
-    raise ValueError(f"there are only {len(found)} values, and {count} are wanted")
+        found[generate()] = None
+    raise ValueError(f"there are only {len(found)} values, but {count} are needed")
 
 
 def with_articles(text: str) -> str:
-    """ "a engineer" -> "an engineer"."""
+    """Replace "a" by "an" before a vowel."""
     return re.sub(r"\b([Aa]) (?=[aeio])", r"\1n ", text)
 
 

@@ -1,4 +1,4 @@
-"""The character vectors of an R package's data: lazy-load databases (Rdata.rdx + Rdata.rdb), no R needed.
+"""Read character vectors from an R package's data: lazy-load databases (Rdata.rdx + Rdata.rdb), no R needed.
 
 An .rdx is a gzipped serialised list whose `variables` map a name to (offset, length) in the .rdb; there
 each object is its size (4 bytes, big-endian) and a zlib stream. Both hold R's XDR serialisation, version 2
@@ -18,7 +18,7 @@ HAS_ATTRIBUTES, HAS_TAG = 1 << 9, 1 << 10
 
 
 def texts(database: Path) -> dict[str, list[str]]:
-    """Name -> lines of every character vector of a lazy-load database, given without its suffix."""
+    """Read every character vector of a lazy-load database (path without suffix): name -> lines."""
     index = _Reader(zlib.decompress(database.with_suffix(".rdx").read_bytes(), wbits=47)).document()
     data = database.with_suffix(".rdb").read_bytes()
     found = {}
@@ -30,7 +30,7 @@ def texts(database: Path) -> dict[str, list[str]]:
 
 
 class _Reader:
-    """One serialised object: vectors become lists, named vectors and pairlists dictionaries."""
+    """Decode one serialized object: vectors become lists, named vectors and pairlists dictionaries."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0

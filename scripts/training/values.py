@@ -1,4 +1,4 @@
-"""Values and names for the retrieval records, drawn at random: data and one rule."""
+"""Random values and names for the retrieval records: word lists, and a pattern language."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ VERBS = words("bring carry count find hide keep leave paint polish repair save s
 
 
 def subject(kind: str, rng: random.Random) -> str:
-    """What a fact is about: of "people", "cities", "things", "events"."""
+    """Return a random subject of a fact: one of "people", "cities", "things", "events"."""
     if kind == "people":
         return f"{rng.choice(FIRST_NAMES)} {rng.choice(SURNAMES)}"
     if kind == "things":
@@ -103,7 +103,7 @@ def subject(kind: str, rng: random.Random) -> str:
 
 
 def value(pattern: str, rng: random.Random) -> str:
-    """A value of a named kind, or of a pattern: # a digit (never 0 first), @ a letter, `word` a word."""
+    """Return a random value of a named kind or a pattern (# digit, not 0 first; @ letter; `word` word)."""
     lists = {"city": CITIES, "job": JOBS, "colour": COLOURS, "pet": ANIMALS, "dish": DISHES, "place": PLACES}
     if pattern in lists:
         return rng.choice(lists[pattern])
@@ -117,14 +117,14 @@ def value(pattern: str, rng: random.Random) -> str:
         return sentence(rng)
     if "word" in pattern:
         return " ".join(rng.choice(rng.choice((ADJECTIVES, NOUNS))) for _ in pattern.split())
-    drawn = ""
+    text = ""
     for sign in pattern:
-        first = not drawn[-1:].isdigit()
-        drawn += {
+        first = not text[-1:].isdigit()
+        text += {
             "#": rng.choice("123456789" if first else string.digits),
             "@": rng.choice(string.ascii_uppercase),
         }.get(sign, sign)
-    return drawn
+    return text
 
 
 def sentence(rng: random.Random) -> str:

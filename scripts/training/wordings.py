@@ -1,7 +1,8 @@
-"""The words of the retrieval records: data only.
+"""Wordings of the retrieval records (data only).
 
-HELD_OUT names what the evaluations ask about and no record may: see pigguf/evals/passkey_prompts.py, "locker".
-In the templates {value} is what is asked for, and the other fields say about what.
+HELD_OUT lists the subjects that the evaluations ask about and that no training record may use: see "locker"
+in pigguf/evals/passkey_prompts.py. In the templates, {value} is the answer, and the other fields name its
+subject.
 """
 
 from __future__ import annotations
@@ -138,13 +139,13 @@ FILLERS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fact, with how it may be told, asked for and answered."""
+    """A kind of fact, with templates of statements, questions and answers."""
 
     subject: str  # a list of values.py
     value: str
-    told: tuple[str, ...]
-    asked: tuple[str, ...]
-    answered: tuple[str, ...]
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
 
 
 KINDS = (

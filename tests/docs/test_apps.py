@@ -23,7 +23,7 @@ KEY = "secret"
 
 @pytest.fixture(scope="module")
 def folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages say is there: a model by that name, and a text."""
+    """Provide the model and the text that the pages refer to."""
     folder = tmp_path_factory.mktemp("apps")
     (folder / "smollm2.gguf").symlink_to(smollm2_gguf.resolve())
     (folder / "README.md").write_text((ROOT / "README.md").read_text("utf-8")[:600], "utf-8")

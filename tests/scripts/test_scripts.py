@@ -31,7 +31,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no comp
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What the set-up needs of a clone, before anything is installed."""
+    """Copy the files of a clone that the setup needs before anything is installed."""
     clone = tmp_path / "clone"
     shutil.copytree(ROOT / "scripts", clone / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (
@@ -47,7 +47,7 @@ def clone(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bin_folder(tmp_path: Path) -> Path:
-    """A PATH with what the shell scripts use, and no Python or compiler."""
+    """Return a PATH with the tools that the shell scripts use, without Python or a compiler."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "dirname").symlink_to(shutil.which("dirname") or "")
@@ -69,7 +69,7 @@ def run(clone: Path, script: str, **environment: str) -> subprocess.CompletedPro
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what may steer the build, and with a package index that answers nobody."""
+    """Return an environment without build variables, and with an unreachable package index."""
     steering = ("CC", "CXX", "CMAKE_ARGS", "PYTHON", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if name not in steering and "PIP_" not in name}
     no_index = {
@@ -82,7 +82,7 @@ def clean(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def refusal(result: subprocess.CompletedProcess[str], code: int = 1) -> tuple[str, str]:
-    """The error and the hint a failed script ends with, and no traceback before them."""
+    """Return the error and the hint that a failed script ends with; assert that there is no traceback."""
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
@@ -138,7 +138,7 @@ def test_no_network_and_a_venv_whose_python_is_gone(clone: Path) -> None:
     (clone / ".venv" / "stamps").mkdir(parents=True)
     (clone / ".venv" / "pigguf-engine.json").write_text("{}")
     result = run(clone, "test")
-    assert result.stderr.startswith("the .venv here does not work")
+    assert result.stderr.startswith("the existing .venv does not work")
     error, hint = refusal(result)
     assert error == "error: building llama-cpp-python failed: the package index cannot be reached"
     assert "network" in hint
@@ -164,7 +164,7 @@ def test_no_room_on_the_disk(clone: Path, tmp_path: Path, full: str) -> None:
     result = subprocess.run([*mount, program], env=clean({}), capture_output=True, text=True, timeout=120)
     error, hint = refusal(result)
     assert f"on the disk of {small}" in error
-    assert "free some room" in hint
+    assert "free some space" in hint
 
 
 @needs_compiler

@@ -37,7 +37,7 @@ Record = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[dict[str, ModuleType]]:
-    """The modules of scripts/training, which import one another as scripts do."""
+    """Import the modules of scripts/training, which import one another as scripts do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER))
         yield {name: importlib.import_module(name) for name in MODULES}
@@ -78,13 +78,13 @@ def integers(*numbers: int) -> bytes:
 
 
 def named_list(names: bytes, **entries: bytes) -> bytes:
-    """A list whose attribute is a pairlist of one pair: the symbol `names`, and the names."""
+    """Serialize a list whose attribute is a pairlist of one pair: the symbol `names`, and the names."""
     head = struct.pack(">ii", 19 | 1 << 9, len(entries)) + b"".join(entries.values())
     return head + struct.pack(">i", 2 | 1 << 10) + names + strings(*entries) + NIL
 
 
 def database(path: Path, header: bytes = HEADER_3, **objects: bytes) -> Path:
-    """A lazy-load database of serialised objects."""
+    """Write a lazy-load database of serialized objects."""
     data, places = b"", {}
     for name, value in objects.items():
         block = struct.pack(">i", len(header + value)) + zlib.compress(header + value)
@@ -146,7 +146,7 @@ def test_the_held_out_novel_is_refused(corpus: ModuleType, tmp_path: Path, novel
 def test_texts_are_not_mixed_with_those_of_another_run(corpus: ModuleType, tmp_path: Path) -> None:
     corpus.write([("a-b", "one"), ("c", "two")], tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a-b.txt": "one", "c.txt": "two"}
-    with pytest.raises(ValueError, match="has texts already"):
+    with pytest.raises(ValueError, match="already contains texts"):
         corpus.write([("d", "three")], tmp_path)
 
 
@@ -291,9 +291,9 @@ def test_facts_are_hidden_whole_and_once(items: ModuleType, library: Any) -> Non
     for seed in range(30):
         rng = random.Random(seed)
         facts = items.some_facts(6, rng)
-        told = [fact.told(rng) for fact in facts]
-        text = items.hide(library.span(600, rng), told, rng)
-        assert [text.count(sentence) for sentence in told] == [1] * 6
+        statements = [fact.statement(rng) for fact in facts]
+        text = items.hide(library.span(600, rng), statements, rng)
+        assert [text.count(sentence) for sentence in statements] == [1] * 6
         assert len({(fact.kind, fact.subject) for fact in facts}) == 6
         assert len({(fact.kind, fact.value) for fact in facts}) == 6
 
@@ -362,7 +362,7 @@ def test_sentences_end_where_they_should(items: ModuleType) -> None:
     ]
 
 
-def test_tables_say_what_is_answered(items: ModuleType) -> None:
+def test_tables_contain_the_answers(items: ModuleType) -> None:
     """A question names the row and the column, and is answered with the cell; or the other way round."""
     columns, row = [("price", "$##.##"), ("code", "@@")], ("red oak", "$12.34", "AB")
     cells = {"price": "$12.34", "code": "AB"}
@@ -416,12 +416,12 @@ def test_what_is_evaluated_is_in_no_record(
 
 def test_there_are_many_wordings(wordings: ModuleType) -> None:
     assert len(wordings.NEEDLES) >= 9
-    assert len({question for kind in wordings.KINDS for question in kind.asked}) >= 40
-    assert len({answer for kind in wordings.KINDS for answer in kind.answered}) >= 40
+    assert len({question for kind in wordings.KINDS for question in kind.questions}) >= 40
+    assert len({answer for kind in wordings.KINDS for answer in kind.answers}) >= 40
     for kind in wordings.KINDS:
-        assert all("{subject}" in text and "{value}" in text for text in kind.told)
-        assert all("{subject}" in text and "{value}" not in text for text in kind.asked)
-        assert all("{value}" in text for text in kind.answered)
+        assert all("{subject}" in text and "{value}" in text for text in kind.statements)
+        assert all("{subject}" in text and "{value}" not in text for text in kind.questions)
+        assert all("{value}" in text for text in kind.answers)
 
 
 def test_values_follow_their_patterns(scripts: dict[str, ModuleType], wordings: ModuleType) -> None:

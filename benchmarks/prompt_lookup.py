@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Claim: lookup decoding writes what the prompt holds at 1.5 times plain decoding's speed or more, and costs
-at most 3 % where a text never repeats.
+"""Claim: prompt lookup decoding is 1.5 times as fast as plain decoding where the text repeats the prompt.
 
-usage: benchmarks/lookup.py MODEL.gguf
+Where a text never repeats, it costs at most 3 %.
 
-Both through Session.generate at temperature 0, in turn in this process: a passage of a novel that stands
-twice and begins once more (a model as small as SmolLM2 copies what it has seen copied), and a chat about
-nothing that was read, with a penalty on repetition. Medians of nine rounds of 256 tokens. How many tokens
-are alike is said too: a batch rounds otherwise than single steps do.
+usage: benchmarks/prompt_lookup.py MODEL.gguf
+
+Both run through Session.generate at temperature 0, in turn in this process, on two prompts: a passage of a
+novel that occurs twice and starts a third time (a model as small as SmolLM2 then copies it), and a chat
+without a document, with a repetition penalty. Medians of nine rounds of 256 tokens. The number of equal
+tokens is reported too, because a batch rounds differently from single steps.
 """
 
 from __future__ import annotations
