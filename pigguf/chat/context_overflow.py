@@ -20,15 +20,15 @@ from typing import Literal
 
 OverflowPolicy = Literal["error", "shift", "summarize"]
 
-SUMMARY_TOKENS = 256
+MAX_SUMMARY_TOKENS = 256
 """Most tokens of a summary; an eighth of a small window."""
 
-REQUEST = "Summarize our conversation so far in a few sentences. Keep names, numbers, and what was decided."
+SUMMARY_REQUEST = "Summarize our conversation so far in a few sentences. Keep names, numbers, and what was decided."
 """What the model is asked for a summary, and what stands before it in the conversation from then on."""
 
 
 @dataclass(frozen=True)
-class Space:
+class OverflowBudget:
     """What a policy has to do with.
 
     Attributes:
@@ -38,14 +38,14 @@ class Space:
         write: the model's own answer to a conversation, of so many tokens at most.
     """
 
-    window: int
-    tokens: int
-    count: Callable[[Sequence[dict[str, str]]], int]
-    write: Callable[[Sequence[dict[str, str]], int], str]
+    context_length: int
+    max_prompt_tokens: int
+    count_tokens: Callable[[Sequence[dict[str, str]]], int]
+    generate: Callable[[Sequence[dict[str, str]], int], str]
 
 
 @dataclass(frozen=True)
-class Relief:
+class ShortenedConversation:
     """A conversation that takes less of the window than it did.
 
     Attributes:
@@ -56,60 +56,60 @@ class Relief:
 
     messages: list[dict[str, str]]
     notice: str
-    moved: int = 0
+    shifted_tokens: int = 0
 
 
-def error(messages: Sequence[dict[str, str]], space: Space) -> Relief | None:
+def error(messages: Sequence[dict[str, str]], space: OverflowBudget) -> ShortenedConversation | None:
     """Give nothing up."""
     return None
 
 
-def shift(messages: Sequence[dict[str, str]], space: Space) -> Relief | None:
+def shift(messages: Sequence[dict[str, str]], space: OverflowBudget) -> ShortenedConversation | None:
     """Leave out the oldest turns, as few as it takes."""
     head, turns, question = _parts(messages)
 
     def without(count: int) -> list[dict[str, str]]:
         return [*head, *chain(*turns[count:]), *question]
 
-    fewest = bisect_left(range(len(turns) + 1), True, key=lambda n: space.count(without(n)) <= space.tokens)
+    fewest = bisect_left(range(len(turns) + 1), True, key=lambda n: space.count_tokens(without(n)) <= space.max_prompt_tokens)
     if not 0 < fewest <= len(turns):
         return None
     rest = without(fewest)
-    dropped = space.count(messages) - space.count(rest)
-    return Relief(rest, f"The window is full: {_oldest(fewest)} left out ({dropped:,} tokens).", dropped)
+    dropped = space.count_tokens(messages) - space.count_tokens(rest)
+    return ShortenedConversation(rest, f"The window is full: {_oldest(fewest)} left out ({dropped:,} tokens).", dropped)
 
 
-def summarize(messages: Sequence[dict[str, str]], space: Space) -> Relief | None:
+def summarize(messages: Sequence[dict[str, str]], space: OverflowBudget) -> ShortenedConversation | None:
     """Let the model condense the oldest turns into one: all of them, the last only where it must be, or as
     many as the model can read at once."""
     head, turns, question = _parts(messages)
-    request = {"role": "user", "content": REQUEST}
-    most = min(SUMMARY_TOKENS, space.tokens // 8)
+    request = {"role": "user", "content": SUMMARY_REQUEST}
+    most = min(MAX_SUMMARY_TOKENS, space.max_prompt_tokens // 8)
 
-    if space.count([*head, request, *question]) > space.tokens:
+    if space.count_tokens([*head, request, *question]) > space.max_prompt_tokens:
         return None
 
     def asked_of(count: int) -> list[dict[str, str]]:
         return [*head, *chain(*turns[:count]), request]
 
     def is_too_much(count: int) -> bool:
-        return space.count(asked_of(count)) + most > space.window
+        return space.count_tokens(asked_of(count)) + most > space.context_length
 
-    keeps_last = space.count([*head, request, *chain(*turns[-1:]), *question]) + most <= space.tokens
+    keeps_last = space.count_tokens([*head, request, *chain(*turns[-1:]), *question]) + most <= space.max_prompt_tokens
     wanted = len(turns) - (keeps_last and len(turns) > 1)
     count = bisect_left(range(1, wanted + 1), True, key=is_too_much)
-    summary = space.write(asked_of(count), most) if count else ""
+    summary = space.generate(asked_of(count), most) if count else ""
     if not summary:
         return None
     rest = [*head, request, {"role": "assistant", "content": summary}, *chain(*turns[count:]), *question]
-    before, after = space.count(messages), space.count(rest)
+    before, after = space.count_tokens(messages), space.count_tokens(rest)
     if after >= before:
         return None
     notice = f"The window is full: {_oldest(count)} condensed, {before:,} tokens to {after:,}."
-    return Relief(rest, notice)
+    return ShortenedConversation(rest, notice)
 
 
-POLICIES: dict[OverflowPolicy, Callable[[Sequence[dict[str, str]], Space], Relief | None]] = {
+OVERFLOW_POLICIES: dict[OverflowPolicy, Callable[[Sequence[dict[str, str]], OverflowBudget], ShortenedConversation | None]] = {
     "error": error,
     "shift": shift,
     "summarize": summarize,

@@ -25,18 +25,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pigguf.chat.context_overflow import POLICIES, OverflowPolicy, Space, system_prompt
-from pigguf.chat.few_shot import Example, messages_of
+from pigguf.chat.context_overflow import OVERFLOW_POLICIES, OverflowPolicy, OverflowBudget, system_prompt
+from pigguf.chat.few_shot import FewShotExample, example_messages
 from pigguf.chat.prompt_format import ChatFormat
 from pigguf.common.files import atomic_write
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import ContextOverflow, EngineError, UsageError
-from pigguf.inference.detokenizer import characters
+from pigguf.inference.detokenizer import stream_text
 from pigguf.inference.engine import Model, SamplingParams, Session
 from pigguf.inference.engine.session import StopReason
 from pigguf.progress import SILENT, Progress
 
-ANSWER_ROOM = 64
+MIN_ANSWER_TOKENS = 64
 """Tokens of the window that a question must leave free for its answer."""
 
 _GREEDY = SamplingParams(temperature=0)
@@ -44,19 +44,19 @@ _log = logging.getLogger("pigguf")
 
 
 @dataclass(frozen=True)
-class Document:
+class AttachedDocument:
     """A text that goes in with the next question; `tokens` is what it takes of the window."""
 
     name: str
     text: str
     tokens: int
 
-    def quoted(self) -> str:
+    def as_prompt_text(self) -> str:
         return f"[Document: {self.name}]\n{self.text}\n[End of document: {self.name}]\n\n"
 
 
 @dataclass(frozen=True)
-class Turn:
+class TurnStats:
     """One question and its answer in numbers.
 
     Attributes:
@@ -71,7 +71,7 @@ class Turn:
 
     prompt_tokens: int
     cached_tokens: int
-    answer_tokens: int
+    generated_tokens: int
     prefill_seconds: float
     first_token_seconds: float
     decode_seconds: float
@@ -79,21 +79,21 @@ class Turn:
     notices: tuple[str, ...] = ()
 
     @property
-    def prefill_rate(self) -> float:
+    def prefill_tokens_per_second(self) -> float:
         """Prompt tokens a second, of those that had to be read."""
         return (self.prompt_tokens - self.cached_tokens) / max(self.prefill_seconds, 1e-9)
 
     @property
-    def decode_rate(self) -> float:
+    def decode_tokens_per_second(self) -> float:
         """Answer tokens a second, once the first is there."""
-        return max(self.answer_tokens - 1, 0) / max(self.decode_seconds, 1e-9)
+        return max(self.generated_tokens - 1, 0) / max(self.decode_seconds, 1e-9)
 
 
 @dataclass(frozen=True)
-class Share:
+class ContextUsage:
     """What one part of the conversation takes of the window."""
 
-    part: Literal["system", "user", "assistant", "template", "document"]
+    kind: Literal["system", "user", "assistant", "template", "document"]
     text: str
     tokens: int
 
@@ -130,15 +130,15 @@ class Chat:
         sampling: SamplingParams | None = None,
         max_tokens: int | None = None,
         overflow: OverflowPolicy = "error",
-        examples: Sequence[Example] = (),
+        examples: Sequence[FewShotExample] = (),
     ) -> None:
-        if overflow not in POLICIES:
+        if overflow not in OVERFLOW_POLICIES:
             raise UsageError(
-                f"there is no policy {overflow!r} for a full window", f"one of {', '.join(POLICIES)}"
+                f"there is no policy {overflow!r} for a full window", f"one of {', '.join(OVERFLOW_POLICIES)}"
             )
         self.messages: list[dict[str, str]] = []
-        self.documents: list[Document] = []
-        self.last_turn: Turn | None = None
+        self.documents: list[AttachedDocument] = []
+        self.last_turn: TurnStats | None = None
         self.context_length = session.n_past + session.tokens_left
         self._model = model
         self._session = session
@@ -163,7 +163,7 @@ class Chat:
             TokenizerError: the template refuses the conversation.
         """
         begun = time.monotonic()
-        question = {"role": "user", "content": "".join(d.quoted() for d in self.documents) + text}
+        question = {"role": "user", "content": "".join(d.as_prompt_text() for d in self.documents) + text}
         draft = self._draft(question)
         if not self._fit(draft, progress):
             raise self._refusal(question)
@@ -178,10 +178,10 @@ class Chat:
             if answer.text or stop_reason != "interrupted":
                 self.messages = [*draft.messages, {"role": "assistant", "content": answer.text}]
                 self.documents.clear()
-            self.last_turn = Turn(
+            self.last_turn = TurnStats(
                 prompt_tokens=prompt_tokens,
                 cached_tokens=cached,
-                answer_tokens=answer.tokens,
+                generated_tokens=answer.tokens,
                 prefill_seconds=read - begun,
                 first_token_seconds=answer.first_at - begun,
                 decode_seconds=answer.last_at - answer.first_at,
@@ -193,20 +193,20 @@ class Chat:
         """The conversation with a question at its end, and examples before the first one."""
         has_begun = _has_question(self.messages)
         examples = () if has_begun else self._fitting_examples(question)
-        messages = [*self.messages, *messages_of(examples), question]
-        draft = _Draft(messages, self._format.tokens(messages))
+        messages = [*self.messages, *example_messages(examples), question]
+        draft = _Draft(messages, self._format.tokenize(messages))
         if self._examples and not has_begun:
             fit = f"{len(examples):,} of {len(self._examples):,} examples go before the question."
             draft.tell(fit, logging.INFO if len(examples) == len(self._examples) else logging.WARNING)
         return draft
 
-    def _fitting_examples(self, question: dict[str, str]) -> Sequence[Example]:
+    def _fitting_examples(self, question: dict[str, str]) -> Sequence[FewShotExample]:
         """The first of the examples, as many as leave room for the question and its answer."""
-        room = self.context_length - min(self._max_tokens or ANSWER_ROOM, self.context_length // 2)
+        room = self.context_length - min(self._max_tokens or MIN_ANSWER_TOKENS, self.context_length // 2)
 
         def is_too_much(count: int) -> bool:
-            messages = [*self.messages, *messages_of(self._examples[:count]), question]
-            return len(self._format.tokens(messages)) > room
+            messages = [*self.messages, *example_messages(self._examples[:count]), question]
+            return len(self._format.tokenize(messages)) > room
 
         fits = bisect_left(range(1, len(self._examples) + 1), True, key=is_too_much)
         return self._examples[:fits]
@@ -215,23 +215,23 @@ class Chat:
         """Make the draft fit into the window, with room for more of its answer; False where it cannot be."""
         room = 1 if draft.answer else self._answer_room
         most = self.context_length - len(draft.answer) - room
-        space = Space(
-            window=self.context_length,
-            tokens=most,
-            count=lambda messages: len(self._format.tokens(messages)),
-            write=lambda messages, limit: self._write(messages, limit, progress),
+        space = OverflowBudget(
+            context_length=self.context_length,
+            max_prompt_tokens=most,
+            count_tokens=lambda messages: len(self._format.tokenize(messages)),
+            generate=lambda messages, limit: self._write(messages, limit, progress),
         )
         while len(draft.prompt) > most:
-            relief = POLICIES[self._overflow](draft.messages, space)
+            relief = OVERFLOW_POLICIES[self._overflow](draft.messages, space)
             if relief is None:
                 return False
-            draft.messages, draft.moved = relief.messages, relief.moved
-            draft.prompt = self._format.tokens(relief.messages)
+            draft.messages, draft.moved = relief.messages, relief.shifted_tokens
+            draft.prompt = self._format.tokenize(relief.messages)
             draft.tell(relief.notice)
         return True
 
     def _write(self, messages: Sequence[dict[str, str]], limit: int, progress: Progress) -> str:
-        self._session.set_prompt(self._format.tokens(messages), progress)
+        self._session.set_prompt(self._format.tokenize(messages), progress)
         return self._model.detokenize(list(self._session.generate(_GREEDY, limit))).strip()
 
     def _read(self, draft: _Draft, progress: Progress) -> int:
@@ -266,10 +266,10 @@ class Chat:
 
     @property
     def _answer_room(self) -> int:
-        return min(ANSWER_ROOM, self._max_tokens or ANSWER_ROOM, self.context_length // 2)
+        return min(MIN_ANSWER_TOKENS, self._max_tokens or MIN_ANSWER_TOKENS, self.context_length // 2)
 
     def _refusal(self, question: dict[str, str]) -> ContextOverflow:
-        tokens = len(self._format.tokens([*self._kept, question])) - self._taken(self._kept)
+        tokens = len(self._format.tokenize([*self._kept, question])) - self._taken(self._kept)
         refusal = self._too_much("the message", tokens, waiting=0)
         if refusal is not None:
             return refusal
@@ -304,7 +304,7 @@ class Chat:
 
     # ---- documents -------------------------------------------------------------------------------
 
-    def add_document(self, path: str | Path) -> Document:
+    def add_document(self, path: str | Path) -> AttachedDocument:
         """Read a UTF-8 text file that goes in with the next question.
 
         Raises:
@@ -313,7 +313,7 @@ class Chat:
         """
         path = Path(path)
         # A token is at most so many bytes: more than this cannot fit, whatever it says.
-        most = self.context_length * self._model.longest_piece
+        most = self.context_length * self._model.max_piece_bytes
         data = _read_at_most(path, most)
         if len(data) > most:
             raise ContextOverflow(
@@ -322,13 +322,13 @@ class Chat:
             )
         return self.add_text(path.name, decode_text(data, str(path)))
 
-    def add_text(self, name: str, text: str) -> Document:
+    def add_text(self, name: str, text: str) -> AttachedDocument:
         """Like add_document, for a text that is no file.
 
         Raises:
             ContextOverflow: it cannot fit into what is left of the window.
         """
-        document = Document(name, text, self._format.count(text))
+        document = AttachedDocument(name, text, self._format.count_tokens(text))
         waiting = sum(other.tokens for other in self.documents)
         refusal = self._too_much(name, document.tokens, waiting)
         if refusal is not None:
@@ -339,24 +339,24 @@ class Chat:
     # ---- the window ------------------------------------------------------------------------------
 
     @property
-    def used(self) -> int:
+    def tokens_used(self) -> int:
         """Tokens of the window that the conversation so far takes."""
         return self._taken(self.messages)
 
     def _taken(self, messages: Sequence[dict[str, str]]) -> int:
         if not _has_question(messages):  # templates may demand one
-            return sum(self._format.count(message["content"]) for message in messages)
-        return len(self._format.tokens(messages, answer_next=False))
+            return sum(self._format.count_tokens(message["content"]) for message in messages)
+        return len(self._format.tokenize(messages, add_generation_prompt=False))
 
-    def shares(self) -> list[Share]:
+    def context_usage(self) -> list[ContextUsage]:
         """What takes up the window: each message, the template around them, and waiting documents."""
         shares = [
-            Share(message["role"], message["content"], self._format.count(message["content"]))  # type: ignore[arg-type]
+            ContextUsage(message["role"], message["content"], self._format.count_tokens(message["content"]))  # type: ignore[arg-type]
             for message in self.messages
         ]
-        template = self.used - sum(share.tokens for share in shares)
-        shares.append(Share("template", "", template))
-        shares += [Share("document", document.name, document.tokens) for document in self.documents]
+        template = self.tokens_used - sum(share.tokens for share in shares)
+        shares.append(ContextUsage("template", "", template))
+        shares += [ContextUsage("document", document.name, document.tokens) for document in self.documents]
         return shares
 
     def clear(self) -> None:
@@ -409,7 +409,7 @@ class _Answer:
         self._model = model
 
     def texts(self, tokens: Iterable[int]) -> Iterator[str]:
-        for text in characters(self._model, self._counted(tokens)):
+        for text in stream_text(self._model, self._counted(tokens)):
             # Sentencepiece begins with the space that the template has put already.
             said = text if self.text else text.lstrip()
             if said:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pigguf.chat.conversation import Chat
-from pigguf.documents import Collection, Place, cut, read_documents
+from pigguf.documents import DocumentCollection, SourceLocation, cut, load_documents
 from pigguf.documents.bm25_retrieval import Index
 from pigguf.documents.chunking import passage_size
 from pigguf.documents.citations import find_quotes
@@ -33,7 +33,7 @@ from pigguf.inference.engine import Model, SamplingParams, Session
 from pigguf.inference.open_context import RunConfig, open_session
 from pigguf.progress import SILENT, Progress
 
-ANSWER_TOKENS = 512
+RESERVED_ANSWER_TOKENS = 512
 """Room that documents leave for an answer, where --max-tokens does not say how long it may be; a quarter of
 a small window."""
 
@@ -52,7 +52,7 @@ _log = logging.getLogger("pigguf")
 
 
 @dataclass(frozen=True)
-class Reading:
+class RetrievedContext:
     """What of the documents a question was asked over.
 
     Attributes:
@@ -60,13 +60,13 @@ class Reading:
         passages: how many there are in all.
     """
 
-    numbers: tuple[int, ...]
-    passages: int
+    passage_numbers: tuple[int, ...]
+    total_passages: int
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Everything was read."""
-        return len(self.numbers) == self.passages
+        return len(self.passage_numbers) == self.total_passages
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Citation:
             the passage.
     """
 
-    number: int
-    place: Place
+    passage_number: int
+    location: SourceLocation
     quote: str | None
 
 
@@ -107,7 +107,7 @@ class DocumentChat(Chat):
         self,
         model: Model,
         session: Session,
-        collection: Collection,
+        collection: DocumentCollection,
         *,
         sampling: SamplingParams | None = None,
         max_tokens: int | None = None,
@@ -119,7 +119,7 @@ class DocumentChat(Chat):
             for document in collection.documents
             for passage in cut(document, passage_size(self.context_length))
         )
-        self.reading: Reading | None = None
+        self.retrieved_context: RetrievedContext | None = None
         self._costs: dict[int, int] = {}
         self._index: Index | None = None
         self._asked: list[str] = []  # the questions of this conversation, by themselves
@@ -136,11 +136,11 @@ class DocumentChat(Chat):
             ContextOverflow: the question and the conversation leave no room for a passage.
             MissingPackage: the documents do not fit, and bm25s is not installed.
         """
-        waiting = "".join(document.quoted() for document in self.documents)
+        waiting = "".join(document.as_prompt_text() for document in self.documents)
         if not self._has_begun:
             self._asked, self._before = [], waiting
         numbers = self._chosen(text, progress)
-        self.reading = Reading(tuple(numbers), len(self.passages))
+        self.retrieved_context = RetrievedContext(tuple(numbers), len(self.passages))
         *before, question = self._conversation(numbers, text)
         self.messages = before
         self._tell_of_what_is_left_out()
@@ -161,7 +161,7 @@ class DocumentChat(Chat):
     def _conversation(self, numbers: Iterable[int], question: str) -> list[dict[str, str]]:
         """All messages up to the question, with these passages in front of the first."""
         messages = [dict(message) for message in self.messages]
-        waiting = "".join(document.quoted() for document in self.documents)
+        waiting = "".join(document.as_prompt_text() for document in self.documents)
         if self._has_begun:
             first = next(message for message in messages if message["role"] == "user")
             first["content"] = self._before + self._over(numbers, self._asked[0])
@@ -169,9 +169,9 @@ class DocumentChat(Chat):
         return [*messages, {"role": "user", "content": waiting + self._over(numbers, question)}]
 
     def _over(self, numbers: Iterable[int], question: str) -> str:
-        return "".join(map(self.quoted, numbers)) + _INSTRUCTION + question
+        return "".join(map(self.format_passage, numbers)) + _INSTRUCTION + question
 
-    def quoted(self, number: int) -> str:
+    def format_passage(self, number: int) -> str:
         """A passage as the prompt has it."""
         passage = self.passages[number - 1]
         return f"[{number}] {passage.label}\n{passage.text}\n\n"
@@ -198,18 +198,18 @@ class DocumentChat(Chat):
 
     @property
     def _room_kept(self) -> int:
-        return max(self._answer_room, min(self._max_tokens or ANSWER_TOKENS, self.context_length // 4))
+        return max(self._answer_room, min(self._max_tokens or RESERVED_ANSWER_TOKENS, self.context_length // 4))
 
     def _tokens(self, numbers: Iterable[int], question: str) -> int:
         """What the whole prompt takes with these passages."""
-        return len(self._format.tokens(self._conversation(numbers, question)))
+        return len(self._format.tokenize(self._conversation(numbers, question)))
 
     def _may_hold(self, numbers: Sequence[int], room: int) -> bool:
         """Whether to count these passages together; where they clearly do not fit, few are counted."""
         characters = sum(
             self.passages[number - 1].stop - self.passages[number - 1].start for number in numbers
         )
-        if characters > room * self._model.longest_piece:
+        if characters > room * self._model.max_piece_bytes:
             return False
         for number in numbers:
             room -= self._cost(number)
@@ -219,7 +219,7 @@ class DocumentChat(Chat):
 
     def _cost(self, number: int) -> int:
         if number not in self._costs:
-            self._costs[number] = self._format.count(self.quoted(number))
+            self._costs[number] = self._format.count_tokens(self.format_passage(number))
         return self._costs[number]
 
     def _nearest(self, question: str, room: int, progress: Progress) -> list[int]:
@@ -247,18 +247,18 @@ class DocumentChat(Chat):
         return chosen
 
     def _tell_of_what_is_left_out(self) -> None:
-        assert self.reading is not None
-        if self.reading.whole:
+        assert self.retrieved_context is not None
+        if self.retrieved_context.is_complete:
             return
-        read = {self.passages[number - 1].document for number in self.reading.numbers}
+        read = {self.passages[number - 1].document for number in self.retrieved_context.passage_numbers}
         documents = len(self.collection.documents)
         of_documents = f", from {len(read):,} of {documents:,} documents" if documents > 1 else ""
         _log.warning(
             "The documents do not fit the window of %s tokens. The %s of %s passages nearest the question "
             "are read%s; the rest is left out.",
             f"{self.context_length:,}",
-            f"{len(self.reading.numbers):,}",
-            f"{self.reading.passages:,}",
+            f"{len(self.retrieved_context.passage_numbers):,}",
+            f"{self.retrieved_context.total_passages:,}",
             of_documents,
         )
 
@@ -267,17 +267,17 @@ class DocumentChat(Chat):
     @property
     def citations(self) -> tuple[Citation, ...]:
         """What the last answer rests on: the passages it names, then the words it shares with some."""
-        if self.reading is None or self.messages[-1]["role"] != "assistant":
+        if self.retrieved_context is None or self.messages[-1]["role"] != "assistant":
             return ()
         answer = self.messages[-1]["content"]
-        read = [self.passages[number - 1] for number in self.reading.numbers]
+        read = [self.passages[number - 1] for number in self.retrieved_context.passage_numbers]
         named = [
-            Citation(number, self.passages[number - 1].place, None)
+            Citation(number, self.passages[number - 1].location, None)
             for number in _numbers_in(answer)
-            if number in self.reading.numbers
+            if number in self.retrieved_context.passage_numbers
         ]
         quoted = [
-            Citation(self.reading.numbers[quote.passage], quote.place, quote.text)
+            Citation(self.retrieved_context.passage_numbers[quote.passage_index], quote.location, quote.text)
             for quote in find_quotes(answer, read)
         ]
         return (*named, *quoted)
@@ -321,7 +321,7 @@ def open_documents(
         GGUFError, UnsupportedModel, ContextOverflow, DoesNotFit, BackendUnavailable: as open_session.
         TokenizerError: the model has no chat template.
     """
-    collection = read_documents(docs, progress)
+    collection = load_documents(docs, progress)
     with open_session(path, settings, progress) as session:
         model = session.context.model
         yield DocumentChat(model, session, collection, sampling=sampling, max_tokens=max_tokens)

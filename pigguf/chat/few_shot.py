@@ -15,7 +15,7 @@ from pigguf.errors import TextError, UsageError
 _FORM = '{"user": "a question", "assistant": "its answer"} on each line'
 
 
-class Example(NamedTuple):
+class FewShotExample(NamedTuple):
     """A question and its answer."""
 
     user: str
@@ -26,7 +26,7 @@ class Example(NamedTuple):
         return [{"role": role, "content": text} for role, text in self._asdict().items()]
 
 
-def read_examples(path: str | Path) -> list[Example]:
+def read_examples(path: str | Path) -> list[FewShotExample]:
     """The examples of a file of JSON lines.
 
     Raises:
@@ -43,15 +43,15 @@ def read_examples(path: str | Path) -> list[Example]:
     return examples
 
 
-def _example(values: dict[str, object], place: str) -> Example:
-    if values.keys() != set(Example._fields):
+def _example(values: dict[str, object], place: str) -> FewShotExample:
+    if values.keys() != set(FewShotExample._fields):
         raise TextError(f"{place} has {', '.join(map(repr, values)) or 'no keys'}", _FORM)
     for key, text in values.items():
         if not isinstance(text, str) or not text.strip():
             raise TextError(f"{place}: {key} is {shown(text)}", _FORM)
-    return Example(**values)  # type: ignore[arg-type]
+    return FewShotExample(**values)  # type: ignore[arg-type]
 
 
-def messages_of(examples: Sequence[Example]) -> list[dict[str, str]]:
+def example_messages(examples: Sequence[FewShotExample]) -> list[dict[str, str]]:
     """The examples as turns of a conversation."""
     return [message for example in examples for message in example.messages]

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-from pigguf.chat.tool_calls import WORDS, CallForm, Tool, form_of, in_words
+from pigguf.chat.tool_calls import PROMPTED_FORMAT, ToolCallFormat, Tool, detect_tool_call_format, tools_as_text
 from pigguf.errors import TokenizerError
 from pigguf.gguf_io.metadata import elements
 from pigguf.inference.engine import Model
@@ -54,13 +54,13 @@ class ChatFormat:
         self._template = ChatTemplate(model.chat_template, bos_token=model.bos_text, eos_token=model.eos_text)
 
     @property
-    def call_form(self) -> CallForm:
+    def tool_call_format(self) -> ToolCallFormat:
         """How the model is to write calls of functions."""
-        return self._own_form or WORDS
+        return self._own_form or PROMPTED_FORMAT
 
     @cached_property
-    def _own_form(self) -> CallForm | None:
-        form = form_of(self._template)
+    def _own_form(self) -> ToolCallFormat | None:
+        form = detect_tool_call_format(self._template)
         if form is None:
             _log.warning(
                 "%s: the chat template writes no calls of functions that are known here: the model is told "
@@ -79,13 +79,13 @@ class ChatFormat:
             return "user"
         return "system" if "told of" in told else "user"
 
-    def tokens(
+    def tokenize(
         self,
         messages: Sequence[Message],
         *,
         tools: Sequence[Tool] = (),
-        answer_next: bool = True,
-        begun: str = "",
+        add_generation_prompt: bool = True,
+        answer_prefix: str = "",
     ) -> list[int]:
         """The conversation as tokens; with `answer_next`, up to where the assistant begins to speak.
 
@@ -98,20 +98,20 @@ class ChatFormat:
         """
         has_calls = bool(tools) or any(m["role"] == "tool" or "tool_calls" in m for m in messages)
         if has_calls and self._own_form is None:
-            messages, tools = in_words(messages, tools, self._teller), ()
+            messages, tools = tools_as_text(messages, tools, self._teller), ()
         quoted = _Quoted(self._special_text)
         rendered = self._template.render(
             [{**quoted.quote(message), "role": message["role"]} for message in messages],
-            add_generation_prompt=answer_next,
+            add_generation_prompt=add_generation_prompt,
             tools=[quoted.quote(tool.as_json()) for tool in tools] or None,
         )
-        pieces = quoted.split(rendered + begun)
+        pieces = quoted.split(rendered + answer_prefix)
         tokens = self._tokenize(pieces[0], special=True)
         for index, piece in enumerate(pieces[1:], start=1):
             tokens += self._as_text(piece) if index % 2 else self._continue(piece, special=True)
         return self._with_bos(tokens)
 
-    def count(self, text: str) -> int:
+    def count_tokens(self, text: str) -> int:
         """How many tokens a message's text is, by itself."""
         return len(self._tokenize(text, special=False))
 
@@ -120,7 +120,7 @@ class ChatFormat:
 
     def _continue(self, text: str, *, special: bool) -> list[int]:
         """Tokens of a text in the middle of a line: sentencepiece puts a space before a beginning."""
-        if not text or not self._model.space_prefix:
+        if not text or not self._model.add_space_prefix:
             return self._tokenize(text, special=special)
         return self._tokenize(_ANCHOR + text, special=special)[len(self._tokenize(_ANCHOR, special=False)) :]
 
@@ -148,8 +148,8 @@ class ChatFormat:
     def _control_texts(self) -> Iterator[str]:
         model = self._model
         for token in range(model.vocab_size):
-            if not model.piece(token):
-                yield model.piece(token, special=True).decode("utf-8", "replace")
+            if not model.token_to_piece(token):
+                yield model.token_to_piece(token, special=True).decode("utf-8", "replace")
 
     def _template_texts(self) -> Iterator[str]:
         """Added tokens that are no control tokens, but that the template uses as if they were."""

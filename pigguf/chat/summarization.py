@@ -20,22 +20,22 @@ from typing import Literal, TypeVar, get_args
 
 from pigguf.chat.document_qa import GREEDY
 from pigguf.chat.prompt_format import ChatFormat
-from pigguf.documents import MOST_CHARACTERS, Document, Passage, Place, read_file
+from pigguf.documents import MAX_CHARACTERS, Document, Passage, SourceLocation, load_document
 from pigguf.documents.chunking import ends_a_paragraph, paragraphs, passage_size
 from pigguf.errors import ContextOverflow, UsageError
-from pigguf.inference.detokenizer import characters
+from pigguf.inference.detokenizer import stream_text
 from pigguf.inference.engine import SamplingParams, Session, StopReason
 from pigguf.inference.open_context import RunConfig, open_session
 from pigguf.progress import SILENT, Progress, Unit, stage
 
-Length = Literal["short", "medium", "long"]
-Style = Literal["prose", "bullets"]
+SummaryLength = Literal["short", "medium", "long"]
+SummaryStyle = Literal["prose", "bullets"]
 Item = TypeVar("Item")
 
-LENGTHS: dict[Length, int] = {"short": 60, "medium": 180, "long": 500}
+SUMMARY_WORDS: dict[SummaryLength, int] = {"short": 60, "medium": 180, "long": 500}
 """Words of a summary."""
 
-_STYLES: dict[Style, str] = {
+_STYLES: dict[SummaryStyle, str] = {
     "prose": "in about {words} words",
     "bullets": "as a list of bullet points, in about {words} words",
 }
@@ -47,7 +47,7 @@ _log = logging.getLogger("pigguf")
 
 
 @dataclass(frozen=True)
-class Part:
+class SummarizedPart:
     """A stretch of the document that was read in one pass.
 
     Attributes:
@@ -55,7 +55,7 @@ class Part:
         stop_reason: "end", or why the summary was cut.
     """
 
-    place: Place
+    location: SourceLocation
     summary: str
     stop_reason: StopReason
 
@@ -71,7 +71,7 @@ class Summary:
     """
 
     text: str
-    parts: tuple[Part, ...]
+    parts: tuple[SummarizedPart, ...]
     passes: int
     stop_reason: StopReason
 
@@ -99,8 +99,8 @@ class Summarizer:
         self,
         session: Session,
         *,
-        length: Length | int = "medium",
-        style: Style = "prose",
+        length: SummaryLength | int = "medium",
+        style: SummaryStyle = "prose",
         sampling: SamplingParams | None = None,
         max_tokens: int | None = None,
     ) -> None:
@@ -126,7 +126,7 @@ class Summarizer:
 
     # ---- the tree --------------------------------------------------------------------------------
 
-    def texts(self, document: Document, progress: Progress = SILENT) -> Iterator[str]:
+    def stream(self, document: Document, progress: Progress = SILENT) -> Iterator[str]:
         """The summary as text while it is drawn, once its parts are done; then it is in `summary`.
 
         Progress hears of each level of the tree, in tokens.
@@ -135,12 +135,12 @@ class Summarizer:
         passages = self._parts_of(document)
         if len(passages) == 1:
             text = yield from self._last(self._of_whole(passages[0].text), progress)
-            only = Part(passages[0].place, text, self._stop_reason)
+            only = SummarizedPart(passages[0].location, text, self._stop_reason)
             self.summary = Summary(text, (only,), 1, self._stop_reason)
             return
         self._tell_of_parts(document, len(passages))
         done = self._each([passage.text for passage in passages], progress)
-        parts = tuple(Part(passage.place, *part) for passage, part in zip(passages, done, strict=True))
+        parts = tuple(SummarizedPart(passage.location, *part) for passage, part in zip(passages, done, strict=True))
         passes = len(done)
         while len(texts := self._joined([summary for summary, _ in done])) > 1:
             done = self._each(texts, progress)
@@ -170,7 +170,7 @@ class Summarizer:
     def _pass(self, ask: str, most: int, progress: Progress) -> Iterator[str]:
         self._session.set_prompt(self._tokens(ask), progress)
         begun = False
-        for piece in characters(self._model, self._session.generate(self._sampling, most)):
+        for piece in stream_text(self._model, self._session.generate(self._sampling, most)):
             said = piece if begun else piece.lstrip()
             begun = begun or bool(said)
             if said:
@@ -216,10 +216,10 @@ class Summarizer:
         return ["\n\n".join(group) for group in groups]
 
     def _cost(self, text: str) -> int:
-        return self._format.count(text) + _JOIN
+        return self._format.count_tokens(text) + _JOIN
 
     def _tokens(self, ask: str) -> list[int]:
-        return self._format.tokens([{"role": "user", "content": ask}])
+        return self._format.tokenize([{"role": "user", "content": ask}])
 
     # ---- what is asked ---------------------------------------------------------------------------
 
@@ -255,17 +255,17 @@ def _filled(
     yield [kept for kept, _ in group]
 
 
-def _words(length: Length | int) -> int:
+def _words(length: SummaryLength | int) -> int:
     if isinstance(length, int) and length > 0:
         return length
-    if length in LENGTHS:
-        return LENGTHS[length]
-    raise UsageError(f"the length of a summary is {length!r}", f"give words, or one of {', '.join(LENGTHS)}")
+    if length in SUMMARY_WORDS:
+        return SUMMARY_WORDS[length]
+    raise UsageError(f"the length of a summary is {length!r}", f"give words, or one of {', '.join(SUMMARY_WORDS)}")
 
 
-def _checked_style(style: Style) -> Style:
-    if style not in get_args(Style):
-        raise UsageError(f"the style of a summary is {style!r}", f"one of {', '.join(get_args(Style))}")
+def _checked_style(style: SummaryStyle) -> SummaryStyle:
+    if style not in get_args(SummaryStyle):
+        raise UsageError(f"the style of a summary is {style!r}", f"one of {', '.join(get_args(SummaryStyle))}")
     return style
 
 
@@ -290,8 +290,8 @@ def summarize(
     model: str | Path,
     path: str | Path,
     *,
-    length: Length | int = "medium",
-    style: Style = "prose",
+    length: SummaryLength | int = "medium",
+    style: SummaryStyle = "prose",
     settings: RunConfig | None = None,
     sampling: SamplingParams | None = None,
     progress: Progress = SILENT,
@@ -308,10 +308,10 @@ def summarize(
     Raises:
         As open_documents does, and Summarizer.
     """
-    document = read_file(Path(path), MOST_CHARACTERS)
+    document = load_document(Path(path), MAX_CHARACTERS)
     with open_session(model, settings, progress) as session:
         summarizer = Summarizer(session, length=length, style=style, sampling=sampling)
-        for _ in summarizer.texts(document, progress):
+        for _ in summarizer.stream(document, progress):
             pass
     assert summarizer.summary is not None
     return summarizer.summary

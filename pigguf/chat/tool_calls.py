@@ -19,9 +19,9 @@ from typing import Any, Final, Literal
 
 from pigguf.errors import TokenizerError, UsageError
 from pigguf.grammar import Grammar, gbnf
-from pigguf.inference.detokenizer import overlap
+from pigguf.inference.detokenizer import partial_match_length
 from pigguf.inference.engine import Model
-from pigguf.inference.engine.sampling import Opening
+from pigguf.inference.engine.sampling import GrammarTrigger
 from pigguf.tokenizer.chat_template import ChatTemplate
 
 
@@ -41,7 +41,7 @@ class Tool:
 
 
 @dataclass(frozen=True)
-class CallForm:
+class ToolCallFormat:
     """How a model writes calls.
 
     Attributes:
@@ -55,18 +55,18 @@ class CallForm:
     """
 
     opening: str
-    first: str
-    next: str | None
+    first_call: str
+    next_call: str | None
     end: str
-    key: str
-    sign: str
-    rest: str = '"}"'
-    is_first: bool = False
+    arguments_key: str
+    template_pattern: str
+    call_end: str = '"}"'
+    only_at_start: bool = False
 
 
 # Mistral's models may give a call an id of their own; nobody hears of it, for ids are the server's.
 _ID = r'(", \"id\": \"" [a-zA-Z0-9]{9} "\"")? "}"'
-_SPOKEN = CallForm(
+_SPOKEN = ToolCallFormat(
     "<tool_call>",
     r'"\n{\"name\": " call "\n</tool_call>"',
     r'"\n<tool_call>\n{\"name\": " call "\n</tool_call>"',
@@ -74,31 +74,31 @@ _SPOKEN = CallForm(
     "arguments",
     r'<tool_call>\s*\{"name": "probe", "arguments": \{',
 )
-FORMS: Final = (
+TOOL_CALL_FORMATS: Final = (
     _SPOKEN,  # Hermes, Qwen 2.5 and 3
-    CallForm(  # Mistral, up to its tokenizer's version 7
+    ToolCallFormat(  # Mistral, up to its tokenizer's version 7
         "[TOOL_CALLS]",
         r'" "? "[{\"name\": " call',
         r'", {\"name\": " call',
         '"]"',
         "arguments",
         r'\[TOOL_CALLS\] ?\[\{"name": "probe", "arguments": \{',
-        rest=_ID,
+        call_end=_ID,
     ),
-    CallForm(  # Llama 3.1 to 3.3
+    ToolCallFormat(  # Llama 3.1 to 3.3
         '{"name":',
         '" " call',
         None,
         "",
         "parameters",
         r'\{"name": "probe", "parameters": \{',
-        is_first=True,
+        only_at_start=True,
     ),
 )
-WORDS: Final = _SPOKEN
+PROMPTED_FORMAT: Final = _SPOKEN
 
 
-def form_of(template: ChatTemplate) -> CallForm | None:
+def detect_tool_call_format(template: ChatTemplate) -> ToolCallFormat | None:
     """The form of calls that a template writes; None where it knows no tools, or another form."""
     probe = Tool("probe", "told of", {"type": "object", "properties": {}})
     call = {"id": "123456789", "type": "function", "function": {"name": "probe", "arguments": {"a": "b"}}}
@@ -112,20 +112,20 @@ def form_of(template: ChatTemplate) -> CallForm | None:
         return None
     if "told of" not in told:
         return None
-    return next((form for form in FORMS if re.search(form.sign, written)), None)
+    return next((form for form in TOOL_CALL_FORMATS if re.search(form.template_pattern, written)), None)
 
 
-def calls_grammar(form: CallForm, tools: Sequence[Tool], *, several: bool) -> str:
+def tool_call_grammar(form: ToolCallFormat, tools: Sequence[Tool], *, parallel: bool) -> str:
     """What stands after a form's opening: one call, or several, of any of the tools.
 
     Raises:
         UsageError: a tool's schema says what a grammar cannot hold to.
     """
     grammar = Grammar()
-    return grammar.text(_calls(form, several), call=_call(form, tools, grammar))
+    return grammar.text(_calls(form, parallel), call=_call(form, tools, grammar))
 
 
-def calls_or_json_grammar(form: CallForm, tools: Sequence[Tool], schema: Any, *, several: bool) -> str:
+def tool_call_or_json_grammar(form: ToolCallFormat, tools: Sequence[Tool], schema: Any, *, parallel: bool) -> str:
     """A whole answer: calls with the form's opening, or else the JSON that a schema accepts. They are told
     apart by how they begin: not for a form whose opening `is_first`.
 
@@ -133,36 +133,36 @@ def calls_or_json_grammar(form: CallForm, tools: Sequence[Tool], schema: Any, *,
         UsageError: a schema says what a grammar cannot hold to.
     """
     grammar = Grammar()
-    root = f"{grammar.value(schema)} | {gbnf.literal(form.opening)} {_calls(form, several)}"
+    root = f"{grammar.value(schema)} | {gbnf.literal(form.opening)} {_calls(form, parallel)}"
     return grammar.text(root, call=_call(form, tools, grammar))
 
 
-def _calls(form: CallForm, several: bool) -> str:
-    more = f"({form.next})*" if several and form.next else ""
-    return f"{form.first} {more} {form.end}"
+def _calls(form: ToolCallFormat, several: bool) -> str:
+    more = f"({form.next_call})*" if several and form.next_call else ""
+    return f"{form.first_call} {more} {form.end}"
 
 
-def _call(form: CallForm, tools: Sequence[Tool], grammar: Grammar) -> str:
+def _call(form: ToolCallFormat, tools: Sequence[Tool], grammar: Grammar) -> str:
     calls = " | ".join(_named(form, tool, grammar) for tool in tools)
-    return f"({calls}) {form.rest}"
+    return f"({calls}) {form.call_end}"
 
 
-def _named(form: CallForm, tool: Tool, grammar: Grammar) -> str:
+def _named(form: ToolCallFormat, tool: Tool, grammar: Grammar) -> str:
     try:
-        return rf'"\"{tool.name}\", \"{form.key}\": " {grammar.value(tool.parameters)}'
+        return rf'"\"{tool.name}\", \"{form.arguments_key}\": " {grammar.value(tool.parameters)}'
     except UsageError as error:
         raise UsageError(f"the tool {tool.name}: {error.message}", error.hint) from error
 
 
-def opening_of(form: CallForm) -> Opening:
+def grammar_trigger(form: ToolCallFormat) -> GrammarTrigger:
     """What the grammar of calls waits for in an answer that may hold text before them."""
-    return Opening(form.opening, form.is_first)
+    return GrammarTrigger(form.opening, form.only_at_start)
 
 
-def opening_token(form: CallForm, model: Model) -> int | None:
+def trigger_token(form: ToolCallFormat, model: Model) -> int | None:
     """The control token that is a form's opening, for Sampling.shown; None where it is text."""
     tokens = model.tokenize(form.opening, add_special=False, parse_special=True)
-    is_control = len(tokens) == 1 and not model.piece(tokens[0])
+    is_control = len(tokens) == 1 and not model.token_to_piece(tokens[0])
     return tokens[0] if is_control else None
 
 
@@ -180,8 +180,8 @@ To call one, write nothing but a JSON object with its name and its arguments, be
 What it gives comes in the next message, between <tool_response> tags."""
 
 
-def in_words(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool], teller: Literal["system", "user"] = "system"
+def tools_as_text(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool], tool_prompt_role: Literal["system", "user"] = "system"
 ) -> list[dict[str, Any]]:
     """The same conversation without tools: they are told in the first message, which is the teller's, and
     results by the user."""
@@ -199,11 +199,11 @@ def in_words(
             told.append({**rest, "content": "\n".join(filter(None, [message["content"], *calls]))})
     if tools:
         instruction = _INSTRUCTION.format(tools="\n".join(_json(tool.as_json()) for tool in tools))
-        if told[0]["role"] != teller:
-            told.insert(0, {"role": teller, "content": instruction})
+        if told[0]["role"] != tool_prompt_role:
+            told.insert(0, {"role": tool_prompt_role, "content": instruction})
         else:
             both = [told[0]["content"], instruction]
-            told[0]["content"] = "\n\n".join(both if teller == "system" else reversed(both))
+            told[0]["content"] = "\n\n".join(both if tool_prompt_role == "system" else reversed(both))
     return told
 
 
@@ -219,14 +219,14 @@ def _json(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Said:
+class TextDelta:
     """Text of an answer that is no call."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Called:
+class ToolCallDelta:
     """A call, or more of its arguments: JSON as the model wrote it.
 
     Attributes:
@@ -239,7 +239,7 @@ class Called:
     arguments: str
 
 
-class CallReader:
+class ToolCallParser:
     """Takes an answer apart while it is written under calls_grammar, or calls_or_json_grammar.
 
     Args:
@@ -250,17 +250,17 @@ class CallReader:
         calls: how many have begun.
     """
 
-    def __init__(self, form: CallForm, *, is_open: bool = False, is_first: bool = False) -> None:
-        self.calls = 0
+    def __init__(self, form: ToolCallFormat, *, is_open: bool = False, is_first: bool = False) -> None:
+        self.call_count = 0
         self._form = form
         self._is_open = is_open
-        self._is_first = is_first or form.is_first
+        self._is_first = is_first or form.only_at_start
         self._has_spoken = False
         self._held = ""
-        self._head = re.compile(rf'"([\w-]+)", "{form.key}": ')
+        self._head = re.compile(rf'"([\w-]+)", "{form.arguments_key}": ')
         self._arguments: _Object | None = None
 
-    def add(self, text: str) -> Iterator[Said | Called]:
+    def feed(self, text: str) -> Iterator[TextDelta | ToolCallDelta]:
         """What is certain with this much more of the answer."""
         self._held += text
         if not self._is_open:
@@ -268,40 +268,40 @@ class CallReader:
         if self._is_open:
             yield from self._called()
 
-    def end(self) -> Iterator[Said]:
+    def finish(self) -> Iterator[TextDelta]:
         """What was held back, now that nothing comes any more."""
         if self._held and not self._is_open:
-            yield Said(self._held)
+            yield TextDelta(self._held)
         self._held = ""
 
-    def _said(self) -> Iterator[Said]:
+    def _said(self) -> Iterator[TextDelta]:
         before, opening, rest = self._held.partition(self._form.opening)
         if opening and not self._is_late(before):
             self._is_open, self._held = True, rest
         else:
-            size = len(self._held) - overlap(self._held, self._form.opening)
+            size = len(self._held) - partial_match_length(self._held, self._form.opening)
             size = len(self._held) if self._is_late(self._held[:size]) else size
             before, self._held = self._held[:size], self._held[size:]
         if before:
             self._has_spoken = self._has_spoken or not before.isspace()
-            yield Said(before)
+            yield TextDelta(before)
 
     def _is_late(self, before: str) -> bool:
         """Whether an opening after this text is none."""
         return self._is_first and (self._has_spoken or bool(before.strip()))
 
-    def _called(self) -> Iterator[Called]:
+    def _called(self) -> Iterator[ToolCallDelta]:
         while True:
             if self._arguments is None:
                 head = self._head.search(self._held)
                 if head is None:
                     return
                 self._arguments, self._held = _Object(), self._held[head.end() :]
-                self.calls += 1
-                yield Called(self.calls - 1, head[1], "")
+                self.call_count += 1
+                yield ToolCallDelta(self.call_count - 1, head[1], "")
             size = self._arguments.take(self._held)
             if size:
-                yield Called(self.calls - 1, None, self._held[:size])
+                yield ToolCallDelta(self.call_count - 1, None, self._held[:size])
             self._held = self._held[size:]
             if not self._arguments.is_whole:
                 return

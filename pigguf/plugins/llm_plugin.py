@@ -109,7 +109,7 @@ class GGUFModel(llm.Model):
         if self._opened is None or self._settings != (ctx, sessions):
             self.close()
             self._opened, self._settings = (
-                open_model(self._path.resolve(), ctx, sessions=sessions),
+                open_model(self._path.resolve(), ctx, prompt_cache=sessions),
                 (ctx, sessions),
             )
             atexit.register(self.close)

@@ -19,21 +19,21 @@ from typing import Any
 
 import anyio
 
-from pigguf.documents import read_file
-from pigguf.documents.document import TooLong
+from pigguf.documents import load_document
+from pigguf.documents.document import DocumentTooLong
 from pigguf.errors import MissingPackage, PigError
-from pigguf.serve.errors import Refusal
+from pigguf.serve.errors import RequestRefused
 
 _MOST_MEMORY = 4 << 30  # bytes, of addresses
 # The nearest class in an error's ancestry decides.
 _STATUS: dict[type[BaseException], tuple[int, str]] = {
-    TooLong: (413, "document_too_long"),
+    DocumentTooLong: (413, "document_too_long"),
     MissingPackage: (501, "document_unreadable"),
     PigError: (400, "document_unreadable"),
 }
 
 
-async def read_apart(path: Path, most: int, seconds: float) -> tuple[str, list[str]]:
+async def read_document_in_subprocess(path: Path, most: int, seconds: float) -> tuple[str, list[str]]:
     """A document's text, and what is to be told of it: pages that hold pictures only, say.
 
     Args:
@@ -57,12 +57,12 @@ async def read_apart(path: Path, most: int, seconds: float) -> tuple[str, list[s
         raise _unreadable("cannot be read: what reads it failed over it", path) from None
     if "refused" in answer:
         status, message, hint, code = answer["refused"]
-        raise Refusal(status, message, hint, code=code)
+        raise RequestRefused(status, message, hint, code=code)
     return answer["text"], answer["notes"]
 
 
-def _unreadable(what: str, path: Path) -> Refusal:
-    return Refusal(400, f"{path} {what}", "save its text as a plain text file", code="document_unreadable")
+def _unreadable(what: str, path: Path) -> RequestRefused:
+    return RequestRefused(400, f"{path} {what}", "save its text as a plain text file", code="document_unreadable")
 
 
 # ---- the process ---------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def _main(path: str, most: str) -> None:
     handler.emit = lambda record: notes.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("pigguf").addHandler(handler)
     try:
-        answer: dict[str, Any] = {"text": read_file(Path(path), int(most)).text, "notes": notes}
+        answer: dict[str, Any] = {"text": load_document(Path(path), int(most)).text, "notes": notes}
     except PigError as error:
         status, code = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
         answer = {"refused": [status, error.message, error.hint, code]}

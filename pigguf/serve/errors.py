@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pigguf import errors
 
 
-class Refusal(errors.PigError):
+class RequestRefused(errors.PigError):
     """A request that the server does not take.
 
     Attributes:
@@ -40,11 +40,11 @@ class Refusal(errors.PigError):
         self.status = status
         self.code = code
         self.param = param
-        self.counts = dict(counts or {})
+        self.token_counts = dict(counts or {})
         self.retry_after = retry_after
 
 
-class Answer(NamedTuple):
+class ErrorResponse(NamedTuple):
     """An HTTP answer to an error: the body is JSON."""
 
     status: int
@@ -65,9 +65,9 @@ _log = logging.getLogger("pigguf")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def away(trouble: errors.PigError) -> Refusal:
+def model_unavailable(trouble: errors.PigError) -> RequestRefused:
     """That the model is not there for what befell it."""
-    return Refusal(
+    return RequestRefused(
         503,
         f"the model cannot answer now: {trouble.message}",
         "the server goes on by itself when that is over",
@@ -76,32 +76,32 @@ def away(trouble: errors.PigError) -> Refusal:
     )
 
 
-def unforeseen(error: Exception) -> errors.EngineError:
+def internal_error(error: Exception) -> errors.EngineError:
     """A failure that nobody foresaw. Its message may quote a prompt: what is logged is its sort and place."""
     frames = traceback.extract_tb(error.__traceback__)
     _log.error("%s in %s", type(error).__name__, " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames)))
     return errors.EngineError(f"the server failed: {type(error).__name__}")
 
 
-def ending() -> Refusal:
+def shutting_down() -> RequestRefused:
     """That the server takes nothing more."""
-    return Refusal(503, "the server is about to end", "ask again in a while", code="shutting_down")
+    return RequestRefused(503, "the server is about to end", "ask again in a while", code="shutting_down")
 
 
-def answer_to(error: errors.PigError) -> Answer:
+def error_response(error: errors.PigError) -> ErrorResponse:
     """The HTTP answer to an error."""
     if isinstance(error, errors.WorkerLost | errors.GGUFError):
-        error = away(error)
-    if isinstance(error, Refusal):
+        error = model_unavailable(error)
+    if isinstance(error, RequestRefused):
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return Answer(
-            error.status, _body(error, error.status, error.code, error.param, error.counts), headers
+        return ErrorResponse(
+            error.status, _body(error, error.status, error.code, error.param, error.token_counts), headers
         )
     kinds = (_BY_ERROR[kind] for kind in type(error).__mro__ if kind in _BY_ERROR)
     status, code = next(kinds, (500, None))
-    return Answer(status, _body(error, status, code, None, {}), {})
+    return ErrorResponse(status, _body(error, status, code, None, {}), {})
 
 
 def _body(

@@ -17,9 +17,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pigguf.errors import UsageError
-from pigguf.serve.app import TO_SAY_SO, create_app, is_loopback
-from pigguf.serve.model_host import Host
-from pigguf.serve.service import Limits, Service
+from pigguf.serve.app import ERROR_DELIVERY_SECONDS, create_app, is_loopback
+from pigguf.serve.model_host import ModelHost
+from pigguf.serve.service import ServerLimits, ModelService
 
 _TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -27,7 +27,7 @@ _TOO_MANY = (
     b'{"error": {"message": "there are too many connections", "type": "server_error", "param": null, '
     b'"code": "too_many_connections"}}'
 )
-KEY_VARIABLE = "PIGGUF_API_KEY"
+API_KEY_VARIABLE = "PIGGUF_API_KEY"
 
 
 def listen(host: str, port: int, key: str | None) -> socket.socket:
@@ -42,7 +42,7 @@ def listen(host: str, port: int, key: str | None) -> socket.socket:
     if key is None and not is_loopback(host):
         raise UsageError(
             f"{host} can be reached from other machines, and there is no API key",
-            f"give --api-key, or {KEY_VARIABLE} in the environment, or listen on 127.0.0.1",
+            f"give --api-key, or {API_KEY_VARIABLE} in the environment, or listen on 127.0.0.1",
         )
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -56,19 +56,19 @@ def listen(host: str, port: int, key: str | None) -> socket.socket:
         raise UsageError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
 
 
-def address_of(listener: socket.socket) -> str:
+def listener_url(listener: socket.socket) -> str:
     """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(
-    host: Host,
+    host: ModelHost,
     listener: socket.socket,
     *,
     key: str | None = None,
-    limits: Limits | None = None,
-    ready: Callable[[Service], None] = lambda service: None,
+    limits: ServerLimits | None = None,
+    ready: Callable[[ModelService], None] = lambda service: None,
 ) -> None:
     """Answer requests until a signal ends it; on the main thread.
 
@@ -79,8 +79,8 @@ def serve(
     Raises:
         KeyboardInterrupt: Ctrl-C ended it.
     """
-    limits = limits or Limits()
-    service = Service(host, limits)
+    limits = limits or ServerLimits()
+    service = ModelService(host, limits)
     config = uvicorn.Config(
         create_app(service, key=key),
         log_config=None,
@@ -90,7 +90,7 @@ def serve(
         lifespan="off",
         ws="none",
         http=cast(Any, partial(_Connection, limits)),
-        timeout_graceful_shutdown=round(limits.drain_seconds + TO_SAY_SO),
+        timeout_graceful_shutdown=round(limits.drain_seconds + ERROR_DELIVERY_SECONDS),
     )
     _Server(config, service, ready).run([listener])
 
@@ -98,14 +98,14 @@ def serve(
 class _Connection(H11Protocol):
     """uvicorn's, which is closed where headers do not come, and refused where there are too many."""
 
-    def __init__(self, limits: Limits, *arguments: Any, **settings: Any) -> None:
+    def __init__(self, limits: ServerLimits, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._limits = limits
         self._waiting: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self._limits.connections:
+        if len(self.connections) > self._limits.max_connections:
             transport.write(_TOO_MANY)
             transport.close()
         self._watch()
@@ -139,7 +139,7 @@ class _Connection(H11Protocol):
 class _Server(uvicorn.Server):
     """uvicorn's, which tells when it is up, and when it is about to end."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[Service], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: ModelService, ready: Callable[[ModelService], None]) -> None:
         super().__init__(config)
         self._service = service
         self._ready = ready

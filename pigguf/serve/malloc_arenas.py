@@ -22,7 +22,7 @@ def limit_arenas() -> None:
         mallopt(_M_ARENA_MAX, _ARENAS)
 
 
-def give_back() -> None:
+def release_free_memory() -> None:
     """What was freed, as far as it makes whole pages. It takes milliseconds."""
     if (trim := _glibc("malloc_trim")) is not None:
         trim(0)

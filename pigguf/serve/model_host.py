@@ -30,8 +30,8 @@ from pigguf.inference.engine import Context, Model
 from pigguf.inference.open_context import RunConfig, open_context
 from pigguf.progress import SILENT, Progress, Silent
 from pigguf.serve import malloc_arenas
-from pigguf.serve.errors import away, ending
-from pigguf.serve.scheduler import Figures, Scheduler
+from pigguf.serve.errors import model_unavailable, shutting_down
+from pigguf.serve.scheduler import SchedulerStats, Scheduler
 
 _PULSE = 1.0  # seconds between two looks at workers and files
 _LONGEST_PAUSE = 8.0  # seconds between two tries to open the model again
@@ -39,7 +39,7 @@ _LONGEST_PAUSE = 8.0  # seconds between two tries to open the model again
 _log = logging.getLogger("pigguf")
 
 
-class Host:
+class ModelHost:
     """Made open; a context manager.
 
     Args:
@@ -63,16 +63,16 @@ class Host:
         path: str | Path,
         settings: RunConfig | None = None,
         *,
-        sequences: int = 1,
-        queue: int = 64,
+        slots: int = 1,
+        max_waiting: int = 64,
         progress: Progress = SILENT,
     ) -> None:
-        self.slots = sequences
-        self.figures = Figures()
-        self.trouble: PigError | None = None
+        self.slot_count = slots
+        self.stats = SchedulerStats()
+        self.failure: PigError | None = None
         self._path = path
         self._settings = settings or RunConfig()
-        self._queue = queue
+        self._queue = max_waiting
         self._ending = threading.Event()
         self._closing = threading.Event()
         with ExitStack() as opened:
@@ -96,7 +96,7 @@ class Host:
         return self._open_home().scheduler
 
     @contextmanager
-    def borrowed(self) -> Iterator[Context]:
+    def borrow_context(self) -> Iterator[Context]:
         """The open context, for who computes with its model in a context of his own: one at a time, and
         the model stays open until the end of the block.
 
@@ -107,16 +107,16 @@ class Host:
         home = self._open_home()
         with home.in_use:
             if self._open_home() is not home:
-                raise ending()
+                raise shutting_down()
             yield home.context
             home.check()
 
     def _open_home(self) -> _Home:
-        home, trouble = self._home, self.trouble
+        home, trouble = self._home, self.failure
         if trouble is not None:
-            raise away(trouble)
-        if home is None or self.is_ending:
-            raise ending()
+            raise model_unavailable(trouble)
+        if home is None or self.is_shutting_down:
+            raise shutting_down()
         return home
 
     @property
@@ -132,16 +132,16 @@ class Host:
         return home.scheduler.running if home else 0
 
     @property
-    def is_ending(self) -> bool:
+    def is_shutting_down(self) -> bool:
         """Whether it takes nothing more, for good."""
         return self._ending.is_set()
 
-    def drain(self, seconds: float) -> None:
+    def drain(self, timeout: float) -> None:
         """Take nothing more, and refuse what waits; what runs goes on, for so long at most."""
         self._ending.set()
         home = self._home
         if home is not None:
-            home.scheduler.drain(seconds)
+            home.scheduler.drain(timeout)
 
     def close(self) -> None:
         """Stop after this step; what runs fails. Twice is fine."""
@@ -150,7 +150,7 @@ class Host:
         self._thread.join()
         self._opened.close()
 
-    def __enter__(self) -> Host:
+    def __enter__(self) -> ModelHost:
         return self
 
     def __exit__(
@@ -162,26 +162,26 @@ class Host:
 
     def _run(self) -> None:
         while (home := self._home) is not None:
-            self.trouble = self._trouble_of(home)
+            self.failure = self._trouble_of(home)
             self._home = None
-            if self.trouble is not None:
-                _log.warning("%s; the model is opened again when that is over", self.trouble.message)
-            home.close(self.trouble)
+            if self.failure is not None:
+                _log.warning("%s; the model is opened again when that is over", self.failure.message)
+            home.close(self.failure)
             del home  # its memory is needed
-            malloc_arenas.give_back()
+            malloc_arenas.release_free_memory()
             self._open_again()
 
     def _trouble_of(self, home: _Home) -> PigError | None:
         """What befell it, once it does; None at the end."""
-        given_back_at = self.figures.steps
+        given_back_at = self.stats.steps
         while not self._closing.wait(_PULSE):
             try:
                 home.check()
             except PigError as error:
                 return error.with_traceback(None)  # whose frames have the home, which has the error
-            if self.running == self.waiting == 0 and given_back_at != self.figures.steps:
-                given_back_at = self.figures.steps
-                malloc_arenas.give_back()
+            if self.running == self.waiting == 0 and given_back_at != self.stats.steps:
+                given_back_at = self.stats.steps
+                malloc_arenas.release_free_memory()
         return None
 
     def _open_again(self) -> None:
@@ -192,11 +192,11 @@ class Host:
                 self._files.refuse_replaced()
                 home = _Home(self, _Until(self._ending))
             except PigError as error:
-                self.trouble = error
+                self.failure = error
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 _log.warning("the model is open again")
-                self._home, self.trouble = home, None
+                self._home, self.failure = home, None
                 return
 
 
@@ -208,16 +208,16 @@ class _Home:
             so that no scheduler refers to its home: in a circle, what was lost would stay for long.
     """
 
-    def __init__(self, host: Host, progress: Progress) -> None:
+    def __init__(self, host: ModelHost, progress: Progress) -> None:
         self.in_use = threading.Lock()
         with ExitStack() as opened:
             self.context = opened.enter_context(
-                open_context(host._path, host._settings, progress, sequences=host.slots)
+                open_context(host._path, host._settings, progress, sequences=host.slot_count)
             )
             self.check = partial(_check, self.context.model, host._files)
             self.check()
             self.scheduler = opened.enter_context(
-                Scheduler(self.context, host._queue, figures=host.figures, check=self.check)
+                Scheduler(self.context, host._queue, stats=host.stats, check_model=self.check)
             )
             self._opened = opened.pop_all()
 

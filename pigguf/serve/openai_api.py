@@ -26,35 +26,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pigguf.chat.prompt_format import Message
-from pigguf.chat.tool_calls import Called, CallReader, Said, Tool
+from pigguf.chat.tool_calls import ToolCallDelta, ToolCallParser, TextDelta, Tool
 from pigguf.inference.engine import SamplingParams
-from pigguf.serve.errors import Refusal
-from pigguf.serve.scheduler import Done, Drawn, Reading, Waiting
+from pigguf.serve.errors import RequestRefused
+from pigguf.serve.scheduler import Finished, SampledToken, PrefillProgress, QueuePosition
 
-MOST_CHOICES = 16
-MOST_STOPS = 16
-MOST_LIKELIEST = 20
+MAX_CHOICES = 16
+MAX_STOP_STRINGS = 16
+MAX_TOP_LOGPROBS = 20
 _DEFAULT_COMPLETION = 16  # tokens, OpenAI's
-SEEDS = 2**32 - 1  # of the engine
+SEED_MODULUS = 2**32 - 1  # of the engine
 _MOST = 3e38  # a float's in C
 _ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
-MOST_TOOLS = 128  # OpenAI's
-MOST_SCHEMA = 128 << 10  # characters of the JSON of a schema, or of all tools
-MOST_TEXTS = 2048  # to embed in a request; OpenAI's
-MOST_TOKENS = 1 << 20  # to make text of; each may be hundreds of characters
+MAX_TOOLS = 128  # OpenAI's
+MAX_SCHEMA_CHARACTERS = 128 << 10  # characters of the JSON of a schema, or of all tools
+MAX_EMBEDDING_INPUTS = 2048  # to embed in a request; OpenAI's
+MAX_DETOKENIZED_TOKENS = 1 << 20  # to make text of; each may be hundreds of characters
 _ID_LETTERS, _ID_LENGTH = string.ascii_letters + string.digits, 9  # Mistral's templates take no other ids
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")
 
 # Parameters that say nothing about the answer, whatever they are.
-HARMLESS = frozenset(
+IGNORED_PARAMETERS = frozenset(
     (
         *("metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention"),
         *("service_tier", "store"),
     )
 )
 # Parameters that are known and not supported -> the values with which they say nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED_PARAMETERS: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "functions": ([],),
@@ -70,7 +70,7 @@ _REASONS = {"end": "stop", "stop": "stop", "length": "length", "window": "length
 
 
 @dataclass(frozen=True)
-class Asked:
+class CompletionRequest:
     """A request, read.
 
     Attributes:
@@ -93,24 +93,24 @@ class Asked:
     prompts: tuple[str | tuple[int, ...], ...]
     model: str | None
     sampling: SamplingParams
-    schema: Any
+    json_schema: Any
     max_tokens: int | None
     stop: tuple[str, ...]
-    choices: int
+    choice_count: int
     logprobs: int | None
     stream: bool
-    usage: bool
-    progress: bool
+    include_usage: bool
+    return_progress: bool
     user: str
     tools: tuple[Tool, ...] = ()
-    forced: tuple[Tool, ...] = ()
-    several: bool = False
+    forced_tools: tuple[Tool, ...] = ()
+    parallel_tool_calls: bool = False
 
 
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def parse(data: bytes) -> Any:
+def parse_json(data: bytes) -> Any:
     """The JSON of a body.
 
     Raises:
@@ -119,29 +119,29 @@ def parse(data: bytes) -> Any:
     try:
         return json.loads(data, parse_constant=_no_number)
     except RecursionError:
-        raise Refusal(400, "the JSON is nested too deeply") from None
+        raise RequestRefused(400, "the JSON is nested too deeply") from None
     except ValueError as error:
-        raise Refusal(400, f"the body is not JSON: {error}") from None
+        raise RequestRefused(400, f"the body is not JSON: {error}") from None
 
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def chat_request(body: Any) -> Asked:
+def parse_chat_request(body: Any) -> CompletionRequest:
     """A body of /v1/chat/completions.
 
     Raises:
         Refusal: what it says is not understood, or not supported.
         UsageError: a value out of its range, or a schema that no grammar can hold to.
     """
-    fields = Fields(body)
+    fields = RequestFields(body)
     messages = _messages(fields.take("messages"))
     most = [fields.integer(name, 1) for name in ("max_completion_tokens", "max_tokens")]
     told = fields.flag("logprobs")
-    likeliest = fields.integer("top_logprobs", 0, MOST_LIKELIEST)
+    likeliest = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
     if likeliest is not None and not told:
-        raise Refusal(400, "top_logprobs is given without logprobs", param="top_logprobs")
+        raise RequestRefused(400, "top_logprobs is given without logprobs", param="top_logprobs")
     tools, forced, several = _tools(fields)
     return _asked(
         fields,
@@ -155,13 +155,13 @@ def chat_request(body: Any) -> Asked:
     )
 
 
-def completion_request(body: Any) -> Asked:
+def parse_completion_request(body: Any) -> CompletionRequest:
     """A body of /v1/completions.
 
     Raises:
         As chat_request does.
     """
-    fields = Fields(body)
+    fields = RequestFields(body)
     prompts = _prompts(fields.take("prompt"))
     most = fields.integer("max_tokens", 1)
     return _asked(
@@ -169,12 +169,12 @@ def completion_request(body: Any) -> Asked:
         messages=None,
         prompts=prompts,
         max_tokens=_DEFAULT_COMPLETION if most is None else most,
-        logprobs=fields.integer("logprobs", 0, MOST_LIKELIEST),
+        logprobs=fields.integer("logprobs", 0, MAX_TOP_LOGPROBS),
     )
 
 
 @dataclass(frozen=True)
-class ToEmbed:
+class EmbeddingRequest:
     """A request for embeddings, read.
 
     Attributes:
@@ -190,26 +190,26 @@ class ToEmbed:
     is_base64: bool
 
 
-def embedding_request(body: Any) -> ToEmbed:
+def parse_embedding_request(body: Any) -> EmbeddingRequest:
     """A body of /v1/embeddings.
 
     Raises:
         Refusal: what it says is not understood, or not supported.
     """
-    fields = Fields(body)
+    fields = RequestFields(body)
     texts = _prompts(fields.take("input"), "input")
     written = fields.text("encoding_format") or "float"
-    if len(texts) > MOST_TEXTS:
-        raise _wrong("input", f"{MOST_TEXTS:,} texts at most")
+    if len(texts) > MAX_EMBEDDING_INPUTS:
+        raise _wrong("input", f"{MAX_EMBEDDING_INPUTS:,} texts at most")
     if written not in ("float", "base64"):
         raise _wrong("encoding_format", "float or base64")
-    asked = ToEmbed(texts, fields.text("model"), fields.integer("dimensions", 1), written == "base64")
+    asked = EmbeddingRequest(texts, fields.text("model"), fields.integer("dimensions", 1), written == "base64")
     fields.text("user")
     fields.refuse_rest()
     return asked
 
 
-def embeddings(name: str, vectors: NDArray[np.float32], tokens: int, *, is_base64: bool) -> dict[str, Any]:
+def embeddings_body(name: str, vectors: NDArray[np.float32], tokens: int, *, is_base64: bool) -> dict[str, Any]:
     """The answer of /v1/embeddings; tokens are those of all texts."""
     data = [
         {
@@ -223,34 +223,34 @@ def embeddings(name: str, vectors: NDArray[np.float32], tokens: int, *, is_base6
     return {"object": "list", "data": data, "model": name, "usage": counts}
 
 
-def _asked(fields: Fields, **rest: Any) -> Asked:
+def _asked(fields: RequestFields, **rest: Any) -> CompletionRequest:
     """What both sorts of requests have; everything in the body must have been read then."""
     stream, options = fields.flag("stream"), fields.take("stream_options")
     seed = fields.integer("seed")
     given: dict[str, Any] = {name: fields.number(name) for name in _SAMPLING}
     given["top_k"] = fields.integer("top_k", 0)
-    asked = Asked(
+    asked = CompletionRequest(
         model=fields.text("model"),
         sampling=SamplingParams(
             **{name: value for name, value in given.items() if value is not None},
-            seed=None if seed is None else seed % SEEDS,
+            seed=None if seed is None else seed % SEED_MODULUS,
         ),
-        schema=_schema(fields.take("response_format")),
+        json_schema=_schema(fields.take("response_format")),
         stop=_stop(fields.take("stop")),
-        choices=fields.integer("n", 1, MOST_CHOICES) or 1,
+        choice_count=fields.integer("n", 1, MAX_CHOICES) or 1,
         stream=stream,
-        usage=_wants_usage(options, stream),
-        progress=fields.flag("return_progress") and stream,
+        include_usage=_wants_usage(options, stream),
+        return_progress=fields.flag("return_progress") and stream,
         user=" ".join(fields.text(name) or "" for name in ("safety_identifier", "user")).strip(),
         **rest,
     )
     fields.refuse_rest()
-    if asked.choices * max(1, len(asked.prompts)) > MOST_CHOICES:
-        raise _wrong("n", f"such that all prompts have {MOST_CHOICES} choices together at most")
+    if asked.choice_count * max(1, len(asked.prompts)) > MAX_CHOICES:
+        raise _wrong("n", f"such that all prompts have {MAX_CHOICES} choices together at most")
     return asked
 
 
-class Fields:
+class RequestFields:
     """A body's parameters, each read once; what is null is as if it were not there.
 
     Raises:
@@ -259,7 +259,7 @@ class Fields:
 
     def __init__(self, body: Any) -> None:
         if not isinstance(body, dict):
-            raise Refusal(400, "the body is no JSON object")
+            raise RequestRefused(400, "the body is no JSON object")
         self._left = {name: value for name, value in body.items() if value is not None}
 
     def take(self, name: str) -> Any:
@@ -303,10 +303,10 @@ class Fields:
             Refusal: a parameter is left that might change the answer.
         """
         for name, value in self._left.items():
-            if name in NEUTRAL and value not in NEUTRAL[name]:
-                raise Refusal(400, f"{name} is not supported", param=name, code="unsupported_parameter")
-            if name not in NEUTRAL and name not in HARMLESS:
-                raise Refusal(
+            if name in UNSUPPORTED_PARAMETERS and value not in UNSUPPORTED_PARAMETERS[name]:
+                raise RequestRefused(400, f"{name} is not supported", param=name, code="unsupported_parameter")
+            if name not in UNSUPPORTED_PARAMETERS and name not in IGNORED_PARAMETERS:
+                raise RequestRefused(
                     400,
                     f"the parameter {name[:80]!r} is unknown",
                     "it is refused because it might be meant to change the answer",
@@ -315,8 +315,8 @@ class Fields:
                 )
 
 
-def _wrong(name: str, rule: str) -> Refusal:
-    return Refusal(400, f"{name} must be {rule}", param=name, code="invalid_value")
+def _wrong(name: str, rule: str) -> RequestRefused:
+    return RequestRefused(400, f"{name} must be {rule}", param=name, code="invalid_value")
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
@@ -352,7 +352,7 @@ def _message(value: Any, where: str) -> dict[str, Any]:
     if "name" in given:
         message["name"] = _function_name(given.pop("name"), f"{where}.name")
     for key in given:
-        raise Refusal(400, f"{where}.{key[:80]} is not supported", param=f"{where}.{key[:80]}")
+        raise RequestRefused(400, f"{where}.{key[:80]} is not supported", param=f"{where}.{key[:80]}")
     return message
 
 
@@ -394,13 +394,13 @@ def _function_name(value: Any, where: str) -> str:
     return value
 
 
-def _tools(fields: Fields) -> tuple[tuple[Tool, ...], tuple[Tool, ...], bool]:
+def _tools(fields: RequestFields) -> tuple[tuple[Tool, ...], tuple[Tool, ...], bool]:
     """Asked's tools, forced and several."""
     described = _objects(fields.take("tools") or [], "tools")
     _refuse_long(described, "tools")
     choice, several = fields.take("tool_choice") or "auto", fields.take("parallel_tool_calls")
-    if len(described) > MOST_TOOLS:
-        raise _wrong("tools", f"{MOST_TOOLS} at most")
+    if len(described) > MAX_TOOLS:
+        raise _wrong("tools", f"{MAX_TOOLS} at most")
     if several is not None and not isinstance(several, bool):
         raise _wrong("parallel_tool_calls", "true or false")
     tools = {tool.name: tool for tool in (_tool(part, place) for place, part in described)}
@@ -425,8 +425,8 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], tuple[Tool, ...], bool]:
 def _tool(value: dict[str, Any], where: str) -> Tool:
     function = value.get("function")
     if value.get("type") != "function" or not isinstance(function, dict):
-        raise Refusal(400, f"{where} is no function", param=where, code="unsupported_parameter")
-    fields = Fields(function)
+        raise RequestRefused(400, f"{where} is no function", param=where, code="unsupported_parameter")
+    fields = RequestFields(function)
     name = _function_name(fields.take("name"), f"{where}.function.name")
     described, schema = fields.text("description"), fields.take("parameters")
     fields.flag("strict")  # they always are
@@ -466,9 +466,9 @@ def _is_tokens(value: Any) -> bool:
 
 def _stop(value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value or []
-    right = isinstance(stops, list) and len(stops) <= MOST_STOPS
+    right = isinstance(stops, list) and len(stops) <= MAX_STOP_STRINGS
     if not right or not all(isinstance(stop, str) and stop for stop in stops):
-        raise _wrong("stop", f"a string that is not empty, or {MOST_STOPS} of them at most")
+        raise _wrong("stop", f"a string that is not empty, or {MAX_STOP_STRINGS} of them at most")
     return tuple(stops)
 
 
@@ -476,8 +476,8 @@ def _wants_usage(options: Any, stream: bool) -> bool:
     if options is None:
         return False
     if not stream:
-        raise Refusal(400, "stream_options is given without stream", param="stream_options")
-    fields = Fields(options)
+        raise RequestRefused(400, "stream_options is given without stream", param="stream_options")
+    fields = RequestFields(options)
     wanted = fields.flag("include_usage")
     fields.take("include_obfuscation")  # of lengths, against who listens on the way: loopback has none
     fields.refuse_rest()
@@ -489,7 +489,7 @@ def _schema(value: Any) -> Any:
     if value is None:
         return None
     _refuse_long(value, "response_format")
-    fields = Fields(value)
+    fields = RequestFields(value)
     kind, described = fields.text("type"), fields.take("json_schema")
     fields.refuse_rest()
     if kind == "text":
@@ -503,10 +503,10 @@ def _schema(value: Any) -> Any:
 
 def _refuse_long(value: Any, name: str) -> None:
     """What is made of a schema takes time that is more than in proportion."""
-    if (length := len(json.dumps(value))) > MOST_SCHEMA:
-        raise Refusal(
+    if (length := len(json.dumps(value))) > MAX_SCHEMA_CHARACTERS:
+        raise RequestRefused(
             400,
-            f"{name} is {length:,} characters of JSON, and {MOST_SCHEMA:,} are taken",
+            f"{name} is {length:,} characters of JSON, and {MAX_SCHEMA_CHARACTERS:,} are taken",
             "ask for less at once",
             param=name,
             code="schema_too_large",
@@ -517,26 +517,26 @@ def _refuse_long(value: Any, name: str) -> None:
 
 
 @dataclass
-class Choice:
+class GeneratedChoice:
     """An answer as it grows."""
 
     text: str = ""
-    drawn: list[Drawn] = field(default_factory=list)
-    done: Done | None = None
+    tokens: list[SampledToken] = field(default_factory=list)
+    finished: Finished | None = None
 
 
-def _finish_reason(choice: Choice, has_calls: bool = False) -> str | None:
-    if choice.done is None:
+def _finish_reason(choice: GeneratedChoice, has_calls: bool = False) -> str | None:
+    if choice.finished is None:
         return None
-    reason = _REASONS[choice.done.reason]
+    reason = _REASONS[choice.finished.reason]
     return "tool_calls" if has_calls and reason == "stop" else reason
 
 
-def _delta(parts: Iterable[Said | Called]) -> dict[str, Any]:
+def _delta(parts: Iterable[TextDelta | ToolCallDelta]) -> dict[str, Any]:
     """Parts of an answer as one piece of a message: its text and its calls, each with its index."""
     content, calls = "", dict[int, dict[str, Any]]()
     for part in parts:
-        if isinstance(part, Said):
+        if isinstance(part, TextDelta):
             content += part.text
             continue
         call = calls.setdefault(part.index, {"index": part.index, "function": {"arguments": ""}})
@@ -550,11 +550,11 @@ def _delta(parts: Iterable[Said | Called]) -> dict[str, Any]:
     }
 
 
-def usage(prompt_tokens: int, choices: Sequence[Choice], each: int) -> dict[str, Any]:
+def usage_counts(prompt_tokens: int, choices: Sequence[GeneratedChoice], each: int) -> dict[str, Any]:
     """OpenAI's counts: prompts once, one for `each` so many choices; all answers together."""
-    done = [choice.done for choice in choices if choice.done is not None]
-    completion = sum(one.drawn for one in done)
-    cached = [min(one.reused for one in done[index : index + each]) for index in range(0, len(done), each)]
+    done = [choice.finished for choice in choices if choice.finished is not None]
+    completion = sum(one.generated_tokens for one in done)
+    cached = [min(one.cached_tokens for one in done[index : index + each]) for index in range(0, len(done), each)]
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion,
@@ -563,11 +563,11 @@ def usage(prompt_tokens: int, choices: Sequence[Choice], each: int) -> dict[str,
     }
 
 
-def _progress(told: Waiting | Reading) -> dict[str, Any]:
+def _progress(told: QueuePosition | PrefillProgress) -> dict[str, Any]:
     """Of reading as llama.cpp's server tells it, tools/server/server-task.cpp; of waiting it says nothing."""
-    if isinstance(told, Waiting):
-        return {"queue_position": told.before}
-    counts = {"total": told.total, "cache": told.reused, "processed": told.read}
+    if isinstance(told, QueuePosition):
+        return {"queue_position": told.requests_ahead}
+    counts = {"total": told.prompt_tokens, "cache": told.cached_tokens, "processed": told.processed_tokens}
     return {"prompt_progress": {**counts, "time_ms": round(told.seconds * 1000)}}
 
 
@@ -585,7 +585,7 @@ class _Form:
     model: str
     piece: Callable[[int], bytes]
     with_logprobs: bool
-    reader: Callable[[], CallReader] | None = None
+    reader: Callable[[], ToolCallParser] | None = None
     key: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -604,21 +604,21 @@ class _Form:
 
 
 @dataclass(frozen=True)
-class ChatForm(_Form):
+class ChatResponseWriter(_Form):
     """Answers of /v1/chat/completions."""
 
-    readers: dict[int, CallReader] = field(default_factory=dict)  # of the choices of a stream
+    readers: dict[int, ToolCallParser] = field(default_factory=dict)  # of the choices of a stream
 
-    def whole(self, choices: Sequence[Choice], counts: Mapping[str, Any]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[GeneratedChoice], counts: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer."""
         written = [self._choice(index, choice) for index, choice in enumerate(choices)]
         return self._object("chat.completion", "chatcmpl", written, usage=counts)
 
-    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        parts: list[Said | Called] = [Said(choice.text)]
+    def _choice(self, index: int, choice: GeneratedChoice) -> dict[str, Any]:
+        parts: list[TextDelta | ToolCallDelta] = [TextDelta(choice.text)]
         if self.reader is not None:
             reader = self.reader()
-            parts = [*reader.add(choice.text), *reader.end()]
+            parts = [*reader.feed(choice.text), *reader.finish()]
         delta = _delta(parts)
         calls = [{key: call[key] for key in call if key != "index"} for call in delta.get("tool_calls", ())]
         content = delta.get("content", None if calls else "")
@@ -626,7 +626,7 @@ class ChatForm(_Form):
         return {
             "index": index,
             "message": {**message, "tool_calls": calls} if calls else message,
-            "logprobs": self._logprobs(choice.drawn),
+            "logprobs": self._logprobs(choice.tokens),
             "finish_reason": _finish_reason(choice, bool(calls)),
         }
 
@@ -634,24 +634,24 @@ class ChatForm(_Form):
         """The chunk before a choice's text."""
         return self._chunk(index, {"role": "assistant", "content": ""}, (), None)
 
-    def progress(self, index: int, told: Waiting | Reading) -> dict[str, Any]:
+    def progress(self, index: int, told: QueuePosition | PrefillProgress) -> dict[str, Any]:
         """A chunk while a choice waits, or its prompt is read."""
         return {**self._chunk(index, {"role": "assistant", "content": None}, (), None), **_progress(told)}
 
-    def piece_of(self, index: int, text: str, drawn: Sequence[Drawn]) -> dict[str, Any] | None:
+    def piece_of(self, index: int, text: str, drawn: Sequence[SampledToken]) -> dict[str, Any] | None:
         """A chunk of a choice's text; None where it may yet be the beginning of a call."""
         if self.reader is None:
             return self._chunk(index, {"content": text}, drawn, None)
         if index not in self.readers:
             self.readers[index] = self.reader()
-        delta = _delta(self.readers[index].add(text))
+        delta = _delta(self.readers[index].feed(text))
         return self._chunk(index, delta, drawn, None) if delta or drawn else None
 
-    def last(self, index: int, choice: Choice) -> dict[str, Any]:
+    def last(self, index: int, choice: GeneratedChoice) -> dict[str, Any]:
         """The chunk after a choice's text."""
         reader = self.readers.get(index)
-        delta = _delta(reader.end()) if reader else {}
-        has_calls = reader is not None and reader.calls > 0
+        delta = _delta(reader.finish()) if reader else {}
+        has_calls = reader is not None and reader.call_count > 0
         return self._chunk(index, delta, (), _finish_reason(choice, has_calls))
 
     def counts(self, counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -659,19 +659,19 @@ class ChatForm(_Form):
         return self._object("chat.completion.chunk", "chatcmpl", [], usage=counts)
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], drawn: Sequence[Drawn], reason: str | None
+        self, index: int, delta: dict[str, Any], drawn: Sequence[SampledToken], reason: str | None
     ) -> dict[str, Any]:
         logprobs = self._logprobs(drawn) if drawn else None
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
         return self._object("chat.completion.chunk", "chatcmpl", [choice])
 
-    def _logprobs(self, drawn: Sequence[Drawn]) -> dict[str, Any] | None:
+    def _logprobs(self, drawn: Sequence[SampledToken]) -> dict[str, Any] | None:
         if not self.with_logprobs:
             return None
         content = [
             {
                 **self._token(one.token, one.logprob),
-                "top_logprobs": [self._token(*other) for other in one.likeliest],
+                "top_logprobs": [self._token(*other) for other in one.top_logprobs],
             }
             for one in drawn
         ]
@@ -682,15 +682,15 @@ class ChatForm(_Form):
 
 
 @dataclass(frozen=True)
-class TextForm(_Form):
+class CompletionResponseWriter(_Form):
     """Answers of /v1/completions."""
 
     told: Counter[int] = field(default_factory=Counter)  # characters of the choices of a stream
 
-    def whole(self, choices: Sequence[Choice], counts: Mapping[str, Any]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[GeneratedChoice], counts: Mapping[str, Any]) -> dict[str, Any]:
         """The whole answer."""
         written = [
-            self._choice(index, choice.text, choice.drawn, _finish_reason(choice))
+            self._choice(index, choice.text, choice.tokens, _finish_reason(choice))
             for index, choice in enumerate(choices)
         ]
         return self._object("text_completion", "cmpl", written, usage=counts)
@@ -698,17 +698,17 @@ class TextForm(_Form):
     def first(self, index: int) -> None:
         """Nothing comes before a choice's text."""
 
-    def progress(self, index: int, told: Waiting | Reading) -> dict[str, Any]:
+    def progress(self, index: int, told: QueuePosition | PrefillProgress) -> dict[str, Any]:
         """A chunk while a choice waits, or its prompt is read."""
         return {**self.piece_of(index, "", ()), **_progress(told)}
 
-    def piece_of(self, index: int, text: str, drawn: Sequence[Drawn]) -> dict[str, Any]:
+    def piece_of(self, index: int, text: str, drawn: Sequence[SampledToken]) -> dict[str, Any]:
         """A chunk of a choice's text."""
         choice = self._choice(index, text, drawn, None, self.told[index])
         self.told[index] += sum(len(self._written(one.token)) for one in drawn)
         return self._object("text_completion", "cmpl", [choice])
 
-    def last(self, index: int, choice: Choice) -> dict[str, Any]:
+    def last(self, index: int, choice: GeneratedChoice) -> dict[str, Any]:
         """The chunk after a choice's text."""
         return self._object("text_completion", "cmpl", [self._choice(index, "", (), _finish_reason(choice))])
 
@@ -717,19 +717,19 @@ class TextForm(_Form):
         return self._object("text_completion", "cmpl", [], usage=counts)
 
     def _choice(
-        self, index: int, text: str, drawn: Sequence[Drawn], reason: str | None, begun: int = 0
+        self, index: int, text: str, drawn: Sequence[SampledToken], reason: str | None, begun: int = 0
     ) -> dict[str, Any]:
         logprobs = self._logprobs(drawn, begun) if self.with_logprobs else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
-    def _logprobs(self, drawn: Sequence[Drawn], begun: int) -> dict[str, Any]:
+    def _logprobs(self, drawn: Sequence[SampledToken], begun: int) -> dict[str, Any]:
         """Of tokens of which the first stands `begun` characters after the answer's beginning."""
         tokens = [self._written(one.token) for one in drawn]
         return {
             "tokens": tokens,
             "token_logprobs": [one.logprob for one in drawn],
             "top_logprobs": [
-                {self._written(token): logprob for token, logprob in one.likeliest} for one in drawn
+                {self._written(token): logprob for token, logprob in one.top_logprobs} for one in drawn
             ],
             "text_offset": [*accumulate(map(len, tokens), initial=begun)][: len(tokens)],
         }

@@ -10,14 +10,14 @@ from importlib.metadata import version
 from typing import Any
 
 from pigguf.serve.openai_api import (
-    HARMLESS,
-    MOST_CHOICES,
-    MOST_LIKELIEST,
-    MOST_STOPS,
-    MOST_TEXTS,
-    MOST_TOKENS,
-    MOST_TOOLS,
-    NEUTRAL,
+    IGNORED_PARAMETERS,
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    MAX_STOP_STRINGS,
+    MAX_EMBEDDING_INPUTS,
+    MAX_DETOKENIZED_TOKENS,
+    MAX_TOOLS,
+    UNSUPPORTED_PARAMETERS,
 )
 
 Schema = dict[str, Any]
@@ -68,8 +68,8 @@ def _request(
 ) -> Schema:
     """A request's body: what is null is as if it were not there. Shared are those of _BOTH, unless told."""
     shared = _BOTH if shared is None else shared
-    neutral = {name: {"enum": [*values]} for name, values in NEUTRAL.items() if name not in required}
-    harmless: dict[str, Schema] = {name: {} for name in HARMLESS if name not in optional}
+    neutral = {name: {"enum": [*values]} for name, values in UNSUPPORTED_PARAMETERS.items() if name not in required}
+    harmless: dict[str, Schema] = {name: {} for name in IGNORED_PARAMETERS if name not in optional}
     rest = {name: _or_null(schema) for name, schema in {**neutral, **shared, **optional}.items()}
     return {**_object(required, {**rest, **harmless}), "additionalProperties": {"type": "null"}}
 
@@ -83,11 +83,11 @@ _BOTH: dict[str, Schema] = {
     ),
     "return_progress": {**_FLAG, "description": "chunks tell how much of the prompt is read (llama.cpp's)"},
     "seed": {"type": "integer"},
-    "n": {"type": "integer", "minimum": 1, "maximum": MOST_CHOICES},
+    "n": {"type": "integer", "minimum": 1, "maximum": MAX_CHOICES},
     "stop": {
         "anyOf": [
             {**_TEXT, "minLength": 1},
-            {"type": "array", "items": {**_TEXT, "minLength": 1}, "maxItems": MOST_STOPS},
+            {"type": "array", "items": {**_TEXT, "minLength": 1}, "maxItems": MAX_STOP_STRINGS},
         ]
     },
     "temperature": _number(minimum=0),
@@ -200,7 +200,7 @@ _SCHEMAS: dict[str, Schema] = {
         {
             "max_tokens": {"type": "integer", "minimum": 1},
             "max_completion_tokens": {"type": "integer", "minimum": 1},
-            "tools": {"type": "array", "items": _named("Tool"), "maxItems": MOST_TOOLS},
+            "tools": {"type": "array", "items": _named("Tool"), "maxItems": MAX_TOOLS},
             "tool_choice": {
                 "anyOf": [
                     {"enum": ["none", "auto", "required"]},
@@ -209,14 +209,14 @@ _SCHEMAS: dict[str, Schema] = {
             },
             "parallel_tool_calls": _FLAG,
             "logprobs": _FLAG,
-            "top_logprobs": {"type": "integer", "minimum": 0, "maximum": MOST_LIKELIEST},
+            "top_logprobs": {"type": "integer", "minimum": 0, "maximum": MAX_TOP_LOGPROBS},
         },
     ),
     "CompletionRequest": _request(
-        {"prompt": _texts(MOST_CHOICES)},
+        {"prompt": _texts(MAX_CHOICES)},
         {
             "max_tokens": {"type": "integer", "minimum": 1},
-            "logprobs": {"type": "integer", "minimum": 0, "maximum": MOST_LIKELIEST},
+            "logprobs": {"type": "integer", "minimum": 0, "maximum": MAX_TOP_LOGPROBS},
         },
     ),
     "Usage": _COUNTS,
@@ -247,7 +247,7 @@ _SCHEMAS: dict[str, Schema] = {
         ),
     ),
     "EmbeddingRequest": _request(
-        {"input": _texts(MOST_TEXTS)},
+        {"input": _texts(MAX_EMBEDDING_INPUTS)},
         {
             "model": _TEXT,
             "encoding_format": {"enum": ["float", "base64"]},
@@ -306,7 +306,7 @@ _SCHEMAS: dict[str, Schema] = {
     },
     "Tokens": _object({"tokens": {"type": "array", "items": _COUNT}, "count": _COUNT}),
     "DetokenizeRequest": {
-        **_object({"tokens": {"type": "array", "items": _COUNT, "maxItems": MOST_TOKENS}}),
+        **_object({"tokens": {"type": "array", "items": _COUNT, "maxItems": MAX_DETOKENIZED_TOKENS}}),
         "additionalProperties": {"type": "null"},
     },
     "Text": _object({"content": _TEXT}),
@@ -356,7 +356,7 @@ _PATHS: dict[str, Schema] = {
 }
 
 
-def description(*, with_key: bool) -> dict[str, Any]:
+def openapi_document(*, with_key: bool) -> dict[str, Any]:
     """The whole of it.
 
     Args:

@@ -34,17 +34,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pigguf.errors import Interrupted, PigError
-from pigguf.inference.detokenizer import Text
+from pigguf.inference.detokenizer import StreamingDetokenizer
 from pigguf.inference.engine import Context, SamplingParams, Session
 from pigguf.inference.engine.prefill_backend import Prefiller
-from pigguf.inference.engine.sampling import Sampler, sampler
-from pigguf.inference.engine.session import Part, step
+from pigguf.inference.engine.sampling import Sampler, create_sampler
+from pigguf.inference.engine.session import BatchEntry, decode_batch
 from pigguf.progress import Silent
-from pigguf.serve.errors import Refusal, ending, unforeseen
+from pigguf.serve.errors import RequestRefused, shutting_down, internal_error
 
-LONGEST_GAP = 0.2  # seconds of a step beside which answers are being written, about
+MAX_STEP_SECONDS = 0.2  # seconds of a step beside which answers are being written, about
 _TILE = 64  # tokens of a sequence from which on a CPU attends to them together (ggml-cpu, GGML_FA_TILE_Q)
-_LEAST_TILES = 4  # of prompts in a step: fewer, cut up for threads and heads, leave tiles half empty
+_MIN_TILES = 4  # of prompts in a step: fewer, cut up for threads and heads, leave tiles half empty
 _COPIED_FOR_ONE = 64  # cells of a sequence that are copied in the time one token is computed, at the least
 _RATE = 0.2  # at which measurements replace what was believed
 _CLIENTS = 4  # whose queues may be full at once
@@ -54,7 +54,7 @@ _BETWEEN_TELLING = 0.25  # seconds between two that tell how far an answer is, a
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """One answer that is asked for.
 
     Attributes:
@@ -72,28 +72,28 @@ class Request:
     max_tokens: int | None = None
     stop: Sequence[str] = ()
     logprobs: int | None = None
-    without_first_space: bool = False
-    progress: bool = False
+    strip_leading_space: bool = False
+    report_progress: bool = False
     client: str = ""
 
 
-class Drawn(NamedTuple):
+class SampledToken(NamedTuple):
     """A token, its logarithmic probability, and the likeliest tokens with theirs; before any sampler."""
 
     token: int
     logprob: float
-    likeliest: tuple[tuple[int, float], ...]
+    top_logprobs: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueuePosition:
     """How many answers are to begin before this one, if nobody comes meanwhile whose turn it is."""
 
-    before: int
+    requests_ahead: int
 
 
 @dataclass(frozen=True)
-class Reading:
+class PrefillProgress:
     """How far the reading of a prompt is; the first says what was in a cache, the last that all is read.
 
     Attributes:
@@ -101,22 +101,22 @@ class Reading:
         seconds: since the reading began.
     """
 
-    total: int
-    reused: int
-    read: int
+    prompt_tokens: int
+    cached_tokens: int
+    processed_tokens: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextChunk:
     """Some text of an answer, and the tokens drawn for it where they were asked for."""
 
     text: str
-    drawn: tuple[Drawn, ...] = ()
+    tokens: tuple[SampledToken, ...] = ()
 
 
 @dataclass(frozen=True)
-class Done:
+class Finished:
     """An answer's end.
 
     Attributes:
@@ -126,35 +126,35 @@ class Done:
     """
 
     reason: Literal["end", "stop", "length", "window"]
-    reused: int
-    drawn: int
+    cached_tokens: int
+    generated_tokens: int
 
 
 @dataclass(frozen=True)
-class Failed:
+class RequestFailed:
     """An answer that comes to nothing more."""
 
     error: PigError
 
 
-Event = Waiting | Reading | Piece | Done | Failed
+RequestEvent = QueuePosition | PrefillProgress | TextChunk | Finished | RequestFailed
 
 
 @dataclass
-class Figures:
+class SchedulerStats:
     """What was done since the beginning, in tokens and steps."""
 
-    read: int = 0
-    reused: int = 0
-    drawn: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
     steps: int = 0
-    seconds: float = 0.0
+    step_seconds: float = 0.0
 
 
 class _Answer:
     """A request on its way, with its prompt as an array that is compared quickly."""
 
-    def __init__(self, request: Request, deliver: Callable[[Event], None], deadline: float) -> None:
+    def __init__(self, request: GenerationRequest, deliver: Callable[[RequestEvent], None], deadline: float) -> None:
         self.request = request
         self.client = request.client
         self.prompt = np.array(request.prompt, np.int32)
@@ -166,20 +166,20 @@ class _Answer:
 
     def tell_waiting(self, before: int) -> None:
         """Say how many are to begin before it, where that is wanted and new."""
-        if self.request.progress and before != self._told:
+        if self.request.report_progress and before != self._told:
             self._told = before
-            self.deliver(Waiting(before))
+            self.deliver(QueuePosition(before))
 
 
-class Ticket:
+class RequestHandle:
     """The answers to one submission."""
 
     def __init__(self, answers: Sequence[_Answer]) -> None:
-        self._answers = answers
+        self._requests = answers
 
     def cancel(self) -> None:
         """Nobody waits for them any more: within a step their slots are free."""
-        for answer in self._answers:
+        for answer in self._requests:
             answer.is_cancelled = True
 
 
@@ -199,20 +199,20 @@ class Scheduler:
     def __init__(
         self,
         context: Context,
-        queue: int = 64,
+        max_waiting: int = 64,
         *,
-        figures: Figures | None = None,
-        check: Callable[[], None] = lambda: None,
+        stats: SchedulerStats | None = None,
+        check_model: Callable[[], None] = lambda: None,
     ) -> None:
-        self.figures = figures or Figures()
-        self.slots = context.options.sequences
+        self.stats = stats or SchedulerStats()
+        self.slot_count = context.options.sequences
         self._context = context
-        self._most_waiting = queue
-        self._slots = [_Slot(context.sequence()) for _ in range(self.slots)]
+        self._most_waiting = max_waiting
+        self._slots = [_Slot(context.sequence()) for _ in range(self.slot_count)]
         self._changed = threading.Condition()
         self._waiting: list[_Answer] = []
         self._served: dict[str, int] = {}  # of each client that is here, when it got its last slot
-        self._check = check
+        self._check = check_model
         self._why_ending: PigError | None = None
         self._is_closed = False
         self._end_by = math.inf
@@ -227,8 +227,8 @@ class Scheduler:
     # ---- from any thread -------------------------------------------------------------------------
 
     def submit(
-        self, requests: Sequence[Request], deliver: Callable[[int, Event], None], seconds: float = math.inf
-    ) -> Ticket:
+        self, requests: Sequence[GenerationRequest], deliver: Callable[[int, RequestEvent], None], timeout: float = math.inf
+    ) -> RequestHandle:
         """Queue requests, all of them or none.
 
         Args:
@@ -239,7 +239,7 @@ class Scheduler:
         Raises:
             Refusal: the queue is full (429), or the server is about to end (503).
         """
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + timeout
         answers = [
             _Answer(request, lambda event, index=index: deliver(index, event), deadline)  # type: ignore[misc]
             for index, request in enumerate(requests)
@@ -250,7 +250,7 @@ class Scheduler:
             self._refuse_too_many(answers)
             self._waiting += answers
             self._changed.notify()
-        return Ticket(answers)
+        return RequestHandle(answers)
 
     @property
     def waiting(self) -> int:
@@ -262,22 +262,22 @@ class Scheduler:
         """How many answers have a slot."""
         return sum(slot.run is not None for slot in self._slots)
 
-    def drain(self, seconds: float = math.inf, why: PigError | None = None) -> None:
+    def drain(self, timeout: float = math.inf, reason: PigError | None = None) -> None:
         """Take nothing more, and refuse what waits; what runs goes on, for so long at most.
 
         Args:
             why: what they are told; None is that the server is about to end.
         """
         with self._changed:
-            self._why_ending = why = why or self._why_ending or ending()
-            self._end_by = time.monotonic() + seconds
+            self._why_ending = reason = reason or self._why_ending or shutting_down()
+            self._end_by = time.monotonic() + timeout
             refused, self._waiting = self._waiting, []
         for answer in refused:
-            answer.deliver(Failed(why))
+            answer.deliver(RequestFailed(reason))
 
-    def close(self, why: PigError | None = None) -> None:
+    def close(self, reason: PigError | None = None) -> None:
         """Stop after this step; what runs fails, with the reason if there is one. Twice is fine."""
-        self.drain(why=why)
+        self.drain(reason=reason)
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -299,8 +299,8 @@ class Scheduler:
         own = [answer for answer in self._waiting if more and answer.client == more[0].client]
         for waiting, most in ((own, self._most_waiting), (self._waiting, _CLIENTS * self._most_waiting)):
             if len(waiting) + len(more) > most:
-                seconds = math.ceil(self._answer_seconds * (len(waiting) + 1) / self.slots)
-                raise Refusal(
+                seconds = math.ceil(self._answer_seconds * (len(waiting) + 1) / self.slot_count)
+                raise RequestRefused(
                     429,
                     f"{len(waiting):,} answers wait already, of {most:,} that may",
                     "ask again in a while",
@@ -318,9 +318,9 @@ class Scheduler:
                 if not is_closed:
                     self._step()
         for slot, run in self._runs():
-            self._end(slot, run, Failed(self._why_ending or ending()))
+            self._end(slot, run, RequestFailed(self._why_ending or shutting_down()))
         for slot in self._slots:
-            if slot.is_to_keep and isinstance(self._why_ending, Refusal):  # else the cache is of no use
+            if slot.is_to_keep and isinstance(self._why_ending, RequestRefused):  # else the cache is of no use
                 self._keep(slot)
             slot.session.close()
 
@@ -364,16 +364,16 @@ class Scheduler:
         else:
             self._compute(self._plan())
 
-    def _compute(self, planned: Sequence[tuple[_Slot, _Run, Part]]) -> None:
+    def _compute(self, planned: Sequence[tuple[_Slot, _Run, BatchEntry]]) -> None:
         if not planned:
             return
         begun = time.perf_counter()
         try:
             self._check()
-            places = step(self._context, [part for _, _, part in planned])
+            places = decode_batch(self._context, [part for _, _, part in planned])
         except PigError as error:
             for slot, run, _ in planned:
-                self._end(slot, run, Failed(error))
+                self._end(slot, run, RequestFailed(error))
             return
         self._learn(planned, time.perf_counter() - begun)
         for (slot, run, part), place in zip(planned, places, strict=True):
@@ -400,16 +400,16 @@ class Scheduler:
             if _is_over(run.answer, now):
                 self._end(slot, run, _late(run.answer))
             elif now > self._end_by:
-                self._end(slot, run, Failed(self._why_ending or ending()))
+                self._end(slot, run, RequestFailed(self._why_ending or shutting_down()))
 
-    def _end(self, slot: _Slot, run: _Run, event: Done | Failed) -> None:
+    def _end(self, slot: _Slot, run: _Run, event: Finished | RequestFailed) -> None:
         """Free a slot; its cache stays, for the next who begins alike."""
         slot.run = None
         self._ends += 1
         slot.used = self._ends
         run.close()
         run.answer.deliver(event)
-        if isinstance(event, Done):
+        if isinstance(event, Finished):
             taken = time.monotonic() - run.answer.begun
             self._answer_seconds += (taken - self._answer_seconds) * _RATE
             slot.is_to_keep = True
@@ -466,7 +466,7 @@ class Scheduler:
         session, prompt = slot.session, list(answer.request.prompt)
         slot.is_to_keep = False
         with ExitStack() as opened:
-            drawing = opened.enter_context(sampler(answer.request.sampling, self._context.model, prompt))
+            drawing = opened.enter_context(create_sampler(answer.request.sampling, self._context.model, prompt))
             kept = session.reuse_prefix(prompt)
             others = (other.session for other in self._slots if other is not slot)
             best = max(others, key=lambda other: other.common_prefix_length(prompt), default=session)
@@ -476,7 +476,7 @@ class Scheduler:
                 session.copy_prefix_from(best, common)
             session.truncate(min(session.n_past, len(prompt) - 1))  # the last is computed, for its logits
             slot.run = _Run(answer, session, drawing, opened.pop_all())
-        self.figures.reused += session.n_past
+        self.stats.cached_tokens += session.n_past
         slot.run.tell_reading()
         return copied
 
@@ -496,7 +496,7 @@ class Scheduler:
 
     # ---- what is computed ------------------------------------------------------------------------
 
-    def _plan(self) -> list[tuple[_Slot, _Run, Part]]:
+    def _plan(self) -> list[tuple[_Slot, _Run, BatchEntry]]:
         """The parts of the next step, by sequence: llama.cpp computes neighbours together."""
         runs = [(slot, run) for slot, run in self._runs() if run is not self._lent]
         counts = {id(run): 1 for _, run in runs if not run.is_reading}
@@ -528,7 +528,7 @@ class Scheduler:
     def _for_reader(self, reader: Prefiller) -> tuple[_Slot, _Run] | None:
         """Whose prompt the context's reader is to have next; None where none is worth it."""
         for slot, run in self._runs():
-            if run.is_reading and reader.is_worth(run.session.n_past, len(run.unread) - 1):
+            if run.is_reading and reader.should_prefill(run.session.n_past, len(run.unread) - 1):
                 return slot, run
         return None
 
@@ -554,25 +554,25 @@ class Scheduler:
         except Interrupted:
             pass  # the next step sees to who went
         except PigError as error:
-            self._end(slot, run, Failed(error))
+            self._end(slot, run, RequestFailed(error))
             return
         finally:
             self._lent = None
         run.has_read(session.n_past - held)
-        self.figures.read += session.n_past - held
-        self.figures.seconds += time.perf_counter() - begun
+        self.stats.prompt_tokens += session.n_past - held
+        self.stats.step_seconds += time.perf_counter() - begun
 
     def _chunk(self) -> int:
         """Tokens of prompts that leave the answers flowing."""
-        tiles = int(LONGEST_GAP / self._reading_pace) // _TILE if self._reading_pace else 0
-        return max(_LEAST_TILES, tiles) * _TILE + 1
+        tiles = int(MAX_STEP_SECONDS / self._reading_pace) // _TILE if self._reading_pace else 0
+        return max(_MIN_TILES, tiles) * _TILE + 1
 
-    def _learn(self, planned: Sequence[tuple[_Slot, _Run, Part]], seconds: float) -> None:
+    def _learn(self, planned: Sequence[tuple[_Slot, _Run, BatchEntry]], seconds: float) -> None:
         read = sum(len(part.tokens) for _, run, part in planned if run.is_reading)
-        self.figures.read += read
-        self.figures.steps += 1
+        self.stats.prompt_tokens += read
+        self.stats.steps += 1
         if self._lent is None:
-            self.figures.seconds += seconds
+            self.stats.step_seconds += seconds
         elif read:
             self._prompts_from = time.perf_counter() + seconds
         if read >= _TILE:
@@ -581,15 +581,15 @@ class Scheduler:
 
     def _draw(self, slot: _Slot, run: _Run, place: int) -> None:
         try:
-            run.session.refuse_no_numbers(place)
+            run.session.check_logits_finite(place)
             token = run.draw(self._context, place)
         except PigError as error:
-            self._end(slot, run, Failed(error))
+            self._end(slot, run, RequestFailed(error))
             return
-        self.figures.drawn += 1
+        self.stats.generated_tokens += 1
         reason = run.take(token, self._context.logits(place))
         if reason is not None:
-            self._end(slot, run, Done(reason, run.reused, run.drawn))
+            self._end(slot, run, Finished(reason, run.reused, run.drawn))
 
 
 class _Slot:
@@ -620,11 +620,11 @@ class _Run:
         self.drawn = 0
         self.owed = 0  # tokens of steps that are this prompt's, and that it has not taken
         self._begun = self._told = time.monotonic()
-        self._text = Text(
+        self._text = StreamingDetokenizer(
             model,
             request.stop,
-            without_first_space=request.without_first_space,
-            shown=request.sampling.shown,
+            strip_first_space=request.strip_leading_space,
+            visible_token=request.sampling.visible_control_token,
         )
         self._opened = opened
 
@@ -642,9 +642,9 @@ class _Run:
             EngineError: there is none.
         """
         begun = time.thread_time()
-        token = self.sampler.draw(context, place)
+        token = self.sampler.sample(context, place)
         if self.answer.request.sampling.grammar is not None and time.thread_time() - begun > _LONGEST_DRAW:
-            raise Refusal(
+            raise RequestRefused(
                 400,
                 "the engine takes too long to hold the answer to its JSON schema",
                 "let fewer of its parts (anyOf, references) begin alike",
@@ -652,14 +652,14 @@ class _Run:
             )
         return token
 
-    def part(self, most: int) -> Part:
-        return Part(self.session, self.unread[:most], wants_logits=most >= len(self.unread))
+    def part(self, most: int) -> BatchEntry:
+        return BatchEntry(self.session, self.unread[:most], wants_logits=most >= len(self.unread))
 
     def due(self, beside: int) -> int:
         """Tokens of the prompt that are its due in a step: whole tiles, not too few, or all the rest."""
         if self.owed >= len(self.unread):
             return len(self.unread)
-        return min(len(self.unread), max(_LEAST_TILES, self.owed // _TILE) * _TILE + beside)
+        return min(len(self.unread), max(_MIN_TILES, self.owed // _TILE) * _TILE + beside)
 
     def has_read(self, count: int) -> None:
         """Note tokens that a step has computed."""
@@ -676,11 +676,11 @@ class _Run:
 
     def tell_reading(self, more: int = 0) -> None:
         """Say how much of the prompt is read, where that is wanted, with so many that are on their way."""
-        if self.answer.request.progress:
+        if self.answer.request.report_progress:
             self._told = time.monotonic()
             total = len(self.answer.prompt)
             read = total - len(self.unread) + more
-            self.answer.deliver(Reading(total, self.reused, read, self._told - self._begun))
+            self.answer.deliver(PrefillProgress(total, self.reused, read, self._told - self._begun))
 
     def take(
         self, token: int, logits: NDArray[np.float32]
@@ -688,12 +688,12 @@ class _Run:
         """Note a drawn token, deliver its text, and say why it was the last, if it was."""
         self.drawn += 1
         request, model = self.answer.request, self.session.context.model
-        if model.is_end(token):
-            self._deliver(self._text.end())
+        if model.is_eog(token):
+            self._deliver(self._text.finalize())
             return "end"
         self.unread = [token]
         drawn = () if request.logprobs is None else (_probable(token, logits, request.logprobs),)
-        self._deliver(self._text.add(token), drawn)
+        self._deliver(self._text.add_token(token), drawn)
         if self._text.stopped:
             return "stop"
         reason: Literal["length", "window"] | None = None
@@ -702,12 +702,12 @@ class _Run:
         elif self.session.tokens_left == 0:
             reason = "window"
         if reason is not None:
-            self._deliver(self._text.end())
+            self._deliver(self._text.finalize())
         return reason
 
-    def _deliver(self, text: str, drawn: tuple[Drawn, ...] = ()) -> None:
+    def _deliver(self, text: str, drawn: tuple[SampledToken, ...] = ()) -> None:
         if text or drawn:
-            self.answer.deliver(Piece(text, drawn))
+            self.answer.deliver(TextChunk(text, drawn))
 
     def close(self) -> None:
         self._opened.close()
@@ -727,34 +727,34 @@ class _Telling(Silent):
         self._run.tell_reading_anew(int(self._done))
 
 
-def _probable(token: int, logits: NDArray[np.float32], most: int) -> Drawn:
+def _probable(token: int, logits: NDArray[np.float32], most: int) -> SampledToken:
     largest = float(logits.max())
     total = largest + math.log(float(np.exp(logits - largest, dtype=np.float64).sum()))
     first: NDArray[np.intp] = np.empty(0, np.intp)
     if most:  # only those that may be among them are sorted: a vocabulary takes a step's time
         few = np.flatnonzero(logits >= np.partition(logits, -most)[-most])
         first = few[np.argsort(-logits[few], kind="stable")][:most]
-    return Drawn(
+    return SampledToken(
         token,
         float(logits[token]) - total,
         tuple((int(other), float(logits[other]) - total) for other in first),
     )
 
 
-def _failure(error: Exception) -> Failed:
+def _failure(error: Exception) -> RequestFailed:
     """An answer's end by an error."""
-    return Failed(error if isinstance(error, PigError) else unforeseen(error))
+    return RequestFailed(error if isinstance(error, PigError) else internal_error(error))
 
 
 def _is_over(answer: _Answer, now: float) -> bool:
     return answer.is_cancelled or now > answer.deadline
 
 
-def _late(answer: _Answer) -> Failed:
+def _late(answer: _Answer) -> RequestFailed:
     if answer.is_cancelled:
-        return Failed(Refusal(499, "the client went away", code="cancelled"))
-    return Failed(
-        Refusal(
+        return RequestFailed(RequestRefused(499, "the client went away", code="cancelled"))
+    return RequestFailed(
+        RequestRefused(
             504,
             "the answer was not done within the time that one may take",
             "ask for fewer tokens, or ask again when the server has less to do",

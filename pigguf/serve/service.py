@@ -17,25 +17,25 @@ from numpy.typing import NDArray
 
 from pigguf.chat.prompt_format import ChatFormat
 from pigguf.chat.tool_calls import (
-    CallReader,
-    calls_grammar,
-    calls_or_json_grammar,
-    opening_of,
-    opening_token,
+    ToolCallParser,
+    tool_call_grammar,
+    tool_call_or_json_grammar,
+    grammar_trigger,
+    trigger_token,
 )
 from pigguf.errors import Interrupted
 from pigguf.grammar import gbnf, json_grammar
 from pigguf.inference.engine import Model, SamplingParams
-from pigguf.inference.engine.embeddings import Pooling, embed, pooling_of
-from pigguf.inference.engine.sampling import sampler
-from pigguf.serve.errors import Refusal, away
-from pigguf.serve.model_host import Host
-from pigguf.serve.openai_api import SEEDS, Asked, ToEmbed
-from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
+from pigguf.inference.engine.embeddings import PoolingType, embed, pooling_type
+from pigguf.inference.engine.sampling import create_sampler
+from pigguf.serve.errors import RequestRefused, model_unavailable
+from pigguf.serve.model_host import ModelHost
+from pigguf.serve.openai_api import SEED_MODULUS, CompletionRequest, EmbeddingRequest
+from pigguf.serve.scheduler import Finished, RequestEvent, RequestFailed, TextChunk, PrefillProgress, GenerationRequest, Scheduler, QueuePosition
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """What one client may take of the server.
 
     Attributes:
@@ -51,21 +51,21 @@ class Limits:
         drain_seconds: what runs may take when the server is to end.
     """
 
-    connections: int = 512
+    max_connections: int = 512
     headers_seconds: float = 10.0
-    body: int = 8 << 20
+    max_body_bytes: int = 8 << 20
     body_seconds: float = 30.0
-    grammar: int = 128 << 10
+    max_grammar_characters: int = 128 << 10
     document_seconds: float = 60.0
-    stalled_seconds: float = 60.0
-    seconds: float = 600.0
+    send_seconds: float = 60.0
+    request_seconds: float = 600.0
     drain_seconds: float = 30.0
 
 
-class Service:
+class ModelService:
     """A model that answers."""
 
-    def __init__(self, host: Host, limits: Limits) -> None:
+    def __init__(self, host: ModelHost, limits: ServerLimits) -> None:
         self.host = host
         self.model: Model = host.model
         self.context_length = host.context_length
@@ -77,7 +77,7 @@ class Service:
     def _format(self) -> ChatFormat:
         return ChatFormat(self.model)
 
-    def requests(self, asked: Asked, client: str) -> list[Request]:
+    def generation_requests(self, asked: CompletionRequest, client: str) -> list[GenerationRequest]:
         """What the scheduler is to do, a request for each choice of each prompt. It takes its time: not for
         the event loop's thread.
 
@@ -92,58 +92,58 @@ class Service:
         self._refuse_other(asked.model)
         sampling = self._sampling(asked)
         if sampling.grammar is not None:
-            if (size := gbnf.size(sampling.grammar)) > self.limits.grammar:
-                raise Refusal(
+            if (size := gbnf.size(sampling.grammar)) > self.limits.max_grammar_characters:
+                raise RequestRefused(
                     400,
                     f"the JSON schema comes to {size:,} characters of grammar, each repetition counted, and "
-                    f"{self.limits.grammar:,} are taken",
+                    f"{self.limits.max_grammar_characters:,} are taken",
                     "ask for less at once",
                     code="schema_too_large",
                 )
-            with sampler(sampling, self.model, ()):
+            with create_sampler(sampling, self.model, ()):
                 pass  # the engine has parsed it
         is_chat = asked.messages is not None
         return [
-            Request(
+            GenerationRequest(
                 prompt,
                 replace(sampling, seed=_seed(sampling.seed, choice)),
                 asked.max_tokens,
                 asked.stop,
                 asked.logprobs,
-                without_first_space=is_chat and self.model.space_prefix,
-                progress=asked.progress,
+                strip_leading_space=is_chat and self.model.add_space_prefix,
+                report_progress=asked.return_progress,
                 client=f"{client} {asked.user}",
             )
             for prompt in self._prompts(asked)
-            for choice in range(asked.choices)
+            for choice in range(asked.choice_count)
         ]
 
-    def reader(self, asked: Asked) -> Callable[[], CallReader] | None:
+    def tool_call_parser(self, asked: CompletionRequest) -> Callable[[], ToolCallParser] | None:
         """Makes what takes calls out of an answer; None where there are none."""
         if not asked.tools:
             return None
         return partial(
-            CallReader,
-            self._format.call_form,
-            is_open=bool(asked.forced),
-            is_first=asked.schema is not None,
+            ToolCallParser,
+            self._format.tool_call_format,
+            is_open=bool(asked.forced_tools),
+            is_first=asked.json_schema is not None,
         )
 
-    def _sampling(self, asked: Asked) -> SamplingParams:
+    def _sampling(self, asked: CompletionRequest) -> SamplingParams:
         """What holds an answer to a schema, and calls to theirs: from the first token on where there must be
         one, for the prompt ends in its opening then; else from where the model writes the opening."""
         if not asked.tools:
-            grammar = None if asked.schema is None else json_grammar(asked.schema)
+            grammar = None if asked.json_schema is None else json_grammar(asked.json_schema)
             return replace(asked.sampling, grammar=grammar)
-        form, several = self._format.call_form, asked.several
-        if asked.forced:
-            return replace(asked.sampling, grammar=calls_grammar(form, asked.forced, several=several))
-        shown = opening_token(form, self.model)
-        if asked.schema is None:
-            grammar = calls_grammar(form, asked.tools, several=several)
-            return replace(asked.sampling, grammar=grammar, grammar_after=opening_of(form), shown=shown)
-        if form.is_first:
-            raise Refusal(
+        form, several = self._format.tool_call_format, asked.parallel_tool_calls
+        if asked.forced_tools:
+            return replace(asked.sampling, grammar=tool_call_grammar(form, asked.forced_tools, parallel=several))
+        shown = trigger_token(form, self.model)
+        if asked.json_schema is None:
+            grammar = tool_call_grammar(form, asked.tools, parallel=several)
+            return replace(asked.sampling, grammar=grammar, grammar_trigger=grammar_trigger(form), visible_control_token=shown)
+        if form.only_at_start:
+            raise RequestRefused(
                 400,
                 "response_format and tools: calls of functions, as this model writes them, are not told from "
                 "an answer in JSON",
@@ -151,10 +151,10 @@ class Service:
                 param="response_format",
                 code="unsupported_parameter",
             )
-        grammar = calls_or_json_grammar(form, asked.tools, asked.schema, several=several)
-        return replace(asked.sampling, grammar=grammar, shown=shown)
+        grammar = tool_call_or_json_grammar(form, asked.tools, asked.json_schema, parallel=several)
+        return replace(asked.sampling, grammar=grammar, visible_control_token=shown)
 
-    def count(self, asked: Asked) -> int:
+    def count_tokens(self, asked: CompletionRequest) -> int:
         """How many tokens a conversation is, whether it fits or not. It takes its time, as `requests` does.
 
         Raises:
@@ -162,29 +162,29 @@ class Service:
         """
         return len(self._conversation(asked))
 
-    def count_text(self, text: str) -> int:
+    def count_text_tokens(self, text: str) -> int:
         """How many tokens a text is as a part of a message."""
-        return self._format.count(text)
+        return self._format.count_tokens(text)
 
-    def _prompts(self, asked: Asked) -> list[list[int]]:
+    def _prompts(self, asked: CompletionRequest) -> list[list[int]]:
         is_chat = asked.messages is not None
         prompts = [self._conversation(asked)] if is_chat else self._tokens(asked.prompts)
         for prompt in prompts:
             self._refuse(prompt, "prompt" if asked.messages is None else "messages")
         return prompts
 
-    def _conversation(self, asked: Asked) -> list[int]:
+    def _conversation(self, asked: CompletionRequest) -> list[int]:
         messages = asked.messages or ()
         if len(messages) > self.context_length:  # a token each, at the least
-            raise Refusal(
+            raise RequestRefused(
                 400,
                 f"{len(messages):,} messages do not fit into a window of {self.context_length:,}",
                 "leave the oldest out",
                 param="messages",
                 code="context_length_exceeded",
             )
-        begun = self._format.call_form.opening if asked.forced else ""
-        return self._format.tokens(messages, tools=asked.tools, begun=begun)
+        begun = self._format.tool_call_format.opening if asked.forced_tools else ""
+        return self._format.tokenize(messages, tools=asked.tools, answer_prefix=begun)
 
     def _tokens(self, prompts: Sequence[str | tuple[int, ...]]) -> list[list[int]]:
         return [
@@ -197,7 +197,7 @@ class Service:
             Refusal: another model is asked for than this one.
         """
         if model is not None and model != self.name:
-            raise Refusal(
+            raise RequestRefused(
                 404,
                 f"the model {model[:80]!r} is not here",
                 f"this server has {self.name!r}",
@@ -208,11 +208,11 @@ class Service:
     # ---- embeddings ------------------------------------------------------------------------------
 
     @cached_property
-    def pooling(self) -> Pooling | None:
+    def pooling(self) -> PoolingType | None:
         """How the model makes embeddings; None where it makes none."""
-        return pooling_of(self.model)
+        return pooling_type(self.model)
 
-    def to_embed(self, asked: ToEmbed) -> list[list[int]]:
+    def embedding_inputs(self, asked: EmbeddingRequest) -> list[list[int]]:
         """The tokens of each text.
 
         Raises:
@@ -221,7 +221,7 @@ class Service:
         """
         self._refuse_other(asked.model)
         if self.pooling is None:
-            raise Refusal(
+            raise RequestRefused(
                 400,
                 f"the model {self.name!r} gives no embeddings: its file has no "
                 f"{self.model.file.architecture}.pooling_type (mean, cls or last)",
@@ -234,8 +234,8 @@ class Service:
             self._refuse(tokens, "input")
         return texts
 
-    def embedded(
-        self, asked: ToEmbed, texts: Sequence[Sequence[int]], stop: Callable[[], bool]
+    def embed(
+        self, asked: EmbeddingRequest, texts: Sequence[Sequence[int]], stop: Callable[[], bool]
     ) -> NDArray[np.float32]:
         """The vectors of texts, computed beside the scheduler; one request at a time.
 
@@ -247,34 +247,34 @@ class Service:
                 is about to end; the model is spread over workers, whose connections no two contexts share.
             PigError: the engine failed.
         """
-        deadline = time.monotonic() + self.limits.seconds
-        with self.host.borrowed() as context:
+        deadline = time.monotonic() + self.limits.request_seconds
+        with self.host.borrow_context() as context:
             model = context.model
             if model.workers is not None:
-                raise Refusal(
+                raise RequestRefused(
                     501,
                     "embeddings are not computed on workers",
                     "start a server without --workers for them",
                     code="no_embeddings",
                 )
-            if asked.dimensions not in (None, context.embedding_width):
-                raise Refusal(
+            if asked.dimensions not in (None, context.embedding_length):
+                raise RequestRefused(
                     400,
-                    f"dimensions is {asked.dimensions}, and a vector has {context.embedding_width}",
+                    f"dimensions is {asked.dimensions}, and a vector has {context.embedding_length}",
                     "leave it out",
                     param="dimensions",
                     code="invalid_value",
                 )
 
             def is_over() -> bool:
-                return stop() or self.host.trouble is not None or time.monotonic() > deadline
+                return stop() or self.host.failure is not None or time.monotonic() > deadline
 
             try:
                 return embed(model, texts, context.options, is_over)
             except Interrupted:
-                if self.host.trouble is not None:
-                    raise away(self.host.trouble) from None
-                raise Refusal(
+                if self.host.failure is not None:
+                    raise model_unavailable(self.host.failure) from None
+                raise RequestRefused(
                     504,
                     "the embeddings were not done within the time that they may take",
                     "ask for fewer texts at once",
@@ -288,9 +288,9 @@ class Service:
             UsageError: a token is none of the vocabulary.
         """
         if not prompt:
-            raise Refusal(400, "the prompt is empty", param=param)
+            raise RequestRefused(400, "the prompt is empty", param=param)
         if len(prompt) > self.context_length:
-            raise Refusal(
+            raise RequestRefused(
                 400,
                 f"the prompt is {len(prompt):,} tokens, and the window {self.context_length:,}",
                 "shorten it",
@@ -298,31 +298,31 @@ class Service:
                 code="context_length_exceeded",
                 counts={"prompt_tokens": len(prompt), "context_length": self.context_length},
             )
-        self.model.refuse_unknown_tokens(prompt)
+        self.model.check_token_ids(prompt)
 
-    def submit(self, requests: Sequence[Request]) -> Answers:
+    def submit(self, requests: Sequence[GenerationRequest]) -> EventStream:
         """Queue requests; in the event loop that waits for them.
 
         Raises:
             Refusal: the queue is full, the model cannot answer now, or the server is about to end.
         """
-        return Answers(self.host.scheduler, requests, self.limits.seconds)
+        return EventStream(self.host.scheduler, requests, self.limits.request_seconds)
 
 
-class Answers:
+class EventStream:
     """What comes of requests, each with its index, until all are done: for one `async for`."""
 
-    def __init__(self, scheduler: Scheduler, requests: Sequence[Request], seconds: float) -> None:
+    def __init__(self, scheduler: Scheduler, requests: Sequence[GenerationRequest], seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._arrived: asyncio.Queue[tuple[int, RequestEvent]] = asyncio.Queue()
         self._running = len(requests)
         self._ticket = scheduler.submit(requests, self._deliver, seconds)
 
-    def _deliver(self, index: int, event: Event) -> None:
+    def _deliver(self, index: int, event: RequestEvent) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, event))
 
-    async def __aiter__(self) -> AsyncGenerator[tuple[int, Waiting | Reading | Piece | Done], None]:
+    async def __aiter__(self) -> AsyncGenerator[tuple[int, QueuePosition | PrefillProgress | TextChunk | Finished], None]:
         """
         Raises:
             PigError: an answer failed; the others are given up.
@@ -330,9 +330,9 @@ class Answers:
         try:
             while self._running:
                 index, event = await self._arrived.get()
-                if isinstance(event, Failed):
+                if isinstance(event, RequestFailed):
                     raise event.error
-                self._running -= isinstance(event, Done)
+                self._running -= isinstance(event, Finished)
                 yield index, event
         finally:
             self.cancel()
@@ -344,4 +344,4 @@ class Answers:
 
 def _seed(seed: int | None, choice: int) -> int | None:
     """Choices differ, and come again with the same seed."""
-    return None if seed is None else (seed + choice) % SEEDS
+    return None if seed is None else (seed + choice) % SEED_MODULUS

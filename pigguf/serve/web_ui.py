@@ -23,14 +23,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from pigguf.chat.conversation import Document
-from pigguf.documents.formats import FORMATS
+from pigguf.chat.conversation import AttachedDocument
+from pigguf.documents.formats import DOCUMENT_FORMATS
 from pigguf.operations.inspect import report_of
 from pigguf.rope import rope_from_metadata
-from pigguf.serve.document_process import read_apart
-from pigguf.serve.errors import Refusal
-from pigguf.serve.openai_api import chat_request, parse
-from pigguf.serve.service import Service
+from pigguf.serve.document_process import read_document_in_subprocess
+from pigguf.serve.errors import RequestRefused
+from pigguf.serve.openai_api import parse_chat_request, parse_json
+from pigguf.serve.service import ModelService
 
 DOCUMENT_TYPE = "application/octet-stream"  # which no foreign page can send without asking first
 MOST_BYTES = 64 << 20
@@ -68,7 +68,7 @@ class _Door(Protocol):
     async def body(self, request: Request, kind: str = ..., most: int | None = ...) -> bytes: ...
 
 
-def page_routes(service: Service, door: _Door) -> list[Route]:
+def web_ui_routes(service: ModelService, door: _Door) -> list[Route]:
     """The page's routes, behind the server's door."""
     page = _Page(service, door)
     return [
@@ -95,7 +95,7 @@ def _file(path: Path) -> _Endpoint:
 class _Page:
     """What the page asks for."""
 
-    def __init__(self, service: Service, door: _Door) -> None:
+    def __init__(self, service: ModelService, door: _Door) -> None:
         self._service = service
         self._door = door
         self._reading = anyio.CapacityLimiter(_AT_ONCE)
@@ -115,7 +115,7 @@ class _Page:
             "parameters": report.parameters,
             "bytes": report.bytes,
             "types": dict(report.types),
-            "slots": service.host.slots,
+            "slots": service.host.slot_count,
             "context_length": service.context_length,
             "most_document_bytes": MOST_BYTES,
             "rope": {**rope.as_data(), "explained": rope.explain(), "overridden": is_overridden},
@@ -127,7 +127,7 @@ class _Page:
         body = await self._door.body(request)
 
         def counted() -> int:
-            return self._service.count(chat_request(parse(body)))
+            return self._service.count_tokens(parse_chat_request(parse_json(body)))
 
         return JSONResponse(
             {"count": await run_in_threadpool(counted), "context_length": self._service.context_length}
@@ -137,14 +137,14 @@ class _Page:
         """Takes the document's bytes; its name is in the query, and tells the format where they do not."""
         name = " ".join(request.query_params.get("name", "").split())[:_MOST_NAME] or "document"
         if self._reading.statistics().tasks_waiting >= _MOST_WAITING:
-            raise Refusal(
+            raise RequestRefused(
                 429, "too many documents wait", "send it again in a while", code="queue_full", retry_after=1
             )
         async with self._reading:  # before its bytes are here, of which there may be many
             text, notes = await self._read(name, await self._door.body(request, DOCUMENT_TYPE, MOST_BYTES))
-        tokens = await run_in_threadpool(self._service.count_text, text)
-        document = Document(name, text, tokens)
-        return JSONResponse({"name": name, "text": document.quoted(), "tokens": tokens, "notes": notes})
+        tokens = await run_in_threadpool(self._service.count_text_tokens, text)
+        document = AttachedDocument(name, text, tokens)
+        return JSONResponse({"name": name, "text": document.as_prompt_text(), "tokens": tokens, "notes": notes})
 
     async def _read(self, name: str, data: bytes) -> tuple[str, list[str]]:
         """A document's text, and what is to be told of it.
@@ -153,13 +153,13 @@ class _Page:
             Refusal: it cannot be read, or is longer than any window of this model.
         """
         service = self._service
-        most = service.context_length * service.model.longest_piece  # a token is at most so many bytes
+        most = service.context_length * service.model.max_piece_bytes  # a token is at most so many bytes
         with tempfile.TemporaryDirectory(prefix="pigguf-") as folder:
             path = Path(folder, f"document{_suffix(name)}")
             await run_in_threadpool(path.write_bytes, data)
             try:
-                text, notes = await read_apart(path, most, service.limits.document_seconds)
-            except Refusal as refusal:
+                text, notes = await read_document_in_subprocess(path, most, service.limits.document_seconds)
+            except RequestRefused as refusal:
                 if refusal.code == "document_too_long":
                     refusal.message = f"{name} is longer than a window of {service.context_length:,} tokens"
                     refusal.hint = "take a part of it"
@@ -171,4 +171,4 @@ class _Page:
 def _suffix(name: str) -> str:
     """What a name tells of a format; nothing else of it reaches the disk."""
     suffix = PurePath(name).suffix.lower()
-    return suffix if any(suffix in known.suffixes for known in FORMATS) else ""
+    return suffix if any(suffix in known.suffixes for known in DOCUMENT_FORMATS) else ""

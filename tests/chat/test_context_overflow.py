@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from support.tiny_checkpoints import edit_config, make_checkpoint
 
 import pigguf
-from pigguf.chat.context_overflow import POLICIES, REQUEST, Space, shift, summarize
+from pigguf.chat.context_overflow import OVERFLOW_POLICIES, SUMMARY_REQUEST, OverflowBudget, shift, summarize
 from pigguf.chat.conversation import Chat
-from pigguf.chat.few_shot import Example
+from pigguf.chat.few_shot import FewShotExample
 from pigguf.errors import ContextOverflow, UsageError
 from pigguf.inference.engine import (
     Context,
@@ -143,17 +143,17 @@ def test_the_answers_after_a_shift_are_those_of_a_fresh_chat(session: Session) -
 def test_an_answer_goes_on_when_the_window_fills(session: Session) -> None:
     chat = chat_on(session, overflow="shift")
     ask(chat, 4)
-    before = chat.used
+    before = chat.tokens_used
     chat._max_tokens, chat._sampling = 2 * WINDOW, NO_END
     pieces = list(chat.ask("Question 4: is it lazy?"))
     turn = chat.last_turn
     assert turn is not None
     assert turn.stop_reason == "window", "nothing is left to give up but the question"
-    assert turn.answer_tokens > WINDOW - before
+    assert turn.generated_tokens > WINDOW - before
     assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
     assert chat.messages[-1]["content"] == "".join(pieces)
     assert len(turn.notices) > 1
-    prompt = chat._format.tokens(chat.messages[:-1])
+    prompt = chat._format.tokenize(chat.messages[:-1])
     assert session.tokens[: len(prompt)] == prompt
     assert_cache_is_fresh(session)
 
@@ -195,7 +195,7 @@ def test_a_document_may_take_what_turns_would_give_up(session: Session) -> None:
 
 
 def test_a_cache_that_cannot_be_moved_is_read_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    rope = RuntimeRope(factor=4.0, context_length=WINDOW, kind="yarn")
+    rope = RuntimeRope(factor=4.0, context_length=WINDOW, scaling_type="yarn")
     with (
         Model.open(path, rope=rope) as model,
         Context(model, ContextOptions(length=WINDOW)) as context,
@@ -227,13 +227,13 @@ def conversation(turns: int) -> list[dict[str, str]]:
     return [*messages, {"role": "user", "content": "now?"}]
 
 
-def space(tokens: int, summary: str = "") -> Space:
+def space(tokens: int, summary: str = "") -> OverflowBudget:
     """A space where a character is a token; a summary is always the same."""
-    return Space(
-        window=tokens,
-        tokens=tokens,
-        count=lambda messages: sum(len(message["content"]) for message in messages),
-        write=lambda messages, limit: summary,
+    return OverflowBudget(
+        context_length=tokens,
+        max_prompt_tokens=tokens,
+        count_tokens=lambda messages: sum(len(message["content"]) for message in messages),
+        generate=lambda messages, limit: summary,
     )
 
 
@@ -246,7 +246,7 @@ def test_shift_gives_up_as_little_as_it_takes() -> None:
             continue
         assert relief is not None
         assert relief.messages == [messages[0], *messages[1 + 2 * (4 - left) :]]
-        assert relief.moved == 160 * (4 - left)
+        assert relief.shifted_tokens == 160 * (4 - left)
     assert shift(messages, space(4)) is None
 
 
@@ -255,7 +255,7 @@ def test_summarize_puts_one_turn_in_place_of_the_oldest() -> None:
     relief = summarize(messages, space(964, "They met."))
     assert relief is not None
     contents = [message["content"] for message in relief.messages]
-    assert contents == ["s", REQUEST, "They met.", *(message["content"] for message in messages[-5:])]
+    assert contents == ["s", SUMMARY_REQUEST, "They met.", *(message["content"] for message in messages[-5:])]
     assert "condensed" in relief.notice
     assert summarize(messages, space(964, "")) is None, "no summary"
     assert summarize(messages, space(964, "x" * 700)) is None, "a longer one"
@@ -271,13 +271,13 @@ def test_summarize_reads_no_more_than_the_window_holds() -> None:
 
     for turns in range(4, 12):
         room = space(964)
-        summarize(conversation(turns), Space(room.window, room.tokens, room.count, write))
+        summarize(conversation(turns), OverflowBudget(room.context_length, room.max_prompt_tokens, room.count_tokens, write))
     assert max(asked) <= 964
     assert min(asked) > 600
 
 
 def test_every_policy_is_in_the_registry_under_its_name() -> None:
-    assert {name: policy.__name__ for name, policy in POLICIES.items()} == {
+    assert {name: policy.__name__ for name, policy in OVERFLOW_POLICIES.items()} == {
         name: name for name in ("error", "shift", "summarize")
     }
 
@@ -306,7 +306,7 @@ def test_summarize_lets_the_real_model_condense(smollm2_gguf: Path) -> None:
         assert (
             roles == ["system", "user", "assistant", "user", "assistant", "user", "assistant"][: len(roles)]
         )
-        assert chat.messages[1]["content"] == REQUEST
+        assert chat.messages[1]["content"] == SUMMARY_REQUEST
         assert len(chat.messages[2]["content"]) > 20
         assert chat.messages[-2]["content"].endswith("What do cats eat?")
 
@@ -315,7 +315,7 @@ def test_summarize_lets_the_real_model_condense(smollm2_gguf: Path) -> None:
 
 
 def test_examples_go_before_the_first_question_as_many_as_fit(session: Session) -> None:
-    examples = [Example(f"Is {number} lazy?", "QXZ") for number in range(40)]
+    examples = [FewShotExample(f"Is {number} lazy?", "QXZ") for number in range(40)]
     chat = chat_on(session, examples=examples)
     list(chat.ask("Is the dog lazy?"))
     contents = [message["content"] for message in chat.messages]
@@ -327,21 +327,21 @@ def test_examples_go_before_the_first_question_as_many_as_fit(session: Session) 
     assert turn is not None
     assert turn.notices == (f"{fitted} of 40 examples go before the question.",)
     one_more = [*chat.messages[:-2], *examples[fitted].messages, chat.messages[-2]]
-    assert len(chat._format.tokens(one_more)) > WINDOW - 12 >= turn.prompt_tokens
+    assert len(chat._format.tokenize(one_more)) > WINDOW - 12 >= turn.prompt_tokens
     chat.clear()
     list(chat.ask("Is the fox lazy?"))
     assert len(chat.messages) == len(contents)
 
 
 def test_examples_give_way_to_the_question(session: Session) -> None:
-    chat = chat_on(session, examples=[Example("lazy " * 60, "QXZ")] * 2)
+    chat = chat_on(session, examples=[FewShotExample("lazy " * 60, "QXZ")] * 2)
     list(chat.ask("lazy " * 40))
     assert chat.last_turn is not None
     assert chat.last_turn.notices == ("0 of 2 examples go before the question.",)
 
 
 def test_a_question_asked_after_the_examples_has_them_once(session: Session) -> None:
-    chat = chat_on(session, examples=[Example("Is it?", "QXZ")])
+    chat = chat_on(session, examples=[FewShotExample("Is it?", "QXZ")])
     ask(chat, 2)
     assert [message["content"] for message in chat.messages].count("Is it?") == 1
     assert chat.last_turn is not None

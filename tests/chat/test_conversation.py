@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from pigguf.chat.conversation import ANSWER_ROOM, Chat
+from pigguf.chat.conversation import MIN_ANSWER_TOKENS, Chat
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import ContextOverflow, OutputError, UsageError
-from pigguf.inference.detokenizer import characters
+from pigguf.inference.detokenizer import stream_text
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
 from pigguf.progress import Silent
 
@@ -63,14 +63,14 @@ def test_a_conversation_grows_and_the_cache_keeps_it(chat: Chat, model: Model) -
     first = chat.last_turn
     assert first is not None
     assert first.cached_tokens == 0
-    assert first.prompt_tokens == len(chat._format.tokens(chat.messages[:-1]))
+    assert first.prompt_tokens == len(chat._format.tokenize(chat.messages[:-1]))
     assert 0 < first.prefill_seconds <= first.first_token_seconds
 
     list(chat.ask("And of Italy?"))
     second = chat.last_turn
     assert second is not None
     assert second.cached_tokens >= first.prompt_tokens
-    prompt = chat._format.tokens(chat.messages[:-1])
+    prompt = chat._format.tokenize(chat.messages[:-1])
     assert second.prompt_tokens == len(prompt)
     assert cached(chat)[: len(prompt)] == prompt
 
@@ -79,7 +79,7 @@ def test_max_tokens_ends_an_answer(chat: Chat) -> None:
     list(chat.ask("Write a long story about a pig."))
     assert chat.last_turn is not None
     assert chat.last_turn.stop_reason == "length"
-    assert chat.last_turn.answer_tokens == 12
+    assert chat.last_turn.generated_tokens == 12
 
 
 def test_a_full_window_ends_an_answer(model: Model) -> None:
@@ -91,7 +91,7 @@ def test_a_full_window_ends_an_answer(model: Model) -> None:
         list(chat.ask("Write a long story about a pig."))
         assert chat.last_turn is not None
         assert chat.last_turn.stop_reason == "window"
-        assert chat.last_turn.prompt_tokens + chat.last_turn.answer_tokens >= 128
+        assert chat.last_turn.prompt_tokens + chat.last_turn.generated_tokens >= 128
         with pytest.raises(ContextOverflow):
             next(chat.ask("And then?"))
 
@@ -99,8 +99,8 @@ def test_a_full_window_ends_an_answer(model: Model) -> None:
 def test_text_never_cuts_a_character(model: Model) -> None:
     text = "naïve 漢字かな交じり 🐷👩‍👩‍👧‍👦 Ünïcödé"
     tokens = model.tokenize(text, add_special=False)
-    assert any(b"\x80" <= model.piece(token)[:1] <= b"\xbf" for token in tokens), "no character is cut"
-    pieces = list(characters(model, tokens))
+    assert any(b"\x80" <= model.token_to_piece(token)[:1] <= b"\xbf" for token in tokens), "no character is cut"
+    pieces = list(stream_text(model, tokens))
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
 
@@ -117,7 +117,7 @@ def test_a_stopped_answer_stays_as_far_as_it_was_said(chat: Chat) -> None:
     assert chat.last_turn.stop_reason == "interrupted"
 
     assert "".join(chat.ask("What is the capital of France?"))
-    prompt = chat._format.tokens(chat.messages[:-1])
+    prompt = chat._format.tokenize(chat.messages[:-1])
     assert cached(chat)[: len(prompt)] == prompt
 
 
@@ -152,12 +152,12 @@ def test_what_does_not_fit_is_refused_with_the_counts(chat: Chat) -> None:
     list(chat.ask("Hello"))
     before, held = list(chat.messages), cached(chat)
     question = "word " * 600
-    tokens = len(chat._format.tokens([*chat.messages, {"role": "user", "content": question}]))
+    tokens = len(chat._format.tokenize([*chat.messages, {"role": "user", "content": question}]))
     with pytest.raises(ContextOverflow) as error:
         next(chat.ask(question))
     numbers = [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", error.value.message)]
     room = 12
-    used = chat.used
+    used = chat.tokens_used
     assert numbers == [tokens - used, tokens + room - WINDOW, WINDOW, used, room]
     assert chat.messages == before
     assert cached(chat) == held
@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_refused_with_the_counts(chat: Chat) -> None:
 
 def test_the_largest_question_that_fits_is_taken(chat: Chat) -> None:
     def length(words: int) -> int:
-        return len(chat._format.tokens(as_messages(("system", SYSTEM), ("user", "word " * words))))
+        return len(chat._format.tokenize(as_messages(("system", SYSTEM), ("user", "word " * words))))
 
     words = next(words for words in itertools.count(1) if length(words + 1) > WINDOW - 12)
     list(chat.ask("word " * words))
@@ -178,14 +178,14 @@ def test_the_largest_question_that_fits_is_taken(chat: Chat) -> None:
 
 
 def test_shares_add_up_to_what_is_used(chat: Chat) -> None:
-    assert chat.used == chat._format.count(SYSTEM)
+    assert chat.tokens_used == chat._format.count_tokens(SYSTEM)
     list(chat.ask("Hello"))
     waiting = chat.add_text("note.txt", "The pig is in the garden.")
-    shares = chat.shares()
-    assert [share.part for share in shares] == ["system", "user", "assistant", "template", "document"]
+    shares = chat.context_usage()
+    assert [share.kind for share in shares] == ["system", "user", "assistant", "template", "document"]
     assert all(share.tokens > 0 for share in shares)
-    assert sum(share.tokens for share in shares) == chat.used + waiting.tokens
-    assert chat.used == len(chat._format.tokens(chat.messages, answer_next=False))
+    assert sum(share.tokens for share in shares) == chat.tokens_used + waiting.tokens
+    assert chat.tokens_used == len(chat._format.tokenize(chat.messages, add_generation_prompt=False))
 
 
 def test_clear_keeps_the_system_prompt_alone(chat: Chat) -> None:
@@ -206,7 +206,7 @@ def test_documents_go_in_front_of_the_next_question(chat: Chat, tmp_path: Path) 
     document = chat.add_document(path)
     assert document.name == "garden.txt"
     assert document.text == "The pig is called Rosalind.\nIt is in the garden."
-    assert document.tokens == chat._format.count(document.text)
+    assert document.tokens == chat._format.count_tokens(document.text)
     assert "Rosalind" in "".join(chat.ask("What is the pig called?"))
     content = chat.messages[1]["content"]
     assert content.index("garden.txt") < content.index("Rosalind") < content.index("What is the pig called?")
@@ -277,5 +277,5 @@ def test_save_writes_the_conversation(chat: Chat, tmp_path: Path) -> None:
 def test_room_for_an_answer_is_kept_without_max_tokens(model: Model, context: Context) -> None:
     with context.sequence() as session:
         chat = Chat(model, session)
-        with pytest.raises(ContextOverflow, match=f"{ANSWER_ROOM} for an answer"):
-            next(chat.ask("word " * (WINDOW - ANSWER_ROOM)))
+        with pytest.raises(ContextOverflow, match=f"{MIN_ANSWER_TOKENS} for an answer"):
+            next(chat.ask("word " * (WINDOW - MIN_ANSWER_TOKENS)))

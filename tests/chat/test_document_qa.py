@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support.tiny_chat import write_chatting
+from support.tiny_chat import write_chat_model
 
 import pigguf
-from pigguf.chat.document_qa import ANSWER_TOKENS, DocumentChat, open_documents
+from pigguf.chat.document_qa import RESERVED_ANSWER_TOKENS, DocumentChat, open_documents
 from pigguf.errors import ContextOverflow, GGUFError, TextError
 from pigguf.inference.engine import SamplingParams
 from pigguf.inference.open_context import RunConfig
@@ -33,7 +33,7 @@ QUESTION = "What is the password of the lighthouse?"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chatting(tmp_path_factory.mktemp("models") / "tiny.gguf", WINDOW)
+    return write_chat_model(tmp_path_factory.mktemp("models") / "tiny.gguf", WINDOW)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def answer(chat: DocumentChat, question: str) -> str:
 
 def prompt(chat: DocumentChat) -> str:
     """What the model read for the last question."""
-    tokens = chat._format.tokens(chat.messages[:-1])
+    tokens = chat._format.tokenize(chat.messages[:-1])
     assert chat._session.tokens[: len(tokens)] == tokens
     return chat._model.detokenize(tokens)
 
@@ -84,9 +84,9 @@ def test_documents_that_fit_are_read_whole_in_order_before_the_question(
 ) -> None:
     chat = opened(notes)
     answer(chat, QUESTION)
-    assert chat.reading is not None
-    assert chat.reading.whole
-    assert chat.reading.numbers == (1, 2)
+    assert chat.retrieved_context is not None
+    assert chat.retrieved_context.is_complete
+    assert chat.retrieved_context.passage_numbers == (1, 2)
     assert chat.messages[0]["content"] == (
         "[1] a.md:1-3\n# Ferry\n\nThe ferry leaves at nine.\n\n"
         "[2] b.txt:1\nThe keeper of the lighthouse is called Ada.\n\n"
@@ -117,7 +117,7 @@ def test_another_conversation_keeps_the_documents_in_the_cache(
     chat.messages.clear()
     answer(chat, "Who is the keeper?")
     assert chat.last_turn is not None
-    documents = sum(len(chat.quoted(number)) for number in (1, 2))
+    documents = sum(len(chat.format_passage(number)) for number in (1, 2))
     assert chat.last_turn.cached_tokens > documents
 
 
@@ -129,9 +129,9 @@ def test_the_largest_documents_that_fit_are_read_whole_and_one_character_more_is
         path.write_text("x" * length)
         chat = opened(path, ctx=1024)
         answer(chat, "x?")
-        assert chat.reading is not None
+        assert chat.retrieved_context is not None
         assert chat.last_turn is not None
-        return chat.reading.whole, chat.last_turn.prompt_tokens
+        return chat.retrieved_context.is_complete, chat.last_turn.prompt_tokens
 
     fits, too_long = 1, 1024
     while too_long - fits > 1:
@@ -160,28 +160,28 @@ def test_the_passage_with_the_answer_is_read_wherever_it_stands(
 ) -> None:
     chat = opened(planted)
     answer(chat, question)
-    assert chat.reading is not None
-    assert not chat.reading.whole
-    places = [chat.passages[number - 1].place for number in chat.reading.numbers]
+    assert chat.retrieved_context is not None
+    assert not chat.retrieved_context.is_complete
+    places = [chat.passages[number - 1].location for number in chat.retrieved_context.passage_numbers]
     assert any(place.first <= line <= place.last for place in places)
     assert FACTS[line] in prompt(chat)
     assert all(
-        chat.passages[number - 1].text in chat.messages[0]["content"] for number in chat.reading.numbers
+        chat.passages[number - 1].text in chat.messages[0]["content"] for number in chat.retrieved_context.passage_numbers
     )
 
 
 def test_passages_fill_the_window_in_the_documents_order_with_room_for_the_answer(
     opened: Callable[..., DocumentChat], planted: Path, notes: Path
 ) -> None:
-    for max_tokens, room in ((4, 4), (1000, 1000), (None, ANSWER_TOKENS)):
+    for max_tokens, room in ((4, 4), (1000, 1000), (None, RESERVED_ANSWER_TOKENS)):
         chat = opened(planted, notes, max_tokens=max_tokens)
         list(itertools.islice(chat.ask(QUESTION), 1))
-        assert chat.reading is not None
+        assert chat.retrieved_context is not None
         assert chat.last_turn is not None
-        assert list(chat.reading.numbers) == sorted(chat.reading.numbers)
+        assert list(chat.retrieved_context.passage_numbers) == sorted(chat.retrieved_context.passage_numbers)
         left = WINDOW - room - chat.last_turn.prompt_tokens
-        left_out = set(range(1, len(chat.passages) + 1)) - set(chat.reading.numbers)
-        assert 0 <= left < min(len(chat.quoted(number)) for number in left_out) + 32
+        left_out = set(range(1, len(chat.passages) + 1)) - set(chat.retrieved_context.passage_numbers)
+        assert 0 <= left < min(len(chat.format_passage(number)) for number in left_out) + 32
 
 
 def test_what_is_left_out_is_said(
@@ -190,10 +190,10 @@ def test_what_is_left_out_is_said(
     chat = opened(planted, notes)
     with caplog.at_level(logging.WARNING, "pigguf"):
         chat.ask("ferry Skomer harbour wall Brandt")
-    assert chat.reading is not None
-    read, total = len(chat.reading.numbers), len(chat.passages)
+    assert chat.retrieved_context is not None
+    read, total = len(chat.retrieved_context.passage_numbers), len(chat.passages)
     assert 0 < read < total
-    documents = {chat.passages[number - 1].document.name for number in chat.reading.numbers}
+    documents = {chat.passages[number - 1].document.name for number in chat.retrieved_context.passage_numbers}
     assert caplog.messages == [
         f"The documents do not fit the window of 8,192 tokens. The {read} of {total} passages nearest the "
         f"question are read, from {len(documents)} of 3 documents; the rest is left out."
@@ -228,8 +228,8 @@ def test_a_question_that_nothing_answers_reads_the_beginning_and_says_so(
     chat = opened(planted)
     with caplog.at_level(logging.WARNING, "pigguf"):
         chat.ask("zyzzyva xylograph")
-    assert chat.reading is not None
-    *first, _ = chat.reading.numbers  # the last may be a short one from anywhere, that fits
+    assert chat.retrieved_context is not None
+    *first, _ = chat.retrieved_context.passage_numbers  # the last may be a short one from anywhere, that fits
     assert first == list(range(1, len(first) + 1))
     assert "shares a word" in caplog.messages[0]
 
@@ -263,7 +263,7 @@ def test_a_document_s_text_cannot_act_as_control_tokens(
 def cited(chat: DocumentChat, said: str) -> list[tuple[int, str, str | None]]:
     """The citations of an answer, as if the model had given it."""
     chat.messages[-1] = {"role": "assistant", "content": said}
-    return [(citation.number, Path(str(citation.place)).name, citation.quote) for citation in chat.citations]
+    return [(citation.passage_number, Path(str(citation.location)).name, citation.quote) for citation in chat.citations]
 
 
 def test_numbers_and_words_in_an_answer_lead_to_their_places(
@@ -272,10 +272,10 @@ def test_numbers_and_words_in_an_answer_lead_to_their_places(
     chat = opened(planted)
     assert chat.citations == ()
     answer(chat, QUESTION)
-    assert chat.reading is not None
-    number = next(n for n in chat.reading.numbers if FACTS[60] in chat.passages[n - 1].text)
-    place = Path(str(chat.passages[number - 1].place)).name
-    unread = next(n for n in range(1, len(chat.passages)) if n not in chat.reading.numbers)
+    assert chat.retrieved_context is not None
+    number = next(n for n in chat.retrieved_context.passage_numbers if FACTS[60] in chat.passages[n - 1].text)
+    place = Path(str(chat.passages[number - 1].location)).name
+    unread = next(n for n in range(1, len(chat.passages)) if n not in chat.retrieved_context.passage_numbers)
     assert cited(chat, f"It is 4711 [{number}], [{unread}], [0], [99999].") == [(number, place, None)]
     assert cited(chat, f"See [{number}; 77777] and [{number}–{number}].") == [(number, place, None)]
     assert cited(chat, "“The password of the lighthouse is 4711”, it says.") == [
@@ -315,7 +315,7 @@ def test_the_real_model_answers_from_known_places_of_a_novel(
         planted.write_text(planted.read_text()[:8_000])
     with open_documents(smollm2_gguf, [planted], RunConfig(ctx, prompt_cache=False), max_tokens=48) as chat:
         said = answer(chat, QUESTION)
-        assert chat.reading is not None
-        assert chat.reading.whole == (ctx == 4096)
+        assert chat.retrieved_context is not None
+        assert chat.retrieved_context.is_complete == (ctx == 4096)
         assert "4711" in said
-        assert any(citation.place.first == 60 for citation in chat.citations if citation.quote), said
+        assert any(citation.location.first == 60 for citation in chat.citations if citation.quote), said

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pigguf.chat.few_shot import Example, messages_of, read_examples
+from pigguf.chat.few_shot import FewShotExample, example_messages, read_examples
 from pigguf.errors import PigError
 
 
@@ -14,8 +14,8 @@ def test_examples_are_read_in_their_order(tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     path.write_text('{"user": "a", "assistant": "b"}\n\n{"assistant": "d\u00e9", "user": "c\\n"}')
     examples = read_examples(path)
-    assert examples == [Example("a", "b"), Example("c\n", "d\u00e9")]
-    assert messages_of(examples)[2:] == [
+    assert examples == [FewShotExample("a", "b"), FewShotExample("c\n", "d\u00e9")]
+    assert example_messages(examples)[2:] == [
         {"role": "user", "content": "c\n"},
         {"role": "assistant", "content": "d\u00e9"},
     ]

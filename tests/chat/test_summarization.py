@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.tiny_chat import write_chatting
+from support.tiny_chat import write_chat_model
 
 import pigguf
-from pigguf.chat.summarization import LENGTHS, Summarizer, Summary
-from pigguf.documents import MOST_CHARACTERS, Document, read_file
+from pigguf.chat.summarization import SUMMARY_WORDS, Summarizer, Summary
+from pigguf.documents import MAX_CHARACTERS, Document, load_document
 from pigguf.errors import ContextOverflow, TextError, UsageError
 from pigguf.inference.engine import Context, ContextOptions, Model
 from pigguf.inference.open_context import RunConfig
@@ -24,7 +24,7 @@ SETTINGS = RunConfig(WINDOW, prompt_cache=False)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chatting(tmp_path_factory.mktemp("models") / "tiny.gguf", 1 << 16)
+    return write_chat_model(tmp_path_factory.mktemp("models") / "tiny.gguf", 1 << 16)
 
 
 class Watched(Summarizer):
@@ -66,7 +66,7 @@ def summarized(
     with Context(model, ContextOptions(length=window, batch=256)) as context, context.sequence() as session:
         summarizer = Watched(session, **options)  # type: ignore[arg-type]
         summarizer.asks = []
-        text = "".join(summarizer.texts(document, progress or Told()))
+        text = "".join(summarizer.stream(document, progress or Told()))
     assert summarizer.summary is not None
     assert summarizer.summary.text == text
     return summarizer.summary, summarizer.asks
@@ -74,7 +74,7 @@ def summarized(
 
 def written(path: Path, text: str) -> Document:
     path.write_text(text)
-    return read_file(path, MOST_CHARACTERS)
+    return load_document(path, MAX_CHARACTERS)
 
 
 def test_what_fits_is_read_in_one_pass(model: Model, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_what_fits_is_read_in_one_pass(model: Model, tmp_path: Path) -> None:
     summary, asks = summarized(model, document, length="short")
     assert asks == ["First paragraph.\n\nSecond one.\n\nSummarize the text above in about 60 words."]
     assert summary.passes == 1
-    assert [(str(part.place), part.summary) for part in summary.parts] == [
+    assert [(str(part.location), part.summary) for part in summary.parts] == [
         (f"{document.path}:1-3", summary.text)
     ]
 
@@ -98,7 +98,7 @@ def test_a_longer_document_is_read_whole_in_a_tree_of_passes(
     assert parts > 20
     read = "".join(ask.split("\n\nSummarize the text above")[0] for ask in asks[:parts])
     assert "".join(read.split()) == "".join(novel.split()), "something of the document was not read"
-    lines = [(part.place.first, part.place.last) for part in summary.parts]
+    lines = [(part.location.first, part.location.last) for part in summary.parts]
     assert all(before[1] < after[0] for before, after in itertools.pairwise(lines))
     for part in summary.parts:
         assert any(part.summary.strip() in ask for ask in asks[parts:])
@@ -118,7 +118,7 @@ def test_parts_fill_the_window_and_end_where_paragraphs_do(model: Model, novel: 
     lengths = [len(ask) for ask in asks[: len(summary.parts) - 1]]
     assert all(4096 * 0.35 < length < 4096 - 256 for length in lengths)
     lines = novel.split("\n")
-    assert [lines[part.place.last] for part in summary.parts[:-1]] == [""] * (len(summary.parts) - 1)
+    assert [lines[part.location.last] for part in summary.parts[:-1]] == [""] * (len(summary.parts) - 1)
 
 
 def test_a_text_without_borders_is_cut_all_the_same(model: Model, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_length_and_style_are_asked_for_and_bound_the_answer(model: Model, tmp_p
     assert asks[0].endswith("Summarize the text above as a list of bullet points, in about 7 words.")
     assert summary.stop_reason == "length"
     assert len(summary.text.encode("utf-8", "replace")) <= 9 * 3
-    assert LENGTHS["short"] < LENGTHS["medium"] < LENGTHS["long"]
+    assert SUMMARY_WORDS["short"] < SUMMARY_WORDS["medium"] < SUMMARY_WORDS["long"]
 
 
 def test_refusals(tiny: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import llm
 import pexpect
 import pytest
-from support.tiny_chat import write_chatting
+from support.tiny_chat import write_chat_model
 
 import pigguf
 from pigguf.plugins.llm_plugin import GGUFModel
@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    return write_chatting(tmp_path / "tiny.gguf", 8192)
+    return write_chat_model(tmp_path / "tiny.gguf", 8192)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -133,7 +133,7 @@ def test_models_come_and_go(home: Path, tiny: Path, tmp_path: Path) -> None:
     assert answered.returncode == 0, answered.stderr
     assert answered.stdout.strip()
     assert "input, 8 output" in answered.stderr
-    other = write_chatting(tmp_path / "other.gguf", 512)
+    other = write_chat_model(tmp_path / "other.gguf", 512)
     clash = command("pigguf", "add", str(other), "--name", "pig")
     assert clash.returncode == 1
     assert f"pigguf/pig is {tiny} already" in clash.stderr

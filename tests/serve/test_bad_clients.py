@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.running_server import Served, get, limited, post, serving, wait_until
+from support.running_server import RunningServer, get, server_with_limits, post, running_server, wait_until
 
-LIMITS = "Limits(connections=40, headers_seconds=1.0, body_seconds=1.0, stalled_seconds=1.0)"
+LIMITS = "ServerLimits(max_connections=40, headers_seconds=1.0, body_seconds=1.0, send_seconds=1.0)"
 
 
 @pytest.fixture(scope="module")
-def strict(tiny_path: Path) -> Iterator[Served]:
+def strict(tiny_path: Path) -> Iterator[RunningServer]:
     """With limits that a test can wait for."""
-    with limited(tiny_path, LIMITS) as served:
+    with server_with_limits(tiny_path, LIMITS) as served:
         yield served
 
 
-def connect(served: Served, sent: bytes = b"", buffer: int | None = None) -> socket.socket:
+def connect(served: RunningServer, sent: bytes = b"", buffer: int | None = None) -> socket.socket:
     host, port = served.url.removeprefix("http://").split(":")
     connection = socket.socket()
     if buffer is not None:
@@ -51,17 +51,17 @@ def all_of(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def health(served: Served) -> dict[str, Any]:
+def health(served: RunningServer) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(get(f"{served.url}/health"))
     return found
 
 
-def figure(served: Served, name: str) -> float:
+def figure(served: RunningServer, name: str) -> float:
     lines = get(f"{served.url}/metrics").splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-def still_answers(served: Served) -> bool:
+def still_answers(served: RunningServer) -> bool:
     body = {"prompt": "Once", "max_tokens": 2, "temperature": 0}
     return post(f"{served.url}/v1/completions", body)[0] == 200
 
@@ -69,32 +69,32 @@ def still_answers(served: Served) -> bool:
 # ---- slow ones -----------------------------------------------------------------------------------
 
 
-def test_a_client_that_never_reads_is_let_go(strict: Served) -> None:
+def test_a_client_that_never_reads_is_let_go(strict: RunningServer) -> None:
     body = {"prompt": "x", "max_tokens": 8000, "n": 1, "logprobs": 20, "stream": True, "temperature": 0}
     with connect(strict, request_of("/v1/completions", body), buffer=4096):
         wait_until(lambda: health(strict)["running"] == 1)
-        before = figure(strict, "pigguf_drawn_tokens_total")
+        before = figure(strict, "pigguf_generated_tokens_total")
         wait_until(lambda: health(strict)["running"] == 0)
-        assert figure(strict, "pigguf_drawn_tokens_total") - before < 8000
+        assert figure(strict, "pigguf_generated_tokens_total") - before < 8000
     assert still_answers(strict)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: local", b"POST"], ids=str)
-def test_headers_that_do_not_come(strict: Served, sent: bytes) -> None:
+def test_headers_that_do_not_come(strict: RunningServer, sent: bytes) -> None:
     begun = time.monotonic()
     with connect(strict, sent) as connection:
         assert all_of(connection) == b""
     assert 0.5 < time.monotonic() - begun < 10
 
 
-def test_the_second_request_s_headers_that_do_not_come(strict: Served) -> None:
+def test_the_second_request_s_headers_that_do_not_come(strict: RunningServer) -> None:
     with connect(strict, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea") as connection:
         begun = time.monotonic()
         assert all_of(connection).startswith(b"HTTP/1.1 200")
         assert time.monotonic() - begun < 10
 
 
-def test_a_body_that_comes_a_byte_at_a_time(strict: Served) -> None:
+def test_a_body_that_comes_a_byte_at_a_time(strict: RunningServer) -> None:
     whole = request_of("/tokenize", {"content": "x" * 1000})
     end = whole.index(b"\r\n\r\n") + 4
     with connect(strict, whole[:end]) as connection:
@@ -112,7 +112,7 @@ def test_a_body_that_comes_a_byte_at_a_time(strict: Served) -> None:
         assert time.monotonic() - begun < 10
 
 
-def test_more_connections_than_there_may_be(strict: Served) -> None:
+def test_more_connections_than_there_may_be(strict: RunningServer) -> None:
     with ExitStack() as opened:
         idle = [opened.enter_context(connect(strict)) for _ in range(40)]
         wait_until(lambda: b"too_many_connections" in all_of(opened.enter_context(connect(strict))))
@@ -121,7 +121,7 @@ def test_more_connections_than_there_may_be(strict: Served) -> None:
     assert still_answers(strict)
 
 
-def test_thousands_of_connections(tiny: Served) -> None:
+def test_thousands_of_connections(tiny: RunningServer) -> None:
     """Far more than a server has descriptors for; who comes after them is answered."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(hard, 4096)
@@ -133,7 +133,7 @@ def test_thousands_of_connections(tiny: Served) -> None:
         wait_until(lambda: still_answers(tiny))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert "Traceback" not in "".join(tiny.said)
+    assert "Traceback" not in "".join(tiny.stderr_lines)
 
 
 # ---- those who go --------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ def test_thousands_of_connections(tiny: Served) -> None:
 
 def test_who_goes_while_a_long_prompt_is_read(smollm2_gguf: Path, novel: str) -> None:
     body = {"prompt": novel[:14000], "max_tokens": 1, "stream": True, "return_progress": True}
-    with serving(smollm2_gguf, "--ctx", "4096", "--slots", "1", "--no-sessions") as served:
+    with running_server(smollm2_gguf, "--ctx", "4096", "--slots", "1", "--no-sessions") as served:
         with connect(served, request_of("/v1/completions", body)) as connection:
             while b"prompt_progress" not in connection.recv(1 << 16):
                 pass
@@ -166,13 +166,13 @@ def test_who_goes_while_a_long_prompt_is_read(smollm2_gguf: Path, novel: str) ->
     ],
     ids=["TLS", "length", "header", "encoding", "chunk"],
 )
-def test_what_is_no_http(tiny: Served, sent: bytes) -> None:
+def test_what_is_no_http(tiny: RunningServer, sent: bytes) -> None:
     with connect(tiny, sent) as connection:
         assert all_of(connection)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 501")
     assert still_answers(tiny)
 
 
-def test_a_path_that_does_not_end(tiny: Served) -> None:
+def test_a_path_that_does_not_end(tiny: RunningServer) -> None:
     with connect(tiny) as connection, suppress(ConnectionError):  # hung up on, in the middle of it
         for _ in range(1000):
             connection.sendall(b"GET /" + b"x" * 100_000)
@@ -180,7 +180,7 @@ def test_a_path_that_does_not_end(tiny: Served) -> None:
     assert still_answers(tiny)
 
 
-def test_requests_one_behind_the_other_and_junk_behind_them(tiny: Served) -> None:
+def test_requests_one_behind_the_other_and_junk_behind_them(tiny: RunningServer) -> None:
     one = request_of("/tokenize", {"content": "ab"})
     with connect(tiny, one + one + b"\x00junk\r\n\r\n") as connection:
         answered = all_of(connection)
@@ -218,7 +218,7 @@ def nested(depth: int) -> dict[str, Any]:
     ],
     ids=["deep", "loop", "wide", "long", "long as a grammar", "repeated", "one of many", "pattern"],
 )
-def test_schemas_that_would_take_for_ever(tiny: Served, schema: dict[str, Any], said: str) -> None:
+def test_schemas_that_would_take_for_ever(tiny: RunningServer, schema: dict[str, Any], said: str) -> None:
     begun = time.monotonic()
     described = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     body = {"prompt": "x", "max_tokens": 2, "response_format": described}
@@ -227,7 +227,7 @@ def test_schemas_that_would_take_for_ever(tiny: Served, schema: dict[str, Any], 
     assert time.monotonic() - begun < 10
 
 
-def test_more_messages_than_the_window_has_tokens(tiny: Served) -> None:
+def test_more_messages_than_the_window_has_tokens(tiny: RunningServer) -> None:
     begun = time.monotonic()
     body = {"messages": [{"role": "user", "content": "x"}] * 100_000}
     status, answer, _ = post(f"{tiny.url}/v1/chat/completions", body)
@@ -250,13 +250,13 @@ def test_more_messages_than_the_window_has_tokens(tiny: Served) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_odd_values(tiny: Served, body: dict[str, Any], status: int) -> None:
+def test_odd_values(tiny: RunningServer, body: dict[str, Any], status: int) -> None:
     found, answer, _ = post(f"{tiny.url}/v1/completions", body)
     assert found == status, answer
     assert "choices" in answer or answer["error"]["message"]
 
 
-def test_more_tokens_than_are_made_text_of(tiny: Served) -> None:
+def test_more_tokens_than_are_made_text_of(tiny: RunningServer) -> None:
     status, answer, _ = post(f"{tiny.url}/detokenize", {"tokens": [5] * (2**20 + 1)})
     assert (status, answer["error"]["param"]) == (400, "tokens")
 
@@ -269,7 +269,7 @@ def test_a_document_that_takes_for_ever(tiny_path: Path, tmp_path: Path) -> None
         item = f'<item id="a" href="a.html" media-type="{types}"/>'
         made.writestr("x.opf", "<a>" + item + '<itemref idref="a"/>' * 100 + "</a>")
         made.writestr("a.html", "<p></p>" * 2_000_000)
-    with limited(tiny_path, "Limits(document_seconds=3.0)") as served:
+    with server_with_limits(tiny_path, "ServerLimits(document_seconds=3.0)") as served:
         begun = time.monotonic()
         document = {"Content-Type": "application/octet-stream"}
         status, answer, _ = post(f"{served.url}/documents?name=a.epub", book.read_bytes(), **document)
@@ -282,7 +282,7 @@ def test_a_document_that_takes_for_ever(tiny_path: Path, tmp_path: Path) -> None
 
 def test_a_key_that_is_not_ascii(tiny_path: Path) -> None:
     key = "schl\u00fcssel"
-    with serving(tiny_path, "--api-key", key, "--no-sessions") as served:
+    with running_server(tiny_path, "--api-key", key, "--no-sessions") as served:
         for given, status in ((key, b"200"), ("schlussel", b"401"), ("schl\u00fcssel\u00e9", b"401")):
             head = f"GET /v1/models HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer {given}"
             with connect(served, os.fsencode(head) + b"\r\n\r\n") as connection:

@@ -13,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 from numpy.typing import NDArray
-from support.running_server import Served, serving, wait_until
+from support.running_server import RunningServer, running_server, wait_until
 from support.tiny_checkpoints import make_checkpoint
 from support.tiny_gguf import WIDTH, text_tokens, write_tiny
 
@@ -21,12 +21,12 @@ import pigguf
 from pigguf.errors import DoesNotFit, GGUFError, Interrupted, UsageError
 from pigguf.gguf_io.metadata import u32
 from pigguf.inference.engine import ContextOptions, Model
-from pigguf.inference.engine.embeddings import embed, pooling_of
+from pigguf.inference.engine.embeddings import embed, pooling_type
 from pigguf.inference.open_context import RunConfig
-from pigguf.serve.errors import Refusal
-from pigguf.serve.model_host import Host
-from pigguf.serve.openai_api import embedding_request
-from pigguf.serve.service import Limits, Service
+from pigguf.serve.errors import RequestRefused
+from pigguf.serve.model_host import ModelHost
+from pigguf.serve.openai_api import parse_embedding_request
+from pigguf.serve.service import ServerLimits, ModelService
 
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4
 WINDOW = 512
@@ -39,12 +39,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(path: Path) -> Iterator[Served]:
-    with serving(path, "--slots", "1", "--no-sessions") as served:
+def served(path: Path) -> Iterator[RunningServer]:
+    with running_server(path, "--slots", "1", "--no-sessions") as served:
         yield served
 
 
-def ask(served: Served, given: Any, **more: Any) -> Any:
+def ask(served: RunningServer, given: Any, **more: Any) -> Any:
     return served.client().embeddings.create(model="tiny", input=given, **more)
 
 
@@ -52,7 +52,7 @@ def vectors(answer: Any) -> NDArray[np.float64]:
     return np.array([one.embedding for one in answer.data])
 
 
-def test_vectors_of_texts(served: Served) -> None:
+def test_vectors_of_texts(served: RunningServer) -> None:
     texts = ["Pigs fly.", "Pigs do not fly at all.", "Pigs fly."]
     answer = ask(served, texts)
     found = vectors(answer)
@@ -70,7 +70,7 @@ def test_vectors_of_texts(served: Served) -> None:
     assert vectors(ask(served, tokens[1])).tolist() == found[1:2].tolist()
 
 
-def served_path(served: Served) -> str:
+def served_path(served: RunningServer) -> str:
     arguments = served.process.args
     assert isinstance(arguments, list)
     return next(str(argument) for argument in arguments if str(argument).endswith(".gguf"))
@@ -90,7 +90,7 @@ def served_path(served: Served) -> str:
     ],
     ids=["empty", "none", "dimensions", "format", "unknown", "model", "token", "many"],
 )
-def test_what_is_wrong_is_refused(served: Served, wrong: dict[str, Any], reason: str | None) -> None:
+def test_what_is_wrong_is_refused(served: RunningServer, wrong: dict[str, Any], reason: str | None) -> None:
     given = {"model": "tiny", **wrong}
     more = {"extra_body": {"truncate": given.pop("truncate")}} if "truncate" in given else {}
     if reason is None:  # BOS is a text too
@@ -102,7 +102,7 @@ def test_what_is_wrong_is_refused(served: Served, wrong: dict[str, Any], reason:
     assert refused.value.status_code == (404 if "model" in wrong else 400)
 
 
-def test_a_text_past_the_window_is_refused_with_counts(served: Served) -> None:
+def test_a_text_past_the_window_is_refused_with_counts(served: RunningServer) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         ask(served, ["short", "x" * WINDOW])
     body: Any = refused.value.body
@@ -111,7 +111,7 @@ def test_a_text_past_the_window_is_refused_with_counts(served: Served) -> None:
     assert vectors(ask(served, text_tokens(WINDOW))).shape == (1, WIDTH)
 
 
-def test_answers_go_on_beside_embeddings(served: Served) -> None:
+def test_answers_go_on_beside_embeddings(served: RunningServer) -> None:
     client = served.client()
 
     def answer() -> str:
@@ -132,9 +132,9 @@ def test_answers_go_on_beside_embeddings(served: Served) -> None:
     assert (found == found[0]).all()
 
 
-def test_a_model_tells_whether_it_gives_any(served: Served, tmp_path: Path) -> None:
+def test_a_model_tells_whether_it_gives_any(served: RunningServer, tmp_path: Path) -> None:
     assert served.client().models.list().data[0].embeddings is True  # type: ignore[attr-defined]
-    with serving(write_tiny(tmp_path / "tiny.gguf"), "--slots", "1", "--no-sessions") as other:
+    with running_server(write_tiny(tmp_path / "tiny.gguf"), "--slots", "1", "--no-sessions") as other:
         assert other.client().models.list().data[0].embeddings is False  # type: ignore[attr-defined]
         with pytest.raises(openai.BadRequestError, match="gives no embeddings: its file has no llama"):
             ask(other, "x")
@@ -193,14 +193,14 @@ def test_a_pooling_that_no_file_can_say_is_told(said: dict[str, Any], tmp_path: 
 
 def test_what_a_changed_file_gives_is_not_told(path: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copy(path, tmp_path / "tiny.gguf"))
-    with Host(copied, RunConfig(prompt_cache=False)) as host:
-        service = Service(host, Limits())
-        asked = embedding_request({"input": [[3, 4]]})
-        with pytest.raises(GGUFError, match="was written to while it was in use"), host.borrowed():
+    with ModelHost(copied, RunConfig(prompt_cache=False)) as host:
+        service = ModelService(host, ServerLimits())
+        asked = parse_embedding_request({"input": [[3, 4]]})
+        with pytest.raises(GGUFError, match="was written to while it was in use"), host.borrow_context():
             os.utime(copied, ns=(0, 0))
-        wait_until(lambda: host.trouble is not None)
-        with pytest.raises(Refusal, match="the model cannot answer now"):
-            service.embedded(asked, service.to_embed(asked), lambda: False)
+        wait_until(lambda: host.failure is not None)
+        with pytest.raises(RequestRefused, match="the model cannot answer now"):
+            service.embed(asked, service.embedding_inputs(asked), lambda: False)
 
 
 def test_a_text_that_the_memory_does_not_hold_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +217,6 @@ def test_what_gives_no_vectors(path: Path, tmp_path: Path) -> None:
         embed(model, [text_tokens(300)], stop=lambda: True)
     ranking = write_tiny(tmp_path / "rank.gguf", {"llama.pooling_type": u32(RANK)})
     with Model.open(ranking) as model:
-        assert pooling_of(model) is None
+        assert pooling_type(model) is None
         with pytest.raises(UsageError, match=r"no llama\.pooling_type of mean, cls, last"):
             embed(model, [text_tokens(3)])

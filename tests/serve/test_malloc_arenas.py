@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from support.running_server import serving
-from support.tiny_chat import write_chatting
+from support.running_server import running_server
+from support.tiny_chat import write_chat_model
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
 
@@ -29,9 +29,9 @@ def printed(code: str, **environ: str) -> int:
 ARENAS = """
     import ctypes, tempfile, threading
     from pathlib import Path
-    from pigguf.serve import memory
+    from pigguf.serve import malloc_arenas
 
-    memory.limit_arenas()
+    malloc_arenas.limit_arenas()
     all_there = threading.Barrier(6)
 
     def allocate():
@@ -61,11 +61,11 @@ def test_threads_share_two_arenas_unless_the_user_wants_others(monkeypatch: pyte
 
 
 def test_a_server_has_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = write_chatting(tmp_path / "tiny.gguf", 512)
+    model = write_chat_model(tmp_path / "tiny.gguf", 512)
 
     def arenas() -> int:
         """Beside the first, which is no mapping of 64 MiB that is in part reserved (malloc/arena.c)."""
-        with serving(model, "--no-sessions") as served:
+        with running_server(model, "--no-sessions") as served:
             served.client().completions.create(model="tiny", prompt="Once", max_tokens=4)
             maps = Path(f"/proc/{served.process.pid}/maps").read_text().splitlines()
         ends = [[int(end, 16) for end in line.split()[0].split("-")] for line in maps]
@@ -84,7 +84,7 @@ def test_a_server_has_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_was_freed_goes_back() -> None:
     given_back = printed("""
         from pathlib import Path
-        from pigguf.serve import memory
+        from pigguf.serve import malloc_arenas
 
         def resident():
             return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -93,7 +93,7 @@ def test_what_was_freed_goes_back() -> None:
         kept = blocks[::50]  # so that most of what is freed is not above all that is in use
         del blocks
         before = resident()
-        memory.give_back()
+        malloc_arenas.release_free_memory()
         print(before - resident())
     """)
     assert given_back > 30_000_000

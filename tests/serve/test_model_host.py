@@ -18,19 +18,19 @@ from typing import Any
 
 import openai
 import pytest
-from support.running_server import Served, get, post, serving, wait_until
-from support.tiny_chat import write_chatting
+from support.running_server import RunningServer, get, post, running_server, wait_until
+from support.tiny_chat import write_chat_model
 from support.worker_process import WorkerProcess, started_workers
 
 from pigguf.inference.open_context import RunConfig
-from pigguf.serve.model_host import Host
-from pigguf.serve.scheduler import Event, Failed, Request
+from pigguf.serve.model_host import ModelHost
+from pigguf.serve.scheduler import RequestEvent, RequestFailed, GenerationRequest
 
 LATEST = 10.0  # seconds until a failure is told
 EXACT = ("--no-sessions", "--cache-type-k", "f32", "--cache-type-v", "f32")
 
 StartWorker = Callable[..., WorkerProcess]
-Start = Callable[..., Served]
+Start = Callable[..., RunningServer]
 
 
 @pytest.fixture
@@ -41,31 +41,31 @@ def worker() -> Iterator[StartWorker]:
 @pytest.fixture
 def start() -> Iterator[Start]:
     with ExitStack() as servers:
-        yield lambda *arguments: servers.enter_context(serving(*arguments, *EXACT))
+        yield lambda *arguments: servers.enter_context(running_server(*arguments, *EXACT))
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    return write_chatting(tmp_path / "tiny.gguf", 8192)
+    return write_chat_model(tmp_path / "tiny.gguf", 8192)
 
 
-def health(served: Served) -> tuple[int, dict[str, Any]]:
+def health(served: RunningServer) -> tuple[int, dict[str, Any]]:
     status, body, _ = post(f"{served.url}/health", None)
     return status, body
 
 
-def ask(served: Served, most: int = 40) -> tuple[int, Any, Any]:
+def ask(served: RunningServer, most: int = 40) -> tuple[int, Any, Any]:
     body = {"prompt": "Once", "max_tokens": most, "temperature": 0}
     return post(f"{served.url}/v1/completions", body)
 
 
-def text(served: Served) -> str:
+def text(served: RunningServer) -> str:
     status, body, _ = ask(served)
     assert status == 200, body
     return str(body["choices"][0]["text"])
 
 
-def endless(served: Served) -> Iterator[Any]:
+def endless(served: RunningServer) -> Iterator[Any]:
     """A stream that does not end by itself, begun."""
     stream = served.client().completions.create(
         model="tiny", prompt="Once", max_tokens=8000, n=8, temperature=0, stream=True
@@ -106,7 +106,7 @@ def test_a_worker_that_fails_and_comes_back(
         worker(address=other.address)
     wait_until(lambda: health(served)[0] == 200)
     assert text(served) == expected
-    assert "the model is open again" in "".join(served.said)
+    assert "the model is open again" in "".join(served.stderr_lines)
 
 
 def test_a_worker_that_fails_while_nobody_asks(worker: StartWorker, start: Start, tiny: Path) -> None:
@@ -125,23 +125,23 @@ def test_a_worker_that_fails_while_nobody_asks(worker: StartWorker, start: Start
 
 def test_what_was_lost_is_let_go_of_at_once(worker: StartWorker, tiny: Path) -> None:
     lost = worker()
-    ends: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    ends: queue.SimpleQueue[RequestEvent] = queue.SimpleQueue()
     gc.collect()
     gc.disable()  # which would come by in the end, after the memory of many such models
     try:
-        with Host(tiny, RunConfig(prompt_cache=False, workers=(lost.address,), gpu_layers="all")) as host:
+        with ModelHost(tiny, RunConfig(prompt_cache=False, workers=(lost.address,), gpu_layers="all")) as host:
             for _ in range(2):
-                with host.borrowed() as context:
+                with host.borrow_context() as context:
                     former = [weakref.ref(o) for o in (context, context.model, context.model.file)]
                 del context
-                host.scheduler.submit([Request([1, 5, 6])], lambda _, event: ends.put(event))
+                host.scheduler.submit([GenerationRequest([1, 5, 6])], lambda _, event: ends.put(event))
                 lost.end()
-                while not isinstance(ends.get(timeout=LATEST), Failed):
+                while not isinstance(ends.get(timeout=LATEST), RequestFailed):
                     pass
-                wait_until(lambda: host.trouble is not None)
+                wait_until(lambda: host.failure is not None)
                 wait_until(partial(_are_gone, former), LATEST)
                 lost = worker(address=lost.address)
-                wait_until(lambda: host.trouble is None)
+                wait_until(lambda: host.failure is None)
     finally:
         gc.enable()
 

@@ -11,29 +11,29 @@ from typing import Any
 
 import pytest
 from starlette.routing import Route
-from support.running_server import Served, get, post, serving
-from support.tiny_chat import write_chatting
+from support.running_server import RunningServer, get, post, running_server
+from support.tiny_chat import write_chat_model
 
 from pigguf.inference.open_context import RunConfig
 from pigguf.serve import openai_api
 from pigguf.serve.app import create_app
-from pigguf.serve.model_host import Host
-from pigguf.serve.openapi import description
-from pigguf.serve.service import Limits, Service
+from pigguf.serve.model_host import ModelHost
+from pigguf.serve.openapi import openapi_document
+from pigguf.serve.service import ServerLimits, ModelService
 
 KEY = "s3cret"
-SCHEMAS = description(with_key=True)["components"]["schemas"]
+SCHEMAS = openapi_document(with_key=True)["components"]["schemas"]
 READERS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
-    "ChatRequest": (openai_api.chat_request, {"messages": [{"role": "user", "content": "x"}]}),
-    "CompletionRequest": (openai_api.completion_request, {"prompt": "x"}),
-    "EmbeddingRequest": (openai_api.embedding_request, {"input": "x"}),
+    "ChatRequest": (openai_api.parse_chat_request, {"messages": [{"role": "user", "content": "x"}]}),
+    "CompletionRequest": (openai_api.parse_completion_request, {"prompt": "x"}),
+    "EmbeddingRequest": (openai_api.parse_embedding_request, {"input": "x"}),
 }
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    path = write_chatting(tmp_path_factory.mktemp("serve") / "tiny.gguf", 256)
-    with serving(path, "--slots", "4", "--no-sessions", "--api-key", KEY) as served:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    path = write_chat_model(tmp_path_factory.mktemp("serve") / "tiny.gguf", 256)
+    with running_server(path, "--slots", "4", "--no-sessions", "--api-key", KEY) as served:
         yield served
 
 
@@ -42,37 +42,37 @@ def test_it_describes_what_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -
     """No parameter more, and none less."""
     read, body = READERS[name]
     taken: set[str] = set()
-    really = openai_api.Fields.take
+    really = openai_api.RequestFields.take
 
-    def noting(fields: openai_api.Fields, parameter: str) -> Any:
+    def noting(fields: openai_api.RequestFields, parameter: str) -> Any:
         taken.add(parameter)
         return really(fields, parameter)
 
-    monkeypatch.setattr(openai_api.Fields, "take", noting)
+    monkeypatch.setattr(openai_api.RequestFields, "take", noting)
     read(body)
-    assert set(SCHEMAS[name]["properties"]) == taken | set(openai_api.NEUTRAL) | openai_api.HARMLESS
+    assert set(SCHEMAS[name]["properties"]) == taken | set(openai_api.UNSUPPORTED_PARAMETERS) | openai_api.IGNORED_PARAMETERS
     assert set(SCHEMAS[name]["required"]) == set(body)
 
 
 def test_it_describes_every_route_but_the_page_s(tmp_path: Path) -> None:
-    path = write_chatting(tmp_path / "tiny.gguf", 256)
-    with Host(path, RunConfig(prompt_cache=False)) as host:
-        routes = [route for route in create_app(Service(host, Limits())).routes if isinstance(route, Route)]
+    path = write_chat_model(tmp_path / "tiny.gguf", 256)
+    with ModelHost(path, RunConfig(prompt_cache=False)) as host:
+        routes = [route for route in create_app(ModelService(host, ServerLimits())).routes if isinstance(route, Route)]
     page = ("/static/", "/about", "/count", "/documents")
     found = {
         route.path: {method.lower() for method in (route.methods or ())} - {"head"}
         for route in routes
         if route.path != "/" and not route.path.startswith(page)
     }
-    assert found == {name: set(methods) for name, methods in description(with_key=True)["paths"].items()}
+    assert found == {name: set(methods) for name, methods in openapi_document(with_key=True)["paths"].items()}
 
 
-def test_a_server_tells_it_to_who_has_no_key(tiny: Served) -> None:
-    assert json.loads(get(f"{tiny.url}/openapi.json")) == description(with_key=True)
+def test_a_server_tells_it_to_who_has_no_key(tiny: RunningServer) -> None:
+    assert json.loads(get(f"{tiny.url}/openapi.json")) == openapi_document(with_key=True)
     assert post(f"{tiny.url}/tokenize", {"content": "x"})[0] == 401
 
 
-def schemathesis(served: Served, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def schemathesis(served: RunningServer, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Requests made up from the description, right and wrong ones, and every answer compared with it."""
     program = Path(sys.executable).with_name("st")
     command = [str(program), "run", f"{served.url}/openapi.json", "--seed", "1", "--no-color"]
@@ -92,14 +92,14 @@ def schemathesis(served: Served, folder: Path, *options: str) -> subprocess.Comp
     )
 
 
-def test_made_up_requests(tiny: Served, tmp_path: Path) -> None:
+def test_made_up_requests(tiny: RunningServer, tmp_path: Path) -> None:
     done = schemathesis(tiny, tmp_path, "--phases", "examples,fuzzing", "--max-examples", "8")
     assert done.returncode == 0, done.stdout
     assert "8 passed" in done.stdout  # all but the description itself
 
 
 @pytest.mark.slow
-def test_many_made_up_requests(tiny: Served, tmp_path: Path) -> None:
+def test_many_made_up_requests(tiny: RunningServer, tmp_path: Path) -> None:
     done = schemathesis(tiny, tmp_path, "--max-time", "240", "--max-examples", "500")
     assert done.returncode == 0, done.stdout
     assert json.loads(get(f"{tiny.url}/health"))["running"] == 0

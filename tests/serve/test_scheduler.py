@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 from support.running_server import wait_until
-from support.tiny_chat import TEMPLATE, write_following
+from support.tiny_chat import TEMPLATE, write_next_token_model
 from support.tiny_gguf import text_tokens, write_tiny
 
 from pigguf.gguf_io.metadata import u32
 from pigguf.grammar import json_grammar
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
-from pigguf.inference.engine.session import Part, step
-from pigguf.serve.errors import Refusal
-from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler, Waiting
+from pigguf.inference.engine.session import BatchEntry, decode_batch
+from pigguf.serve.errors import RequestRefused
+from pigguf.serve.scheduler import Finished, RequestEvent, RequestFailed, TextChunk, PrefillProgress, GenerationRequest, Scheduler, QueuePosition
 
 GREEDY = SamplingParams(temperature=0)
 WINDOW = 4096
@@ -28,27 +28,27 @@ class Heard:
     """What comes of requests, with the time at which it came."""
 
     def __init__(self) -> None:
-        self.events: list[tuple[float, int, Event]] = []
+        self.events: list[tuple[float, int, RequestEvent]] = []
         self._changed = threading.Condition()
 
-    def __call__(self, index: int, event: Event) -> None:
+    def __call__(self, index: int, event: RequestEvent) -> None:
         with self._changed:
             self.events.append((time.monotonic(), index, event))
             self._changed.notify_all()
 
-    def of(self, index: int) -> list[Event]:
+    def of(self, index: int) -> list[RequestEvent]:
         return [event for _, at, event in self.events if at == index]
 
-    def end(self, index: int = 0) -> Done | Failed:
-        self.until(lambda: any(isinstance(event, Done | Failed) for event in self.of(index)))
+    def end(self, index: int = 0) -> Finished | RequestFailed:
+        self.until(lambda: any(isinstance(event, Finished | RequestFailed) for event in self.of(index)))
         last = self.of(index)[-1]
-        assert isinstance(last, Done | Failed)
+        assert isinstance(last, Finished | RequestFailed)
         return last
 
     def tokens(self, index: int = 0) -> list[int]:
         end = self.end(index)
-        assert isinstance(end, Done), end
-        return [one.token for event in self.of(index) if isinstance(event, Piece) for one in event.drawn]
+        assert isinstance(end, Finished), end
+        return [one.token for event in self.of(index) if isinstance(event, TextChunk) for one in event.tokens]
 
     def until(self, come: object) -> None:
         with self._changed:
@@ -70,8 +70,8 @@ def scheduler(model: Model, request: pytest.FixtureRequest) -> Iterator[Schedule
         yield scheduler
 
 
-def asked(prompt: Sequence[int], most: int = 24, client: str = "") -> Request:
-    return Request(prompt, GREEDY, most, logprobs=0, client=client)
+def asked(prompt: Sequence[int], most: int = 24, client: str = "") -> GenerationRequest:
+    return GenerationRequest(prompt, GREEDY, most, logprobs=0, client=client)
 
 
 def drawn(scheduler: Scheduler, *prompts: Sequence[int], most: int = 24) -> list[list[int]]:
@@ -87,7 +87,7 @@ def test_answers_are_those_of_a_session_alone(model: Model, scheduler: Scheduler
         expected = []
         for prompt in prompts:
             session.set_prompt(prompt)
-            expected.append(list(session.generate(GREEDY, 24, lookup=False)))
+            expected.append(list(session.generate(GREEDY, 24, prompt_lookup=False)))
     assert drawn(scheduler, *prompts) == expected
     for prompt, tokens in zip(prompts, expected, strict=True):
         assert drawn(scheduler, prompt) == [tokens]
@@ -113,9 +113,9 @@ def test_long_prompts_beside_an_answer_are_read_in_tiles_in_turn(
 ) -> None:
     read: list[tuple[Session, int]] = []
 
-    def watched(context: Context, parts: Sequence[Part]) -> list[int]:
+    def watched(context: Context, parts: Sequence[BatchEntry]) -> list[int]:
         read.extend((part.session, len(part.tokens)) for part in parts if len(part.tokens) > 1)
-        return step(context, parts)
+        return decode_batch(context, parts)
 
     monkeypatch.setattr("pigguf.serve.scheduler.LONGEST_GAP", 0)
     monkeypatch.setattr("pigguf.serve.scheduler._LEAST_TILES", 1)
@@ -146,8 +146,8 @@ def test_a_conversation_goes_on_where_its_cache_is(scheduler: Scheduler) -> None
         heard = Heard()
         scheduler.submit([asked([*prompt, 70, 71], 4)], heard)
         end = heard.end()
-        assert isinstance(end, Done)
-        assert end.reused == len(prompt)
+        assert isinstance(end, Finished)
+        assert end.cached_tokens == len(prompt)
 
 
 @pytest.mark.parametrize("scheduler", [(4, 64)], indirect=True)
@@ -155,8 +155,8 @@ def test_a_shared_beginning_is_read_once(scheduler: Scheduler) -> None:
     shared = text_tokens(1000, seed=7)
     prompts = [[*shared, *text_tokens(9, seed=seed)[1:]] for seed in (8, 9, 10, 11)]
     together = drawn(scheduler, *prompts)
-    assert scheduler.figures.read == 1000 + 4 * 8
-    assert scheduler.figures.reused == 3 * 1000
+    assert scheduler.stats.prompt_tokens == 1000 + 4 * 8
+    assert scheduler.stats.cached_tokens == 3 * 1000
     assert together == [drawn(scheduler, prompt)[0] for prompt in prompts]
 
 
@@ -168,8 +168,8 @@ def test_who_goes_away_frees_the_slot(scheduler: Scheduler) -> None:
     time.sleep(0.05)
     assert not waiting.events
     ticket.cancel()
-    assert isinstance(waiting.end(), Done)
-    assert isinstance(gone.end(0), Failed)
+    assert isinstance(waiting.end(), Finished)
+    assert isinstance(gone.end(0), RequestFailed)
     assert len(gone.of(0)) < 3000
 
 
@@ -179,13 +179,13 @@ def test_a_full_queue_refuses_all_or_nothing(scheduler: Scheduler) -> None:
     ticket = scheduler.submit([asked(text_tokens(6), 3000)], running)
     running.until(lambda: running.events)
     scheduler.submit([asked(text_tokens(7), 1), asked(text_tokens(8), 1)], queued)
-    with pytest.raises(Refusal, match="2 answers wait already, of 3") as refusal:
+    with pytest.raises(RequestRefused, match="2 answers wait already, of 3") as refusal:
         scheduler.submit([asked(text_tokens(9), 1)] * 2, Heard())
     assert refusal.value.status == 429
     assert refusal.value.retry_after is not None
     assert scheduler.waiting == 2
     ticket.cancel()
-    assert isinstance(queued.end(1), Done)
+    assert isinstance(queued.end(1), Finished)
 
 
 @pytest.mark.parametrize("scheduler", [(1, 64)], indirect=True)
@@ -196,9 +196,9 @@ def test_clients_take_turns(scheduler: Scheduler) -> None:
     ticket = scheduler.submit([asked(text_tokens(6), 3000)], first)
     first.until(lambda: first.events)
 
-    def noting(name: str, heard: Heard) -> Callable[[int, Event], None]:
-        def note(index: int, event: Event) -> None:
-            if isinstance(event, Done):
+    def noting(name: str, heard: Heard) -> Callable[[int, RequestEvent], None]:
+        def note(index: int, event: RequestEvent) -> None:
+            if isinstance(event, Finished):
                 order.append(f"{name}{index}")
             heard(index, event)
 
@@ -217,9 +217,9 @@ def test_a_free_slot_goes_to_who_has_fewest(scheduler: Scheduler) -> None:
     ticket = scheduler.submit([asked(text_tokens(6, seed), 3000, "many") for seed in range(9)], many)
     many.until(lambda: many.of(0) and many.of(1))
     scheduler.submit([asked(text_tokens(7), 30, "few")] * 2, few)
-    ticket._answers[0].is_cancelled = True
-    assert isinstance(few.end(1), Done)  # one of the two slots is its own, time and again
-    assert not isinstance(many.of(1)[-1], Done | Failed)
+    ticket._requests[0].is_cancelled = True
+    assert isinstance(few.end(1), Finished)  # one of the two slots is its own, time and again
+    assert not isinstance(many.of(1)[-1], Finished | RequestFailed)
     ticket.cancel()
 
 
@@ -242,9 +242,9 @@ def test_a_full_queue_of_one_client_leaves_room_for_others(scheduler: Scheduler)
     tickets = [ticket]
     for name in "abcd":
         tickets.append(scheduler.submit([asked(text_tokens(6), 1, name)] * 3, Heard()))
-        with pytest.raises(Refusal, match="3 answers wait already, of 3"):
+        with pytest.raises(RequestRefused, match="3 answers wait already, of 3"):
             scheduler.submit([asked(text_tokens(6), 1, name)], Heard())
-    with pytest.raises(Refusal, match="12 answers wait already, of 12"):
+    with pytest.raises(RequestRefused, match="12 answers wait already, of 12"):
         scheduler.submit([asked(text_tokens(6), 1, "e")], Heard())
     for one in tickets:
         one.cancel()
@@ -256,14 +256,14 @@ def test_who_waits_is_told_how_many_come_before(scheduler: Scheduler) -> None:
     ticket = scheduler.submit([asked(text_tokens(6), 3000, "a")], running)
     running.until(lambda: running.events)
     scheduler.submit([asked(text_tokens(7, seed), 200, "b") for seed in (1, 2)], others)
-    scheduler.submit([Request(text_tokens(8), GREEDY, 1, progress=True, client="b")], heard)
+    scheduler.submit([GenerationRequest(text_tokens(8), GREEDY, 1, report_progress=True, client="b")], heard)
     heard.until(lambda: heard.events)
     ticket.cancel()
     heard.end()
-    assert [event for event in heard.of(0) if isinstance(event, Waiting)] == [
-        Waiting(2),
-        Waiting(1),
-        Waiting(0),
+    assert [event for event in heard.of(0) if isinstance(event, QueuePosition)] == [
+        QueuePosition(2),
+        QueuePosition(1),
+        QueuePosition(0),
     ]
 
 
@@ -301,10 +301,10 @@ def test_what_was_read_is_kept_when_nobody_waits_for_it(model: Model) -> None:
 
 def test_what_takes_too_long_fails(scheduler: Scheduler) -> None:
     heard = Heard()
-    scheduler.submit([asked(text_tokens(6), 4000)], heard, seconds=0.2)
+    scheduler.submit([asked(text_tokens(6), 4000)], heard, timeout=0.2)
     end = heard.end()
-    assert isinstance(end, Failed)
-    assert isinstance(end.error, Refusal)
+    assert isinstance(end, RequestFailed)
+    assert isinstance(end.error, RequestRefused)
     assert end.error.status == 504
     assert scheduler.running == 0
 
@@ -317,26 +317,26 @@ def test_draining_ends_what_waits_and_finishes_what_runs(scheduler: Scheduler) -
     scheduler.submit([asked(text_tokens(7), 1)], waiting)
     scheduler.drain()
     end = waiting.end()
-    assert isinstance(end, Failed)
-    assert isinstance(end.error, Refusal)
+    assert isinstance(end, RequestFailed)
+    assert isinstance(end.error, RequestRefused)
     assert end.error.status == 503
-    with pytest.raises(Refusal, match="about to end"):
+    with pytest.raises(RequestRefused, match="about to end"):
         scheduler.submit([asked(text_tokens(7), 1)], waiting)
     assert len(running.tokens()) == 300
 
 
 def test_a_grammar_that_is_none_fails_alone(scheduler: Scheduler) -> None:
     heard = Heard()
-    wrong = Request(text_tokens(5), SamplingParams(grammar="this is none"), 4)
+    wrong = GenerationRequest(text_tokens(5), SamplingParams(grammar="this is none"), 4)
     scheduler.submit([wrong, asked(text_tokens(5), 4)], heard)
-    assert isinstance(heard.end(0), Failed)
+    assert isinstance(heard.end(0), RequestFailed)
     assert len(heard.tokens(1)) == 4
 
 
 @pytest.fixture
 def opening_brackets(tmp_path: Path) -> Iterator[Scheduler]:
     """Of a model that writes nothing else."""
-    path = write_following(tmp_path / "tiny.gguf", TEMPLATE, {"[": "["})
+    path = write_next_token_model(tmp_path / "tiny.gguf", TEMPLATE, {"[": "["})
     options = ContextOptions(length=512, sequences=2)
     with Model.open(path) as model, Context(model, options) as context, Scheduler(context) as scheduler:
         yield scheduler
@@ -349,13 +349,13 @@ def test_a_grammar_that_holds_everybody_up_ends_its_answer(opening_brackets: Sch
     prompt = [3 + ord("[")]
     held, other = Heard(), Heard()
     begun = time.monotonic()
-    opening_brackets.submit([Request(prompt, SamplingParams(temperature=0, grammar=grammar), 200)], held)
+    opening_brackets.submit([GenerationRequest(prompt, SamplingParams(temperature=0, grammar=grammar), 200)], held)
     end = held.end()
-    assert isinstance(end, Failed)
-    assert isinstance(end.error, Refusal)
+    assert isinstance(end, RequestFailed)
+    assert isinstance(end.error, RequestRefused)
     assert (end.error.status, end.error.code) == (400, "schema_too_large")
-    opening_brackets.submit([Request(prompt, GREEDY, 5)], other)
-    assert isinstance(other.end(), Done)
+    opening_brackets.submit([GenerationRequest(prompt, GREEDY, 5)], other)
+    assert isinstance(other.end(), Finished)
     assert time.monotonic() - begun < 40
 
 
@@ -369,7 +369,7 @@ def test_nothing_of_a_failure_that_nobody_foresaw_is_logged_but_its_place(
     heard = Heard()
     scheduler.submit([asked(text_tokens(5), 4)], heard)
     end = heard.end()
-    assert isinstance(end, Failed)
+    assert isinstance(end, RequestFailed)
     assert end.error.message == "the server failed: ValueError"
     assert "ValueError in failing:" in caplog.text
     assert "secret" not in caplog.text
@@ -379,19 +379,19 @@ def test_a_full_window_ends_an_answer(scheduler: Scheduler) -> None:
     heard = Heard()
     scheduler.submit([asked(text_tokens(WINDOW - 3, seed=2), 100)], heard)
     end = heard.end()
-    assert isinstance(end, Done)
-    assert (end.reason, end.drawn) == ("window", 4)
+    assert isinstance(end, Finished)
+    assert (end.reason, end.generated_tokens) == ("window", 4)
 
 
 def test_probabilities_are_those_of_all_tokens(scheduler: Scheduler, model: Model) -> None:
     heard = Heard()
-    scheduler.submit([Request(text_tokens(5), GREEDY, 3, logprobs=model.vocab_size)], heard)
+    scheduler.submit([GenerationRequest(text_tokens(5), GREEDY, 3, logprobs=model.vocab_size)], heard)
     heard.end()
     for event in heard.of(0)[:-1]:
-        assert isinstance(event, Piece)
-        [one] = event.drawn
-        assert one.likeliest[0] == (one.token, one.logprob)
-        probabilities = [2.718281828459045**logprob for _, logprob in one.likeliest]
+        assert isinstance(event, TextChunk)
+        [one] = event.tokens
+        assert one.top_logprobs[0] == (one.token, one.logprob)
+        probabilities = [2.718281828459045**logprob for _, logprob in one.top_logprobs]
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
 
 
@@ -399,20 +399,20 @@ def test_reading_is_told_from_what_was_reused_to_the_end(scheduler: Scheduler) -
     prompt = text_tokens(3000, seed=21)
     drawn(scheduler, prompt[:500], most=1)
     heard = Heard()
-    scheduler.submit([Request(prompt, GREEDY, 2, progress=True)], heard)
+    scheduler.submit([GenerationRequest(prompt, GREEDY, 2, report_progress=True)], heard)
     heard.end()
-    told = [event for event in heard.of(0) if isinstance(event, Reading)]
+    told = [event for event in heard.of(0) if isinstance(event, PrefillProgress)]
     assert heard.of(0)[: len(told)] == told
-    assert (told[0].total, told[0].reused, told[0].read) == (3000, 500, 500)
-    assert told[-1].read == 3000
-    assert [one.read for one in told] == sorted(one.read for one in told)
+    assert (told[0].prompt_tokens, told[0].cached_tokens, told[0].processed_tokens) == (3000, 500, 500)
+    assert told[-1].processed_tokens == 3000
+    assert [one.processed_tokens for one in told] == sorted(one.processed_tokens for one in told)
     assert len(told) <= 2 + told[-1].seconds / 0.25
-    assert not any(isinstance(event, Reading) for event in told_nothing(scheduler, prompt))
+    assert not any(isinstance(event, PrefillProgress) for event in told_nothing(scheduler, prompt))
 
 
-def told_nothing(scheduler: Scheduler, prompt: Sequence[int]) -> list[Event]:
+def told_nothing(scheduler: Scheduler, prompt: Sequence[int]) -> list[RequestEvent]:
     """What comes of a request that did not ask to be told."""
     heard = Heard()
-    scheduler.submit([Request(prompt, GREEDY, 2)], heard)
+    scheduler.submit([GenerationRequest(prompt, GREEDY, 2)], heard)
     heard.end()
     return heard.of(0)

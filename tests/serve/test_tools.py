@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from support.running_server import Served, serving
-from support.tool_call_formats import OPENINGS, TOOLS, WEATHER, write_calling
+from support.running_server import RunningServer, running_server
+from support.tool_call_formats import OPENINGS, TOOLS, WEATHER, write_tool_calling_model
 
 QUESTION: list[Any] = [{"role": "user", "content": "How is the weather in Paris?"}]
 OPENED = '<tool_call>\n{"name": [TOOL_CALLS][{"name": '  # text that in an answer would begin a call
@@ -19,17 +19,17 @@ FUNCTIONS: Any = [tool.as_json() for tool in TOOLS.values()]
 
 
 @pytest.fixture(scope="module", params=OPENINGS)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    path = write_calling(tmp_path_factory.mktemp("calls") / "tiny.gguf", request.param)
-    with serving(path, "--slots", "2", "--no-sessions") as served:
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    path = write_tool_calling_model(tmp_path_factory.mktemp("calls") / "tiny.gguf", request.param)
+    with running_server(path, "--slots", "2", "--no-sessions") as served:
         served.opening = OPENINGS[request.param]  # type: ignore[attr-defined]
         yield served
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    path = write_calling(tmp_path_factory.mktemp("calls") / "tiny.gguf", "<tool_call>")
-    with serving(path, "--slots", "2", "--no-sessions") as served:
+    path = write_tool_calling_model(tmp_path_factory.mktemp("calls") / "tiny.gguf", "<tool_call>")
+    with running_server(path, "--slots", "2", "--no-sessions") as served:
         yield served.client()
 
 
@@ -52,7 +52,7 @@ def check(calls: Any) -> None:
 # ---- every form ----------------------------------------------------------------------------------
 
 
-def test_a_model_calls_where_it_wants_to(served: Served) -> None:
+def test_a_model_calls_where_it_wants_to(served: RunningServer) -> None:
     [choice] = ask(served.client()).choices
     assert choice.finish_reason == "tool_calls"
     assert choice.message.content == (None if served.opening == '{"name":' else "Ok")  # type: ignore[attr-defined]
@@ -61,7 +61,7 @@ def test_a_model_calls_where_it_wants_to(served: Served) -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "required"])
-def test_a_stream_says_the_same_in_pieces(served: Served, choice: str) -> None:
+def test_a_stream_says_the_same_in_pieces(served: RunningServer, choice: str) -> None:
     client = served.client()
     whole = ask(client, tool_choice=choice).choices[0]
     with client.chat.completions.stream(**settings(tool_choice=choice)) as stream:
@@ -80,7 +80,7 @@ def test_a_stream_says_the_same_in_pieces(served: Served, choice: str) -> None:
     assert not any(delta.id or delta.function.name for delta in deltas[1:])
 
 
-def test_a_model_that_must_call_does(served: Served) -> None:
+def test_a_model_that_must_call_does(served: RunningServer) -> None:
     client = served.client()
     counts = set()
     for seed in range(4):
@@ -100,7 +100,7 @@ def test_a_model_that_must_call_does(served: Served) -> None:
         check([call])
 
 
-def test_what_a_call_gave_goes_back(served: Served) -> None:
+def test_what_a_call_gave_goes_back(served: RunningServer) -> None:
     client = served.client()
     called = ask(client, tool_choice="required").choices[0].message
     [call] = called.tool_calls
@@ -117,7 +117,7 @@ def test_what_a_call_gave_goes_back(served: Served) -> None:
         ask(client, messages=[*QUESTION, called, other])
 
 
-def test_an_answer_is_a_call_or_what_the_response_format_says(served: Served) -> None:
+def test_an_answer_is_a_call_or_what_the_response_format_says(served: RunningServer) -> None:
     client = served.client()
     written = {"type": "object", "properties": {"said": {"enum": [OPENED]}}, "required": ["said"]}
     wanted = {"type": "json_schema", "json_schema": {"name": "said", "schema": written}}
@@ -231,7 +231,7 @@ def test_a_function_without_parameters_takes_none(one: openai.OpenAI) -> None:
 
 
 def test_the_demo_model_calls_what_it_must(smollm2_gguf: Path) -> None:
-    with serving(smollm2_gguf, "--ctx", "2048", "--slots", "1", "--no-sessions") as served:
+    with running_server(smollm2_gguf, "--ctx", "2048", "--slots", "1", "--no-sessions") as served:
         answer = served.client().chat.completions.create(
             model=smollm2_gguf.stem,
             messages=QUESTION,
@@ -239,7 +239,7 @@ def test_the_demo_model_calls_what_it_must(smollm2_gguf: Path) -> None:
             tool_choice={"type": "function", "function": {"name": WEATHER.name}},
             temperature=0,
         )
-        assert "told of them in the system message" in "".join(served.said)
+        assert "told of them in the system message" in "".join(served.stderr_lines)
     [call] = answer.choices[0].message.tool_calls or ()
     check([call])
     assert json.loads(call.function.arguments)["city"] == "Paris"  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
-from support.running_server import Served, limited, serving
+from support.running_server import RunningServer, server_with_limits, running_server
 from support.sample_documents import pdf, word
 
 import pigguf
@@ -44,8 +44,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def smollm2(smollm2_gguf: Path) -> Iterator[Served]:
-    with serving(smollm2_gguf, "--ctx", str(WINDOW), "--slots", "2", "--no-sessions") as served:
+def smollm2(smollm2_gguf: Path) -> Iterator[RunningServer]:
+    with running_server(smollm2_gguf, "--ctx", str(WINDOW), "--slots", "2", "--no-sessions") as served:
         yield served
 
 
@@ -55,7 +55,7 @@ def visit(browser: Browser) -> Iterator[Visit]:
     visited: list[tuple[Page, str, list[str], list[str]]] = []
     expect.set_options(timeout=PAUSE)
 
-    def open_page(served: Served, settings: dict[str, Any] | None = None, **context: Any) -> Page:
+    def open_page(served: RunningServer, settings: dict[str, Any] | None = None, **context: Any) -> Page:
         page = browser.new_context(viewport={"width": 1200, "height": 800}, **context).new_page()
         page.set_default_timeout(PAUSE)
         asked: list[str] = []
@@ -104,19 +104,19 @@ def send(url: str, data: bytes | None = None, **headers: str) -> tuple[int, Any]
             return error.code, json.load(error)
 
 
-def send_document(served: Served, name: str, data: bytes) -> tuple[int, Any]:
+def send_document(served: RunningServer, name: str, data: bytes) -> tuple[int, Any]:
     headers = {"Content-Type": "application/octet-stream"}
     return send(f"{served.url}/documents?name={urllib.request.quote(name)}", data, **headers)  # type: ignore[attr-defined]
 
 
-def tokens_of(served: Served, text: str) -> int:
+def tokens_of(served: RunningServer, text: str) -> int:
     data = json.dumps({"content": text}).encode()
     status, said = send(f"{served.url}/tokenize", data, **{"Content-Type": "application/json"})
     assert status == 200
     return int(said["count"])
 
 
-def count(served: Served, *said: str) -> int:
+def count(served: RunningServer, *said: str) -> int:
     """Tokens of a conversation, question and answer in turns."""
     messages = [
         {"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)
@@ -128,7 +128,7 @@ def count(served: Served, *said: str) -> int:
 # ---- asking --------------------------------------------------------------------------------------
 
 
-def test_a_question_is_answered_and_counted(visit: Visit, smollm2: Served) -> None:
+def test_a_question_is_answered_and_counted(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2)
     expect(page.get_by_text(f"with a window of {WINDOW:,} tokens")).to_be_visible()
     expect(page.locator("#counts")).to_have_text(f"0 of {WINDOW:,} tokens")
@@ -147,7 +147,7 @@ def test_a_question_is_answered_and_counted(visit: Visit, smollm2: Served) -> No
     expect(page.locator(".answer").nth(1).locator(".prose")).to_contain_text("Rome")
 
 
-def test_an_answer_flows_is_stopped_and_tried_again(visit: Visit, smollm2: Served) -> None:
+def test_an_answer_flows_is_stopped_and_tried_again(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2, {"maxTokens": 1000, "temperature": 0.8})
     ask(page, "Write a long story about a pig that reads long books.")
     growing = page.locator("#live .prose")
@@ -171,7 +171,7 @@ def test_an_answer_flows_is_stopped_and_tried_again(visit: Visit, smollm2: Serve
 # ---- documents and the window --------------------------------------------------------------------
 
 
-def test_a_dropped_document_is_counted_and_goes_with_the_question(visit: Visit, smollm2: Served) -> None:
+def test_a_dropped_document_is_counted_and_goes_with_the_question(visit: Visit, smollm2: RunningServer) -> None:
     page, text = visit(smollm2), "The secret word of this note is walnut.\n"
     drop(page, "note.txt", text)
     expect(page.locator("#waiting .count")).to_have_text(f"{tokens_of(smollm2, text)} tokens")
@@ -192,7 +192,7 @@ def test_a_dropped_document_is_counted_and_goes_with_the_question(visit: Visit, 
 
 
 def test_a_long_prompt_shows_progress_and_comes_back_when_stopped(
-    visit: Visit, smollm2: Served, novel: str
+    visit: Visit, smollm2: RunningServer, novel: str
 ) -> None:
     page = visit(smollm2)
     drop(page, "persuasion.txt", novel[:13_000])
@@ -208,7 +208,7 @@ def test_a_long_prompt_shows_progress_and_comes_back_when_stopped(
     expect(page.locator("#messages article")).to_have_count(0)
 
 
-def test_what_does_not_fit_is_said_with_counts_and_mended(visit: Visit, smollm2: Served, novel: str) -> None:
+def test_what_does_not_fit_is_said_with_counts_and_mended(visit: Visit, smollm2: RunningServer, novel: str) -> None:
     page = visit(smollm2)
     drop(page, "chapter.txt", novel)
     notice = page.locator("#notice")
@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_said_with_counts_and_mended(visit: Visit, smollm2:
     expect(page.locator(".answer .prose")).not_to_be_empty()
 
 
-def test_documents_come_in_every_format_by_their_bytes(smollm2: Served, tmp_path: Path) -> None:
+def test_documents_come_in_every_format_by_their_bytes(smollm2: RunningServer, tmp_path: Path) -> None:
     made = pdf(tmp_path / "a.pdf", ["The pig is on page one.", "And here is page two."])
     status, read = send_document(smollm2, "../../etc/report.PDF", made.read_bytes())
     assert status == 200
@@ -241,14 +241,14 @@ def test_documents_come_in_every_format_by_their_bytes(smollm2: Served, tmp_path
     assert read["tokens"] == tokens_of(smollm2, plain)
 
 
-def test_what_was_scanned_in_a_document_is_told(visit: Visit, smollm2: Served, tmp_path: Path) -> None:
+def test_what_was_scanned_in_a_document_is_told(visit: Visit, smollm2: RunningServer, tmp_path: Path) -> None:
     page, scanned = visit(smollm2), pdf(tmp_path / "half.pdf", ["Words.", None])
     page.get_by_label("Documents", exact=True).set_input_files(scanned)
     expect(page.locator("#notice")).to_contain_text("half.pdf: without text, and so not read: page 2 of 2")
     expect(page.locator("#waiting .count")).to_have_text(re.compile(r"^\d+ tokens$"))
 
 
-def test_documents_that_cannot_be_read_are_refused_by_name(smollm2: Served, tmp_path: Path) -> None:
+def test_documents_that_cannot_be_read_are_refused_by_name(smollm2: RunningServer, tmp_path: Path) -> None:
     status, said = send_document(smollm2, "broken.pdf", b"%PDF-1.7 and then nothing")
     assert status == 400
     assert said["error"]["code"] == "document_unreadable"
@@ -261,7 +261,7 @@ def test_documents_that_cannot_be_read_are_refused_by_name(smollm2: Served, tmp_
     assert send(f"{smollm2.url}/documents", b"text", **{"Content-Type": "text/plain"})[0] == 415
 
 
-def test_what_a_document_is_refused_for_is_said(visit: Visit, smollm2: Served, tmp_path: Path) -> None:
+def test_what_a_document_is_refused_for_is_said(visit: Visit, smollm2: RunningServer, tmp_path: Path) -> None:
     page = visit(smollm2)
     broken = tmp_path / "broken.pdf"
     broken.write_bytes(b"%PDF-1.7 and then nothing")
@@ -274,7 +274,7 @@ def test_what_a_document_is_refused_for_is_said(visit: Visit, smollm2: Served, t
 
 
 def test_a_restarted_server_is_found_again_and_the_question_answered(visit: Visit, tiny_path: Path) -> None:
-    with serving(tiny_path, "--no-sessions") as served:
+    with running_server(tiny_path, "--no-sessions") as served:
         page, port = visit(served), int(served.url.rpartition(":")[2])
         ask(page, "One.")
         expect(page.locator(".answer .numbers")).to_have_text(re.compile("prompt of"))
@@ -282,14 +282,14 @@ def test_a_restarted_server_is_found_again_and_the_question_answered(visit: Visi
     expect(trouble).to_contain_text("The server does not answer")
     ask(page, "Two.")
     expect(page.locator("#live")).to_contain_text("sent again when it is back")
-    with serving(tiny_path, "--no-sessions", port=port):
+    with running_server(tiny_path, "--no-sessions", port=port):
         expect(page.locator(".answer")).to_have_count(2)
         expect(trouble).to_be_hidden()
         expect(page.locator(".question")).to_have_text(["One.", "Two."])
 
 
 def test_a_full_queue_is_waited_for(visit: Visit, tiny_path: Path) -> None:
-    with limited(tiny_path, queue=1) as served, closing(served.client()) as client:
+    with server_with_limits(tiny_path, queue=1) as served, closing(served.client()) as client:
         page = visit(served)
         expect(page.locator("#counts")).to_have_text("0 of 8,192 tokens")
         asked: Any = {"model": "tiny", "prompt": "Once", "temperature": 0}
@@ -307,7 +307,7 @@ def test_a_full_queue_is_waited_for(visit: Visit, tiny_path: Path) -> None:
 
 
 def test_a_key_is_asked_for_and_the_page_loads_without_it(visit: Visit, tiny_path: Path) -> None:
-    with serving(tiny_path, "--no-sessions", "--api-key", "right") as served:
+    with running_server(tiny_path, "--no-sessions", "--api-key", "right") as served:
         assert send(f"{served.url}/about")[0] == 401
         page = visit(served)
         expect(page.get_by_role("alert").filter(has_text="asks for an API key")).to_be_visible()
@@ -324,7 +324,7 @@ def test_a_key_is_asked_for_and_the_page_loads_without_it(visit: Visit, tiny_pat
 # ---- what is kept --------------------------------------------------------------------------------
 
 
-def test_conversations_are_kept_renamed_exported_and_deleted(visit: Visit, smollm2: Served) -> None:
+def test_conversations_are_kept_renamed_exported_and_deleted(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2)
     ask(page, "Name the capital of France.")
     expect(page.locator(".answer")).to_contain_text("Paris")
@@ -369,7 +369,7 @@ def test_conversations_are_kept_renamed_exported_and_deleted(visit: Visit, smoll
     expect(rows).to_have_count(1)
 
 
-def test_settings_are_kept_and_change_the_answer(visit: Visit, smollm2: Served) -> None:
+def test_settings_are_kept_and_change_the_answer(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2)
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Longest answer").fill("3")
@@ -394,7 +394,7 @@ def test_what_the_file_says_of_positions_is_told_and_drawn(
     extended = tmp_path / "extended.gguf"
     rope = RopeOverrides(factor=4.0, original_context=8192, context=32768)
     pigguf.repair(smollm2_gguf, extended, rope=rope)
-    with serving(extended, "--ctx", "1024", "--no-sessions") as served:
+    with running_server(extended, "--ctx", "1024", "--no-sessions") as served:
         status, about = send(f"{served.url}/about")
         assert status == 200
         assert about["rope"]["kind"] == "linear"
@@ -415,7 +415,7 @@ def test_what_the_file_says_of_positions_is_told_and_drawn(
         assert float(last.get_attribute("x2") or 0) == pytest.approx(left + width / 4)
 
 
-def test_it_follows_the_systems_theme_until_one_is_chosen(visit: Visit, smollm2: Served) -> None:
+def test_it_follows_the_systems_theme_until_one_is_chosen(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2, color_scheme="dark")
     body = page.locator("body")
 
@@ -434,7 +434,7 @@ def test_it_follows_the_systems_theme_until_one_is_chosen(visit: Visit, smollm2:
     assert is_dark()
 
 
-def test_everything_is_reached_by_keys(visit: Visit, smollm2: Served) -> None:
+def test_everything_is_reached_by_keys(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2, {"maxTokens": 12})
     expect(page.get_by_label("Question", exact=True)).to_be_focused()
     page.keyboard.type("Name a colour. Why? /")  # neither ? nor / is a shortcut while one types
@@ -466,7 +466,7 @@ def test_everything_is_reached_by_keys(visit: Visit, smollm2: Served) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(visit: Visit, smollm2: Served, scheme: str) -> None:
+def test_axe_finds_nothing(visit: Visit, smollm2: RunningServer, scheme: str) -> None:
     page = visit(smollm2, color_scheme=scheme, bypass_csp=True)  # for axe's own script
 
     def check(what: str) -> None:
@@ -513,7 +513,7 @@ code
 """
 
 
-def test_what_a_model_writes_never_acts(visit: Visit, smollm2: Served) -> None:
+def test_what_a_model_writes_never_acts(visit: Visit, smollm2: RunningServer) -> None:
     """The one answer that no real model can be made to give comes from the test itself."""
     page = visit(smollm2)
     dialogs: list[str] = []
@@ -561,7 +561,7 @@ def test_what_a_model_writes_never_acts(visit: Visit, smollm2: Served) -> None:
     assert dialogs == []
 
 
-def test_the_browser_is_told_to_ask_this_server_alone(smollm2: Served) -> None:
+def test_the_browser_is_told_to_ask_this_server_alone(smollm2: RunningServer) -> None:
     for path in ("/", "/static/main.js", "/static/page.css", "/static/vendor/marked.js"):
         with urllib.request.urlopen(smollm2.url + path, timeout=60) as answer:
             policy = answer.headers["Content-Security-Policy"]
@@ -574,7 +574,7 @@ def test_the_browser_is_told_to_ask_this_server_alone(smollm2: Served) -> None:
     assert send(f"{smollm2.url}/static/../page.py")[0] == 404
 
 
-def test_the_policy_holds_where_all_else_fails(visit: Visit, smollm2: Served) -> None:
+def test_the_policy_holds_where_all_else_fails(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2)
     loaded = page.evaluate(
         "async () => {"

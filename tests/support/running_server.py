@@ -19,7 +19,7 @@ import openai
 import pytest
 
 
-class Served:
+class RunningServer:
     """A running server.
 
     Attributes:
@@ -28,17 +28,17 @@ class Served:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self.said: list[str] = []
+        self.stderr_lines: list[str] = []
         self._clients = ExitStack()
         assert process.stderr is not None
         for line in process.stderr:
-            self.said.append(line)
+            self.stderr_lines.append(line)
             if found := re.search(r"answers at (http://\S+)/v1", line):
                 self.url = found[1]
                 break
         else:
-            pytest.fail("".join(self.said))
-        self._reader = threading.Thread(target=self.said.extend, args=[process.stderr], daemon=True)
+            pytest.fail("".join(self.stderr_lines))
+        self._reader = threading.Thread(target=self.stderr_lines.extend, args=[process.stderr], daemon=True)
         self._reader.start()
 
     def client(self, key: str = "none") -> openai.OpenAI:
@@ -58,33 +58,34 @@ class Served:
         return code
 
 
-def serving(*arguments: str | Path, port: int = 0) -> AbstractContextManager[Served]:
+def running_server(*arguments: str | Path, port: int = 0) -> AbstractContextManager[RunningServer]:
     """The command with these arguments; port 0 is any that is free."""
     return _running("-m", "pigguf", "serve", *map(str, arguments), "--port", str(port))
 
 
-def limited(path: Path, limits: str = "Limits()", queue: int = 64) -> AbstractContextManager[Served]:
+def server_with_limits(path: Path, limits: str = "ServerLimits()", queue: int = 64) -> AbstractContextManager[RunningServer]:
     """A server of one slot with limits that no test can wait for as they are."""
     return _running(
         "-c",
         "import sys\n"
         "from pigguf.inference.open_context import RunConfig\n"
-        "from pigguf.serve.model_host import Host\n"
-        "from pigguf.serve.http_server import Limits, address_of, listen, serve\n"
+        "from pigguf.serve.model_host import ModelHost\n"
+        "from pigguf.serve.http_server import listen, listener_url, serve\n"
+        "from pigguf.serve.service import ServerLimits\n"
         "run = RunConfig(prompt_cache=False)\n"
-        f"with listen('127.0.0.1', 0, None) as at, Host(sys.argv[1], run, queue={queue}) as host:\n"
+        f"with listen('127.0.0.1', 0, None) as at, ModelHost(sys.argv[1], run, max_waiting={queue}) as host:\n"
         f"    serve(host, at, limits={limits},\n"
-        "        ready=lambda _: print(f'answers at {address_of(at)}/v1', file=sys.stderr, flush=True))\n",
+        "        ready=lambda _: print(f'answers at {listener_url(at)}/v1', file=sys.stderr, flush=True))\n",
         str(path),
     )
 
 
 @contextmanager
-def _running(*arguments: str) -> Iterator[Served]:
+def _running(*arguments: str) -> Iterator[RunningServer]:
     command = [sys.executable, *arguments]
     with (
         subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process,
-        closing(Served(process)) as served,
+        closing(RunningServer(process)) as served,
     ):
         yield served
 

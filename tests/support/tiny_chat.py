@@ -27,14 +27,14 @@ TEMPLATE = (
 )
 
 
-def write_chatting(path: Path, window: int) -> Path:
+def write_chat_model(path: Path, window: int) -> Path:
     """A tiny Llama with a chat template and a window of so many tokens, each a byte of text."""
     return write_tiny(
         path, {"tokenizer.chat_template": string(TEMPLATE), "llama.context_length": u32(window)}
     )
 
 
-def write_following(path: Path, template: str, steps: dict[str, str], control: tuple[str, ...] = ()) -> Path:
+def write_next_token_model(path: Path, template: str, steps: dict[str, str], control: tuple[str, ...] = ()) -> Path:
     """A tiny model whose likeliest token after each of these is the one beside it, and everything else is
     as likely as anything: it answers what a test wants.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from support.tiny_chat import TEMPLATE, write_following
+from support.tiny_chat import TEMPLATE, write_next_token_model
 
 from pigguf.chat.tool_calls import Tool
 
@@ -67,9 +67,9 @@ TIME = Tool(
 TOOLS = {tool.name: tool for tool in (WEATHER, TIME)}
 
 
-def write_calling(path: Path, name: str) -> Path:
+def write_tool_calling_model(path: Path, name: str) -> Path:
     """The model of a form; one whose opening only counts at the beginning writes nothing before it."""
     opening = OPENINGS[name]
     steps = {">": opening} if name == '{"name":' else {">": "O", "O": "k", "k": opening}
     control = (opening,) if opening == "[TOOL_CALLS]" else ()
-    return write_following(path, TEMPLATES[name], steps, control)
+    return write_next_token_model(path, TEMPLATES[name], steps, control)

@@ -12,10 +12,10 @@ from serve.test_scheduler import Heard, asked, drawn
 from support.tiny_gguf import linear, text_tokens, write_tiny
 
 from pigguf.inference.engine import Context, ContextOptions, Model, Session
-from pigguf.inference.engine.session import Part, step
+from pigguf.inference.engine.session import BatchEntry, decode_batch
 from pigguf.inference.torch_prefill import TorchPrefiller
 from pigguf.progress import Progress
-from pigguf.serve.scheduler import Done, Event, Failed, Piece, Reading, Request, Scheduler
+from pigguf.serve.scheduler import Finished, RequestEvent, RequestFailed, TextChunk, PrefillProgress, GenerationRequest, Scheduler
 
 WINDOW = 16384
 
@@ -27,7 +27,7 @@ class Always(TorchPrefiller):
         super().__init__(model, options)
         self.counts: list[int] = []
 
-    def is_worth(self, held: int, count: int) -> bool:
+    def should_prefill(self, held: int, count: int) -> bool:
         return self._shape is not None and count > 1000
 
     def read(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
@@ -53,8 +53,8 @@ def served(model: Model, request: pytest.FixtureRequest) -> Iterator[tuple[Sched
         yield scheduler, reader
 
 
-def long_request(count: int) -> Request:
-    return Request(text_tokens(count), max_tokens=4, progress=True, client="long")
+def long_request(count: int) -> GenerationRequest:
+    return GenerationRequest(text_tokens(count), max_tokens=4, report_progress=True, client="long")
 
 
 def test_a_long_prompt_alone_is_the_reader_s(served: tuple[Scheduler, Always]) -> None:
@@ -62,13 +62,13 @@ def test_a_long_prompt_alone_is_the_reader_s(served: tuple[Scheduler, Always]) -
     heard = Heard()
     scheduler.submit([long_request(9000)], heard)
     end = heard.end()
-    assert isinstance(end, Done)
-    assert (reader.counts, end.drawn) == ([8999], 4)
-    told = [event.read for event in heard.of(0) if isinstance(event, Reading)]
+    assert isinstance(end, Finished)
+    assert (reader.counts, end.generated_tokens) == ([8999], 4)
+    told = [event.processed_tokens for event in heard.of(0) if isinstance(event, PrefillProgress)]
     assert (told[0], told[-1]) == (0, 9000)
     assert told == sorted(told)
     assert len(told) > 2
-    assert scheduler.figures.read == 9000
+    assert scheduler.stats.prompt_tokens == 9000
 
 
 @pytest.mark.parametrize("served", [2], indirect=True)
@@ -76,17 +76,17 @@ def test_others_are_answered_meanwhile(served: tuple[Scheduler, Always]) -> None
     scheduler, reader = served
     first, second = Heard(), Heard()
 
-    def deliver(index: int, event: Event) -> None:
+    def deliver(index: int, event: RequestEvent) -> None:
         first(index, event)
-        if isinstance(event, Reading) and event.read > 0 and not second.events:
+        if isinstance(event, PrefillProgress) and event.processed_tokens > 0 and not second.events:
             scheduler.submit([asked([1, 2, 3], 8, "short")], second)
 
     scheduler.submit([long_request(16000)], deliver)
-    assert isinstance(second.end(), Done)
+    assert isinstance(second.end(), Finished)
     assert not reader.counts
-    assert isinstance(first.end(), Done)
+    assert isinstance(first.end(), Finished)
     assert reader.counts == [15999]
-    assert scheduler.figures.read == 16000 + 3
+    assert scheduler.stats.prompt_tokens == 16000 + 3
     assert second.tokens() == drawn(scheduler, [1, 2, 3], most=8)[0]
 
 
@@ -111,14 +111,14 @@ def test_a_second_long_prompt_is_read_meanwhile(model: Model) -> None:
     a, b = Heard(), Heard()
     with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
         scheduler.submit([asked(text_tokens(16000), 4, "a")], a)
-        second = Request([9, *text_tokens(6000)], max_tokens=4, progress=True, client="b")
+        second = GenerationRequest([9, *text_tokens(6000)], max_tokens=4, report_progress=True, client="b")
         scheduler.submit([second], b)
-        assert isinstance(a.end(), Done)
-        assert isinstance(b.end(), Done)
-    first_token = next(at for at, _, event in a.events if isinstance(event, Piece))
-    assert any(isinstance(event, Reading) and event.read and at < first_token for at, _, event in b.events)
+        assert isinstance(a.end(), Finished)
+        assert isinstance(b.end(), Finished)
+    first_token = next(at for at, _, event in a.events if isinstance(event, TextChunk))
+    assert any(isinstance(event, PrefillProgress) and event.processed_tokens and at < first_token for at, _, event in b.events)
     assert reader.counts[0] == 15999
-    assert scheduler.figures.read == 16000 + 6001
+    assert scheduler.stats.prompt_tokens == 16000 + 6001
 
 
 def test_the_reader_has_as_much_time_as_prompts_beside_it(
@@ -128,9 +128,9 @@ def test_the_reader_has_as_much_time_as_prompts_beside_it(
     reader = Always(model, options)
     taken: list[tuple[float, float]] = []
 
-    def timed(context: Context, parts: Sequence[Part]) -> list[int]:
+    def timed(context: Context, parts: Sequence[BatchEntry]) -> list[int]:
         begun = time.perf_counter()
-        places = step(context, parts)
+        places = decode_batch(context, parts)
         if any(len(part.tokens) > 1 for part in parts) and not reader.counts:
             taken.append((begun, time.perf_counter()))
         return places
@@ -140,7 +140,7 @@ def test_the_reader_has_as_much_time_as_prompts_beside_it(
     with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
         scheduler.submit([asked(text_tokens(16000), 4, "a")], a)
         scheduler.submit([asked([9, *text_tokens(16000)], 4, "b")], b)
-        assert isinstance(a.end(), Done)
+        assert isinstance(a.end(), Finished)
     assert len(taken) > 2
     for (begun, ended), (later, _) in pairwise(taken):
         assert later - ended >= ended - begun
@@ -150,16 +150,16 @@ def test_who_goes_away_stops_it(served: tuple[Scheduler, Always]) -> None:
     scheduler, reader = served
     heard, after = Heard(), Heard()
 
-    def deliver(index: int, event: Event) -> None:
+    def deliver(index: int, event: RequestEvent) -> None:
         heard(index, event)
-        if isinstance(event, Reading) and 0 < event.read < 12000:
+        if isinstance(event, PrefillProgress) and 0 < event.processed_tokens < 12000:
             ticket.cancel()
 
     ticket = scheduler.submit([long_request(16000)], deliver)
-    assert isinstance(heard.end(), Failed)
+    assert isinstance(heard.end(), RequestFailed)
     assert reader.counts[0] < 15999
     scheduler.submit([asked([1, 2, 3], 8)], after)
-    assert isinstance(after.end(), Done)
+    assert isinstance(after.end(), Finished)
 
 
 def test_where_nobody_else_could_be_served_it_goes_on(model: Model) -> None:
@@ -168,12 +168,12 @@ def test_where_nobody_else_could_be_served_it_goes_on(model: Model) -> None:
     first, second = Heard(), Heard()
     with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
 
-        def deliver(index: int, event: Event) -> None:
+        def deliver(index: int, event: RequestEvent) -> None:
             first(index, event)
-            if isinstance(event, Reading) and event.read > 0 and not second.events and not reader.counts:
+            if isinstance(event, PrefillProgress) and event.processed_tokens > 0 and not second.events and not reader.counts:
                 scheduler.submit([asked([1, 2, 3], 4, "short")], second)
 
         scheduler.submit([long_request(9000)], deliver)
-        assert isinstance(first.end(), Done)
-        assert isinstance(second.end(), Done)
+        assert isinstance(first.end(), Finished)
+        assert isinstance(second.end(), Finished)
     assert reader.counts == [8999]
