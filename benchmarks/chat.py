@@ -43,7 +43,7 @@ def main(path: str) -> None:
                     session.truncate(0)
                     session.prefill(prompt)
                     got = timed(
-                        seconds["pigguf"], lambda: list(session.generate(GREEDY, COUNT, lookup=False))
+                        seconds["pigguf"], lambda: list(session.generate(GREEDY, COUNT, prompt_lookup=False))
                     )
                     if got != expected[: len(got)]:
                         raise SystemExit(f"different tokens: {got[:8]} and {expected[:8]}")

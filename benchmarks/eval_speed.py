@@ -101,7 +101,7 @@ def alternately(
 
 def show(results: dict[tuple[str, int], Figures], windows: list[int], model: Path) -> None:
     with Model.open(model, vocab_only=True) as opened:
-        cache = {window: opened.cache_bytes(window) for window in windows}
+        cache = {window: opened.kv_cache_bytes(window) for window in windows}
     print(machine())
     print("| window | program | perplexity | wall, s | peak memory, MB | less the KV cache, MB |")
     print("|---|---|---|---|---|---|")

@@ -148,7 +148,7 @@ def pigguf_draws(model: Path, prompt: list[int]) -> Iterator[int | None]:
         session.truncate(0)
         yield None
         session.set_prompt(prompt)
-        yield from session.generate(SamplingParams(temperature=0), GENERATED, lookup=False)
+        yield from session.generate(SamplingParams(temperature=0), GENERATED, prompt_lookup=False)
 
 
 GENERATE = {

@@ -27,7 +27,7 @@ PASSAGES, BEGINNING, COUNT, ROUNDS = (400, 1600), 40, 256, 9
 QUESTION = "<|im_start|>user\nInvent a story about a lighthouse.<|im_end|>\n<|im_start|>assistant\n"
 GREEDY, NEW = (
     SamplingParams(temperature=0),
-    SamplingParams(temperature=0, repeat_penalty=1.3, repeat_last=512),
+    SamplingParams(temperature=0, repeat_penalty=1.3, repeat_last_n=512),
 )
 
 
@@ -59,14 +59,14 @@ def row(session: Session, prompt: list[int], sampling: SamplingParams) -> str:
             session.truncate(0)
             session.prefill(prompt)
             begun = time.perf_counter()
-            texts[lookup] = list(session.generate(sampling, COUNT, lookup=lookup))
+            texts[lookup] = list(session.generate(sampling, COUNT, prompt_lookup=lookup))
             speeds[lookup].append(len(texts[lookup]) / (time.perf_counter() - begun))
     plain, quick = (statistics.median(speeds[lookup]) for lookup in (False, True))
     pairs = enumerate(zip(texts[False], texts[True], strict=False))
     alike = next((i for i, (one, other) in pairs if one != other), len(texts[False]))
     return (
-        f"{plain:.1f} | {quick:.1f} | {quick / plain:.2f} | {session.drafted // ROUNDS} "
-        f"| {session.accepted // ROUNDS} | {alike} of {len(texts[False])}"
+        f"{plain:.1f} | {quick:.1f} | {quick / plain:.2f} | {session.n_drafted // ROUNDS} "
+        f"| {session.n_accepted // ROUNDS} | {alike} of {len(texts[False])}"
     )
 
 

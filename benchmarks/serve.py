@@ -134,7 +134,7 @@ class Passages:
     def __init__(self, model: Path, text: Path) -> None:
         with Model.open(model, vocab_only=True) as vocabulary:
             self._pieces = [
-                vocabulary.piece(token) for token in vocabulary.tokenize(text.read_text(encoding="utf-8"))
+                vocabulary.token_to_piece(token) for token in vocabulary.tokenize(text.read_text(encoding="utf-8"))
             ]
         self._next = 0
 

@@ -166,7 +166,7 @@ def child(model: Path, size: Size, workers: tuple[str, ...]) -> Measured:
             session.truncate(0)
             begun = time.perf_counter()
             session.prefill(prompt)
-            generation = session.generate(SamplingParams(temperature=0), size.generated + 1, lookup=False)
+            generation = session.generate(SamplingParams(temperature=0), size.generated + 1, prompt_lookup=False)
             tokens = [next(generation)]
             read = time.perf_counter()
             tokens += generation
