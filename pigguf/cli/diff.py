@@ -14,7 +14,7 @@ from pigguf.cli.metadata_values import as_data, brief, kind, plain
 from pigguf.cli.options import PATH, json_option
 from pigguf.gguf_io import GGUFTensor
 from pigguf.gguf_io.metadata import Typed
-from pigguf.operations.diff import Difference, KeyDifference, TensorDifference, diff
+from pigguf.operations.diff import DiffResult, KeyDifference, TensorDifference, diff
 
 _WIDTH = 60  # of a value in a table
 
@@ -52,7 +52,7 @@ def command(ctx: click.Context, a: Path, b: Path, no_data: bool, as_json: bool) 
         ctx.exit(exit_codes.FOUND.code)
 
 
-def _show(difference: Difference) -> None:
+def _show(difference: DiffResult) -> None:
     render.facts(
         [
             ("A", difference.a),
@@ -75,12 +75,12 @@ def _count(differing: int, same: int) -> str:
     return f"{differing:,} differ, {same:,} are the same" if differing else f"all {same:,} are the same"
 
 
-def _not_compared(difference: Difference) -> str:
+def _not_compared(difference: DiffResult) -> str:
     return "" if difference.compared_data else ", by shape and type alone"
 
 
 def _key_row(found: KeyDifference) -> tuple[str, str, str]:
-    return found.key, _side(found.a, found.first), _side(found.b, found.first)
+    return found.key, _side(found.a, found.first_difference), _side(found.b, found.first_difference)
 
 
 def _side(typed: Typed | None, first: int | None) -> str:
@@ -94,7 +94,7 @@ def _side(typed: Typed | None, first: int | None) -> str:
 
 
 def _tensor_row(found: TensorDifference) -> tuple[str, ...]:
-    numbers = (found.bytes, found.rows), (found.max_abs, found.rms_relative)
+    numbers = (found.differing_bytes, found.differing_rows), (found.max_abs, found.rms_relative)
     counts, sizes = numbers
     return (
         found.name,
@@ -109,7 +109,7 @@ def _tensor(tensor: GGUFTensor | None) -> str:
     return "-" if tensor is None else f"{tensor.type.name} {list(tensor.shape)}"
 
 
-def _as_data(difference: Difference) -> dict[str, Any]:
+def _as_data(difference: DiffResult) -> dict[str, Any]:
     return {
         "a": str(difference.a),
         "b": str(difference.b),
@@ -120,9 +120,9 @@ def _as_data(difference: Difference) -> dict[str, Any]:
         "metadata": [
             {
                 "key": found.key,
-                "first_difference": found.first,
-                "a": _value_data(found.a, found.first),
-                "b": _value_data(found.b, found.first),
+                "first_difference": found.first_difference,
+                "a": _value_data(found.a, found.first_difference),
+                "b": _value_data(found.b, found.first_difference),
             }
             for found in difference.metadata
         ],
@@ -131,8 +131,8 @@ def _as_data(difference: Difference) -> dict[str, Any]:
                 "name": found.name,
                 "a": _tensor_data(found.a),
                 "b": _tensor_data(found.b),
-                "differing_bytes": found.bytes,
-                "differing_rows": found.rows,
+                "differing_bytes": found.differing_bytes,
+                "differing_rows": found.differing_rows,
                 "max_abs": _number(found.max_abs),
                 "rms_relative": _number(found.rms_relative),
             }

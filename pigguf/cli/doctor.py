@@ -13,7 +13,7 @@ from pigguf.cli.options import json_option
 from pigguf.errors import BackendUnavailable
 from pigguf.inference.engine.devices import Device
 from pigguf.inference.engine_build.build_plan import BuildRecord
-from pigguf.operations.doctor import Diagnosis, Facts, diagnose
+from pigguf.operations.doctor import Diagnosis, SystemFacts, diagnose
 
 
 @click.command(epilog="\b\nExample:\n  pigguf doctor\n  pigguf doctor --json | jq .findings")
@@ -51,12 +51,12 @@ def _show(diagnosis: Diagnosis) -> None:
         )
 
 
-def _versions(facts: Facts) -> list[tuple[str, str]]:
+def _versions(facts: SystemFacts) -> list[tuple[str, str]]:
     needed = [(package.name, package.installed or "missing") for package in facts.packages]
     return [("pigguf", facts.pigguf), ("Python", f"{facts.python} on {facts.system}"), *needed]
 
 
-def _engine(facts: Facts) -> list[tuple[str, str]]:
+def _engine(facts: SystemFacts) -> list[tuple[str, str]]:
     engine = facts.engine
     rows = [("built", _built(facts.record))]
     if engine.devices:
@@ -83,7 +83,7 @@ def _device(device: Device) -> str:
     return f"{device.name}: {device.description} ({device.backend}{memory})"
 
 
-def _machine(facts: Facts) -> list[tuple[str, str]]:
+def _machine(facts: SystemFacts) -> list[tuple[str, str]]:
     machine = facts.machine
     gpu = "yes" if machine.nvidia_gpu else "none found"
     return [

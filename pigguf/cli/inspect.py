@@ -11,7 +11,7 @@ from pigguf.cli import render
 from pigguf.cli.formatting import size
 from pigguf.cli.metadata_values import brief, kind, plain
 from pigguf.cli.options import PATH, json_option
-from pigguf.operations.inspect import Report, inspect
+from pigguf.operations.inspect import InspectionReport, inspect
 from pigguf.rope import RopeScaling
 
 
@@ -38,7 +38,7 @@ def command(path: Path, keys: bool, as_json: bool) -> None:
         _show(report)
 
 
-def _show(report: Report) -> None:
+def _show(report: InspectionReport) -> None:
     rope = report.rope
     rows: list[tuple[str, object]] = [("file", f"{report.path}, {size(report.bytes)}")]
     if len(report.parts) > 1:
@@ -75,7 +75,7 @@ def _rope(rope: RopeScaling) -> str:
     return ", ".join(said)
 
 
-def _shape(report: Report) -> str:
+def _shape(report: InspectionReport) -> str:
     return (
         f"{_known(report.layers)} layers of {_known(report.embedding_length)}, "
         f"{_known(report.heads)} heads, {_known(report.kv_heads)} KV heads"
@@ -86,21 +86,21 @@ def _known(count: int | None) -> str:
     return "?" if count is None else f"{count:,}"
 
 
-def _tokenizer(report: Report) -> str:
+def _tokenizer(report: InspectionReport) -> str:
     if report.tokenizer is None:
         return "none"
     template = "with a chat template" if report.chat_template else "no chat template"
     return f"{report.tokenizer}, {_known(report.tokens)} tokens, {template}"
 
 
-def _show_keys(report: Report, as_json: bool) -> None:
+def _show_keys(report: InspectionReport, as_json: bool) -> None:
     if as_json:
         render.json({key: plain(typed.value) for key, typed in report.metadata.items()})
         return
     render.facts((f"{key} ({kind(typed)})", brief(typed)) for key, typed in report.metadata.items())
 
 
-def _as_data(report: Report) -> dict[str, Any]:
+def _as_data(report: InspectionReport) -> dict[str, Any]:
     return {
         "path": str(report.path),
         "bytes": report.bytes,

@@ -14,8 +14,8 @@ from pigguf.cli.metadata_values import as_data, brief, kind
 from pigguf.cli.options import PATH, json_option
 from pigguf.cli.signals import tidy_termination
 from pigguf.errors import UsageError
-from pigguf.operations.lint import Advice, Finding, mending
-from pigguf.operations.repair import Change, RepairResult, repair
+from pigguf.operations.lint import Advice, LintFinding, mending
+from pigguf.operations.repair import KeyChange, RepairResult, repair
 from pigguf.rope import RopeOverrides
 
 
@@ -110,8 +110,8 @@ def _show_findings(result: RepairResult) -> None:
     for finding in result.findings:
         rows: list[tuple[str, object]] = [("what", finding.message)]
         rows += [("found", evidence) for evidence in finding.evidence]
-        rows += [_advice_row(result.source, advice) for advice in finding.advice]
-        if not finding.advice:
+        rows += [_advice_row(result.source, advice) for advice in finding.fixes]
+        if not finding.fixes:
             rows.append(("mend", "nothing in the file says how: --rope-factor, --context, --set or --remove"))
         render.facts(rows, title=f"\n{finding.problem}")
     options = mending(result.findings)
@@ -163,7 +163,7 @@ def _as_data(result: RepairResult) -> dict[str, Any]:
     }
 
 
-def _finding_data(path: Path, finding: Finding) -> dict[str, Any]:
+def _finding_data(path: Path, finding: LintFinding) -> dict[str, Any]:
     return {
         "problem": finding.problem,
         "message": finding.message,
@@ -172,7 +172,7 @@ def _finding_data(path: Path, finding: Finding) -> dict[str, Any]:
         ],
         "advice": [
             {"command": _words(path, advice.options), "condition": advice.condition or None}
-            for advice in finding.advice
+            for advice in finding.fixes
         ],
     }
 
@@ -181,7 +181,7 @@ def _words(path: Path, options: Sequence[str]) -> list[str] | None:
     return ["pigguf", "repair", str(path), *options] if options else None
 
 
-def _change_data(change: Change) -> dict[str, Any]:
+def _change_data(change: KeyChange) -> dict[str, Any]:
     return {
         "key": change.key,
         "old": None if change.old is None else as_data(change.old),

@@ -13,11 +13,11 @@ from pigguf.cli.options import PATH, SOURCE, json_option
 from pigguf.operations.lint import POSITION_KEYS
 from pigguf.operations.verify import (
     TOKENS,
-    Depth,
+    DepthComparison,
     Discrepancy,
-    Part,
-    Predictions,
-    Verification,
+    VerificationPart,
+    LogitsComparison,
+    VerificationResult,
     verify,
 )
 
@@ -107,68 +107,68 @@ def command(
         ctx.exit(exit_codes.MODEL.code)
 
 
-def _show(found: Verification) -> None:
+def _show(found: VerificationResult) -> None:
     render.facts(
         [
-            ("file", f"{found.file}, weights of {found.predictions.type}"),
+            ("file", f"{found.file}, weights of {found.logits.type}"),
             ("source", found.source),
             ("structure", _part(found.structure)),
             ("tokenizer", _part(found.tokenizer)),
             ("weights", _part(found.weights, "tensors")),
-            ("predictions", _predictions(found.predictions, found.context_length)),
+            ("predictions", _predictions(found.logits, found.context_length)),
             ("verdict", found.verdict),
         ]
     )
     _list("differs", found.differences)
     _list("notes", found.notes)
-    if any(difference.what.endswith(_POSITION_KEYS) for difference in found.structure.differences):
+    if any(difference.name.endswith(_POSITION_KEYS) for difference in found.structure.differences):
         render.note(f"hint: `pigguf repair {found.file}` tells what would mend its positions")
-    if found.predictions.depths:
+    if found.logits.depths:
         click.echo()
         headers = ["depth", "tokens", "mean KL", "at most", "same top, %", "log p, file", "log p, source", ""]
-        render.table(headers, map(_row, found.predictions.depths), right=headers[:-1])
+        render.table(headers, map(_row, found.logits.depths), right=headers[:-1])
 
 
 def _list(title: str, discrepancies: Iterable[Discrepancy]) -> None:
-    rows = [(found.what, found.told) for found in discrepancies]
+    rows = [(found.name, found.description) for found in discrepancies]
     if rows:
         click.echo()
         more = [("...", f"{len(rows) - _SHOWN:,} more: --json has them all")] if len(rows) > _SHOWN else []
         render.facts(rows[:_SHOWN] + more, title)
 
 
-def _part(part: Part, what: str = "facts") -> str:
+def _part(part: VerificationPart, what: str = "facts") -> str:
     notes = f", notes: {len(part.notes):,}" if part.notes else ""
     if part.differences:
         return f"different: {len(part.differences):,} of {part.compared:,} {what}{notes}"
     return f"same: {part.compared:,} {what}{notes}"
 
 
-def _predictions(found: Predictions, window: int) -> str:
-    if found.refused:
-        return f"not compared: {found.refused}"
+def _predictions(found: LogitsComparison, window: int) -> str:
+    if found.skipped_reason:
+        return f"not compared: {found.skipped_reason}"
     deepest = found.depths[-1].depth
     seen = f"of {found.text}, to {deepest:,} tokens of a window of {window:,}"
-    if found.breaks_at is not None:
-        return f"different from depth {found.breaks_at:,} on, {seen}"
+    if found.first_failing_depth is not None:
+        return f"different from depth {found.first_failing_depth:,} on, {seen}"
     return f"{found.verdict}, {seen}"
 
 
-def _row(depth: Depth) -> tuple[str, ...]:
+def _row(depth: DepthComparison) -> tuple[str, ...]:
     return (
         f"{depth.depth:,}",
         f"{depth.tokens}",
-        f"{depth.divergence:.3g}",
-        f"{depth.limit:.3g}",
+        f"{depth.kl_divergence:.3g}",
+        f"{depth.kl_limit:.3g}",
         f"{100 * depth.same_top:.1f}",
         f"{depth.log_p:.3f}",
         f"{depth.source_log_p:.3f}",
-        "" if depth.holds else "too far",
+        "" if depth.within_limit else "too far",
     )
 
 
-def _as_data(found: Verification) -> dict[str, Any]:
-    predictions = found.predictions
+def _as_data(found: VerificationResult) -> dict[str, Any]:
+    predictions = found.logits
     return {
         "file": str(found.file),
         "source": found.source,
@@ -179,17 +179,17 @@ def _as_data(found: Verification) -> dict[str, Any]:
         "weights": _part_data(found.weights),
         "predictions": {
             "verdict": predictions.verdict,
-            "refused": predictions.refused or None,
+            "refused": predictions.skipped_reason or None,
             "type": predictions.type,
             "text": predictions.text,
-            "breaks_at": predictions.breaks_at,
+            "breaks_at": predictions.first_failing_depth,
             "depths": [
                 {
                     "depth": depth.depth,
                     "tokens": depth.tokens,
-                    "mean_kl": depth.divergence,
-                    "limit": depth.limit,
-                    "holds": depth.holds,
+                    "mean_kl": depth.kl_divergence,
+                    "limit": depth.kl_limit,
+                    "holds": depth.within_limit,
                     "same_top": depth.same_top,
                     "log_p": depth.log_p,
                     "source_log_p": depth.source_log_p,
@@ -200,10 +200,10 @@ def _as_data(found: Verification) -> dict[str, Any]:
     }
 
 
-def _part_data(part: Part) -> dict[str, Any]:
+def _part_data(part: VerificationPart) -> dict[str, Any]:
     return {
         "verdict": part.verdict,
         "compared": part.compared,
-        "differences": [{"what": found.what, "told": found.told} for found in part.differences],
-        "notes": [{"what": found.what, "told": found.told} for found in part.notes],
+        "differences": [{"what": found.name, "told": found.description} for found in part.differences],
+        "notes": [{"what": found.name, "told": found.description} for found in part.notes],
     }

@@ -10,19 +10,19 @@ a question, quotes.py where an answer's words stand.
 Left out: what is asked about them (chat/document_qa.py, chat/summarization.py).
 """
 
-from pigguf.documents.chunking import cut
-from pigguf.documents.document import Document, Passage, Place
-from pigguf.documents.formats import read_file
-from pigguf.documents.load_documents import MOST_CHARACTERS, Collection, LeftOut, read_documents
+from pigguf.documents.chunking import split_document
+from pigguf.documents.document import Document, Passage, SourceLocation
+from pigguf.documents.formats import load_document
+from pigguf.documents.loader import MAX_CHARACTERS, DocumentCollection, SkippedFile, load_documents
 
 __all__ = [
-    "MOST_CHARACTERS",
-    "Collection",
+    "MAX_CHARACTERS",
+    "DocumentCollection",
     "Document",
-    "LeftOut",
+    "SkippedFile",
     "Passage",
-    "Place",
-    "cut",
-    "read_documents",
-    "read_file",
+    "SourceLocation",
+    "split_document",
+    "load_documents",
+    "load_document",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pigguf.documents.document import Passage
-from pigguf.documents.format_errors import needed
+from pigguf.documents.parser_errors import require_package
 from pigguf.progress import SILENT, Progress, stage
 
 _UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai, Lao, kana, Han
@@ -27,7 +27,7 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-class Index:
+class BM25Index:
     """The words of passages, to be searched.
 
     Args:
@@ -38,7 +38,7 @@ class Index:
     """
 
     def __init__(self, passages: Sequence[Passage], progress: Progress = SILENT) -> None:
-        with needed("choosing passages of documents that do not fit the window"):
+        with require_package("choosing passages of documents that do not fit the window"):
             import bm25s
             from bm25s.tokenization import Tokenized
         vocabulary: dict[str, int] = {}

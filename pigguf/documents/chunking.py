@@ -13,12 +13,12 @@ _LEAST = 200  # characters
 _BORDERS = ("\n\n", "\n", ". ", " ")
 
 
-def passage_size(window: int) -> int:
+def passage_size(context_length: int) -> int:
     """Characters of a passage, for a window of so many tokens to hold some."""
-    return max(_LEAST, min(_SIZE, 3 * window // _PASSAGES))
+    return max(_LEAST, min(_SIZE, 3 * context_length // _PASSAGES))
 
 
-def cut(document: Document, size: int, start: int = 0, stop: int | None = None) -> Iterator[Passage]:
+def split_document(document: Document, size: int, start: int = 0, stop: int | None = None) -> Iterator[Passage]:
     """All of a document's text in order, but for blank lines between, in passages of `size` characters at
     most, and of half as many at least except where it ends; or of text[start:stop] alone."""
     stop = len(document.text) if stop is None else stop
@@ -29,17 +29,17 @@ def cut(document: Document, size: int, start: int = 0, stop: int | None = None) 
         start = end
 
 
-def paragraphs(document: Document, size: int) -> Iterator[Passage]:
+def split_by_paragraph(document: Document, size: int) -> Iterator[Passage]:
     """As cut, but a passage ends with each paragraph, however short."""
     start = 0
     while start < len(document.text):
         end = document.text.find(_mark(document), start)
         end = len(document.text) if end < 0 else end + len(_mark(document))
-        yield from cut(document, size, start, end)
+        yield from split_document(document, size, start, end)
         start = end
 
 
-def ends_a_paragraph(passage: Passage) -> bool:
+def ends_at_paragraph(passage: Passage) -> bool:
     """Whether a border of paragraphs follows."""
     return passage.document.text.startswith(_mark(passage.document), passage.stop)
 

@@ -12,16 +12,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pigguf.documents.document import Passage, Place
+from pigguf.documents.document import Passage, SourceLocation
 
-WORDS = 4
+MIN_QUOTE_WORDS = 4
 """Fewer words in common say little."""
 
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
-class Quote:
+class QuoteMatch:
     """
     Attributes:
         text: as the document has it, on one line.
@@ -30,8 +30,8 @@ class Quote:
     """
 
     text: str
-    passage: int
-    place: Place
+    passage_index: int
+    location: SourceLocation
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ class _Word:
     stop: int
 
 
-def find_quotes(answer: str, passages: Sequence[Passage]) -> Iterator[Quote]:
+def find_quotes(answer: str, passages: Sequence[Passage]) -> Iterator[QuoteMatch]:
     """What the answer says in the passages' own words, in the answer's order."""
     said = _words(answer)
     read = [_words(passage.text) for passage in passages]
     runs = _runs_of(said)
     places: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
     for index, text in enumerate(read):
-        for at in range(len(text) - WORDS + 1):
-            run = tuple(word.text for word in text[at : at + WORDS])
+        for at in range(len(text) - MIN_QUOTE_WORDS + 1):
+            run = tuple(word.text for word in text[at : at + MIN_QUOTE_WORDS])
             if run in runs:
                 places[run].append((index, at))
     at = 0
-    while at <= len(said) - WORDS:
-        found = places.get(tuple(word.text for word in said[at : at + WORDS]))
+    while at <= len(said) - MIN_QUOTE_WORDS:
+        found = places.get(tuple(word.text for word in said[at : at + MIN_QUOTE_WORDS]))
         if found is None:
             at += 1
             continue
@@ -69,7 +69,7 @@ def _words(text: str) -> list[_Word]:
 
 
 def _runs_of(words: list[_Word]) -> set[tuple[str, ...]]:
-    return {tuple(word.text for word in words[at : at + WORDS]) for at in range(len(words) - WORDS + 1)}
+    return {tuple(word.text for word in words[at : at + MIN_QUOTE_WORDS]) for at in range(len(words) - MIN_QUOTE_WORDS + 1)}
 
 
 def _shared(some: list[_Word], others: list[_Word]) -> int:
@@ -78,7 +78,7 @@ def _shared(some: list[_Word], others: list[_Word]) -> int:
     return next((i for i, (x, y) in enumerate(pairs) if x.text != y.text), min(len(some), len(others)))
 
 
-def _quote(passage: Passage, index: int, first: _Word, last: _Word) -> Quote:
+def _quote(passage: Passage, index: int, first: _Word, last: _Word) -> QuoteMatch:
     start, stop = passage.start + first.start, passage.start + last.stop
     text = " ".join(passage.document.text[start:stop].split())
-    return Quote(text, index, passage.document.place(start, stop))
+    return QuoteMatch(text, index, passage.document.location(start, stop))

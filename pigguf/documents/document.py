@@ -16,11 +16,11 @@ from typing import Literal
 
 from pigguf.errors import TextError
 
-Unit = Literal["line", "page", "paragraph", "chapter"]
+LocationUnit = Literal["line", "page", "paragraph", "chapter"]
 """What the places of a document count."""
 
 
-class TooLong(TextError):
+class DocumentTooLong(TextError):
     """More text than is held at once."""
 
     def __init__(self, path: Path, most: int) -> None:
@@ -31,7 +31,7 @@ class TooLong(TextError):
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """Where a stretch of text stands, for a person to find: "novel.txt:12-40", "report.pdf, page 3".
 
     Attributes:
@@ -41,7 +41,7 @@ class Place:
     """
 
     file: str
-    unit: Unit
+    unit: LocationUnit
     first: int
     last: int
     titles: tuple[str, ...] = ()
@@ -70,14 +70,14 @@ class Document:
 
     path: Path
     name: str
-    unit: Unit
+    unit: LocationUnit
     text: str
     starts: Sequence[int]
     numbers: Sequence[int]
     titles: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
-    def of_text(cls, path: Path, text: str) -> Document:
+    def from_text(cls, path: Path, text: str) -> Document:
         """A text whose places are its own lines."""
         starts, end = array("Q", [0]), text.find("\n")
         while end >= 0:
@@ -86,10 +86,10 @@ class Document:
         return cls(path, path.name, "line", text, starts, range(1, len(starts) + 1))
 
     @classmethod
-    def of_lines(
+    def from_numbered_lines(
         cls,
         path: Path,
-        unit: Unit,
+        unit: LocationUnit,
         lines: Iterable[tuple[int, str]],
         most: int,
         titles: Mapping[int, str] | None = None,
@@ -107,14 +107,14 @@ class Document:
             texts.append(line)
             length += len(line) + 1
             if length > most:
-                raise TooLong(path, most)
+                raise DocumentTooLong(path, most)
         return cls(path, path.name, unit, "\n".join(texts), starts, numbers, titles or {})
 
-    def place(self, start: int, stop: int, file: str | None = None) -> Place:
+    def location(self, start: int, stop: int, file: str | None = None) -> SourceLocation:
         """Where text[start:stop] stands; `file` is what the place calls the document, by default its path."""
         first, last = self._number(start), self._number(max(start, stop - 1))
         titles = tuple(self.titles[number] for number in range(first, last + 1) if number in self.titles)
-        return Place(file or str(self.path), self.unit, first, last, titles)
+        return SourceLocation(file or str(self.path), self.unit, first, last, titles)
 
     def _number(self, offset: int) -> int:
         return self.numbers[bisect_right(self.starts, offset) - 1]
@@ -133,10 +133,10 @@ class Passage:
         return self.document.text[self.start : self.stop]
 
     @property
-    def place(self) -> Place:
-        return self.document.place(self.start, self.stop)
+    def location(self) -> SourceLocation:
+        return self.document.location(self.start, self.stop)
 
     @property
     def label(self) -> str:
         """The place as a prompt says it, by the document's short name."""
-        return str(self.document.place(self.start, self.stop, self.document.name))
+        return str(self.document.location(self.start, self.stop, self.document.name))

@@ -15,7 +15,7 @@ from pathlib import Path
 from xml.etree.ElementTree import XMLParser
 
 from pigguf.documents.document import Document
-from pigguf.documents.zip_archive import MOST_UNPACKED, Archive, opened_archive
+from pigguf.documents.zip_archive import MAX_UNPACKED_BYTES, ZipArchive, open_zip_archive
 
 _BODY = "word/document.xml"
 _PARTS = (_BODY, "word/footnotes.xml", "word/endnotes.xml")
@@ -29,11 +29,11 @@ def read(path: Path, most: int) -> Document:
         TextError: it is damaged, or unpacks to more than an honest one does.
         TooLong: over `most` characters.
     """
-    with opened_archive(path, "DOCX") as archive:
-        return Document.of_lines(path, "paragraph", _lines(archive), most)
+    with open_zip_archive(path, "DOCX") as archive:
+        return Document.from_numbered_lines(path, "paragraph", _lines(archive), most)
 
 
-def _lines(archive: Archive) -> Iterator[tuple[int, str]]:
+def _lines(archive: ZipArchive) -> Iterator[tuple[int, str]]:
     number = 0
     for name in _PARTS:
         if name != _BODY and name not in archive:
@@ -44,11 +44,11 @@ def _lines(archive: Archive) -> Iterator[tuple[int, str]]:
                 yield number, line
 
 
-def _paragraphs(archive: Archive, name: str) -> Iterator[str]:
+def _paragraphs(archive: ZipArchive, name: str) -> Iterator[str]:
     """Each paragraph or table row that has text."""
     body = _Body()
     parser = XMLParser(target=body)
-    with archive.open(name, MOST_UNPACKED) as part:
+    with archive.open(name, MAX_UNPACKED_BYTES) as part:
         while block := part.read(_BLOCK):
             parser.feed(block)
             yield from body.taken()

@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 from pigguf.common.text_decoding import decode_text
 from pigguf.documents.document import Document
 from pigguf.documents.html import html_lines
-from pigguf.documents.zip_archive import Archive, opened_archive
+from pigguf.documents.zip_archive import ZipArchive, open_zip_archive
 from pigguf.errors import TextError
 
 _CONTAINER = "META-INF/container.xml"
@@ -32,30 +32,30 @@ def read(path: Path, most: int) -> Document:
         TextError: it is damaged, locked, or unpacks to more than an honest one does.
         TooLong: over `most` characters.
     """
-    with opened_archive(path, "EPUB") as archive:
+    with open_zip_archive(path, "EPUB") as archive:
         package = _package(archive)
         parts = _spine(archive, package)
         _refuse_locked(path, archive, parts)
         titles = _titles(archive, package)
         numbered = {number: titles[part] for number, part in enumerate(parts, start=1) if part in titles}
-        return Document.of_lines(path, "chapter", _lines(path, archive, parts), most, numbered)
+        return Document.from_numbered_lines(path, "chapter", _lines(path, archive, parts), most, numbered)
 
 
-def _lines(path: Path, archive: Archive, parts: Sequence[str]) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, archive: ZipArchive, parts: Sequence[str]) -> Iterator[tuple[int, str]]:
     for number, part in enumerate(parts, start=1):
         for _, line in html_lines(decode_text(archive.read(part), f"{path}: {part}")):
             yield number, line
         yield number, ""
 
 
-def _package(archive: Archive) -> str:
+def _package(archive: ZipArchive) -> str:
     """The part that lists the others."""
     for rootfile in _found(_tree(archive, _CONTAINER), "rootfile"):
         return rootfile.get("full-path", "")
     raise ValueError(f"{_CONTAINER} names no package")
 
 
-def _spine(archive: Archive, package: str) -> list[str]:
+def _spine(archive: ZipArchive, package: str) -> list[str]:
     """The parts that are read, in order, by their names in the archive."""
     tree = _tree(archive, package)
     items = {
@@ -67,7 +67,7 @@ def _spine(archive: Archive, package: str) -> list[str]:
     return [_resolved(package, href) for href in wanted if href]
 
 
-def _titles(archive: Archive, package: str) -> dict[str, str]:
+def _titles(archive: ZipArchive, package: str) -> dict[str, str]:
     """The title of each part that the table of contents names, the first where it names several."""
     titles: dict[str, str] = {}
     for item in _found(_tree(archive, package), "item"):
@@ -90,7 +90,7 @@ def _entries(contents: Element) -> Iterator[tuple[str, str]]:
             yield content.get("src", ""), _words(label)
 
 
-def _refuse_locked(path: Path, archive: Archive, parts: Sequence[str]) -> None:
+def _refuse_locked(path: Path, archive: ZipArchive, parts: Sequence[str]) -> None:
     if _ENCRYPTION not in archive:
         return
     locked = {unquote(r.get("URI", "")) for r in _found(_tree(archive, _ENCRYPTION), "CipherReference")}
@@ -98,7 +98,7 @@ def _refuse_locked(path: Path, archive: Archive, parts: Sequence[str]) -> None:
         raise TextError(f"{path} is locked by DRM: its text is encrypted", "take a copy without it")
 
 
-def _tree(archive: Archive, name: str) -> Element:
+def _tree(archive: ZipArchive, name: str) -> Element:
     return ElementTree.fromstring(archive.read(name, _MOST_INDEX))
 
 

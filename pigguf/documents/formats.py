@@ -21,7 +21,7 @@ _CONVERT = "take out its text first"
 
 
 @dataclass(frozen=True)
-class Format:
+class DocumentFormat:
     """
     Attributes:
         suffixes: names of such files end so.
@@ -32,22 +32,22 @@ class Format:
 
     name: str
     suffixes: tuple[str, ...]
-    holds: bytes
-    begins: re.Pattern[bytes] | None
-    reader: str
+    magic: bytes
+    header_pattern: re.Pattern[bytes] | None
+    reader_module: str
 
 
-FORMATS = (
-    Format("PDF", (".pdf",), b"%PDF-", re.compile(rb"%PDF-\d"), "pigguf.documents.pdf"),
-    Format("DOCX", (".docx", ".docm"), b"PK\x03\x04", None, "pigguf.documents.docx"),
-    Format(
+DOCUMENT_FORMATS = (
+    DocumentFormat("PDF", (".pdf",), b"%PDF-", re.compile(rb"%PDF-\d"), "pigguf.documents.pdf"),
+    DocumentFormat("DOCX", (".docx", ".docm"), b"PK\x03\x04", None, "pigguf.documents.docx"),
+    DocumentFormat(
         "EPUB",
         (".epub",),
         b"PK\x03\x04",
         re.compile(rb"PK\x03\x04.{26}mimetypeapplication/epub\+zip", re.DOTALL),
         "pigguf.documents.epub",
     ),
-    Format(
+    DocumentFormat(
         "HTML",
         (".html", ".htm", ".xhtml"),
         b"",
@@ -55,7 +55,7 @@ FORMATS = (
         "pigguf.documents.html",
     ),
 )
-TEXT = Format("text", (), b"", None, "pigguf.documents.plain_text")
+PLAIN_TEXT = DocumentFormat("text", (), b"", None, "pigguf.documents.plain_text")
 
 # What begins so holds no text: its name, and what to do
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
@@ -72,7 +72,7 @@ _OTHERS: tuple[tuple[bytes, str, str], ...] = (
 )  # fmt: skip
 
 
-def read_file(path: Path, most: int) -> Document:
+def load_document(path: Path, max_characters: int) -> Document:
     """A file as a document, by whatever format it has.
 
     Args:
@@ -86,8 +86,8 @@ def read_file(path: Path, most: int) -> Document:
         ReadError: the system refuses it.
     """
     try:
-        found = find_format(path)
-        document = cast(_Reader, import_module(found.reader)).read(path, most)
+        found = detect_format(path)
+        document = cast(_Reader, import_module(found.reader_module)).read(path, max_characters)
     except OSError as error:
         raise unreadable(path, error) from error
     if not document.text.strip():
@@ -95,7 +95,7 @@ def read_file(path: Path, most: int) -> Document:
     return document
 
 
-def find_format(path: Path) -> Format:
+def detect_format(path: Path) -> DocumentFormat:
     """What reads a file.
 
     Raises:
@@ -107,21 +107,21 @@ def find_format(path: Path) -> Format:
         raise TextError(f"{path} is no regular file", "name a file or a folder")
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    for known in FORMATS:
-        if path.suffix.lower() in known.suffixes and known.holds in head[:1024]:
+    for known in DOCUMENT_FORMATS:
+        if path.suffix.lower() in known.suffixes and known.magic in head[:1024]:
             return known
-    for known in FORMATS:
-        if known.begins and known.begins.match(head):
+    for known in DOCUMENT_FORMATS:
+        if known.header_pattern and known.header_pattern.match(head):
             return known
     for beginning, kind, hint in _OTHERS:
         if head.startswith(beginning):
             raise TextError(f"{path} is {kind}, not a document", hint)
-    for known in FORMATS:
-        if path.suffix.lower() in known.suffixes and known.holds:
+    for known in DOCUMENT_FORMATS:
+        if path.suffix.lower() in known.suffixes and known.magic:
             raise TextError(f"{path} is a damaged {known.name}, or none", "download it again")
     if b"\0" in head:
         raise TextError(f"{path} is a binary file, not a document", _CONVERT)
-    return TEXT
+    return PLAIN_TEXT
 
 
 class _Reader(Protocol):

@@ -32,7 +32,7 @@ def read(path: Path, most: int) -> Document:
         TooLong: over `most` bytes.
         UsageError: it is not UTF-8.
     """
-    return Document.of_lines(path, "line", html_lines(read_text(path, most)), most)
+    return Document.from_numbered_lines(path, "line", html_lines(read_text(path, most)), most)
 
 
 def html_lines(text: str) -> Iterator[tuple[int, str]]:

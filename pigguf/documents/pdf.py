@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pigguf.documents.document import Document
-from pigguf.documents.format_errors import damage_told, needed
+from pigguf.documents.parser_errors import report_damaged, require_package
 from pigguf.errors import TextError
 
 _log = logging.getLogger("pigguf")
@@ -30,12 +30,12 @@ def read(path: Path, most: int) -> Document:
         TextError: it is encrypted, damaged, or was scanned and holds no text.
         TooLong: over `most` characters.
     """
-    with needed("reading a PDF"):
+    with require_package("reading a PDF"):
         import pypdfium2
     scanned: list[int] = []
-    with _turn, damage_told(path, "PDF"), _opened(path, pypdfium2) as pdf:
+    with _turn, report_damaged(path, "PDF"), _opened(path, pypdfium2) as pdf:
         pages = len(pdf)
-        document = Document.of_lines(path, "page", _lines(pdf, scanned, pypdfium2), most)
+        document = Document.from_numbered_lines(path, "page", _lines(pdf, scanned, pypdfium2), most)
     if scanned and not document.text.strip():
         raise TextError(
             f"{path} was scanned: {pages:,} pages of pictures without text",

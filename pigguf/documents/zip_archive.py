@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pigguf.documents.format_errors import damage_told
+from pigguf.documents.parser_errors import report_damaged
 from pigguf.errors import TextError
 
-MOST_UNPACKED = 256 << 20
+MAX_UNPACKED_BYTES = 256 << 20
 """Bytes that one part of an archive may unpack to; zipfile reads no more than a part's header claims."""
 
 _ENCRYPTED = 0x1  # APPNOTE.TXT 4.4.4, general purpose bit 0
 
 
-class Archive:
+class ZipArchive:
     """An open archive; see opened_archive."""
 
     def __init__(self, path: Path, kind: str, file: zipfile.ZipFile) -> None:
@@ -28,7 +28,7 @@ class Archive:
     def __contains__(self, name: str) -> bool:
         return name in self._file.NameToInfo
 
-    def open(self, name: str, most: int = MOST_UNPACKED) -> io.BufferedIOBase:
+    def open(self, name: str, most: int = MAX_UNPACKED_BYTES) -> io.BufferedIOBase:
         """One part, to be read as a stream.
 
         Raises:
@@ -47,18 +47,18 @@ class Archive:
             )
         return self._file.open(part)  # type: ignore[return-value]
 
-    def read(self, name: str, most: int = MOST_UNPACKED) -> bytes:
+    def read(self, name: str, most: int = MAX_UNPACKED_BYTES) -> bytes:
         """All of one part; raises as open does."""
         with self.open(name, most) as part:
             return part.read()
 
 
 @contextmanager
-def opened_archive(path: Path, kind: str) -> Iterator[Archive]:
+def open_zip_archive(path: Path, kind: str) -> Iterator[ZipArchive]:
     """An archive, and whatever is wrong with it told as an error of its kind ("DOCX", "EPUB").
 
     Raises:
         TextError: it is damaged.
     """
-    with damage_told(path, kind), zipfile.ZipFile(path) as file:
-        yield Archive(path, kind, file)
+    with report_damaged(path, kind), zipfile.ZipFile(path) as file:
+        yield ZipArchive(path, kind, file)

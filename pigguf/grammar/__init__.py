@@ -6,6 +6,6 @@ schema.py reads a schema, pattern.py its regular expressions, which automaton.py
 what all write.
 """
 
-from pigguf.grammar.json_schema import Grammar, json_grammar, read_schema
+from pigguf.grammar.json_schema_to_gbnf import GrammarBuilder, json_schema_to_grammar, read_json_schema
 
-__all__ = ["Grammar", "json_grammar", "read_schema"]
+__all__ = ["GrammarBuilder", "json_schema_to_grammar", "read_json_schema"]

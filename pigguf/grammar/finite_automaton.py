@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pigguf.grammar import gbnf
-from pigguf.grammar.gbnf import Ranges
+from pigguf.grammar.gbnf import CodePointRanges
 
 MOST_STATES = 8192
 _MOST_WORK = 1 << 21  # states looked at: a second or two
@@ -28,7 +28,7 @@ _States = frozenset[int]
 class Characters:
     """One character of these, all of which JSON can write."""
 
-    ranges: Ranges
+    ranges: CodePointRanges
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def rules_of(node: Node, rules: dict[str, str]) -> str:
         TooLarge: there would be too many.
     """
     states = _determined(node)
-    names = [gbnf.added(rules, "") for _ in states]
+    names = [gbnf.add_rule(rules, "") for _ in states]
     sets: dict[str, str] = {}
     for name, (moves, is_end) in zip(names, states, strict=True):
         ways = [f"{_named(ranges, sets, rules)} {names[target]}" for target, ranges in moves.items()]
@@ -77,11 +77,11 @@ def rules_of(node: Node, rules: dict[str, str]) -> str:
 
 
 def _named(ranges: Iterable[tuple[int, int]], sets: dict[str, str], rules: dict[str, str]) -> str:
-    written = gbnf.json_characters(gbnf.union(ranges))
+    written = gbnf.json_character_class(gbnf.union(ranges))
     if len(written) <= _SHORT:
         return written
     if written not in sets:
-        sets[written] = gbnf.added(rules, written)
+        sets[written] = gbnf.add_rule(rules, written)
     return sets[written]
 
 
@@ -110,7 +110,7 @@ class _Machine:
     """States by number, what leads from one to another with a character, and what without."""
 
     def __init__(self) -> None:
-        self._by_character: list[list[tuple[Ranges, int]]] = []
+        self._by_character: list[list[tuple[CodePointRanges, int]]] = []
         self._freely: list[list[int]] = []
         self._closures: dict[_States, _States] = {}
         self._work = 0

@@ -50,7 +50,7 @@ def integers(bounds: Bounds) -> str:
     if bounds.least is None and bounds.most is None:
         return _INTEGER
     parts = _signed(bounds.least, bounds.most)
-    return gbnf.alternatives(parts) if parts else ""
+    return gbnf.alternation(parts) if parts else ""
 
 
 def numbers(bounds: Bounds) -> str:
@@ -61,9 +61,9 @@ def numbers(bounds: Bounds) -> str:
     # k and a fraction lie between k and k + 1, with a minus between -k - 1 and -k
     positive = _from_to(max(0, bounds.from_ or 0), None if bounds.to is None else bounds.to - 1)
     negative = _from_to(max(0, -(bounds.to or 0)), None if bounds.from_ is None else -bounds.from_ - 1)
-    parts += [f"{gbnf.alternatives(positive)} {_BETWEEN}"] if positive else []
-    parts += [f'"-" {gbnf.alternatives(negative)} {_BETWEEN}'] if negative else []
-    return gbnf.alternatives(parts) if parts else ""
+    parts += [f"{gbnf.alternation(positive)} {_BETWEEN}"] if positive else []
+    parts += [f'"-" {gbnf.alternation(negative)} {_BETWEEN}'] if negative else []
+    return gbnf.alternation(parts) if parts else ""
 
 
 def _signed(least: int | None, most: int | None) -> list[str]:
@@ -100,5 +100,5 @@ def _digits(low: str, high: str) -> Iterator[str]:
         parts.append(" ".join([gbnf.literal(high[0]), *_digits(zeros, high[1:])]))
         last -= 1
     if first <= last:
-        parts.append(" ".join([f"[{first}-{last}]", *([gbnf.repeated("[0-9]", rest, rest)] if rest else [])]))
-    yield gbnf.alternatives(parts) if len(parts) > 1 else parts[0]
+        parts.append(" ".join([f"[{first}-{last}]", *([gbnf.repetition("[0-9]", rest, rest)] if rest else [])]))
+    yield gbnf.alternation(parts) if len(parts) > 1 else parts[0]

@@ -33,7 +33,7 @@ from pigguf.gguf_io import (
     write_files,
 )
 from pigguf.gguf_io.metadata import Typed, string, u32
-from pigguf.operations.readback import verify_gguf, verify_tokens
+from pigguf.operations.readback import check_written_gguf, check_tokenization
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import (
     RECIPES,
@@ -316,5 +316,5 @@ def _planned(tensor: LazyTensor, kind: TensorType, importance: Array | None) -> 
 
 
 def _verify(plan: ConversionPlan, source: Path, written: Path) -> None:
-    verify_gguf(written, plan.metadata, plan.tensors, plan.rope)
-    verify_tokens(written, source_encoder(source), plan.vocab)
+    check_written_gguf(written, plan.metadata, plan.tensors, plan.rope)
+    check_tokenization(written, source_encoder(source), plan.vocab)

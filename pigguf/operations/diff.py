@@ -52,7 +52,7 @@ class KeyDifference:
     key: str
     a: Typed | None
     b: Typed | None
-    first: int | None = None
+    first_difference: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,14 @@ class TensorDifference:
     name: str
     a: GGUFTensor | None
     b: GGUFTensor | None
-    bytes: int | None = None
-    rows: int | None = None
+    differing_bytes: int | None = None
+    differing_rows: int | None = None
     max_abs: float | None = None
     rms_relative: float | None = None
 
 
 @dataclass(frozen=True)
-class Difference:
+class DiffResult:
     """How two files differ.
 
     Attributes:
@@ -109,7 +109,7 @@ def diff(
     *,
     data: bool = True,
     progress: Progress = SILENT,
-) -> Difference:
+) -> DiffResult:
     """Compare two GGUF files; any part stands for a split model.
 
     Args:
@@ -126,7 +126,7 @@ def diff(
     files = read_header(a), read_header(b)
     keys = tuple(_key_differences(files[0].metadata, files[1].metadata))
     tensors = tuple(_tensor_differences(*files, data, progress))
-    return Difference(
+    return DiffResult(
         a=files[0].path,
         b=files[1].path,
         metadata=keys,

@@ -30,7 +30,7 @@ LITTLE_DISK = 2 << 30
 
 
 @dataclass(frozen=True)
-class Package:
+class PackageVersion:
     """A package pigguf needs: the installed version (None: missing), and the one version pinned, if any."""
 
     name: str
@@ -39,7 +39,7 @@ class Package:
 
 
 @dataclass(frozen=True)
-class Facts:
+class SystemFacts:
     """What was found on this machine.
 
     Attributes:
@@ -58,7 +58,7 @@ class Facts:
     pigguf: str
     python: str
     system: str
-    packages: tuple[Package, ...]
+    packages: tuple[PackageVersion, ...]
     machine: Machine
     rebuilt_with: str | None
     rebuilt_with_amx: bool
@@ -79,7 +79,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """Something to be mended, or (where it is no failure) something to be gained.
 
     Attributes:
@@ -96,8 +96,8 @@ class Finding:
 class Diagnosis:
     """Facts and what follows from them, failures first."""
 
-    facts: Facts
-    findings: tuple[Finding, ...]
+    facts: SystemFacts
+    findings: tuple[DoctorFinding, ...]
 
     @property
     def healthy(self) -> bool:
@@ -107,10 +107,10 @@ class Diagnosis:
 def diagnose(folder: Path | None = None) -> Diagnosis:
     """Examine this machine; takes a few seconds. `folder`: whose disk to ask, by default the current one."""
     facts = _find_facts(folder or Path.cwd())
-    return Diagnosis(facts, judge(facts))
+    return Diagnosis(facts, find_problems(facts))
 
 
-def _find_facts(folder: Path) -> Facts:
+def _find_facts(folder: Path) -> SystemFacts:
     machine = build_plan.find_machine(os.environ)
     record, installed = (
         build_plan.read_record(Path(sys.prefix)),
@@ -119,11 +119,11 @@ def _find_facts(folder: Path) -> Facts:
     compiler = build_plan.best_compiler(machine, build_plan.find_compilers(machine))
     known = record is not None and installed is not None and record.fingerprint == installed.fingerprint
     pins = _requirements()
-    return Facts(
+    return SystemFacts(
         pigguf=packages.version("pigguf"),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
-        packages=tuple(Package(name, _version(name), pinned) for name, pinned in pins.items()),
+        packages=tuple(PackageVersion(name, _version(name), pinned) for name, pinned in pins.items()),
         machine=machine,
         rebuilt_with=compiler.name if compiler else None,
         rebuilt_with_amx=compiler is not None and compiler.sound_with_amx,
@@ -153,23 +153,23 @@ def _version(name: str) -> str | None:
 # ---- what follows --------------------------------------------------------------------------------
 
 
-def judge(facts: Facts) -> tuple[Finding, ...]:
+def find_problems(facts: SystemFacts) -> tuple[DoctorFinding, ...]:
     """What the facts mean, failures first."""
     found = [*_packages(facts), *_engine(facts), *_gains(facts), *_room(facts)]
     return tuple(sorted(found, key=lambda finding: not finding.failure))
 
 
-def _packages(facts: Facts) -> list[Finding]:
+def _packages(facts: SystemFacts) -> list[DoctorFinding]:
     found = []
     for package in facts.packages:
         if package.name == "llama-cpp-python" and package.installed is None:
             continue  # the engine's own finding
         if package.installed is None:
-            found.append(Finding(f"the package {package.name} is missing", f"run {INSTALL}", failure=True))
+            found.append(DoctorFinding(f"the package {package.name} is missing", f"run {INSTALL}", failure=True))
         elif package.pinned not in (None, package.installed):
             wanted = f"pigguf is made for {package.pinned}"
             found.append(
-                Finding(
+                DoctorFinding(
                     f"{package.name} is version {package.installed}, and {wanted}",
                     f"run {INSTALL}",
                     failure=True,
@@ -178,15 +178,15 @@ def _packages(facts: Facts) -> list[Finding]:
     return found
 
 
-def _engine(facts: Facts) -> list[Finding]:
+def _engine(facts: SystemFacts) -> list[DoctorFinding]:
     if facts.engine.failure:
-        return [Finding(facts.engine.failure, facts.engine.hint or f"run {build_plan.REBUILD}", failure=True)]
+        return [DoctorFinding(facts.engine.failure, facts.engine.hint or f"run {build_plan.REBUILD}", failure=True)]
     if facts.outdated:
-        return [Finding(facts.outdated, f"run {build_plan.REBUILD}")]
+        return [DoctorFinding(facts.outdated, f"run {build_plan.REBUILD}")]
     return []
 
 
-def _gains(facts: Facts) -> list[Finding]:
+def _gains(facts: SystemFacts) -> list[DoctorFinding]:
     """What the machine has and a working engine does not use."""
     engine, machine = facts.engine, facts.machine
     if engine.failure:
@@ -195,14 +195,14 @@ def _gains(facts: Facts) -> list[Finding]:
     if machine.has_amx and "AMX_INT8" not in engine.cpu_features:
         clang = "" if facts.rebuilt_with_amx else f"install {build_plan.CLANG_HINT}, then "
         found.append(
-            Finding(
+            DoctorFinding(
                 "this CPU has AMX, which makes long prompts faster, and the engine does not use it",
                 f"{clang}run {build_plan.REBUILD}",
             )
         )
     if machine.system == "Linux" and "OPENMP" not in engine.cpu_features:
         found.append(
-            Finding(
+            DoctorFinding(
                 "the engine was built without OpenMP and starts its threads anew for every token",
                 f"install {build_plan.CLANG_HINT}, then run {build_plan.REBUILD}",
             )
@@ -210,24 +210,24 @@ def _gains(facts: Facts) -> list[Finding]:
     if machine.nvidia_gpu and facts.backend == "CPU":
         toolkit = "" if machine.nvcc else "install the CUDA toolkit (nvcc), then "
         found.append(
-            Finding(
+            DoctorFinding(
                 "an NVIDIA GPU is here, and the engine cannot use it", f"{toolkit}run {build_plan.REBUILD}"
             )
         )
     if engine.rpc is False:
         found.append(
-            Finding("the engine cannot give layers to other machines (no RPC)", f"run {build_plan.REBUILD}")
+            DoctorFinding("the engine cannot give layers to other machines (no RPC)", f"run {build_plan.REBUILD}")
         )
     return found
 
 
-def _room(facts: Facts) -> list[Finding]:
+def _room(facts: SystemFacts) -> list[DoctorFinding]:
     found = []
     if facts.memory is not None and facts.memory < LITTLE_MEMORY:
-        found.append(Finding(f"only {facts.memory >> 20} MiB of memory are free", "close other programs"))
+        found.append(DoctorFinding(f"only {facts.memory >> 20} MiB of memory are free", "close other programs"))
     if facts.disk < LITTLE_DISK:
         found.append(
-            Finding(
+            DoctorFinding(
                 f"only {facts.disk >> 20} MiB are free on the disk of {facts.folder}",
                 "free some room before converting a model",
             )

@@ -18,7 +18,7 @@ from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import write_safetensors
 from pigguf.common.files import atomic_directory, write_json
 from pigguf.gguf_io import TensorData, read_header
-from pigguf.operations.gguf_positions import file_positions
+from pigguf.operations.rope_from_gguf import rope_from_gguf
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import float_tensors
 from pigguf.tokenizer import Vocab, vocab_from_metadata, write_tokenizer
@@ -54,7 +54,7 @@ def export(
     target = Path(output)
     file = read_header(source)
     family = family_in(file.metadata)
-    hparams = replace(family.hparams_from_metadata(file.metadata, file.tensors), rope=file_positions(file))
+    hparams = replace(family.hparams_from_metadata(file.metadata, file.tensors), rope=rope_from_gguf(file))
     vocab = vocab_from_metadata(file.metadata)
     with atomic_directory(target) as directory, TensorData(file) as data:
         by_name = {tensor.name: tensor for tensor in float_tensors(file, data)}

@@ -20,7 +20,7 @@ from pigguf.common.files import atomic_write, unreadable
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import TextError, UsageError
 from pigguf.inference.engine import Context, ContextOptions, GpuLayers, Model
-from pigguf.inference.engine.activation_stats import LEAST_ROWS, InputObserver
+from pigguf.inference.engine.activation_stats import MIN_BATCH_TOKENS, ActivationCollector
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.quantization import imatrix_bytes
 
@@ -81,9 +81,9 @@ def imatrix(
     begun = time.monotonic()
     if isinstance(text, (str, os.PathLike)) or not text:
         raise UsageError(f"the texts are {text!r}", "give a sequence of one or more files")
-    if window < LEAST_ROWS:
-        raise UsageError(f"a window of {window} tokens is too small", f"take {LEAST_ROWS} at least")
-    observer = InputObserver()
+    if window < MIN_BATCH_TOKENS:
+        raise UsageError(f"a window of {window} tokens is too small", f"take {MIN_BATCH_TOKENS} at least")
+    observer = ActivationCollector()
     parts = -(-window // _BATCH)  # alike, for a rest of a few tokens would not count
     options = ContextOptions(length=window, threads=threads, batch=-(-window // parts))
     with (

@@ -22,10 +22,10 @@ from pigguf.gguf_io import (
     row_bytes,
 )
 from pigguf.gguf_io.metadata import Typed, elements, get
-from pigguf.operations.gguf_positions import file_positions
+from pigguf.operations.rope_from_gguf import rope_from_gguf
 from pigguf.rope import RopeScaling
 
-CACHE_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0)
+KV_CACHE_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0)
 
 # Keys of models whose memory is not one row of K and one of V a token and layer (llama.cpp
 # src/llama-model.cpp, create_memory): windowed, recurrent, compressed, shared or no layers of cache.
@@ -63,7 +63,7 @@ _OTHER_POSITIONS = {
 
 
 @dataclass(frozen=True)
-class CacheSize:
+class KVCacheSize:
     """Memory of the KV cache with K and V in one type: bytes a token, and at the file's full window."""
 
     type: str
@@ -72,7 +72,7 @@ class CacheSize:
 
 
 @dataclass(frozen=True)
-class Report:
+class InspectionReport:
     """What a GGUF file says of itself.
 
     Attributes:
@@ -106,11 +106,11 @@ class Report:
     chat_template: bool
     rope: RopeScaling | None
     position_notes: tuple[str, ...]
-    cache: tuple[CacheSize, ...]
+    cache: tuple[KVCacheSize, ...]
     metadata: Mapping[str, Typed]
 
 
-def inspect(path: str | os.PathLike[str]) -> Report:
+def inspect(path: str | os.PathLike[str]) -> InspectionReport:
     """Read a GGUF file's header and say what it holds.
 
     Raises:
@@ -120,10 +120,10 @@ def inspect(path: str | os.PathLike[str]) -> Report:
     """
     file = read_header(path)
     with named(file.path):
-        return report_of(file)
+        return inspect_header(file)
 
 
-def report_of(file: GGUFFile) -> Report:
+def inspect_header(file: GGUFFile) -> InspectionReport:
     """As inspect says it, of a header that was read.
 
     Raises:
@@ -131,8 +131,8 @@ def report_of(file: GGUFFile) -> Report:
     """
     shape = _Shape(file)
     window = f"{file.architecture}.context_length"
-    rope = file_positions(file) if window in file.metadata else None
-    return Report(
+    rope = rope_from_gguf(file) if window in file.metadata else None
+    return InspectionReport(
         path=file.path,
         bytes=file.size,
         parts=file.parts,
@@ -207,7 +207,7 @@ def _position_notes(file: GGUFFile, shape: _Shape) -> tuple[str, ...]:
     return tuple(dict.fromkeys(said))
 
 
-def _cache_sizes(shape: _Shape, context_length: int) -> tuple[CacheSize, ...]:
+def _cache_sizes(shape: _Shape, context_length: int) -> tuple[KVCacheSize, ...]:
     """llama.cpp src/llama-kv-cache.cpp: K and V a token, layer and head, in whole blocks."""
     layers, heads = shape.number("block_count"), shape.number("attention.head_count")
     kv_heads, width = shape.kv_heads, shape.number("embedding_length")
@@ -219,9 +219,9 @@ def _cache_sizes(shape: _Shape, context_length: int) -> tuple[CacheSize, ...]:
     keys = shape.number("attention.key_length") or width // heads
     values = shape.number("attention.value_length") or width // heads
     sizes = []
-    for kind in CACHE_TYPES:
+    for kind in KV_CACHE_TYPES:
         if keys % block_elements(kind) or values % block_elements(kind):
             continue
         per_token = layers * kv_heads * (row_bytes(kind, keys) + row_bytes(kind, values))
-        sizes.append(CacheSize(kind.name, per_token, per_token * context_length))
+        sizes.append(KVCacheSize(kind.name, per_token, per_token * context_length))
     return tuple(sizes)

@@ -91,7 +91,7 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Finding:
+class LintFinding:
     """A fault.
 
     Attributes:
@@ -104,10 +104,10 @@ class Finding:
     problem: str
     message: str
     evidence: tuple[Evidence, ...]
-    advice: tuple[Advice, ...] = ()
+    fixes: tuple[Advice, ...] = ()
 
 
-def lint(file: GGUFFile) -> tuple[Finding, ...]:
+def lint(file: GGUFFile) -> tuple[LintFinding, ...]:
     """Everything that is wrong with a file's positions; () where they are sound.
 
     Raises:
@@ -119,9 +119,9 @@ def lint(file: GGUFFile) -> tuple[Finding, ...]:
     return tuple(finding for rule in _RULES for finding in rule(positions))
 
 
-def mending(findings: tuple[Finding, ...]) -> tuple[str, ...]:
+def mending(findings: tuple[LintFinding, ...]) -> tuple[str, ...]:
     """The options that mend at once all that can be mended without a choice."""
-    proven = (f.advice[0].options for f in findings if len(f.advice) == 1 and not f.advice[0].condition)
+    proven = (f.fixes[0].options for f in findings if len(f.fixes) == 1 and not f.fixes[0].condition)
     pairs = dict.fromkeys(
         pair for options in proven for pair in zip(options[::2], options[1::2], strict=True)
     )
@@ -248,14 +248,14 @@ def position_claims(
 # ---- rules: a fault each ---------------------------------------------------------------------------
 
 
-def _wrong_types(p: Positions) -> Iterator[Finding]:
+def _wrong_types(p: Positions) -> Iterator[LintFinding]:
     for key, kind in POSITION_KEYS.items():
         typed = p.typed(key)
         if typed is None or (typed.kind == kind and not typed.is_array):
             continue
         kept = f"{typed.kind}[]" if typed.is_array else typed.kind
         text = _as_kind(p, key, kind)
-        yield Finding(
+        yield LintFinding(
             "wrong-type",
             f"{p.full(key)} is {kept}, and llama.cpp takes it as {kind} alone: the file does not load",
             p.says(key),
@@ -278,12 +278,12 @@ def _as_kind(p: Positions, key: str, kind: Kind) -> str | None:
     return None
 
 
-def _no_window(p: Positions) -> Iterator[Finding]:
+def _no_window(p: Positions) -> Iterator[LintFinding]:
     if p.whole(CONTEXT) is not None or (p.has(CONTEXT) and p.number(CONTEXT) is None):
         return
     original, factor = p.whole(ORIGINAL), p.factor or 1.0
     said = f"is {p.number(CONTEXT):g}" if p.has(CONTEXT) else "is missing"
-    yield Finding(
+    yield LintFinding(
         "no-window",
         f"{p.full(CONTEXT)} {said}: llama.cpp needs a window to load the file",
         p.says(CONTEXT, ORIGINAL, FACTOR),
@@ -291,11 +291,11 @@ def _no_window(p: Positions) -> Iterator[Finding]:
     )
 
 
-def _unknown_type(p: Positions) -> Iterator[Finding]:
+def _unknown_type(p: Positions) -> Iterator[LintFinding]:
     kind = p.kind
     if kind is None or kind in GGUF_KINDS:
         return
-    yield Finding(
+    yield LintFinding(
         "unknown-type",
         f"{p.full(TYPE)} is {kind!r}: llama.cpp aborts on any but {', '.join(GGUF_KINDS)}",
         p.says(TYPE),
@@ -316,19 +316,19 @@ def _instead_of(p: Positions, kind: str) -> tuple[Advice, ...]:
     return (*(Advice(a.options, a.condition or "if it is linear scaling") for a in scaled), *unscaled)
 
 
-def _bad_factor(p: Positions) -> Iterator[Finding]:
+def _bad_factor(p: Positions) -> Iterator[LintFinding]:
     """A factor that is none, or upside down."""
     for key in (FACTOR, LEGACY):
         number = p.number(key)
         if number is None:
             continue
         if not math.isfinite(number) or number < 0:
-            yield Finding(
+            yield LintFinding(
                 "bad-factor", f"{p.full(key)} is {number:g}, which is no factor", p.says(key), _unscaled(p)
             )
         elif 0 < number < 1:
             factor = _whole_if_near(1 / number)
-            yield Finding(
+            yield LintFinding(
                 "factor-inverted",
                 f"{p.full(key)} is {_spelled(number)}, but a factor is the extended window divided by the "
                 f"original one: llama.cpp spreads positions apart, where {_spelled(factor)} was meant",
@@ -337,7 +337,7 @@ def _bad_factor(p: Positions) -> Iterator[Finding]:
             )
 
 
-def _two_factors(p: Positions) -> Iterator[Finding]:
+def _two_factors(p: Positions) -> Iterator[LintFinding]:
     factor, legacy = p.positive(FACTOR), p.positive(LEGACY)
     if factor is None or legacy is None or same(factor, legacy):
         return
@@ -348,7 +348,7 @@ def _two_factors(p: Positions) -> Iterator[Finding]:
         for f, condition in ((factor, "if llama.cpp reads it right"), (legacy, "if the legacy key is right"))
         for a in _linear_advice(p, _whole_if_near(1 / f) if f < 1 else f)
     ]
-    yield Finding(
+    yield LintFinding(
         "contradiction",
         f"{p.full(FACTOR)} is {_spelled(factor)} and {p.full(LEGACY)} is {_spelled(legacy)}: llama.cpp reads "
         "the first, older programs the second",
@@ -357,7 +357,7 @@ def _two_factors(p: Positions) -> Iterator[Finding]:
     )
 
 
-def _type_none(p: Positions) -> Iterator[Finding]:
+def _type_none(p: Positions) -> Iterator[LintFinding]:
     factor = p.factor
     if p.kind != "none" or factor is None or factor == 1.0:
         return
@@ -367,7 +367,7 @@ def _type_none(p: Positions) -> Iterator[Finding]:
     if not extended:
         scaled = tuple(Advice(a.options, a.condition or "if positions are interpolated") for a in scaled)
         scaled += _valid(p, Advice(("--rope-factor", "1"), "if they are not, as llama.cpp reads it now"))
-    yield Finding(
+    yield LintFinding(
         "type-none",
         f"{p.full(TYPE)} is none, which switches the factor {_spelled(factor)} off: positions are not scaled",
         p.says(TYPE, FACTOR, LEGACY, ORIGINAL, CONTEXT),
@@ -375,7 +375,7 @@ def _type_none(p: Positions) -> Iterator[Finding]:
     )
 
 
-def _no_type(p: Positions) -> Iterator[Finding]:
+def _no_type(p: Positions) -> Iterator[LintFinding]:
     factor = p.positive(FACTOR)
     if p.kind is not None or factor is None or factor == 1.0:
         return
@@ -384,7 +384,7 @@ def _no_type(p: Positions) -> Iterator[Finding]:
         other = "yarn" if p.by_yarn else "longrope"
         advice = tuple(Advice(a.options, a.condition or "if it is linear scaling") for a in advice)
         advice += (Advice(("--set", f"{p.full(TYPE)}=str:{other}"), f"if it is {other}"),)
-    yield Finding(
+    yield LintFinding(
         "no-type",
         f"{p.full(TYPE)} is missing beside a factor of {_spelled(factor)}: llama.cpp takes it for linear, "
         "others may not scale at all",
@@ -393,7 +393,7 @@ def _no_type(p: Positions) -> Iterator[Finding]:
     )
 
 
-def _no_factor(p: Positions) -> Iterator[Finding]:
+def _no_factor(p: Positions) -> Iterator[LintFinding]:
     """An extended model whose factor was lost."""
     original, context = p.whole(ORIGINAL), p.whole(CONTEXT)
     if context is None or p.has(FACTOR) or p.has(LEGACY) or p.by_tensor or p.kind in ("yarn", "longrope"):
@@ -405,7 +405,7 @@ def _no_factor(p: Positions) -> Iterator[Finding]:
         advice = _linear_advice(p, ratio)
         if p.kind == "none" or p.by_yarn:
             advice = tuple(Advice(a.options, a.condition or "if positions are interpolated") for a in advice)
-        yield Finding(
+        yield LintFinding(
             "factor-missing",
             f"the window was extended from {original} to {context} tokens, and no key gives the factor: "
             "llama.cpp does not scale positions",
@@ -416,7 +416,7 @@ def _no_factor(p: Positions) -> Iterator[Finding]:
     lost = _factor_by_name(p, context)
     if lost is not None:
         name, factor = lost
-        yield Finding(
+        yield LintFinding(
             "factor-missing",
             f"{name} speaks of a longer window than the model was trained at, and no key gives a factor",
             (name, *p.says(CONTEXT, TYPE)),
@@ -426,7 +426,7 @@ def _no_factor(p: Positions) -> Iterator[Finding]:
             ),
         )
     elif p.kind == "linear":
-        yield Finding(
+        yield LintFinding(
             "factor-missing",
             f"{p.full(TYPE)} is linear, and no key gives the factor: llama.cpp does not scale positions",
             p.says(TYPE, CONTEXT),
@@ -450,7 +450,7 @@ def _factor_by_name(p: Positions, context: int) -> tuple[Evidence, float] | None
     return None
 
 
-def _linear_windows(p: Positions) -> Iterator[Finding]:
+def _linear_windows(p: Positions) -> Iterator[LintFinding]:
     """A factor, and a window that it did not lengthen."""
     context, factor = p.whole(CONTEXT), p.factor
     legacy = p.positive(LEGACY)
@@ -462,12 +462,12 @@ def _linear_windows(p: Positions) -> Iterator[Finding]:
     try:
         scaling = _decided(p, factor)
     except (RopeConflict, CheckpointError) as error:
-        yield Finding(
+        yield LintFinding(
             "windows-contradict", error.args[0], p.says(CONTEXT, ORIGINAL, FACTOR), _linear_advice(p, factor)
         )
         return
     if scaling.context_length != context:
-        yield Finding(
+        yield LintFinding(
             "window-not-multiplied",
             f"{p.full(CONTEXT)} is {context}, the original window, while a factor of {_spelled(factor)} "
             f"stretches it to {scaling.context_length}: {_CLAMPED}",
@@ -476,14 +476,14 @@ def _linear_windows(p: Positions) -> Iterator[Finding]:
         )
 
 
-def _other_windows(p: Positions) -> Iterator[Finding]:
+def _other_windows(p: Positions) -> Iterator[LintFinding]:
     """YaRN and LongRoPE, whose rotation itself depends on the original window."""
     context, original, factor = p.whole(CONTEXT), p.whole(ORIGINAL), p.factor or 1.0
     if p.kind not in ("yarn", "longrope") or context is None:
         return
     if p.kind == "yarn" and factor == 1.0:
         ratio = context / original if original else 1.0
-        yield Finding(
+        yield LintFinding(
             "factor-missing",
             f"{p.full(TYPE)} is yarn and the factor is missing or 1: llama.cpp does not scale positions",
             p.says(TYPE, FACTOR, ORIGINAL, CONTEXT),
@@ -492,7 +492,7 @@ def _other_windows(p: Positions) -> Iterator[Finding]:
         return
     factor = _whole_if_near(1 / factor) if factor < 1 else factor
     if original is None:
-        yield Finding(
+        yield LintFinding(
             "original-window-missing",
             f"{p.full(ORIGINAL)} is missing, and llama.cpp takes the window of {context} for it: "
             f"{p.kind} then scales the wrong dimensions",
@@ -500,7 +500,7 @@ def _other_windows(p: Positions) -> Iterator[Finding]:
             _original_advice(p, context, factor),
         )
     elif original >= context and factor > 1:
-        yield Finding(
+        yield LintFinding(
             "window-not-multiplied",
             f"{p.full(CONTEXT)} is {context}, the original window, while {p.kind} stretches it by "
             f"{_spelled(factor)}: {_CLAMPED}",
@@ -523,16 +523,16 @@ def _original_advice(p: Positions, context: int, factor: float) -> tuple[Advice,
     return (Advice(extended.options, f"if the window was extended to {context}"), trained)
 
 
-def _base(p: Positions) -> Iterator[Finding]:
+def _base(p: Positions) -> Iterator[LintFinding]:
     number = p.number(BASE)
     if number is not None and not (math.isfinite(number) and number > 0):
-        yield Finding("bad-base", f"{p.full(BASE)} is {number:g}, which is no base", p.says(BASE))
+        yield LintFinding("bad-base", f"{p.full(BASE)} is {number:g}, which is no base", p.says(BASE))
     elif number is None or number == DEFAULT_BASE:
         known = _known_base(p)
         if known is not None:
             name, base = known
             said = "is missing, which means 10000" if number is None else "is 10000"
-            yield Finding(
+            yield LintFinding(
                 "base-missing",
                 f"{p.full(BASE)} {said}, and {name} speaks of a model trained with {base:g}",
                 (name, *p.says(BASE)),
@@ -547,7 +547,7 @@ def _known_base(p: Positions) -> tuple[Evidence, float] | None:
     return _by_name(p, _TRAINED_WITH)
 
 
-def _dimensions(p: Positions) -> Iterator[Finding]:
+def _dimensions(p: Positions) -> Iterator[LintFinding]:
     rotated, head = p.whole(ROTATED), _head_length(p)
     if rotated is None or head is None:
         return
@@ -560,7 +560,7 @@ def _dimensions(p: Positions) -> Iterator[Finding]:
     else:
         return
     known = whole or rotated > head
-    yield Finding(
+    yield LintFinding(
         "dimension-count",
         f"{p.full(ROTATED)} says {said}",
         p.says(ROTATED, "attention.key_length", "embedding_length", "attention.head_count"),
@@ -576,7 +576,7 @@ def _head_length(p: Positions) -> int | None:
     return None if width is None or heads is None else width // heads
 
 
-_RULES: tuple[Callable[[Positions], Iterator[Finding]], ...] = (
+_RULES: tuple[Callable[[Positions], Iterator[LintFinding]], ...] = (
     _wrong_types,
     _no_window,
     _unknown_type,

@@ -24,8 +24,8 @@ from pigguf.gguf_io import (
 )
 from pigguf.gguf_io.metadata import Typed, u32
 from pigguf.operations.convert import QUANTIZATION_VERSION, plan_tensors, read_scheme
-from pigguf.operations.gguf_positions import file_positions
-from pigguf.operations.readback import verify_gguf
+from pigguf.operations.rope_from_gguf import rope_from_gguf
+from pigguf.operations.readback import check_written_gguf
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import choose_types, float_tensors
 
@@ -88,7 +88,7 @@ def quantize(
     with TensorData(file) as data:
         floats = float_tensors(file, data)
         tensors = plan_tensors(floats, choose_types(scheme, hparams, floats), scheme.matrix)
-        verify = partial(verify_gguf, metadata=metadata, tensors=tensors, rope=file_positions(file))
+        verify = partial(check_written_gguf, metadata=metadata, tensors=tensors, rope=rope_from_gguf(file))
         files = planned_files(target, metadata, tensors, shard_size)
         parts = tuple(planned.path for planned in files)
         _refuse_own_files(file, parts)

@@ -16,14 +16,14 @@ from pigguf.errors import VerificationFailed
 from pigguf.gguf_io import GGUFFile, PlannedTensor, read_header
 from pigguf.gguf_io.metadata import Metadata, Typed
 from pigguf.inference.engine.model import Model
-from pigguf.operations.gguf_positions import file_positions
+from pigguf.operations.rope_from_gguf import rope_from_gguf
 from pigguf.rope import LearnedPositions, RopeScaling
 from pigguf.tokenizer import Vocab, roundtrip_samples
 
 _HINT = "this is a bug in pigguf: please report it with the checkpoint's name"
 
 
-def verify_gguf(path: Path, metadata: Metadata, tensors: Sequence[PlannedTensor], rope: RopeScaling) -> None:
+def check_written_gguf(path: Path, metadata: Metadata, tensors: Sequence[PlannedTensor], rope: RopeScaling) -> None:
     """Compare a file's header with what was to be written.
 
     Raises:
@@ -35,7 +35,7 @@ def verify_gguf(path: Path, metadata: Metadata, tensors: Sequence[PlannedTensor]
     _compare_rope(file, rope)
 
 
-def verify_tokens(path: Path, encode: Callable[[str], list[int]], vocab: Vocab) -> None:
+def check_tokenization(path: Path, encode: Callable[[str], list[int]], vocab: Vocab) -> None:
     """Tokenize the sample with the source's tokenizer and with llama.cpp on the file's vocabulary.
 
     Raises:
@@ -44,7 +44,7 @@ def verify_tokens(path: Path, encode: Callable[[str], list[int]], vocab: Vocab) 
     """
     with Model.open(path, vocab_only=True) as model:
         for token in vocab.end_ids:
-            if not model.is_end(token):
+            if not model.is_eog(token):
                 raise VerificationFailed(f"llama.cpp does not end an answer at token {token}", _HINT)
         for text in roundtrip_samples(vocab):
             expected, got = encode(text), model.tokenize(text, add_special=False, parse_special=True)
@@ -92,8 +92,16 @@ def _compare_tensors(file: GGUFFile, tensors: Sequence[PlannedTensor]) -> None:
 
 
 def _compare_rope(file: GGUFFile, rope: RopeScaling) -> None:
-    read = file_positions(file)
-    facts = ("kind", "context_length", "factor", "base", "original_context", "parameters", "local_base")
+    read = rope_from_gguf(file)
+    facts = (
+        "rope_type",
+        "context_length",
+        "factor",
+        "rope_theta",
+        "original_context",
+        "parameters",
+        "local_rope_theta",
+    )
     for fact in facts[:2] if isinstance(rope, LearnedPositions) else facts:  # a table tells no more
         wanted, got = getattr(rope, fact), getattr(read, fact)
         close = isinstance(wanted, float) and isinstance(got, float) and abs(wanted - got) <= 1e-6 * wanted

@@ -38,7 +38,7 @@ from pigguf.operations.lint import (
     ORIGINAL,
     POSITION_KEYS,
     TYPE,
-    Finding,
+    LintFinding,
     Positions,
     lint,
     position_claims,
@@ -85,7 +85,7 @@ _SET_HINT = (
 
 
 @dataclass(frozen=True)
-class Change:
+class KeyChange:
     """A key that is changed; `old` is None where it is new, `new` where it goes."""
 
     key: str
@@ -108,8 +108,8 @@ class RepairResult:
 
     source: Path
     path: Path | None
-    changes: tuple[Change, ...]
-    findings: tuple[Finding, ...]
+    changes: tuple[KeyChange, ...]
+    findings: tuple[LintFinding, ...]
     decisions: tuple[str, ...]
     seconds: float
 
@@ -169,10 +169,10 @@ def repair(
     )
 
 
-def _changes(old: Metadata, new: Metadata) -> tuple[Change, ...]:
+def _changes(old: Metadata, new: Metadata) -> tuple[KeyChange, ...]:
     keys = dict.fromkeys((*old, *new))
     return tuple(
-        Change(key, old.get(key), new.get(key)) for key in keys if not _equal(old.get(key), new.get(key))
+        KeyChange(key, old.get(key), new.get(key)) for key in keys if not _equal(old.get(key), new.get(key))
     )
 
 
@@ -180,7 +180,7 @@ def _equal(old: Typed | None, new: Typed | None) -> bool:
     return old is new or old == new  # the same object even where it is not a number, and so unequal to itself
 
 
-def _applied(metadata: Metadata, changes: Iterable[Change]) -> dict[str, Typed]:
+def _applied(metadata: Metadata, changes: Iterable[KeyChange]) -> dict[str, Typed]:
     """The keys with the changes made; a new key stands last."""
     changed = dict(metadata)
     for change in changes:
@@ -372,7 +372,7 @@ def _with_given(
     return rope_from_metadata(metadata, positions.architecture), metadata
 
 
-def _refuse_said_twice(concluded: tuple[Change, ...], said: Collection[str]) -> None:
+def _refuse_said_twice(concluded: tuple[KeyChange, ...], said: Collection[str]) -> None:
     for change in concluded:
         if change.key in said:
             raise UsageError(
@@ -384,9 +384,9 @@ def _refuse_said_twice(concluded: tuple[Change, ...], said: Collection[str]) -> 
 # ---- refusals and writing ----------------------------------------------------------------------------------
 
 
-def _refuse_unusable(file: GGUFFile, wanted: GGUFFile, changes: tuple[Change, ...]) -> None:
+def _refuse_unusable(file: GGUFFile, wanted: GGUFFile, changes: tuple[KeyChange, ...]) -> None:
     """A file that could be used must not become one that cannot, as far as headers tell."""
-    for check in (_check_positions, load_checks.check):
+    for check in (_check_positions, load_checks.check_loadable):
         after = _error(check, wanted)
         if after is not None and _error(check, file) is None:
             raise GGUFError(f"{after.message}: nothing could use the file after this change", after.hint)
@@ -424,7 +424,7 @@ def _target(file: GGUFFile, output: str | os.PathLike[str] | None) -> Path:
     return Path(output)
 
 
-def _write(target: Path, part: GGUFFile, changes: tuple[Change, ...], progress: Progress) -> None:
+def _write(target: Path, part: GGUFFile, changes: tuple[KeyChange, ...], progress: Progress) -> None:
     """The new header, and the old data behind it as one range."""
     header = header_bytes(_applied(part.metadata, changes), tuple(part.tensors.values()))
     data = max(0, part.size - part.data_offset)

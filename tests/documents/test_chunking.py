@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from pigguf.documents import Document, Passage, cut
-from pigguf.documents.bm25_retrieval import Index
+from pigguf.documents import Document, Passage, split_document
+from pigguf.documents.bm25_retrieval import BM25Index
 from pigguf.documents.chunking import passage_size
 from pigguf.documents.citations import find_quotes
 from pigguf.errors import MissingPackage
 
 
 def document(text: str) -> Document:
-    return Document.of_text(Path("a.txt"), text)
+    return Document.from_text(Path("a.txt"), text)
 
 
 def planted(novel: str, **facts: int) -> Document:
@@ -32,7 +32,7 @@ def planted(novel: str, **facts: int) -> Document:
 @pytest.mark.parametrize("size", [1, 7, 200, 1500, 10**6])
 def test_passages_are_all_of_the_text_in_order(novel: str, size: int) -> None:
     novel = novel[:5000] if size < 100 else novel
-    passages = list(cut(document(novel), size))
+    passages = list(split_document(document(novel), size))
     assert "".join("".join(passage.text.split()) for passage in passages) == "".join(novel.split())
     assert all(0 < passage.stop - passage.start <= size for passage in passages)
     starts = [passage.start for passage in passages]
@@ -40,7 +40,7 @@ def test_passages_are_all_of_the_text_in_order(novel: str, size: int) -> None:
 
 
 def test_passages_end_where_paragraphs_do(novel: str) -> None:
-    passages = list(cut(document(novel), 1500))
+    passages = list(split_document(document(novel), 1500))
     ends = [novel[passage.stop : passage.stop + 2] for passage in passages[:-1]]
     assert all(end[0] == "\n" for end in ends), "a line is cut, where lines are short"
     assert sum(end == "\n\n" for end in ends) > 0.7 * len(ends), "the rest are paragraphs of a page"
@@ -57,13 +57,13 @@ def test_passages_end_where_paragraphs_do(novel: str) -> None:
     ],
 )
 def test_the_best_border_near_is_taken(text: str, first: str) -> None:
-    assert next(cut(document(text), 22)).text == first
+    assert next(split_document(document(text), 22)).text == first
 
 
 def test_a_passage_keeps_the_indentation_of_its_first_line() -> None:
-    (passage,) = cut(document("\n\n    def f():\n        pass\n\n"), 100)
+    (passage,) = split_document(document("\n\n    def f():\n        pass\n\n"), 100)
     assert passage.text == "    def f():\n        pass"
-    assert str(passage.place) == "a.txt:3-4"
+    assert str(passage.location) == "a.txt:3-4"
 
 
 def test_passages_are_small_enough_for_small_windows() -> None:
@@ -93,27 +93,27 @@ FACTS = {
 )
 def test_the_passage_that_holds_the_answer_is_the_nearest(novel: str, question: str, line: int) -> None:
     text = planted(novel, **FACTS)
-    passages = list(cut(text, 800))
-    scores = Index(passages).scores(question)
+    passages = list(split_document(text, 800))
+    scores = BM25Index(passages).scores(question)
     nearest = passages[int(scores.argmax())]
-    assert nearest.place.first <= line <= nearest.place.last
+    assert nearest.location.first <= line <= nearest.location.last
 
 
 def test_a_question_without_a_known_word_is_near_nothing(novel: str) -> None:
-    index = Index(list(cut(document(novel), 800)))
+    index = BM25Index(list(split_document(document(novel), 800)))
     assert not index.scores("zyzzyva xylograph").any()
     assert not index.scores("?!").any()
 
 
 def test_passages_without_words_can_be_searched() -> None:
     text = document("--- *** ---")
-    assert list(Index(list(cut(text, 100))).scores("word")) == [0]
+    assert list(BM25Index(list(split_document(text, 100))).scores("word")) == [0]
 
 
 def test_bm25s_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(MissingPackage, match="bm25s") as error:
-        Index([])
+        BM25Index([])
     assert 'pip install -e ".[docs]" in the clone' in str(error.value.hint)
 
 
@@ -121,7 +121,7 @@ def test_bm25s_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def quotes(answer: str, text: str) -> list[tuple[str, str]]:
-    return [(quote.text, str(quote.place)) for quote in find_quotes(answer, list(cut(document(text), 120)))]
+    return [(quote.text, str(quote.location)) for quote in find_quotes(answer, list(split_document(document(text), 120)))]
 
 
 def test_words_of_an_answer_are_found_where_they_stand() -> None:
@@ -151,4 +151,4 @@ def test_the_longest_run_is_taken() -> None:
 def test_a_passage_within_a_document_knows_its_lines(novel: str) -> None:
     text = planted(novel, **FACTS)
     at = text.text.index("tame otter")
-    assert str(Passage(text, at, at + 10).place) == "a.txt:400"
+    assert str(Passage(text, at, at + 10).location) == "a.txt:400"

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from support import sample_documents
 
-from pigguf.documents import Document, read_file
-from pigguf.documents.document import TooLong
-from pigguf.documents.formats import FORMATS
-from pigguf.documents.zip_archive import MOST_UNPACKED
+from pigguf.documents import Document, load_document
+from pigguf.documents.document import DocumentTooLong
+from pigguf.documents.formats import DOCUMENT_FORMATS
+from pigguf.documents.zip_archive import MAX_UNPACKED_BYTES
 from pigguf.errors import MissingPackage, PigError, ReadError, TextError, UsageError
 
 MOST = 1_000_000
@@ -26,7 +26,7 @@ FACT = "The password of the lighthouse is 4711."
 def place_of(document: Document, text: str) -> str:
     """Where a text stands, without the folder."""
     start = document.text.index(text)
-    return str(document.place(start, start + len(text), document.path.name))
+    return str(document.location(start, start + len(text), document.path.name))
 
 
 # ---- what is read --------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def place_of(document: Document, text: str) -> str:
 def test_text_is_itself_with_its_own_lines(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes("\ufeffErste Zeile\r\n\r\nnaïve 漢字\nlast".encode())
-    document = read_file(path, MOST)
+    document = load_document(path, MOST)
     assert document.text == "Erste Zeile\n\nnaïve 漢字\nlast"
     assert document.unit == "line"
     assert place_of(document, "Erste") == f"{name}:1"
@@ -54,7 +54,7 @@ def test_html_bears_the_lines_of_its_source(tmp_path: Path) -> None:
         "<ul><li>one<li>two</ul><table><tr><th>a</th><td>b</td></tr>\n<tr><td>c<td>d</table>\n"
         "<pre>x = 1\n  y = 2</pre>end"
     )
-    document = read_file(path, MOST)
+    document = load_document(path, MOST)
     assert document.text == (
         "A page\n\n## Light & house\n\nWords of one paragraph,\nsecond line.\n\nNot closed\n\n"
         "- one\n- two\n\na | b\nc | d\n\nx = 1\n  y = 2\n\nend"
@@ -77,27 +77,27 @@ def test_html_bears_the_lines_of_its_source(tmp_path: Path) -> None:
 def test_html_is_known_by_how_it_begins(tmp_path: Path) -> None:
     path = tmp_path / "saved"
     path.write_text("\n <HTML lang=de><p>Text")
-    assert read_file(path, MOST).text == "Text"
+    assert load_document(path, MOST).text == "Text"
 
 
 def test_a_pdf_has_pages(tmp_path: Path) -> None:
-    document = read_file(sample_documents.pdf(tmp_path / "report.PDF", ["One.", FACT, "Three."]), MOST)
+    document = load_document(sample_documents.pdf(tmp_path / "report.PDF", ["One.", FACT, "Three."]), MOST)
     assert document.unit == "page"
     assert place_of(document, FACT) == "report.PDF, page 2"
     assert place_of(document, "4711.\n\nThree") == "report.PDF, pages 2-3"
     renamed = document.path.rename(tmp_path / "report")
-    assert FACT in read_file(renamed, MOST).text, "a PDF is known by its first bytes"
+    assert FACT in load_document(renamed, MOST).text, "a PDF is known by its first bytes"
 
 
 def test_words_parted_at_a_line_s_end_in_a_pdf_are_whole(tmp_path: Path) -> None:
-    text = read_file(sample_documents.pdf(tmp_path / "a.pdf", ["The light-\nhouse keeper."]), MOST).text
+    text = load_document(sample_documents.pdf(tmp_path / "a.pdf", ["The light-\nhouse keeper."]), MOST).text
     assert "lighthouse keeper" in text
 
 
 def test_scanned_pages_among_others_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = sample_documents.pdf(tmp_path / "part.pdf", ["One.", None, "", None])
     with caplog.at_level(logging.WARNING, "pigguf"):
-        document = read_file(path, MOST)
+        document = load_document(path, MOST)
     assert document.text.strip() == "One."
     assert caplog.messages == [f"{path}: without text, and so not read: pages 2, 4 of 4"]
 
@@ -106,7 +106,7 @@ def test_a_docx_has_paragraphs(tmp_path: Path) -> None:
     path = sample_documents.word(
         tmp_path / "a.docx", ["First.", "", f"Tab\there. {FACT}"], [["a", "b"], ["c", ""]]
     )
-    document = read_file(path, MOST)
+    document = load_document(path, MOST)
     assert document.text == f"First.\nTab\there. {FACT}\na | b\nc | "
     assert place_of(document, FACT) == "a.docx, paragraph 2"
     assert place_of(document, "a | b\nc") == "a.docx, paragraphs 3-4"
@@ -128,19 +128,19 @@ def test_a_docx_s_text_boxes_insertions_and_controls_are_read_once_and_deletions
     path = sample_documents.with_part(
         path, "word/footnotes.xml", b'<w:f xmlns:w="urn:w"><w:p><w:r><w:t>A note.</w:t></w:r></w:p></w:f>'
     )
-    assert read_file(path, MOST).text == "In a control.\nBoxed.\nKept inserted\nbelow.\nA note."
+    assert load_document(path, MOST).text == "In a control.\nBoxed.\nKept inserted\nbelow.\nA note."
 
 
 def test_an_epub_has_titled_chapters(tmp_path: Path) -> None:
     path = sample_documents.book(
         tmp_path / "b.epub", {"The Storm": "<h1>I</h1><p>Wind.", "The Calm": f"<p>{FACT}</p>"}
     )
-    document = read_file(path, MOST)
+    document = load_document(path, MOST)
     assert document.text == f"# I\n\nWind.\n\n{FACT}\n"
     assert place_of(document, FACT) == "b.epub, chapter 2, “The Calm”"
     assert place_of(document, f"Wind.\n\n{FACT}") == "b.epub, chapters 1-2, “The Storm” to “The Calm”"
     renamed = path.rename(tmp_path / "b")
-    assert FACT in read_file(renamed, MOST).text, "an EPUB is known by its first bytes"
+    assert FACT in load_document(renamed, MOST).text, "an EPUB is known by its first bytes"
 
 
 def test_an_older_epub_s_contents_are_an_ncx(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_an_older_epub_s_contents_are_an_ncx(tmp_path: Path) -> None:
         '<spine><itemref idref="a"/></spine></package>'
     )
     extra = {"OEBPS/toc.ncx": ncx.encode(), "OEBPS/content.opf": package.encode()}
-    document = read_file(sample_documents.book(tmp_path / "b.epub", {"x": "Text"}, extra), MOST)
+    document = load_document(sample_documents.book(tmp_path / "b.epub", {"x": "Text"}, extra), MOST)
     assert place_of(document, "Text") == "b.epub, chapter 1, “Old”"
 
 
@@ -163,7 +163,7 @@ def test_an_older_epub_s_contents_are_an_ncx(tmp_path: Path) -> None:
 
 def refused(path: Path) -> PigError:
     with pytest.raises(PigError) as error:
-        read_file(path, MOST)
+        load_document(path, MOST)
     assert str(path) in error.value.message
     assert error.value.hint
     return error.value
@@ -183,7 +183,7 @@ def test_an_encrypted_pdf_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pdf_whose_password_is_for_changes_alone_is_read(tmp_path: Path) -> None:
-    assert FACT in read_file(sample_documents.pdf(tmp_path / "a.pdf", [FACT], password=""), MOST).text
+    assert FACT in load_document(sample_documents.pdf(tmp_path / "a.pdf", [FACT], password=""), MOST).text
 
 
 @pytest.mark.parametrize("kept", [6, 60])
@@ -231,7 +231,7 @@ def test_a_locked_book_is_refused_and_one_with_hidden_fonts_is_not(tmp_path: Pat
     locked = listing("OEBPS/text/chapter%201.xhtml")
     assert "DRM" in refused(sample_documents.book(tmp_path / "a.epub", {"One": FACT}, locked)).message
     fonts = listing("OEBPS/fonts/a.otf")
-    assert FACT in read_file(sample_documents.book(tmp_path / "b.epub", {"One": FACT}, fonts), MOST).text
+    assert FACT in load_document(sample_documents.book(tmp_path / "b.epub", {"One": FACT}, fonts), MOST).text
 
 
 @pytest.mark.parametrize("name", ["bomb.docx", "bomb.epub"])
@@ -241,17 +241,17 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_refused_unread(
     path = tmp_path / name
     if name.endswith("docx"):
         sample_documents.bomb(
-            sample_documents.word(path, [FACT]), "word/document.xml", MOST_UNPACKED + (1 << 20)
+            sample_documents.word(path, [FACT]), "word/document.xml", MAX_UNPACKED_BYTES + (1 << 20)
         )
     else:
         sample_documents.bomb(
             sample_documents.book(path, {"One": FACT}),
             "OEBPS/text/chapter 1.xhtml",
-            MOST_UNPACKED + (1 << 20),
+            MAX_UNPACKED_BYTES + (1 << 20),
         )
     assert path.stat().st_size < 2 << 20
     begun = time.monotonic()
-    assert f"more than the {MOST_UNPACKED:,}" in refused(path).message
+    assert f"more than the {MAX_UNPACKED_BYTES:,}" in refused(path).message
     assert time.monotonic() - begun < 2
 
 
@@ -319,7 +319,7 @@ def test_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
         file.write(b"text\n" * 2000)
         file.truncate(1 << 40)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert isinstance(refused(path), TooLong)
+    assert isinstance(refused(path), DocumentTooLong)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # kB
 
 
@@ -334,9 +334,9 @@ def test_no_format_gives_more_than_may_be_held(tmp_path: Path, kind: str) -> Non
         sample_documents.book(path, {"One": f"<p>{FACT}</p>" * 60})
     else:
         path.write_text(f"<p>{FACT}</p>" * 60)
-    assert read_file(path, 10_000)
-    with pytest.raises(TooLong, match="over 1,000 characters"):
-        read_file(path, 1000)
+    assert load_document(path, 10_000)
+    with pytest.raises(DocumentTooLong, match="over 1,000 characters"):
+        load_document(path, 1000)
 
 
 # ---- packages ------------------------------------------------------------------------------------
@@ -346,12 +346,12 @@ def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytes
     path = sample_documents.pdf(tmp_path / "a.pdf", [FACT])
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
     with pytest.raises(MissingPackage, match="reading a PDF needs the package pypdfium2") as error:
-        read_file(path, MOST)
+        load_document(path, MOST)
     assert 'pip install -e ".[docs]" in the clone' in str(error.value.hint)
 
 
 def test_the_registry_s_readers_are_there_and_imported_when_needed() -> None:
-    assert {known.name for known in FORMATS} == {"PDF", "DOCX", "EPUB", "HTML"}
+    assert {known.name for known in DOCUMENT_FORMATS} == {"PDF", "DOCX", "EPUB", "HTML"}
     code = (
         "import sys, pigguf.documents, pigguf.cli.ask;"
         "print([name for name in ('pypdfium2', 'bm25s') if name in sys.modules])"

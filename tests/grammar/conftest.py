@@ -8,7 +8,7 @@ import pytest
 from support.tiny_gguf import FIRST_BYTE, text_tokens, write_tiny
 
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
-from pigguf.inference.engine.sampling import _Grammar
+from pigguf.inference.engine.sampling import GrammarSampler
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def write(session: Session) -> Callable[[str, int], str]:
     def written(grammar: str, seed: int) -> str:
         session.set_prompt(text_tokens(5, seed))
         sampling = SamplingParams(temperature=2.0, seed=seed, top_k=0, top_p=1, min_p=0, grammar=grammar)
-        data = b"".join(map(session.context.model.piece, session.generate(sampling)))
+        data = b"".join(map(session.context.model.token_to_piece, session.generate(sampling)))
         assert session.stop_reason == "end"
         return data.decode()
 
@@ -41,7 +41,7 @@ def accepts(session: Session) -> Callable[[str, str], bool]:
     """(grammar, text) -> whether the grammar lets this text through, and lets it end."""
 
     def accepts(grammar: str, text: str) -> bool:
-        state = _Grammar(session.context.model, grammar)
+        state = GrammarSampler(session.context.model, grammar)
         try:
             for byte in text.encode():
                 if not state.allows(FIRST_BYTE + byte):

@@ -80,7 +80,7 @@ def test_keys_added_removed_and_changed_are_told_with_both_values(one: Path, tmp
     assert list(told) == ["pig.context_length", "pig.scale", "pig.words", "pig.new"]
     assert (told["pig.new"].a, told["pig.new"].b) == (None, u32(1))
     assert (told["pig.context_length"].a, told["pig.context_length"].b) == (u32(64), Typed("u64", 64))
-    assert told["pig.words"].first == 2
+    assert told["pig.words"].first_difference == 2
     assert (found.same_keys, found.same_tensors, found.same) == (1, 2, False)
 
 
@@ -99,7 +99,7 @@ def test_an_arrays_first_difference_is_found(
         )
         paths.append(path)
     (found,) = pigguf.diff(*paths).metadata
-    assert found.first == first
+    assert found.first_difference == first
     told = json.loads(CliRunner().invoke(command, [*map(str, paths), "--json"]).stdout)["metadata"][0]
     assert (told["first_difference"], told["a"]["length"], told["b"]["length"]) == (first, len(a), len(b))
     assert CliRunner().invoke(command, list(map(str, paths))).exit_code == exit_codes.FOUND.code
@@ -113,7 +113,7 @@ def test_bytes_rows_and_values_are_counted(one: Path, tmp_path: Path) -> None:
     found = pigguf.diff(one, write(tmp_path / "b.gguf", {"x": changed, "y": VALUES[0]}))
     (told,) = found.tensors
     bytes_ = int((VALUES.view(np.uint8) != changed.view(np.uint8)).sum())
-    assert (told.name, told.bytes, told.rows) == ("x", bytes_, 2)
+    assert (told.name, told.differing_bytes, told.differing_rows) == ("x", bytes_, 2)
     difference = VALUES.astype(np.float64) - changed
     assert told.max_abs == np.abs(difference).max()
     expected = np.sqrt((difference**2).sum() / (VALUES.astype(np.float64) ** 2).sum())
@@ -126,7 +126,7 @@ def test_another_type_is_compared_by_its_decoded_values(kind: TensorType, one: P
     other = write(tmp_path / "b.gguf", {"x": VALUES, "y": VALUES[0]}, kind=kind)
     told = pigguf.diff(one, other).tensors[0]
     decoded = decode(encode(VALUES, kind), kind, 512).astype(np.float64)
-    assert told.bytes is None
+    assert told.differing_bytes is None
     assert told.max_abs == np.abs(VALUES - decoded).max()
     expected = np.sqrt(((VALUES - decoded) ** 2).sum() / (VALUES.astype(np.float64) ** 2).sum())
     assert told.rms_relative == pytest.approx(expected, rel=1e-12)
@@ -141,8 +141,8 @@ def test_one_type_whose_rows_are_blocks(tmp_path: Path) -> None:
         for name, values in (("a", VALUES), ("b", changed))
     ]
     (told,) = pigguf.diff(*paths).tensors
-    assert told.rows == 3
-    assert told.bytes in range(1, 3 * 2 * 144 + 1)
+    assert told.differing_rows == 3
+    assert told.differing_bytes in range(1, 3 * 2 * 144 + 1)
 
 
 def test_pieces_do_not_count_a_row_twice(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +151,8 @@ def test_pieces_do_not_count_a_row_twice(one: Path, tmp_path: Path, monkeypatch:
     whole = pigguf.diff(one, other).tensors
     monkeypatch.setattr("pigguf.operations.diff._PIECE_ELEMENTS", 768)
     pieces = pigguf.diff(one, other).tensors
-    assert pieces[0].rows == whole[0].rows == 48
-    assert pieces[0].bytes == whole[0].bytes
+    assert pieces[0].differing_rows == whole[0].differing_rows == 48
+    assert pieces[0].differing_bytes == whole[0].differing_bytes
     assert pieces[0].max_abs == whole[0].max_abs
     assert pieces[0].rms_relative == pytest.approx(whole[0].rms_relative, rel=1e-12)
 
@@ -177,7 +177,7 @@ def test_whole_numbers_and_zeros(tmp_path: Path) -> None:
     zeros, numbers = np.zeros((4, 32)), np.arange(128).reshape(4, 32)
     a = write(tmp_path / "a", {"x": zeros}, kind=TensorType.I32)
     (told,) = pigguf.diff(a, write(tmp_path / "b", {"x": numbers}, kind=TensorType.I32)).tensors
-    assert (told.bytes, told.rows, told.max_abs, told.rms_relative) == (127, 4, 127.0, np.inf)
+    assert (told.differing_bytes, told.differing_rows, told.max_abs, told.rms_relative) == (127, 4, 127.0, np.inf)
 
 
 def test_tensors_of_one_file_alone_and_of_other_shapes(one: Path, tmp_path: Path) -> None:

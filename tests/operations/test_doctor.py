@@ -15,7 +15,7 @@ import pytest
 from pigguf.inference.engine.devices import Device
 from pigguf.inference.engine_build.build_plan import AMX_OFF, REBUILD, BuildRecord, Compiler, Machine
 from pigguf.inference.engine_build.self_test import TOKENS, EngineReport, examine_engine
-from pigguf.operations.doctor import Diagnosis, Facts, Package, diagnose, judge
+from pigguf.operations.doctor import Diagnosis, SystemFacts, PackageVersion, diagnose, find_problems
 
 CPU = Device("CPU", "AMD EPYC", "cpu", "CPU", 16 << 30, 32 << 30)
 GPU = Device("CUDA0", "NVIDIA H200", "gpu", "CUDA", 100 << 30, 139 << 30)
@@ -24,11 +24,11 @@ RECORD = BuildRecord(
     "0.3.36", "f", Compiler("clang", (19, 1, 7), "clang", "clang++", True), (), (), ("avx2",)
 )
 AMX = Machine("Linux", frozenset({"avx2", "amx_int8"}))
-WELL = Facts(
+WELL = SystemFacts(
     pigguf="0.1.0",
     python="3.11.7",
     system="Linux x86_64",
-    packages=(Package("llama-cpp-python", "0.3.36", "0.3.36"), Package("click", "8.1.0", None)),
+    packages=(PackageVersion("llama-cpp-python", "0.3.36", "0.3.36"), PackageVersion("click", "8.1.0", None)),
     machine=Machine("Linux", frozenset({"avx2"})),
     rebuilt_with="clang 19.1.7",
     rebuilt_with_amx=True,
@@ -74,11 +74,11 @@ FINDINGS = {
         (True, "SIGSEGV", "do this"),
     ),
     "a package missing": (
-        replace(WELL, packages=(Package("tokenizers", None, None),)),
+        replace(WELL, packages=(PackageVersion("tokenizers", None, None),)),
         (True, "tokenizers is missing", "scripts/setup.py"),
     ),
     "a package of another version": (
-        replace(WELL, packages=(Package("gguf", "0.18.0", "0.19.0"),)),
+        replace(WELL, packages=(PackageVersion("gguf", "0.18.0", "0.19.0"),)),
         (True, "gguf is version 0.18.0", "scripts/setup.py"),
     ),
 }
@@ -87,7 +87,7 @@ FINDINGS = {
 @pytest.mark.parametrize("name", FINDINGS)
 def test_each_lack_is_found_and_nothing_else(name: str) -> None:
     facts, (failure, message, hint) = FINDINGS[name]
-    [finding] = judge(facts)
+    [finding] = find_problems(facts)
     assert finding.failure == failure
     assert message in finding.message
     assert hint in finding.hint
@@ -95,19 +95,19 @@ def test_each_lack_is_found_and_nothing_else(name: str) -> None:
 
 
 def test_nothing_is_found_where_all_is_well() -> None:
-    assert judge(WELL) == ()
+    assert find_problems(WELL) == ()
     assert (
-        judge(replace(WELL, engine=replace(ENGINE, cpu_features=("AMX_INT8", "OPENMP")), machine=AMX)) == ()
+        find_problems(replace(WELL, engine=replace(ENGINE, cpu_features=("AMX_INT8", "OPENMP")), machine=AMX)) == ()
     )
     with_gpu = replace(
         WELL, engine=replace(ENGINE, devices=(GPU, CPU)), machine=Machine("Linux", nvidia_gpu=True)
     )
-    assert judge(with_gpu) == ()
+    assert find_problems(with_gpu) == ()
 
 
 def test_failures_come_first() -> None:
-    facts = replace(WELL, disk=0, packages=(Package("gguf", None, "0.19.0"),))
-    assert [finding.failure for finding in judge(facts)] == [True, False]
+    facts = replace(WELL, disk=0, packages=(PackageVersion("gguf", None, "0.19.0"),))
+    assert [finding.failure for finding in find_problems(facts)] == [True, False]
 
 
 def test_the_backend_is_the_gpu_where_the_engine_has_one() -> None:

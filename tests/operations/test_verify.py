@@ -23,7 +23,7 @@ import pigguf
 from pigguf import errors
 from pigguf.gguf_io import read_header
 from pigguf.operations import verify
-from pigguf.operations.verify import Verification
+from pigguf.operations.verify import VerificationResult
 
 ORIGINAL, FACTOR = 64, 4
 LINEAR = {"rope_type": "linear", "factor": float(FACTOR), "rope_theta": 10000.0}
@@ -59,8 +59,8 @@ def copied(checkpoint: Path, path: Path) -> Path:
     return path
 
 
-def differing(found: Verification) -> set[str]:
-    return {difference.what for difference in found.differences}
+def differing(found: VerificationResult) -> set[str]:
+    return {difference.name for difference in found.differences}
 
 
 # ---- right files ---------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_a_converted_file_is_its_checkpoint(
     found = pigguf.verify(tmp_path / "model.gguf", checkpoint)
     assert found.differences == found.notes == ()
     assert found.verdict == verdict
-    assert [depth.depth for depth in found.predictions.depths] == [16, 32, 64, 128, 256]
+    assert [depth.depth for depth in found.logits.depths] == [16, 32, 64, 128, 256]
     assert found.structure.compared > 30
     assert found.tokenizer.compared > VOCAB_SIZE
 
@@ -95,7 +95,7 @@ def test_a_converted_file_is_its_checkpoint(
 def test_every_sort_of_position_and_layer_is_compared(kind: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "piglet", kind)
     found = pigguf.verify(converted(checkpoint), checkpoint)
-    assert (found.verdict, found.predictions.refused) == ("same", "")
+    assert (found.verdict, found.logits.skipped_reason) == ("same", "")
 
 
 def test_longrope_beyond_its_original_window_is_compared_by_one_list(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_key_that_transformers_passes_over_counts(checkpoint: Path, right: Pat
     edit_config(older, rope_parameters=..., rope_condense_ratio=FACTOR, rope_theta=10000.0)
     found = pigguf.verify(right, older)
     assert found.verdict == "same"
-    assert found.predictions.depths[-1].depth == ORIGINAL * FACTOR
+    assert found.logits.depths[-1].depth == ORIGINAL * FACTOR
 
 
 def test_keys_at_their_defaults_may_be_absent_and_names_differ(
@@ -132,7 +132,7 @@ def test_keys_at_their_defaults_may_be_absent_and_names_differ(
     )
     found = pigguf.verify(other, checkpoint)
     assert found.verdict == "same"
-    assert {note.what for note in found.notes} == {*keys, "general.name", "unk token"}
+    assert {note.name for note in found.notes} == {*keys, "general.name", "unk token"}
 
 
 def test_a_split_file_is_one(checkpoint: Path, tmp_path: Path) -> None:
@@ -145,11 +145,11 @@ def test_a_text_of_ones_own_is_read_as_far_as_it_goes(checkpoint: Path, right: P
     text = tmp_path / "text.txt"
     text.write_text("It is a truth universally acknowledged. " * 3)
     found = pigguf.verify(right, checkpoint, text=text)
-    depths = [depth.depth for depth in found.predictions.depths]
+    depths = [depth.depth for depth in found.logits.depths]
     assert found.verdict == "same"
-    assert found.predictions.text == str(text)
+    assert found.logits.text == str(text)
     assert 16 < depths[-1] < ORIGINAL * FACTOR
-    assert [depth.depth for depth in pigguf.verify(right, checkpoint, tokens=100).predictions.depths][
+    assert [depth.depth for depth in pigguf.verify(right, checkpoint, tokens=100).logits.depths][
         -1
     ] == 100
 
@@ -163,7 +163,7 @@ def test_weights_that_transformers_does_not_read_as_numbers(form: str, tmp_path:
     else:
         in_float8(checkpoint)
     found = pigguf.verify(converted(checkpoint), checkpoint)
-    assert (found.verdict, found.predictions.refused) == ("same", "")
+    assert (found.verdict, found.logits.skipped_reason) == ("same", "")
 
 
 def in_float8(checkpoint: Path) -> None:
@@ -193,8 +193,8 @@ def test_the_real_model_is_its_checkpoint_and_with_another_base_is_not(
     found = pigguf.verify(wrong, smollm2_checkpoint, text=text, depths=[256, 1024])
     assert found.verdict == "different"
     assert differing(found) == {"llama.rope.freq_base"}
-    for depth, expected in zip(found.predictions.depths, right.predictions.depths, strict=True):
-        assert depth.divergence > 5 * expected.divergence
+    for depth, expected in zip(found.logits.depths, right.logits.depths, strict=True):
+        assert depth.kl_divergence > 5 * expected.kl_divergence
 
 
 # ---- wrong files ---------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_a_lost_factor_is_another_model_with_the_depth_where_it_breaks(
     found = pigguf.verify(wrong, checkpoint)
     assert found.verdict == "different"
     assert LOST in differing(found)
-    assert found.predictions.breaks_at is not None
+    assert found.logits.first_failing_depth is not None
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -226,7 +226,7 @@ def test_a_lost_base_is_another_model(type: str, checkpoint: Path, tmp_path: Pat
     found = pigguf.verify(wrong, based)
     assert found.verdict == "different"
     assert differing(found) == {"llama.rope.freq_base"}
-    assert found.predictions.breaks_at is not None
+    assert found.logits.first_failing_depth is not None
 
 
 def permuted(state: dict[str, np.ndarray[Any, Any]]) -> None:
@@ -256,7 +256,7 @@ def test_other_weights_under_the_same_header_are_another_model(
     query = "blk.0.attn_q.weight"
     assert differing(found) == {query} if edit is permuted else {query} < differing(found)
     if type != "Q4_K_M":  # of which predictions are as far off by themselves
-        assert found.predictions.breaks_at is not None
+        assert found.logits.first_failing_depth is not None
 
 
 def test_another_tokenizer_of_the_same_size_is_another_model(checkpoint: Path, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_another_tokenizer_of_the_same_size_is_another_model(checkpoint: Path, t
     assert found.verdict == "different"
     assert found.structure.differences == ()
     assert {"token 40", "tokens of a sample"} <= differing(found)
-    assert found.predictions.verdict == "same"  # of tokens that are the checkpoint's
+    assert found.logits.verdict == "same"  # of tokens that are the checkpoint's
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_one_key_that_is_not_the_checkpoints_is_told(
     found = pigguf.verify(tmp_path / "wrong.gguf", checkpoint)
     assert found.verdict == "different"
     assert what in differing(found)
-    assert found.predictions.depths[-1].depth == ORIGINAL * FACTOR  # the window's end, whatever it claims
+    assert found.logits.depths[-1].depth == ORIGINAL * FACTOR  # the window's end, whatever it claims
 
 
 def test_another_shape_is_told_tensor_by_tensor(right: Path, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_another_shape_is_told_tensor_by_tensor(right: Path, tmp_path: Path) -> 
     found = pigguf.verify(right, other)
     assert {"llama.block_count", "token_embd.weight", "blk.2.ffn_up.weight", "tokens"} <= differing(found)
     assert found.verdict == "different"
-    assert f"{VOCAB_SIZE} tokens in the file, {VOCAB_SIZE + 8} in the checkpoint" in found.predictions.refused
+    assert f"{VOCAB_SIZE} tokens in the file, {VOCAB_SIZE + 8} in the checkpoint" in found.logits.skipped_reason
 
 
 # ---- what cannot be compared ---------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_a_class_that_transformers_lacks_leaves_the_predictions_out(checkpoint: 
     found = pigguf.verify(converted(other), other)
     assert (found.structure.verdict, found.tokenizer.verdict) == ("same", "same")
     assert found.verdict == "not compared"
-    assert "InternLM2ForCausalLM" in found.predictions.refused
+    assert "InternLM2ForCausalLM" in found.logits.skipped_reason
 
 
 def as_internlm2(path: Path) -> Path:
@@ -346,7 +346,7 @@ def test_positions_that_transformers_cannot_scale_leave_the_predictions_out(tmp_
     edit_config(checkpoint, rope_scaling={"type": "linear", "factor": 4.0})
     found = pigguf.verify(converted(checkpoint), checkpoint)
     assert found.verdict == "not compared"
-    assert "GPTJForCausalLM scales no positions" in found.predictions.refused
+    assert "GPTJForCausalLM scales no positions" in found.logits.skipped_reason
 
 
 def refused(error: type[errors.PigError], *words: str, **options: Any) -> None:

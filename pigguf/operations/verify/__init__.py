@@ -25,28 +25,28 @@ from pigguf.errors import MissingPackage
 from pigguf.gguf_io import read_header
 from pigguf.operations.convert import plan_conversion, read_scheme
 from pigguf.operations.verify.compare_header import compare_structure, compare_tokenizer
-from pigguf.operations.verify.compare_logits import compare_predictions
+from pigguf.operations.verify.compare_logits import compare_logits
 from pigguf.operations.verify.compare_weights import compare_weights
 from pigguf.operations.verify.evaluation_text import (
-    LEAST_DEPTH,
-    deepest,
+    MIN_DEPTH,
+    max_depth,
     default_depths,
-    read_text,
-    refuse_short,
+    read_evaluation_text,
+    check_long_enough,
 )
-from pigguf.operations.verify.result import (
-    Depth,
+from pigguf.operations.verify.verification_result import (
+    DepthComparison,
     Discrepancy,
-    Part,
-    Predictions,
+    VerificationPart,
+    LogitsComparison,
     Verdict,
-    Verification,
+    VerificationResult,
 )
 from pigguf.progress import SILENT, Progress
 from pigguf.rope import RopeOverrides
 from pigguf.tokenizer import source_encoder
 
-__all__ = ["Depth", "Discrepancy", "Part", "Predictions", "Verdict", "Verification", "verify"]
+__all__ = ["DepthComparison", "Discrepancy", "VerificationPart", "LogitsComparison", "Verdict", "VerificationResult", "verify"]
 
 PACKAGES = ("torch", "transformers")
 TOKENS = 2048  # read by default: a 7B in float32 takes a laptop some minutes for them
@@ -60,7 +60,7 @@ def verify(
     depths: Sequence[int] | None = None,
     tokens: int = TOKENS,
     progress: Progress = SILENT,
-) -> Verification:
+) -> VerificationResult:
     """Compare a GGUF file with the checkpoint it is said to be.
 
     Args:
@@ -86,19 +86,19 @@ def verify(
     with Checkpoint.open(source, progress) as checkpoint:
         family = find_family(checkpoint.config)
         plan = plan_conversion(checkpoint, read_scheme("F32", None, None), RopeOverrides())
-        count = deepest(depths, tokens, plan.rope.context_length)
+        count = max_depth(depths, tokens, plan.rope.context_length)
         encode = source_encoder(checkpoint.path)
-        read = read_text(text, count, plan.vocab, encode)
-        refuse_short(read, LEAST_DEPTH if depths is None else count)
+        read = read_evaluation_text(text, count, plan.vocab, encode)
+        check_long_enough(read, MIN_DEPTH if depths is None else count)
         places = default_depths(plan.rope, len(read.tokens)) if depths is None else sorted(set(depths))
-        return Verification(
+        return VerificationResult(
             file=gguf.path,
             source=str(source),
             context_length=plan.rope.context_length,
             structure=compare_structure(gguf, family, plan),
             tokenizer=compare_tokenizer(gguf, plan.vocab, encode, read.text),
             weights=compare_weights(gguf, plan, progress),
-            predictions=compare_predictions(gguf, checkpoint, family, plan, read, places, progress),
+            logits=compare_logits(gguf, checkpoint, family, plan, read, places, progress),
         )
 
 

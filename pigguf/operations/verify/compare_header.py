@@ -20,9 +20,9 @@ from pigguf.gguf_io import GGUFFile
 from pigguf.gguf_io.metadata import Typed
 from pigguf.inference.engine import Model
 from pigguf.operations.convert import ConversionPlan
-from pigguf.operations.gguf_positions import file_positions
-from pigguf.operations.readback import verify_tokens
-from pigguf.operations.verify.result import Discrepancy, Part
+from pigguf.operations.rope_from_gguf import rope_from_gguf
+from pigguf.operations.readback import check_tokenization
+from pigguf.operations.verify.verification_result import Discrepancy, VerificationPart
 from pigguf.tokenizer import Vocab, roundtrip_samples, vocab_from_metadata
 from pigguf.tokenizer.known_differences import kept_clear
 
@@ -41,20 +41,20 @@ _SHAPE = {
     "experts": "expert_count",
 }
 _POSITIONS = {
-    "kind": "rope.scaling.type",
+    "rope_type": "rope.scaling.type",
     "context_length": "context_length",
     "factor": "rope.scaling.factor",
-    "base": "rope.freq_base",
+    "rope_theta": "rope.freq_base",
     "original_context": "rope.scaling.original_context_length",
     "parameters": "rope.scaling",
-    "local_base": "rope.freq_base_swa",
+    "local_rope_theta": "rope.freq_base_swa",
 }
-_UNROTATED = ("kind", "context_length")  # of a learned table and of ALiBi no more is said
+_UNROTATED = ("rope_type", "context_length")  # of a learned table and of ALiBi no more is said
 _NOT_IN_THE_MATHS = ("none", "linear")  # kinds that make nothing of the original window
 _OF_THE_TYPE = ("general.file_type", "general.quantization_version")
 
 
-def compare_structure(file: GGUFFile, family: Family, plan: ConversionPlan) -> Part:
+def compare_structure(file: GGUFFile, family: Family, plan: ConversionPlan) -> VerificationPart:
     facts = [*_architecture(file, plan)]
     if file.architecture == plan.hparams.architecture:
         facts += _facts(file, family, plan)
@@ -67,9 +67,9 @@ def compare_structure(file: GGUFFile, family: Family, plan: ConversionPlan) -> P
         for name in names
         if written.get(name) != planned.get(name)
     ]
-    found = {difference.what for difference in differences}
-    notes = tuple(note for note in _key_notes(file, plan) if note.what not in found)
-    return Part(len(facts) + len(names), tuple(differences), notes)
+    found = {difference.name for difference in differences}
+    notes = tuple(note for note in _key_notes(file, plan) if note.name not in found)
+    return VerificationPart(len(facts) + len(names), tuple(differences), notes)
 
 
 def _architecture(file: GGUFFile, plan: ConversionPlan) -> Iterator[tuple[str, Any, Any]]:
@@ -81,7 +81,7 @@ def _facts(file: GGUFFile, family: Family, plan: ConversionPlan) -> Iterator[tup
     prefix = file.architecture
     try:
         theirs = family.hparams_from_metadata(file.metadata, file.tensors)
-        positions = file_positions(file)
+        positions = rope_from_gguf(file)
     except PigError as error:
         yield "keys", error.message, "keys of this family"
         return
@@ -137,11 +137,11 @@ def _shown(value: Any) -> str:
 _ENDS = ("bos", "eos", "eot", "eom")  # roles that a chat hangs on
 
 
-def compare_tokenizer(file: GGUFFile, wanted: Vocab, encode: Callable[[str], list[int]], read: str) -> Part:
+def compare_tokenizer(file: GGUFFile, wanted: Vocab, encode: Callable[[str], list[int]], read: str) -> VerificationPart:
     try:
         vocab = vocab_from_metadata(file.metadata)
     except PigError as error:
-        return Part(1, (Discrepancy("tokenizer.ggml", error.message),))
+        return VerificationPart(1, (Discrepancy("tokenizer.ggml", error.message),))
     facts: list[tuple[str, Any, Any]] = [
         ("tokenizer.ggml.model", vocab.model, wanted.model),
         ("tokenizer.ggml.add_bos_token", vocab.add_bos, wanted.add_bos),
@@ -160,7 +160,7 @@ def compare_tokenizer(file: GGUFFile, wanted: Vocab, encode: Callable[[str], lis
     differences += _tokens_that_differ(vocab.tokens, wanted.tokens)
     texts = _encodings_that_differ(file.path, wanted, encode, read)
     compared = len(facts) + len(wanted.tokens) + len(roundtrip_samples(wanted)) + 1
-    return Part(compared, (*differences, *texts), tuple(_vocab_notes(vocab, wanted)))
+    return VerificationPart(compared, (*differences, *texts), tuple(_vocab_notes(vocab, wanted)))
 
 
 def _tokens_that_differ(got: Sequence[str], wanted: Sequence[str]) -> Iterator[Discrepancy]:
@@ -171,14 +171,14 @@ def _tokens_that_differ(got: Sequence[str], wanted: Sequence[str]) -> Iterator[D
         first = differing[0]
         told = _told(f"token {first}", got[first], wanted[first])
         more = f", and {len(differing) - 1:,} more tokens differ" if len(differing) > 1 else ""
-        yield Discrepancy(told.what, told.told + more)
+        yield Discrepancy(told.name, told.description + more)
 
 
 def _encodings_that_differ(
     path: Path, vocab: Vocab, encode: Callable[[str], list[int]], read: str
 ) -> Iterator[Discrepancy]:
     try:
-        verify_tokens(path, encode, vocab)
+        check_tokenization(path, encode, vocab)
     except VerificationFailed as error:
         yield Discrepancy("tokens of a sample", error.message)
     (text,) = kept_clear((read,), vocab.limits)

@@ -37,13 +37,13 @@ from pigguf.errors import CheckpointError, UnsupportedModel
 from pigguf.gguf_io import GGUFFile, TensorType, block_elements, row_bytes
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope, Session
 from pigguf.operations.convert import ConversionPlan
-from pigguf.operations.gguf_positions import file_positions
-from pigguf.operations.verify.evaluation_text import Text
-from pigguf.operations.verify.result import Depth, Predictions
+from pigguf.operations.rope_from_gguf import rope_from_gguf
+from pigguf.operations.verify.evaluation_text import EvaluationText
+from pigguf.operations.verify.verification_result import DepthComparison, LogitsComparison
 from pigguf.progress import Progress, stage
 
 if TYPE_CHECKING:
-    from pigguf.operations.verify.transformers_reference import Reference
+    from pigguf.operations.verify.transformers_reference import TransformersReference
 
 STRETCH = 64  # predictions compared at a depth
 GROWTH = 5.0
@@ -53,7 +53,7 @@ _CHUNK = 256  # tokens computed at once; the logits of so many are held
 _TENTH = 0.1
 
 
-class Limit(NamedTuple):
+class KLLimit(NamedTuple):
     """How far predictions may be apart where a weight has so many bits, or more."""
 
     bits: float
@@ -62,32 +62,32 @@ class Limit(NamedTuple):
 
 FLOATS = {"F32": 1e-5, "F16": 2e-4, "BF16": 2e-3}
 QUANTIZED = (
-    Limit(8, 0.02),
-    Limit(6, 0.06),
-    Limit(5.25, 0.2),
-    Limit(4, 0.5),
-    Limit(3, 1.0),
-    Limit(2, 3.0),
-    Limit(0, 6.0),
+    KLLimit(8, 0.02),
+    KLLimit(6, 0.06),
+    KLLimit(5.25, 0.2),
+    KLLimit(4, 0.5),
+    KLLimit(3, 1.0),
+    KLLimit(2, 3.0),
+    KLLimit(0, 6.0),
 )
 
 
-def compare_predictions(
+def compare_logits(
     file: GGUFFile,
     checkpoint: Checkpoint,
     family: Family,
     plan: ConversionPlan,
-    text: Text,
+    text: EvaluationText,
     depths: list[int],
     progress: Progress,
-) -> Predictions:
+) -> LogitsComparison:
     """Both through the text up to the deepest depth, side by side."""
     kind = _coarsest(file)
-    said = Predictions(kind.name, text.name)
+    said = LogitsComparison(kind.name, text.name)
     try:
         reference = _reference(checkpoint, family, plan, depths[-1])
     except UnsupportedModel as error:
-        return replace(said, refused=error.message)
+        return replace(said, skipped_reason=error.message)
     longer = depths[-1] > _window(
         file
     )  # what the structure tells of; the predictions are compared all the same
@@ -100,20 +100,20 @@ def compare_predictions(
     ):
         if model.vocab_size != reference.vocab_size:
             sizes = f"{model.vocab_size:,} tokens in the file, {reference.vocab_size:,} in the checkpoint"
-            return replace(said, refused=f"the vocabularies are not of one size: {sizes}")
+            return replace(said, skipped_reason=f"the vocabularies are not of one size: {sizes}")
         tokens = text.tokens[: depths[-1]]
         compared = dict(_compared(session, reference, tokens, set(_wanted(depths)), progress))
     return replace(said, depths=_by_depth(depths, compared, kind))
 
 
-def _reference(checkpoint: Checkpoint, family: Family, plan: ConversionPlan, length: int) -> Reference:
-    from pigguf.operations.verify.transformers_reference import load
+def _reference(checkpoint: Checkpoint, family: Family, plan: ConversionPlan, length: int) -> TransformersReference:
+    from pigguf.operations.verify.transformers_reference import load_reference
 
-    return load(checkpoint, family, plan.hparams, length)
+    return load_reference(checkpoint, family, plan.hparams, length)
 
 
 def _window(file: GGUFFile) -> int:
-    return file_positions(file).context_length
+    return rope_from_gguf(file).context_length
 
 
 def _options(length: int) -> ContextOptions:
@@ -145,7 +145,7 @@ class _Prediction(NamedTuple):
 
 
 def _compared(
-    session: Session, reference: Reference, tokens: list[int], wanted: set[int], progress: Progress
+    session: Session, reference: TransformersReference, tokens: list[int], wanted: set[int], progress: Progress
 ) -> Iterator[tuple[int, _Prediction]]:
     """Each wanted token's index with what both made of it; the logits of one chunk are held."""
     with stage(progress, "comparing", len(tokens), "tokens"):
@@ -155,7 +155,7 @@ def _compared(
             here = [i for i in range(len(chunk)) if start + i + 1 in wanted]  # logits speak of the next token
             for i, ours in session.evaluate(chunk, here):
                 if not np.isfinite(ours).all():
-                    raise session.not_numbers()
+                    raise session.nonfinite_logits_error()
                 yield start + i + 1, _predicted(ours, theirs[i], tokens[start + i + 1])
             progress.advance(len(chunk))
 
@@ -172,14 +172,14 @@ def _predicted(ours: NDArray[np.float32], theirs: NDArray[np.float32], token: in
 
 def _by_depth(
     depths: Sequence[int], compared: Mapping[int, _Prediction], kind: TensorType
-) -> tuple[Depth, ...]:
+) -> tuple[DepthComparison, ...]:
     most = FLOATS.get(kind.name) or next(limit.divergence for limit in QUANTIZED if _bits(kind) >= limit.bits)
-    made: list[Depth] = []
+    made: list[DepthComparison] = []
     for depth, stretch in zip(depths, _stretches(depths), strict=True):
         columns = np.array([compared[token] for token in stretch], dtype=np.float64)
         divergence, same_top, log_p, source_log_p = map(float, columns.mean(axis=0))
-        limit = min(most, max(GROWTH * made[0].divergence, QUIET * most)) if made else most
-        made.append(Depth(depth, len(stretch), divergence, limit, same_top, log_p, source_log_p))
+        limit = min(most, max(GROWTH * made[0].kl_divergence, QUIET * most)) if made else most
+        made.append(DepthComparison(depth, len(stretch), divergence, limit, same_top, log_p, source_log_p))
     return tuple(made)
 
 

@@ -22,7 +22,7 @@ from pigguf.common.lazy_tensor import Array
 from pigguf.common.parallel import computed_ahead
 from pigguf.gguf_io import GGUFFile, GGUFTensor, PlannedTensor, TensorData, TensorType
 from pigguf.operations.convert import ConversionPlan
-from pigguf.operations.verify.result import Discrepancy, Part
+from pigguf.operations.verify.verification_result import Discrepancy, VerificationPart
 from pigguf.progress import Progress, stage
 from pigguf.quantization.ggml_kernels import BLOCK_FORMATS, FLOATS, NEED_IMPORTANCE, decode, encode
 
@@ -46,7 +46,7 @@ class _Slab(NamedTuple):
         return self.off <= SLACK * self.cost + TOLERANCE
 
 
-def compare_weights(file: GGUFFile, plan: ConversionPlan, progress: Progress) -> Part:
+def compare_weights(file: GGUFFile, plan: ConversionPlan, progress: Progress) -> VerificationPart:
     """All tensors that both have in one shape. Progress is one stage, "comparing weights", in bytes."""
     pairs = [
         (file.tensors[wanted.name], wanted)
@@ -72,7 +72,7 @@ def compare_weights(file: GGUFFile, plan: ConversionPlan, progress: Progress) ->
     )
     left_out = [tensor for tensor, _ in pairs if tensor.type not in (*FLOATS, *BLOCK_FORMATS)]
     notes = (Discrepancy(tensor.name, f"{tensor.type.name} is not compared") for tensor in left_out)
-    return Part(len(known), tuple(differences), tuple(notes))
+    return VerificationPart(len(known), tuple(differences), tuple(notes))
 
 
 def _jobs(data: TensorData, pairs: list[tuple[GGUFTensor, PlannedTensor]]) -> Iterator[Callable[[], _Slab]]:

@@ -15,11 +15,11 @@ from pigguf.rope import RopeScaling
 from pigguf.tokenizer import SAMPLES, Vocab
 from pigguf.tokenizer.known_differences import kept_clear
 
-LEAST_DEPTH = 16
+MIN_DEPTH = 16
 _CHARACTERS = 16  # of a text for each token that is to be read; seldom does one stand for so many
 
 
-class Text(NamedTuple):
+class EvaluationText(NamedTuple):
     """What is read: its name, the text, and its tokens by the checkpoint's tokenizer, BOS before them."""
 
     name: str
@@ -27,14 +27,14 @@ class Text(NamedTuple):
     tokens: list[int]
 
 
-def deepest(depths: Sequence[int] | None, tokens: int, window: int) -> int:
+def max_depth(depths: Sequence[int] | None, tokens: int, window: int) -> int:
     """How many tokens are to be read."""
     if depths is None:
-        if tokens < LEAST_DEPTH:
-            raise UsageError(f"{tokens} tokens say nothing", f"read {LEAST_DEPTH} at least")
+        if tokens < MIN_DEPTH:
+            raise UsageError(f"{tokens} tokens say nothing", f"read {MIN_DEPTH} at least")
         return min(tokens, window)
-    if not depths or min(depths) < LEAST_DEPTH:
-        raise UsageError(f"the depth {min(depths, default=0)} says nothing", f"give {LEAST_DEPTH} at least")
+    if not depths or min(depths) < MIN_DEPTH:
+        raise UsageError(f"the depth {min(depths, default=0)} says nothing", f"give {MIN_DEPTH} at least")
     if max(depths) > window:
         raise ContextOverflow(
             f"the depth {max(depths):,} is beyond the checkpoint's window of {window:,} tokens",
@@ -49,12 +49,12 @@ def default_depths(rope: RopeScaling, tokens: int) -> list[int]:
     places = {original // 4, original // 2, original, extended}
     if extended // 2 > original:
         places.add(extended // 2)
-    return sorted(place for place in places if place >= min(LEAST_DEPTH, extended))
+    return sorted(place for place in places if place >= min(MIN_DEPTH, extended))
 
 
-def read_text(
+def read_evaluation_text(
     path: str | os.PathLike[str] | None, count: int, vocab: Vocab, encode: Callable[[str], list[int]]
-) -> Text:
+) -> EvaluationText:
     """So many tokens of a text, or all that it has."""
     if path is None:
         name, whole = "samples in many languages", _mixed_samples(vocab, _CHARACTERS * count)
@@ -69,7 +69,7 @@ def read_text(
         tokens = [*before, *encode(text)][:count]
         if len(tokens) == count:
             break
-    return Text(name, text, tokens)
+    return EvaluationText(name, text, tokens)
 
 
 def _mixed_samples(vocab: Vocab, characters: int) -> str:
@@ -82,7 +82,7 @@ def _mixed_samples(vocab: Vocab, characters: int) -> str:
     return text[:characters]
 
 
-def refuse_short(text: Text, count: int) -> None:
+def check_long_enough(text: EvaluationText, count: int) -> None:
     if len(text.tokens) < count:
         raise TextError(
             f"{text.name} has {len(text.tokens):,} tokens, and {count:,} are to be read",

@@ -38,7 +38,7 @@ _NOT_COMPUTED = "the header and the tokenizer are compared all the same"
 _NEVER_SCALED = ("gptj",)
 
 
-class Reference:
+class TransformersReference:
     """A model of transformers' with the tokens it has read.
 
     Attributes:
@@ -61,7 +61,7 @@ class Reference:
         return logits
 
 
-def load(checkpoint: Checkpoint, family: Family, hparams: HParams, length: int) -> Reference:
+def load_reference(checkpoint: Checkpoint, family: Family, hparams: HParams, length: int) -> TransformersReference:
     """Load a checkpoint.
 
     Args:
@@ -89,7 +89,7 @@ def load(checkpoint: Checkpoint, family: Family, hparams: HParams, length: int) 
     for what in ("missing_keys", "mismatched_keys"):
         for name in sorted(map(str, loaded[what])):
             raise CheckpointError(f"{checkpoint.path}: transformers loads it with {name} among its {what}")
-    return Reference(model.eval())
+    return TransformersReference(model.eval())
 
 
 def _config(config: Mapping[str, Any], family: Family, hparams: HParams, length: int) -> Any:

@@ -15,12 +15,12 @@ UNQUANTIZED = ("F32", "F16", "BF16")
 class Discrepancy:
     """Something that is not as in the checkpoint: a key, a tensor or a rule, and how it is in both."""
 
-    what: str
-    told: str
+    name: str
+    description: str
 
 
 @dataclass(frozen=True)
-class Part:
+class VerificationPart:
     """What was compared beside predictions.
 
     Attributes:
@@ -39,7 +39,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Depth:
+class DepthComparison:
     """The predictions of the last tokens before a depth.
 
     Attributes:
@@ -51,19 +51,19 @@ class Depth:
 
     depth: int
     tokens: int
-    divergence: float
-    limit: float
+    kl_divergence: float
+    kl_limit: float
     same_top: float
     log_p: float
     source_log_p: float
 
     @property
-    def holds(self) -> bool:
-        return self.divergence <= self.limit
+    def within_limit(self) -> bool:
+        return self.kl_divergence <= self.kl_limit
 
 
 @dataclass(frozen=True)
-class Predictions:
+class LogitsComparison:
     """What both make of a text.
 
     Attributes:
@@ -75,25 +75,25 @@ class Predictions:
 
     type: str
     text: str
-    depths: tuple[Depth, ...] = ()
-    refused: str = ""
+    depths: tuple[DepthComparison, ...] = ()
+    skipped_reason: str = ""
 
     @property
-    def breaks_at(self) -> int | None:
+    def first_failing_depth(self) -> int | None:
         """The first depth at which the file is further from the checkpoint than it may be."""
-        return next((depth.depth for depth in self.depths if not depth.holds), None)
+        return next((depth.depth for depth in self.depths if not depth.within_limit), None)
 
     @property
     def verdict(self) -> Verdict:
-        if self.refused:
+        if self.skipped_reason:
             return "not compared"
-        if self.breaks_at is not None:
+        if self.first_failing_depth is not None:
             return "different"
         return "same" if self.type in UNQUANTIZED else "same but for its quantization"
 
 
 @dataclass(frozen=True)
-class Verification:
+class VerificationResult:
     """How a file compares with a checkpoint.
 
     Attributes:
@@ -105,16 +105,16 @@ class Verification:
     file: Path
     source: str
     context_length: int
-    structure: Part
-    tokenizer: Part
-    weights: Part
-    predictions: Predictions
+    structure: VerificationPart
+    tokenizer: VerificationPart
+    weights: VerificationPart
+    logits: LogitsComparison
 
     @property
     def verdict(self) -> Verdict:
         """Different where any part is; else the predictions' own."""
         parts = (self.structure, self.tokenizer, self.weights)
-        return "different" if any(part.differences for part in parts) else self.predictions.verdict
+        return "different" if any(part.differences for part in parts) else self.logits.verdict
 
     @property
     def differences(self) -> tuple[Discrepancy, ...]:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.tiny_chat import TEMPLATE, write_following
+from support.tiny_chat import TEMPLATE, write_next_token_model
 
 from pigguf.errors import UsageError
-from pigguf.grammar import json_grammar
+from pigguf.grammar import json_schema_to_grammar
 from pigguf.inference.engine import Model
-from pigguf.inference.engine.sampling import _Grammar
+from pigguf.inference.engine.sampling import GrammarSampler
 
 PATTERNS = {
     "^a$": ["a", "aa", ""],
@@ -44,7 +44,7 @@ PATTERNS = {
 def test_a_grammar_lets_through_what_the_pattern_matches(
     accepts: Callable[[str, str], bool], pattern: str
 ) -> None:
-    grammar = json_grammar({"type": "string", "pattern": pattern})
+    grammar = json_schema_to_grammar({"type": "string", "pattern": pattern})
     expression = re.compile(pattern.replace("(?<", "(?P<"), re.ASCII)  # as ECMA-262 means \\w
     for text in PATTERNS[pattern]:
         matches = expression.search(text) is not None
@@ -56,12 +56,12 @@ def test_however_a_pattern_is_written_there_is_one_way_to_read_a_text(
 ) -> None:
     """llama.cpp tries all ways that there are, which would take it hours here; nor does it print what it is
     given."""
-    path = write_following(tmp_path / "tiny.gguf", TEMPLATE, {"abcdefghijklmn!": "x"})
+    path = write_next_token_model(tmp_path / "tiny.gguf", TEMPLATE, {"abcdefghijklmn!": "x"})
     with Model.open(path, vocab_only=True) as model:
         quote, letters = model.tokenize('"', add_special=False)[-1:], model.tokenize("abcdefghijklmn!")[-1:]
-        grammar = json_grammar({"pattern": f"^{'[a-z]*' * 40}$"})
+        grammar = json_schema_to_grammar({"pattern": f"^{'[a-z]*' * 40}$"})
         begun = time.monotonic()
-        state = _Grammar(model, grammar)
+        state = GrammarSampler(model, grammar)
         state.accept(*quote)
         assert not state.allows(*letters)
         state.free()
@@ -97,7 +97,7 @@ def test_however_a_pattern_is_written_there_is_one_way_to_read_a_text(
 )
 def test_what_is_no_pattern_or_says_too_much_is_refused(pattern: str, place: int) -> None:
     with pytest.raises(UsageError, match=f"character {place}:"):
-        json_grammar({"pattern": pattern})
+        json_schema_to_grammar({"pattern": pattern})
 
 
 @pytest.mark.parametrize(
@@ -105,4 +105,4 @@ def test_what_is_no_pattern_or_says_too_much_is_refused(pattern: str, place: int
 )
 def test_what_comes_to_too_many_states_is_refused(pattern: str) -> None:
     with pytest.raises(UsageError, match="comes to more than 8,192 states"):
-        json_grammar({"pattern": pattern})
+        json_schema_to_grammar({"pattern": pattern})

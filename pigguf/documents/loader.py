@@ -15,19 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pigguf.common.files import unreadable
-from pigguf.documents.document import Document, TooLong
-from pigguf.documents.formats import read_file
+from pigguf.documents.document import Document, DocumentTooLong
+from pigguf.documents.formats import load_document
 from pigguf.errors import MissingPackage, PigError, TextError
 from pigguf.progress import SILENT, Progress, stage
 
-MOST_CHARACTERS = 200_000_000
+MAX_CHARACTERS = 200_000_000
 """Of all documents together: what is read is held, and searched, in memory."""
 
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedFile:
     """A file in a folder that is not read, and why."""
 
     path: Path
@@ -35,14 +35,14 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Collection:
+class DocumentCollection:
     """Documents in the order they are read, and the files among them that are not."""
 
     documents: tuple[Document, ...]
-    left_out: tuple[LeftOut, ...]
+    skipped: tuple[SkippedFile, ...]
 
 
-def read_documents(paths: Iterable[str | Path], progress: Progress = SILENT) -> Collection:
+def load_documents(paths: Iterable[str | Path], progress: Progress = SILENT) -> DocumentCollection:
     """Read files, and all that folders hold.
 
     Args:
@@ -56,26 +56,26 @@ def read_documents(paths: Iterable[str | Path], progress: Progress = SILENT) -> 
         ReadError: a file or folder that is not there, or that the system refuses.
     """
     documents: list[Document] = []
-    left_out: list[LeftOut] = []
+    left_out: list[SkippedFile] = []
     seen: set[tuple[int, int]] = set()
     found = [file for path in paths for file in _files(Path(path), seen, left_out)]
-    room = MOST_CHARACTERS
+    room = MAX_CHARACTERS
     with stage(progress, "reading documents", sum(file.size for file in found), "bytes"):
         for file in found:
             try:
-                document = read_file(file.path, room)
-            except (MissingPackage, TooLong):
+                document = load_document(file.path, room)
+            except (MissingPackage, DocumentTooLong):
                 raise
             except PigError as error:
                 if file.folder is None:
                     raise
-                left_out.append(LeftOut(file.path, _reason(file.path, error)))
+                left_out.append(SkippedFile(file.path, _reason(file.path, error)))
             else:
                 documents.append(document)
                 room -= len(document.text)
             progress.advance(file.size)
     _refuse_nothing(documents, left_out)
-    return Collection(tuple(_named(documents)), tuple(left_out))
+    return DocumentCollection(tuple(_named(documents)), tuple(left_out))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class _File:
     folder: Path | None  # that was named, and the file was met in
 
 
-def _files(path: Path, seen: set[tuple[int, int]], left_out: list[LeftOut]) -> Iterator[_File]:
+def _files(path: Path, seen: set[tuple[int, int]], left_out: list[SkippedFile]) -> Iterator[_File]:
     """A file itself, or all of a folder, in order, without those seen before."""
     try:
         status = path.stat()
@@ -106,12 +106,12 @@ def _files(path: Path, seen: set[tuple[int, int]], left_out: list[LeftOut]) -> I
         )
 
 
-def _walk(root: Path, left_out: list[LeftOut]) -> Iterator[tuple[Path, os.stat_result]]:
+def _walk(root: Path, left_out: list[SkippedFile]) -> Iterator[tuple[Path, os.stat_result]]:
     """Every file of a folder that is not hidden; no folder twice, be it through links."""
     entered: set[tuple[int, int]] = {_key(root.stat())}
 
     def refused(error: OSError) -> None:
-        left_out.append(LeftOut(Path(error.filename), error.strerror or str(error)))
+        left_out.append(SkippedFile(Path(error.filename), error.strerror or str(error)))
 
     for place, folders, files in os.walk(root, followlinks=True, onerror=refused):
         inside = list(_met(Path(place), folders, left_out))
@@ -120,7 +120,7 @@ def _walk(root: Path, left_out: list[LeftOut]) -> Iterator[tuple[Path, os.stat_r
 
 
 def _met(
-    folder: Path, names: Iterable[str], left_out: list[LeftOut]
+    folder: Path, names: Iterable[str], left_out: list[SkippedFile]
 ) -> Iterator[tuple[Path, os.stat_result]]:
     for name in sorted(names):
         if name.startswith("."):
@@ -128,7 +128,7 @@ def _met(
         try:
             yield folder / name, (folder / name).stat()
         except OSError as error:  # a link that leads nowhere, or round itself
-            left_out.append(LeftOut(folder / name, error.strerror or str(error)))
+            left_out.append(SkippedFile(folder / name, error.strerror or str(error)))
 
 
 def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
@@ -146,7 +146,7 @@ def _reason(path: Path, error: PigError) -> str:
     return error.message.removeprefix(str(path)).lstrip(": ").removeprefix("is ")
 
 
-def _refuse_nothing(documents: list[Document], left_out: list[LeftOut]) -> None:
+def _refuse_nothing(documents: list[Document], left_out: list[SkippedFile]) -> None:
     if documents:
         return
     shown = "; ".join(f"{file.path}: {file.reason}" for file in left_out[:_SHOWN])

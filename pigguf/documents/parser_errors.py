@@ -10,7 +10,7 @@ from pigguf.errors import MissingPackage, PigError, TextError
 
 
 @contextmanager
-def needed(purpose: str) -> Iterator[None]:
+def require_package(purpose: str) -> Iterator[None]:
     """Around the import of a package of the extra.
 
     Raises:
@@ -26,7 +26,7 @@ def needed(purpose: str) -> Iterator[None]:
 
 
 @contextmanager
-def damage_told(path: Path, kind: str) -> Iterator[None]:
+def report_damaged(path: Path, kind: str) -> Iterator[None]:
     """Around the reading of a file by a library, which may meet a damaged one with any error there is.
 
     Raises:

@@ -22,20 +22,20 @@ from pigguf.grammar.finite_automaton import (
     TooLarge,
     rules_of,
 )
-from pigguf.grammar.gbnf import Ranges
+from pigguf.grammar.gbnf import CodePointRanges
 
-_DIGITS: Ranges = ((0x30, 0x39),)
-_WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
-_SPACE: Ranges = gbnf.union(
+_DIGITS: CodePointRanges = ((0x30, 0x39),)
+_WORD: CodePointRanges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
+_SPACE: CodePointRanges = gbnf.union(
     [(9, 13), (0x20, 0x20), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A)],
     [(0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)],
 )
-_LINE_ENDS: Ranges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
-_CLASSES: dict[str, Ranges] = {"d": _DIGITS, "w": _WORD, "s": _SPACE}
+_LINE_ENDS: CodePointRanges = ((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029))
+_CLASSES: dict[str, CodePointRanges] = {"d": _DIGITS, "w": _WORD, "s": _SPACE}
 _CLASSES |= {name.upper(): gbnf.complement(ranges) for name, ranges in _CLASSES.items()}
 _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13, "0": 0}
 _HEX_DIGITS = {"x": 2, "u": 4}
-_ANYTHING = Times(Characters(gbnf.WRITTEN), 0, None)
+_ANYTHING = Times(Characters(gbnf.JSON_STRING_CHARACTERS), 0, None)
 _LONGEST = 1 << 14  # characters of a pattern
 
 
@@ -102,9 +102,9 @@ class _Pattern:
         if self._take(","):
             most = None if self._next() == "}" else self._number()
         self._demand("}")
-        if max(least, most or 0) > gbnf.MOST_REPEATED or (most is not None and most < least):
+        if max(least, most or 0) > gbnf.MAX_REPETITIONS or (most is not None and most < least):
             raise self._wrong(
-                f"repetitions go from a number to no smaller one, {gbnf.MOST_REPEATED:,} at most"
+                f"repetitions go from a number to no smaller one, {gbnf.MAX_REPETITIONS:,} at most"
             )
         return least, most
 
@@ -142,7 +142,7 @@ class _Pattern:
         self._demand(")")
         return Either(several)
 
-    def _set(self) -> Ranges:
+    def _set(self) -> CodePointRanges:
         is_negative = self._take("^")
         ranges: list[tuple[int, int]] = []
         while not self._take("]"):
@@ -156,13 +156,13 @@ class _Pattern:
             ranges += first
         return gbnf.complement(ranges) if is_negative else gbnf.union(ranges)
 
-    def _member(self) -> Ranges:
+    def _member(self) -> CodePointRanges:
         return self._escape(backspace=True) if self._take("\\") else _one(self._character())
 
     def _is_range(self) -> bool:
         return self._next() == "-" and self._pattern[self._at + 1 : self._at + 2] not in ("]", "")
 
-    def _escape(self, backspace: bool = False) -> Ranges:
+    def _escape(self, backspace: bool = False) -> CodePointRanges:
         name = self._character()
         if name in _CLASSES:
             return _CLASSES[name]
@@ -181,8 +181,8 @@ class _Pattern:
             raise self._wrong(f"\\{name} is more than a grammar can say")
         return _one(name)
 
-    def _written(self, ranges: Ranges) -> Characters:
-        written = gbnf.intersection(ranges, gbnf.WRITTEN)
+    def _written(self, ranges: CodePointRanges) -> Characters:
+        written = gbnf.intersection(ranges, gbnf.JSON_STRING_CHARACTERS)
         if not written:
             raise self._wrong("no character that JSON writes is meant")
         return Characters(written)
@@ -215,5 +215,5 @@ class _Pattern:
         )
 
 
-def _one(character: str) -> Ranges:
+def _one(character: str) -> CodePointRanges:
     return ((ord(character), ord(character)),)

@@ -13,7 +13,7 @@ from pigguf.gguf_io.metadata import ANOTHER_MAKE
 from pigguf.rope import POSITION_TENSORS, RopeScaling, rope_from_metadata
 
 
-def file_positions(file: GGUFFile) -> RopeScaling:
+def rope_from_gguf(file: GGUFFile) -> RopeScaling:
     """A file's positions, as llama.cpp reads them.
 
     Raises:

@@ -20,7 +20,7 @@ from pigguf.common.text_decoding import decode_text, shown
 from pigguf.errors import UsageError
 from pigguf.grammar import gbnf
 from pigguf.grammar.number_ranges import Bounds, integers, numbers
-from pigguf.grammar.regex import pattern_rule
+from pigguf.grammar.regex_to_gbnf import pattern_rule
 
 _HINT = "leave it out, or say it in words in the prompt and check the answer"
 _DESCRIBING = {
@@ -45,7 +45,7 @@ _FORMATS = {"date": _DATE, "time": _TIME, "date-time": f'{_DATE} "T" {_TIME}', "
 # Rules that others name. A space or a line break and an indent, as models write JSON.
 _SHARED = {
     "ws": r'(" " | "\n" [ \t]{0,20})?',
-    "char": f'{gbnf.characters(gbnf.RAW)} | "\\\\" (["\\\\/bfnrt] | "u" hex)',
+    "char": f'{gbnf.character_class(gbnf.UNESCAPED)} | "\\\\" (["\\\\/bfnrt] | "u" hex)',
     # no halves of pairs, which would be one character of two
     "hex": "[0-9A-CE-Fa-ce-f] [0-9a-fA-F]{3} | [Dd] [0-7] [0-9a-fA-F]{2}",
     "string": r'"\"" char* "\""',
@@ -56,7 +56,7 @@ _SHARED = {
 }
 
 
-def read_schema(text: str) -> Any:
+def read_json_schema(text: str) -> Any:
     """A schema from the command line: JSON, or the path of a file that holds it.
 
     Raises:
@@ -80,7 +80,7 @@ def _parsed(text: str, name: str) -> Any:
         raise UsageError(f"{name} is not JSON: {error}") from error
 
 
-def json_grammar(schema: Any) -> str:
+def json_schema_to_grammar(schema: Any) -> str:
     """The grammar of the JSON that a schema accepts, for Sampling.grammar.
 
     Args:
@@ -89,17 +89,17 @@ def json_grammar(schema: Any) -> str:
     Raises:
         UsageError: it is no schema, or says what a grammar cannot.
     """
-    grammar = Grammar()
-    return grammar.text(grammar.value(schema))
+    grammar = GrammarBuilder()
+    return grammar.to_gbnf(grammar.add_schema(schema))
 
 
-class Grammar:
+class GrammarBuilder:
     """A grammar under way, of which values of several schemas are parts."""
 
     def __init__(self) -> None:
         self._rules = dict(_SHARED)
 
-    def value(self, schema: Any) -> str:
+    def add_schema(self, schema: Any) -> str:
         """The expression of a value that a schema accepts.
 
         Raises:
@@ -113,7 +113,7 @@ class Grammar:
         except RecursionError as error:
             raise UsageError("the JSON schema is nested too deeply") from error
 
-    def text(self, root: str, **rules: str) -> str:
+    def to_gbnf(self, root: str, **rules: str) -> str:
         """The whole grammar: its root, and further rules, are expressions in which those of values stand."""
         return "\n".join(
             f"{name} ::= {rule}" for name, rule in {**self._rules, **rules, "root": root}.items()
@@ -142,7 +142,7 @@ class _Schema:
         return self._value(self._root, "#")
 
     def _rule(self, expression: str) -> str:
-        return gbnf.added(self._rules, expression)
+        return gbnf.add_rule(self._rules, expression)
 
     # ---- what a value may be ---------------------------------------------------------------------
 
@@ -312,7 +312,7 @@ class _Schema:
             if value not in _FORMATS:
                 self._refuse(f"{place}/format", f"{shown(value)} is not one of {', '.join(_FORMATS)}")
             return _FORMATS[value]
-        return gbnf.repeated("char", *self._counts(schema, "minLength", "maxLength", place))
+        return gbnf.repetition("char", *self._counts(schema, "minLength", "maxLength", place))
 
     def _number(self, schema: dict[str, Any], place: str) -> str:
         return self._bounded(numbers, schema, place)
@@ -360,7 +360,7 @@ class _Schema:
         item = self._value(rest, f"{place}/items")
         # rules of their own, for llama.cpp multiplies the repetitions of nested brackets
         next_one = self._rule(f'ws "," ws {item}')
-        more = self._rule(f"{item} {gbnf.repeated(next_one, max(0, least - 1), most and most - 1)}")
+        more = self._rule(f"{item} {gbnf.repetition(next_one, max(0, least - 1), most and most - 1)}")
         return self._list([*items, more if least else f"({more})?"])
 
     @staticmethod
@@ -400,7 +400,7 @@ class _Schema:
             rest = self._rule(f"{following} {rest}" if name in required else f"({following})? {rest}")
         if not beginnings:
             return '("{" ws "}")'
-        inside = gbnf.alternatives(beginnings)
+        inside = gbnf.alternation(beginnings)
         return f'("{{" ws {f"({inside})?" if may_be_empty else inside} ws "}}")'
 
     # ---- refusals --------------------------------------------------------------------------------
@@ -410,9 +410,9 @@ class _Schema:
             count = schema.get(keyword, 0)
             if not _is_of(count, "integer") or count < 0:
                 self._refuse(f"{place}/{keyword}", f"{shown(count)} is no count")
-            if count > gbnf.MOST_REPEATED:
+            if count > gbnf.MAX_REPETITIONS:
                 self._refuse(
-                    f"{place}/{keyword}", f"llama.cpp counts to {gbnf.MOST_REPEATED:,}, not to {count:,}"
+                    f"{place}/{keyword}", f"llama.cpp counts to {gbnf.MAX_REPETITIONS:,}, not to {count:,}"
                 )
         least, most = int(schema.get(low, 0)), schema.get(high)
         if most is not None and most < least:

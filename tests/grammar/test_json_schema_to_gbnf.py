@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from pigguf.errors import UsageError
-from pigguf.grammar import json_grammar, read_schema
+from pigguf.grammar import json_schema_to_grammar, read_json_schema
 
 Write = Callable[[str, int], str]
 Accepts = Callable[[str, str], bool]
@@ -106,7 +106,7 @@ ACCEPTED: dict[str, Any] = {
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_what_is_written_is_what_the_schema_accepts(write: Write, name: str) -> None:
     schema = ACCEPTED[name]
-    grammar = json_grammar(schema)
+    grammar = json_schema_to_grammar(schema)
     texts = [write(grammar, seed) for seed in range(12)]
     for text in texts:
         jsonschema.validate(
@@ -119,7 +119,7 @@ def test_what_is_written_is_what_the_schema_accepts(write: Write, name: str) -> 
 def test_a_string_is_json_whatever_is_in_it(write: Write) -> None:
     """Line breaks, quotes and halves of characters are what random bytes try first."""
     schema = {"type": "string", "minLength": 60, "maxLength": 80}
-    grammar = json_grammar(schema)
+    grammar = json_schema_to_grammar(schema)
     for seed in range(10):
         assert 60 <= len(json.loads(write(grammar, seed))) <= 80
 
@@ -145,7 +145,7 @@ def test_integers_are_within_their_bounds(
     accepts: Accepts, bounds: dict[str, float], within: list[int], without: list[int]
 ) -> None:
     for kind in ("integer", "number"):
-        grammar = json_grammar({"type": kind, **bounds})
+        grammar = json_schema_to_grammar({"type": kind, **bounds})
         assert [number for number in within if not accepts(grammar, str(number))] == []
         assert [number for number in without if accepts(grammar, str(number))] == []
         assert not accepts(grammar, "01")
@@ -170,13 +170,13 @@ def test_integers_are_within_their_bounds(
 def test_numbers_are_within_their_bounds(
     accepts: Accepts, bounds: dict[str, float], within: list[str], without: list[str]
 ) -> None:
-    grammar = json_grammar({"type": "number", **bounds})
+    grammar = json_schema_to_grammar({"type": "number", **bounds})
     assert [number for number in within if not accepts(grammar, number)] == []
     assert [number for number in without if accepts(grammar, number)] == []
 
 
 def test_spaces_and_line_breaks_are_as_models_write_them(accepts: Accepts) -> None:
-    grammar = json_grammar({})
+    grammar = json_schema_to_grammar({})
     for value in ({"a": [1, {"b": None}], "c": '\n"\\'}, [], {}, [True, -0.5], "x"):
         for text in (
             json.dumps(value),
@@ -236,20 +236,20 @@ def test_spaces_and_line_breaks_are_as_models_write_them(accepts: Accepts) -> No
 )
 def test_what_a_grammar_cannot_hold_to_is_refused(schema: Any, place: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        json_grammar(schema)
+        json_schema_to_grammar(schema)
     assert place in refusal.value.message
 
 
 def test_nothing_of_a_schema_is_printed(accepts: Accepts, capfd: pytest.CaptureFixture[str]) -> None:
     """Which llama.cpp does with a grammar that it refuses: it counts brackets within repetitions."""
     either = [{"anyOf": [{"const": n}, {"type": "null"}]} for n in range(2001)]
-    grammar = json_grammar({"additionalProperties": {"anyOf": either}})
+    grammar = json_schema_to_grammar({"additionalProperties": {"anyOf": either}})
     assert accepts(grammar, '{"a": 2000, "b": null}')
     assert capfd.readouterr().err == ""
 
 
 def test_a_schema_that_only_begins_with_itself_is_refused(write: Write) -> None:
-    grammar = json_grammar({"anyOf": [{"$ref": "#"}, {"type": "null"}]})
+    grammar = json_schema_to_grammar({"anyOf": [{"$ref": "#"}, {"type": "null"}]})
     with pytest.raises(UsageError, match="left recursion"):
         write(grammar, 0)
 
@@ -258,17 +258,17 @@ def test_a_schema_is_read_from_the_line_or_a_file(tmp_path: Path) -> None:
     schema = {"type": "null"}
     path = tmp_path / "schema.json"
     path.write_text(json.dumps(schema))
-    assert read_schema(json.dumps(schema)) == read_schema(str(path)) == schema
+    assert read_json_schema(json.dumps(schema)) == read_json_schema(str(path)) == schema
     for text, message in (
         ("{", "is not JSON"),
         (str(tmp_path / "missing.json"), "No such file"),
         ('{"a": ' * 100_000, "is not JSON"),
     ):
         with pytest.raises(UsageError, match=message):
-            read_schema(text)
+            read_json_schema(text)
     path.write_bytes(b"\xff")
     with pytest.raises(UsageError, match=r"schema\.json is not UTF-8"):
-        read_schema(str(path))
+        read_json_schema(str(path))
 
 
 def test_what_is_large_or_deep_is_a_grammar_or_an_error(accepts: Accepts) -> None:
@@ -278,11 +278,11 @@ def test_what_is_large_or_deep_is_a_grammar_or_an_error(accepts: Accepts) -> Non
         {"properties": {f"member {n}": {"type": "boolean"} for n in range(500)}},
         {"enum": [f"value {n}" for n in range(2000)]},
     ):
-        assert not accepts(json_grammar(schema), "[null, nothing")
+        assert not accepts(json_schema_to_grammar(schema), "[null, nothing")
     deep: Any = {"type": "null"}
     for _ in range(5000):
         deep = {"type": "array", "items": deep}
     with pytest.raises(UsageError, match="nested too deeply"):
-        json_grammar(deep)
+        json_schema_to_grammar(deep)
     with pytest.raises(UsageError, match="nested too deeply"):
-        json_grammar({"pattern": "(" * 5000})
+        json_schema_to_grammar({"pattern": "(" * 5000})
