@@ -1,9 +1,9 @@
-"""`pigguf repair`: what is wrong with a GGUF's positions, and the same file with other keys."""
+"""`pigguf repair`: report the faults in a GGUF's position keys, or change its keys."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from pigguf.cli.metadata_values import as_data, brief, kind
 from pigguf.cli.options import PATH, json_option
 from pigguf.cli.signals import tidy_termination
 from pigguf.errors import UsageError
-from pigguf.operations.lint import Advice, LintFinding, mending
+from pigguf.gguf_io.metadata import Typed, shortest_f32
+from pigguf.operations.lint import LintFinding, SuggestedFix, certain_fixes
 from pigguf.operations.repair import KeyChange, RepairResult, repair
 from pigguf.rope import RopeOverrides
 
@@ -22,17 +23,25 @@ from pigguf.rope import RopeOverrides
 @click.command()
 @click.argument("path", metavar="FILE", type=PATH)
 @click.option("--rope-factor", type=float, metavar="F", help="Scaling factor; 1: positions are not scaled.")
-@click.option("--context", type=int, metavar="N", help="Tokens of the window it can be used at.")
-@click.option("--original-context", type=int, metavar="N", help="Tokens of the window it was trained at.")
-@click.option("--rope-base", type=float, metavar="B", help="Base (theta) of the rotation frequencies.")
+@click.option(
+    "--context", "rope_context", type=int, metavar="N", help="Context length it can be used at, in tokens."
+)
+@click.option(
+    "--original-context",
+    "rope_original_context",
+    type=int,
+    metavar="N",
+    help="Context length it was trained at, in tokens.",
+)
+@click.option("--rope-base", "rope_theta", type=float, metavar="B", help="Rope theta (base frequency).")
 @click.option(
     "--set",
-    "edits",
+    "set",
     metavar="KEY=VALUE",
     multiple=True,
     help="Set a key, new or not; arrays as JSON. KEY=TYPE:VALUE gives its type: u32, f32, str, i32[], ...",
 )
-@click.option("--remove", metavar="KEY", multiple=True, help="Take a key away.")
+@click.option("--remove", metavar="KEY", multiple=True, help="Remove a key.")
 @click.option("-o", "--output", metavar="COPY", type=PATH, help="Write a copy; default: replace FILE itself.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
 @json_option
@@ -41,26 +50,26 @@ def command(
     ctx: click.Context,
     path: Path,
     rope_factor: float | None,
-    context: int | None,
-    original_context: int | None,
-    rope_base: float | None,
-    edits: tuple[str, ...],
+    rope_context: int | None,
+    rope_original_context: int | None,
+    rope_theta: float | None,
+    set: tuple[str, ...],
     remove: tuple[str, ...],
     output: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Find what is wrong with the positions of the GGUF file FILE, or mend it.
+    """Find faults in the position keys of the GGUF file FILE, or change its keys.
 
-    FILE alone: the faults, the evidence for each, and the command that would mend it; nothing is written.
-    With anything to change: the keys, old and new. The tensors are copied as they are, at the speed of
-    the disk, and FILE is replaced in one step, or not harmed. The numbers for positions must fit each
-    other, factor x original window = window, and so settle those that are not given.
+    With FILE only: the faults, the evidence for each, and the commands that would fix them; nothing is
+    written. With changes: the keys, old and new. The tensors are copied as they are, at the speed of the
+    disk, and FILE is replaced in one step or stays as it was. The rope numbers must fit each other,
+    factor x original context = context, and those not given are derived.
 
     \b
     Exit codes, beyond those of every command:
-        0  sound, or changed as asked
-       15  something is wrong, and nothing was changed
+        0  no faults, or changed as asked
+       15  faults were found, and nothing was changed
 
     \b
     Examples:
@@ -68,87 +77,122 @@ def command(
       pigguf repair model.gguf --rope-factor 8 --original-context 2048 --dry-run
       pigguf repair model.gguf --set general.name=Piglet --remove general.url -o copy.gguf
     """
-    numbers = RopeOverrides(factor=rope_factor, original_context=original_context, context=context)
+    rope = RopeOverrides(factor=rope_factor, original_context=rope_original_context, context=rope_context)
     with tidy_termination():
         result = repair(
             path,
             output,
-            rope=None if numbers == RopeOverrides() else numbers,
-            rope_base=rope_base,
-            set=_pairs(edits),
+            rope=None if rope == RopeOverrides() else rope,
+            rope_theta=rope_theta,
+            set=_parse_edits(set),
             remove=remove,
             dry_run=dry_run,
             progress=render.progress(),
         )
-    asked = bool(edits or remove or rope_base is not None or numbers != RopeOverrides())
+    has_edits = bool(set or remove or rope_theta is not None or rope != RopeOverrides())
     if as_json:
         render.json(_as_data(result))
-    elif asked or output is not None:
+    elif has_edits or output is not None:
         _show_changes(result, dry_run)
     else:
         _show_findings(result)
-    if result.findings and not asked:
+    if result.findings and not has_edits:
         ctx.exit(exit_codes.FOUND.code)
 
 
-def _pairs(edits: Sequence[str]) -> dict[str, str]:
-    pairs: dict[str, str] = {}
+def _parse_edits(edits: Sequence[str]) -> dict[str, str]:
+    """Return the values of --set by key."""
+    values: dict[str, str] = {}
     for edit in edits:
         key, equals, value = edit.partition("=")
-        if not equals or key in pairs:
+        if not equals or key in values:
             problem = "is set twice" if equals else "has no value"
-            raise UsageError(f"--set {edit[:80]}: {key[:80]} {problem}", "as in --set general.name=Piglet")
-        pairs[key] = value
-    return pairs
+            raise UsageError(
+                f"--set {edit[:80]}: {key[:80]} {problem}", "for example --set general.name=Piglet"
+            )
+        values[key] = value
+    return values
+
+
+# ---- findings ------------------------------------------------------------------------------------------
 
 
 def _show_findings(result: RepairResult) -> None:
     if not result.findings:
-        render.facts([("file", result.source), ("positions", "nothing is wrong with them")])
+        render.facts([("file", result.source), ("positions", "no faults found")])
         return
-    render.facts([("file", result.source), ("positions", f"{_things(len(result.findings))} wrong")])
+    count = len(result.findings)
+    render.facts([("file", result.source), ("positions", f"{count} fault{'s' if count > 1 else ''} found")])
     for finding in result.findings:
-        rows: list[tuple[str, object]] = [("what", finding.message)]
-        rows += [("found", evidence) for evidence in finding.evidence]
-        rows += [_advice_row(result.source, advice) for advice in finding.fixes]
+        rows: list[tuple[str, object]] = [("fault", finding.message)]
+        rows += [("evidence", evidence) for evidence in finding.evidence]
+        rows += [("fix", _fix_with_condition(result.source, fix)) for fix in finding.fixes]
         if not finding.fixes:
-            rows.append(("mend", "nothing in the file says how: --rope-factor, --context, --set or --remove"))
+            rows.append(("fix", "not known from the file: use --rope-factor, --context, --set or --remove"))
         render.facts(rows, title=f"\n{finding.problem}")
-    options = mending(result.findings)
-    if options and len(result.findings) > 1:
-        render.facts([("mend", _command(result.source, options))], title="\nwhat is certain, at once")
+    words = _command_words(result.source, certain_fixes(result.findings))
+    if words is not None and count > 1:
+        render.facts([("fix", shlex.join(words))], title="\nall faults with a certain fix, at once")
 
 
-def _things(count: int) -> str:
-    return "one thing is" if count == 1 else f"{count} things are"
+def _fix_with_condition(path: Path, fix: SuggestedFix) -> str:
+    condition = f"   ({fix.condition})" if fix.condition else ""
+    return shlex.join(_command_words(path, [fix]) or []) + condition
 
 
-def _advice_row(path: Path, advice: Advice) -> tuple[str, str]:
-    condition = f"   ({advice.condition})" if advice.condition else ""
-    return "mend", _command(path, advice.options) + condition
+def _command_words(path: Path, fixes: Iterable[SuggestedFix]) -> list[str] | None:
+    """Return the command that applies fixes to a file, as the words of an argv, or None without a fix."""
+    flags = dict.fromkeys(flag for fix in fixes for flag in _flags(fix))
+    words = [word for flag in flags for word in flag]
+    return ["pigguf", "repair", str(path), *words] if words else None
 
 
-def _command(path: Path, options: Sequence[str]) -> str:
-    return shlex.join(["pigguf", "repair", str(path), *options])
+def _flags(fix: SuggestedFix) -> Iterator[tuple[str, str]]:
+    """Yield a fix as flags of this command with their values."""
+    if fix.rope.factor is not None:
+        yield "--rope-factor", f"{fix.rope.factor:.10g}"
+    if fix.rope.original_context is not None:
+        yield "--original-context", str(fix.rope.original_context)
+    if fix.rope.context is not None:
+        yield "--context", str(fix.rope.context)
+    if fix.rope_theta is not None:
+        yield "--rope-base", f"{fix.rope_theta:.10g}"
+    for key, typed in fix.set.items():
+        yield "--set", f"{key}={_value_text(typed)}"
+
+
+def _value_text(typed: Typed) -> str:
+    """Return a value as --set takes it; strings need no type, because the keys of fixes are known ones."""
+    if typed.kind == "str":
+        return str(typed.value)
+    if typed.kind == "f32":
+        return f"f32:{shortest_f32(typed.value):.10g}"
+    return f"{typed.kind}:{str(typed.value).lower()}"
+
+
+# ---- changes -------------------------------------------------------------------------------------------
 
 
 def _show_changes(result: RepairResult, dry_run: bool) -> None:
     for change in result.changes:
-        render.facts([("-", _side(change.old)), ("+", _side(change.new))], title=change.key)
+        render.facts([("-", _typed_value(change.old)), ("+", _typed_value(change.new))], title=change.key)
     for decision in result.decisions:
         render.note(decision)
     if not result.changes:
-        render.note(f"{result.source} says so already: nothing to change")
+        render.note(f"nothing to change: {result.source} has these values already")
     for finding in result.findings:
         render.note(f"still wrong: {finding.message}")
     if result.path is not None:
         render.facts([("written", f"{result.path}, verified, in {result.seconds:.1f} s")])
     elif dry_run:
-        render.note("a dry run: nothing was written")
+        render.note("dry run: nothing was written")
 
 
-def _side(typed: Any) -> str:
+def _typed_value(typed: Typed | None) -> str:
     return "nothing" if typed is None else f"{brief(typed)} ({kind(typed)})"
+
+
+# ---- JSON ----------------------------------------------------------------------------------------------
 
 
 def _as_data(result: RepairResult) -> dict[str, Any]:
@@ -156,7 +200,7 @@ def _as_data(result: RepairResult) -> dict[str, Any]:
         "source": str(result.source),
         "path": None if result.path is None else str(result.path),
         "findings": [_finding_data(result.source, finding) for finding in result.findings],
-        "command": _words(result.source, mending(result.findings)),
+        "command": _command_words(result.source, certain_fixes(result.findings)),
         "changes": [_change_data(change) for change in result.changes],
         "decisions": list(result.decisions),
         "seconds": round(result.seconds, 3),
@@ -168,17 +212,14 @@ def _finding_data(path: Path, finding: LintFinding) -> dict[str, Any]:
         "problem": finding.problem,
         "message": finding.message,
         "evidence": [
-            {"source": found.source, "key": found.key, "value": found.value} for found in finding.evidence
+            {"source": evidence.source, "key": evidence.key, "value": evidence.value}
+            for evidence in finding.evidence
         ],
         "advice": [
-            {"command": _words(path, advice.options), "condition": advice.condition or None}
-            for advice in finding.fixes
+            {"command": _command_words(path, [fix]), "condition": fix.condition or None}
+            for fix in finding.fixes
         ],
     }
-
-
-def _words(path: Path, options: Sequence[str]) -> list[str] | None:
-    return ["pigguf", "repair", str(path), *options] if options else None
 
 
 def _change_data(change: KeyChange) -> dict[str, Any]:

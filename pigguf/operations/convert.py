@@ -3,7 +3,7 @@
 Source of the form: llama.cpp's convert_hf_to_gguf.py and llama-quantize, whose keys and bytes this
 gives; the rope keys and the context length are decided by pigguf.rope, from all the evidence.
 
-An adapter is merged on the way (checkpoint/merge_adapter.py): no merged tensor is ever held.
+An adapter is merged on the way (checkpoint/adapter_merge.py): no merged tensor is ever held.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from pigguf.architectures import CLASS_KEY, Family, find_family, to_gguf
+from pigguf.architectures import HF_CLASS_KEY, Family, family_from_config, map_tensors_to_gguf
 from pigguf.architectures.hparams import HParams
-from pigguf.checkpoint import Adapter, AdapterFacts, Checkpoint, model_name, read_pooling, with_adapter
+from pigguf.checkpoint import Adapter, AdapterFacts, Checkpoint, model_name_from_path, read_pooling, with_adapter
 from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, LazyTensor
 from pigguf.errors import InvalidTensor, UsageError
 from pigguf.gguf_io import (
@@ -190,29 +190,29 @@ def plan_conversion(
     checkpoint: Checkpoint, scheme: Scheme, rope: RopeOverrides, adapter: Adapter | None = None
 ) -> ConversionPlan:
     """Decide everything about the file to be, from headers and config files alone. Raises as convert does."""
-    family = find_family(checkpoint.config)
+    family = family_from_config(checkpoint.config)
     config, weights = _merged(checkpoint, adapter, family)
-    base, facts = model_name(checkpoint.path), adapter.facts if adapter else None
+    base, facts = model_name_from_path(checkpoint.path), adapter.facts if adapter else None
     name = base if facts is None else _merged_name(base, facts.name)
     extended = adapter.extended if adapter else None
     positions = family.read_positions(checkpoint.config, checkpoint.tokenizer_config, rope, extended, name)
     hparams = family.read_hparams(config, positions)
     vocab = read_vocab(checkpoint.path, config, hparams.vocab_size)
-    named = to_gguf(family, hparams, weights, str(checkpoint.path))
+    named = map_tensors_to_gguf(family, hparams, weights, str(checkpoint.path))
     choices = choose_types(scheme, hparams, named)
     tensors = plan_tensors(named, choices, scheme.matrix)
     pooled = read_pooling(checkpoint.path, hparams.architecture)
     metadata = {
         **general_metadata(hparams.architecture, vocab.model_name(name), scheme.recipe),
         **(_base_metadata(base) if facts else {}),
-        **({CLASS_KEY: string(hparams.hf_class)} if family.folded else {}),
-        **hparams.metadata(),
+        **({HF_CLASS_KEY: string(hparams.hf_class)} if family.runs_as_other_architecture else {}),
+        **hparams.to_metadata(),
         **pooled.metadata,
         **vocab.metadata(),
         **(scheme.matrix.metadata() if scheme.matrix else {}),
     }
     size = file_bytes(metadata, tensors)
-    left_out = (family.leaves_out,) if family.leaves_out else ()
+    left_out = (family.ignored_tensors_note,) if family.ignored_tensors_note else ()
     notes = checkpoint.notes + left_out + pooled.notes + vocab.notes
     return ConversionPlan(name, hparams, vocab, scheme, choices, metadata, tensors, size, facts, notes)
 

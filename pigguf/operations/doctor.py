@@ -165,7 +165,9 @@ def _packages(facts: SystemFacts) -> list[DoctorFinding]:
         if package.name == "llama-cpp-python" and package.installed is None:
             continue  # the engine's own finding
         if package.installed is None:
-            found.append(DoctorFinding(f"the package {package.name} is missing", f"run {INSTALL}", failure=True))
+            found.append(
+                DoctorFinding(f"the package {package.name} is missing", f"run {INSTALL}", failure=True)
+            )
         elif package.pinned not in (None, package.installed):
             wanted = f"pigguf is made for {package.pinned}"
             found.append(
@@ -180,7 +182,11 @@ def _packages(facts: SystemFacts) -> list[DoctorFinding]:
 
 def _engine(facts: SystemFacts) -> list[DoctorFinding]:
     if facts.engine.failure:
-        return [DoctorFinding(facts.engine.failure, facts.engine.hint or f"run {build_plan.REBUILD}", failure=True)]
+        return [
+            DoctorFinding(
+                facts.engine.failure, facts.engine.hint or f"run {build_plan.REBUILD}", failure=True
+            )
+        ]
     if facts.outdated:
         return [DoctorFinding(facts.outdated, f"run {build_plan.REBUILD}")]
     return []
@@ -216,7 +222,9 @@ def _gains(facts: SystemFacts) -> list[DoctorFinding]:
         )
     if engine.rpc is False:
         found.append(
-            DoctorFinding("the engine cannot give layers to other machines (no RPC)", f"run {build_plan.REBUILD}")
+            DoctorFinding(
+                "the engine cannot give layers to other machines (no RPC)", f"run {build_plan.REBUILD}"
+            )
         )
     return found
 
@@ -224,7 +232,9 @@ def _gains(facts: SystemFacts) -> list[DoctorFinding]:
 def _room(facts: SystemFacts) -> list[DoctorFinding]:
     found = []
     if facts.memory is not None and facts.memory < LITTLE_MEMORY:
-        found.append(DoctorFinding(f"only {facts.memory >> 20} MiB of memory are free", "close other programs"))
+        found.append(
+            DoctorFinding(f"only {facts.memory >> 20} MiB of memory are free", "close other programs")
+        )
     if facts.disk < LITTLE_DISK:
         found.append(
             DoctorFinding(

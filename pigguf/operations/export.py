@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pigguf.architectures import family_in, to_hf
+from pigguf.architectures import family_from_metadata, map_tensors_to_hf
 from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import write_safetensors
 from pigguf.common.files import atomic_directory, write_json
@@ -53,12 +53,12 @@ def export(
     begun = time.monotonic()
     target = Path(output)
     file = read_header(source)
-    family = family_in(file.metadata)
+    family = family_from_metadata(file.metadata)
     hparams = replace(family.hparams_from_metadata(file.metadata, file.tensors), rope=rope_from_gguf(file))
     vocab = vocab_from_metadata(file.metadata)
     with atomic_directory(target) as directory, TensorData(file) as data:
         by_name = {tensor.name: tensor for tensor in float_tensors(file, data)}
-        tensors = to_hf(family, hparams, by_name, str(file.path))
+        tensors = map_tensors_to_hf(family, hparams, by_name, str(file.path))
         size = write_safetensors(directory / "model.safetensors", tensors, "BF16", progress)
         write_json(directory / "config.json", {**family.config(hparams), **_token_ids(vocab)})
         write_json(directory / "generation_config.json", {**_token_ids(vocab), **_end_ids(vocab)})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pigguf.architectures import family_in
+from pigguf.architectures import family_from_metadata
 from pigguf.errors import UnsupportedModel, UsageError
 from pigguf.gguf_io import (
     GGUFFile,
@@ -77,7 +77,7 @@ def quantize(
     target = Path(output)
     file = read_header(source)
     _refuse_quantized(file)
-    family = family_in(file.metadata)
+    family = family_from_metadata(file.metadata)
     hparams = family.hparams_from_metadata(file.metadata, file.tensors)
     metadata: dict[str, Typed] = {
         **file.metadata,

@@ -23,7 +23,9 @@ from pigguf.tokenizer import Vocab, roundtrip_samples
 _HINT = "this is a bug in pigguf: please report it with the checkpoint's name"
 
 
-def check_written_gguf(path: Path, metadata: Metadata, tensors: Sequence[PlannedTensor], rope: RopeScaling) -> None:
+def check_written_gguf(
+    path: Path, metadata: Metadata, tensors: Sequence[PlannedTensor], rope: RopeScaling
+) -> None:
     """Compare a file's header with what was to be written.
 
     Raises:

@@ -85,7 +85,7 @@ def invoke(*arguments: str | Path) -> Any:
 
 def advised(output: str, condition: str = "") -> list[str]:
     """The last command that `pigguf repair FILE` prints, of those with the condition."""
-    found = re.findall(r"^mend +(pigguf repair .*?)(?:   \((.*)\))?$", output, re.MULTILINE)
+    found = re.findall(r"^fix +(pigguf repair .*?)(?:   \((.*)\))?$", output, re.MULTILINE)
     return shlex.split([line for line, said in found if condition in said][-1])
 
 
@@ -273,7 +273,7 @@ def test_what_is_sound_is_called_sound(case: str, right: Path, tmp_path: Path) -
     path = changed(right, tmp_path / "model.gguf", SOUND[case])
     told = invoke(path)
     assert told.exit_code == 0, told.stdout
-    assert "nothing is wrong" in told.stdout
+    assert "no faults found" in told.stdout
 
 
 def test_the_demo_model_and_a_file_without_positions_are_sound(smollm2_gguf: Path, tmp_path: Path) -> None:
@@ -403,11 +403,11 @@ def test_the_first_part_of_a_split_model_is_repaired_whichever_is_named(right: P
     parts = sorted(tmp_path.glob("*.gguf"))
     assert len(parts) > 2
     later = [part.read_bytes() for part in parts[1:]]
-    result = pigguf.repair(parts[1], rope_base=5e5)
+    result = pigguf.repair(parts[1], rope_theta=5e5)
     assert result.path == parts[0]
     assert [part.read_bytes() for part in parts[1:]] == later
     assert read_header(parts[1]).metadata[f"{PREFIX}.rope.freq_base"] == f32(5e5)
-    refused(UsageError, ["parts", parts[0].name], parts[0], output=tmp_path / "copy.gguf", rope_base=1e4)
+    refused(UsageError, ["parts", parts[0].name], parts[0], output=tmp_path / "copy.gguf", rope_theta=1e4)
 
 
 # ---- refusals --------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ REFUSED: list[tuple[type[PigError], list[str], dict[str, Any]]] = [
     (UsageError, [CONTEXT, "both"], {"set": {CONTEXT: "8192"}, "remove": [CONTEXT]}),
     (
         UsageError,
-        [CONTEXT, "--set"],
+        [CONTEXT, "`set`"],
         {"set": {CONTEXT: "4096"}, "rope": RopeOverrides(factor=8.0, original_context=2048)},
     ),
     (GGUFError, ["wobbly", "aborts"], {"set": {f"{SCALING}.type": "wobbly"}}),
@@ -451,7 +451,7 @@ REFUSED: list[tuple[type[PigError], list[str], dict[str, Any]]] = [
     (RopeConflict, [CONTEXT, "8192", "2048", "3"], {"rope": RopeOverrides(factor=3.0)}),
     (RopeConflict, ["--context", "5000"], {"rope": RopeOverrides(context=5000)}),
     (RopeConflict, ["--rope-factor", "0.25"], {"rope": RopeOverrides(factor=0.25)}),
-    (RopeConflict, ["--rope-base", "nan"], {"rope_base": float("nan")}),
+    (RopeConflict, ["`rope_theta=nan`"], {"rope_theta": float("nan")}),
 ]
 
 

@@ -19,7 +19,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
-from pigguf.architectures import find_family
+from pigguf.architectures import family_from_config
 from pigguf.checkpoint import Checkpoint
 from pigguf.errors import MissingPackage
 from pigguf.gguf_io import read_header
@@ -46,7 +46,15 @@ from pigguf.progress import SILENT, Progress
 from pigguf.rope import RopeOverrides
 from pigguf.tokenizer import source_encoder
 
-__all__ = ["DepthComparison", "Discrepancy", "VerificationPart", "LogitsComparison", "Verdict", "VerificationResult", "verify"]
+__all__ = [
+    "DepthComparison",
+    "Discrepancy",
+    "VerificationPart",
+    "LogitsComparison",
+    "Verdict",
+    "VerificationResult",
+    "verify",
+]
 
 PACKAGES = ("torch", "transformers")
 TOKENS = 2048  # read by default: a 7B in float32 takes a laptop some minutes for them
@@ -84,7 +92,7 @@ def verify(
     _require_packages()
     gguf = read_header(file)
     with Checkpoint.open(source, progress) as checkpoint:
-        family = find_family(checkpoint.config)
+        family = family_from_config(checkpoint.config)
         plan = plan_conversion(checkpoint, read_scheme("F32", None, None), RopeOverrides())
         count = max_depth(depths, tokens, plan.rope.context_length)
         encode = source_encoder(checkpoint.path)

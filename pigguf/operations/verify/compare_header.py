@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pigguf.architectures import Family
-from pigguf.architectures.hparams import EPSILON_KEYS
+from pigguf.architectures.hparams import NORM_EPSILON_KEYS
 from pigguf.errors import PigError, VerificationFailed
 from pigguf.gguf_io import GGUFFile
 from pigguf.gguf_io.metadata import Typed
@@ -88,9 +88,9 @@ def _facts(file: GGUFFile, family: Family, plan: ConversionPlan) -> Iterator[tup
     ours, rope = plan.hparams, plan.rope
     for name, key in _SHAPE.items():
         yield f"{prefix}.{key}", getattr(theirs, name), getattr(ours, name)
-    yield f"{prefix}.{EPSILON_KEYS[ours.norm]}", theirs.norm_epsilon, ours.norm_epsilon
-    for key in dict.fromkeys((*theirs.parameters, *ours.parameters)):
-        yield f"{prefix}.{key}", _value(theirs.parameters.get(key)), _value(ours.parameters.get(key))
+    yield f"{prefix}.{NORM_EPSILON_KEYS[ours.norm_type]}", theirs.norm_epsilon, ours.norm_epsilon
+    for key in dict.fromkeys((*theirs.extra_keys, *ours.extra_keys)):
+        yield f"{prefix}.{key}", _value(theirs.extra_keys.get(key)), _value(ours.extra_keys.get(key))
     for name in _UNROTATED if rope.rope_type in ("learned", "alibi") else _POSITIONS:
         if name != "original_context" or rope.rope_type not in _NOT_IN_THE_MATHS:
             yield f"{prefix}.{_POSITIONS[name]}", getattr(positions, name), getattr(rope, name)
@@ -137,7 +137,9 @@ def _shown(value: Any) -> str:
 _ENDS = ("bos", "eos", "eot", "eom")  # roles that a chat hangs on
 
 
-def compare_tokenizer(file: GGUFFile, wanted: Vocab, encode: Callable[[str], list[int]], read: str) -> VerificationPart:
+def compare_tokenizer(
+    file: GGUFFile, wanted: Vocab, encode: Callable[[str], list[int]], read: str
+) -> VerificationPart:
     try:
         vocab = vocab_from_metadata(file.metadata)
     except PigError as error:

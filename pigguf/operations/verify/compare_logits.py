@@ -106,7 +106,9 @@ def compare_logits(
     return replace(said, depths=_by_depth(depths, compared, kind))
 
 
-def _reference(checkpoint: Checkpoint, family: Family, plan: ConversionPlan, length: int) -> TransformersReference:
+def _reference(
+    checkpoint: Checkpoint, family: Family, plan: ConversionPlan, length: int
+) -> TransformersReference:
     from pigguf.operations.verify.transformers_reference import load_reference
 
     return load_reference(checkpoint, family, plan.hparams, length)
@@ -145,7 +147,11 @@ class _Prediction(NamedTuple):
 
 
 def _compared(
-    session: Session, reference: TransformersReference, tokens: list[int], wanted: set[int], progress: Progress
+    session: Session,
+    reference: TransformersReference,
+    tokens: list[int],
+    wanted: set[int],
+    progress: Progress,
 ) -> Iterator[tuple[int, _Prediction]]:
     """Each wanted token's index with what both made of it; the logits of one chunk are held."""
     with stage(progress, "comparing", len(tokens), "tokens"):

@@ -61,7 +61,9 @@ class TransformersReference:
         return logits
 
 
-def load_reference(checkpoint: Checkpoint, family: Family, hparams: HParams, length: int) -> TransformersReference:
+def load_reference(
+    checkpoint: Checkpoint, family: Family, hparams: HParams, length: int
+) -> TransformersReference:
     """Load a checkpoint.
 
     Args:
