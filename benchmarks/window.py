@@ -28,8 +28,8 @@ from typing import Any
 
 from peers import machine
 
-from pigguf.checkpoint.adapter import WEIGHTS
-from pigguf.evals.multiple_choice import MEASURES, paired
+from pigguf.checkpoint.adapter import ADAPTER_WEIGHT_FILES
+from pigguf.evals.multiple_choice import ACCURACY_MEASURES, compare_paired
 from pigguf.evals.passkey import k_max
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +75,7 @@ def main() -> None:
 def converted(options: argparse.Namespace, name: str, kind: str) -> Path:
     target: Path = options.work / f"{name}-{kind}.gguf"
     extended = name == "adapter"
-    if is_older(target, options.adapter / WEIGHTS[0] if extended else options.base / "config.json"):
+    if is_older(target, options.adapter / ADAPTER_WEIGHT_FILES[0] if extended else options.base / "config.json"):
         adapter = ("--adapter", options.adapter) if extended else ()
         pigguf("convert", options.base, *adapter, "--type", kind, "-o", target, "--json")
     return target
@@ -131,9 +131,9 @@ def choices(files: dict[str, Path], options: argparse.Namespace) -> None:
     for name, file in files.items():
         answers[name] = evaluated("choice", file, *QUESTIONS)["readings"]["as shipped"]["questions"]
         base = name.replace("adapter", "base")
-        pair = paired(base, answers[base], name, answers[name], "accuracy")
+        pair = compare_paired(base, answers[base], name, answers[name], "accuracy")
         right, normalised = (
-            sum(answer[field] == answer["answer"] for answer in answers[name]) for field in MEASURES.values()
+            sum(answer[field] == answer["answer"] for answer in answers[name]) for field in ACCURACY_MEASURES.values()
         )
         row(name, len(answers[name]), right, normalised, pair.second_only, pair.first_only, f"{pair.p:.2f}")
 

@@ -16,7 +16,7 @@ from pigguf.cli.options import PATH, SOURCE, json_option, verbose_option
 from pigguf.errors import TextError
 from pigguf.finetuning.finetune import FinetuneResult, finetune
 from pigguf.finetuning.settings import FinetuneSettings
-from pigguf.finetuning.training_log import TrainingStep
+from pigguf.finetuning.training_log import StepMetrics
 
 TEXT_ENDINGS = (".txt", ".jsonl")
 NOTE_SECONDS = 15.0  # between two lines that tell of steps
@@ -154,7 +154,7 @@ def command(
             settings,
             adapter=adapter,
             progress=render.progress(),
-            listen=_Teller(settings.steps),
+            on_step=_Teller(settings.steps),
         )
     except KeyboardInterrupt:
         render.note(f"the last saved state is in {output}.training: the same command goes on from there")
@@ -184,7 +184,7 @@ class _Teller:
         self._steps = steps
         self._told_at = -math.inf
 
-    def __call__(self, step: TrainingStep) -> None:
+    def __call__(self, step: StepMetrics) -> None:
         now = time.monotonic()
         if step.held_out is None and now - self._told_at < NOTE_SECONDS:
             return

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 from pigguf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pigguf.evals.report import Report
+    from pigguf.evals.report import EvalReport
 
 # name, which is also its function's -> module
 EVALUATIONS: dict[str, str] = {
     "perplexity": "pigguf.evals.perplexity",
     "passkey": "pigguf.evals.passkey",
-    "kl": "pigguf.evals.kl",
-    "sweep": "pigguf.evals.sweep",
+    "kl": "pigguf.evals.kl_divergence",
+    "sweep": "pigguf.evals.rope_factor_sweep",
     "choice": "pigguf.evals.multiple_choice",
     "rouge": "pigguf.evals.rouge",
 }
 
 
-def evaluate(name: str, model: str | Path, **options: Any) -> Report:
+def evaluate(name: str, model: str | Path, **options: Any) -> EvalReport:
     """Run one evaluation.
 
     Args:
@@ -43,5 +43,5 @@ def evaluate(name: str, model: str | Path, **options: Any) -> Report:
     """
     if name not in EVALUATIONS:
         raise UsageError(f"there is no evaluation {name!r}", f"one of {', '.join(EVALUATIONS)}")
-    function: Callable[..., Report] = getattr(importlib.import_module(EVALUATIONS[name]), name)
+    function: Callable[..., EvalReport] = getattr(importlib.import_module(EVALUATIONS[name]), name)
     return function(model, **options)

@@ -17,7 +17,7 @@ def element(tag: str, *children: str, **attributes: Any) -> str:
     rounded to a hundredth.
     """
     written = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{escaped(_attribute(value))}"'
+        f' {name.rstrip("_").replace("_", "-")}="{escape_text(_attribute(value))}"'
         for name, value in attributes.items()
     )
     return f"<{tag}{written}>{''.join(children)}</{tag}>"
@@ -27,7 +27,7 @@ def _attribute(value: Any) -> str:
     return f"{round(value, 2):g}" if isinstance(value, float) else str(value)
 
 
-def escaped(text: str) -> str:
+def escape_text(text: str) -> str:
     """Text that means nothing but itself; what cannot be shown, and could mislead, is shown as its escape."""
     return html.escape("".join(map(_visible, text)))
 
@@ -38,7 +38,7 @@ def _visible(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def figure(cell: Cell) -> str:
+def format_cell(cell: Cell) -> str:
     """A cell as a person reads it: five significant digits; a dash where there is no figure."""
     if cell is None:
         return "–"
@@ -49,10 +49,10 @@ def figure(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def aligned(column: Sequence[Cell]) -> list[str]:
+def format_column(column: Sequence[Cell]) -> list[str]:
     """Figures that stand in one column, or on one axis: all with as many decimals as the least needs for
     four significant digits, if any of them has so many."""
-    plain = [figure(cell) for cell in column]
+    plain = [format_cell(cell) for cell in column]
     numbers = {text: abs(cell) for cell, text in zip(column, plain, strict=True) if _is_real(cell)}
     if not numbers or any("e" in text for text in numbers):
         return plain

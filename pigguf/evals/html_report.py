@@ -17,16 +17,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from pigguf.evals.html_markup import aligned, element, escaped, figure
-from pigguf.evals.report import Cell, HeatMap, Lines, Plot, Report, Table
-from pigguf.evals.svg_plots import VIRIDIS, colour_class, draw, mark
+from pigguf.evals.html_markup import format_column, element, escape_text, format_cell
+from pigguf.evals.report import Cell, HeatMap, LinePlot, Plot, EvalReport, ReportTable
+from pigguf.evals.svg_plots import VIRIDIS, colour_class, render_plot, marker
 
 _COLOUR = re.compile(r"(--[\w-]+): (#\w+);")
 _LINE = 20  # pixels
 WIDE, NARROW = 760, 360  # pixels of the two drawings of each plot, of which the style shows one
 
 # evaluation -> what it measures, in plain words
-MEASURED: dict[str, str] = {
+EVALUATION_DESCRIPTIONS: dict[str, str] = {
     "perplexity": (
         "How well the model foretells a real text. A perplexity of 20 means that, on average, it was as "
         "unsure of the next token as if it had to choose among 20 that are equally likely; lower is "
@@ -67,12 +67,12 @@ MEASURED: dict[str, str] = {
 }
 
 
-def page(report: Report) -> str:
+def render_page(report: EvalReport) -> str:
     """The report as one self-contained HTML document."""
     name = PurePath(str(report.subject.get("path", ""))).name
     title = f"{_capital(report.evaluation)} of {name}" if name else _capital(report.evaluation)
     body = [
-        element("h1", escaped(title)),
+        element("h1", escape_text(title)),
         *_what_was_measured(report),
         *(_plot(plot) for plot in report.plots),
         *(_table(table) for table in report.tables),
@@ -87,7 +87,7 @@ def page(report: Report) -> str:
         '<meta name="color-scheme" content="light dark"/>',
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\"/>",
-        element("title", escaped(title)),
+        element("title", escape_text(title)),
         element("style", STYLE),
     ]
     document = element("html", element("head", *head), element("body", element("main", *body)), lang="en")
@@ -98,12 +98,12 @@ def _capital(name: str) -> str:
     return {"kl": "KL divergence", "rouge": "ROUGE"}.get(name, name.capitalize())
 
 
-def _what_was_measured(report: Report) -> list[str]:
+def _what_was_measured(report: EvalReport) -> list[str]:
     parts = []
-    if report.evaluation in MEASURED:
-        parts.append(element("p", escaped(MEASURED[report.evaluation]), class_="lead"))
+    if report.evaluation in EVALUATION_DESCRIPTIONS:
+        parts.append(element("p", escape_text(EVALUATION_DESCRIPTIONS[report.evaluation]), class_="lead"))
     if verdict := report.results.get("verdict"):
-        parts.append(element("p", _with_options(escaped(str(verdict))), class_="verdict"))
+        parts.append(element("p", _with_options(escape_text(str(verdict))), class_="verdict"))
     return parts
 
 
@@ -118,10 +118,10 @@ def _with_options(markup: str) -> str:
 def _plot(plot: Plot) -> str:
     return element(
         "figure",
-        element("figcaption", escaped(plot.title)),
+        element("figcaption", escape_text(plot.title)),
         _legend(plot),
-        element("div", draw(plot, WIDE), class_="wide"),
-        element("div", draw(plot, NARROW), class_="narrow"),
+        element("div", render_plot(plot, WIDE), class_="wide"),
+        element("div", render_plot(plot, NARROW), class_="narrow"),
     )
 
 
@@ -131,14 +131,14 @@ def _legend(plot: Plot) -> str:
     return _names(plot) if len(plot.series) > 1 else ""
 
 
-def _names(plot: Lines) -> str:
+def _names(plot: LinePlot) -> str:
     def swatch(number: int) -> str:
         line = element("line", x1=0, x2=26, y1=8, y2=8, class_=f"line {colour_class(number)}")
-        drawing = (line, mark(number, 13, 8))
+        drawing = (line, marker(number, 13, 8))
         return element("svg", *drawing, viewBox="0 0 26 16", class_="swatch", aria_hidden="true")
 
     entries = (
-        element("li", swatch(number), escaped(series.name)) for number, series in enumerate(plot.series)
+        element("li", swatch(number), escape_text(series.name)) for number, series in enumerate(plot.series)
     )
     return element("ul", *entries, class_="legend")
 
@@ -151,21 +151,21 @@ def _scale() -> str:
     )
 
 
-def _table(table: Table) -> str:
+def _table(table: ReportTable) -> str:
     columns = [[row[i] for row in table.rows] for i in range(len(table.headers))]
     kinds = ["number" if _is_numeric(column) else "text" for column in columns]
     head = (
-        element("th", escaped(header).replace(" %", "\u00a0%"), scope="col", class_=kind)
+        element("th", escape_text(header).replace(" %", "\u00a0%"), scope="col", class_=kind)
         for header, kind in zip(table.headers, kinds, strict=True)
     )
     cells = [
-        [_cell(cell, text, kind) for cell, text in zip(column, aligned(column), strict=True)]
+        [_cell(cell, text, kind) for cell, text in zip(column, format_column(column), strict=True)]
         for column, kind in zip(columns, kinds, strict=True)
     ]
     rows = (element("tr", *row) for row in zip(*cells, strict=True))
     grid = element("table", element("thead", element("tr", *head)), element("tbody", *rows))
     return element(
-        "section", element("h2", escaped(table.title)), element("div", grid, class_="scroll", tabindex=0)
+        "section", element("h2", escape_text(table.title)), element("div", grid, class_="scroll", tabindex=0)
     )
 
 
@@ -175,23 +175,23 @@ def _is_numeric(column: Sequence[Cell]) -> bool:
 
 def _cell(cell: Cell, text: str, kind: str) -> str:
     whole = {"title": repr(cell)} if isinstance(cell, float) else {}
-    return element("td", escaped(text), class_=kind, **whole)
+    return element("td", escape_text(text), class_=kind, **whole)
 
 
 # ---- plots without a page ------------------------------------------------------------------------
 
 
-def drawing(plots: Sequence[Lines]) -> str:
+def render_svg_document(plots: Sequence[LinePlot]) -> str:
     """Plots one below the other as an SVG document of its own, in the light colours, with their titles."""
     parts, top = [], 0.0
     for plot in plots:
-        parts.append(element("text", escaped(plot.title), x=0, y=top + 18, class_="name title"))
+        parts.append(element("text", escape_text(plot.title), x=0, y=top + 18, class_="name title"))
         top += 30
         for number, series in enumerate(plot.series if len(plot.series) > 1 else ()):
-            parts.append(mark(number, 8, top + 8))
-            parts.append(element("text", escaped(series.name), x=20, y=top + 13, class_="name"))
+            parts.append(marker(number, 8, top + 8))
+            parts.append(element("text", escape_text(series.name), x=20, y=top + 13, class_="name"))
             top += 20
-        drawn = draw(plot, WIDE)
+        drawn = render_plot(plot, WIDE)
         height = _height(drawn)
         parts.append(element("svg", drawn, x=0, y=top, width=WIDE, height=height))
         top += height + 30
@@ -219,7 +219,7 @@ def _height(drawn: str) -> float:
 
 def _facts(title: str, facts: Mapping[str, Any]) -> str:
     rows = (
-        element("div", element("dt", escaped(_plain(name))), element("dd", escaped(_words(value))))
+        element("div", element("dt", escape_text(_plain(name))), element("dd", escape_text(_words(value))))
         for name, value in facts.items()
     )
     return element("section", element("h2", title), element("dl", *rows))
@@ -237,13 +237,13 @@ def _words(value: Any) -> str:
         return ", ".join(map(_words, value)) or "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return figure(value) if isinstance(value, (int, float, str)) else "–" if value is None else str(value)
+    return format_cell(value) if isinstance(value, (int, float, str)) else "–" if value is None else str(value)
 
 
-def _all_figures(report: Report) -> str:
+def _all_figures(report: EvalReport) -> str:
     data = {name: part for name, part in report.as_data().items() if name not in ("tables", "plots")}
     text = json.dumps(data, ensure_ascii=False, indent=1)
-    return element("details", element("summary", "All figures, as JSON"), element("pre", escaped(text)))
+    return element("details", element("summary", "All figures, as JSON"), element("pre", escape_text(text)))
 
 
 # ---- the style -----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pigguf.errors import OutputError
 Value = TypeVar("Value")  # what JSON can hold
 
 
-def evals_directory() -> Path:
+def evals_cache_directory() -> Path:
     """Where evaluations keep what they need again, made if missing.
 
     Raises:
@@ -37,7 +37,7 @@ def evals_directory() -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_keep(directory, error) from error
+        raise cache_write_error(directory, error) from error
     return directory
 
 
@@ -59,12 +59,12 @@ class Journal:
     ) -> None:
         identity = json.dumps([sha256, evaluation, dict(settings), dict(versions)], sort_keys=True)
         key = hashlib.sha256(identity.encode()).hexdigest()[:24]
-        self.path = evals_directory() / f"{evaluation}-{key}.jsonl"
+        self.path = evals_cache_directory() / f"{evaluation}-{key}.jsonl"
         self._done = _read(self.path)
         try:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
-            raise cannot_keep(self.path, error) from error
+            raise cache_write_error(self.path, error) from error
         self._begin_line()
 
     def __contains__(self, key: str) -> bool:
@@ -79,7 +79,7 @@ class Journal:
         """
         return self._done[key]
 
-    def once(self, key: str, compute: Callable[[], Value]) -> Value:
+    def get_or_compute(self, key: str, compute: Callable[[], Value]) -> Value:
         """The piece's value as JSON keeps it: computed now, or read back.
 
         Raises:
@@ -93,7 +93,7 @@ class Journal:
                 self._file.flush()
                 os.fsync(self._file.fileno())
             except OSError as error:
-                raise cannot_keep(self.path, error) from error
+                raise cache_write_error(self.path, error) from error
             self._done[key] = json.loads(line)[1]  # a resumed run sees the same: lists, not tuples
         value: Value = self._done[key]
         return value
@@ -114,7 +114,7 @@ class Journal:
             self._file.write("\n")
 
 
-def cannot_keep(path: Path, error: OSError) -> OutputError:
+def cache_write_error(path: Path, error: OSError) -> OutputError:
     """What to raise where the cache cannot be written."""
     return OutputError(
         f"{path}: {error.strerror or error}",
@@ -130,7 +130,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise cannot_keep(path, error) from error
+        raise cache_write_error(path, error) from error
     pieces = {}
     for line in lines:
         try:

@@ -22,7 +22,7 @@ _NAMES: dict[type, str] = {str: "a text", bool: "true or false", list: "a list"}
 
 
 @dataclass(frozen=True)
-class Record:
+class JsonlRecord:
     """The object of one line."""
 
     path: Path
@@ -30,10 +30,10 @@ class Record:
     values: Mapping[str, Any]
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         return f"{self.path}, line {self.line}"
 
-    def read(self, key: str, kind: type[T]) -> T:
+    def get(self, key: str, kind: type[T]) -> T:
         """The value of a key, as str, bool or list.
 
         Raises:
@@ -41,29 +41,29 @@ class Record:
         """
         value = self.values.get(key)
         if type(value) is not kind:
-            raise self.error(key, _NAMES[kind])
+            raise self.value_error(key, _NAMES[kind])
         return value
 
-    def text(self, key: str) -> str:
+    def get_text(self, key: str) -> str:
         """The text of a key, which is not empty.
 
         Raises:
             TextError: it is missing, no text, or blank.
         """
-        text = self.read(key, str)
+        text = self.get(key, str)
         if not text.strip():
-            raise self.error(key, "a text that is not blank")
+            raise self.value_error(key, "a text that is not blank")
         return text
 
-    def error(self, key: str, expected: str) -> TextError:
+    def value_error(self, key: str, expected: str) -> TextError:
         """What to raise where a key does not hold what it should."""
         if key not in self.values:
-            return TextError(f"{self.where} lacks {key!r}", f"it should hold {expected}")
-        return TextError(f"{self.where}: {key!r} is {shown(self.values[key])}", f"it should hold {expected}")
+            return TextError(f"{self.location} lacks {key!r}", f"it should hold {expected}")
+        return TextError(f"{self.location}: {key!r} is {shown(self.values[key])}", f"it should hold {expected}")
 
 
 @dataclass(frozen=True)
-class DataSet(Generic[T]):
+class JsonlDataset(Generic[T]):
     """A file's items in its order, and the file as a report names it."""
 
     path: Path
@@ -74,7 +74,7 @@ class DataSet(Generic[T]):
         return {"name": str(self.path), "sha256": self.sha256, "items": len(self.items)}
 
 
-def read_sets(files: Sequence[str | Path], item: Callable[[Record], T]) -> list[DataSet[T]]:
+def load_datasets(files: Sequence[str | Path], item: Callable[[JsonlRecord], T]) -> list[JsonlDataset[T]]:
     """What `item` makes of each record of each file.
 
     Raises:
@@ -87,13 +87,13 @@ def read_sets(files: Sequence[str | Path], item: Callable[[Record], T]) -> list[
     return [_read(Path(file), item) for file in files]
 
 
-def _read(path: Path, item: Callable[[Record], T]) -> DataSet[T]:
+def _read(path: Path, item: Callable[[JsonlRecord], T]) -> JsonlDataset[T]:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
     lines = json_lines(decode_text(data, str(path)), str(path), _FORM)
-    items = tuple(item(Record(path, number, values)) for number, values in lines)
+    items = tuple(item(JsonlRecord(path, number, values)) for number, values in lines)
     if not items:
         raise TextError(f"{path} holds no records", _FORM)
-    return DataSet(path, hashlib.sha256(data).hexdigest(), items)
+    return JsonlDataset(path, hashlib.sha256(data).hexdigest(), items)

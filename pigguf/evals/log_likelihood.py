@@ -51,12 +51,12 @@ def log_likelihoods(
 
         def score(indices: list[int], rows: list[NDArray[np.float32]]) -> list[float]:
             wanted_tokens = (tokens[i + offset] for i in indices)
-            return in_parts(threads, _log_likelihood, zip(rows, wanted_tokens, strict=True))
+            return map_in_parallel(threads, _log_likelihood, zip(rows, wanted_tokens, strict=True))
 
         batches = session.evaluate_batches(given[kept:], wanted, score, progress)
         scores = np.array([value for batch in batches for value in batch])
     if not np.isfinite(scores).all():
-        raise session.not_numbers()
+        raise session.nonfinite_logits_error()
     return scores
 
 
@@ -66,7 +66,7 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return shifted - np.float32(np.log(np.exp(shifted).sum(dtype=np.float64)))
 
 
-class within:
+class NestedProgress:
     """A Progress for work that is a part of a stage: its own stages are not told, what they do is."""
 
     def __init__(self, progress: Progress) -> None:
@@ -82,7 +82,7 @@ class within:
         pass
 
 
-def in_parts(
+def map_in_parallel(
     threads: ThreadPoolExecutor, function: Callable[..., T], rows: Iterable[tuple[Any, ...]]
 ) -> list[T]:
     """function(*row) of every row, in their order: a part of the rows a core, for a task a row costs more

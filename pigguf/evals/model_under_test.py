@@ -1,6 +1,6 @@
 """What is measured: a GGUF file, how its positions are read, and the engine's options for it.
 
-    subject = Subject.of("model.gguf", EngineOptions(cache_type="q8_0"))
+    subject = Subject.of("model.gguf", EngineConfig(cache_k="q8_0", cache_v="q8_0"))
     with subject.open(8192) as context, context.sequence() as session:
         ...
     subject.under("linear:4", RuntimeRope(factor=4))      the same file, its positions read in another way
@@ -23,19 +23,18 @@ from typing import Any
 
 from pigguf.common.files import atomic_write, unreadable
 from pigguf.errors import ContextOverflow
-from pigguf.evals.journal import evals_directory
+from pigguf.evals.journal import evals_cache_directory
 from pigguf.evals.position_variants import AS_SHIPPED
 from pigguf.gguf_io import GGUFFile, read_header
 from pigguf.gguf_io.metadata import get
 from pigguf.inference.engine import (
-    CacheType,
     Context,
     ContextOptions,
-    GpuLayers,
     Model,
     RuntimeRope,
 )
-from pigguf.inference.rpc.client import connected
+from pigguf.inference.rpc.client import connect_or_none
+from pigguf.inference.run_config import EngineConfig
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.quantization import RECIPES
 from pigguf.rope import RopeScaling, rope_from_metadata
@@ -44,35 +43,7 @@ _HASHED_AT_ONCE = 16 << 20
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """How the engine runs the model; see Model.open and ContextOptions.
-
-    Attributes:
-        gpu_layers: layers to put on the GPU.
-        threads: CPU threads; None is the machine's cores. They change no figure.
-        cache_type: of the KV cache, for K and V.
-        flash_attention: None lets llama.cpp choose.
-        workers, split: as RunConfig has them. They change no figure, but for roundings.
-    """
-
-    gpu_layers: GpuLayers = "auto"
-    threads: int | None = None
-    cache_type: CacheType = "f16"
-    flash_attention: bool | None = None
-    workers: tuple[str, ...] = ()
-    split: tuple[float, ...] | None = None
-
-    def as_data(self) -> dict[str, Any]:
-        """What of it decides figures, for a report's settings."""
-        return {
-            "cache_type": self.cache_type,
-            "flash_attention": self.flash_attention,
-            "gpu_layers": self.gpu_layers,
-        }
-
-
-@dataclass(frozen=True)
-class Subject:
+class ModelUnderTest:
     """A GGUF file under one reading of its positions.
 
     Attributes:
@@ -85,14 +56,14 @@ class Subject:
 
     file: GGUFFile
     sha256: str
-    engine: EngineOptions = EngineOptions()
+    engine: EngineConfig = EngineConfig()
     name: str = AS_SHIPPED
     rope: RuntimeRope | None = None
 
     @classmethod
-    def of(
-        cls, path: str | Path, engine: EngineOptions | None = None, progress: Progress = SILENT
-    ) -> Subject:
+    def from_file(
+        cls, path: str | Path, engine: EngineConfig | None = None, progress: Progress = SILENT
+    ) -> ModelUnderTest:
         """The file as it is. Progress is one stage, "hashing", in bytes, where the hash is not known yet.
 
         Raises:
@@ -100,9 +71,9 @@ class Subject:
             OutputError: the cache directory cannot be written.
         """
         file = read_header(path)
-        return cls(file, _sha256_of_all(file.parts, progress), engine or EngineOptions())
+        return cls(file, _sha256_of_all(file.parts, progress), engine or EngineConfig())
 
-    def under(self, name: str, rope: RuntimeRope | None) -> Subject:
+    def with_variant(self, name: str, rope: RuntimeRope | None) -> ModelUnderTest:
         """The same file, its positions read in another way."""
         return replace(self, name=name, rope=rope)
 
@@ -113,23 +84,23 @@ class Subject:
     @property
     def context_length(self) -> int:
         """The window in tokens that the file itself states."""
-        return self.positions.context_length
+        return self.file_rope.context_length
 
     @property
-    def positions(self) -> RopeScaling:
+    def file_rope(self) -> RopeScaling:
         """How the file itself says that positions are read."""
         return rope_from_metadata(self.file.metadata, self.file.architecture)
 
-    def takes(self, length: int) -> bool:
+    def supports_window(self, length: int) -> bool:
         """Whether the model has a window of so many tokens; an override that names none takes any."""
         return length <= self._window_for(length)
 
-    def refuse_beyond(self, length: int) -> None:
+    def check_window(self, length: int) -> None:
         """
         Raises:
             ContextOverflow: a window of so many tokens is beyond the model's.
         """
-        if not self.takes(length):
+        if not self.supports_window(length):
             raise ContextOverflow(
                 f"a window of {length:,} tokens is beyond the {self._window_for(length):,} that "
                 f"{self.path} is made for",
@@ -150,19 +121,19 @@ class Subject:
             ContextOverflow: a window beyond the model's.
             As Model.open and Context do.
         """
-        self.refuse_beyond(length)
+        self.check_window(length)
         rope = self.rope and replace(self.rope, context_length=self._window_for(length))
         options = ContextOptions(
             length=length,
             threads=self.engine.threads,
             batch=batch,
-            cache_k=self.engine.cache_type,
-            cache_v=self.engine.cache_type,
+            cache_k=self.engine.cache_k,
+            cache_v=self.engine.cache_v,
             flash_attention=self.engine.flash_attention,
             sequences=sequences,
         )
         with (
-            connected(self.engine.workers, self.engine.split) as workers,
+            connect_or_none(self.engine.workers, self.engine.split) as workers,
             Model.open(
                 self.path,
                 gpu_layers=self.engine.gpu_layers,
@@ -174,6 +145,15 @@ class Subject:
         ):
             yield context
 
+    def engine_settings(self) -> dict[str, Any]:
+        """Return what of the engine's configuration changes results, for a report's settings."""
+        k, v = self.engine.cache_k, self.engine.cache_v
+        return {
+            "cache_type": k if k == v else f"{k}/{v}",
+            "flash_attention": self.engine.flash_attention,
+            "gpu_layers": self.engine.gpu_layers,
+        }
+
     def as_data(self) -> dict[str, Any]:
         """The file, for a report."""
         return {
@@ -182,7 +162,7 @@ class Subject:
             "bytes": self.file.size,
             "architecture": self.file.architecture,
             "type": _type_name(self.file),
-            "rope": self.positions.as_data(),
+            "rope": self.file_rope.as_data(),
         }
 
     def _window_for(self, length: int) -> int:
@@ -217,7 +197,7 @@ def _sha256(path: Path, progress: Progress) -> str:
     try:
         facts = os.stat(real)
         stamp = {"path": str(real), "size": facts.st_size, "mtime_ns": facts.st_mtime_ns}
-        note = evals_directory() / f"sha256-{hashlib.sha256(str(real).encode()).hexdigest()[:24]}.json"
+        note = evals_cache_directory() / f"sha256-{hashlib.sha256(str(real).encode()).hexdigest()[:24]}.json"
         known = _read_note(note)
         if known.get("file") == stamp:
             return str(known["sha256"])

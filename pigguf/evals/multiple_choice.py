@@ -27,13 +27,14 @@ import numpy as np
 from pigguf.errors import TextError, UsageError
 from pigguf.evals.confidence_intervals import mcnemar, wilson
 from pigguf.evals.journal import Journal
-from pigguf.evals.jsonl_datasets import read_sets
-from pigguf.evals.log_likelihood import log_likelihoods, within
-from pigguf.evals.model_under_test import EngineOptions, Subject
-from pigguf.evals.multiple_choice_formats import Question, read_question
-from pigguf.evals.position_variants import compared
-from pigguf.evals.prompt_tokens import prompt_tokens
-from pigguf.evals.report import Cell, Report, Table, versions
+from pigguf.evals.jsonl_datasets import load_datasets
+from pigguf.evals.log_likelihood import log_likelihoods, NestedProgress
+from pigguf.evals.model_under_test import ModelUnderTest
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.multiple_choice_formats import MultipleChoiceQuestion, parse_question
+from pigguf.evals.position_variants import parse_variants
+from pigguf.evals.prompt_tokens import encode_prompt
+from pigguf.evals.report import Cell, EvalReport, ReportTable, software_versions
 from pigguf.inference.engine import Model, Session
 from pigguf.progress import SILENT, Progress, stage
 
@@ -43,9 +44,9 @@ def choice(
     data: Sequence[str | Path],
     *,
     compare: Sequence[str] = (),
-    engine: EngineOptions | None = None,
+    engine: EngineConfig | None = None,
     progress: Progress = SILENT,
-) -> Report:
+) -> EvalReport:
     """How many questions the model answers right. Interrupted, it goes on where it was when run again.
 
     Args:
@@ -61,10 +62,10 @@ def choice(
         OutputError: the cache directory cannot be written.
         As Subject.of and Subject.open do.
     """
-    subject = Subject.of(model, engine, progress)
-    sets = read_sets(data, read_question)
+    subject = ModelUnderTest.from_file(model, engine, progress)
+    sets = load_datasets(data, parse_question)
     readings = [
-        subject.under(b.name, b.rope) for b in compared(compare, subject.file, subject.context_length)
+        subject.with_variant(b.name, b.rope) for b in parse_variants(compare, subject.file, subject.context_length)
     ]
     with Model.open(subject.path, vocab_only=True) as vocabulary:
         asked = [
@@ -74,20 +75,20 @@ def choice(
     settings = {
         "data": [each.as_data() for each in sets],
         "compare": [reading.name for reading in readings[1:]],
-        **subject.engine.as_data(),
+        **subject.engine_settings(),
     }
-    made_by = versions()
+    made_by = software_versions()
     with Journal(subject.sha256, "choice", settings, made_by) as journal:
         found = {reading.name: _run(reading, asked, journal, progress) for reading in readings}
     pairs = _pairs(found)
-    return Report(
+    return EvalReport(
         evaluation="choice",
         subject=subject.as_data(),
         settings=settings,
         versions=made_by,
         results={
             "readings": {
-                name: {"sets": [score.as_data() for score in scores(answers)], "questions": answers}
+                name: {"sets": [score.as_data() for score in accuracy_by_file(answers)], "questions": answers}
                 for name, answers in found.items()
             },
             "paired": [pair.as_data() for pair in pairs],
@@ -104,7 +105,7 @@ class _Asked:
     Its number is that among all questions.
     """
 
-    question: Question
+    question: MultipleChoiceQuestion
     number: int
     choices: tuple[tuple[list[int], int], ...]
 
@@ -119,7 +120,7 @@ class _Asked:
         return len(first) - 1 + sum(len(tokens) - scored for tokens, scored in others)
 
 
-def _asked(model: Model, question: Question, number: int, subject: Subject) -> _Asked:
+def _asked(model: Model, question: MultipleChoiceQuestion, number: int, subject: ModelUnderTest) -> _Asked:
     """
     Raises:
         TextError: the question does not fit, or there is nothing before its choices.
@@ -127,22 +128,22 @@ def _asked(model: Model, question: Question, number: int, subject: Subject) -> _
     asked = _Asked(question, number, tuple(_tokens(model, question, *texts) for texts in question.choices))
     if asked.longest > subject.context_length:
         raise TextError(
-            f"{question.record.where}: a question of {asked.longest:,} tokens does not fit the window of "
+            f"{question.record.location}: a question of {asked.longest:,} tokens does not fit the window of "
             f"{subject.context_length:,}",
             "leave it out, or take a model with a larger window",
         )
     return asked
 
 
-def _tokens(model: Model, question: Question, context: str, continuation: str) -> tuple[list[int], int]:
-    whole = prompt_tokens(model, f"{context} {continuation}")
-    alone = prompt_tokens(model, context)
+def _tokens(model: Model, question: MultipleChoiceQuestion, context: str, continuation: str) -> tuple[list[int], int]:
+    whole = encode_prompt(model, f"{context} {continuation}")
+    alone = encode_prompt(model, context)
     scored = next(
         (i for i, (x, y) in enumerate(zip(alone, whole, strict=False)) if x != y), min(len(alone), len(whole))
     )
     if scored == 0:
         raise TextError(
-            f"{question.record.where}: nothing stands before the choices, and the model has no BOS",
+            f"{question.record.location}: nothing stands before the choices, and the model has no BOS",
             "the first token of a text has no likelihood: give a context",
         )
     return whole, scored
@@ -152,7 +153,7 @@ Answer = dict[str, Any]
 """One question: file, line, form, answer, log_likelihoods of its choices, chosen and chosen_normalised."""
 
 
-def _run(reading: Subject, asked: Sequence[_Asked], journal: Journal, progress: Progress) -> list[Answer]:
+def _run(reading: ModelUnderTest, asked: Sequence[_Asked], journal: Journal, progress: Progress) -> list[Answer]:
     """The answers under one reading of positions, from the journal or computed."""
     keys = [f"{reading.name}/{one.number}" for one in asked]
     missing = [one for one in asked if keys[one.number] not in journal]
@@ -164,23 +165,23 @@ def _run(reading: Subject, asked: Sequence[_Asked], journal: Journal, progress: 
             stage(progress, f"choice, {reading.name}", sum(one.cost for one in missing), "tokens"),
         ):
             for one in missing:
-                journal.once(keys[one.number], partial(_sums, session, one, progress))
+                journal.get_or_compute(keys[one.number], partial(_sums, session, one, progress))
     return [_answer(one.question, journal[keys[one.number]]) for one in asked]
 
 
 def _sums(session: Session, asked: _Asked, progress: Progress) -> list[float]:
     return [
-        math.fsum(log_likelihoods(session, tokens, scored, within(progress)))
+        math.fsum(log_likelihoods(session, tokens, scored, NestedProgress(progress)))
         for tokens, scored in asked.choices
     ]
 
 
-def _answer(question: Question, sums: Sequence[float]) -> Answer:
+def _answer(question: MultipleChoiceQuestion, sums: Sequence[float]) -> Answer:
     sizes = [len(continuation.encode()) for _, continuation in question.choices]
     return {
         "file": str(question.record.path),
         "line": question.record.line,
-        "form": question.form,
+        "form": question.format_name,
         "answer": question.answer,
         "log_likelihoods": list(sums),
         "chosen": int(np.argmax(sums)),
@@ -190,11 +191,11 @@ def _answer(question: Question, sums: Sequence[float]) -> Answer:
 
 # ---- what it comes to ----------------------------------------------------------------------------
 
-MEASURES = {"accuracy": "chosen", "accuracy_normalised": "chosen_normalised"}
+ACCURACY_MEASURES = {"accuracy": "chosen", "accuracy_normalised": "chosen_normalised"}
 
 
 @dataclass(frozen=True)
-class Score:
+class AccuracyScore:
     """How many questions of one form in one file were right, by both measures; names are "" for all."""
 
     file: str
@@ -211,7 +212,7 @@ class Score:
         return data
 
 
-def scores(answers: Sequence[Answer]) -> list[Score]:
+def accuracy_by_file(answers: Sequence[Answer]) -> list[AccuracyScore]:
     """A score for each form in each file, in the data's order, and one for all where there are several."""
     groups: dict[tuple[str, str], list[Answer]] = {}
     for answer in answers:
@@ -219,7 +220,7 @@ def scores(answers: Sequence[Answer]) -> list[Score]:
     if len(groups) > 1:
         groups["", ""] = list(answers)
     return [
-        Score(file, form, len(group), _right(group, "chosen"), _right(group, "chosen_normalised"))
+        AccuracyScore(file, form, len(group), _right(group, "chosen"), _right(group, "chosen_normalised"))
         for (file, form), group in groups.items()
     ]
 
@@ -229,7 +230,7 @@ def _right(answers: Sequence[Answer], chosen: str) -> int:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedComparison:
     """Two answers to the same questions compared: how often only one was right, and how sure that is.
 
     Attributes:
@@ -249,15 +250,15 @@ class Pair:
         return asdict(self)
 
 
-def paired(
+def compare_paired(
     first: str, answers: Sequence[Answer], second: str, others: Sequence[Answer], measure: str
-) -> Pair:
+) -> PairedComparison:
     """Compare two models, or two readings of one, by their answers to the same questions in one order.
 
     Raises:
         UsageError: the questions are not the same.
     """
-    chosen = MEASURES[measure]
+    chosen = ACCURACY_MEASURES[measure]
     if [_identity(answer) for answer in answers] != [_identity(answer) for answer in others]:
         raise UsageError(
             f"{first} and {second} answered different questions", "compare them on the same data"
@@ -267,36 +268,36 @@ def paired(
         for one, other in zip(answers, others, strict=True)
     ]
     first_only, second_only = rights.count((True, False)), rights.count((False, True))
-    return Pair(first, second, measure, first_only, second_only, mcnemar(first_only, second_only))
+    return PairedComparison(first, second, measure, first_only, second_only, mcnemar(first_only, second_only))
 
 
 def _identity(answer: Answer) -> tuple[Any, ...]:
     return answer["line"], answer["form"], answer["answer"], len(answer["log_likelihoods"])
 
 
-def _pairs(found: Mapping[str, Sequence[Answer]]) -> list[Pair]:
+def _pairs(found: Mapping[str, Sequence[Answer]]) -> list[PairedComparison]:
     """The file as shipped with each other reading of it."""
     (shipped, answers), *others = found.items()
-    return [paired(shipped, answers, name, theirs, m) for name, theirs in others for m in MEASURES]
+    return [compare_paired(shipped, answers, name, theirs, m) for name, theirs in others for m in ACCURACY_MEASURES]
 
 
-def _tables(found: Mapping[str, Sequence[Answer]], pairs: Sequence[Pair]) -> tuple[Table, ...]:
+def _tables(found: Mapping[str, Sequence[Answer]], pairs: Sequence[PairedComparison]) -> tuple[ReportTable, ...]:
     rows: list[tuple[Cell, ...]] = []
     for name, answers in found.items():
-        for score in scores(answers):
+        for score in accuracy_by_file(answers):
             cells: list[Cell] = [name, Path(score.file).name or "all", score.form or "all", score.questions]
             for right in (score.right, score.right_normalised):
                 low, high = wilson(right, score.questions)
                 cells += [_percent(right / score.questions), f"{100 * low:.1f} to {100 * high:.1f}"]
             rows.append(tuple(cells))
-    accuracy = Table(
+    accuracy = ReportTable(
         "Zero-shot accuracy",
         ("positions", "file", "form", "questions", "right, %", "interval", "normalised, %", "its interval"),
         tuple(rows),
     )
     if not pairs:
         return (accuracy,)
-    against = Table(
+    against = ReportTable(
         "The same questions under two readings (McNemar's exact test)",
         ("positions", "against", "measure", "only the first right", "only the second", "p"),
         tuple(

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pigguf.errors import TextError
-from pigguf.evals.jsonl_datasets import Record
+from pigguf.evals.jsonl_datasets import JsonlRecord
 
 
 @dataclass(frozen=True)
-class Question:
+class MultipleChoiceQuestion:
     """A question as texts.
 
     Attributes:
@@ -28,8 +28,8 @@ class Question:
         answer: index of the right one.
     """
 
-    record: Record
-    form: str
+    record: JsonlRecord
+    format_name: str
     choices: tuple[tuple[str, str], ...]
     answer: int
 
@@ -37,39 +37,39 @@ class Question:
 _Choices = tuple[Sequence[tuple[str, str]], int]  # contexts and continuations, and the right one's index
 
 
-def _boolq(record: Record) -> _Choices:
-    question = record.text("question").strip().removesuffix("?")
-    context = f"{record.text('passage')}\nQuestion: {question}?\nAnswer:"
-    return [(context, "no"), (context, "yes")], int(record.read("answer", bool))
+def _boolq(record: JsonlRecord) -> _Choices:
+    question = record.get_text("question").strip().removesuffix("?")
+    context = f"{record.get_text('passage')}\nQuestion: {question}?\nAnswer:"
+    return [(context, "no"), (context, "yes")], int(record.get("answer", bool))
 
 
-def _piqa(record: Record) -> _Choices:
-    context = f"Question: {record.text('goal')}\nAnswer:"
-    return [(context, record.text(key)) for key in ("sol1", "sol2")], _one_of(record, "label", [0, 1])
+def _piqa(record: JsonlRecord) -> _Choices:
+    context = f"Question: {record.get_text('goal')}\nAnswer:"
+    return [(context, record.get_text(key)) for key in ("sol1", "sol2")], _one_of(record, "label", [0, 1])
 
 
-def _race(record: Record) -> _Choices:
-    context = f"Article: {record.text('article')}\n\nQuestion: {record.text('question')}\nAnswer:"
+def _race(record: JsonlRecord) -> _Choices:
+    context = f"Article: {record.get_text('article')}\n\nQuestion: {record.get_text('question')}\nAnswer:"
     options = _texts(record, "options")
     letters = string.ascii_uppercase[: len(options)]
     return [(context, option) for option in options], _one_of(record, "answer", list(letters))
 
 
-def _winogrande(record: Record) -> _Choices:
-    before, blank, after = record.text("sentence").partition("_")
+def _winogrande(record: JsonlRecord) -> _Choices:
+    before, blank, after = record.get_text("sentence").partition("_")
     if not blank or not after.strip():
-        raise record.error("sentence", "a sentence with a _ before its end")
-    options = [record.text(key) for key in ("option1", "option2")]
+        raise record.value_error("sentence", "a sentence with a _ before its end")
+    options = [record.get_text(key) for key in ("option1", "option2")]
     return [(before + option, after.strip()) for option in options], _one_of(record, "answer", ["1", "2"])
 
 
-def _general(record: Record) -> _Choices:
-    context, choices = record.read("context", str).rstrip(), _texts(record, "choices")
+def _general(record: JsonlRecord) -> _Choices:
+    context, choices = record.get("context", str).rstrip(), _texts(record, "choices")
     return [(context, choice) for choice in choices], _one_of(record, "label", list(range(len(choices))))
 
 
 # name -> the keys that a record of this form has, and how it is read
-FORMS: dict[str, tuple[frozenset[str], Callable[[Record], _Choices]]] = {
+QUESTION_FORMATS: dict[str, tuple[frozenset[str], Callable[[JsonlRecord], _Choices]]] = {
     "BoolQ": (frozenset({"question", "passage", "answer"}), _boolq),
     "PIQA": (frozenset({"goal", "sol1", "sol2", "label"}), _piqa),
     "RACE": (frozenset({"article", "question", "options", "answer"}), _race),
@@ -78,32 +78,32 @@ FORMS: dict[str, tuple[frozenset[str], Callable[[Record], _Choices]]] = {
 }
 
 
-def read_question(record: Record) -> Question:
+def parse_question(record: JsonlRecord) -> MultipleChoiceQuestion:
     """A record as a question; its keys tell its form, further ones are left alone.
 
     Raises:
         TextError: keys of no form, or a value that is not what its key wants.
     """
-    form = next((name for name, (keys, _) in FORMS.items() if keys <= record.values.keys()), None)
+    form = next((name for name, (keys, _) in QUESTION_FORMATS.items() if keys <= record.values.keys()), None)
     if form is None:
-        known = "; ".join(f"{name}: {', '.join(sorted(keys))}" for name, (keys, _) in FORMS.items())
+        known = "; ".join(f"{name}: {', '.join(sorted(keys))}" for name, (keys, _) in QUESTION_FORMATS.items())
         raise TextError(
-            f"{record.where}: a question with the keys {', '.join(record.values)} is of no known form",
+            f"{record.location}: a question with the keys {', '.join(record.values)} is of no known form",
             f"the forms and their keys are {known}",
         )
-    choices, answer = FORMS[form][1](record)
-    return Question(record, form, tuple((context, text.strip()) for context, text in choices), answer)
+    choices, answer = QUESTION_FORMATS[form][1](record)
+    return MultipleChoiceQuestion(record, form, tuple((context, text.strip()) for context, text in choices), answer)
 
 
-def _texts(record: Record, key: str) -> list[str]:
-    texts = record.read(key, list)
+def _texts(record: JsonlRecord, key: str) -> list[str]:
+    texts = record.get(key, list)
     if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise record.error(key, "two or more texts that are not blank")
+        raise record.value_error(key, "two or more texts that are not blank")
     return texts
 
 
-def _one_of(record: Record, key: str, values: list[Any]) -> int:
+def _one_of(record: JsonlRecord, key: str, values: list[Any]) -> int:
     value = record.values[key]
     if type(value) is not type(values[0]) or value not in values:
-        raise record.error(key, f"one of {', '.join(map(repr, values))}")
+        raise record.value_error(key, f"one of {', '.join(map(repr, values))}")
     return values.index(value)

@@ -38,12 +38,13 @@ from typing import Any
 from pigguf.errors import UsageError
 from pigguf.evals.confidence_intervals import wilson
 from pigguf.evals.journal import Journal
-from pigguf.evals.log_likelihood import within
-from pigguf.evals.model_under_test import EngineOptions, Subject
-from pigguf.evals.passkey_plan import Place, Plan, common, plan_passes
-from pigguf.evals.passkey_prompts import Prompts
-from pigguf.evals.position_variants import compared
-from pigguf.evals.report import Cell, HeatMap, Lines, Plot, Point, Report, Series, Table, versions
+from pigguf.evals.log_likelihood import NestedProgress
+from pigguf.evals.model_under_test import ModelUnderTest
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.passkey_plan import PasskeyPosition, PasskeyPlan, common, plan_passes
+from pigguf.evals.passkey_prompts import PasskeyPrompts
+from pigguf.evals.position_variants import parse_variants
+from pigguf.evals.report import Cell, HeatMap, LinePlot, Plot, PlotPoint, EvalReport, PlotSeries, ReportTable, software_versions
 from pigguf.inference.engine import Model, SamplingParams, Session
 from pigguf.progress import SILENT, Progress, stage
 
@@ -62,9 +63,9 @@ def passkey(
     wording: str = "paper",
     seed: int = 0,
     compare: Sequence[str] = (),
-    engine: EngineOptions | None = None,
+    engine: EngineConfig | None = None,
     progress: Progress = SILENT,
-) -> Report:
+) -> EvalReport:
     """From how far back the model finds a number.
 
     Args:
@@ -87,17 +88,17 @@ def passkey(
     """
     if trials < 1 or depths < 1:
         raise UsageError(f"{trials} trials at {depths} depths", "give numbers from 1")
-    subject = Subject.of(model, engine, progress)
+    subject = ModelUnderTest.from_file(model, engine, progress)
     window = subject.context_length if max_length is None else max_length
-    baselines = compared(compare, subject.file, window)
-    readings = [subject.under(baseline.name, baseline.rope) for baseline in baselines]
-    measured = [reading for reading in readings if reading.takes(window)]
+    baselines = parse_variants(compare, subject.file, window)
+    readings = [subject.with_variant(baseline.name, baseline.rope) for baseline in baselines]
+    measured = [reading for reading in readings if reading.supports_window(window)]
     if not measured:
-        subject.refuse_beyond(window)
+        subject.check_window(window)
     with Model.open(subject.path, vocab_only=True) as vocabulary:
-        prompts = Prompts(vocabulary, wording)
-        keys = draw_keys(seed, depths * trials)
-        longest = max(keys, key=lambda key: len(prompts.tokens(key, 0, 0)))
+        prompts = PasskeyPrompts(vocabulary, wording)
+        keys = random_keys(seed, depths * trials)
+        longest = max(keys, key=lambda key: len(prompts.encode(key, 0, 0)))
         plan = plan_passes(prompts, longest, window, distances, depths)
         settings = {
             "max_length": window,
@@ -108,9 +109,9 @@ def passkey(
             "words": asdict(prompts.wording),
             "seed": seed,
             "compare": [baseline.name for baseline in baselines[1:]],
-            **subject.engine.as_data(),
+            **subject.engine_settings(),
         }
-        made_by = versions()
+        made_by = software_versions()
         with Journal(subject.sha256, "passkey", settings, made_by) as journal:
             found = {
                 reading.name: _Rates(
@@ -119,7 +120,7 @@ def passkey(
                 )
                 for reading in measured
             }
-    return Report(
+    return EvalReport(
         evaluation="passkey",
         subject=subject.as_data(),
         settings=settings,
@@ -142,32 +143,32 @@ class _Pass:
     """One trial: a key, the place that it is put at, and what the journal calls it."""
 
     name: str
-    start: Place
+    start: PasskeyPosition
     key: str
 
 
-def draw_keys(seed: int, count: int) -> list[str]:
+def random_keys(seed: int, count: int) -> list[str]:
     """Keys of five digits, the first not 0."""
     draw = random.Random(seed)
     return [str(draw.randrange(10 ** (_DIGITS - 1), 10**_DIGITS)) for _ in range(count)]
 
 
-def _passes(reading: Subject, plan: Plan, keys: Sequence[str]) -> list[_Pass]:
+def _passes(reading: ModelUnderTest, plan: PasskeyPlan, keys: Sequence[str]) -> list[_Pass]:
     """As many for each start, in its order."""
-    trials = len(keys) // len(plan.starts)
+    trials = len(keys) // len(plan.depths)
     return [
-        _Pass(f"{reading.name}/{start.grid}/{trial}", start, keys[number * trials + trial])
-        for number, start in enumerate(plan.starts)
+        _Pass(f"{reading.name}/{start.grid_tokens}/{trial}", start, keys[number * trials + trial])
+        for number, start in enumerate(plan.depths)
         for trial in range(trials)
     ]
 
 
 def _run(
-    reading: Subject,
+    reading: ModelUnderTest,
     window: int,
-    plan: Plan,
+    plan: PasskeyPlan,
     passes: Sequence[_Pass],
-    prompts: Prompts,
+    prompts: PasskeyPrompts,
     journal: Journal,
     progress: Progress,
 ) -> list[Answer]:
@@ -180,42 +181,42 @@ def _run(
             stage(progress, f"passkey, {reading.name}", _cost(missing, plan, prompts), "tokens"),
         ):
             for one in missing:
-                journal.once(one.name, partial(_answers, session, prompts, plan, one, progress))
+                journal.get_or_compute(one.name, partial(_answers, session, prompts, plan, one, progress))
     return [answer for one in passes for answer in journal[one.name]]
 
 
-def _cost(passes: Sequence[_Pass], plan: Plan, prompts: Prompts) -> int:
+def _cost(passes: Sequence[_Pass], plan: PasskeyPlan, prompts: PasskeyPrompts) -> int:
     """Tokens to compute for passes one after the other, but for those of the answers."""
     total = 0
     held: list[int] = []
     for one in passes:
-        beginning = prompts.tokens(one.key, one.start.sentences, 0)
-        total += one.start.tokens - common(held, beginning) + plan.cost(one.start)
+        beginning = prompts.encode(one.key, one.start.n_sentences, 0)
+        total += one.start.n_tokens - common(held, beginning) + plan.prefill_tokens(one.start)
         held = beginning
     return total
 
 
-def _answers(session: Session, prompts: Prompts, plan: Plan, one: _Pass, progress: Progress) -> list[Answer]:
+def _answers(session: Session, prompts: PasskeyPrompts, plan: PasskeyPlan, one: _Pass, progress: Progress) -> list[Answer]:
     """Ask for one key at all distances, from the nearest on: each prompt goes on where the last one was."""
-    asked = plan.asked(one.start)
+    asked = plan.distances_from(one.start)
     return [_ask(session, prompts, one.start, distance, one.key, progress) for distance in asked]
 
 
 def _ask(
-    session: Session, prompts: Prompts, start: Place, distance: Place, key: str, progress: Progress
+    session: Session, prompts: PasskeyPrompts, start: PasskeyPosition, distance: PasskeyPosition, key: str, progress: Progress
 ) -> Answer:
-    prompt = prompts.tokens(key, start.sentences, distance.sentences)
-    kept = session.set_prompt(prompt, within(progress))
-    text, drawn = _decode(session, prompts.answer_tokens)
+    prompt = prompts.encode(key, start.n_sentences, distance.n_sentences)
+    kept = session.set_prompt(prompt, NestedProgress(progress))
+    text, drawn = _decode(session, prompts.max_answer_tokens)
     decodes = max(0, drawn - 1)  # the first token is drawn from the prompt's own logits
     return {
-        "start": start.grid,
-        "distance": distance.grid,
-        "tokens": len(prompt) - start.tokens,
+        "start": start.grid_tokens,
+        "distance": distance.grid_tokens,
+        "tokens": len(prompt) - start.n_tokens,
         "length": len(prompt),
         "key": key,
         "answer": text,
-        "right": digits(text) == key,
+        "right": extract_digits(text) == key,
         "computed": len(prompt) - kept + decodes,
         "separate": len(prompt) + decodes,
     }
@@ -225,16 +226,16 @@ def _decode(session: Session, limit: int) -> tuple[str, int]:
     """The greedy answer up to its fifth digit, and how many tokens were drawn."""
     model = session.context.model
     drawn, answer = 0, b""
-    with closing(session.generate(_GREEDY, limit, lookup=False)) as tokens:
+    with closing(session.generate(_GREEDY, limit, prompt_lookup=False)) as tokens:
         for token in tokens:
             drawn += 1
-            answer += model.piece(token)
-            if len(digits(_text(answer))) == _DIGITS:
+            answer += model.token_to_piece(token)
+            if len(extract_digits(_text(answer))) == _DIGITS:
                 break
     return _text(answer), drawn
 
 
-def digits(answer: str) -> str:
+def extract_digits(answer: str) -> str:
     """The first five digits of an answer, be they tokens of their own or apart."""
     return "".join(re.findall("[0-9]", answer)[:_DIGITS])
 
@@ -278,22 +279,22 @@ class _Rates:
         k_max, k_max_at_every_depth: on the grid, 0 where not even the first distance is reached.
     """
 
-    def __init__(self, plan: Plan, answers: list[Answer]) -> None:
+    def __init__(self, plan: PasskeyPlan, answers: list[Answer]) -> None:
         self.answers = answers
         self.cells = {
-            (start.grid, distance.grid): _Rate.of(
+            (start.grid_tokens, distance.grid_tokens): _Rate.of(
                 answer
                 for answer in answers
-                if (answer["start"], answer["distance"]) == (start.grid, distance.grid)
+                if (answer["start"], answer["distance"]) == (start.grid_tokens, distance.grid_tokens)
             )
-            for start in plan.starts
-            for distance in plan.asked(start)
+            for start in plan.depths
+            for distance in plan.distances_from(start)
         }
         self.distances = {
-            distance.grid: (
-                distance.tokens,
-                _Rate.of(answer for answer in answers if answer["distance"] == distance.grid),
-                min(rate.share for (_, grid), rate in self.cells.items() if grid == distance.grid),
+            distance.grid_tokens: (
+                distance.n_tokens,
+                _Rate.of(answer for answer in answers if answer["distance"] == distance.grid_tokens),
+                min(rate.share for (_, grid), rate in self.cells.items() if grid == distance.grid_tokens),
             )
             for distance in plan.distances
         }
@@ -342,7 +343,7 @@ def k_max(shares: Mapping[int, float]) -> int:
     return reached
 
 
-def _tables(names: Sequence[str], found: Mapping[str, _Rates]) -> tuple[Table, ...]:
+def _tables(names: Sequence[str], found: Mapping[str, _Rates]) -> tuple[ReportTable, ...]:
     """How far each reading reaches, and the rates by distance; a window beyond the file's has no figures."""
     summary: list[tuple[Cell, ...]] = []
     for name in names:
@@ -358,7 +359,7 @@ def _tables(names: Sequence[str], found: Mapping[str, _Rates]) -> tuple[Table, .
         by_distance.append(tuple(row))
     columns = [column for name in found for column in (f"{name}, %", "at the worst depth, %")]
     return (
-        Table(
+        ReportTable(
             "Effective window by passkey",
             (
                 "positions",
@@ -372,7 +373,7 @@ def _tables(names: Sequence[str], found: Mapping[str, _Rates]) -> tuple[Table, .
             ),
             tuple(summary),
         ),
-        Table("Right by distance from the end", ("distance", "tokens", *columns), tuple(by_distance)),
+        ReportTable("Right by distance from the end", ("distance", "tokens", *columns), tuple(by_distance)),
     )
 
 
@@ -392,32 +393,32 @@ def _percent(share: float) -> float:
     return round(100 * share, 1)
 
 
-def _plots(plan: Plan, found: Mapping[str, _Rates]) -> tuple[Plot, ...]:
+def _plots(plan: PasskeyPlan, found: Mapping[str, _Rates]) -> tuple[Plot, ...]:
     series = tuple(
-        Series(
+        PlotSeries(
             name,
             tuple(
-                Point(tokens, rate.share, *wilson(rate.right, rate.trials))
+                PlotPoint(tokens, rate.share, *wilson(rate.right, rate.trials))
                 for tokens, rate, _ in rates.distances.values()
             ),
         )
         for name, rates in found.items()
     )
-    lines = Lines("Passkey found, by its distance", "tokens from the end of the input", "share right", series)
+    lines = LinePlot("Passkey found, by its distance", "tokens from the end of the input", "share right", series)
     return lines, *(_heat_map(plan, name, rates) for name, rates in found.items())
 
 
-def _heat_map(plan: Plan, name: str, rates: _Rates) -> HeatMap:
-    def share(start: Place, length: Place) -> float | None:
+def _heat_map(plan: PasskeyPlan, name: str, rates: _Rates) -> HeatMap:
+    def share(start: PasskeyPosition, length: PasskeyPosition) -> float | None:
         """A start lies on the distances' grid, so that lengths do too."""
-        step = length.step - start.step
-        return rates.cells[start.grid, plan.distances[step - 1].grid].share if step > 0 else None
+        step = length.grid_step - start.grid_step
+        return rates.cells[start.grid_tokens, plan.distances[step - 1].grid_tokens].share if step > 0 else None
 
     return HeatMap(
         f"Passkey found, {name}",
         "length of the input, tokens",
         "tokens before the passkey",
-        x=tuple(length.grid for length in plan.distances),
-        y=tuple(start.grid for start in plan.starts),
-        values=tuple(tuple(share(start, length) for length in plan.distances) for start in plan.starts),
+        x=tuple(length.grid_tokens for length in plan.distances),
+        y=tuple(start.grid_tokens for start in plan.depths),
+        values=tuple(tuple(share(start, length) for length in plan.distances) for start in plan.depths),
     )

@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pigguf.errors import UsageError
-from pigguf.evals.passkey_prompts import Prompts
+from pigguf.evals.passkey_prompts import PasskeyPrompts
 
 _SAMPLE = 50  # sentences, to guess how many make a length
 
 
 @dataclass(frozen=True)
-class Place:
+class PasskeyPosition:
     """Where a key is put, or asked for.
 
     Attributes:
@@ -31,14 +31,14 @@ class Place:
         sentences: of filler that make them.
     """
 
-    step: int
-    grid: int
-    tokens: int
-    sentences: int
+    grid_step: int
+    grid_tokens: int
+    n_tokens: int
+    n_sentences: int
 
 
 @dataclass(frozen=True)
-class Plan:
+class PasskeyPlan:
     """All there is to ask.
 
     Attributes:
@@ -47,21 +47,21 @@ class Plan:
         question: tokens at a prompt's end that the next one does not share.
     """
 
-    starts: tuple[Place, ...]
-    distances: tuple[Place, ...]
-    question: int
+    depths: tuple[PasskeyPosition, ...]
+    distances: tuple[PasskeyPosition, ...]
+    n_question_tokens: int
 
-    def asked(self, start: Place) -> tuple[Place, ...]:
+    def distances_from(self, start: PasskeyPosition) -> tuple[PasskeyPosition, ...]:
         """The distances for which there is room behind this start."""
-        return self.distances[: len(self.distances) - start.step]
+        return self.distances[: len(self.distances) - start.grid_step]
 
-    def cost(self, start: Place) -> int:
+    def prefill_tokens(self, start: PasskeyPosition) -> int:
         """Tokens to compute from a key on, for all its distances, but for those of the answers."""
-        asked = self.asked(start)
-        return asked[-1].tokens + (len(asked) - 1) * self.question
+        asked = self.distances_from(start)
+        return asked[-1].n_tokens + (len(asked) - 1) * self.n_question_tokens
 
 
-def plan_passes(prompts: Prompts, key: str, window: int, distances: int, depths: int) -> Plan:
+def plan_passes(prompts: PasskeyPrompts, key: str, window: int, distances: int, depths: int) -> PasskeyPlan:
     """The plan for inputs of `window` tokens at most, answers included.
 
     Args:
@@ -75,7 +75,7 @@ def plan_passes(prompts: Prompts, key: str, window: int, distances: int, depths:
             f"{depths} depths on a grid of {distances} distances",
             "take from 1 to as many depths as there are distances",
         )
-    answer = prompts.answer_tokens
+    answer = prompts.max_answer_tokens
     grid = [window * step // distances for step in range(distances + 1)]
     steps = [distances * depth // depths for depth in range(depths)]  # so that inputs have the grid's lengths
     header, rest = _split(prompts, key, 0, 0)
@@ -98,25 +98,25 @@ def plan_passes(prompts: Prompts, key: str, window: int, distances: int, depths:
                 f"question alone take {header + rest}, an answer up to {answer}",
                 f"take fewer {name}, or a longer window",
             )
-    return Plan(
-        starts=tuple(Place(step, grid[step], *place) for step, place in zip(steps, behind, strict=True)),
-        distances=tuple(Place(step, grid[step], *place) for step, place in enumerate(ahead, start=1)),
-        question=_not_shared(prompts, key, ahead[0][1]),
+    return PasskeyPlan(
+        depths=tuple(PasskeyPosition(step, grid[step], *place) for step, place in zip(steps, behind, strict=True)),
+        distances=tuple(PasskeyPosition(step, grid[step], *place) for step, place in enumerate(ahead, start=1)),
+        n_question_tokens=_not_shared(prompts, key, ahead[0][1]),
     )
 
 
-def _split(prompts: Prompts, key: str, before: int, after: int) -> tuple[int, int]:
+def _split(prompts: PasskeyPrompts, key: str, before: int, after: int) -> tuple[int, int]:
     """Tokens before the key's first digit, and from it on: there a prompt of another key begins to differ."""
     another = ("1" if key[0] != "1" else "2") + key[1:]
-    prompt = prompts.tokens(key, before, after)
-    start = common(prompt, prompts.tokens(another, before, after))
+    prompt = prompts.encode(key, before, after)
+    start = common(prompt, prompts.encode(another, before, after))
     return start, len(prompt) - start
 
 
-def _not_shared(prompts: Prompts, key: str, sentences: int) -> int:
+def _not_shared(prompts: PasskeyPrompts, key: str, sentences: int) -> int:
     """Tokens of a prompt that one with more filler does not begin with."""
-    prompt = prompts.tokens(key, 0, sentences)
-    return len(prompt) - common(prompt, prompts.tokens(key, 0, sentences + 1))
+    prompt = prompts.encode(key, 0, sentences)
+    return len(prompt) - common(prompt, prompts.encode(key, 0, sentences + 1))
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

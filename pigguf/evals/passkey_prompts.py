@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 from pigguf.errors import UsageError
-from pigguf.evals.prompt_tokens import encoder
+from pigguf.evals.prompt_tokens import prompt_encoder
 from pigguf.inference.engine import Model
 
-CHAT = "-chat"
+CHAT_SUFFIX = "-chat"
 
 
 @dataclass(frozen=True)
-class Wording:
+class PasskeyWording:
     """The words of a passkey test.
 
     Attributes:
@@ -36,9 +36,9 @@ class Wording:
     answer: str
 
 
-WORDINGS: dict[str, Wording] = {
+WORDINGS: dict[str, PasskeyWording] = {
     # arXiv 2306.15595, Section 3.3, which takes it from Mohtashami and Jaggi (arXiv 2305.16300)
-    "paper": Wording(
+    "paper": PasskeyWording(
         header="There is an important info hidden inside a lot of irrelevant text. "
         "Find it and memorize them. I will quiz you about the important information there.",
         filler=(
@@ -53,7 +53,7 @@ WORDINGS: dict[str, Wording] = {
         answer="The pass key is",
     ),
     # Ours; no model of this project is trained on it.
-    "locker": Wording(
+    "locker": PasskeyWording(
         header="These notes say somewhere which combination opens a locker, a number of five digits. "
         "Look out for it; at the end it is asked for.",
         filler=(
@@ -68,10 +68,10 @@ WORDINGS: dict[str, Wording] = {
         answer="The locker opens with",
     ),
 }
-NAMES = (*WORDINGS, *(name + CHAT for name in WORDINGS))
+WORDING_NAMES = (*WORDINGS, *(name + CHAT_SUFFIX for name in WORDINGS))
 
 
-class Prompts:
+class PasskeyPrompts:
     """The prompts of one wording as tokens of one model.
 
     Args:
@@ -87,16 +87,16 @@ class Prompts:
     """
 
     def __init__(self, model: Model, name: str) -> None:
-        if name not in NAMES:
-            raise UsageError(f"there is no wording {name!r}", f"one of {', '.join(NAMES)}")
-        chat = name.endswith(CHAT)
-        self.wording = WORDINGS[name.removesuffix(CHAT)]
-        self.answer_tokens = 32 if chat else 8  # an assistant may answer with a sentence
-        self._tokens = encoder(model, chat=chat)
+        if name not in WORDING_NAMES:
+            raise UsageError(f"there is no wording {name!r}", f"one of {', '.join(WORDING_NAMES)}")
+        chat = name.endswith(CHAT_SUFFIX)
+        self.wording = WORDINGS[name.removesuffix(CHAT_SUFFIX)]
+        self.max_answer_tokens = 32 if chat else 8  # an assistant may answer with a sentence
+        self._tokens = prompt_encoder(model, chat=chat)
         words = self.wording
         self._question = words.question if chat else f"{words.question} {words.answer}"
 
-    def tokens(self, key: str, before: int, after: int) -> list[int]:
+    def encode(self, key: str, before: int, after: int) -> list[int]:
         """The prompt with so many sentences of filler before and after the number."""
         filler = self.wording.filler
         lines = (

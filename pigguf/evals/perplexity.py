@@ -41,24 +41,25 @@ from pigguf.common.files import unreadable
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import TextError, UsageError
 from pigguf.evals.journal import Journal
-from pigguf.evals.log_likelihood import log_likelihoods, within
-from pigguf.evals.model_under_test import EngineOptions, Subject
-from pigguf.evals.position_variants import compared
-from pigguf.evals.report import Lines, Point, Report, Series, Table, versions
+from pigguf.evals.log_likelihood import log_likelihoods, NestedProgress
+from pigguf.evals.model_under_test import ModelUnderTest
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.position_variants import parse_variants
+from pigguf.evals.report import LinePlot, PlotPoint, EvalReport, PlotSeries, ReportTable, software_versions
 from pigguf.inference.engine import Model, Session
 from pigguf.progress import SILENT, Progress, stage
 
-Method = Literal["half-window", "sliding", "whole"]
+WindowMethod = Literal["half-window", "sliding", "whole"]
 
-STRIDE = 256  # the paper's S
-FIRST_WINDOW = 2048  # of the default ones
-LEAST_WINDOW = 8  # of fewer tokens there is next to nothing to score
+DEFAULT_STRIDE = 256  # the paper's S
+FIRST_DEFAULT_WINDOW = 2048  # of the default ones
+MIN_WINDOW = 8  # of fewer tokens there is next to nothing to score
 
 _IN_95_PERCENT = 1.959963984540054  # standard errors of a normal distribution
 
 
 @dataclass(frozen=True)
-class Document:
+class TokenizedText:
     """A text as the model reads it.
 
     Attributes:
@@ -70,20 +71,20 @@ class Document:
     name: str
     sha256: str
     tokens: list[int]
-    bos: int | None
+    bos_id: int | None
 
 
 @dataclass(frozen=True)
-class Piece:
+class ScoredWindow:
     """One window: tokens [start, start + length) of a document, scored from its index `first` on."""
 
-    document: int
+    text_index: int
     start: int
-    first: int
+    first_scored: int
 
 
 @dataclass(frozen=True)
-class Figure:
+class PerplexityResult:
     """Perplexity at one window, under one reading of positions.
 
     Attributes:
@@ -111,14 +112,14 @@ def perplexity(
     text: Sequence[str | Path],
     *,
     windows: Sequence[int] | None = None,
-    method: Method = "half-window",
+    method: WindowMethod = "half-window",
     stride: int | None = None,
     max_tokens: int | None = None,
     max_windows: int | None = None,
     compare: Sequence[str] = (),
-    engine: EngineOptions | None = None,
+    engine: EngineConfig | None = None,
     progress: Progress = SILENT,
-) -> Report:
+) -> EvalReport:
     """Measure a GGUF file's perplexity on texts. Interrupted, it goes on where it was when run again.
 
     Args:
@@ -141,12 +142,12 @@ def perplexity(
         OutputError: the cache directory cannot be written.
         As Subject.of and Subject.open do.
     """
-    subject = Subject.of(model, engine, progress)
+    subject = ModelUnderTest.from_file(model, engine, progress)
     lengths = _checked_windows(subject, windows, bool(compare))
     rule = _checked_rule(method, stride, lengths, max_tokens, max_windows)
-    readings = [subject.under(b.name, b.rope) for b in compared(compare, subject.file, lengths[-1])]
-    documents = read_documents(subject, text, max_tokens)
-    refuse_short(documents, lengths[-1])
+    readings = [subject.with_variant(b.name, b.rope) for b in parse_variants(compare, subject.file, lengths[-1])]
+    documents = tokenize_texts(subject, text, max_tokens)
+    check_texts_fill_window(documents, lengths[-1])
     settings = {
         "method": method,
         "stride": rule.stride,
@@ -155,17 +156,17 @@ def perplexity(
         "max_windows": max_windows,
         "compare": [reading.name for reading in readings[1:]],
         "text": [{"name": d.name, "sha256": d.sha256, "tokens": len(d.tokens)} for d in documents],
-        **subject.engine.as_data(),
+        **subject.engine_settings(),
     }
-    made_by = versions()
+    made_by = software_versions()
     with Journal(subject.sha256, "perplexity", settings, made_by) as journal:
         figures = [
-            measured(reading, documents, length, rule, journal, progress)
+            measure_perplexity(reading, documents, length, rule, journal, progress)
             for length in lengths
             for reading in readings
-            if reading.takes(length)
+            if reading.supports_window(length)
         ]
-    return Report(
+    return EvalReport(
         evaluation="perplexity",
         subject=subject.as_data(),
         settings=settings,
@@ -179,7 +180,7 @@ def perplexity(
 def default_windows(context_length: int) -> list[int]:
     """2048, doubling, and at the end the context length itself."""
     windows = []
-    length = FIRST_WINDOW
+    length = FIRST_DEFAULT_WINDOW
     while length < context_length:
         windows.append(length)
         length *= 2
@@ -190,25 +191,25 @@ def default_windows(context_length: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Rule:
+class WindowSelection:
     """A method with its numbers: which windows are computed."""
 
-    method: Method
+    method: WindowMethod
     stride: int | None
     max_windows: int | None
 
-    def pieces(self, documents: Sequence[Document], length: int) -> list[Piece]:
+    def windows(self, documents: Sequence[TokenizedText], length: int) -> list[ScoredWindow]:
         """The windows of `length` tokens in the documents' order."""
         starts = [
             (number, start, first)
             for number, document in enumerate(documents)
-            for start, first in METHODS[self.method](len(document.tokens), length, self.stride or 0)
+            for start, first in WINDOW_METHODS[self.method](len(document.tokens), length, self.stride or 0)
         ]
         if self.max_windows is not None:
             starts = list(_spread(starts, self.max_windows))
             if self.stride is not None:
                 starts = [(number, start, length - self.stride) for number, start, _ in starts]
-        return [Piece(*start) for start in starts]
+        return [ScoredWindow(*start) for start in starts]
 
 
 def _half_window(count: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
@@ -224,7 +225,7 @@ def _whole(count: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
 
 
 # name -> for `count` tokens, windows of `length`, a stride: each window's start, and its first token scored
-METHODS: dict[str, Callable[[int, int, int], Iterator[tuple[int, int]]]] = {
+WINDOW_METHODS: dict[str, Callable[[int, int, int], Iterator[tuple[int, int]]]] = {
     "half-window": _half_window,
     "sliding": _sliding,
     "whole": _whole,
@@ -240,24 +241,24 @@ def _spread(items: Sequence[Any], most: int) -> Iterable[Any]:
     return (items[i * (len(items) - 1) // (most - 1)] for i in range(most))
 
 
-def _checked_windows(subject: Subject, windows: Sequence[int] | None, has_baselines: bool) -> list[int]:
+def _checked_windows(subject: ModelUnderTest, windows: Sequence[int] | None, has_baselines: bool) -> list[int]:
     lengths = sorted(set(default_windows(subject.context_length) if windows is None else windows))
-    if not lengths or lengths[0] < LEAST_WINDOW:
-        raise UsageError(f"the windows are {lengths}", f"give one or more, of {LEAST_WINDOW} tokens at least")
+    if not lengths or lengths[0] < MIN_WINDOW:
+        raise UsageError(f"the windows are {lengths}", f"give one or more, of {MIN_WINDOW} tokens at least")
     if not has_baselines:
-        subject.refuse_beyond(lengths[-1])
+        subject.check_window(lengths[-1])
     return lengths
 
 
 def _checked_rule(
-    method: Method,
+    method: WindowMethod,
     stride: int | None,
     lengths: Sequence[int],
     max_tokens: int | None,
     max_windows: int | None,
-) -> Rule:
-    if method not in METHODS:
-        raise UsageError(f"there is no method {method!r}", f"one of {', '.join(METHODS)}")
+) -> WindowSelection:
+    if method not in WINDOW_METHODS:
+        raise UsageError(f"there is no method {method!r}", f"one of {', '.join(WINDOW_METHODS)}")
     if max_windows is not None and max_windows < 1:
         raise UsageError(f"the most windows are {max_windows}", "give a number from 1")
     if max_tokens is not None and max_tokens < lengths[-1]:
@@ -268,20 +269,20 @@ def _checked_rule(
     if method != "sliding":
         if stride is not None:
             raise UsageError(f"the method {method} has no stride", "leave it out, or slide: --method sliding")
-        return Rule(method, None, max_windows)
-    stride = STRIDE if stride is None else stride
+        return WindowSelection(method, None, max_windows)
+    stride = DEFAULT_STRIDE if stride is None else stride
     if not 1 <= stride < lengths[0]:
         raise UsageError(
             f"a stride of {stride} tokens does not fit a window of {lengths[0]}",
             "a stride is at least 1 token and shorter than every window",
         )
-    return Rule(method, stride, max_windows)
+    return WindowSelection(method, stride, max_windows)
 
 
 # ---- texts ---------------------------------------------------------------------------------------
 
 
-def read_documents(subject: Subject, files: Sequence[str | Path], max_tokens: int | None) -> list[Document]:
+def tokenize_texts(subject: ModelUnderTest, files: Sequence[str | Path], max_tokens: int | None) -> list[TokenizedText]:
     """The texts as the subject's own tokenizer reads them, of each the first `max_tokens`.
 
     Raises:
@@ -295,7 +296,7 @@ def read_documents(subject: Subject, files: Sequence[str | Path], max_tokens: in
         return [_document(model, Path(file), bos, max_tokens) for file in files]
 
 
-def _document(model: Model, file: Path, bos: int | None, max_tokens: int | None) -> Document:
+def _document(model: Model, file: Path, bos: int | None, max_tokens: int | None) -> TokenizedText:
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -303,10 +304,10 @@ def _document(model: Model, file: Path, bos: int | None, max_tokens: int | None)
     tokens = model.tokenize(decode_text(data, str(file)), add_special=False)
     if bos is not None:
         tokens.insert(0, bos)
-    return Document(str(file), hashlib.sha256(data).hexdigest(), tokens[:max_tokens], bos)
+    return TokenizedText(str(file), hashlib.sha256(data).hexdigest(), tokens[:max_tokens], bos)
 
 
-def refuse_short(documents: Sequence[Document], longest: int) -> None:
+def check_texts_fill_window(documents: Sequence[TokenizedText], longest: int) -> None:
     """
     Raises:
         TextError: a text does not fill the longest window.
@@ -322,14 +323,14 @@ def refuse_short(documents: Sequence[Document], longest: int) -> None:
 # ---- the work ------------------------------------------------------------------------------------
 
 
-def measured(
-    subject: Subject,
-    documents: Sequence[Document],
+def measure_perplexity(
+    subject: ModelUnderTest,
+    documents: Sequence[TokenizedText],
     length: int,
-    rule: Rule,
+    rule: WindowSelection,
     journal: Journal,
     progress: Progress,
-) -> Figure:
+) -> PerplexityResult:
     """One reading at one window: its pieces, from the journal or computed.
 
     Progress is a stage "NAME, window L", in tokens, where something is left to compute.
@@ -337,8 +338,8 @@ def measured(
     Raises:
         As Subject.open does.
     """
-    pieces = rule.pieces(documents, length)
-    keys = {piece: f"{subject.name}/{length}/{piece.document}/{piece.start}" for piece in pieces}
+    pieces = rule.windows(documents, length)
+    keys = {piece: f"{subject.name}/{length}/{piece.text_index}/{piece.start}" for piece in pieces}
     missing = [piece for piece in pieces if keys[piece] not in journal]
     if missing:
         name = f"{subject.name}, window {length:,}"
@@ -348,35 +349,35 @@ def measured(
             stage(progress, name, len(missing) * (length - 1), "tokens"),
         ):
             for piece in missing:
-                tokens = _window(documents[piece.document], piece.start, length, rule.method)
-                journal.once(keys[piece], partial(_sums, session, tokens, piece.first, progress))
+                tokens = _window(documents[piece.text_index], piece.start, length, rule.method)
+                journal.get_or_compute(keys[piece], partial(_sums, session, tokens, piece.first_scored, progress))
     sums = [journal[keys[piece]] for piece in pieces]
-    scored = sum(length - piece.first for piece in pieces)
+    scored = sum(length - piece.first_scored for piece in pieces)
     return _figure(subject.name, length, sums, scored, len(pieces))
 
 
-def _window(document: Document, start: int, length: int, method: Method) -> list[int]:
+def _window(document: TokenizedText, start: int, length: int, method: WindowMethod) -> list[int]:
     tokens = document.tokens[start : start + length]
-    if method == "half-window" and document.bos is not None:
-        tokens[0] = document.bos
+    if method == "half-window" and document.bos_id is not None:
+        tokens[0] = document.bos_id
     return tokens
 
 
 def _sums(session: Session, tokens: list[int], first: int, progress: Progress) -> tuple[float, float]:
     """Of the log-likelihoods from `first` on: their sum, and the sum of their squares."""
     session.truncate(0)  # a window is computed afresh, whatever it shares with the last
-    scores = log_likelihoods(session, tokens, first, within(progress))
+    scores = log_likelihoods(session, tokens, first, NestedProgress(progress))
     return float(scores.sum()), float(scores @ scores)
 
 
-def _figure(name: str, length: int, sums: Sequence[tuple[float, float]], scored: int, windows: int) -> Figure:
+def _figure(name: str, length: int, sums: Sequence[tuple[float, float]], scored: int, windows: int) -> PerplexityResult:
     mean = math.fsum(total for total, _ in sums) / scored
     error = low = high = None
     if scored > 1:
         variance = math.fsum(squares for _, squares in sums) / scored - mean * mean
         error = math.sqrt(max(0.0, variance) / (scored - 1))
         low, high = (math.exp(-mean + side * _IN_95_PERCENT * error) for side in (-1, 1))
-    return Figure(
+    return PerplexityResult(
         name, length, math.exp(-mean), low, high, mean, error, windows, scored, windows * (length - 1)
     )
 
@@ -385,16 +386,16 @@ def _figure(name: str, length: int, sums: Sequence[tuple[float, float]], scored:
 
 
 def _tables(
-    figures: Sequence[Figure], names: Sequence[str], lengths: Sequence[int], method: str
-) -> tuple[Table, ...]:
+    figures: Sequence[PerplexityResult], names: Sequence[str], lengths: Sequence[int], method: str
+) -> tuple[ReportTable, ...]:
     """The paper's table, a row for each reading of positions; and what each figure rests on."""
     found = {(figure.name, figure.window): figure.perplexity for figure in figures}
-    by_window = Table(
+    by_window = ReportTable(
         f"Perplexity by window ({method})",
         ("positions", *(f"{length:,}" for length in lengths)),
         tuple((name, *(found.get((name, length)) for length in lengths)) for name in names),
     )
-    details = Table(
+    details = ReportTable(
         "Intervals of 95 %, and the tokens they rest on",
         ("positions", "window", "perplexity", "from", "to", "windows", "tokens scored", "tokens computed"),
         tuple(
@@ -407,15 +408,15 @@ def _tables(
     return by_window, details
 
 
-def _plot(figures: Sequence[Figure], names: Sequence[str]) -> Lines:
+def _plot(figures: Sequence[PerplexityResult], names: Sequence[str]) -> LinePlot:
     values = [figure.perplexity for figure in figures]
-    return Lines(
+    return LinePlot(
         "Perplexity by window",
         "window, tokens",
         "perplexity",
         tuple(
-            Series(
-                name, tuple(Point(f.window, f.perplexity, f.low, f.high) for f in figures if f.name == name)
+            PlotSeries(
+                name, tuple(PlotPoint(f.window, f.perplexity, f.low, f.high) for f in figures if f.name == name)
             )
             for name in names
             if any(f.name == name for f in figures)

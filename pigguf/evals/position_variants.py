@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from pigguf.errors import UsageError
 from pigguf.gguf_io import GGUFFile
 from pigguf.inference.engine import RuntimeRope
-from pigguf.inference.engine.load_checks import check
+from pigguf.inference.engine.load_checks import check_loadable
 from pigguf.rope import RopeScaling, rope_from_metadata
 
 AS_SHIPPED = "as shipped"
@@ -38,7 +38,7 @@ _OWN_FREQUENCIES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_facto
 
 
 @dataclass(frozen=True)
-class Baseline:
+class PositionVariant:
     """A reading of positions: its name in tables, and what the engine is told; None is nothing."""
 
     name: str
@@ -46,20 +46,20 @@ class Baseline:
 
 
 def _ntk(factor: float, base: float, head_length: int) -> RuntimeRope:
-    return RuntimeRope(factor=1.0, base=ntk_base(base, factor, head_length), kind="linear")
+    return RuntimeRope(factor=1.0, theta=ntk_rope_theta(base, factor, head_length), scaling_type="linear")
 
 
 # what a method tells the engine of a factor, the file's own base, and the length of a head
-METHODS: dict[str, Callable[[float, float, int], RuntimeRope]] = {
-    "none": lambda factor, base, head_length: RuntimeRope(factor=1.0, kind="linear"),
-    "linear": lambda factor, base, head_length: RuntimeRope(factor=factor, kind="linear"),
-    "yarn": lambda factor, base, head_length: RuntimeRope(factor=factor, kind="yarn"),
+VARIANT_METHODS: dict[str, Callable[[float, float, int], RuntimeRope]] = {
+    "none": lambda factor, base, head_length: RuntimeRope(factor=1.0, scaling_type="linear"),
+    "linear": lambda factor, base, head_length: RuntimeRope(factor=factor, scaling_type="linear"),
+    "yarn": lambda factor, base, head_length: RuntimeRope(factor=factor, scaling_type="yarn"),
     "ntk": _ntk,
 }
-FORMS = "none, linear:F, yarn:F, ntk:F, with F a factor from 1, or without it to reach the window"
+VARIANT_SYNTAX = "none, linear:F, yarn:F, ntk:F, with F a factor from 1, or without it to reach the window"
 
 
-def ntk_base(base: float, factor: float, head_length: int) -> float:
+def ntk_rope_theta(base: float, factor: float, head_length: int) -> float:
     """The rope base whose lowest frequency is divided by `factor` and whose highest is kept.
 
     Raises:
@@ -71,7 +71,7 @@ def ntk_base(base: float, factor: float, head_length: int) -> float:
     return base * math.pow(factor, exponent)
 
 
-def compared(names: Sequence[str], file: GGUFFile, window: int) -> tuple[Baseline, ...]:
+def parse_variants(names: Sequence[str], file: GGUFFile, window: int) -> tuple[PositionVariant, ...]:
     """The file as shipped, then each of `names`, in order.
 
     Args:
@@ -82,12 +82,12 @@ def compared(names: Sequence[str], file: GGUFFile, window: int) -> tuple[Baselin
             can replace.
     """
     if not names:
-        return (Baseline(AS_SHIPPED),)
-    refuse_own_frequencies(file)
+        return (PositionVariant(AS_SHIPPED),)
+    check_rope_replaceable(file)
     own = rope_from_metadata(file.metadata, file.architecture)
-    baselines = [Baseline(AS_SHIPPED)]
+    baselines = [PositionVariant(AS_SHIPPED)]
     for name in names:
-        baseline = _baseline(name, own, check(file).head_length, window)
+        baseline = _baseline(name, own, check_loadable(file).head_length, window)
         if baseline in baselines:
             raise UsageError(f"the baseline {baseline.name} is there twice", "name each once")
         if baseline.rope is not None:
@@ -96,7 +96,7 @@ def compared(names: Sequence[str], file: GGUFFile, window: int) -> tuple[Baselin
     return tuple(baselines)
 
 
-def refuse_own_frequencies(file: GGUFFile) -> None:
+def check_rope_replaceable(file: GGUFFile) -> None:
     """
     Raises:
         UsageError: the file divides its frequencies one by one, which no override takes back.
@@ -110,13 +110,13 @@ def refuse_own_frequencies(file: GGUFFile) -> None:
             )
 
 
-def _baseline(name: str, own: RopeScaling, head_length: int, window: int) -> Baseline:
+def _baseline(name: str, own: RopeScaling, head_length: int, window: int) -> PositionVariant:
     method, colon, number = name.partition(":")
-    if method not in METHODS or (method == "none" and colon):
-        raise UsageError(f"there is no baseline {name!r}", f"there are {FORMS}")
+    if method not in VARIANT_METHODS or (method == "none" and colon):
+        raise UsageError(f"there is no baseline {name!r}", f"there are {VARIANT_SYNTAX}")
     factor = _factor(name, number) if colon else max(1.0, window / own.original_context)
-    rope = replace(METHODS[method](factor, own.rope_theta, head_length), context_length=window)
-    return Baseline("none" if method == "none" else f"{method}:{factor:g}", rope)
+    rope = replace(VARIANT_METHODS[method](factor, own.rope_theta, head_length), context_length=window)
+    return PositionVariant("none" if method == "none" else f"{method}:{factor:g}", rope)
 
 
 def _factor(name: str, number: str) -> float:
@@ -125,5 +125,5 @@ def _factor(name: str, number: str) -> float:
     except ValueError:
         factor = math.nan
     if not 1 <= factor < math.inf:
-        raise UsageError(f"the baseline {name!r} has no factor from 1", f"there are {FORMS}")
+        raise UsageError(f"the baseline {name!r} has no factor from 1", f"there are {VARIANT_SYNTAX}")
     return factor

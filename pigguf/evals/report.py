@@ -18,7 +18,7 @@ Cell = str | int | float | None
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Rows under headers; None is a figure that there is not."""
 
     title: str
@@ -27,7 +27,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Point:
+class PlotPoint:
     """A figure, with its 95 % confidence interval where it has one."""
 
     x: float
@@ -37,21 +37,21 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Series:
+class PlotSeries:
     """Points in the order of x that belong together: one model under one reading of positions."""
 
     name: str
-    points: tuple[Point, ...]
+    points: tuple[PlotPoint, ...]
 
 
 @dataclass(frozen=True)
-class Lines:
+class LinePlot:
     """A plot of one line a series."""
 
     title: str
     x_label: str
     y_label: str
-    series: tuple[Series, ...]
+    series: tuple[PlotSeries, ...]
     log_x: bool = False
     log_y: bool = False
 
@@ -73,11 +73,11 @@ class HeatMap:
     values: tuple[tuple[float | None, ...], ...]
 
 
-Plot = Lines | HeatMap
+Plot = LinePlot | HeatMap
 
 
 @dataclass(frozen=True)
-class Report:
+class EvalReport:
     """One evaluation's result.
 
     Attributes:
@@ -94,7 +94,7 @@ class Report:
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
     results: Mapping[str, Any]
-    tables: tuple[Table, ...]
+    tables: tuple[ReportTable, ...]
     plots: tuple[Plot, ...]
 
     def as_data(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Report:
         return data
 
 
-def versions() -> dict[str, str]:
+def software_versions() -> dict[str, str]:
     """What computes here, as a report names it."""
     return {
         "pigguf": version("pigguf"),

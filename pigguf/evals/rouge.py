@@ -23,12 +23,13 @@ from typing import Any
 from pigguf.errors import MissingPackage, UsageError
 from pigguf.evals.confidence_intervals import bootstrap
 from pigguf.evals.journal import Journal
-from pigguf.evals.jsonl_datasets import Record, read_sets
-from pigguf.evals.log_likelihood import within
-from pigguf.evals.model_under_test import EngineOptions, Subject
-from pigguf.evals.position_variants import compared
-from pigguf.evals.prompt_tokens import encoder
-from pigguf.evals.report import Cell, Report, Table, versions
+from pigguf.evals.jsonl_datasets import JsonlRecord, load_datasets
+from pigguf.evals.log_likelihood import NestedProgress
+from pigguf.evals.model_under_test import ModelUnderTest
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.position_variants import parse_variants
+from pigguf.evals.prompt_tokens import prompt_encoder
+from pigguf.evals.report import Cell, EvalReport, ReportTable, software_versions
 from pigguf.inference.engine import Model, SamplingParams, Session
 from pigguf.progress import SILENT, Progress, stage
 
@@ -38,17 +39,17 @@ PROMPT = (
     "Read the following article and then summarize it.\n{document}\n"
     "Now summarize the above article.\nSummary:"
 )
-MEASURES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+ROUGE_MEASURES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 Scores = Mapping[str, float]
 Scorer = Callable[[str, str], Scores]
 
 
 @dataclass(frozen=True)
-class Article:
+class SummarizationExample:
     """A document and the summary that a person wrote of it."""
 
-    record: Record
+    record: JsonlRecord
     document: str
     summary: str
 
@@ -62,9 +63,9 @@ def rouge(
     chat: bool = False,
     seed: int = 0,
     compare: Sequence[str] = (),
-    engine: EngineOptions | None = None,
+    engine: EngineConfig | None = None,
     progress: Progress = SILENT,
-) -> Report:
+) -> EvalReport:
     """How near the model's summaries are to people's. Interrupted, it goes on when run again.
 
     Args:
@@ -85,18 +86,18 @@ def rouge(
         OutputError: the cache directory cannot be written.
         As Subject.of and Subject.open do.
     """
-    score = scorer()
+    score = load_rouge_scorer()
     for name, count in (("max_input", max_input), ("max_output", max_output)):
         if count < 1:
             raise UsageError(f"{name} is {count}", "give a number of tokens from 1")
-    subject = Subject.of(model, engine, progress)
-    sets = read_sets(data, read_article)
+    subject = ModelUnderTest.from_file(model, engine, progress)
+    sets = load_datasets(data, parse_example)
     window = subject.context_length
-    readings = [subject.under(b.name, b.rope) for b in compared(compare, subject.file, window)]
+    readings = [subject.with_variant(b.name, b.rope) for b in parse_variants(compare, subject.file, window)]
     with Model.open(subject.path, vocab_only=True) as vocabulary:
-        prompts = Prompts(vocabulary, chat, max_input, window - max_output)
+        prompts = SummaryPrompts(vocabulary, chat, max_input, window - max_output)
         asked = [
-            _Asked(article, number, prompts.tokens(article.document))
+            _Asked(article, number, prompts.encode(article.document))
             for number, article in enumerate(article for each in sets for article in each.items)
         ]
     settings = {
@@ -109,9 +110,9 @@ def rouge(
         "top_p": _sampling(seed).top_p,
         "seed": seed,
         "compare": [reading.name for reading in readings[1:]],
-        **subject.engine.as_data(),
+        **subject.engine_settings(),
     }
-    made_by = versions()
+    made_by = software_versions()
     with Journal(subject.sha256, "rouge", settings, made_by) as journal:
         found = {
             reading.name: [
@@ -123,7 +124,7 @@ def rouge(
             for reading in readings
         }
     results = {name: {"mean": _means(scored), "summaries": scored} for name, scored in found.items()}
-    return Report(
+    return EvalReport(
         evaluation="rouge",
         subject=subject.as_data(),
         settings=settings,
@@ -134,16 +135,16 @@ def rouge(
     )
 
 
-def read_article(record: Record) -> Article:
+def parse_example(record: JsonlRecord) -> SummarizationExample:
     """
     Raises:
         TextError: a key is missing or holds no text.
     """
-    document = record.text("report" if "report" in record.values else "document")
-    return Article(record, document, record.text("summary"))
+    document = record.get_text("report" if "report" in record.values else "document")
+    return SummarizationExample(record, document, record.get_text("summary"))
 
 
-def scorer() -> Scorer:
+def load_rouge_scorer() -> Scorer:
     """What compares a reference and a text: F-measures in percent, by MEASURES.
 
     Raises:
@@ -156,7 +157,7 @@ def scorer() -> Scorer:
             f"summaries are compared by the package rouge-score, which is missing: {error}",
             'pip install -e ".[evals]" in the clone',
         ) from error
-    compare = RougeScorer(list(MEASURES), use_stemmer=True)
+    compare = RougeScorer(list(ROUGE_MEASURES), use_stemmer=True)
 
     def score(reference: str, text: str) -> Scores:
         return {name: 100 * found.fmeasure for name, found in compare.score(reference, text).items()}
@@ -175,17 +176,17 @@ def _sampling(seed: int) -> SamplingParams:
 class _Asked:
     """An article's prompt as tokens, and its number among all."""
 
-    article: Article
+    article: SummarizationExample
     number: int
     prompt: list[int]
 
 
-class Prompts:
+class SummaryPrompts:
     """Makes the prompts of documents, cut to `max_input` tokens, or to what a prompt's `room` leaves them."""
 
     def __init__(self, model: Model, chat: bool, max_input: int, room: int) -> None:
         self._model = model
-        self._encode = encoder(model, chat=chat)
+        self._encode = prompt_encoder(model, chat=chat)
         self._room = room
         bare = len(self._encode(PROMPT.format(document="")))
         self._most = min(max_input, room - bare)
@@ -196,7 +197,7 @@ class Prompts:
                 "give the summary fewer tokens with --max-output",
             )
 
-    def tokens(self, document: str) -> list[int]:
+    def encode(self, document: str) -> list[int]:
         tokens = self._model.tokenize(document, add_special=False)
         text, kept = document, len(tokens)
         if kept > self._most:
@@ -214,7 +215,7 @@ class Prompts:
 
 
 def _run(
-    reading: Subject,
+    reading: ModelUnderTest,
     asked: Sequence[_Asked],
     seed: int,
     max_output: int,
@@ -235,7 +236,7 @@ def _run(
             for one in missing:
                 sampling = _sampling(seed + one.number)
                 summarize = partial(_summary, session, one.prompt, sampling, max_output, progress)
-                journal.once(keys[one.number], summarize)
+                journal.get_or_compute(keys[one.number], summarize)
     return [journal[key] for key in keys]
 
 
@@ -247,9 +248,9 @@ def _summary(
     session: Session, prompt: list[int], sampling: SamplingParams, max_output: int, progress: Progress
 ) -> Answer:
     model = session.context.model
-    session.set_prompt(prompt, within(progress))
+    session.set_prompt(prompt, NestedProgress(progress))
     tokens = []
-    for token in session.generate(sampling, max_output, lookup=False):
+    for token in session.generate(sampling, max_output, prompt_lookup=False):
         tokens.append(token)
         progress.advance(1)
     progress.advance(max_output - len(tokens))
@@ -276,25 +277,25 @@ def _scored(asked: _Asked, answer: Answer, score: Scorer) -> dict[str, Any]:
 def _means(scored: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """By measure, its mean and 95 % interval."""
     means = {}
-    for name in MEASURES:
+    for name in ROUGE_MEASURES:
         values = [one[name] for one in scored]
         low, high = bootstrap(values)
         means[name] = {"mean": statistics.fmean(values), "low": low, "high": high}
     return means
 
 
-def _table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+def _table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> ReportTable:
     rows: list[tuple[Cell, ...]] = []
     for name, scored in found.items():
         means = _means(scored)
         cells: list[Cell] = [name, len(scored)]
-        for measure in MEASURES:
+        for measure in ROUGE_MEASURES:
             mean, low, high = (means[measure][key] for key in ("mean", "low", "high"))
             cells += [mean, f"{low:.1f} to {high:.1f}"]
         cells += [statistics.fmean(one[key] for one in scored) for key in ("prompt_tokens", "tokens")]
         rows.append(tuple(cells))
-    columns = [column for name in MEASURES.values() for column in (name, f"{name}'s interval")]
-    return Table(
+    columns = [column for name in ROUGE_MEASURES.values() for column in (name, f"{name}'s interval")]
+    return ReportTable(
         "Summaries against people's, in percent",
         ("positions", "documents", *columns, "tokens of a prompt", "of a summary"),
         tuple(rows),

@@ -17,8 +17,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pigguf.evals.html_markup import aligned, element, escaped, figure
-from pigguf.evals.report import HeatMap, Lines, Plot, Point, Series
+from pigguf.evals.html_markup import format_column, element, escape_text, format_cell
+from pigguf.evals.report import HeatMap, LinePlot, Plot, PlotPoint, PlotSeries
 
 COLOURS = 7  # --line-0 to --line-6 of the page's style; then they come again, with another mark
 MARKS = ("circle", "square", "triangle", "diamond")
@@ -29,14 +29,14 @@ _CHARACTER = 7.2  # width of one in the style's 13 px, at most
 _LINE = 18  # height of one
 
 
-def draw(plot: Plot, width: int) -> str:
+def render_plot(plot: Plot, width: int) -> str:
     """The plot as an <svg> element of so many pixels' width, or narrower where the page is."""
     if isinstance(plot, HeatMap):
         return _heat_map(plot, width)
     return _lines(plot, width)
 
 
-def mark(number: int, x: float, y: float, radius: float = 4.0) -> str:
+def marker(number: int, x: float, y: float, radius: float = 4.0) -> str:
     """The mark of series `number` at a place."""
     r = radius
     corners = {
@@ -79,31 +79,31 @@ class Axis:
     ticks: tuple[float, ...]
     is_tokens: bool = False
 
-    def at(self, value: float) -> float:
+    def to_pixel(self, value: float) -> float:
         """The pixel of a value."""
         low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def labels(self) -> list[str]:
         """The text of each tick."""
-        return [short(tick) for tick in self.ticks] if self.is_tokens else tick_texts(self.ticks)
+        return [format_token_count(tick) for tick in self.ticks] if self.is_tokens else format_ticks(self.ticks)
 
 
-def short(value: float) -> str:
+def format_token_count(value: float) -> str:
     """A number of tokens: 2048 -> "2k", 1000 -> "1,000"."""
     if value >= 1024 and value % 1024 == 0:
         return f"{value / 1024:g}k"
-    return figure(value)
+    return format_cell(value)
 
 
-def tick_texts(ticks: Sequence[float]) -> list[str]:
+def format_ticks(ticks: Sequence[float]) -> list[str]:
     """Numbers on an axis; those over several powers of ten each as short as it can be."""
     if min(ticks) > 0 and max(ticks) / min(ticks) >= 100:
         return [f"{tick:,.6g}" if tick < 1e6 else f"{tick:.0e}".replace("e+0", "e") for tick in ticks]
-    return aligned(ticks)
+    return format_column(ticks)
 
 
-def axis(values: Sequence[float], start: float, end: float, *, log: bool, pad: float, most: int) -> Axis:
+def fit_axis(values: Sequence[float], start: float, end: float, *, log: bool, pad: float, most: int) -> Axis:
     """An axis that shows all values.
 
     Args:
@@ -176,7 +176,7 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
 # ---- lines ---------------------------------------------------------------------------------------
 
 
-def _lines(plot: Lines, width: int) -> str:
+def _lines(plot: LinePlot, width: int) -> str:
     drawn = [_drawable(series, plot) for series in plot.series]
     points = [point for series in drawn for point in series.points]
     if not points:
@@ -184,16 +184,16 @@ def _lines(plot: Lines, width: int) -> str:
     height = 380 if width > 500 else 300
     heights = [y for p in points for y in (p.low, p.y, p.high) if y is not None]
     bottom = height - 2 * _LINE - 14
-    y = axis(heights, bottom, _LINE + 12, log=plot.log_y, pad=0.06, most=7)
+    y = fit_axis(heights, bottom, _LINE + 12, log=plot.log_y, pad=0.06, most=7)
     left = 14 + _CHARACTER * max(map(len, y.labels()))
     widths = [p.x for p in points]
-    x = axis(widths, left, width - 14, log=plot.log_x, pad=0.03, most=width // 75)
+    x = fit_axis(widths, left, width - 14, log=plot.log_x, pad=0.03, most=width // 75)
     parts = [_title(plot, _described(plot)), _frame(plot, x, y)]
     parts += [_series(series, number, x, y) for number, series in enumerate(drawn)]
     return _svg(parts, width, height)
 
 
-def _drawable(series: Series, plot: Lines) -> Series:
+def _drawable(series: PlotSeries, plot: LinePlot) -> PlotSeries:
     """The series without the points that have no place on the axes."""
 
     def has_place(value: float | None, log: bool) -> bool:
@@ -203,19 +203,19 @@ def _drawable(series: Series, plot: Lines) -> Series:
     for p in series.points:
         if has_place(p.x, plot.log_x) and has_place(p.y, plot.log_y):
             whole = has_place(p.low, plot.log_y) and has_place(p.high, plot.log_y)
-            points.append(p if whole else Point(p.x, p.y))
-    return Series(series.name, tuple(points))
+            points.append(p if whole else PlotPoint(p.x, p.y))
+    return PlotSeries(series.name, tuple(points))
 
 
-def _frame(plot: Lines, x: Axis, y: Axis) -> str:
+def _frame(plot: LinePlot, x: Axis, y: Axis) -> str:
     """Grid, labels of ticks, and what the axes are."""
     parts = []
     for tick, label in zip(y.ticks, y.labels(), strict=True):
-        at = y.at(tick)
+        at = y.to_pixel(tick)
         parts.append(element("line", x1=x.start, x2=x.end, y1=at, y2=at, class_="grid"))
         parts.append(_text(label, x.start - 7, at + 4, "end"))
     for tick, label in zip(x.ticks, x.labels(), strict=True):
-        at = x.at(tick)
+        at = x.to_pixel(tick)
         parts.append(element("line", x1=at, x2=at, y1=y.start, y2=y.start + 5, class_="axis"))
         parts.append(_text(label, at, y.start + 20, "middle"))
     parts.append(element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
@@ -230,37 +230,37 @@ def _log_note(log: bool) -> str:
     return " (log scale)" if log else ""
 
 
-def _series(series: Series, number: int, x: Axis, y: Axis) -> str:
+def _series(series: PlotSeries, number: int, x: Axis, y: Axis) -> str:
     colour = colour_class(number)
     parts = []
     many = len(series.points) > 12
     if many and any(p.low is not None for p in series.points):
         parts.append(_band(series, colour, x, y))
-    path = " ".join(f"{x.at(p.x):.1f},{y.at(p.y):.1f}" for p in series.points)
+    path = " ".join(f"{x.to_pixel(p.x):.1f},{y.to_pixel(p.y):.1f}" for p in series.points)
     parts.append(element("polyline", points=path, class_=f"line {colour}"))
     for p in series.points:
         parts.append(_point(series.name, number, p, x, y, bars=not many))
     return element("g", *parts)
 
 
-def _band(series: Series, colour: str, x: Axis, y: Axis) -> str:
+def _band(series: PlotSeries, colour: str, x: Axis, y: Axis) -> str:
     """The confidence intervals of many points, as an area."""
-    ends = [(x.at(p.x), p.low, p.high) for p in series.points if p.low is not None and p.high is not None]
-    places = [(at, y.at(low)) for at, low, _ in ends] + [(at, y.at(high)) for at, _, high in reversed(ends)]
+    ends = [(x.to_pixel(p.x), p.low, p.high) for p in series.points if p.low is not None and p.high is not None]
+    places = [(at, y.to_pixel(low)) for at, low, _ in ends] + [(at, y.to_pixel(high)) for at, _, high in reversed(ends)]
     return element("polygon", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in places), class_=f"band {colour}")
 
 
-def _point(name: str, number: int, p: Point, x: Axis, y: Axis, bars: bool) -> str:
-    at_x, at_y = x.at(p.x), y.at(p.y)
-    said = f"{name}: {figure(p.y)} at {figure(p.x)}"
+def _point(name: str, number: int, p: PlotPoint, x: Axis, y: Axis, bars: bool) -> str:
+    at_x, at_y = x.to_pixel(p.x), y.to_pixel(p.y)
+    said = f"{name}: {format_cell(p.y)} at {format_cell(p.x)}"
     parts = []
     if p.low is not None and p.high is not None:
-        said += f", 95 % interval {figure(p.low)} to {figure(p.high)}"
+        said += f", 95 % interval {format_cell(p.low)} to {format_cell(p.high)}"
         if bars:
-            parts += _error_bar(at_x, y.at(p.low), y.at(p.high), colour_class(number))
-    parts.append(mark(number, at_x, at_y, 4.0 if bars else 2.5))
+            parts += _error_bar(at_x, y.to_pixel(p.low), y.to_pixel(p.high), colour_class(number))
+    parts.append(marker(number, at_x, at_y, 4.0 if bars else 2.5))
     parts.append(element("circle", cx=at_x, cy=at_y, r=11, class_="touch"))
-    return element("g", element("title", escaped(said)), *parts)
+    return element("g", element("title", escape_text(said)), *parts)
 
 
 def _error_bar(x: float, low: float, high: float, colour: str) -> list[str]:
@@ -270,15 +270,15 @@ def _error_bar(x: float, low: float, high: float, colour: str) -> list[str]:
     ]
 
 
-def _described(plot: Lines) -> str:
+def _described(plot: LinePlot) -> str:
     """The plot in words: where each line begins and ends."""
     lines = []
     for series in plot.series:
         if series.points:
             first, last = series.points[0], series.points[-1]
             lines.append(
-                f"{series.name}: {figure(first.y)} at {figure(first.x)}, "
-                f"{figure(last.y)} at {figure(last.x)}, {len(series.points)} points."
+                f"{series.name}: {format_cell(first.y)} at {format_cell(first.x)}, "
+                f"{format_cell(last.y)} at {format_cell(last.x)}, {len(series.points)} points."
             )
     return f"{plot.y_label} by {plot.x_label}. " + " ".join(lines)
 
@@ -312,7 +312,7 @@ def _heat_map(plot: HeatMap, width: int) -> str:
 
 
 def _category_labels(values: Sequence[float]) -> list[str]:
-    return [short(value) for value in values] if _are_tokens(values) else aligned(values)
+    return [format_token_count(value) for value in values] if _are_tokens(values) else format_column(values)
 
 
 def _kept(count: int, cells: float) -> Iterator[int]:
@@ -329,17 +329,17 @@ def _cell(value: float | None, said: str, place: tuple[float, float, float, floa
         rectangle = element("rect", class_="nothing", **box)
         dark = False
     else:
-        colour = colour_of(value)
+        colour = viridis_colour(value)
         rectangle = element("rect", fill=colour, **box)
         dark = _luminance(colour) < 0.2
     text = ""
     if width >= _CHARACTER * (len(shown) + 0.5) and height >= 15:
         kind = "in-nothing" if value is None else "on-dark" if dark else "on-light"
         text = _text(shown, x + width / 2, y + height / 2 + 4.5, "middle", kind)
-    return element("g", element("title", escaped(f"{said}: {whole}")), rectangle, text)
+    return element("g", element("title", escape_text(f"{said}: {whole}")), rectangle, text)
 
 
-def colour_of(share: float) -> str:
+def viridis_colour(share: float) -> str:
     """The colour of a share between 0 and 1."""
     place = min(max(share, 0.0), 1.0) * (len(VIRIDIS) - 1)
     index = min(int(place), len(VIRIDIS) - 2)
@@ -367,8 +367,8 @@ def _svg(parts: list[str], width: float, height: float) -> str:
 
 def _title(plot: Plot, described: str) -> str:
     """Its name and description, by which `role="img"` is read out."""
-    return element("title", escaped(plot.title)) + element("desc", escaped(described))
+    return element("title", escape_text(plot.title)) + element("desc", escape_text(described))
 
 
 def _text(text: str, x: float, y: float, anchor: str, kind: str = "tick") -> str:
-    return element("text", escaped(text), x=x, y=y, text_anchor=anchor, class_=kind)
+    return element("text", escape_text(text), x=x, y=y, text_anchor=anchor, class_=kind)

@@ -26,11 +26,11 @@ from pigguf.common.files import unreadable
 from pigguf.common.text_decoding import decode_text, json_lines
 from pigguf.errors import TextError
 from pigguf.progress import SILENT, Progress, stage
-from pigguf.tokenizer import ChatTemplate, TokenType, Vocab, source_encoder
+from pigguf.tokenizer import ChatTemplate, TokenType, Vocab, load_reference_encoder
 
 Kind = Literal["text", "answers"]
-FORMS = '{"text"}, {"prompt", "completion"} or {"messages"}'
-PIECE_CHARACTERS = 1 << 20  # a document is tokenized in pieces of about so much, for progress and memory
+RECORD_FORMATS = '{"text"}, {"prompt", "completion"} or {"messages"}'
+CHUNK_CHARACTERS = 1 << 20  # a document is tokenized in pieces of about so much, for progress and memory
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TrainingSequence:
     """
 
     tokens: NDArray[np.int32]
-    counts: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     kind: Kind
 
 
@@ -55,7 +55,7 @@ class _Record:
     where: str
 
 
-def read_sequences(
+def load_training_sequences(
     paths: Sequence[Path], directory: Path, vocab: Vocab, length: int, progress: Progress = SILENT
 ) -> list[TrainingSequence]:
     """All sequences that the files give, in the files' order.
@@ -95,14 +95,14 @@ class _Reader:
     """Tokenizes documents and records as the checkpoint's tokenizer does."""
 
     def __init__(self, directory: Path, vocab: Vocab) -> None:
-        self._encode = source_encoder(directory, parse_special=False)
-        self._encode_rendered = source_encoder(directory)
-        self._end = vocab.special_ids["eos"] if "eos" in vocab.special_ids else vocab.end_ids[0]
+        self._encode = load_reference_encoder(directory, parse_special=False)
+        self._encode_rendered = load_reference_encoder(directory)
+        self._end = vocab.special_ids["eos"] if "eos" in vocab.special_ids else vocab.eog_ids[0]
         self._control = [
             text for text, kind in zip(vocab.tokens, vocab.types, strict=True) if kind == TokenType.CONTROL
         ]
         self._template = vocab.chat_template and ChatTemplate(
-            vocab.chat_template, bos_token=vocab.text("bos") or "", eos_token=vocab.text("eos") or ""
+            vocab.chat_template, bos_token=vocab.special_token("bos") or "", eos_token=vocab.special_token("eos") or ""
         )
 
     def document(self, path: Path, progress: Progress) -> list[int]:
@@ -114,7 +114,7 @@ class _Reader:
         return [*tokens, self._end] if tokens else []
 
     def records(self, path: Path) -> Iterator[_Record | list[int]]:
-        for number, record in json_lines(_read(path), str(path), f"a line is {FORMS}"):
+        for number, record in json_lines(_read(path), str(path), f"a line is {RECORD_FORMATS}"):
             yield self._record(record, f"{path}, line {number}")
 
     def _record(self, record: Mapping[str, Any], where: str) -> _Record | list[int]:
@@ -127,7 +127,7 @@ class _Reader:
             return _Record(prompt + completion, [False] * len(prompt) + [True] * len(completion), where)
         if keys == {"messages"}:
             return self._conversation(record["messages"], where)
-        raise TextError(f"{where}: the keys are {sorted(keys)}", f"a record is {FORMS}")
+        raise TextError(f"{where}: the keys are {sorted(keys)}", f"a record is {RECORD_FORMATS}")
 
     def _conversation(self, messages: Any, where: str) -> _Record:
         self._check_messages(messages, where)
@@ -224,7 +224,7 @@ def _pieces(text: str) -> Iterator[tuple[int, int]]:
     """Ranges that cover a text, cut at line ends so that no word is cut."""
     start = 0
     while start < len(text):
-        stop = min(len(text), start + PIECE_CHARACTERS)
+        stop = min(len(text), start + CHUNK_CHARACTERS)
         if stop < len(text):
             stop = text.rfind("\n", start + 1, stop) + 1 or stop
         yield start, stop
@@ -248,5 +248,5 @@ def _read(path: Path) -> str:
 def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     value = record[key]
     if not isinstance(value, str) or not value:
-        raise TextError(f"{where}: {key} is {value!r}, not text", f"a record is {FORMS}")
+        raise TextError(f"{where}: {key} is {value!r}, not text", f"a record is {RECORD_FORMATS}")
     return value

@@ -21,31 +21,31 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from pigguf.architectures import find_family, to_gguf
+from pigguf.architectures import family_from_config, map_tensors_to_gguf
 from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import Checkpoint
-from pigguf.checkpoint.adapter import ADAPTER, WEIGHTS
-from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
+from pigguf.checkpoint.adapter import ADAPTER_FILES, ADAPTER_WEIGHT_FILES
+from pigguf.checkpoint.adapter_config import ADAPTER_CONFIG_FILE as ADAPTER_CONFIG
 from pigguf.checkpoint.json_file import read_json
-from pigguf.checkpoint.source import directory_of
+from pigguf.checkpoint.resolve_source import resolve_source
 from pigguf.common.files import atomic_directory, refuse_used, write_json
 from pigguf.errors import MissingPackage, OutputError, RopeConflict, UnsupportedModel, UsageError
-from pigguf.finetuning.dataset import read_sequences
+from pigguf.finetuning.dataset import load_training_sequences
 from pigguf.finetuning.settings import FinetuneSettings
-from pigguf.finetuning.training_log import Listener
+from pigguf.finetuning.training_log import StepCallback
 from pigguf.progress import SILENT, Progress
 from pigguf.rope import RopeOverrides, RopeScaling
 from pigguf.tokenizer import read_vocab
-from pigguf.tokenizer.tokenizer_files import NAMES
+from pigguf.tokenizer.tokenizer_files import TOKENIZER_FILE_NAMES
 
 if TYPE_CHECKING:
     from pigguf.finetuning.trained_model import TrainedModel
-    from pigguf.finetuning.training_state import Workplace
+    from pigguf.finetuning.training_state import TrainingDirectory
 
-ADAPTER_WEIGHTS = WEIGHTS[0]  # what peft writes
+ADAPTER_WEIGHTS = ADAPTER_WEIGHT_FILES[0]  # what peft writes
 PACKAGES = ("torch", "transformers", "peft")
 TOKENIZER_FILES = (
-    *NAMES,
+    *TOKENIZER_FILE_NAMES,
     "vocab.json",
     "merges.txt",
 )
@@ -78,7 +78,7 @@ def finetune(
     *,
     adapter: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
-    listen: Listener = lambda step: None,
+    on_step: StepCallback = lambda step: None,
 ) -> FinetuneResult:
     """Fine-tune a checkpoint at divided positions.
 
@@ -107,13 +107,13 @@ def finetune(
     _require_packages()
     from pigguf.finetuning.trained_model import load_model
     from pigguf.finetuning.training import train
-    from pigguf.finetuning.training_state import Workplace
+    from pigguf.finetuning.training_state import TrainingDirectory
 
     begun = time.monotonic()
     target = Path(output)
     paths = [Path(path) for path in text]
     refuse_used(target)  # at once, and not after hours
-    begin_from = None if adapter is None else directory_of(adapter, ADAPTER, progress)
+    begin_from = None if adapter is None else resolve_source(adapter, ADAPTER_FILES, progress)
     with Checkpoint.open(source, progress) as checkpoint:
         rope = extended_rope(checkpoint, settings.factor)
         _refuse_untrained_table(checkpoint, rope, settings)
@@ -122,15 +122,15 @@ def finetune(
     if begin_from is not None:
         _refuse_another_adapter(begin_from, rope, settings)
     length = _sequence_length(settings, rope)
-    sequences = read_sequences(paths, checkpoint.path, vocab, length, progress)
-    workplace = Workplace(target)
-    state = workplace.enter(settings, _fingerprints(checkpoint, paths, begin_from))
-    family = find_family(checkpoint.config)
+    sequences = load_training_sequences(paths, checkpoint.path, vocab, length, progress)
+    workplace = TrainingDirectory(target)
+    state = workplace.open(settings, _fingerprints(checkpoint, paths, begin_from))
+    family = family_from_config(checkpoint.config)
     config = family.with_positions(checkpoint.config, hparams)
     model = load_model(checkpoint.path, config, family, hparams, settings, begin_from)
-    train(model, sequences, rope.context_length, settings, workplace, state, progress, listen)
+    train(model, sequences, rope.context_length, settings, workplace, state, progress, on_step)
     _write(target, model, checkpoint, config, settings, workplace)
-    log = tuple(workplace.log())
+    log = tuple(workplace.read_log())
     shutil.rmtree(workplace.path)
     trained = sum(parameter.numel() for parameter in model.trained.values())
     return FinetuneResult(target, rope, log, trained, time.monotonic() - begun)
@@ -152,7 +152,7 @@ def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
         UnsupportedModel: they are scaled in a way that is not interpolation.
         RopeConflict: as convert does, or the checkpoint is extended further already.
     """
-    family = find_family(checkpoint.config)
+    family = family_from_config(checkpoint.config)
     rope = family.read_positions(checkpoint.config, checkpoint.tokenizer_config)
     if rope.rope_type == "learned":
         return family.read_positions(checkpoint.config, {}, RopeOverrides(factor))
@@ -172,9 +172,9 @@ def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
 
 def _refuse_what_convert_refuses(checkpoint: Checkpoint, rope: RopeScaling) -> HParams:
     """transformers would fill a missing tensor with random numbers, and leave out one it does not know."""
-    family = find_family(checkpoint.config)
+    family = family_from_config(checkpoint.config)
     hparams = family.read_hparams(checkpoint.config, rope)
-    to_gguf(family, hparams, checkpoint.tensors, str(checkpoint.path))
+    map_tensors_to_gguf(family, hparams, checkpoint.tensors, str(checkpoint.path))
     return hparams
 
 
@@ -236,7 +236,7 @@ def _write(
     checkpoint: Checkpoint,
     config: dict[str, Any],
     settings: FinetuneSettings,
-    workplace: Workplace,
+    workplace: TrainingDirectory,
 ) -> None:
     """The result: peft's adapter files or a checkpoint's, the rope facts, and how it was trained.
 
@@ -252,7 +252,7 @@ def _write(
             ) from error
         write_json(directory / "config.json", config)
         write_json(directory / "training.json", settings.as_data())
-        shutil.copyfile(workplace.log_file, directory / workplace.log_file.name)
+        shutil.copyfile(workplace.log_path, directory / workplace.log_path.name)
         if settings.method == "full":
             for name in TOKENIZER_FILES:
                 if (checkpoint.path / name).exists():

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-CHUNK_ELEMENTS = 1 << 24  # of logits held at a time: 64 MiB in float32
+MAX_CHUNK_LOGITS = 1 << 24  # of logits held at a time: 64 MiB in float32
 
 
-def chunked_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def chunked_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The summed negative log-likelihood of `targets`, in nats.
 
     Args:
@@ -37,7 +37,7 @@ class _ChunkedLoss(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         matrix = weight.to(hidden.dtype)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        size = max(1, MAX_CHUNK_LOGITS // weight.shape[0])
         for start in range(0, hidden.shape[0], size):
             rows, wanted = hidden[start : start + size], targets[start : start + size, None]
             logits = (rows @ matrix.T).float()

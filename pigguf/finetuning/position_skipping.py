@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def plain_positions(length: int) -> NDArray[np.int64]:
+def contiguous_positions(length: int) -> NDArray[np.int64]:
     """0, 1, ..., length - 1."""
     return np.arange(length, dtype=np.int64)
 
 
-def skipping_positions(length: int, window: int, random: np.random.Generator) -> NDArray[np.int64]:
+def pose_positions(length: int, window: int, random: np.random.Generator) -> NDArray[np.int64]:
     """Ascending positions within [0, window): consecutive but for one jump at a random place.
 
     The jump is drawn evenly from the window, and cut to the longest that fits: so the distances near the
@@ -26,7 +26,7 @@ def skipping_positions(length: int, window: int, random: np.random.Generator) ->
         length: tokens, at most `window`.
         window: the extended window, in tokens.
     """
-    positions = plain_positions(length)
+    positions = contiguous_positions(length)
     if length < 2:
         return positions
     jump = min(int(random.integers(0, window)), window - length)

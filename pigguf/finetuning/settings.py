@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pigguf.errors import UsageError
 
-Method = Literal["full", "lora"]
-Extra = Literal["norms", "embeddings"]
-Schedule = Literal["constant", "cosine"]
+FinetuneMethod = Literal["full", "lora"]
+ExtraModules = Literal["norms", "embeddings"]
+LearningRateSchedule = Literal["constant", "cosine"]
 
 # A run may be gone on with other values of these: they do not change what was done so far.
 CHANGEABLE = ("steps", "learning_rate", "every")
@@ -44,16 +44,16 @@ class FinetuneSettings:
     """
 
     factor: float
-    method: Method = "lora"
+    method: FinetuneMethod = "lora"
     rank: int = 32
     alpha: int = 64
-    train: tuple[Extra, ...] = ()
+    train: tuple[ExtraModules, ...] = ()
     sequence_length: int | None = None
     position_skipping: bool = False
     steps: int = 1000
     batch: int = 8
     learning_rate: float | None = None
-    schedule: Schedule = "cosine"
+    schedule: LearningRateSchedule = "cosine"
     held_out: int = 8
     every: int = 50
     gradient_checkpointing: bool = False
@@ -75,7 +75,7 @@ class FinetuneSettings:
             raise UsageError(f"the learning rate is {self.learning_rate}", "give a number such as 2e-5")
 
     @property
-    def peak(self) -> float:
+    def peak_learning_rate(self) -> float:
         """The learning rate at the end of the warm-up."""
         if self.learning_rate is not None:
             return self.learning_rate

@@ -23,14 +23,14 @@ from peft import (
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pigguf.architectures import Family, to_gguf
+from pigguf.architectures import Family, map_tensors_to_gguf
 from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import Checkpoint
-from pigguf.checkpoint.adapter import WEIGHTS
-from pigguf.checkpoint.adapter_config import FILE as ADAPTER_CONFIG
+from pigguf.checkpoint.adapter import ADAPTER_WEIGHT_FILES
+from pigguf.checkpoint.adapter_config import ADAPTER_CONFIG_FILE as ADAPTER_CONFIG
 from pigguf.common.quiet_transformers import quiet_transformers
 from pigguf.errors import DoesNotFit, TrainingError, UsageError
-from pigguf.finetuning.loss import chunked_loss
+from pigguf.finetuning.loss import chunked_cross_entropy
 from pigguf.finetuning.settings import FinetuneSettings
 from pigguf.rope import LearnedPositions
 
@@ -82,7 +82,7 @@ class TrainedModel:
                 use_cache=False,
             ).last_hidden_state[0]
         wanted = counts[1:].nonzero()[:, 0]
-        return chunked_loss(
+        return chunked_cross_entropy(
             hidden[wanted].to(self._dtype), self._core.get_output_embeddings().weight, tokens[wanted + 1]
         )
 
@@ -168,7 +168,7 @@ def _resample(model: Any, source: Path, family: Family, hparams: HParams) -> Non
     table = model.get_submodule(name).weight
     with Checkpoint.open(source) as checkpoint:
         old = {family.canonical(key): tensor for key, tensor in checkpoint.tensors.items()}[f"{name}.weight"]
-        made = to_gguf(family, hparams, checkpoint.tensors, str(source))
+        made = map_tensors_to_gguf(family, hparams, checkpoint.tensors, str(source))
         rows = next(tensor for tensor in made if tensor.name == "position_embd.weight").load()
         padding = old.read(0, len(table) - len(rows))
     table.copy_(torch.from_numpy(np.concatenate([padding.astype(np.float32), rows.astype(np.float32)])))
@@ -194,7 +194,7 @@ def _with_lora(model: Any, family: Family, settings: FinetuneSettings) -> Any:
 
 def _take_over(model: Any, adapter: Path, settings: FinetuneSettings) -> None:
     """Begin from an adapter's weights, which must be those of just the matrices that are trained here."""
-    weights = load_file(adapter / WEIGHTS[0])
+    weights = load_file(adapter / ADAPTER_WEIGHT_FILES[0])
     alpha = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("lora_alpha")
     wanted = {name: tuple(value.shape) for name, value in get_peft_model_state_dict(model).items()}
     held = {name: tuple(value.shape) for name, value in weights.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class TrainingStep:
+class StepMetrics:
     """One line of the log.
 
     Attributes:
@@ -37,4 +37,4 @@ class TrainingStep:
         return {name: value for name, value in told.items() if value is not None}
 
 
-Listener = Callable[[TrainingStep], None]
+StepCallback = Callable[[StepMetrics], None]

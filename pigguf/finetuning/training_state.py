@@ -23,7 +23,7 @@ from pigguf.finetuning.settings import FinetuneSettings
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """A run after `step` steps: the trained parameters by name, and the optimizer's own state."""
 
     step: int
@@ -31,16 +31,16 @@ class State:
     optimizer: dict[str, Any]
 
 
-class Workplace:
+class TrainingDirectory:
     """The folder of a run that is not finished."""
 
     def __init__(self, output: Path) -> None:
         self.path = output.with_name(output.name + ".training")
-        self._run, self._state, self.log_file = (
+        self._run, self._state, self.log_path = (
             self.path / name for name in ("run.json", "state.pt", "log.jsonl")
         )
 
-    def enter(self, settings: FinetuneSettings, data: Mapping[str, Any]) -> State | None:
+    def open(self, settings: FinetuneSettings, data: Mapping[str, Any]) -> TrainingState | None:
         """Make the folder, or find what an earlier run of the same settings and data left in it.
 
         Raises:
@@ -69,15 +69,15 @@ class Workplace:
                 "give what it was begun with to go on, or remove the folder to begin anew",
             )
 
-    def _load(self) -> State:
+    def _load(self) -> TrainingState:
         try:
-            return State(**torch.load(self._state, map_location="cpu", weights_only=True))
+            return TrainingState(**torch.load(self._state, map_location="cpu", weights_only=True))
         except Exception as error:  # torch raises whatever the unpickler met
             raise TrainingError(
                 f"{self._state} cannot be read: {error}", "remove the folder to begin anew"
             ) from error
 
-    def save(self, state: State) -> None:
+    def save_state(self, state: TrainingState) -> None:
         """Replace the saved state, whole or not at all.
 
         Raises:
@@ -87,23 +87,23 @@ class Workplace:
         torch.save({"step": state.step, "parameters": state.parameters, "optimizer": state.optimizer}, buffer)
         _write(self._state, buffer.getbuffer())
 
-    def begin_log(self, steps: int) -> list[dict[str, Any]]:
+    def truncate_log(self, steps: int) -> list[dict[str, Any]]:
         """Cut the log back to its first `steps` steps, and return them."""
-        lines = list(self.log())[:steps] if self.log_file.exists() else []
-        _write(self.log_file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        lines = list(self.read_log())[:steps] if self.log_path.exists() else []
+        _write(self.log_path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         return lines
 
-    def append(self, line: Mapping[str, Any]) -> None:
+    def append_log(self, line: Mapping[str, Any]) -> None:
         """Add a step to the log."""
         try:
-            with self.log_file.open("a", encoding="utf-8") as file:
+            with self.log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise OutputError(f"{self.log_file} cannot be written: {error.strerror}") from error
+            raise OutputError(f"{self.log_path} cannot be written: {error.strerror}") from error
 
-    def log(self) -> Iterable[dict[str, Any]]:
+    def read_log(self) -> Iterable[dict[str, Any]]:
         """The steps so far; a last line that a kill has torn is left out."""
-        for line in self.log_file.read_text(encoding="utf-8").splitlines():
+        for line in self.log_path.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
             except ValueError:

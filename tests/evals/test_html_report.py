@@ -13,22 +13,22 @@ from xml.etree import ElementTree
 import pytest
 
 from pigguf.evals import EVALUATIONS
-from pigguf.evals.html_markup import aligned, escaped, figure
-from pigguf.evals.html_report import MEASURED, NARROW, STYLE, WIDE, page
-from pigguf.evals.report import HeatMap, Lines, Plot, Point, Report, Series, Table
-from pigguf.evals.svg_plots import VIRIDIS, axis, colour_of, draw, short
+from pigguf.evals.html_markup import format_column, escape_text, format_cell
+from pigguf.evals.html_report import EVALUATION_DESCRIPTIONS, NARROW, STYLE, WIDE, render_page
+from pigguf.evals.report import HeatMap, LinePlot, Plot, PlotPoint, EvalReport, PlotSeries, ReportTable
+from pigguf.evals.svg_plots import VIRIDIS, fit_axis, viridis_colour, render_plot, format_token_count
 
 WINDOWS = (2048, 8192, 32768)
 SHIPPED = (31.8125, 30.0625, 28.1875)
-LINES = Lines(
+LINES = LinePlot(
     "Perplexity by window",
     "window, tokens",
     "perplexity",
     (
-        Series(
-            "as shipped", tuple(Point(w, y, y - 0.5, y + 0.75) for w, y in zip(WINDOWS, SHIPPED, strict=True))
+        PlotSeries(
+            "as shipped", tuple(PlotPoint(w, y, y - 0.5, y + 0.75) for w, y in zip(WINDOWS, SHIPPED, strict=True))
         ),
-        Series("none", tuple(Point(w, y) for w, y in zip(WINDOWS, (31.4, 29.6, 1434.5), strict=True))),
+        PlotSeries("none", tuple(PlotPoint(w, y) for w, y in zip(WINDOWS, (31.4, 29.6, 1434.5), strict=True))),
     ),
     log_x=True,
     log_y=True,
@@ -41,7 +41,7 @@ HEAT = HeatMap(
     (0.0, 0.5, 1.0),
     ((1.0, 0.9), (0.35, None), (0.0, 0.2)),
 )
-REPORT = Report(
+REPORT = EvalReport(
     evaluation="perplexity",
     subject={
         "path": "/models/a model.gguf",
@@ -54,7 +54,7 @@ REPORT = Report(
     versions={"pigguf": "0.1.0", "machine": "a CPU"},
     results={"verdict": "It uses its window.", "mean": 29.12345678901234},
     tables=(
-        Table(
+        ReportTable(
             "By window",
             ("reading", "2,048", "32,768"),
             (("as shipped", 31.8125, 28.1875), ("none", 31.4, None)),
@@ -73,7 +73,7 @@ def shown(root: ElementTree.Element) -> str:
 
 
 def drawing(plot: Plot, width: int = WIDE) -> ElementTree.Element:
-    return ElementTree.fromstring(draw(plot, width))
+    return ElementTree.fromstring(render_plot(plot, width))
 
 
 def tooltips(plot: Plot) -> list[str]:
@@ -84,12 +84,12 @@ def tooltips(plot: Plot) -> list[str]:
 
 
 def test_every_figure_of_the_report_is_on_the_page() -> None:
-    root = parsed(page(REPORT))
+    root = parsed(render_page(REPORT))
     text = shown(root)
     for found in (
         *("a model.gguf", "0123456789abcdef" * 4, "105,454,432", "persuasion.txt", "1,234", "a CPU", "yes"),
         *("2,048, 8,192, 32,768", "kind linear, factor 4, context length 32,768", "29.12345678901234"),
-        *("It uses its window.", MEASURED["perplexity"]),
+        *("It uses its window.", EVALUATION_DESCRIPTIONS["perplexity"]),
     ):
         assert found in text, found
     cells = [[cell.text for cell in row] for row in root.iter("tr")]
@@ -107,7 +107,7 @@ def test_every_figure_of_the_report_is_on_the_page() -> None:
 
 
 def test_nothing_is_loaded_and_nothing_runs() -> None:
-    text = page(REPORT)
+    text = render_page(REPORT)
     root = parsed(text)
     policy = root.find(".//meta[@http-equiv='Content-Security-Policy']")
     assert policy is not None
@@ -130,14 +130,14 @@ def test_a_hostile_name_is_text_and_shows_what_it_hides() -> None:
         REPORT,
         subject={"path": HOSTILE},
         settings={HOSTILE: HOSTILE},
-        tables=(Table(HOSTILE, (HOSTILE,), ((HOSTILE,),)),),
+        tables=(ReportTable(HOSTILE, (HOSTILE,), ((HOSTILE,),)),),
         plots=(
             replace(
                 LINES, title=HOSTILE, y_label=HOSTILE, series=(replace(LINES.series[0], name=HOSTILE),) * 2
             ),
         ),
     )
-    text = page(hostile)
+    text = render_page(hostile)
     text.encode("utf-8")
     root = parsed(text)
     assert root.find(".//script") is None
@@ -146,7 +146,7 @@ def test_a_hostile_name_is_text_and_shows_what_it_hides() -> None:
 
 
 def test_every_evaluation_says_what_it_measures() -> None:
-    assert set(EVALUATIONS) <= set(MEASURED)
+    assert set(EVALUATIONS) <= set(EVALUATION_DESCRIPTIONS)
 
 
 # ---- figures -----------------------------------------------------------------------------------------
@@ -169,47 +169,47 @@ def test_every_evaluation_says_what_it_measures() -> None:
     ],
 )
 def test_a_figure_has_five_significant_digits(cell: str | float | None, text: str) -> None:
-    assert figure(cell) == text
+    assert format_cell(cell) == text
 
 
 def test_figures_of_one_column_have_equally_many_decimals() -> None:
-    assert aligned([31.5, 30.25, None, 4]) == ["31.50", "30.25", "–", "4"]
-    assert aligned([1.0, 2.0]) == ["1", "2"]
-    assert aligned([0.5, 1e-7]) == ["0.5", "1e-07"]
-    assert aligned([]) == []
-    assert aligned([137.92726, 1.72533, None]) == ["137.927", "1.725", "–"]
-    assert aligned([0.0, 0.25]) == ["0.00", "0.25"]
+    assert format_column([31.5, 30.25, None, 4]) == ["31.50", "30.25", "–", "4"]
+    assert format_column([1.0, 2.0]) == ["1", "2"]
+    assert format_column([0.5, 1e-7]) == ["0.5", "1e-07"]
+    assert format_column([]) == []
+    assert format_column([137.92726, 1.72533, None]) == ["137.927", "1.725", "–"]
+    assert format_column([0.0, 0.25]) == ["0.00", "0.25"]
 
 
 def test_text_that_is_shown_as_it_is() -> None:
-    assert escaped("naïve 日本 – 1 < 2\n") == "naïve 日本 – 1 &lt; 2\n"
+    assert escape_text("naïve 日本 – 1 < 2\n") == "naïve 日本 – 1 &lt; 2\n"
 
 
 # ---- plots -------------------------------------------------------------------------------------------
 
 
 def test_ticks_of_windows_are_powers_of_two_and_of_other_values_round() -> None:
-    windows = axis([2048, 4096, 8192, 16384, 32768], 0, 100, log=True, pad=0.03, most=8)
+    windows = fit_axis([2048, 4096, 8192, 16384, 32768], 0, 100, log=True, pad=0.03, most=8)
     assert windows.labels() == ["2k", "4k", "8k", "16k", "32k"]
-    assert windows.at(8192) == pytest.approx(50)
-    positions = axis([512, 16384, 32256], 0, 100, log=False, pad=0.0, most=8)
+    assert windows.to_pixel(8192) == pytest.approx(50)
+    positions = fit_axis([512, 16384, 32256], 0, 100, log=False, pad=0.0, most=8)
     assert positions.labels() == ["4k", "8k", "12k", "16k", "20k", "24k", "28k"]
-    assert axis([0.002, 0.0149], 0, 1, log=False, pad=0, most=4).labels() == ["0.005", "0.010"]
-    assert axis([7.2, 1400], 0, 1, log=True, pad=0, most=8).labels() == [
+    assert fit_axis([0.002, 0.0149], 0, 1, log=False, pad=0, most=4).labels() == ["0.005", "0.010"]
+    assert fit_axis([7.2, 1400], 0, 1, log=True, pad=0, most=8).labels() == [
         *("10", "20", "50", "100", "200", "500", "1,000")
     ]
-    assert axis([28.1, 31.8], 0, 1, log=True, pad=0, most=5).labels() == ["29", "30", "31"]
-    assert axis([64, 128, 512], 0, 1, log=True, pad=0.03, most=8).labels() == ["64", "128", "256", "512"]
-    assert [short(1000), short(1536), short(131072)] == ["1,000", "1,536", "128k"]
+    assert fit_axis([28.1, 31.8], 0, 1, log=True, pad=0, most=5).labels() == ["29", "30", "31"]
+    assert fit_axis([64, 128, 512], 0, 1, log=True, pad=0.03, most=8).labels() == ["64", "128", "256", "512"]
+    assert [format_token_count(1000), format_token_count(1536), format_token_count(131072)] == ["1,000", "1,536", "128k"]
 
 
 @pytest.mark.parametrize("values", [[5.0], [0.0], [3.0, 3.0], [1e-9, 1e9], [-2.0, 2.0], [1024.0]])
 def test_an_axis_holds_its_values_whatever_they_are(values: list[float]) -> None:
     for log in {False, min(values) > 0}:
-        made = axis(values, 0, 100, log=log, pad=0.05, most=6)
-        assert all(0 <= made.at(value) <= 100 for value in values)
+        made = fit_axis(values, 0, 100, log=log, pad=0.05, most=6)
+        assert all(0 <= made.to_pixel(value) <= 100 for value in values)
         assert made.ticks
-        assert all(0 <= made.at(tick) <= 100 for tick in made.ticks)
+        assert all(0 <= made.to_pixel(tick) <= 100 for tick in made.ticks)
         assert len(set(made.labels())) == len(made.ticks) <= 8
 
 
@@ -226,16 +226,16 @@ def test_a_line_goes_up_where_its_values_do_and_stays_inside() -> None:
 
 
 def test_what_cannot_be_drawn_is_left_out_and_the_rest_is_drawn() -> None:
-    points = (Point(0, 5.0), Point(1024, math.inf), Point(2048, 3.0, 0.0, 4.0), Point(4096, 2.0))
-    odd = replace(LINES, series=(Series("odd", points), Series("empty", ())))
+    points = (PlotPoint(0, 5.0), PlotPoint(1024, math.inf), PlotPoint(2048, 3.0, 0.0, 4.0), PlotPoint(4096, 2.0))
+    odd = replace(LINES, series=(PlotSeries("odd", points), PlotSeries("empty", ())))
     assert tooltips(odd) == ["odd: 3 at 2,048", "odd: 2 at 4,096"]
-    nothing = replace(LINES, series=(Series("odd", (Point(1, math.nan),)),))
-    assert shown(ElementTree.fromstring(draw(nothing, WIDE))) == "No figure of this can be drawn."
+    nothing = replace(LINES, series=(PlotSeries("odd", (PlotPoint(1, math.nan),)),))
+    assert shown(ElementTree.fromstring(render_plot(nothing, WIDE))) == "No figure of this can be drawn."
 
 
 def test_many_points_have_a_band_and_few_have_bars() -> None:
     def count(points: int) -> tuple[int, int]:
-        series = Series("s", tuple(Point(x, x, x - 1, x + 1) for x in range(2, points + 2)))
+        series = PlotSeries("s", tuple(PlotPoint(x, x, x - 1, x + 1) for x in range(2, points + 2)))
         root = drawing(replace(LINES, series=(series,), log_x=False, log_y=False))
         return len(root.findall(".//*[@class='band line-0']")), len(root.findall(".//*[@class='bar line-0']"))
 
@@ -273,11 +273,11 @@ def test_a_heat_map_has_its_first_row_at_the_bottom_and_tells_every_cell(width: 
 
 
 def test_colours_run_through_viridis_and_stay_at_its_ends() -> None:
-    assert [colour_of(i / 7) for i in range(8)] == list(VIRIDIS)
-    assert colour_of(-1.0) == VIRIDIS[0]
-    assert colour_of(2.0) == VIRIDIS[-1]
+    assert [viridis_colour(i / 7) for i in range(8)] == list(VIRIDIS)
+    assert viridis_colour(-1.0) == VIRIDIS[0]
+    assert viridis_colour(2.0) == VIRIDIS[-1]
     # between #277f8e and #1fa187, by hand: (39 + 31) / 2, (127 + 161) / 2, (142 + 135) / 2
-    assert colour_of(0.5) == "#23908a"
+    assert viridis_colour(0.5) == "#23908a"
 
 
 # ---- in a browser ------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ _FLAGS = (
 def test_a_browser_shows_one_drawing_of_each_plot_by_the_width_and_nothing_beside_the_page(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "page.html").write_text(page(REPORT), encoding="utf-8")
+    (tmp_path / "page.html").write_text(render_page(REPORT), encoding="utf-8")
     for width, hidden in ((1200, "narrow"), (400, "wide")):
         # a frame of its own page measures; the report's own policy forbids scripts
         probe = (

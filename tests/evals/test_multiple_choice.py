@@ -18,16 +18,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import pigguf
 from pigguf.errors import ReadError, TextError, UsageError
 from pigguf.evals.confidence_intervals import bootstrap, mcnemar, wilson
-from pigguf.evals.jsonl_datasets import Record, read_sets
-from pigguf.evals.model_under_test import EngineOptions
-from pigguf.evals.multiple_choice import Pair, choice, paired, scores
-from pigguf.evals.multiple_choice_formats import FORMS, read_question
-from pigguf.evals.report import Report
+from pigguf.evals.jsonl_datasets import JsonlRecord, load_datasets
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.multiple_choice import PairedComparison, choice, compare_paired, accuracy_by_file
+from pigguf.evals.multiple_choice_formats import QUESTION_FORMATS, parse_question
+from pigguf.evals.report import EvalReport
 from pigguf.inference.engine import Context
 
 DATA = Path(__file__).parent.parent / "data" / "evals"
 SETS = [DATA / f"{name}.jsonl" for name in ("boolq", "piqa", "race", "winogrande", "choices")]
-EXACT = EngineOptions(threads=1, cache_type="f32", flash_attention=False)
+EXACT = EngineConfig(threads=1, cache_k="f32", cache_v="f32", flash_attention=False)
 WINDOW = 1024
 
 
@@ -45,15 +45,15 @@ def gguf(checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+def report(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> EvalReport:
     """All of our own questions, as shipped and with positions divided by 8."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return choice(gguf, SETS, compare=["linear:8"], engine=EXACT)
 
 
-def record(**values: Any) -> Record:
-    return Record(Path("set.jsonl"), 3, values)
+def record(**values: Any) -> JsonlRecord:
+    return JsonlRecord(Path("set.jsonl"), 3, values)
 
 
 def write(path: Path, *lines: Any) -> Path:
@@ -111,21 +111,21 @@ CHOICES = {"context": "One, two, ", "choices": ["three", "nine"], "label": 0}
 def test_a_record_becomes_its_forms_texts(
     values: dict[str, Any], form: str, texts: list[str] | None, answer: int
 ) -> None:
-    question = read_question(record(**values))
-    assert (question.form, question.answer) == (form, answer)
+    question = parse_question(record(**values))
+    assert (question.format_name, question.answer) == (form, answer)
     if texts:
         assert [" ".join(pair) for pair in question.choices] == texts
 
 
 def test_only_what_follows_the_blank_is_scored_in_winogrande() -> None:
-    assert read_question(record(**WINOGRANDE)).choices == (
+    assert parse_question(record(**WINOGRANDE)).choices == (
         ("The cup fell off the table and the cup", "broke."),
         ("The cup fell off the table and the table", "broke."),
     )
 
 
 def test_a_question_mark_is_not_doubled() -> None:
-    question = read_question(record(**{**BOOLQ, "question": "is water dry?"}))
+    question = parse_question(record(**{**BOOLQ, "question": "is water dry?"}))
     assert "is water dry?\n" in question.choices[0][0]
 
 
@@ -153,7 +153,7 @@ def test_a_question_mark_is_not_doubled() -> None:
 )
 def test_a_record_that_is_no_question_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(TextError, match=message):
-        read_question(record(**values))
+        parse_question(record(**values))
 
 
 @pytest.mark.parametrize(
@@ -168,18 +168,18 @@ def test_a_record_that_is_no_question_is_refused(values: dict[str, Any], message
 )
 def test_a_file_that_is_no_json_lines_is_refused(tmp_path: Path, lines: list[Any], message: str) -> None:
     with pytest.raises(TextError, match=f"bad.jsonl,? {message}"):
-        read_sets([write(tmp_path / "bad.jsonl", *lines)], read_question)
+        load_datasets([write(tmp_path / "bad.jsonl", *lines)], parse_question)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match=r"none\.jsonl"):
-        read_sets([tmp_path / "none.jsonl"], read_question)
+        load_datasets([tmp_path / "none.jsonl"], parse_question)
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe{}")
     with pytest.raises(UsageError, match="not UTF-8"):
-        read_sets([tmp_path / "bytes.jsonl"], read_question)
+        load_datasets([tmp_path / "bytes.jsonl"], parse_question)
     for nothing in ([], "boolq.jsonl"):
         with pytest.raises(UsageError, match="data sets are"):
-            read_sets(nothing, read_question)
+            load_datasets(nothing, parse_question)
 
 
 def test_a_question_that_does_not_fit_is_refused_by_its_line(gguf: Path, tmp_path: Path) -> None:
@@ -214,8 +214,8 @@ def log_likelihood(checkpoint: Path, context: str, continuation: str) -> float:
     return sum(float(row[token]) for row, token in zip(rows, whole[len(alone) :], strict=True))
 
 
-def test_likelihoods_and_accuracies_are_those_of_transformers(report: Report, checkpoint: Path) -> None:
-    questions = [question for each in read_sets(SETS, read_question) for question in each.items]
+def test_likelihoods_and_accuracies_are_those_of_transformers(report: EvalReport, checkpoint: Path) -> None:
+    questions = [question for each in load_datasets(SETS, parse_question) for question in each.items]
     found = report.results["readings"]["as shipped"]
     assert len(found["questions"]) == len(questions) == 46
     right = right_normalised = 0
@@ -232,11 +232,11 @@ def test_likelihoods_and_accuracies_are_those_of_transformers(report: Report, ch
     assert (total["file"], total["form"], total["questions"]) == ("", "", 46)
     assert (total["right"], total["right_normalised"]) == (right, right_normalised)
     assert total["accuracy"] == right / 46
-    assert [each["form"] for each in found["sets"][:-1]] == list(FORMS)
+    assert [each["form"] for each in found["sets"][:-1]] == list(QUESTION_FORMATS)
     assert sum(each["right"] for each in found["sets"][:-1]) == right
 
 
-def test_the_tables_say_the_same_and_pair_the_readings(report: Report) -> None:
+def test_the_tables_say_the_same_and_pair_the_readings(report: EvalReport) -> None:
     accuracy, against = report.tables
     assert [row[0] for row in accuracy.rows] == ["as shipped"] * 6 + ["linear:8"] * 6
     shipped, divided = (report.results["readings"][name]["questions"] for name in ("as shipped", "linear:8"))
@@ -347,14 +347,14 @@ def answer(line: int, chosen: int, right: int = 0, form: str = "PIQA") -> dict[s
 def test_two_models_are_compared_question_by_question() -> None:
     one = [answer(line, chosen) for line, chosen in enumerate([0, 0, 0, 1, 1, 0])]
     other = [answer(line, chosen) for line, chosen in enumerate([0, 1, 1, 0, 1, 1])]
-    assert paired("a", one, "b", other, "accuracy") == Pair("a", "b", "accuracy", 3, 1, 2 * (1 + 4) / 16)
-    assert paired("a", one, "b", other, "accuracy_normalised").p == 1.0
+    assert compare_paired("a", one, "b", other, "accuracy") == PairedComparison("a", "b", "accuracy", 3, 1, 2 * (1 + 4) / 16)
+    assert compare_paired("a", one, "b", other, "accuracy_normalised").p == 1.0
     with pytest.raises(UsageError, match="different questions"):
-        paired("a", one, "b", other[:-1], "accuracy")
+        compare_paired("a", one, "b", other[:-1], "accuracy")
 
 
 def test_scores_are_by_form_and_file() -> None:
     mixed = [answer(1, 0), answer(2, 1), answer(3, 1, right=1, form="RACE")]
-    found = [(score.form, score.questions, score.right, score.right_normalised) for score in scores(mixed)]
+    found = [(score.form, score.questions, score.right, score.right_normalised) for score in accuracy_by_file(mixed)]
     assert found == [("PIQA", 2, 1, 2), ("RACE", 1, 1, 0), ("", 3, 2, 2)]
-    assert len(scores(mixed[:2])) == 1
+    assert len(accuracy_by_file(mixed[:2])) == 1

@@ -20,14 +20,14 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import pigguf
 from pigguf.chat.prompt_format import ChatFormat
 from pigguf.errors import ContextOverflow, TokenizerError, UsageError
-from pigguf.evals.model_under_test import EngineOptions
-from pigguf.evals.passkey import digits, draw_keys, k_max, passkey
-from pigguf.evals.passkey_plan import Plan, plan_passes
-from pigguf.evals.passkey_prompts import NAMES, WORDINGS, Prompts
-from pigguf.evals.report import HeatMap, Lines, Report
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.passkey import extract_digits, random_keys, k_max, passkey
+from pigguf.evals.passkey_plan import PasskeyPlan, plan_passes
+from pigguf.evals.passkey_prompts import WORDING_NAMES, WORDINGS, PasskeyPrompts
+from pigguf.evals.report import HeatMap, LinePlot, EvalReport
 from pigguf.inference.engine import Context, Model
 
-EXACT = EngineOptions(threads=1, cache_type="f32", flash_attention=False)
+EXACT = EngineConfig(threads=1, cache_k="f32", cache_v="f32", flash_attention=False)
 WINDOW = 1200  # the tiny tokenizer has few words: the shortest prompt takes some 300 tokens
 SMALL: dict[str, Any] = {"max_length": WINDOW, "distances": 3, "trials": 2, "depths": 2, "engine": EXACT}
 
@@ -51,7 +51,7 @@ def vocabulary(gguf: Path) -> Iterator[Model]:
         yield model
 
 
-def answers(report: Report, name: str = "as shipped") -> list[dict[str, Any]]:
+def answers(report: EvalReport, name: str = "as shipped") -> list[dict[str, Any]]:
     return report.results["readings"][name]["answers"]
 
 
@@ -59,7 +59,7 @@ def answers(report: Report, name: str = "as shipped") -> list[dict[str, Any]]:
 
 
 def test_the_papers_prompt_is_the_papers(vocabulary: Model) -> None:
-    tokens = Prompts(vocabulary, "paper").tokens("12345", 5, 7)
+    tokens = PasskeyPrompts(vocabulary, "paper").encode("12345", 5, 7)
     assert vocabulary.detokenize(tokens) == (
         "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
         "I will quiz you about the important information there.\n"
@@ -72,18 +72,18 @@ def test_the_papers_prompt_is_the_papers(vocabulary: Model) -> None:
 
 
 def test_filler_may_be_absent(vocabulary: Model) -> None:
-    text = vocabulary.detokenize(Prompts(vocabulary, "paper").tokens("12345", 0, 0))
+    text = vocabulary.detokenize(PasskeyPrompts(vocabulary, "paper").encode("12345", 0, 0))
     assert "there.\nThe pass key is 12345." in text
     assert "the pass key.\nWhat is the pass key?" in text
 
 
 def test_a_chat_wording_asks_as_the_user_and_leaves_the_answer_to_the_assistant(vocabulary: Model) -> None:
-    tokens = Prompts(vocabulary, "paper-chat").tokens("12345", 1, 1)
+    tokens = PasskeyPrompts(vocabulary, "paper-chat").encode("12345", 1, 1)
     text = (
         f"{WORDINGS['paper'].header}\nThe grass is green.\nThe pass key is 12345. Remember it. "
         "12345 is the pass key.\nThe grass is green.\nWhat is the pass key?"
     )
-    assert tokens == ChatFormat(vocabulary).tokens([{"role": "user", "content": text}])
+    assert tokens == ChatFormat(vocabulary).tokenize([{"role": "user", "content": text}])
 
 
 def test_the_held_out_wording_shares_no_sentence_with_the_papers() -> None:
@@ -113,38 +113,38 @@ def test_unknown_wordings_and_models_that_cannot_chat_are_refused(checkpoint: Pa
 # ---- the plan ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WORDING_NAMES)
 @pytest.mark.parametrize(("window", "distances", "depths"), [(4096, 8, 3), (5000, 7, 7), (2048, 1, 1)])
 def test_a_plan_fills_the_grid_and_never_the_room_of_an_answer(
     vocabulary: Model, name: str, window: int, distances: int, depths: int
 ) -> None:
-    prompts = Prompts(vocabulary, name)
+    prompts = PasskeyPrompts(vocabulary, name)
     plan = plan_passes(prompts, "98765", window, distances, depths)
-    room = window - prompts.answer_tokens
+    room = window - prompts.max_answer_tokens
     sentence = 30  # tokens of the longest, in this vocabulary
-    assert [place.grid for place in plan.distances] == [
+    assert [place.grid_tokens for place in plan.distances] == [
         window * i // distances for i in range(1, distances + 1)
     ]
-    assert plan.starts[0].grid == plan.starts[0].sentences == 0
-    for start in plan.starts:
-        for distance in plan.asked(start):
-            prompt = prompts.tokens("98765", start.sentences, distance.sentences)
-            assert len(prompt) == start.tokens + distance.tokens <= room
+    assert plan.depths[0].grid_tokens == plan.depths[0].n_sentences == 0
+    for start in plan.depths:
+        for distance in plan.distances_from(start):
+            prompt = prompts.encode("98765", start.n_sentences, distance.n_sentences)
+            assert len(prompt) == start.n_tokens + distance.n_tokens <= room
             # the key's first digit is where the place says, and nowhere before it
-            assert vocabulary.detokenize(prompt[start.tokens :]).startswith("9")
-            assert "9" not in vocabulary.detokenize(prompt[: start.tokens])
-        limit = room - start.tokens if start is plan.starts[0] else window - start.grid
-        assert limit - sentence < plan.asked(start)[-1].tokens <= limit
-    for start in plan.starts[1:]:
-        assert start.grid - prompts.answer_tokens - sentence < start.tokens <= start.grid
+            assert vocabulary.detokenize(prompt[start.n_tokens :]).startswith("9")
+            assert "9" not in vocabulary.detokenize(prompt[: start.n_tokens])
+        limit = room - start.n_tokens if start is plan.depths[0] else window - start.grid_tokens
+        assert limit - sentence < plan.distances_from(start)[-1].n_tokens <= limit
+    for start in plan.depths[1:]:
+        assert start.grid_tokens - prompts.max_answer_tokens - sentence < start.n_tokens <= start.grid_tokens
     for distance in plan.distances[:-1]:
-        assert distance.grid - sentence < distance.tokens <= distance.grid
+        assert distance.grid_tokens - sentence < distance.n_tokens <= distance.grid_tokens
 
 
 def test_starts_lie_on_the_grid_of_the_distances(vocabulary: Model) -> None:
-    plan: Plan = plan_passes(Prompts(vocabulary, "paper"), "12345", 4096, 8, 3)
-    assert [start.grid for start in plan.starts] == [0, 1024, 2560]  # steps 0, 8 / 3 and 16 / 3, whole ones
-    assert [len(plan.asked(start)) for start in plan.starts] == [8, 6, 3]
+    plan: PasskeyPlan = plan_passes(PasskeyPrompts(vocabulary, "paper"), "12345", 4096, 8, 3)
+    assert [start.grid_tokens for start in plan.depths] == [0, 1024, 2560]  # steps 0, 8 / 3 and 16 / 3, whole ones
+    assert [len(plan.distances_from(start)) for start in plan.depths] == [8, 6, 3]
 
 
 @pytest.mark.parametrize(
@@ -190,24 +190,24 @@ def test_each_answer_is_what_transformers_says_after_that_prompt_alone(
     gguf: Path, checkpoint: Path, vocabulary: Model
 ) -> None:
     report = passkey(gguf, **SMALL)
-    prompts = Prompts(vocabulary, "paper")
-    keys = draw_keys(0, 4)
-    plan = plan_passes(prompts, max(keys, key=lambda key: len(prompts.tokens(key, 0, 0))), WINDOW, 3, 2)
+    prompts = PasskeyPrompts(vocabulary, "paper")
+    keys = random_keys(0, 4)
+    plan = plan_passes(prompts, max(keys, key=lambda key: len(prompts.encode(key, 0, 0))), WINDOW, 3, 2)
     found = iter(answers(report))
-    for number, start in enumerate(plan.starts):
+    for number, start in enumerate(plan.depths):
         for key in keys[2 * number : 2 * number + 2]:
-            for distance in plan.asked(start):
+            for distance in plan.distances_from(start):
                 answer = next(found)
-                prompt = prompts.tokens(key, start.sentences, distance.sentences)
+                prompt = prompts.encode(key, start.n_sentences, distance.n_sentences)
                 assert (answer["key"], answer["length"]) == (key, len(prompt))
-                assert answer["tokens"] == len(prompt) - start.tokens
-                expected = greedy(checkpoint, prompt, prompts.answer_tokens)
-                ends = [i for i, token in enumerate(expected) if vocabulary.is_end(token)]
+                assert answer["tokens"] == len(prompt) - start.n_tokens
+                expected = greedy(checkpoint, prompt, prompts.max_answer_tokens)
+                ends = [i for i, token in enumerate(expected) if vocabulary.is_eog(token)]
                 expected = expected[: ends[0]] if ends else expected
-                text = b"".join(vocabulary.piece(token) for token in expected).decode("utf-8", "replace")
+                text = b"".join(vocabulary.token_to_piece(token) for token in expected).decode("utf-8", "replace")
                 assert text.startswith(answer["answer"])
-                assert answer["answer"] == text or len(digits(answer["answer"])) == 5
-                assert answer["right"] is (digits(text) == key)
+                assert answer["answer"] == text or len(extract_digits(answer["answer"])) == 5
+                assert answer["right"] is (extract_digits(text) == key)
     assert next(found, None) is None
 
 
@@ -230,9 +230,9 @@ def test_the_tokens_told_are_those_that_were_computed(gguf: Path, monkeypatch: p
 
 
 def test_32_distances_cost_a_tenth_of_separate_prefills_and_less(vocabulary: Model) -> None:
-    plan = plan_passes(Prompts(vocabulary, "paper"), "12345", 32768, 32, 1)
-    separate = sum(plan.starts[0].tokens + distance.tokens for distance in plan.distances)
-    assert plan.cost(plan.starts[0]) < separate / 13
+    plan = plan_passes(PasskeyPrompts(vocabulary, "paper"), "12345", 32768, 32, 1)
+    separate = sum(plan.depths[0].n_tokens + distance.n_tokens for distance in plan.distances)
+    assert plan.prefill_tokens(plan.depths[0]) < separate / 13
 
 
 def test_one_seed_gives_one_report_and_another_other_keys(gguf: Path) -> None:
@@ -292,7 +292,7 @@ def test_an_interrupted_run_goes_on_with_the_pass_it_was_in(
     ],
 )
 def test_digits(answer: str, found: str) -> None:
-    assert digits(answer) == found
+    assert extract_digits(answer) == found
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_real_model_finds_the_key_and_a_wrong_reading_of_positions_loses_it(sm
         depths=2,
         seed=1,
         compare=["linear:64"],
-        engine=EngineOptions(threads=1),
+        engine=EngineConfig(threads=1),
         progress=told,
     )
     shipped, divided = (report.results["readings"][name] for name in ("as shipped", "linear:64"))
@@ -350,7 +350,7 @@ def test_a_real_model_finds_the_key_and_a_wrong_reading_of_positions_loses_it(sm
     assert shipped["k_max_tokens"] == shipped["distances"][-1]["tokens"] > 260
     assert [row[:2] for row in report.tables[0].rows] == [("as shipped", 320), ("linear:64", 0)]
     lines, heat, _ = report.plots
-    assert isinstance(lines, Lines)
+    assert isinstance(lines, LinePlot)
     assert [point.y for point in lines.series[1].points] == [0.0, 0.0, 0.0]
     assert isinstance(heat, HeatMap)
     assert (heat.x, heat.y) == ((106, 213, 320), (0, 106))
@@ -383,7 +383,7 @@ def test_the_command(smollm2_gguf: Path, tmp_path: Path) -> None:
     )
     data = json.loads(done.stdout)
     (answer,) = data["results"]["readings"]["as shipped"]["answers"]
-    assert answer["key"] == draw_keys(3, 1)[0]
+    assert answer["key"] == random_keys(3, 1)[0]
     assert data["settings"]["words"]["question"] == "With which number does the locker open?"
     assert (data["settings"]["seed"], data["settings"]["max_length"]) == (3, 300)
     assert re.fullmatch("[0-9a-f]{64}", data["subject"]["sha256"])

@@ -22,12 +22,12 @@ from transformers import AutoModelForCausalLM
 
 from pigguf import evaluate
 from pigguf.errors import ContextOverflow, PigError, ReadError, TextError, UsageError
-from pigguf.evals.model_under_test import EngineOptions
-from pigguf.evals.perplexity import Document, Rule, default_windows, perplexity
-from pigguf.evals.report import Lines, Report
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.perplexity import TokenizedText, WindowSelection, default_windows, perplexity
+from pigguf.evals.report import LinePlot, EvalReport
 from pigguf.inference.engine import Model
 
-EXACT = EngineOptions(cache_type="f32", flash_attention=False)
+EXACT = EngineConfig(cache_k="f32", cache_v="f32", flash_attention=False)
 WINDOW, STRIDE = 64, 16
 
 
@@ -67,7 +67,7 @@ def in_transformers(checkpoint: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
 
-def figure(report: Report, name: str = "as shipped", window: int = WINDOW) -> dict[str, Any]:
+def figure(report: EvalReport, name: str = "as shipped", window: int = WINDOW) -> dict[str, Any]:
     (found,) = (f for f in report.results["perplexity"] if (f["name"], f["window"]) == (name, window))
     return found
 
@@ -185,35 +185,35 @@ def test_no_window_spans_two_texts(tiny, text: Path, tmp_path: Path) -> None:
 # ---- windows, by hand --------------------------------------------------------------------------------
 
 
-def document(tokens: int) -> Document:
-    return Document("text", "", list(range(tokens)), None)
+def document(tokens: int) -> TokenizedText:
+    return TokenizedText("text", "", list(range(tokens)), None)
 
 
 @pytest.mark.parametrize(
     ("rule", "tokens", "pieces"),
     [
-        (Rule("half-window", None, None), 24, [(0, 5), (8, 5), (16, 5)]),
-        (Rule("half-window", None, None), 31, [(0, 5), (8, 5), (16, 5)]),
-        (Rule("half-window", None, None), 8, [(0, 5)]),
-        (Rule("whole", None, None), 17, [(0, 1), (8, 1)]),
-        (Rule("sliding", 3, None), 14, [(0, 1), (3, 5), (6, 5)]),
-        (Rule("sliding", 3, None), 13, [(0, 1), (3, 5)]),
-        (Rule("sliding", 1, None), 9, [(0, 1), (1, 7)]),
-        (Rule("sliding", 3, 9), 14, [(0, 5), (3, 5), (6, 5)]),
-        (Rule("whole", None, 3), 56, [(0, 1), (24, 1), (48, 1)]),
-        (Rule("whole", None, 2), 56, [(0, 1), (48, 1)]),
-        (Rule("whole", None, 1), 56, [(0, 1)]),
+        (WindowSelection("half-window", None, None), 24, [(0, 5), (8, 5), (16, 5)]),
+        (WindowSelection("half-window", None, None), 31, [(0, 5), (8, 5), (16, 5)]),
+        (WindowSelection("half-window", None, None), 8, [(0, 5)]),
+        (WindowSelection("whole", None, None), 17, [(0, 1), (8, 1)]),
+        (WindowSelection("sliding", 3, None), 14, [(0, 1), (3, 5), (6, 5)]),
+        (WindowSelection("sliding", 3, None), 13, [(0, 1), (3, 5)]),
+        (WindowSelection("sliding", 1, None), 9, [(0, 1), (1, 7)]),
+        (WindowSelection("sliding", 3, 9), 14, [(0, 5), (3, 5), (6, 5)]),
+        (WindowSelection("whole", None, 3), 56, [(0, 1), (24, 1), (48, 1)]),
+        (WindowSelection("whole", None, 2), 56, [(0, 1), (48, 1)]),
+        (WindowSelection("whole", None, 1), 56, [(0, 1)]),
     ],
 )
 def test_windows_of_8_tokens_start_and_score_where_the_method_says(
-    rule: Rule, tokens: int, pieces: list[tuple[int, int]]
+    rule: WindowSelection, tokens: int, pieces: list[tuple[int, int]]
 ) -> None:
-    assert [(p.start, p.first) for p in rule.pieces([document(tokens)], 8)] == pieces
+    assert [(p.start, p.first_scored) for p in rule.windows([document(tokens)], 8)] == pieces
 
 
 def test_windows_are_sampled_over_all_texts() -> None:
-    pieces = Rule("whole", None, 3).pieces([document(24), document(16)], 8)
-    assert [(piece.document, piece.start) for piece in pieces] == [(0, 0), (0, 16), (1, 8)]
+    pieces = WindowSelection("whole", None, 3).windows([document(24), document(16)], 8)
+    assert [(piece.text_index, piece.start) for piece in pieces] == [(0, 0), (0, 16), (1, 8)]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_baselines_stand_beside_the_model_as_shipped(tiny, text: Path) -> None:
     assert all(abs(a - b) > 0.01 for a, b in zip(none[1:], linear[1:], strict=True))
     assert len(details.rows) == 8
     (plot,) = report.plots
-    assert isinstance(plot, Lines)
+    assert isinstance(plot, LinePlot)
     assert [(series.name, len(series.points)) for series in plot.series] == [
         *(("as shipped", 2), ("none", 3), ("linear:2", 3))
     ]

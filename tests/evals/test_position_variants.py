@@ -12,7 +12,7 @@ from support.tiny_checkpoints import VOCAB_SIZE, edit_config, make_checkpoint
 
 import pigguf
 from pigguf.errors import ContextOverflow, UsageError
-from pigguf.evals.position_variants import AS_SHIPPED, Baseline, compared, ntk_base
+from pigguf.evals.position_variants import AS_SHIPPED, PositionVariant, parse_variants, ntk_rope_theta
 from pigguf.gguf_io import read_header
 from pigguf.gguf_io.metadata import f32
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope
@@ -67,7 +67,7 @@ def test_a_baseline_is_transformers_own_to_four_times_the_window_whatever_the_fi
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "same weights")
     edit_config(checkpoint, rope_parameters=IN_TRANSFORMERS[name], max_position_embeddings=WINDOW)
-    _, baseline = compared([name], read_header(plain / file), WINDOW)
+    _, baseline = parse_variants([name], read_header(plain / file), WINDOW)
     assert baseline.name == name
     assert mean_kl(plain / file, baseline.rope, checkpoint) <= 1e-6
 
@@ -78,7 +78,7 @@ def test_the_baselines_differ_so_that_the_agreement_above_means_something(
     """YaRN without its attention factor, or from another original window, is another model too."""
     checkpoint = make_checkpoint(tmp_path / "same weights")
     yarn = IN_TRANSFORMERS["yarn:4"]
-    _, baseline = compared(["yarn:4"], read_header(plain / "model.gguf"), WINDOW)
+    _, baseline = parse_variants(["yarn:4"], read_header(plain / "model.gguf"), WINDOW)
     for wrong in (
         {**yarn, "attention_factor": 1.0},
         {**yarn, "original_max_position_embeddings": WINDOW},
@@ -93,20 +93,20 @@ def test_the_baselines_differ_so_that_the_agreement_above_means_something(
 
 def test_the_first_is_the_file_as_shipped_and_names_without_a_factor_reach_the_window(plain: Path) -> None:
     file = read_header(plain / "linear.gguf")
-    baselines = compared(["none", "linear", "yarn", "ntk", "linear:2"], file, 2 * WINDOW)
+    baselines = parse_variants(["none", "linear", "yarn", "ntk", "linear:2"], file, 2 * WINDOW)
     assert [baseline.name for baseline in baselines] == [
         *(AS_SHIPPED, "none", "linear:8", "yarn:8", "ntk:8", "linear:2")
     ]
-    assert baselines[0] == Baseline(AS_SHIPPED, None)
+    assert baselines[0] == PositionVariant(AS_SHIPPED, None)
 
 
 def test_a_window_inside_the_original_one_needs_no_factor(plain: Path) -> None:
-    _, baseline = compared(["ntk"], read_header(plain / "model.gguf"), 32)
-    assert baseline == Baseline("ntk:1", RuntimeRope(1.0, 10000.0, 32, "linear"))
+    _, baseline = parse_variants(["ntk"], read_header(plain / "model.gguf"), 32)
+    assert baseline == PositionVariant("ntk:1", RuntimeRope(1.0, 10000.0, 32, "linear"))
 
 
 def test_a_baseline_may_use_the_window_asked_for_and_no_longer_one(plain: Path) -> None:
-    _, baseline = compared(["none"], read_header(plain / "model.gguf"), WINDOW)
+    _, baseline = parse_variants(["none"], read_header(plain / "model.gguf"), WINDOW)
     with Model.open(plain / "model.gguf", rope=baseline.rope) as model:
         assert (model.context_length, model.rope.rope_type) == (WINDOW, "none")
         with pytest.raises(ContextOverflow):
@@ -114,7 +114,7 @@ def test_a_baseline_may_use_the_window_asked_for_and_no_longer_one(plain: Path) 
 
 
 def test_the_ntk_aware_base_divides_the_lowest_frequency_by_the_factor_and_keeps_the_highest() -> None:
-    base = ntk_base(10000.0, 4.0, HEAD)
+    base = ntk_rope_theta(10000.0, 4.0, HEAD)
     assert base == pytest.approx(48760.584, rel=1e-6)
     lowest = -(HEAD - 2) / HEAD
     assert base**lowest == pytest.approx(10000.0**lowest / 4, rel=1e-9)
@@ -125,23 +125,23 @@ def test_the_ntk_aware_base_divides_the_lowest_frequency_by_the_factor_and_keeps
 )
 def test_an_unknown_baseline_is_refused_with_those_that_there_are(name: str, plain: Path) -> None:
     with pytest.raises(UsageError) as refusal:
-        compared([name], read_header(plain / "model.gguf"), WINDOW)
+        parse_variants([name], read_header(plain / "model.gguf"), WINDOW)
     for exists in ("none", "linear:F", "yarn:F", "ntk:F"):
         assert exists in str(refusal.value.hint)
 
 
 def test_one_baseline_twice_is_refused_even_under_two_names(plain: Path) -> None:
     with pytest.raises(UsageError, match=r"linear:4 is there twice"):
-        compared(["linear:4", "linear"], read_header(plain / "model.gguf"), WINDOW)
+        parse_variants(["linear:4", "linear"], read_header(plain / "model.gguf"), WINDOW)
 
 
 def test_a_scaling_that_no_override_takes_back_is_refused(plain: Path) -> None:
     file = read_header(plain / "linear.gguf")
     odd = replace(file, metadata={**file.metadata, "llama.rope.scaling.attn_factor": f32(0.7)})
-    assert compared([], odd, WINDOW) == (Baseline(AS_SHIPPED),)
+    assert parse_variants([], odd, WINDOW) == (PositionVariant(AS_SHIPPED),)
     with pytest.raises(UsageError, match=r"attn_factor.*cannot be replaced by linear"):
-        compared(["none"], odd, WINDOW)
+        parse_variants(["none"], odd, WINDOW)
     norm = file.tensors["output_norm.weight"]
     llama3 = replace(file, tensors={**file.tensors, "rope_freqs.weight": replace(norm, shape=(HEAD // 2,))})
     with pytest.raises(UsageError, match=r"rope_freqs\.weight, which no override"):
-        compared(["none"], llama3, WINDOW)
+        parse_variants(["none"], llama3, WINDOW)

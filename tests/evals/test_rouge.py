@@ -16,9 +16,9 @@ from support.tiny_checkpoints import make_checkpoint
 import pigguf
 from pigguf.chat.prompt_format import ChatFormat
 from pigguf.errors import MissingPackage, TextError, UsageError
-from pigguf.evals.jsonl_datasets import Record
-from pigguf.evals.model_under_test import EngineOptions
-from pigguf.evals.rouge import MEASURES, Prompts, read_article, rouge, scorer
+from pigguf.evals.jsonl_datasets import JsonlRecord
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.rouge import ROUGE_MEASURES, SummaryPrompts, parse_example, rouge, load_rouge_scorer
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
 
 DATA = Path(__file__).parent.parent / "data" / "evals" / "summaries.jsonl"
@@ -27,7 +27,7 @@ HEAD, TAIL = (
     "Read the following article and then summarize it.\n",
     "\nNow summarize the above article.\nSummary:",
 )
-SMALL: dict[str, Any] = {"max_output": 24, "engine": EngineOptions(threads=1)}
+SMALL: dict[str, Any] = {"max_output": 24, "engine": EngineConfig(threads=1)}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def documents() -> list[str]:
     ],
 )
 def test_scores_by_hand(reference: str, text: str, expected: tuple[float, float, float]) -> None:
-    found = scorer()(reference, text)
-    assert [found[name] for name in MEASURES] == pytest.approx([100 * share for share in expected])
+    found = load_rouge_scorer()(reference, text)
+    assert [found[name] for name in ROUGE_MEASURES] == pytest.approx([100 * share for share in expected])
 
 
 def test_a_missing_package_is_told_with_what_to_install(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,20 +79,20 @@ def test_a_missing_package_is_told_with_what_to_install(gguf: Path, monkeypatch:
 
 
 def test_the_prompt_is_the_papers(vocabulary: Model) -> None:
-    tokens = Prompts(vocabulary, False, 15_000, WINDOW).tokens("A mill turned again.")
+    tokens = SummaryPrompts(vocabulary, False, 15_000, WINDOW).encode("A mill turned again.")
     assert vocabulary.detokenize(tokens) == f"{HEAD}A mill turned again.{TAIL}"
 
 
 def test_a_chat_model_is_asked_as_the_user(vocabulary: Model) -> None:
-    tokens = Prompts(vocabulary, True, 15_000, WINDOW).tokens("A mill turned again.")
+    tokens = SummaryPrompts(vocabulary, True, 15_000, WINDOW).encode("A mill turned again.")
     message = {"role": "user", "content": f"{HEAD}A mill turned again.{TAIL}"}
-    assert tokens == ChatFormat(vocabulary).tokens([message])
+    assert tokens == ChatFormat(vocabulary).tokenize([message])
 
 
 @pytest.mark.parametrize("most", [1, 10, 100])
 def test_a_long_document_is_cut_to_its_first_tokens(vocabulary: Model, most: int) -> None:
     document = documents()[0]
-    text = vocabulary.detokenize(Prompts(vocabulary, False, most, WINDOW).tokens(document))
+    text = vocabulary.detokenize(SummaryPrompts(vocabulary, False, most, WINDOW).encode(document))
     beginning = vocabulary.detokenize(vocabulary.tokenize(document)[:most])
     assert text == f"{HEAD}{beginning}{TAIL}"
 
@@ -100,7 +100,7 @@ def test_a_long_document_is_cut_to_its_first_tokens(vocabulary: Model, most: int
 @pytest.mark.parametrize("room", [80, 81, 95, 300])
 def test_no_prompt_goes_beyond_the_room_it_has(vocabulary: Model, room: int) -> None:
     bare = len(vocabulary.tokenize(HEAD + TAIL))
-    tokens = Prompts(vocabulary, False, 15_000, room).tokens(documents()[0])
+    tokens = SummaryPrompts(vocabulary, False, 15_000, room).encode(documents()[0])
     assert bare < len(tokens) <= room
     assert len(tokens) > room - 4  # the cut may make the last word other tokens
     assert vocabulary.detokenize(tokens).endswith(TAIL)
@@ -109,7 +109,7 @@ def test_no_prompt_goes_beyond_the_room_it_has(vocabulary: Model, room: int) -> 
 def test_a_cut_inside_a_character_leaves_it_out(vocabulary: Model) -> None:
     document = "☃" * 20  # three bytes, a token each in this vocabulary
     for most in (7, 8, 9):
-        text = vocabulary.detokenize(Prompts(vocabulary, False, most, WINDOW).tokens(document))
+        text = vocabulary.detokenize(SummaryPrompts(vocabulary, False, most, WINDOW).encode(document))
         assert text == f"{HEAD}{'☃' * (most // 3)}{TAIL}"
 
 
@@ -136,7 +136,7 @@ def test_counts_out_of_range_are_refused(gguf: Path, options: dict[str, int]) ->
 )
 def test_a_record_that_is_no_article_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(TextError, match=message):
-        read_article(Record(Path("a.jsonl"), 7, values))
+        parse_example(JsonlRecord(Path("a.jsonl"), 7, values))
 
 
 # ---- summaries ---------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_a_record_that_is_no_article_is_refused(values: dict[str, Any], message:
 def test_summaries_are_drawn_as_the_paper_does_and_scored(gguf: Path) -> None:
     report = rouge(gguf, [DATA], **SMALL, seed=5)
     found = report.results["readings"]["as shipped"]
-    score = scorer()
+    score = load_rouge_scorer()
     with (
         Model.open(gguf) as model,
         Context(model, ContextOptions(length=WINDOW, threads=1)) as context,
@@ -161,8 +161,8 @@ def test_summaries_are_drawn_as_the_paper_does_and_scored(gguf: Path) -> None:
             assert summary["text"] == model.detokenize(drawn).strip()
             assert summary["line"] == number + 1
             reference = json.loads(DATA.read_text(encoding="utf-8").splitlines()[number])["summary"]
-            assert {name: summary[name] for name in MEASURES} == score(reference, summary["text"])
-    for name in MEASURES:
+            assert {name: summary[name] for name in ROUGE_MEASURES} == score(reference, summary["text"])
+    for name in ROUGE_MEASURES:
         values = [summary[name] for summary in found["summaries"]]
         mean = found["mean"][name]
         assert mean["mean"] == pytest.approx(statistics.fmean(values))

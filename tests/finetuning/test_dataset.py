@@ -13,7 +13,7 @@ from support.tiny_checkpoints import VOCAB_SIZE, edit_config, make_checkpoint
 from transformers import AutoTokenizer
 
 from pigguf.errors import PigError, ReadError, TextError, UsageError
-from pigguf.finetuning.dataset import TrainingSequence, read_sequences
+from pigguf.finetuning.dataset import TrainingSequence, load_training_sequences
 from pigguf.tokenizer import Vocab, read_vocab
 
 END = 2
@@ -33,7 +33,7 @@ def vocab(checkpoint: Path) -> Vocab:
 def read(checkpoint: Path, vocab: Vocab, tmp_path: Path) -> Callable[..., list[TrainingSequence]]:
     def read(name: str, content: str, length: int = 16) -> list[TrainingSequence]:
         (tmp_path / name).write_text(content, encoding="utf-8")
-        return read_sequences([tmp_path / name], checkpoint, vocab, length)
+        return load_training_sequences([tmp_path / name], checkpoint, vocab, length)
 
     return read
 
@@ -43,7 +43,7 @@ def lines(*records: Any) -> str:
 
 
 def counted(sequence: TrainingSequence) -> list[int]:
-    return sequence.tokens[sequence.counts].tolist()
+    return sequence.tokens[sequence.loss_mask].tolist()
 
 
 def test_prose_is_cut_into_whole_sequences_that_follow_each_other(checkpoint: Path, read: Any) -> None:
@@ -140,10 +140,10 @@ def test_what_is_no_text_is_refused_with_its_place(name: str, content: str, word
 
 def test_a_file_that_is_not_there_or_no_utf8(checkpoint: Path, vocab: Vocab, tmp_path: Path) -> None:
     with pytest.raises(ReadError, match=r"gone\.txt"):
-        read_sequences([tmp_path / "gone.txt"], checkpoint, vocab, 16)
+        load_training_sequences([tmp_path / "gone.txt"], checkpoint, vocab, 16)
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9" * 50)
     with pytest.raises(UsageError, match="not UTF-8"):
-        read_sequences([tmp_path / "latin.txt"], checkpoint, vocab, 16)
+        load_training_sequences([tmp_path / "latin.txt"], checkpoint, vocab, 16)
 
 
 def test_a_line_separator_inside_a_string_ends_no_record(read: Any) -> None:
@@ -161,4 +161,4 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
     file = tmp_path / "chat.jsonl"
     file.write_text(lines({"messages": [{"role": "assistant", "content": "x"}]}))
     with pytest.raises(PigError, match="no chat template"):
-        read_sequences([file], directory, vocab, 16)
+        load_training_sequences([file], directory, vocab, 16)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pigguf.finetuning import loss as loss_module
-from pigguf.finetuning.loss import chunked_loss
+from pigguf.finetuning.loss import chunked_cross_entropy
 
 
 @pytest.mark.parametrize("trains_the_head", [True, False])
@@ -19,7 +19,7 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(
     head = torch.randn(50, 16, requires_grad=trains_the_head)
     targets = torch.randint(0, 50, (23,))
 
-    chunked = chunked_loss(hidden, head, targets)
+    chunked = chunked_cross_entropy(hidden, head, targets)
     (chunked * 0.25).backward()
     gradient, hidden.grad = hidden.grad, None
     head_gradient, head.grad = head.grad, None
@@ -36,7 +36,7 @@ def test_no_chunk_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch)
     seen: list[int] = []
     exponential = torch.Tensor.exp_
     monkeypatch.setattr(torch.Tensor, "exp_", lambda self: (seen.append(self.numel()), exponential(self))[1])
-    chunked_loss(
+    chunked_cross_entropy(
         torch.randn(23, 16, requires_grad=True), torch.randn(50, 16), torch.zeros(23, dtype=torch.int64)
     )
     assert len(seen) == 4
@@ -45,5 +45,5 @@ def test_no_chunk_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch)
 
 def test_without_gradients_none_are_made() -> None:
     with torch.no_grad():
-        loss = chunked_loss(torch.zeros(3, 4), torch.zeros(8, 4), torch.zeros(3, dtype=torch.int64))
+        loss = chunked_cross_entropy(torch.zeros(3, 4), torch.zeros(8, 4), torch.zeros(3, dtype=torch.int64))
     assert float(loss) == pytest.approx(3 * 2.0794415)  # ln 8

@@ -9,7 +9,7 @@ import torch
 from support.tiny_checkpoints import FAMILIES, make_checkpoint
 from transformers import AutoModelForCausalLM
 
-from pigguf.architectures import find_family
+from pigguf.architectures import family_from_config
 from pigguf.checkpoint import Checkpoint
 from pigguf.finetuning.finetune import extended_rope
 from pigguf.finetuning.settings import FinetuneSettings
@@ -32,7 +32,7 @@ def trained_loss(
 
 def loaded(path: Path, settings: FinetuneSettings) -> TrainedModel:
     with Checkpoint.open(path) as checkpoint:
-        family, rope = find_family(checkpoint.config), extended_rope(checkpoint, settings.factor)
+        family, rope = family_from_config(checkpoint.config), extended_rope(checkpoint, settings.factor)
         hparams = family.read_hparams(checkpoint.config, rope)
     return load_model(path, family.with_positions(checkpoint.config, hparams), family, hparams, settings)
 

@@ -22,8 +22,8 @@ import pigguf.finetuning.training as training_module
 from pigguf.errors import OutputError, RopeConflict, TextError, TrainingError, UnsupportedModel, UsageError
 from pigguf.finetuning.finetune import finetune
 from pigguf.finetuning.settings import FinetuneSettings
-from pigguf.finetuning.training import learning_rate
-from pigguf.finetuning.training_log import TrainingStep
+from pigguf.finetuning.training import learning_rate_at
+from pigguf.finetuning.training_log import StepMetrics
 
 FACTOR = 4
 WINDOW = 256  # 4 x the toy's 64
@@ -165,12 +165,12 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(checkpoint: Path, text: Path
 def test_another_run_s_state_is_not_gone_on_with(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    def stop(step: TrainingStep) -> None:
+    def stop(step: StepMetrics) -> None:
         if step.step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(checkpoint, [text], out, replace(LORA, every=2), listen=stop)
+        finetune(checkpoint, [text], out, replace(LORA, every=2), on_step=stop)
     with pytest.raises(UsageError, match="rank was 4 and is 8"):
         finetune(checkpoint, [text], out, replace(LORA, every=2, rank=8))
     text2 = tmp_path / "other.txt"
@@ -187,7 +187,7 @@ def test_a_loss_that_is_no_number_stops_it_and_keeps_the_last_good_state(
     settings = replace(SETTINGS, every=2, steps=40)
     out = tmp_path / "out"
 
-    def break_it(step: TrainingStep) -> None:
+    def break_it(step: StepMetrics) -> None:
         if step.step == 3:  # what a diverged update leaves behind
             next(iter(models[0].trained.values())).data.fill_(float("nan"))
 
@@ -201,7 +201,7 @@ def test_a_loss_that_is_no_number_stops_it_and_keeps_the_last_good_state(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training_module.TrainedModel, "__init__", remember)
         with pytest.raises(TrainingError, match=r"step 4 is nan.*step 2 is kept") as failed:
-            finetune(checkpoint, [text], out, settings, listen=break_it)
+            finetune(checkpoint, [text], out, settings, on_step=break_it)
     assert "--learning-rate" in str(failed.value.hint)
     state = torch.load(tmp_path / "out.training" / "state.pt", weights_only=True)
     assert state["step"] == 2
@@ -278,13 +278,13 @@ def test_it_begins_from_an_adapter_and_goes_on_with_its_weights(
 
 def test_warm_up_is_the_paper_s_and_then_comes_the_schedule() -> None:
     cosine = FinetuneSettings(4, steps=120, learning_rate=1.0)
-    assert learning_rate(cosine, 0) == pytest.approx(0.1)
-    assert learning_rate(cosine, 10) == pytest.approx(0.55)
-    assert learning_rate(cosine, 20) == 1.0
-    assert learning_rate(cosine, 70) == pytest.approx(0.55)  # half way down to a tenth
-    assert learning_rate(cosine, 120) == pytest.approx(0.1)
-    assert learning_rate(replace(cosine, schedule="constant"), 119) == 1.0
-    assert FinetuneSettings(4, method="full").peak == 2e-5
+    assert learning_rate_at(cosine, 0) == pytest.approx(0.1)
+    assert learning_rate_at(cosine, 10) == pytest.approx(0.55)
+    assert learning_rate_at(cosine, 20) == 1.0
+    assert learning_rate_at(cosine, 70) == pytest.approx(0.55)  # half way down to a tenth
+    assert learning_rate_at(cosine, 120) == pytest.approx(0.1)
+    assert learning_rate_at(replace(cosine, schedule="constant"), 119) == 1.0
+    assert FinetuneSettings(4, method="full").peak_learning_rate == 2e-5
 
 
 def test_settings_that_do_not_fit(checkpoint: Path, text: Path, tmp_path: Path) -> None:

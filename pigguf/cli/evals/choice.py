@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from pigguf.cli.evals.options import Output, compare_option, engine_options, output_options, run
+from pigguf.cli.evals.options import ReportOutput, compare_option, engine_options, output_options, run_evaluation
 from pigguf.cli.options import PATH
-from pigguf.evals.model_under_test import EngineOptions
+from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.multiple_choice import choice
 
 
@@ -19,7 +19,7 @@ from pigguf.evals.multiple_choice import choice
 @engine_options
 @output_options
 def command(
-    model: Path, data: tuple[Path, ...], compare: tuple[str, ...], engine: EngineOptions, output: Output
+    model: Path, data: tuple[Path, ...], compare: tuple[str, ...], engine: EngineConfig, output: ReportOutput
 ) -> None:
     """Ask questions with answers to choose from; the model's answer is the one it finds likeliest.
 
@@ -34,4 +34,4 @@ def command(
       pigguf eval choice model.gguf boolq.jsonl piqa.jsonl
       pigguf eval choice model.gguf race.jsonl --compare none --json
     """
-    run(output, lambda progress: choice(model, data, compare=compare, engine=engine, progress=progress))
+    run_evaluation(output, lambda progress: choice(model, data, compare=compare, engine=engine, progress=progress))

@@ -7,16 +7,16 @@ from pathlib import Path
 import click
 
 from pigguf.cli.evals.options import (
-    Output,
+    ReportOutput,
     engine_options,
     max_windows_option,
     output_options,
-    run,
+    run_evaluation,
     text_option,
 )
 from pigguf.cli.options import PATH
-from pigguf.evals.kl import kl
-from pigguf.evals.model_under_test import EngineOptions
+from pigguf.evals.kl_divergence import kl
+from pigguf.inference.run_config import EngineConfig
 
 
 @click.command()
@@ -44,8 +44,8 @@ def command(
     text: tuple[Path, ...],
     window: int | None,
     max_windows: int | None,
-    engine: EngineOptions,
-    output: Output,
+    engine: EngineConfig,
+    output: ReportOutput,
 ) -> None:
     """Measure how far the predictions of the GGUF file MODEL are from a reference's, by position.
 
@@ -57,7 +57,7 @@ def command(
       pigguf eval kl model-Q4_K_M.gguf --reference ./checkpoint --text novel.txt --window 8192
       pigguf eval kl model.gguf --reference model.gguf --cache-type q8_0 --text novel.txt
     """
-    run(
+    run_evaluation(
         output,
         lambda progress: kl(
             model,

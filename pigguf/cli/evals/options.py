@@ -2,7 +2,7 @@
 
     @click.command()
     @click.argument("model", metavar="MODEL", type=PATH)
-    @engine_options            passed as `engine`: EngineOptions
+    @engine_options            passed as `engine`: EngineConfig
     @compare_option            passed as `compare`: names of readings of positions, as written
     @seed_option               passed as `seed`
     @output_options            passed as `output`: Output
@@ -27,15 +27,15 @@ from pigguf.cli import render, terminal
 from pigguf.cli.options import PATH, Command, json_option, verbose_option, workers_options
 from pigguf.cli.options import engine_options as _device_options
 from pigguf.common.files import atomic_write
-from pigguf.evals.html_markup import figure
-from pigguf.evals.model_under_test import EngineOptions
-from pigguf.evals.report import Report, Table
+from pigguf.evals.html_markup import format_cell
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.report import EvalReport, ReportTable
 from pigguf.inference.engine import CacheType, log_to
 from pigguf.progress import Progress
 
 
 @dataclass(frozen=True)
-class Output:
+class ReportOutput:
     """Where a report goes: tables on stdout, or JSON; and a page, if a file is named."""
 
     as_json: bool
@@ -44,7 +44,7 @@ class Output:
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How the engine runs the model. Passed as `engine`: EngineOptions."""
+    """How the engine runs the model. Passed as `engine`: EngineConfig."""
 
     @_device_options
     @workers_options
@@ -66,7 +66,14 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         split: tuple[float, ...] | None,
         **rest: Any,
     ) -> Any:
-        engine = EngineOptions(gpu_layers, threads, cache_type, workers=workers, split=split)
+        engine = EngineConfig(
+            gpu_layers=gpu_layers,
+            threads=threads,
+            cache_k=cache_type,
+            cache_v=cache_type,
+            workers=workers,
+            split=split,
+        )
         return command(engine=engine, **rest)
 
     return with_engine
@@ -105,7 +112,7 @@ def max_windows_option(command: Command) -> Command:
     )(command)
 
 
-def numbers(kind: type[int] | type[float], what: str = "numbers") -> Callable[..., tuple[float, ...] | None]:
+def comma_separated(kind: type[int] | type[float], what: str = "numbers") -> Callable[..., tuple[float, ...] | None]:
     """The callback of an option that takes numbers with commas; None where it is not given."""
 
     def read(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -134,12 +141,12 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @verbose_option
     @functools.wraps(command)
     def with_output(*, html: Path | None, as_json: bool, verbose: bool, **rest: Any) -> Any:
-        return command(output=Output(as_json, html, verbose), **rest)
+        return command(output=ReportOutput(as_json, html, verbose), **rest)
 
     return with_output
 
 
-def run(output: Output, evaluate: Callable[[Progress], Report]) -> None:
+def run_evaluation(output: ReportOutput, evaluate: Callable[[Progress], EvalReport]) -> None:
     """Evaluate, and show the report. A page that could not be written is refused before the work.
 
     Raises:
@@ -153,18 +160,18 @@ def run(output: Output, evaluate: Callable[[Progress], Report]) -> None:
         page = stack.enter_context(atomic_write(output.html)) if output.html else None
         report = _evaluated(evaluate)
         if page is not None:
-            from pigguf.evals.html_report import page as as_page
+            from pigguf.evals.html_report import render_page as as_page
 
             page.write(as_page(report).encode())
     if output.as_json:
         render.json(report.as_data())
     else:
-        show(report)
+        print_report(report)
     if output.html:
         render.note(f"The page is {output.html}.")
 
 
-def _evaluated(evaluate: Callable[[Progress], Report]) -> Report:
+def _evaluated(evaluate: Callable[[Progress], EvalReport]) -> EvalReport:
     try:
         return evaluate(render.progress(keep=False))
     except KeyboardInterrupt:
@@ -172,18 +179,18 @@ def _evaluated(evaluate: Callable[[Progress], Report]) -> Report:
         raise
 
 
-def show(report: Report) -> None:
+def print_report(report: EvalReport) -> None:
     """Print a report's tables, and its verdict if it has one."""
     for number, table in enumerate(report.tables):
         render.facts((), title=f"\n{table.title}" if number else table.title)
-        rows = [[figure(cell) for cell in row] for row in table.rows]
+        rows = [[format_cell(cell) for cell in row] for row in table.rows]
         render.table(table.headers, rows, right=_numeric(table))
     if verdict := report.results.get("verdict"):
         render.facts((), title="")
         render.facts((), title=verdict)
 
 
-def _numeric(table: Table) -> list[str]:
+def _numeric(table: ReportTable) -> list[str]:
     """The headers of the columns that hold numbers only."""
     columns = zip(*table.rows, strict=True)
     return [

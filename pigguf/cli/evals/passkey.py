@@ -7,17 +7,17 @@ from pathlib import Path
 import click
 
 from pigguf.cli.evals.options import (
-    Output,
+    ReportOutput,
     compare_option,
     engine_options,
     output_options,
-    run,
+    run_evaluation,
     seed_option,
 )
 from pigguf.cli.options import PATH
-from pigguf.evals.model_under_test import EngineOptions
+from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.passkey import passkey
-from pigguf.evals.passkey_prompts import NAMES
+from pigguf.evals.passkey_prompts import WORDING_NAMES
 
 
 @click.command()
@@ -54,7 +54,7 @@ from pigguf.evals.passkey_prompts import NAMES
 )
 @click.option(
     "--wording",
-    type=click.Choice(NAMES),
+    type=click.Choice(WORDING_NAMES),
     default="paper",
     show_default=True,
     help="How the number is hidden and asked for; -chat asks through the chat template.",
@@ -72,8 +72,8 @@ def command(
     wording: str,
     compare: tuple[str, ...],
     seed: int,
-    engine: EngineOptions,
-    output: Output,
+    engine: EngineConfig,
+    output: ReportOutput,
 ) -> None:
     """Hide a number in a long text and ask for it at its end, from every distance: the paper's test of
     the effective window.
@@ -88,7 +88,7 @@ def command(
       pigguf eval passkey model.gguf --max-length 8192 --wording locker --depths 1
       pigguf eval passkey model.gguf --max-length 32768 --compare none,linear:4
     """
-    run(
+    run_evaluation(
         output,
         lambda progress: passkey(
             model,

@@ -7,18 +7,18 @@ from pathlib import Path
 import click
 
 from pigguf.cli.evals.options import (
-    Output,
+    ReportOutput,
     compare_option,
     engine_options,
     max_windows_option,
-    numbers,
+    comma_separated,
     output_options,
-    run,
+    run_evaluation,
     text_option,
 )
 from pigguf.cli.options import PATH
-from pigguf.evals.model_under_test import EngineOptions
-from pigguf.evals.perplexity import METHODS, STRIDE, Method, perplexity
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.perplexity import WINDOW_METHODS, DEFAULT_STRIDE, WindowMethod, perplexity
 
 EPILOG = """\b
 Methods; L is the window, S the stride:
@@ -35,18 +35,18 @@ Methods; L is the window, S the stride:
 @click.option(
     "--windows",
     metavar="N,...",
-    callback=numbers(int, "numbers of tokens"),
+    callback=comma_separated(int, "numbers of tokens"),
     help="Windows in tokens; default: 2048, doubling up to the model's.",
 )
 @click.option(
     "--method",
-    type=click.Choice(list(METHODS)),
+    type=click.Choice(list(WINDOW_METHODS)),
     default="half-window",
     show_default=True,
     help="Which tokens are scored, see below.",
 )
 @click.option(
-    "--stride", type=int, metavar="S", help=f"Tokens between sliding windows; default: {STRIDE}, the paper's."
+    "--stride", type=int, metavar="S", help=f"Tokens between sliding windows; default: {DEFAULT_STRIDE}, the paper's."
 )
 @click.option(
     "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Take the first N tokens of each text."
@@ -59,13 +59,13 @@ def command(
     model: Path,
     text: tuple[Path, ...],
     windows: tuple[int, ...] | None,
-    method: Method,
+    method: WindowMethod,
     stride: int | None,
     max_tokens: int | None,
     max_windows: int | None,
     compare: tuple[str, ...],
-    engine: EngineOptions,
-    output: Output,
+    engine: EngineConfig,
+    output: ReportOutput,
 ) -> None:
     """Measure how well the model in the GGUF file MODEL foretells a text, by the window it is given.
 
@@ -77,7 +77,7 @@ def command(
       pigguf eval perplexity model.gguf --text novel.txt --windows 2048,8192 --compare none,linear:4
       pigguf eval perplexity model.gguf --text novel.txt --method sliding --max-windows 40
     """
-    run(
+    run_evaluation(
         output,
         lambda progress: perplexity(
             model,

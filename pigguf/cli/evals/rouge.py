@@ -7,15 +7,15 @@ from pathlib import Path
 import click
 
 from pigguf.cli.evals.options import (
-    Output,
+    ReportOutput,
     compare_option,
     engine_options,
     output_options,
-    run,
+    run_evaluation,
     seed_option,
 )
 from pigguf.cli.options import PATH
-from pigguf.evals.model_under_test import EngineOptions
+from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.rouge import MAX_INPUT, MAX_OUTPUT, rouge
 
 
@@ -51,8 +51,8 @@ def command(
     chat: bool,
     compare: tuple[str, ...],
     seed: int,
-    engine: EngineOptions,
-    output: Output,
+    engine: EngineConfig,
+    output: ReportOutput,
 ) -> None:
     """Summarize documents and compare with the summaries that people wrote of them, by ROUGE.
 
@@ -65,7 +65,7 @@ def command(
       pigguf eval rouge model.gguf govreport.jsonl
       pigguf eval rouge model.gguf articles.jsonl --max-output 200 --json
     """
-    run(
+    run_evaluation(
         output,
         lambda progress: rouge(
             model,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from pigguf.cli.evals.options import Output, engine_options, numbers, output_options, run, text_option
+from pigguf.cli.evals.options import ReportOutput, engine_options, comma_separated, output_options, run_evaluation, text_option
 from pigguf.cli.options import PATH
-from pigguf.evals.model_under_test import EngineOptions
-from pigguf.evals.sweep import FACTORS, MAX_WINDOWS, sweep
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.rope_factor_sweep import FACTORS, MAX_WINDOWS, sweep
 
 
 @click.command()
@@ -18,7 +18,7 @@ from pigguf.evals.sweep import FACTORS, MAX_WINDOWS, sweep
 @click.option(
     "--factors",
     metavar="F,...",
-    callback=numbers(float),
+    callback=comma_separated(float),
     default=",".join(f"{factor:g}" for factor in FACTORS),
     show_default=True,
     help="Factors to try, beside 1 and the file's own.",
@@ -26,7 +26,7 @@ from pigguf.evals.sweep import FACTORS, MAX_WINDOWS, sweep
 @click.option(
     "--windows",
     metavar="N,...",
-    callback=numbers(int),
+    callback=comma_separated(int),
     help="Windows in tokens; default: 2048, doubling up to twice the file's, as far as the text reaches.",
 )
 @click.option(
@@ -45,8 +45,8 @@ def command(
     factors: tuple[float, ...],
     windows: tuple[int, ...] | None,
     max_windows: int,
-    engine: EngineOptions,
-    output: Output,
+    engine: EngineConfig,
+    output: ReportOutput,
 ) -> None:
     """Find the rope scaling factor that suits the GGUF file MODEL: its perplexity under each, by window.
 
@@ -59,7 +59,7 @@ def command(
       pigguf eval sweep model.gguf --text novel.txt
       pigguf eval sweep model.gguf --text novel.txt --factors 1,2,4 --windows 2048,8192 --html sweep.html
     """
-    run(
+    run_evaluation(
         output,
         lambda progress: sweep(
             model,

@@ -25,19 +25,20 @@ from pathlib import Path
 
 from pigguf.errors import UsageError
 from pigguf.evals.journal import Journal
-from pigguf.evals.model_under_test import EngineOptions, Subject
+from pigguf.evals.model_under_test import ModelUnderTest
+from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.perplexity import (
-    FIRST_WINDOW,
-    LEAST_WINDOW,
-    Document,
-    Figure,
-    Rule,
-    measured,
-    read_documents,
-    refuse_short,
+    FIRST_DEFAULT_WINDOW,
+    MIN_WINDOW,
+    TokenizedText,
+    PerplexityResult,
+    WindowSelection,
+    measure_perplexity,
+    tokenize_texts,
+    check_texts_fill_window,
 )
-from pigguf.evals.position_variants import refuse_own_frequencies
-from pigguf.evals.report import HeatMap, Lines, Point, Report, Series, Table, versions
+from pigguf.evals.position_variants import check_rope_replaceable
+from pigguf.evals.report import HeatMap, LinePlot, PlotPoint, Report, PlotSeries, ReportTable, software_versions
 from pigguf.inference.engine import RuntimeRope
 from pigguf.progress import SILENT, Progress
 from pigguf.rope import RopeScaling
@@ -49,11 +50,11 @@ MAX_WINDOWS = 4  # of each length: about as many tokens as the interval of a cle
 _HOLDS = 1.1
 
 # (factor, window) -> what was measured
-Figures = Mapping[tuple[float, int], Figure]
+Figures = Mapping[tuple[float, int], PerplexityResult]
 
 
 @dataclass(frozen=True)
-class Fit:
+class BestFactor:
     """The best factor at one window, and the next best."""
 
     window: int
@@ -70,7 +71,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SweepVerdict:
     """What the figures say of the model.
 
     Attributes:
@@ -85,7 +86,7 @@ class Verdict:
     clear: bool
     reach: int
     breaks_at: int | None
-    fits: tuple[Fit, ...]
+    fits: tuple[BestFactor, ...]
 
 
 def sweep(
@@ -95,7 +96,7 @@ def sweep(
     factors: Sequence[float] = FACTORS,
     windows: Sequence[int] | None = None,
     max_windows: int | None = MAX_WINDOWS,
-    engine: EngineOptions | None = None,
+    engine: EngineConfig | None = None,
     progress: Progress = SILENT,
 ) -> Report:
     """Measure a GGUF file's perplexity under factors. Interrupted, it goes on where it was when run again.
@@ -115,41 +116,41 @@ def sweep(
         OutputError: the cache directory cannot be written.
         As Subject.of and Subject.open do.
     """
-    subject = Subject.of(model, engine, progress)
-    refuse_own_frequencies(subject.file)
-    tried = _checked_factors(factors, subject.positions)
+    subject = ModelUnderTest.from_file(model, engine, progress)
+    check_rope_replaceable(subject.file)
+    tried = _checked_factors(factors, subject.file_rope)
     if max_windows is not None and max_windows < 1:
         raise UsageError(f"the most windows are {max_windows}", "give a number from 1")
-    documents = read_documents(subject, text, None)
+    documents = tokenize_texts(subject, text, None)
     lengths = _windows_of(subject, documents) if windows is None else _checked_windows(windows)
-    refuse_short(documents, lengths[-1])
+    check_texts_fill_window(documents, lengths[-1])
     settings = {
         "method": "half-window",
         "factors": tried,
         "windows": lengths,
         "max_windows": max_windows,
         "text": [{"name": d.name, "sha256": d.sha256, "tokens": len(d.tokens)} for d in documents],
-        **subject.engine.as_data(),
+        **subject.engine_settings(),
     }
     readings = {factor: _under(subject, factor, lengths[-1]) for factor in tried}
-    rule = Rule("half-window", None, max_windows)
-    made_by = versions()
+    rule = WindowSelection("half-window", None, max_windows)
+    made_by = software_versions()
     with Journal(subject.sha256, "sweep", settings, made_by) as journal:
         figures = {
-            (factor, length): measured(reading, documents, length, rule, journal, progress)
+            (factor, length): measure_perplexity(reading, documents, length, rule, journal, progress)
             for length in lengths
             for factor, reading in readings.items()
         }
-    verdict = judged(figures)
+    verdict = judge_factors(figures)
     return Report(
         evaluation="sweep",
         subject=subject.as_data(),
         settings=settings,
         versions=made_by,
         results={
-            "verdict": in_words(verdict, figures, subject.positions),
+            "verdict": describe_verdict(verdict, figures, subject.file_rope),
             **asdict(verdict),
-            "convert": advice(verdict, subject.positions),
+            "convert": convert_options(verdict, subject.file_rope),
             "perplexity": [{"factor": factor, **vars(figure)} for (factor, _), figure in figures.items()],
         },
         tables=(_perplexity_table(figures), _fit_table(verdict.fits, figures)),
@@ -160,10 +161,10 @@ def sweep(
 # ---- what is tried -------------------------------------------------------------------------------
 
 
-def _under(subject: Subject, factor: float, longest: int) -> Subject:
-    rope = RuntimeRope(factor, context_length=max(longest, subject.context_length), kind="linear")
+def _under(subject: ModelUnderTest, factor: float, longest: int) -> ModelUnderTest:
+    rope = RuntimeRope(factor, context_length=max(longest, subject.context_length), scaling_type="linear")
     rope.metadata(subject.file)  # refuses before anything is computed
-    return subject.under(_name(factor), rope)
+    return subject.with_variant(_name(factor), rope)
 
 
 def _name(factor: float) -> str:
@@ -182,15 +183,15 @@ def _checked_factors(factors: Sequence[float], own: RopeScaling) -> list[float]:
 
 def _checked_windows(windows: Sequence[int]) -> list[int]:
     lengths = sorted(set(windows))
-    if not lengths or lengths[0] < LEAST_WINDOW:
-        raise UsageError(f"the windows are {lengths}", f"give one or more, of {LEAST_WINDOW} tokens at least")
+    if not lengths or lengths[0] < MIN_WINDOW:
+        raise UsageError(f"the windows are {lengths}", f"give one or more, of {MIN_WINDOW} tokens at least")
     return lengths
 
 
-def _windows_of(subject: Subject, documents: Sequence[Document]) -> list[int]:
+def _windows_of(subject: ModelUnderTest, documents: Sequence[TokenizedText]) -> list[int]:
     """2048, doubling up to twice the file's context length, as far as the texts reach."""
     most = min(2 * subject.context_length, *(len(document.tokens) for document in documents))
-    lengths = [min(FIRST_WINDOW, subject.context_length)]
+    lengths = [min(FIRST_DEFAULT_WINDOW, subject.context_length)]
     while 2 * lengths[-1] <= most:
         lengths.append(2 * lengths[-1])
     return lengths
@@ -199,25 +200,25 @@ def _windows_of(subject: Subject, documents: Sequence[Document]) -> list[int]:
 # ---- the verdict ---------------------------------------------------------------------------------
 
 
-def judged(figures: Figures) -> Verdict:
+def judge_factors(figures: Figures) -> SweepVerdict:
     """What the figures of all factors at all windows come to."""
     fits = tuple(_fit(window, figures) for window in _windows(figures))
     factor = fits[0].factor
     reach, breaks_at = _reach([figures[factor, fit.window] for fit in fits])
-    return Verdict(factor, fits[0].clear, reach, breaks_at, fits)
+    return SweepVerdict(factor, fits[0].clear, reach, breaks_at, fits)
 
 
-def _fit(window: int, figures: Figures) -> Fit:
+def _fit(window: int, figures: Figures) -> BestFactor:
     ranked = sorted(
         ((factor, figure) for (factor, length), figure in figures.items() if length == window),
         key=lambda pair: pair[1].perplexity,
     )
     (factor, best), (next_factor, after) = ranked[:2]
     clear = best.high is not None and after.low is not None and best.high < after.low
-    return Fit(window, factor, best.perplexity, next_factor, after.perplexity, clear)
+    return BestFactor(window, factor, best.perplexity, next_factor, after.perplexity, clear)
 
 
-def _reach(figures: Sequence[Figure]) -> tuple[int, int | None]:
+def _reach(figures: Sequence[PerplexityResult]) -> tuple[int, int | None]:
     """The last window before perplexity rises, by more than intervals and _HOLDS allow; and the next."""
     best = figures[0]
     reach = best.window
@@ -230,14 +231,14 @@ def _reach(figures: Sequence[Figure]) -> tuple[int, int | None]:
     return reach, None
 
 
-def in_words(verdict: Verdict, figures: Figures, own: RopeScaling) -> str:
+def describe_verdict(verdict: SweepVerdict, figures: Figures, own: RopeScaling) -> str:
     """The verdict for a person: which factor, how surely, how far, and what to do."""
     return " ".join(
         (_best(verdict), *_beside_none(verdict, figures), _held(verdict, figures), _then(verdict, own))
     )
 
 
-def _best(verdict: Verdict) -> str:
+def _best(verdict: SweepVerdict) -> str:
     fits, name = verdict.fits, _name(verdict.factor)
     at = _listed([fit.window for fit in fits])
     if any(fit.factor != verdict.factor for fit in fits):
@@ -258,7 +259,7 @@ def _best(verdict: Verdict) -> str:
     return f"{name.capitalize()} fits best at {at}, but not clearly everywhere: {overlaps}."
 
 
-def _margin(fit: Fit) -> str:
+def _margin(fit: BestFactor) -> str:
     higher = f"{fit.margin:.1%} higher" if fit.margin < 1 else f"{fit.margin + 1:.3g} times as high"
     return (
         f"at {fit.window:,} tokens its perplexity is {fit.perplexity:.5g}, that of {_name(fit.next_factor)} "
@@ -266,14 +267,14 @@ def _margin(fit: Fit) -> str:
     )
 
 
-def _overlap(fit: Fit) -> str:
+def _overlap(fit: BestFactor) -> str:
     return (
         f"at {fit.window:,} tokens the intervals of {_name(fit.factor)} ({fit.perplexity:.5g}) and "
         f"{_name(fit.next_factor)} ({fit.next_perplexity:.5g}) overlap"
     )
 
 
-def _beside_none(verdict: Verdict, figures: Figures) -> list[str]:
+def _beside_none(verdict: SweepVerdict, figures: Figures) -> list[str]:
     if verdict.factor == 1:
         return []
     unscaled = figures[1.0, verdict.reach].perplexity
@@ -281,7 +282,7 @@ def _beside_none(verdict: Verdict, figures: Figures) -> list[str]:
     return [f"Without scaling, perplexity at {verdict.reach:,} is {unscaled:.5g} instead of {ours:.5g}."]
 
 
-def _held(verdict: Verdict, figures: Figures) -> str:
+def _held(verdict: SweepVerdict, figures: Figures) -> str:
     ours = figures[verdict.factor, verdict.reach].perplexity
     held = f"Under {_name(verdict.factor)} perplexity holds up to {verdict.reach:,} tokens ({ours:.5g})"
     if verdict.breaks_at is None:
@@ -290,7 +291,7 @@ def _held(verdict: Verdict, figures: Figures) -> str:
     return f"{held} and rises at {verdict.breaks_at:,} ({after:.5g})."
 
 
-def _then(verdict: Verdict, own: RopeScaling) -> str:
+def _then(verdict: SweepVerdict, own: RopeScaling) -> str:
     if not verdict.clear:
         return "Measure more text before relying on it (--max-windows, a longer --text)."
     if own.rope_type in ("none", "linear") and math.isclose(own.factor, verdict.factor, rel_tol=1e-3):
@@ -299,10 +300,10 @@ def _then(verdict: Verdict, own: RopeScaling) -> str:
     further = ""
     if verdict.breaks_at is None and verdict.factor > 1:
         further = f" (no window measured was too long; --context {_window(verdict, own)} may be too short)"
-    return f"The file states {found}: convert the checkpoint again with {advice(verdict, own)}{further}."
+    return f"The file states {found}: convert the checkpoint again with {convert_options(verdict, own)}{further}."
 
 
-def advice(verdict: Verdict, own: RopeScaling) -> str:
+def convert_options(verdict: SweepVerdict, own: RopeScaling) -> str:
     """The options for `pigguf convert` that say what was found."""
     context = _window(verdict, own)
     if verdict.factor == 1:
@@ -311,7 +312,7 @@ def advice(verdict: Verdict, own: RopeScaling) -> str:
     return f"--rope-factor {verdict.factor:g} --original-context {original} --context {context}"
 
 
-def _window(verdict: Verdict, own: RopeScaling) -> int:
+def _window(verdict: SweepVerdict, own: RopeScaling) -> int:
     """As far as perplexity holds; all that the file states, if it held at every window measured."""
     return max(verdict.reach, own.context_length) if verdict.breaks_at is None else verdict.reach
 
@@ -332,9 +333,9 @@ def _windows(figures: Figures) -> list[int]:
     return sorted({window for _, window in figures})
 
 
-def _perplexity_table(figures: Figures) -> Table:
+def _perplexity_table(figures: Figures) -> ReportTable:
     windows = _windows(figures)
-    return Table(
+    return ReportTable(
         "Perplexity by factor and window (half-window)",
         ("factor", *(f"{window:,}" for window in windows)),
         tuple(
@@ -344,7 +345,7 @@ def _perplexity_table(figures: Figures) -> Table:
     )
 
 
-def _fit_table(fits: Sequence[Fit], figures: Figures) -> Table:
+def _fit_table(fits: Sequence[BestFactor], figures: Figures) -> ReportTable:
     rows = []
     for fit in fits:
         best = figures[fit.factor, fit.window]
@@ -355,10 +356,10 @@ def _fit_table(fits: Sequence[Fit], figures: Figures) -> Table:
         *("window", "best factor", "perplexity", "from (95 %)", "to"),
         *("next factor", "its perplexity", "higher by, %", "clear"),
     )
-    return Table("Best factor by window", headers, tuple(rows))
+    return ReportTable("Best factor by window", headers, tuple(rows))
 
 
-def _heat_map(fits: Sequence[Fit], figures: Figures) -> HeatMap:
+def _heat_map(fits: Sequence[BestFactor], figures: Figures) -> HeatMap:
     best = {fit.window: fit.perplexity for fit in fits}
     return HeatMap(
         "How near each factor comes to the best at its window: the best perplexity as a share of its own",
@@ -373,14 +374,14 @@ def _heat_map(fits: Sequence[Fit], figures: Figures) -> HeatMap:
     )
 
 
-def _lines(figures: Figures) -> Lines:
+def _lines(figures: Figures) -> LinePlot:
     values = [figure.perplexity for figure in figures.values()]
     series = []
     for factor in _factors(figures):
         own = [figures[factor, window] for window in _windows(figures)]
-        points = tuple(Point(f.window, f.perplexity, f.low, f.high) for f in own)
-        series.append(Series(_name(factor), points))
-    return Lines(
+        points = tuple(PlotPoint(f.window, f.perplexity, f.low, f.high) for f in own)
+        series.append(PlotSeries(_name(factor), points))
+    return LinePlot(
         "Perplexity by window, under each factor",
         "window, tokens",
         "perplexity",

@@ -36,11 +36,12 @@ from pigguf.common.numerics import Logits, kl_divergence
 from pigguf.common.parallel import usable_cores
 from pigguf.errors import UsageError
 from pigguf.evals.confidence_intervals import wilson
-from pigguf.evals.journal import Journal, evals_directory
-from pigguf.evals.log_likelihood import in_parts, within
-from pigguf.evals.model_under_test import EngineOptions, Subject
-from pigguf.evals.perplexity import LEAST_WINDOW, Document, Piece, Rule, read_documents, refuse_short
-from pigguf.evals.report import Lines, Point, Report, Series, Table, versions
+from pigguf.evals.journal import Journal, evals_cache_directory
+from pigguf.evals.log_likelihood import map_in_parallel, NestedProgress
+from pigguf.evals.model_under_test import ModelUnderTest
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.perplexity import MIN_WINDOW, TokenizedText, ScoredWindow, WindowSelection, tokenize_texts, check_texts_fill_window
+from pigguf.evals.report import LinePlot, PlotPoint, Report, PlotSeries, ReportTable, software_versions
 from pigguf.gguf_io.metadata import elements
 from pigguf.inference.engine import Session
 from pigguf.progress import SILENT, Progress, stage
@@ -53,7 +54,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Divergence:
+class KLStatistics:
     """How far the model is from the reference over some positions.
 
     Attributes:
@@ -94,7 +95,7 @@ def kl(
     reference: str | Path,
     window: int | None = None,
     max_windows: int | None = None,
-    engine: EngineOptions | None = None,
+    engine: EngineConfig | None = None,
     progress: Progress = SILENT,
 ) -> Report:
     """Measure how far a GGUF file is from a reference. Interrupted, it goes on where it was when run again.
@@ -115,35 +116,35 @@ def kl(
         OutputError: the cache directory cannot be written.
         As Subject.of, Subject.open and, for a checkpoint, `pigguf.convert` do.
     """
-    subject = Subject.of(model, engine, progress)
+    subject = ModelUnderTest.from_file(model, engine, progress)
     with _as_gguf(Path(reference), progress) as file:
-        other = Subject.of(file, replace(subject.engine, cache_type="f16"), progress)
+        other = ModelUnderTest.from_file(file, replace(subject.engine, cache_k="f16", cache_v="f16"), progress)
         _refuse_other_vocabulary(subject, other, Path(reference))
         length = _checked_window(window, subject, other)
         if max_windows is not None and max_windows < 1:
             raise UsageError(f"the most windows are {max_windows}", "give a number from 1")
-        documents = read_documents(subject, text, None)
-        refuse_short(documents, length)
+        documents = tokenize_texts(subject, text, None)
+        check_texts_fill_window(documents, length)
         settings = {
             "reference": {**other.as_data(), "path": str(reference), "cache_type": "f16"},
             "window": length,
             "max_windows": max_windows,
             "text": [{"name": d.name, "sha256": d.sha256, "tokens": len(d.tokens)} for d in documents],
-            **subject.engine.as_data(),
+            **subject.engine_settings(),
         }
-        pieces = Rule("whole", None, max_windows).pieces(documents, length)
-        made_by = versions()
+        pieces = WindowSelection("whole", None, max_windows).windows(documents, length)
+        made_by = software_versions()
         with Journal(subject.sha256, "kl", settings, made_by) as journal:
             measured = _measured(subject, other, documents, pieces, length, journal, progress)
-    overall = summarized(measured, 1, length)
-    by_position = [summarized(measured, first, end) for first, end in buckets(length)]
+    overall = summarize_positions(measured, 1, length)
+    by_position = [summarize_positions(measured, first, end) for first, end in position_buckets(length)]
     return Report(
         evaluation="kl",
         subject=subject.as_data(),
         settings=settings,
         versions=made_by,
         results={
-            "verdict": verdict(overall, by_position),
+            "verdict": describe_verdict(overall, by_position),
             "overall": vars(overall),
             "by_position": [vars(bucket) for bucket in by_position],
         },
@@ -152,7 +153,7 @@ def kl(
     )
 
 
-def buckets(length: int) -> list[tuple[int, int]]:
+def position_buckets(length: int) -> list[tuple[int, int]]:
     """The positions of a window as 1-1023, 1024-2047, 2048-4095 and so on: each [first, end)."""
     starts = [1]
     start = FIRST_BUCKET
@@ -173,13 +174,13 @@ def _as_gguf(reference: Path, progress: Progress) -> Iterator[Path]:
         return
     from pigguf.operations.convert import convert
 
-    with tempfile.TemporaryDirectory(prefix="reference-", dir=evals_directory()) as folder:
+    with tempfile.TemporaryDirectory(prefix="reference-", dir=evals_cache_directory()) as folder:
         target = Path(folder) / "reference.gguf"
         convert(reference, target, type="F32", progress=progress)
         yield target
 
 
-def _refuse_other_vocabulary(subject: Subject, other: Subject, reference: Path) -> None:
+def _refuse_other_vocabulary(subject: ModelUnderTest, other: ModelUnderTest, reference: Path) -> None:
     """
     Raises:
         UsageError: a token of one is not the same token of the other.
@@ -198,13 +199,13 @@ def _refuse_other_vocabulary(subject: Subject, other: Subject, reference: Path) 
     )
 
 
-def _checked_window(window: int | None, subject: Subject, other: Subject) -> int:
+def _checked_window(window: int | None, subject: ModelUnderTest, other: ModelUnderTest) -> int:
     if window is None:
         return min(subject.context_length, other.context_length)
-    if window < LEAST_WINDOW:
-        raise UsageError(f"the window is {window}", f"give {LEAST_WINDOW} tokens at least")
-    subject.refuse_beyond(window)
-    other.refuse_beyond(window)
+    if window < MIN_WINDOW:
+        raise UsageError(f"the window is {window}", f"give {MIN_WINDOW} tokens at least")
+    subject.check_window(window)
+    other.check_window(window)
     return window
 
 
@@ -212,16 +213,16 @@ def _checked_window(window: int | None, subject: Subject, other: Subject) -> int
 
 
 def _measured(
-    subject: Subject,
-    other: Subject,
-    documents: Sequence[Document],
-    pieces: Sequence[Piece],
+    subject: ModelUnderTest,
+    other: ModelUnderTest,
+    documents: Sequence[TokenizedText],
+    pieces: Sequence[ScoredWindow],
     length: int,
     journal: Journal,
     progress: Progress,
 ) -> Floats:
     """What `summarized` takes, of all windows: from the journal, or computed."""
-    keys = {piece: f"{piece.document}/{piece.start}" for piece in pieces}
+    keys = {piece: f"{piece.text_index}/{piece.start}" for piece in pieces}
     missing = [piece for piece in pieces if keys[piece] not in journal]
     if missing:
         with (
@@ -232,8 +233,8 @@ def _measured(
             stage(progress, f"comparing, window {length:,}", len(missing) * (length - 1), "tokens"),
         ):
             for piece in missing:
-                tokens = documents[piece.document].tokens[piece.start : piece.start + length]
-                journal.once(keys[piece], partial(_compared, session, reference, tokens, within(progress)))
+                tokens = documents[piece.text_index].tokens[piece.start : piece.start + length]
+                journal.get_or_compute(keys[piece], partial(_compared, session, reference, tokens, NestedProgress(progress)))
     windows = [_unpacked(journal[keys[piece]]) for piece in pieces]
     return np.stack(windows, axis=1)
 
@@ -255,13 +256,13 @@ def _compared(session: Session, reference: Session, tokens: list[int], progress:
             if same_indices != indices:
                 raise AssertionError(f"batches differ: {same_indices[:1]} and {indices[:1]}")
             nexts = (tokens[i + 1] for i in indices)
-            return in_parts(threads, kl_divergence, zip(theirs, rows, nexts, strict=True))
+            return map_in_parallel(threads, kl_divergence, zip(theirs, rows, nexts, strict=True))
 
         batches = session.evaluate_batches(given, wanted, compare, progress)
         found = np.array([row for batch in batches for row in batch]).T
     for numbers, whose in ((found[2], session), (found[3], reference)):
         if not np.isfinite(numbers).all():
-            raise whose.not_numbers()
+            raise whose.nonfinite_logits_error()
     return base64.b64encode(found.astype("<f8").tobytes()).decode()
 
 
@@ -272,7 +273,7 @@ def _unpacked(packed: str) -> Floats:
 # ---- what it comes to ----------------------------------------------------------------------------
 
 
-def summarized(measured: Floats, first: int, end: int) -> Divergence:
+def summarize_positions(measured: Floats, first: int, end: int) -> KLStatistics:
     """The figures of positions [first, end) of all windows.
 
     Args:
@@ -284,7 +285,7 @@ def summarized(measured: Floats, first: int, end: int) -> Divergence:
     lost, lost_low, lost_high = _mean(reference - model)
     right = int(same.sum())
     same_low, same_high = wilson(right, same.size)
-    return Divergence(
+    return KLStatistics(
         first=first,
         last=end - 1,
         tokens=distances.size,
@@ -314,7 +315,7 @@ def _mean(values: Floats) -> tuple[float, float | None, float | None]:
     return mean, mean - reach, mean + reach
 
 
-def verdict(overall: Divergence, by_position: Sequence[Divergence]) -> str:
+def describe_verdict(overall: KLStatistics, by_position: Sequence[KLStatistics]) -> str:
     """The figures in words, and whether the model is further from the reference at depth."""
     parts = [
         f"On average the predictions are {overall.mean:.3g} nats from the reference's, and the likeliest "
@@ -336,7 +337,7 @@ def _percent(ratio: float) -> str:
     return f"{change:.2%} {'higher' if ratio > 1 else 'lower'}" if change >= 5e-5 else "the same"
 
 
-def _depth(near: Divergence, deep: Divergence) -> str:
+def _depth(near: KLStatistics, deep: KLStatistics) -> str:
     """Whether the model is further from the reference at depth, where the intervals tell."""
     if None not in (near.high, deep.low) and deep.low > near.high:  # type: ignore[operator]
         return "It is further from the reference at depth"
@@ -348,7 +349,7 @@ def _depth(near: Divergence, deep: Divergence) -> str:
 # ---- what it looks like --------------------------------------------------------------------------
 
 
-def _table(overall: Divergence, by_position: Sequence[Divergence]) -> Table:
+def _table(overall: KLStatistics, by_position: Sequence[KLStatistics]) -> ReportTable:
     headers = (
         *("positions", "tokens", "mean KL", "from (95 %)", "to", "median KL", "99 % below"),
         *("same top, %", "perplexity", "reference's", "ratio"),
@@ -363,20 +364,20 @@ def _table(overall: Divergence, by_position: Sequence[Divergence]) -> Table:
         )
         for name, d in named
     )
-    return Table("KL divergence from the reference in nats, by position in the window", headers, rows)
+    return ReportTable("KL divergence from the reference in nats, by position in the window", headers, rows)
 
 
-def _plots(by_position: Sequence[Divergence]) -> tuple[Lines, ...]:
+def _plots(by_position: Sequence[KLStatistics]) -> tuple[LinePlot, ...]:
     if len(by_position) < 2:
         return ()
     ends = [float(d.last + 1) for d in by_position]
-    mean = tuple(Point(x, d.mean, d.low, d.high) for x, d in zip(ends, by_position, strict=True))
+    mean = tuple(PlotPoint(x, d.mean, d.low, d.high) for x, d in zip(ends, by_position, strict=True))
     same = tuple(
-        Point(x, 100 * d.same_top, 100 * d.same_top_low, 100 * d.same_top_high)
+        PlotPoint(x, 100 * d.same_top, 100 * d.same_top_low, 100 * d.same_top_high)
         for x, d in zip(ends, by_position, strict=True)
     )
     label = "positions up to"
     return (
-        Lines("KL divergence by position", label, "mean KL, nats", (Series("KL", mean),), log_x=True),
-        Lines("Same likeliest token by position", label, "%", (Series("same", same),), log_x=True),
+        LinePlot("KL divergence by position", label, "mean KL, nats", (PlotSeries("KL", mean),), log_x=True),
+        LinePlot("Same likeliest token by position", label, "%", (PlotSeries("same", same),), log_x=True),
     )

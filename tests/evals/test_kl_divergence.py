@@ -21,15 +21,15 @@ import pigguf
 from pigguf import evaluate
 from pigguf.common.numerics import kl_divergence
 from pigguf.errors import ContextOverflow, EngineError, GGUFError, TextError, UsageError
-from pigguf.evals.html_report import page
-from pigguf.evals.kl import buckets, kl, summarized, verdict
-from pigguf.evals.model_under_test import EngineOptions
+from pigguf.evals.html_report import render_page
+from pigguf.evals.kl_divergence import position_buckets, kl, summarize_positions, describe_verdict
+from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.report import Report
 from pigguf.gguf_io import read_header
 from pigguf.inference.engine import Context, ContextOptions, Model
 from pigguf.progress import Silent, Unit
 
-EXACT = EngineOptions(cache_type="f32", flash_attention=False)
+EXACT = EngineConfig(cache_k="f32", cache_v="f32", flash_attention=False)
 WINDOW = 2500  # three buckets: to 1023, to 2047, to 2499
 SHAPE = {"max_position_embeddings": WINDOW, "hidden_size": 128, "intermediate_size": 64}  # heads of 32: q8_0
 
@@ -171,7 +171,7 @@ def test_the_same_file_is_no_distance_away_and_a_smaller_cache_a_little(models: 
             [short],
             reference=models / "reference.gguf",
             window=128,
-            engine=EngineOptions(cache_type=cache_type),
+            engine=EngineConfig(cache_k=cache_type, cache_v=cache_type),
         ).results["overall"]
         for cache_type in ("f16", "q8_0", "q4_0")
     )
@@ -203,10 +203,10 @@ def test_a_tiny_divergence_is_not_lost_in_rounding() -> None:
 
 
 def test_buckets_double_and_end_with_the_window() -> None:
-    assert buckets(8192) == [(1, 1024), (1024, 2048), (2048, 4096), (4096, 8192)]
-    assert buckets(1500) == [(1, 1024), (1024, 1500)]
-    assert buckets(1024) == [(1, 1024)]
-    assert buckets(64) == [(1, 64)]
+    assert position_buckets(8192) == [(1, 1024), (1024, 2048), (2048, 4096), (4096, 8192)]
+    assert position_buckets(1500) == [(1, 1024), (1024, 1500)]
+    assert position_buckets(1024) == [(1, 1024)]
+    assert position_buckets(64) == [(1, 64)]
 
 
 # ---- the report --------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_the_report_says_it_in_words_tables_and_plots(models: Path, text: Path) 
     distances, same = report.plots
     assert [p.y for s in distances.series for p in s.points] == [b["mean"] for b in by_position]  # type: ignore[union-attr]
     assert [p.x for s in same.series for p in s.points] == [1024, 2048, 2500]  # type: ignore[union-attr]
-    assert report.results["verdict"] in html.unescape(page(report))
+    assert report.results["verdict"] in html.unescape(render_page(report))
 
 
 @pytest.mark.parametrize(
@@ -235,8 +235,8 @@ def test_depth_is_told_where_the_intervals_tell(deep: float, said: str) -> None:
     distances = rng.exponential(1.0, (3, 2047)) * np.where(np.arange(1, 2048) < 1024, 0.2, deep)
     same = rng.random((3, 2047)) < 0.9
     measured = np.stack([distances, same, np.full_like(distances, -2.1), np.full_like(distances, -2.0)])
-    overall, *by_position = (summarized(measured, *ends) for ends in ((1, 2048), (1, 1024), (1024, 2048)))
-    words = verdict(overall, by_position)
+    overall, *by_position = (summarize_positions(measured, *ends) for ends in ((1, 2048), (1, 1024), (1024, 2048)))
+    words = describe_verdict(overall, by_position)
     assert said in words
     assert f"{distances[:, :1023].mean():.3g} nats up to position 1,023" in words
     assert f"{distances[:, 1023:].mean():.3g} from 1,024 on" in words

@@ -22,11 +22,11 @@ from transformers import AutoTokenizer
 import pigguf
 from pigguf import evaluate
 from pigguf.errors import TextError, UsageError
-from pigguf.evals.html_report import page
-from pigguf.evals.model_under_test import EngineOptions
-from pigguf.evals.perplexity import Figure
-from pigguf.evals.report import HeatMap, Lines, Report
-from pigguf.evals.sweep import FACTORS, Verdict, advice, in_words, judged, sweep
+from pigguf.evals.html_report import render_page
+from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.perplexity import PerplexityResult
+from pigguf.evals.report import HeatMap, LinePlot, Report
+from pigguf.evals.rope_factor_sweep import FACTORS, SweepVerdict, convert_options, describe_verdict, judge_factors, sweep
 from pigguf.gguf_io import (
     PlannedTensor,
     TensorData,
@@ -41,7 +41,7 @@ PERIOD, WINDOW = 12, 256
 BACK = PERIOD - 1  # from a letter to the one that the next will be like
 LETTERS = "ABCDEFGHJKLMNOPQ"  # of which the tokenizer makes one token each
 WIDTH, THETA = 64, 10.0
-EXACT = EngineOptions(cache_type="f32", flash_attention=False)
+EXACT = EngineConfig(cache_k="f32", cache_v="f32", flash_attention=False)
 
 
 @pytest.fixture(scope="module")
@@ -206,23 +206,23 @@ def test_the_tables_and_pictures_have_every_figure(found: Report) -> None:
     assert [(row[0], row[1], row[-1]) for row in best.rows] == [(w, 4.0, "yes") for w in (64, 128, 256, 512)]
     heat, lines = found.plots
     assert isinstance(heat, HeatMap)
-    assert isinstance(lines, Lines)
+    assert isinstance(lines, LinePlot)
     assert (heat.x, heat.y) == ((64.0, 128.0, 256.0, 512.0), (1.0, 2.0, 4.0, 8.0))
     assert heat.values[2] == (1.0,) * 4
     assert heat.values[0][0] == pytest.approx(figures[4.0, 64] / figures[1.0, 64])
     assert [series.name for series in lines.series] == ["factor 1", "factor 2", "factor 4", "factor 8"]
-    assert "factor 4, as" not in page(found)
-    assert found.results["verdict"].split(":")[0] in page(found)
-    assert "<code>--original-context 128</code>" in page(found)
+    assert "factor 4, as" not in render_page(found)
+    assert found.results["verdict"].split(":")[0] in render_page(found)
+    assert "<code>--original-context 128</code>" in render_page(found)
 
 
 # ---- what figures come to ----------------------------------------------------------------------------
 
 
-def figures(values: dict[float, list[float]], spread: float = 0.02) -> dict[tuple[float, int], Figure]:
+def figures(values: dict[float, list[float]], spread: float = 0.02) -> dict[tuple[float, int], PerplexityResult]:
     """Perplexities at 2048, 4096 and so on, with intervals of +/- `spread` of each."""
     return {
-        (factor, 2048 << i): Figure(
+        (factor, 2048 << i): PerplexityResult(
             *(f"factor {factor:g}", 2048 << i, value, value * (1 - spread), value * (1 + spread)),
             *(-math.log(value), 0.01, 1, 1000, 2047),
         )
@@ -238,9 +238,9 @@ BASE = {1.0: [31.5, 30.0, 29.6, 58.1], 2.0: [45.0, 44.0, 43.0, 44.0], 4.0: [159.
 
 def said(
     values: dict[float, list[float]], own: RopeScaling = PLAIN, spread: float = 0.02
-) -> tuple[Verdict, str]:
-    verdict = judged(figures(values, spread))
-    return verdict, in_words(verdict, figures(values, spread), own)
+) -> tuple[SweepVerdict, str]:
+    verdict = judge_factors(figures(values, spread))
+    return verdict, describe_verdict(verdict, figures(values, spread), own)
 
 
 def test_an_untuned_base_has_factor_one_though_a_larger_one_is_less_bad_beyond_its_window() -> None:
@@ -254,7 +254,7 @@ def test_an_untuned_base_has_factor_one_though_a_larger_one_is_less_bad_beyond_i
     assert "that is factor 1, clearly so" in words
     assert "holds up to 8,192 tokens (29.6) and rises at 16,384 (58.1)" in words
     assert words.endswith("That is the factor the file states.")
-    assert advice(verdict, PLAIN) == "--rope-factor 1 --context 8192"
+    assert convert_options(verdict, PLAIN) == "--rope-factor 1 --context 8192"
 
 
 def test_a_file_that_states_another_factor_is_to_be_converted_again() -> None:
@@ -267,15 +267,15 @@ def test_a_file_that_states_another_factor_is_to_be_converted_again() -> None:
 def test_the_original_window_is_the_one_that_held_divided_by_the_factor() -> None:
     tuned = {1.0: [60.0, 70.0, 90.0], 4.0: [7.2, 7.0, 6.9], 8.0: [8.2, 8.1, 8.0]}
     verdict, words = said(tuned)
-    assert advice(verdict, PLAIN) == "--rope-factor 4 --original-context 2048 --context 8192"
+    assert convert_options(verdict, PLAIN) == "--rope-factor 4 --original-context 2048 --context 8192"
     assert "may be too short" in words
     # the file states a longer window than was measured, and none of those broke
-    assert advice(verdict, replace(PLAIN, context_length=16384)).endswith(
+    assert convert_options(verdict, replace(PLAIN, context_length=16384)).endswith(
         "--original-context 4096 --context 16384"
     )
     broken, words = said({factor: [*row, 300.0] for factor, row in tuned.items()})
     assert (broken.reach, broken.breaks_at) == (8192, 16384)
-    assert advice(broken, PLAIN) == advice(verdict, PLAIN)
+    assert convert_options(broken, PLAIN) == convert_options(verdict, PLAIN)
     assert "may be too short" not in words
 
 
