@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms."""
+"""Fixtures shared by all tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CACHE = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What is kept between runs goes to a cache of the tests' own."""
+    """Give the tests a cache directory of their own."""
     config.stash[_CACHE] = tempfile.TemporaryDirectory(prefix="pigguf-cache-")
     os.environ["XDG_CACHE_HOME"] = config.stash[_CACHE].name
 
@@ -30,14 +30,14 @@ DEMO_MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
-    """The demo model: SmolLM2-135M-Instruct, 30 layers, window 8192, BPE, with a chat template."""
-    for path in _places():
+    """Return the demo model: SmolLM2-135M-Instruct, 30 layers, window 8192, BPE, with a chat template."""
+    for path in _demo_model_paths():
         if path.is_file():
             return path
-    pytest.fail(f"{DEMO_MODEL} is nowhere: run scripts/test, or give its path in PIGGUF_DEMO_MODEL")
+    pytest.fail(f"{DEMO_MODEL} not found: run scripts/test, or set PIGGUF_DEMO_MODEL to its path")
 
 
-def _places() -> Iterator[Path]:
+def _demo_model_paths() -> Iterator[Path]:
     if given := os.environ.get("PIGGUF_DEMO_MODEL"):
         yield Path(given)
     yield Path(__file__).parent.parent / "models" / DEMO_MODEL
@@ -48,7 +48,7 @@ def _places() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def smollm2_checkpoint(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model as a Hugging Face checkpoint, which `export` makes of it."""
+    """Return the demo model as a Hugging Face checkpoint, exported from the GGUF."""
     path = tmp_path_factory.mktemp("exported") / "SmolLM2-135M-Instruct"
     pigguf.export(smollm2_gguf, path)
     return path
@@ -56,5 +56,6 @@ def smollm2_checkpoint(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def novel() -> str:
-    """Some ten thousand tokens of real prose."""
+    """Return about ten thousand tokens of real prose."""
+
     return (Path(__file__).parent / "data" / "persuasion-chapters-3-5.txt").read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The pages on programs around pigguf are true: their code runs, with the real clients and a real server.
+"""The pages on client programs: their code runs with the real clients and a real server.
 
-A block marked sh or python is run, in the page's order; one that begins with `# NAME.py` is written to that
-file. What stands behind `# prints` is in what the block prints. Blocks without a mark are not run.
+A block marked sh or python is run, in the page's order; a block that begins with `# NAME.py` is written to that
+file. The output must contain the text after `# prints`. Blocks without a language are not run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.doc_examples import blocks, run_block
-from support.running_server import Served, serving
+from support.running_server import RunningServer, running_server
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "docs" / "server.md", *sorted((ROOT / "docs" / "apps").glob("*.md"))]
@@ -31,20 +31,21 @@ def folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Served]:
-    with serving(folder / "smollm2.gguf", "--ctx", "4096", "--slots", "2", "--no-sessions") as served:
+def server(folder: Path) -> Iterator[RunningServer]:
+    with running_server(folder / "smollm2.gguf", "--ctx", "4096", "--slots", "2", "--no-prompt-cache") as served:
         yield served
 
 
 @pytest.fixture(scope="module")
-def guarded(folder: Path) -> Iterator[Served]:
+def guarded(folder: Path) -> Iterator[RunningServer]:
     model = folder / "smollm2.gguf"
-    with serving(model, "--ctx", "512", "--slots", "1", "--no-sessions", "--api-key", KEY) as served:
+    with running_server(model, "--ctx", "512", "--slots", "1", "--no-prompt-cache", "--api-key", KEY) as served:
         yield served
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
-def test_what_a_page_shows_runs_and_prints_what_it_says(
+def test_the_code_of_a_page_runs_and_prints_the_expected_output(
+
     page: Path, folder: Path, request: pytest.FixtureRequest
 ) -> None:
     needs = "guarded" if f"Bearer {KEY}" in page.read_text("utf-8") else "server"

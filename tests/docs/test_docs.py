@@ -1,4 +1,4 @@
-"""The README and the pages of docs/ are true: what they show runs, what they repeat is current."""
+"""The README and the pages of docs/: their code runs, and what they repeat is current."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_all_that_the_readme_shows_runs_in_its_order(smollm2_gguf: Path, tmp_path: Path) -> None:
-    """Every block that uses pigguf; setting up is scripts/test's own business."""
-    shown = blocks(ROOT / "README.md")
-    runnable = [(kind, code) for kind, code in shown if "pigguf " in code and "git clone" not in code]
+def test_the_code_of_the_readme_runs_in_order(smollm2_gguf: Path, tmp_path: Path) -> None:
+    """Run every block that uses pigguf; installation is tested by scripts/test itself."""
+    found = blocks(ROOT / "README.md")
+    runnable = [(kind, code) for kind, code in found if "pigguf " in code and "git clone" not in code]
     assert len(runnable) >= 5
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf").symlink_to(smollm2_gguf.resolve())
@@ -43,20 +43,21 @@ def test_the_readme_names_every_command_and_convert_s_page_every_type() -> None:
 @pytest.mark.parametrize(
     "page", sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]), ids=lambda path: path.name
 )
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_not_broken(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_pages_of_the_commands_are_what_help_says() -> None:
+def test_the_command_pages_equal_help() -> None:
     finished = subprocess.run(
         [sys.executable, ROOT / "scripts" / "docs.py", "--check"], capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
 
 
-def test_the_page_of_families_names_every_class() -> None:
+def test_the_family_page_names_every_class(
+) -> None:
     page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     for family in FAMILIES:
-        assert f"`{family.classes[0]}`" in page
+        assert f"`{family.hf_classes[0]}`" in page

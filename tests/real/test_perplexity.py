@@ -27,7 +27,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_windows_are_what_llama_perplexity_says(
     smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The peer is built first where it is not there, which takes minutes."""
+    """Build the peer first if it does not exist, which takes minutes."""
+
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import llama_perplexity
 

@@ -1,4 +1,4 @@
-"""Code that a page of Markdown shows, and running it as its reader would."""
+"""Extract code blocks from Markdown pages, and run them as a reader would."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """The page's blocks that are marked sh or python: (mark, code)."""
+    """Return the page's sh and python blocks as (language, code)."""
     return re.findall(r"^```(sh|python)\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
@@ -22,7 +22,8 @@ def run_block(
     environment: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> str:
-    """What a block prints; in a process of its own, as its packages warn of much that is not ours."""
+    """Run a block in a process of its own, because its packages emit warnings, and return its output."""
+
     command = ["bash", "-euo", "pipefail", "-c", code] if kind == "sh" else [sys.executable, "-c", code]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     finished = subprocess.run(
