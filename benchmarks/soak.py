@@ -73,7 +73,7 @@ class Server:
 
 @contextmanager
 def serving(model: Path, workers: Sequence[str]) -> Iterator[Server]:
-    options = ["--slots", "3", "--ctx", str(WINDOW), "--port", "0", "--no-sessions"]
+    options = ["--slots", "3", "--ctx", str(WINDOW), "--port", "0", "--no-prompt-cache"]
     exact = ["--cache-type-k", "f32", "--cache-type-v", "f32"]
     over = ["--workers", ",".join(workers)] if workers else []
     command = [sys.executable, "-m", "pigguf", "serve", str(model), *options, *exact, *over]

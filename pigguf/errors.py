@@ -91,7 +91,7 @@ class TextError(PigError):
 class RopeConflict(PigError):
     """Position facts that contradict each other."""
 
-    usual_hint = "say what holds with --rope-factor, --original-context and --context"
+    usual_hint = "give the right values: `rope.factor`, `rope.original_context` and `rope.context`"
 
 
 class ConversionError(PigError):

@@ -23,6 +23,7 @@ from click.shell_completion import CompletionItem
 
 from pigguf.cli import exit_codes, terminal
 from pigguf.cli.error_report import report
+from pigguf.cli.parameter_flags import parameters_as_flags
 
 PROGRAM = "pigguf"
 
@@ -44,7 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ask": ("pigguf.cli.ask", "Ask a model about documents, and see where answers stand."),
     "summarize": ("pigguf.cli.summarize", "Let a model summarize a document of any length."),
     "serve": ("pigguf.cli.serve", "Answer many clients at once, as OpenAI's API does."),
-    "sessions": ("pigguf.cli.prompt_cache", "List or remove the documents that stay read."),
+    "prompt-cache": ("pigguf.cli.prompt_cache", "List or remove the prompts that are cached on disk."),
     "eval": ("pigguf.cli.eval", "Measure what a model makes of its window: perplexity and more."),
     "worker": ("pigguf.cli.worker", "Lend this machine's devices to models on another one."),
     "doctor": ("pigguf.cli.doctor", "Check the engine on this machine, and say what is missing."),
@@ -53,16 +54,36 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 @dataclass
 class Settings:
-    """What holds for the whole run; click carries it as `ctx.obj`."""
+    """State of one run of the command line; click carries it as `ctx.obj`.
+
+    Attributes:
+        verbose: show the traceback of an error.
+        command: the innermost command that was invoked, kept for errors that are reported after its end.
+    """
 
     verbose: bool = field(default_factory=lambda: bool(os.environ.get("PIGGUF_DEBUG")))
+    command: click.Command | None = None
 
 
 class ReaderLeft(Exception):
     """Whoever read our output went away. click would make a failure of BrokenPipeError itself."""
 
 
-class LazyGroup(click.Group):
+class CommandGroup(click.Group):
+    """A group that notes the command it invokes, so that messages can name that command's flags."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand that the arguments name, and note it in the settings of the run."""
+        name, command, rest = super().resolve_command(ctx, args)
+        settings = ctx.find_object(Settings)
+        if settings is not None:
+            settings.command = command
+        return name, command, rest
+
+
+class LazyGroup(CommandGroup):
     """A group that lists its commands from a table and imports only the one that runs."""
 
     def __init__(self, *arguments: Any, table: Mapping[str, tuple[str, str]], **attributes: Any) -> None:
@@ -135,8 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # A terminal that cannot show a character gets its escape, not a crash in the middle of an answer.
     for stream in (sys.stdout, sys.stderr):
         cast(Any, stream).reconfigure(errors="backslashreplace")
-    logging.getLogger("pigguf").addHandler(_Warnings())
     settings = Settings()
+    logging.getLogger("pigguf").addHandler(_WarningHandler(settings))
     try:
         result = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=settings)
         sys.stdout.flush()
@@ -149,13 +170,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(result if isinstance(result, int) else 0)
 
 
-class _Warnings(logging.Handler):
-    """Shows what the library warns of as a note on stderr."""
+class _WarningHandler(logging.Handler):
+    """Shows the library's warnings as notes on stderr."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._settings = settings
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a warning, with the running command's flags for the parameters that it names."""
         from pigguf.cli import render
 
-        render.note(f"warning: {record.getMessage()}")
+        render.note(f"warning: {parameters_as_flags(record.getMessage(), self._settings.command)}")
 
 
 def _fail(error: BaseException, settings: Settings) -> int:
@@ -168,7 +194,7 @@ def _fail(error: BaseException, settings: Settings) -> int:
         import traceback
 
         traceback.print_exception(error)
-    report(error)
+    report(error, settings.command)
     try:
         sys.stdout.flush()
     except OSError:

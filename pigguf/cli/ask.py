@@ -30,10 +30,10 @@ from pigguf.cli.options import (
     verbose_option,
 )
 from pigguf.common.text_decoding import decode_text
-from pigguf.documents import Document, Place
+from pigguf.documents import Document, SourceLocation
 from pigguf.errors import UsageError
 from pigguf.inference.engine import SamplingParams, log_to
-from pigguf.inference.open_context import RunConfig
+from pigguf.inference.run_config import RunConfig
 
 _SHOWN = 5  # files, or places, that a note names
 
@@ -156,9 +156,9 @@ def _ask(chat: DocumentChat, question: str, as_json: bool, show_context: bool, *
 
 def show_passages(chat: DocumentChat) -> None:
     """What the model reads for the last question, on stderr."""
-    assert chat.reading is not None
-    for number in chat.reading.numbers:
-        render.note(chat.quoted(number).rstrip() + "\n")
+    assert chat.retrieved_context is not None
+    for number in chat.retrieved_context.passage_numbers:
+        render.note(chat.format_passage(number).rstrip() + "\n")
 
 
 def show_places(chat: DocumentChat, on_stderr: bool = False) -> None:
@@ -168,29 +168,29 @@ def show_places(chat: DocumentChat, on_stderr: bool = False) -> None:
         click.echo(err=on_stderr)
     for citation in citations:
         quote = f" “{citation.quote}”" if citation.quote else ""
-        click.echo(printable(f"[{citation.number}] {citation.place}{quote}"), err=on_stderr)
+        click.echo(printable(f"[{citation.passage_number}] {citation.location}{quote}"), err=on_stderr)
     sys.stdout.flush()
     if not citations:
         render.note("The answer names no passage, and has no four words in a row from one.")
     render.note(f"Read: {_some(map(str, _places_read(chat)))}.")
 
 
-def _places_read(chat: DocumentChat) -> Iterator[Place]:
+def _places_read(chat: DocumentChat) -> Iterator[SourceLocation]:
     """Stretches of the documents that were read for the last question, neighbours together."""
-    assert chat.reading is not None
+    assert chat.retrieved_context is not None
     read: list[tuple[int, int, Document, int]] = []  # first and last passage, their document, where it begins
-    for number in chat.reading.numbers:
+    for number in chat.retrieved_context.passage_numbers:
         passage = chat.passages[number - 1]
         if read and read[-1][1] == number - 1 and read[-1][2] is passage.document:
             read[-1] = (*read[-1][:1], number, *read[-1][2:])
         else:
             read.append((number, number, passage.document, passage.start))
     for _, last, document, start in read:
-        yield document.place(start, chat.passages[last - 1].stop)
+        yield document.location(start, chat.passages[last - 1].stop)
 
 
 def _tell_of_files_left_out(chat: DocumentChat) -> None:
-    if left_out := chat.collection.left_out:
+    if left_out := chat.collection.skipped:
         names = _some(f"{file.path} ({file.reason})" for file in left_out)
         render.note(f"Not read, {len(left_out):,} of the files: {names}.")
 
@@ -203,34 +203,34 @@ def _some(texts: Iterable[str]) -> str:
 
 
 def _as_data(question: str, answer: str, chat: DocumentChat, show_context: bool) -> dict[str, object]:
-    reading = chat.reading
+    reading = chat.retrieved_context
     assert reading is not None
     data: dict[str, object] = {
         "question": question,
         **as_data(answer, chat),
         "citations": [_citation(citation) for citation in chat.citations],
-        "passages": {"read": len(reading.numbers), "left_out": reading.passages - len(reading.numbers)},
+        "passages": {"read": len(reading.passage_numbers), "left_out": reading.total_passages - len(reading.passage_numbers)},
         "read": [_place(place) for place in _places_read(chat)],
         "documents": [str(document.path) for document in chat.collection.documents],
         "files_left_out": [
-            {"file": str(file.path), "reason": file.reason} for file in chat.collection.left_out
+            {"file": str(file.path), "reason": file.reason} for file in chat.collection.skipped
         ],
     }
     if show_context:
         data["context"] = [
             {
                 "passage": number,
-                **_place(chat.passages[number - 1].place),
+                **_place(chat.passages[number - 1].location),
                 "text": chat.passages[number - 1].text,
             }
-            for number in reading.numbers
+            for number in reading.passage_numbers
         ]
     return data
 
 
 def _citation(citation: Citation) -> dict[str, Any]:
-    return {"passage": citation.number, **_place(citation.place), "quote": citation.quote}
+    return {"passage": citation.passage_number, **_place(citation.location), "quote": citation.quote}
 
 
-def _place(place: Place) -> dict[str, Any]:
+def _place(place: SourceLocation) -> dict[str, Any]:
     return asdict(place)

@@ -13,21 +13,21 @@ import click
 from click.core import ParameterSource
 
 from pigguf.cli import render
-from pigguf.cli.evals.options import numbers, show
+from pigguf.cli.evals.options import comma_separated, print_report
 from pigguf.cli.options import PATH, json_option, setting_options, verbose_option
 from pigguf.cli.signals import tidy_termination
 from pigguf.common.files import atomic_write
 from pigguf.errors import UsageError
-from pigguf.evals.html_report import drawing, page
-from pigguf.evals.report import Lines, Report
+from pigguf.evals.html_report import render_page, render_svg_document
+from pigguf.evals.report import EvalReport, LinePlot
 from pigguf.inference.benchmark import bench
 from pigguf.inference.engine import log_to
-from pigguf.inference.open_context import RunConfig
+from pigguf.inference.run_config import RunConfig
 
 # a plot's ending -> how it is drawn
-_DRAWN: dict[str, Callable[[Report], str]] = {
-    ".svg": lambda report: drawing([plot for plot in report.plots if isinstance(plot, Lines)]),
-    ".html": page,
+_DRAWN: dict[str, Callable[[EvalReport], str]] = {
+    ".svg": lambda report: render_svg_document([plot for plot in report.plots if isinstance(plot, LinePlot)]),
+    ".html": render_page,
 }
 
 
@@ -62,7 +62,7 @@ def _changed(settings: RunConfig, changes: str) -> RunConfig:
 @click.argument("model", metavar="MODEL", type=PATH)
 @click.option(
     "--depths",
-    callback=numbers(int, "depths"),
+    callback=comma_separated(int, "depths"),
     metavar="N,...",
     help="Tokens of the documents that are read; default: 0, 2048 and 8192, as far as the window goes.",
 )
@@ -127,4 +127,4 @@ def command(
     if as_json:
         render.json(report.as_data())
     else:
-        show(report)
+        print_report(report)

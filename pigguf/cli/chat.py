@@ -13,8 +13,8 @@ from pathlib import Path
 
 import click
 
-from pigguf.chat.context_overflow import POLICIES, OverflowPolicy
-from pigguf.chat.conversation import Chat, Turn
+from pigguf.chat.context_overflow import OVERFLOW_POLICIES, OverflowPolicy
+from pigguf.chat.conversation import Chat, TurnStats
 from pigguf.chat.few_shot import read_examples
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
@@ -28,7 +28,8 @@ from pigguf.cli.options import (
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import UsageError
 from pigguf.inference.engine import SamplingParams, Session, log_to
-from pigguf.inference.open_context import RunConfig, open_session
+from pigguf.inference.open_context import open_session
+from pigguf.inference.run_config import RunConfig
 
 _PATIENCE = 2.0  # seconds
 
@@ -55,7 +56,7 @@ _PATIENCE = 2.0  # seconds
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option(
     "--overflow",
-    type=click.Choice(list(POLICIES)),
+    type=click.Choice(list(OVERFLOW_POLICIES)),
     default="error",
     show_default=True,
     help="When the window is full: refuse the question, leave the oldest turns out, or let the model "
@@ -176,26 +177,26 @@ def remarks(chat: Chat, verbose: bool) -> Iterator[str]:
     turn = chat.last_turn
     assert turn is not None
     if turn.stop_reason == "length":
-        yield f"(cut at --max-tokens {turn.answer_tokens:,})"
+        yield f"(cut at --max-tokens {turn.generated_tokens:,})"
     if turn.stop_reason == "window":
         yield f"(cut: the window of {chat.context_length:,} tokens is full)"
     if verbose:
         yield _timings(turn)
 
 
-def _timings(turn: Turn) -> str:
+def _timings(turn: TurnStats) -> str:
     """One line on how long a turn took."""
     read = turn.prompt_tokens - turn.cached_tokens
     line = (
-        f"{read:,} tokens read in {turn.prefill_seconds:.1f} s ({turn.prefill_rate:,.0f} tokens/s), "
+        f"{read:,} tokens read in {turn.prefill_seconds:.1f} s ({turn.prefill_tokens_per_second:,.0f} tokens/s), "
         f"first token after {turn.first_token_seconds:.1f} s"
     )
     if turn.cached_tokens:
         line = f"{turn.cached_tokens:,} tokens were read before, {line}"
-    if turn.answer_tokens < 2:  # one token comes with the reading and has no rate of its own
+    if turn.generated_tokens < 2:  # one token comes with the reading and has no rate of its own
         return line
-    written = f"{turn.answer_tokens:,} written in {turn.decode_seconds:.1f} s"
-    return f"{line}, {written} ({turn.decode_rate:.1f} tokens/s)"
+    written = f"{turn.generated_tokens:,} written in {turn.decode_seconds:.1f} s"
+    return f"{line}, {written} ({turn.decode_tokens_per_second:.1f} tokens/s)"
 
 
 def as_data(answer: str, chat: Chat) -> dict[str, object]:
@@ -209,14 +210,14 @@ def as_data(answer: str, chat: Chat) -> dict[str, object]:
         "tokens": {
             "prompt": turn.prompt_tokens,
             "cached": turn.cached_tokens,
-            "answer": turn.answer_tokens,
+            "answer": turn.generated_tokens,
             "context_length": chat.context_length,
         },
         "timings": {
             "prefill_seconds": round(turn.prefill_seconds, 3),
-            "prefill_tokens_per_second": round(turn.prefill_rate, 2),
+            "prefill_tokens_per_second": round(turn.prefill_tokens_per_second, 2),
             "first_token_seconds": round(turn.first_token_seconds, 3),
             "decode_seconds": round(turn.decode_seconds, 3),
-            "decode_tokens_per_second": round(turn.decode_rate, 2),
+            "decode_tokens_per_second": round(turn.decode_tokens_per_second, 2),
         },
     }

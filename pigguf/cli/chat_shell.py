@@ -123,15 +123,15 @@ class Shell:
     def ctx(self, argument: str) -> None:
         """Show how full the window is."""
         chat = self._chat
-        shares = chat.shares()
+        shares = chat.context_usage()
         total = sum(share.tokens for share in shares)
         render.note(
             f"{total:,} of {chat.context_length:,} tokens ({100 * total / chat.context_length:.0f} %)"
         )
         width = max(10, shutil.get_terminal_size().columns - 24)
         for share in filter(attrgetter("tokens"), shares):
-            waiting = " (waits for your next message)" if share.part == "document" else ""
-            render.note(f"  {share.tokens:>7,}  {share.part:<9}  {shortened(share.text + waiting, width)}")
+            waiting = " (waits for your next message)" if share.kind == "document" else ""
+            render.note(f"  {share.tokens:>7,}  {share.kind:<9}  {shortened(share.text + waiting, width)}")
 
     def clear(self, argument: str) -> None:
         """Forget the conversation and the documents."""

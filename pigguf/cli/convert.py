@@ -7,9 +7,8 @@ from typing import Any
 
 import click
 
-from pigguf.checkpoint import AdapterFacts
+from pigguf.checkpoint import AdapterSummary
 from pigguf.cli import render
-from pigguf.cli.formatting import size
 from pigguf.cli.options import (
     PATH,
     SOURCE,
@@ -21,6 +20,7 @@ from pigguf.cli.options import (
     weights_options,
 )
 from pigguf.cli.signals import tidy_termination
+from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.convert import DEFAULT_TYPE, ConversionResult, convert
 from pigguf.rope import INTERPOLATIONS, RopeOverrides, RopeScaling
 
@@ -49,11 +49,22 @@ from pigguf.rope import INTERPOLATIONS, RopeOverrides, RopeScaling
     help="The scaling factor, whatever the checkpoint says; 1: none.",
 )
 @click.option(
-    "--original-context", type=click.IntRange(min=1), metavar="N", help="The window the model was trained at."
+    "--original-context",
+    "rope_original_context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The context length the model was trained at.",
 )
-@click.option("--context", type=click.IntRange(min=1), metavar="N", help="The window to write, in tokens.")
+@click.option(
+    "--context",
+    "rope_context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="The context length to write, in tokens.",
+)
 @click.option(
     "--interpolation",
+    "rope_interpolation",
     type=click.Choice(INTERPOLATIONS),
     help="How --context makes rows of learned positions (GPT-2, StarCoder, OPT).  [default: linear]",
 )
@@ -69,9 +80,9 @@ def command(
     imatrix: Path | None,
     tensor_types: dict[str, str],
     rope_factor: float | None,
-    original_context: int | None,
-    context: int | None,
-    interpolation: str | None,
+    rope_original_context: int | None,
+    rope_context: int | None,
+    rope_interpolation: str | None,
     shard_size: int | None,
     dry_run: bool,
     as_json: bool,
@@ -100,7 +111,7 @@ def command(
       pigguf convert ./gpt2 --context 4096 --interpolation linear -o gpt2-4k.gguf
       pigguf convert ./SmolLM2-135M-Instruct --adapter ./smollm2-32k-adapter -o smollm2-32k.gguf
     """
-    overrides = RopeOverrides(rope_factor, original_context, context, interpolation)
+    overrides = RopeOverrides(rope_factor, rope_original_context, rope_context, rope_interpolation)
     with tidy_termination():
         result = convert(
             source,
@@ -130,13 +141,13 @@ def _rows(result: ConversionResult) -> list[tuple[str, object]]:
     if len(result.parts) > 1:
         rows.append(("parts", f"{len(result.parts)} files, to {result.parts[-1]}"))
     rows += [
-        ("size", size(plan.bytes)),
+        ("size", format_bytes(plan.bytes)),
         ("model", f"{plan.hparams.architecture}, {plan.hparams.layers} layers, {plan.recipe.name}"),
         ("window", f"{rope.context_length:,} tokens, {rope.explain()}"),
         ("tokenizer", f"{plan.vocab.model} ({plan.vocab.pre}), {len(plan.vocab.tokens):,} tokens"),
     ]
     if plan.adapter is not None:
-        rows.append(("adapter", f"{plan.adapter.name}: {plan.adapter.explain()}"))
+        rows.append(("adapter", f"{plan.adapter.name}: {plan.adapter.describe()}"))
     if plan.scheme.matrix is not None:
         rows.append(("imatrix", f"{plan.scheme.matrix.path}: {len(plan.scheme.matrix.weights)} tensors"))
     rows += [("decided", decision) for decision in rope.decisions]
@@ -180,12 +191,12 @@ def _as_data(result: ConversionResult) -> dict[str, Any]:
     }
 
 
-def _adapter_data(adapter: AdapterFacts) -> dict[str, Any]:
+def _adapter_data(adapter: AdapterSummary) -> dict[str, Any]:
     return {
         "path": str(adapter.path),
         "name": adapter.name,
-        "base": adapter.base,
+        "base": adapter.base_model,
         "ranks": list(adapter.ranks),
-        "matrices": adapter.matrices,
-        "replaced": list(adapter.replaced),
+        "matrices": adapter.lora_matrices,
+        "replaced": list(adapter.replaced_tensors),
     }

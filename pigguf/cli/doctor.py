@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.formatting import size
 from pigguf.cli.options import json_option
+from pigguf.common.format_bytes import format_bytes
 from pigguf.errors import BackendUnavailable
 from pigguf.inference.engine.devices import Device
 from pigguf.inference.engine_build.build_plan import BuildRecord
@@ -78,7 +78,7 @@ def _built(record: BuildRecord | None) -> str:
 
 def _device(device: Device) -> str:
     memory = (
-        f", {size(device.memory_free)} of {size(device.memory_total)} free" if device.memory_total else ""
+        f", {format_bytes(device.memory_free)} of {format_bytes(device.memory_total)} free" if device.memory_total else ""
     )
     return f"{device.name}: {device.description} ({device.backend}{memory})"
 
@@ -91,8 +91,8 @@ def _machine(facts: SystemFacts) -> list[tuple[str, str]]:
         ("NVIDIA GPU", gpu),
         ("nvcc", machine.nvcc or "none found"),
         ("compiler for a rebuild", facts.rebuilt_with or "none works"),
-        ("memory", f"{size(facts.memory)} free" if facts.memory is not None else "not known"),
-        ("disk", f"{size(facts.disk)} free in {facts.folder}"),
+        ("memory", f"{format_bytes(facts.memory)} free" if facts.memory is not None else "not known"),
+        ("disk", f"{format_bytes(facts.disk)} free in {facts.folder}"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""How a failure is told: one line, and a hint where there is one, on stderr."""
+"""Errors on stderr: one line with the message, and one with the hint if there is one."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ import os
 import click
 
 from pigguf.cli.formatting import printable
+from pigguf.cli.parameter_flags import parameters_as_flags
 from pigguf.errors import PigError
 
 
-def report(error: BaseException) -> None:
-    """Say what went wrong as `error: ...` and perhaps `hint: ...`."""
-    message, hint = _describe(error)
-    _line("error:", "red", message)
+def report(error: BaseException, command: click.Command | None = None) -> None:
+    """Print an error on stderr as `error: ...`, followed by `hint: ...` if it has a hint.
+
+    Args:
+        error: the error to report.
+        command: the command whose flags replace the parameters that a PigError names; by default the one that
+            is running in this thread.
+    """
+    message, hint = _describe(error, command)
+    _print_line("error:", "red", message)
     if hint:
-        _line("hint:", "cyan", hint)
+        _print_line("hint:", "cyan", hint)
 
 
-def _describe(error: BaseException) -> tuple[str, str | None]:
-    """An error's message and hint, in the words of whoever knows it best."""
+def _describe(error: BaseException, command: click.Command | None) -> tuple[str, str | None]:
+    """Return an error's message and its hint, or None."""
     if isinstance(error, PigError):
-        return error.message, error.hint
+        hint = parameters_as_flags(error.hint, command) if error.hint else None
+        return parameters_as_flags(error.message, command), hint
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         return error.format_message(), f"try '{context.command_path} --help'" if context else None
@@ -37,7 +45,7 @@ def _describe(error: BaseException) -> tuple[str, str | None]:
     )
 
 
-def _line(label: str, colour: str, text: str) -> None:
-    # click drops the colours where stderr is no terminal; NO_COLOR is not its business.
-    wanted = False if os.environ.get("NO_COLOR") else None
-    click.echo(f"{click.style(label, fg=colour, bold=True)} {printable(text)}", err=True, color=wanted)
+def _print_line(label: str, color: str, text: str) -> None:
+    # click itself drops the colours if stderr is not a terminal, but does not honour NO_COLOR.
+    color = False if os.environ.get("NO_COLOR") else None
+    click.echo(f"{click.style(label, fg=color, bold=True)} {printable(text)}", err=True, color=color)

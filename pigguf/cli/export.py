@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from pigguf.cli import render
-from pigguf.cli.formatting import size
 from pigguf.cli.options import PATH, json_option
 from pigguf.cli.signals import tidy_termination
+from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.export import export
 
 
@@ -44,7 +44,7 @@ def command(source: Path, output: Path, as_json: bool) -> None:
     render.facts(
         [
             ("directory", result.path),
-            ("weights", f"{size(result.bytes)} of bfloat16, in {result.seconds:.1f} s"),
+            ("weights", f"{format_bytes(result.bytes)} of bfloat16, in {result.seconds:.1f} s"),
             ("window", f"{rope.context_length:,} tokens, {rope.explain()}"),
         ]
     )

@@ -13,14 +13,6 @@ def printable(text: str) -> str:
     return text.translate(_PICTURES)
 
 
-def size(count: float) -> str:
-    """A number of bytes, in powers of 1000: 2340000000 -> "2.34 GB"."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count:.0f} bytes"
-
-
 def duration(seconds: float) -> str:
     """A time: 7.2 -> "7 s", 95 -> "1:35", 5025 -> "1:23:45"."""
     minutes, rest = divmod(round(seconds), 60)

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.formatting import size
 from pigguf.cli.metadata_values import brief, kind, plain
 from pigguf.cli.options import PATH, json_option
+from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.inspect import InspectionReport, inspect
 from pigguf.rope import RopeScaling
 
@@ -40,7 +40,7 @@ def command(path: Path, keys: bool, as_json: bool) -> None:
 
 def _show(report: InspectionReport) -> None:
     rope = report.rope
-    rows: list[tuple[str, object]] = [("file", f"{report.path}, {size(report.bytes)}")]
+    rows: list[tuple[str, object]] = [("file", f"{report.path}, {format_bytes(report.bytes)}")]
     if len(report.parts) > 1:
         rows.append(("parts", f"{len(report.parts)} files, the size is all of theirs"))
     if report.name:
@@ -48,7 +48,7 @@ def _show(report: InspectionReport) -> None:
     rows += [
         ("family", f"{report.architecture}, {report.parameters / 1e6:,.1f} million parameters"),
         ("shape", _shape(report)),
-        ("types", ", ".join(f"{kind} {size(count)}" for kind, count in report.types.items())),
+        ("types", ", ".join(f"{kind} {format_bytes(count)}" for kind, count in report.types.items())),
         ("tokenizer", _tokenizer(report)),
         ("window", "not stated" if rope is None else f"{rope.context_length:,} tokens"),
     ]
@@ -59,7 +59,7 @@ def _show(report: InspectionReport) -> None:
     rows += [
         (
             f"KV cache {cache.type}",
-            f"{size(cache.bytes_per_token)} a token, {size(cache.bytes_at_full_window)} at the full window",
+            f"{format_bytes(cache.bytes_per_token)} a token, {format_bytes(cache.bytes_at_full_window)} at the full window",
         )
         for cache in report.cache
     ]

@@ -166,7 +166,7 @@ def cache_options(command: Command) -> Command:
 
 
 def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The window, and how positions are read. Passed as `ctx_length`, and `rope`: RuntimeRope or None."""
+    """The window, and how positions are read. Passed as `ctx`, and `rope`: RuntimeRope or None."""
     from pigguf.inference.engine import RuntimeRope
 
     @click.option(
@@ -177,21 +177,21 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option(
         "--rope-base",
+        "rope_theta",
         type=click.FloatRange(min=0, min_open=True),
         metavar="B",
         help="Rope frequency base to use in place of the file's; permits any --ctx.",
     )
     @functools.wraps(command)
     def with_window_options(
-        *, ctx_length: int | None, rope_factor: float | None, rope_base: float | None, **rest: Any
+        *, ctx: int | None, rope_factor: float | None, rope_theta: float | None, **rest: Any
     ) -> Any:
-        overridden = rope_factor is not None or rope_base is not None
-        rope = RuntimeRope(rope_factor, rope_base, ctx_length) if overridden else None
-        return command(ctx_length=ctx_length, rope=rope, **rest)
+        overridden = rope_factor is not None or rope_theta is not None
+        rope = RuntimeRope(rope_factor, rope_theta, ctx) if overridden else None
+        return command(ctx=ctx, rope=rope, **rest)
 
     return click.option(
         "--ctx",
-        "ctx_length",
         type=click.IntRange(min=1),
         metavar="N",
         help="Context window in tokens; default: the file's, or what half of the free memory holds.",
@@ -233,11 +233,11 @@ _FLASH_ATTENTION = {"auto": None, "on": True, "off": False}
 
 def setting_options(command: Command) -> Command:
     """How fast and how small a model runs, each option named as RunConfig has it."""
-    from pigguf.inference.open_context import Prefill
+    from pigguf.inference.run_config import PrefillBackend
 
     command = click.option(
         "--prefill",
-        type=click.Choice(get_args(Prefill)),
+        type=click.Choice(get_args(PrefillBackend)),
         default="auto",
         show_default=True,
         help="What reads long prompts; auto is PyTorch where it is installed and faster.",
@@ -258,28 +258,28 @@ def cached_options(command: Command) -> Command:
     return engine_options(cache_options(workers_options(command)))
 
 
-def sessions_option(command: Command) -> Command:
-    """--sessions/--no-sessions. Passed as `sessions`."""
+def prompt_cache_option(command: Command) -> Command:
+    """--prompt-cache/--no-prompt-cache. Passed as `prompt_cache`."""
     return click.option(
-        "--sessions/--no-sessions",
+        "--prompt-cache/--no-prompt-cache",
         default=True,
         show_default=True,
-        help="Keep on disk what was read, and go on from it the next time.",
+        help="Keep long prompts in the prompt cache on disk, and restore them from it the next time.",
     )(command)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a model is run, and what for. Passed as `settings`: RunConfig."""
-    from pigguf.inference.open_context import RunConfig
+    from pigguf.inference.run_config import RunConfig
 
     own = [field.name for field in fields(RunConfig) if field.name != "ctx"]
 
     @window_options
     @setting_options
-    @sessions_option
+    @prompt_cache_option
     @functools.wraps(command)
-    def with_run_options(*, ctx_length: int | None, **values: Any) -> Any:
-        settings = RunConfig(ctx_length, **{name: values.pop(name) for name in own})
+    def with_run_options(*, ctx: int | None, **values: Any) -> Any:
+        settings = RunConfig(ctx, **{name: values.pop(name) for name in own})
         return command(settings=settings, **values)
 
     return with_run_options
@@ -337,9 +337,9 @@ def json_schema_option(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_grammar(*, json_schema: str | None, sampling: Any, **rest: Any) -> Any:
         if json_schema is not None:
-            from pigguf.grammar import json_grammar, read_schema
+            from pigguf.grammar import json_schema_to_grammar, read_json_schema
 
-            sampling = dataclasses.replace(sampling, grammar=json_grammar(read_schema(json_schema)))
+            sampling = dataclasses.replace(sampling, grammar=json_schema_to_grammar(read_json_schema(json_schema)))
         return command(sampling=sampling, **rest)
 
     return with_grammar

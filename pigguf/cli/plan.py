@@ -17,11 +17,12 @@ from pigguf.cli.options import (
     window_options,
     workers_options,
 )
-from pigguf.common.system_memory import in_words
+from pigguf.common.format_bytes import format_memory
 from pigguf.inference.engine import CacheType, RuntimeRope
 from pigguf.inference.engine.memory_estimate import HOST
-from pigguf.inference.open_context import RunConfig, plan_session
-from pigguf.inference.planning import DevicePlan, LongestWindow, MeasuredSpeed, Plan
+from pigguf.inference.memory_planning import DeviceMemory, LongestContext, MeasuredSpeed, MemoryPlan
+from pigguf.inference.resolve_run import plan_run
+from pigguf.inference.run_config import RunConfig
 
 
 @click.command()
@@ -33,7 +34,7 @@ from pigguf.inference.planning import DevicePlan, LongestWindow, MeasuredSpeed, 
 @json_option
 def command(
     path: Path,
-    ctx_length: int | None,
+    ctx: int | None,
     rope: RuntimeRope | None,
     gpu_layers: int | Literal["all", "auto"],
     cache_k: CacheType,
@@ -54,41 +55,41 @@ def command(
     The engine itself says what it would allocate; nothing is loaded. Exits with 9 where it does not fit.
     """
     settings = RunConfig(
-        ctx_length,
-        gpu_layers,
+        ctx,
+        gpu_layers=gpu_layers,
         rope=rope,
         cache_k=cache_k,
         cache_v=cache_v,
         workers=workers,
         split=split,
     )
-    planned = plan_session(path, settings)
+    planned = plan_run(path, settings)
     if as_json:
         render.json(_as_data(planned))
     else:
         _show(planned, bool(workers))
-    planned.check()
+    planned.require_fit()
 
 
-def _show(planned: Plan, workers: bool) -> None:
+def _show(planned: MemoryPlan, workers: bool) -> None:
     options = planned.options
     rows = [
         ("model", str(planned.path)),
-        ("window", f"{planned.length:,} of {planned.model_window:,} tokens"),
+        ("window", f"{planned.context_length:,} of {planned.model_context_length:,} tokens"),
         ("KV cache", f"K {options.cache_k}, V {options.cache_v}"),
-        ("layers on workers" if workers else "layers on a GPU", f"{planned.gpu_layers} of {planned.layers}"),
+        ("layers on workers" if workers else "layers on a GPU", f"{planned.gpu_layers} of {planned.offloadable_layers}"),
     ]
     if planned.speed is not None:
         rows.append(("speed here", _speed(planned.speed)))
     render.facts([*rows, ("fits", "yes" if planned.fits else "no")])
     names = [_name(device) for device in planned.devices]
-    layers = [("layers", *(_layers(device, planned.layers) for device in planned.devices))]
+    layers = [("layers", *(_layers(device, planned.offloadable_layers) for device in planned.devices))]
     render.table(
         ("memory", *names), (layers if len(names) > 1 else []) + _memory(planned.devices), right=names
     )
     render.table(
         ("KV cache", "longest window", "memory"),
-        map(_window, planned.windows),
+        map(_window, planned.longest_contexts),
         right=("longest window", "memory"),
     )
 
@@ -97,11 +98,11 @@ def _speed(speed: MeasuredSpeed) -> str:
     return f"prefill {speed.prefill:,.0f}, decode {speed.decode:,.1f} tokens/s at depth {speed.depth:,}"
 
 
-def _name(device: DevicePlan) -> str:
+def _name(device: DeviceMemory) -> str:
     return "computer" if device.name == HOST else device.name
 
 
-def _layers(device: DevicePlan, layers: int) -> str:
+def _layers(device: DeviceMemory, layers: int) -> str:
     """Which of so many, the output the last of them: "0-10, 12, output"."""
     output = layers - 1
     spans: list[list[int]] = []
@@ -114,7 +115,7 @@ def _layers(device: DevicePlan, layers: int) -> str:
     return ", ".join([*said, *(["output"] if output in device.sizes.layers else [])]) or "none"
 
 
-def _memory(devices: tuple[DevicePlan, ...]) -> list[tuple[str, ...]]:
+def _memory(devices: tuple[DeviceMemory, ...]) -> list[tuple[str, ...]]:
     """A row for each thing that takes memory, a column for each device."""
     rows: dict[str, list[int | None]] = {
         "weights, in the file's pages": [device.sizes.mapped for device in devices],
@@ -127,40 +128,40 @@ def _memory(devices: tuple[DevicePlan, ...]) -> list[tuple[str, ...]]:
     }
     shown = {what: sizes for what, sizes in rows.items() if any(sizes)}
     shown["all of it"] = [device.total for device in devices]
-    shown["there is room for"] = [device.room for device in devices]
+    shown["there is room for"] = [device.available for device in devices]
     return [
-        (what, *("?" if count is None else in_words(count) for count in row)) for what, row in shown.items()
+        (what, *("?" if count is None else format_memory(count) for count in row)) for what, row in shown.items()
     ]
 
 
-def _window(longest: LongestWindow) -> tuple[str, str, str]:
+def _window(longest: LongestContext) -> tuple[str, str, str]:
     kinds = dict.fromkeys((longest.cache_k, longest.cache_v))
     if longest.length is None or longest.total is None:
         return "/".join(kinds), "none", ""
-    return "/".join(kinds), f"{longest.length:,}", in_words(longest.total)
+    return "/".join(kinds), f"{longest.length:,}", format_memory(longest.total)
 
 
-def _as_data(planned: Plan) -> dict[str, Any]:
+def _as_data(planned: MemoryPlan) -> dict[str, Any]:
     return {
         "path": str(planned.path),
         "fits": planned.fits,
         **_settings(planned),
-        "model_window": planned.model_window,
-        "layers": planned.layers,
-        "total_bytes": planned.total,
+        "model_window": planned.model_context_length,
+        "layers": planned.offloadable_layers,
+        "total_bytes": planned.total_bytes,
         "devices": [
-            {**asdict(device.sizes), "extra": dict(device.extra), "total": device.total, "room": device.room}
+            {**asdict(device.sizes), "extra": dict(device.extra), "total": device.total, "room": device.available}
             for device in planned.devices
         ],
-        "windows": [asdict(window) for window in planned.windows],
-        "nearest": [_settings(replace(planned, settings=settings)) for settings in planned.nearest],
+        "windows": [asdict(window) for window in planned.longest_contexts],
+        "nearest": [_settings(replace(planned, params=params)) for params in planned.nearest],
         "speed": None if planned.speed is None else asdict(planned.speed),
     }
 
 
-def _settings(planned: Plan) -> dict[str, Any]:
+def _settings(planned: MemoryPlan) -> dict[str, Any]:
     return {
-        "context_length": planned.length,
+        "context_length": planned.context_length,
         "gpu_layers": planned.gpu_layers,
         "cache_k": planned.options.cache_k,
         "cache_v": planned.options.cache_v,

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from pigguf.cli import render
-from pigguf.cli.formatting import size
 from pigguf.cli.options import PATH, json_option, shard_size_option, type_option, type_table, weights_options
 from pigguf.cli.signals import tidy_termination
+from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.quantize import quantize
 
 
@@ -66,7 +66,7 @@ def command(
         [
             ("file", result.path),
             *more,
-            ("size", f"{size(result.bytes)}, from {size(result.source_bytes)}"),
+            ("size", f"{format_bytes(result.bytes)}, from {format_bytes(result.source_bytes)}"),
             ("verified", f"shapes, types and rope keys, in {result.seconds:.1f} s"),
         ]
     )

@@ -23,7 +23,8 @@ from rich.progress import Task as BarTask
 from rich.table import Table
 from rich.text import Text
 
-from pigguf.cli.formatting import duration, printable, size
+from pigguf.cli.formatting import duration, printable
+from pigguf.common.format_bytes import format_bytes
 from pigguf.progress import Progress, Unit
 
 _PIPE_WIDTH = 10_000  # a pipe has no edge to wrap at
@@ -114,7 +115,7 @@ class Meter:
 
     def _amount(self) -> str:
         if self.unit == "bytes":
-            return f"{size(self.done)} of {size(self.total)}"
+            return f"{format_bytes(self.done)} of {format_bytes(self.total)}"
         if self.unit == "percent":
             return f"{100 * self.done / self.total:.0f} %" if self.total else "100 %"
         return f"{self.done:,.0f} of {self.total:,.0f} {self.unit}"
@@ -123,7 +124,7 @@ class Meter:
 def _count(count: float, unit: Unit) -> str:
     """An amount with its unit: "310 MB", "94 tokens", "0.083 steps"."""
     if unit == "bytes":
-        return size(count)
+        return format_bytes(count)
     return f"{count:,.0f} {unit}" if count >= 10 else f"{count:.2g} {unit}"
 
 

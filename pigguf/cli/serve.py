@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import PATH, cached_options, sessions_option, verbose_option, window_options
+from pigguf.cli.options import PATH, cached_options, prompt_cache_option, verbose_option, window_options
 from pigguf.cli.signals import tidy_termination
 from pigguf.errors import MissingPackage
 from pigguf.inference.engine import log_to
-from pigguf.inference.open_context import RunConfig
+from pigguf.inference.run_config import RunConfig
 
 if TYPE_CHECKING:
-    from pigguf.serve.service import Service
+    from pigguf.serve.service import ModelService
 
 # The engine's threads and PyTorch's take turns on the same cores: those who wait must sleep, and soon; but
 # not at once, which is at every barrier.
@@ -50,7 +50,7 @@ _THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "5"}  # the latter in
 )
 @window_options
 @cached_options
-@sessions_option
+@prompt_cache_option
 @verbose_option
 def command(
     model: Path,
@@ -58,7 +58,7 @@ def command(
     port: int,
     slots: int,
     api_key: str | None,
-    ctx_length: int | None,
+    ctx: int | None,
     verbose: bool,
     **settings: Any,
 ) -> None:
@@ -78,8 +78,8 @@ def command(
     """
     try:
         from pigguf.serve import malloc_arenas
-        from pigguf.serve.http_server import address_of, listen, serve
-        from pigguf.serve.model_host import Host
+        from pigguf.serve.http_server import listen, listener_url, serve
+        from pigguf.serve.model_host import ModelHost
     except ImportError as error:
         raise MissingPackage(
             f"pigguf serve needs the package {error.name or error}",
@@ -91,17 +91,17 @@ def command(
         os.environ.setdefault(name, value)
     malloc_arenas.limit_arenas()
 
-    def tell(service: Service) -> None:
+    def tell(service: ModelService) -> None:
         render.note(
-            f"{service.name} answers at {address_of(listener)}/v1: {slots} at once, "
+            f"{service.name} answers at {listener_url(listener)}/v1: {slots} at once, "
             f"each in a window of {service.context_length:,} tokens. A page to talk to it: "
-            f"{address_of(listener)}/ Ctrl-C ends it."
+            f"{listener_url(listener)}/ Ctrl-C ends it."
         )
 
-    run = RunConfig(ctx_length, **settings)
+    run = RunConfig(ctx, **settings)
     with (
         tidy_termination(),
         listen(host, port, api_key or None) as listener,
-        Host(model, run, sequences=slots, progress=render.progress(keep=False)) as hosted,
+        ModelHost(model, run, slots=slots, progress=render.progress(keep=False)) as hosted,
     ):
-        serve(hosted, listener, key=api_key or None, ready=tell)
+        serve(hosted, listener, key=api_key or None, on_ready=tell)

@@ -8,21 +8,22 @@ from typing import get_args
 
 import click
 
-from pigguf.chat.summarization import LENGTHS, Length, Style, Summarizer, Summary
+from pigguf.chat.summarization import SUMMARY_WORDS, Summarizer, Summary, SummaryLength, SummaryStyle
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_stream import AnswerStream
 from pigguf.cli.options import PATH, json_option, run_options, sampling_options, verbose_option
-from pigguf.documents import MOST_CHARACTERS, read_file
+from pigguf.documents import MAX_CHARACTERS, load_document
 from pigguf.inference.engine import SamplingParams, log_to
-from pigguf.inference.open_context import RunConfig, open_session
+from pigguf.inference.open_context import open_session
+from pigguf.inference.run_config import RunConfig
 
 
-def _length(ctx: click.Context, parameter: click.Parameter, value: str) -> Length | int:
-    if value in LENGTHS:
+def _length(ctx: click.Context, parameter: click.Parameter, value: str) -> SummaryLength | int:
+    if value in SUMMARY_WORDS:
         return value
     if value.isascii() and value.isdecimal() and int(value):
         return int(value)
-    raise click.BadParameter(f"{value!r} is not {', '.join(LENGTHS)} or a number of words", ctx, parameter)
+    raise click.BadParameter(f"{value!r} is not {', '.join(SUMMARY_WORDS)} or a number of words", ctx, parameter)
 
 
 @click.command(context_settings={"default_map": {"temperature": 0.0}})
@@ -30,15 +31,15 @@ def _length(ctx: click.Context, parameter: click.Parameter, value: str) -> Lengt
 @click.argument("file", metavar="FILE", type=PATH)
 @click.option(
     "--length",
-    metavar="|".join((*LENGTHS, "WORDS")),
+    metavar="|".join((*SUMMARY_WORDS, "WORDS")),
     callback=_length,
     default="medium",
     show_default=True,
-    help=f"How long the summary is: about {', '.join(map(str, LENGTHS.values()))} words, or as you say.",
+    help=f"How long the summary is: about {', '.join(map(str, SUMMARY_WORDS.values()))} words, or as you say.",
 )
 @click.option(
     "--style",
-    type=click.Choice(get_args(Style)),
+    type=click.Choice(get_args(SummaryStyle)),
     default="prose",
     show_default=True,
     help="Running text, or bullet points.",
@@ -50,8 +51,8 @@ def _length(ctx: click.Context, parameter: click.Parameter, value: str) -> Lengt
 def command(
     path: Path,
     file: Path,
-    length: Length | int,
-    style: Style,
+    length: SummaryLength | int,
+    style: SummaryStyle,
     settings: RunConfig,
     sampling: SamplingParams,
     max_tokens: int | None,
@@ -70,7 +71,7 @@ def command(
       pigguf summarize model.gguf novel.txt --length long --ctx 16384
       pigguf summarize model.gguf minutes.docx --style bullets --json
     """
-    document = read_file(file, MOST_CHARACTERS)
+    document = load_document(file, MAX_CHARACTERS)
     if verbose:
         log_to(render.note)
     progress = render.progress(keep=False)
@@ -79,7 +80,7 @@ def command(
         open_session(path, settings, progress) as session,
     ):
         summarizer = Summarizer(session, length=length, style=style, sampling=sampling, max_tokens=max_tokens)
-        texts = summarizer.texts(document, progress)
+        texts = summarizer.stream(document, progress)
         if as_json:
             for _ in texts:
                 pass
@@ -99,8 +100,8 @@ def _told(summary: Summary) -> str:
     """What the summary was made in, and whether it is all of it."""
     cut = "" if summary.stop_reason == "end" else " (cut: --length and --max-tokens allow no more)"
     if summary.passes == 1:
-        return f"{summary.parts[0].place}, in one pass.{cut}"
-    places = "".join(f"\n  {part.place}" for part in summary.parts)
+        return f"{summary.parts[0].location}, in one pass.{cut}"
+    places = "".join(f"\n  {part.location}" for part in summary.parts)
     return f"{summary.passes:,} passes over {len(summary.parts):,} parts{cut}:{places}"
 
 
@@ -111,7 +112,7 @@ def _as_data(file: Path, summary: Summary) -> dict[str, object]:
         "finish_reason": summary.stop_reason,
         "passes": summary.passes,
         "parts": [
-            {**asdict(part.place), "summary": part.summary, "finish_reason": part.stop_reason}
+            {**asdict(part.location), "summary": part.summary, "finish_reason": part.stop_reason}
             for part in summary.parts
         ],
     }

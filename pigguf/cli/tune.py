@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.formatting import duration, size
+from pigguf.cli.formatting import duration
 from pigguf.cli.options import PATH, gpu_layers_option, json_option, verbose_option
+from pigguf.common.format_bytes import format_bytes
 from pigguf.inference.engine import GpuLayers, log_to
 from pigguf.inference.tuning import BUDGET, Measurement, TuningResult, tune
 
@@ -56,9 +57,9 @@ def _show(result: TuningResult) -> None:
         right=("depth", "prefill", "decode", "samples", "cache"),
     )
     render.note("prefill and decode in tokens/s; the cache at the model's full window")
-    render.facts(((one.what, f"{one.value}  ({one.why})") for one in result.choices), title="Chosen")
+    render.facts(((one.setting, f"{one.value}  ({one.reason})") for one in result.decisions), title="Chosen")
     render.facts([("kept", result.path), ("took", duration(result.seconds))])
-    for line in result.left_out:
+    for line in result.skipped:
         render.note(f"left out: {line}")
 
 
@@ -69,16 +70,18 @@ def _row(one: Measurement) -> tuple[str, ...]:
         f"{one.speed.depth:,}",
         *("–" if rate is None else f"{rate:,.1f}" for rate in (one.speed.prefill, one.speed.decode)),
         str(one.samples),
-        "" if one.cache_bytes is None else size(one.cache_bytes),
+        "" if one.cache_bytes is None else format_bytes(one.cache_bytes),
     )
 
 
 def _as_data(result: TuningResult) -> dict[str, Any]:
     return {
-        "tuning": result.tuning.as_data(),
-        "choices": [asdict(one) for one in result.choices],
+        "tuning": result.profile.to_json(),
+        "choices": [
+            {"what": one.setting, "value": one.value, "why": one.reason} for one in result.decisions
+        ],
         "measurements": [asdict(one) for one in result.measurements],
-        "left_out": list(result.left_out),
+        "left_out": list(result.skipped),
         "seconds": round(result.seconds, 3),
         "path": str(result.path),
     }

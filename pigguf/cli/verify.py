@@ -15,8 +15,8 @@ from pigguf.operations.verify import (
     TOKENS,
     DepthComparison,
     Discrepancy,
-    VerificationPart,
     LogitsComparison,
+    VerificationPart,
     VerificationResult,
     verify,
 )

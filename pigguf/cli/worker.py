@@ -12,13 +12,13 @@ import click
 from pigguf.cli import render
 from pigguf.cli.options import verbose_option
 from pigguf.common.files import cache_directory
-from pigguf.common.system_memory import in_words
+from pigguf.common.format_bytes import format_memory
 from pigguf.errors import UsageError
 from pigguf.inference.engine import log_to
 from pigguf.inference.engine.devices import Device
 from pigguf.inference.rpc.weight_cache import WeightCache
 from pigguf.inference.rpc.worker import Worker
-from pigguf.llama_cpp_internals.rpc_protocol import host_and_port
+from pigguf.llama_cpp_internals.rpc_protocol import parse_host_port
 
 _UNITS = {"M": 20, "G": 30}
 
@@ -84,7 +84,7 @@ def command(
       pigguf worker
       pigguf worker --listen 10.8.0.2:50052 --memory 8G --cache 20G --trust-network
     """
-    host, port = host_and_port(listen)
+    host, port = parse_host_port(listen)
     if not (trust_network or _is_loopback(host)):
         raise UsageError(
             f"{host} is reached from other machines, and llama.cpp's RPC knows no authentication",
@@ -103,7 +103,7 @@ def command(
             )
         rows = [("listens on", worker.address), *(("lends", _lent(one)) for one in worker.devices)]
         if cache is not None:
-            rows.append(("keeps", f"up to {in_words(cache.most)} of weights in {cache.directory}"))
+            rows.append(("keeps", f"up to {format_memory(cache.max_bytes)} of weights in {cache.directory}"))
         render.facts(rows)
         sys.stdout.flush()
         worker.serve()
@@ -117,7 +117,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _lent(device: Device) -> str:
-    return f"{device.name}: {device.description}, {in_words(device.memory_free)}"
+    return f"{device.name}: {device.description}, {format_memory(device.memory_free)}"
 
 
 def _keep_stdout() -> None:

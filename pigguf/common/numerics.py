@@ -1,28 +1,53 @@
-"""divergence: how far one prediction of the next token is from another, in float64."""
+"""Numerical functions that several packages use: log-softmax, KL divergence, common prefixes of tokens."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
+TokenIds = Sequence[int] | NDArray[np.int32]
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """Return the log-probabilities of one row of logits, (vocab_size,), in nats.
+
+    They are computed in float64: what a q8_0 KV cache changes is less than float32 rounds off.
+    """
+    shifted = logits - np.float64(logits.max())
+    return shifted - math.log(np.exp(shifted).sum())
+
+
+def log_sum_exp(logits: Logits) -> float:
+    """Return log(sum(exp(logits))) of one row, (vocab_size,): float32 exponentials summed in float64.
+
+    `logits[token] - log_sum_exp(logits)` is a token's log-probability; for few tokens it is several times
+    faster than `log_softmax`.
+    """
+    largest = logits.max()
+    return float(largest) + math.log(np.exp(logits - largest).sum(dtype=np.float64))
 
 
 def kl_divergence(reference: Logits, model: Logits, token: int) -> tuple[float, float, float, float]:
-    """Two rows of logits, compared.
+    """Compare two rows of logits, (vocab_size,) each.
 
     Returns:
-        D(reference || model) in nats; 1.0 if the likeliest token is the same, else 0.0; and the log
-        likelihood of `token` by the model and by the reference.
+        D(reference || model) in nats; 1.0 if the most likely token is the same, else 0.0; the
+        log-likelihood of `token` by the model; and that by the reference.
     """
-    p, q = _log_softmax(reference), _log_softmax(model)
+    p, q = log_softmax(reference), log_softmax(model)
     distance = max(0.0, float((np.exp(p) * (p - q)).sum()))
     return distance, float(p.argmax() == q.argmax()), float(q[token]), float(p[token])
 
 
-def _log_softmax(logits: Logits) -> NDArray[np.float64]:
-    """In float64: what a q8_0 cache costs is less than the rounding of float32."""
-    shifted = logits - np.float64(logits.max())
-    return shifted - math.log(np.exp(shifted).sum())
+def common_prefix_length(a: TokenIds, b: TokenIds) -> int:
+    """Return how many tokens at the start of `a` and `b` are the same."""
+    shorter = min(len(a), len(b))
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        different = np.flatnonzero(a[:shorter] != b[:shorter])
+        return int(different[0]) if len(different) else shorter
+    pairs = zip(a, b, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), shorter)

@@ -30,16 +30,6 @@ def available_memory() -> int | None:
     return min((bytes_ for bytes_ in told if bytes_ is not None), default=None)
 
 
-def in_words(count: int) -> str:
-    """A number of bytes as a person reads it: "1.5 GiB"."""
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} GiB"
-
-
 def _of_system() -> int | None:
     try:
         available = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)

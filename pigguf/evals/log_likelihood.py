@@ -11,7 +11,6 @@ tokens only. Left out: what is made of the numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pigguf.common.numerics import log_sum_exp
 from pigguf.common.parallel import usable_cores
 from pigguf.errors import UsageError
 from pigguf.inference.engine import Session
@@ -60,12 +60,6 @@ def log_likelihoods(
     return scores
 
 
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """One row of logits as natural logarithms of probabilities, of the same shape (vocab_size,)."""
-    shifted: NDArray[np.float32] = logits - logits.max()
-    return shifted - np.float32(np.log(np.exp(shifted).sum(dtype=np.float64)))
-
-
 class NestedProgress:
     """A Progress for work that is a part of a stage: its own stages are not told, what they do is."""
 
@@ -99,7 +93,4 @@ def map_in_parallel(
 
 
 def _log_likelihood(logits: NDArray[np.float32], token: int) -> float:
-    """log_softmax(logits)[token], in float64."""
-    largest = logits.max()
-    total = np.exp(logits - largest).sum(dtype=np.float64)
-    return float(logits[token] - largest) - math.log(total)
+    return float(logits[token]) - log_sum_exp(logits)

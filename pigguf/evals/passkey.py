@@ -35,17 +35,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pigguf.common.numerics import common_prefix_length
 from pigguf.errors import UsageError
 from pigguf.evals.confidence_intervals import wilson
 from pigguf.evals.journal import Journal
 from pigguf.evals.log_likelihood import NestedProgress
 from pigguf.evals.model_under_test import ModelUnderTest
-from pigguf.inference.run_config import EngineConfig
-from pigguf.evals.passkey_plan import PasskeyPosition, PasskeyPlan, common, plan_passes
+from pigguf.evals.passkey_plan import PasskeyPlan, PasskeyPosition, plan_passes
 from pigguf.evals.passkey_prompts import PasskeyPrompts
 from pigguf.evals.position_variants import parse_variants
-from pigguf.evals.report import Cell, HeatMap, LinePlot, Plot, PlotPoint, EvalReport, PlotSeries, ReportTable, software_versions
+from pigguf.evals.report import (
+    Cell,
+    EvalReport,
+    HeatMap,
+    LinePlot,
+    Plot,
+    PlotPoint,
+    PlotSeries,
+    ReportTable,
+    software_versions,
+)
 from pigguf.inference.engine import Model, SamplingParams, Session
+from pigguf.inference.run_config import EngineConfig
 from pigguf.progress import SILENT, Progress, stage
 
 ENOUGH = 0.2  # of the trials, for k_max
@@ -191,7 +202,7 @@ def _cost(passes: Sequence[_Pass], plan: PasskeyPlan, prompts: PasskeyPrompts) -
     held: list[int] = []
     for one in passes:
         beginning = prompts.encode(one.key, one.start.n_sentences, 0)
-        total += one.start.n_tokens - common(held, beginning) + plan.prefill_tokens(one.start)
+        total += one.start.n_tokens - common_prefix_length(held, beginning) + plan.prefill_tokens(one.start)
         held = beginning
     return total
 

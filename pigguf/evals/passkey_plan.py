@@ -11,9 +11,10 @@ length of the grid or a little less. Left out: asking (passkey.py), words (wordi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from pigguf.common.numerics import common_prefix_length
 from pigguf.errors import UsageError
 from pigguf.evals.passkey_prompts import PasskeyPrompts
 
@@ -109,19 +110,14 @@ def _split(prompts: PasskeyPrompts, key: str, before: int, after: int) -> tuple[
     """Tokens before the key's first digit, and from it on: there a prompt of another key begins to differ."""
     another = ("1" if key[0] != "1" else "2") + key[1:]
     prompt = prompts.encode(key, before, after)
-    start = common(prompt, prompts.encode(another, before, after))
+    start = common_prefix_length(prompt, prompts.encode(another, before, after))
     return start, len(prompt) - start
 
 
 def _not_shared(prompts: PasskeyPrompts, key: str, sentences: int) -> int:
     """Tokens of a prompt that one with more filler does not begin with."""
     prompt = prompts.encode(key, 0, sentences)
-    return len(prompt) - common(prompt, prompts.encode(key, 0, sentences + 1))
-
-
-def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two prompts begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return len(prompt) - common_prefix_length(prompt, prompts.encode(key, 0, sentences + 1))
 
 
 def _longest(tokens: Callable[[int], int], limit: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import pexpect
 import pytest
 from support import sample_documents
 from support.command_line import Done
-from support.tiny_chat import write_chatting
+from support.tiny_chat import write_chat_model
 
 PATIENCE = 180  # seconds: the machine may be busy
 READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line
@@ -33,7 +33,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chatting(tmp_path_factory.mktemp("models") / "tiny.gguf", 4096)
+    return write_chat_model(tmp_path_factory.mktemp("models") / "tiny.gguf", 4096)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def test_a_table_of_the_depths(run: Callable[..., Done], tiny: Path, cache: Path
     assert title == "speed"
     assert headers.split()[0] == "depth"
     assert [row.split()[0] for row in rows] == ["0", "600"]
-    assert not (cache / "pigguf" / "sessions").exists()  # nothing is recalled, and nothing kept
+    assert not (cache / "pigguf" / "prompt-cache").exists()  # nothing is restored, and nothing saved
 
 
 def test_json_has_both_settings_and_their_ratios(run: Callable[..., Done], tiny: Path) -> None:

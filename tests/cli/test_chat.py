@@ -19,7 +19,7 @@ import pexpect
 import pytest
 from support.command_line import Done
 
-from pigguf.inference import planning
+from pigguf.inference.memory_planning import free_memory
 
 PATIENCE = 180  # seconds: the machine may be busy
 READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line
@@ -222,7 +222,7 @@ def test_a_window_that_the_memory_cut_short_is_said(
     asked: tuple[str, ...],
     said: bool,
 ) -> None:
-    monkeypatch.setattr(planning, "available_memory", lambda: free)
+    monkeypatch.setattr(free_memory, "available_memory", lambda: free)
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO()))
     done = run("chat", smollm2_gguf, "-p", "Hi", "--max-tokens", "2", "--json", *asked)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.command_line import Done
 
-from pigguf.inference import planning
+from pigguf.inference.memory_planning import free_memory
 from pigguf.inference.engine import Context, ContextOptions, Model
 
 Run = Callable[..., Done]
@@ -19,7 +19,7 @@ Run = Callable[..., Done]
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Says how many MiB of memory are free."""
-    return lambda mib: monkeypatch.setattr(planning, "available_memory", lambda: mib << 20)
+    return lambda mib: monkeypatch.setattr(free_memory, "available_memory", lambda: mib << 20)
 
 
 def test_a_table_says_what_is_taken_and_what_fits(run: Run, smollm2_gguf: Path) -> None:

@@ -9,7 +9,8 @@ import pexpect
 import pytest
 
 from pigguf.cli import render
-from pigguf.cli.formatting import duration, printable, shortened, size
+from pigguf.cli.formatting import duration, printable, shortened
+from pigguf.common.format_bytes import format_bytes
 from pigguf.progress import stage
 
 
@@ -29,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch):
     [(0, "0 bytes"), (999, "999 bytes"), (23_040, "23 kB"), (2.34e9, "2.34 GB"), (4e13, "40 TB")],
 )
 def test_size(count: float, text: str) -> None:
-    assert size(count) == text
+    assert format_bytes(count) == text
 
 
 @pytest.mark.parametrize(

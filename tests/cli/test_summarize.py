@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import sample_documents
 from support.command_line import Done
-from support.tiny_chat import write_chatting
+from support.tiny_chat import write_chat_model
 
 Run = Callable[..., Done]
 
@@ -21,7 +21,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_chatting(tmp_path_factory.mktemp("models") / "tiny.gguf", 4096)
+    return write_chat_model(tmp_path_factory.mktemp("models") / "tiny.gguf", 4096)
 
 
 def test_what_fits_is_summarized_in_one_pass(run: Run, tiny: Path, tmp_path: Path) -> None:

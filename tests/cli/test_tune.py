@@ -17,7 +17,7 @@ from support.tiny_gguf import write_tiny
 
 from pigguf.cli import exit_codes
 from pigguf.gguf_io import read_header
-from pigguf.inference.tuning import Tuning, find_tuning
+from pigguf.inference.tuning import TuningProfile, load_tuning_profile
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_what_was_measured_chosen_and_left_out(run: Callable[..., Done], tiny: P
 def test_json_is_the_tuning_that_is_found(run: Callable[..., Done], tiny: Path) -> None:
     data = json.loads(run("tune", tiny, "--seconds", "20", "--json").stdout)
     assert set(data) == {"tuning", "choices", "measurements", "left_out", "seconds", "path"}
-    assert Tuning.from_data(data["tuning"]) == find_tuning(read_header(tiny))
+    assert TuningProfile.from_json(data["tuning"]) == load_tuning_profile(read_header(tiny))
     assert data["tuning"]["source"] == "measured"
     assert {"group", "setting", "speed", "samples", "cache_bytes"} == set(data["measurements"][0])
 

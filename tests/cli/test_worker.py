@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from support.command_line import Done
-from support.tiny_chat import write_chatting
+from support.tiny_chat import write_chat_model
 from support.worker_process import WorkerProcess, started_workers
 
 import pigguf
@@ -126,7 +126,7 @@ def test_a_device_that_is_not_there() -> None:
 def test_chat_says_the_same_as_on_one_machine(start: Start, smollm2_gguf: Path) -> None:
     asked = (
         "chat", smollm2_gguf, "-p", "Name three colours.", "--ctx", "1024", "--temperature", "0",
-        "--max-tokens", "24", "--no-sessions", "--flash-attention", "on", "--prefill", "llama.cpp",
+        "--max-tokens", "24", "--no-prompt-cache", "--flash-attention", "on", "--prefill", "llama.cpp",
     )  # fmt: skip
     alone = finished(*asked)
     named = ",".join(start().address for _ in range(2))
@@ -171,8 +171,8 @@ def test_what_does_not_fit_on_them_is_told_with_what_does(start: Start, smollm2_
 
 
 def test_what_does_not_fit_on_them_stays_here_and_is_told(start: Start, tmp_path: Path) -> None:
-    tiny = write_chatting(tmp_path / "tiny.gguf", 1024)
-    asked = ("chat", tiny, "-p", "hello", "--ctx", "512", "--max-tokens", "4", "--no-sessions", "--workers")
+    tiny = write_chat_model(tmp_path / "tiny.gguf", 1024)
+    asked = ("chat", tiny, "-p", "hello", "--ctx", "512", "--max-tokens", "4", "--no-prompt-cache", "--workers")
     small = start("--memory", "0.1M").address
     done = finished(*asked, small)
     assert done.returncode == 0
@@ -193,7 +193,7 @@ def test_pytorch_reads_no_prompts_for_them(smollm2_gguf: Path) -> None:
 
 
 def test_bench_compares_them_with_one_machine(start: Start, run: Run, tmp_path: Path) -> None:
-    tiny = write_chatting(tmp_path / "tiny.gguf", 1024)
+    tiny = write_chat_model(tmp_path / "tiny.gguf", 1024)
     one, two = start().address, start().address
     vs = f"workers={one},{two},split=2,1,flash-attention=on"
     done = run("bench", tiny, "--depths", "0", "--vs", vs, "--json")
@@ -211,7 +211,7 @@ def test_a_worker_that_dies_in_an_answer_is_an_error(start: Start, smollm2_gguf:
     worker = start()
     child = program(
         "chat", smollm2_gguf, "-p", "Tell me a long story.", "--ctx", "2048", "--workers", worker.address,
-        "--no-sessions", "--max-tokens", "1500",
+        "--no-prompt-cache", "--max-tokens", "1500",
     )  # fmt: skip
     assert child.stdout is not None
     assert child.stdout.read(1)

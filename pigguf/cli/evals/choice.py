@@ -6,10 +6,16 @@ from pathlib import Path
 
 import click
 
-from pigguf.cli.evals.options import ReportOutput, compare_option, engine_options, output_options, run_evaluation
+from pigguf.cli.evals.options import (
+    ReportOutput,
+    compare_option,
+    engine_options,
+    output_options,
+    run_evaluation,
+)
 from pigguf.cli.options import PATH
-from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.multiple_choice import choice
+from pigguf.inference.run_config import EngineConfig
 
 
 @click.command()

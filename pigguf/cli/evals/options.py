@@ -28,9 +28,9 @@ from pigguf.cli.options import PATH, Command, json_option, verbose_option, worke
 from pigguf.cli.options import engine_options as _device_options
 from pigguf.common.files import atomic_write
 from pigguf.evals.html_markup import format_cell
-from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.report import EvalReport, ReportTable
 from pigguf.inference.engine import CacheType, log_to
+from pigguf.inference.run_config import EngineConfig
 from pigguf.progress import Progress
 
 

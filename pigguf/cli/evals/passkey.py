@@ -15,9 +15,9 @@ from pigguf.cli.evals.options import (
     seed_option,
 )
 from pigguf.cli.options import PATH
-from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.passkey import passkey
 from pigguf.evals.passkey_prompts import WORDING_NAMES
+from pigguf.inference.run_config import EngineConfig
 
 
 @click.command()

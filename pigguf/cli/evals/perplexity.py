@@ -8,17 +8,17 @@ import click
 
 from pigguf.cli.evals.options import (
     ReportOutput,
+    comma_separated,
     compare_option,
     engine_options,
     max_windows_option,
-    comma_separated,
     output_options,
     run_evaluation,
     text_option,
 )
 from pigguf.cli.options import PATH
+from pigguf.evals.perplexity import DEFAULT_STRIDE, WINDOW_METHODS, WindowMethod, perplexity
 from pigguf.inference.run_config import EngineConfig
-from pigguf.evals.perplexity import WINDOW_METHODS, DEFAULT_STRIDE, WindowMethod, perplexity
 
 EPILOG = """\b
 Methods; L is the window, S the stride:

@@ -15,8 +15,8 @@ from pigguf.cli.evals.options import (
     seed_option,
 )
 from pigguf.cli.options import PATH
-from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.rouge import MAX_INPUT, MAX_OUTPUT, rouge
+from pigguf.inference.run_config import EngineConfig
 
 
 @click.command()

@@ -6,10 +6,17 @@ from pathlib import Path
 
 import click
 
-from pigguf.cli.evals.options import ReportOutput, engine_options, comma_separated, output_options, run_evaluation, text_option
+from pigguf.cli.evals.options import (
+    ReportOutput,
+    comma_separated,
+    engine_options,
+    output_options,
+    run_evaluation,
+    text_option,
+)
 from pigguf.cli.options import PATH
-from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.rope_factor_sweep import FACTORS, MAX_WINDOWS, sweep
+from pigguf.inference.run_config import EngineConfig
 
 
 @click.command()

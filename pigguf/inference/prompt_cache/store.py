@@ -1,10 +1,11 @@
-"""The sessions kept on disk: recalled by their longest common beginning, evicted by their last use.
+"""Save and restore KV states of prompts on disk: by their longest common prefix, evicted by last use.
 
-Processes share a store without waiting for each other: files appear and vanish whole, are never changed,
-and have names by chance. A file being written is locked by its writer, so that what a killed one left is
-known by its lock's absence, and removed by the next that keeps a session.
-Left out: models with sliding layers. llama.cpp saves only what their window still sees, and what is saved
-so cannot be cut back to a beginning: they are neither kept nor recalled.
+Processes share a directory without waiting for each other: files appear and disappear atomically, are never
+changed, and have random names. A file that is being written is locked by its writer. What a killed process
+left is recognized by the missing lock, and removed by the next process that saves a prompt.
+
+Models with sliding-window layers are not cached: llama.cpp saves only the cells inside their window, and such
+a state cannot be truncated to a prefix.
 """
 
 from __future__ import annotations
@@ -23,190 +24,191 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.system_memory import in_words
+from pigguf.common.format_bytes import format_memory
+from pigguf.common.numerics import common_prefix_length
 from pigguf.errors import EngineError, OutputError, PigError, UsageError
 from pigguf.inference.engine import Model, Session
 from pigguf.inference.prompt_cache import cache_directory
 from pigguf.inference.prompt_cache.cache_key import changed_at, model_hash, model_stamp, state_key
 from pigguf.inference.prompt_cache.state_file import (
     SUFFIX,
-    Damaged,
-    Kept,
-    proven,
-    read_kept,
+    CachedPrompt,
+    DamagedStateFile,
+    finalize,
+    read_entry,
     read_state,
     read_tokens,
-    seal,
+    verified,
 )
 from pigguf.llama_cpp_internals import kv_state_layout
 
 try:
     import fcntl
-except ImportError:  # Windows: there an open file cannot be removed at all, which serves the same
+except ImportError:  # on Windows an open file cannot be removed at all, which has the same effect
     fcntl = None  # type: ignore[assignment]
 
-WORTH_KEEPING = 1024
-"""Tokens that must be new for a session to be kept: a second or more of any model's prefill."""
+MIN_NEW_TOKENS = 1024
+"""A prompt is saved if at least this many of its tokens are new: a second or more of any model's prefill."""
 
-_LOADED_FOR_ONE = 32  # tokens whose state is loaded in the time that one takes to compute, at the least
+_LOADED_PER_COMPUTED = 32  # tokens whose state is loaded in the time that one takes to compute, at least
 _PARTIAL = ".partial"
 
 _log = logging.getLogger("pigguf")
 
 
-def open_store() -> PromptCacheStore | None:
-    """The user's store; None, with a warning, where there is no place for one, and where none is wanted.
+def open_prompt_cache() -> PromptCacheStore | None:
+    """Return the user's prompt cache; None if it is disabled, or, with a warning, if it has no directory.
 
-    Open it before the model: what is changed in the model's file after that is not believed.
+    Open it before the model: a model whose file changes after this is not trusted.
 
     Raises:
-        UsageError: the environment states a budget that is no size.
+        UsageError: the budget in the environment is not a size.
     """
-    budget = cache_directory.stated_budget()
+    budget = cache_directory.budget_from_environment()
     try:
-        return None if budget == 0 else PromptCacheStore(cache_directory.sessions_directory(), budget)
+        return None if budget == 0 else PromptCacheStore(cache_directory.prompt_cache_directory(), budget)
     except UsageError as error:
-        _log.warning("documents do not stay read: %s; %s", error.message, error.hint)
+        _log.warning("prompts are not cached: %s; %s", error.message, error.hint)
         return None
 
 
 class PromptCacheStore:
-    """A PromptCache (inference/engine/prefill_backend.py) in a directory, which is made when the first session is kept.
+    """A PromptCache (inference/engine/prefill_backend.py) in a directory.
 
     Attributes:
-        directory: where the files are; nobody else can read them.
+        directory: where the files are, readable by the user only; it is created with the first file.
     """
 
     def __init__(self, directory: Path, budget: int | None = None) -> None:
         self.directory = directory
-        self._stated_budget = budget
-        self._since = time.time_ns()
+        self._budget = budget
+        self._opened_at = time.time_ns()
         self._hashes: dict[str, str] = {}  # of models, by their stamp
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     # ---- for sessions ----------------------------------------------------------------------------
 
     def restore(self, session: Session, tokens: Sequence[int]) -> None:
-        """Make the session hold the longest kept beginning of `tokens`, if it is longer than what it holds of
-        it and loaded sooner than computed.
+        """Restore the longest cached prefix of `tokens` into the session.
 
-        Never raises for a state that is damaged or foreign: it is removed, with a warning. Where one was
-        refused by llama.cpp the session may be empty.
+        Nothing happens if the session has as long a prefix already, or if computing it is faster than loading
+        it. A damaged or foreign state never raises: it is removed, with a warning. If llama.cpp rejects a
+        state, the session may be empty afterwards.
         """
         try:
-            if self._trusts(session.context.model):
-                self._recall(session, np.array(tokens, np.int32))
+            if self._is_cacheable(session.context.model):
+                self._restore_longest(session, np.array(tokens, np.int32))
         except (OSError, PigError, MemoryError) as error:
-            self._tell(f"no kept session was recalled: {_reason(error)}")
+            self._warn_once(f"no cached prompt was restored: {_reason(error)}")
 
     def save(self, session: Session) -> None:
-        """Keep what the session holds, if much of it is new. Where the disk refuses it warns."""
+        """Save the session's state if enough of its tokens are new; warn if it cannot be written."""
         try:
-            if session.n_past >= WORTH_KEEPING and self._trusts(session.context.model):
-                self._keep(session)
+            if session.n_past >= MIN_NEW_TOKENS and self._is_cacheable(session.context.model):
+                self._save(session)
         except (OSError, PigError, MemoryError) as error:
-            self._tell(f"what was read is not kept for the next time: {_reason(error)}")
+            self._warn_once(f"the prompt is not cached: {_reason(error)}")
 
-    def _recall(self, session: Session, tokens: NDArray[np.int32]) -> None:
+    def _restore_longest(self, session: Session, tokens: NDArray[np.int32]) -> None:
         context = session.context
-        found = [match for match in self._matches(session, tokens) if match.kept.tokens <= context.length]
-        for match in sorted(found, key=lambda match: (-match.common, match.kept.tokens)):
-            gain = match.common - session.common_prefix_length(tokens.tolist())
-            if gain * _LOADED_FOR_ONE <= match.kept.tokens:
+        matches = [m for m in self._matches(session, tokens) if m.entry.tokens <= context.length]
+        for match in sorted(matches, key=lambda match: (-match.length, match.entry.tokens)):
+            gain = match.length - session.common_prefix_length(tokens.tolist())
+            if gain * _LOADED_PER_COMPUTED <= match.entry.tokens:
                 continue
-            if match.kept.model == self._hash(context.model) and self._restore(session, match.kept):
-                session.truncate(match.common)
+            if match.entry.model == self._model_hash(context.model) and self._load(session, match.entry):
+                session.truncate(match.length)
                 return
 
-    def _restore(self, session: Session, kept: Kept) -> bool:
-        """Whether the session holds what was kept."""
+    def _load(self, session: Session, entry: CachedPrompt) -> bool:
+        """Load a state into the session, and return whether that succeeded."""
         try:
-            with proven(kept) as path:
-                tokens = read_tokens(kept).tolist()
+            with verified(entry) as path:
+                tokens = read_tokens(entry).tolist()
                 try:
                     session.load_state(str(path), tokens)
-                except EngineError:  # of a context with V laid out otherwise, or with more sequences
-                    session.import_state(_fitted(read_state(path, kept), session), tokens)
+                except EngineError:  # of a context with another layout of V, or with more sequences
+                    session.import_state(_convert_layout(read_state(path, entry), session), tokens)
         except FileNotFoundError:  # evicted by another process
             return False
-        except Damaged as error:
-            self._discard(kept.path, error)
+        except DamagedStateFile as error:
+            self._discard(entry.path, error)
             return False
         with suppress(OSError):
-            os.utime(kept.path)
+            os.utime(entry.path)
         return True
 
-    def _keep(self, session: Session) -> None:
+    def _save(self, session: Session) -> None:
         model, tokens = session.context.model, np.array(session.tokens, np.int32)
-        stamp, hashed = model_stamp(model), self._hash(model)
-        matches = [match for match in self._matches(session, tokens) if match.kept.model == hashed]
-        if len(tokens) - max((match.common for match in matches), default=0) < WORTH_KEEPING:
+        stamp, model_hash_ = model_stamp(model), self._model_hash(model)
+        matches = [m for m in self._matches(session, tokens) if m.entry.model == model_hash_]
+        if len(tokens) - max((match.length for match in matches), default=0) < MIN_NEW_TOKENS:
             return
-        grown = [match.kept.path for match in matches if match.common == match.kept.tokens]
+        replaced = [match.entry.path for match in matches if match.length == match.entry.tokens]
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remove_leftovers()
-        self._make_room(_state_bytes(session), grown)
-        with self._partial() as partial:
-            seal(
+        self._evict(_estimate_state_bytes(session), replaced)
+        with self._partial_file() as partial:
+            finalize(
                 partial,
                 session.save_state(str(partial)),
-                model=hashed,
+                model=model_hash_,
                 stamp=stamp,
                 model_path=os.path.realpath(model.path),
                 made=time.time(),
             )
             name = f"{state_key(session.context)}-{secrets.token_hex(4)}{SUFFIX}"
             partial.replace(self.directory / name)
-        _unlink(grown)
+        _unlink(replaced)
 
-    def _matches(self, session: Session, tokens: NDArray[np.int32]) -> Iterator[_Match]:
-        """The kept sessions that begin as `tokens` do, of this sort of model."""
+    def _matches(self, session: Session, tokens: NDArray[np.int32]) -> Iterator[PrefixMatch]:
+        """Yield the cached prompts with this state key that have a common prefix with `tokens`."""
         for path in self._paths(f"{state_key(session.context)}-*"):
-            if kept := self._read(path):
+            if entry := self._read_entry(path):
                 with suppress(FileNotFoundError):
-                    common = _common(read_tokens(kept), tokens)
-                    if common:
-                        yield _Match(kept, common)
+                    length = common_prefix_length(read_tokens(entry), tokens)
+                    if length:
+                        yield PrefixMatch(entry, length)
 
-    def _trusts(self, model: Model) -> bool:
-        """Whether the states of this model can be kept, and its files are still what was opened."""
+    def _is_cacheable(self, model: Model) -> bool:
+        """Return whether the model's states can be cached, and its files are still those that were opened."""
         if model.sliding_window:
             return False
-        if changed_at(model) <= self._since:
+        if changed_at(model) <= self._opened_at:
             return True
-        self._tell(f"{model.path} was changed after it was opened: what is read with it is not kept")
+        self._warn_once(f"{model.path} was changed after it was opened: its prompts are not cached")
         return False
 
-    def _hash(self, model: Model) -> str:
-        """The hash of the model's bytes: remembered, found beside a kept session, or computed."""
+    def _model_hash(self, model: Model) -> str:
+        """Return the hash of the model's bytes: remembered, from a cached prompt's metadata, or computed."""
         stamp = model_stamp(model)
         if stamp not in self._hashes:
-            known = (kept.model for kept in self.kept() if kept.stamp == stamp)
+            known = (entry.model for entry in self.entries() if entry.stamp == stamp)
             self._hashes[stamp] = next(known, None) or model_hash(model)
         return self._hashes[stamp]
 
-    # ---- for people ------------------------------------------------------------------------------
+    # ---- for the user ----------------------------------------------------------------------------
 
-    def kept(self) -> list[Kept]:
-        """All kept sessions, the last used first.
+    def entries(self) -> list[CachedPrompt]:
+        """Return all cached prompts, the last used first.
 
         Raises:
             OSError: the directory cannot be read.
         """
-        found = [kept for path in self._paths() if (kept := self._read(path))]
-        return sorted(found, key=lambda kept: kept.used, reverse=True)
+        found = [entry for path in self._paths() if (entry := self._read_entry(path))]
+        return sorted(found, key=lambda entry: entry.used, reverse=True)
 
-    def remove(self, sessions: Iterable[Kept]) -> None:
-        """Remove kept sessions; one that is gone already is fine.
+    def remove(self, entries: Iterable[CachedPrompt]) -> None:
+        """Remove cached prompts; one that does not exist any more is skipped.
 
         Raises:
             OSError: a file cannot be removed.
         """
-        for kept in sessions:
-            kept.path.unlink(missing_ok=True)
+        for entry in entries:
+            entry.path.unlink(missing_ok=True)
 
     def clear(self) -> int:
-        """Remove all kept sessions, whatever their state, and what killed processes left; how many they were.
+        """Remove all cached prompts, damaged ones and leftovers too, and return how many there were.
 
         Raises:
             OSError: a file cannot be removed.
@@ -218,81 +220,82 @@ class PromptCacheStore:
         return len(paths)
 
     def budget(self) -> int:
-        """Bytes that kept sessions may take: what was stated, or a share of what the disk has for them."""
-        if self._stated_budget is not None:
-            return self._stated_budget
-        there = next(path for path in (self.directory, *self.directory.parents) if path.exists())
-        room = shutil.disk_usage(there).free + sum(size for _, size, _ in self._sizes())
-        return min(cache_directory.MOST_BYTES, int(cache_directory.DISK_SHARE * room))
+        """Return the bytes that cached prompts may take: as configured, or a fraction of the disk space."""
+        if self._budget is not None:
+            return self._budget
+        existing = next(path for path in (self.directory, *self.directory.parents) if path.exists())
+        usable = shutil.disk_usage(existing).free + sum(size for _, size, _ in self._sizes())
+        return min(cache_directory.DEFAULT_BUDGET_BYTES, int(cache_directory.DISK_FRACTION * usable))
 
     # ---- files -----------------------------------------------------------------------------------
 
     def _paths(self, pattern: str = "*") -> list[Path]:
-        return [path for path in self.directory.glob(pattern + SUFFIX) if _is_plain(path)]
+        return [path for path in self.directory.glob(pattern + SUFFIX) if _is_regular_file(path)]
 
     def _sizes(self) -> list[tuple[float, int, Path]]:
-        """Time of last use, bytes and path of each kept file, the longest unused first."""
-        found = []
+        """Return the time of last use, bytes and path of each file, the least recently used first."""
+        sizes = []
         for path in self._paths():
             with suppress(FileNotFoundError):
                 stat = path.stat()
-                found.append((stat.st_mtime, stat.st_size, path))
-        return sorted(found)
+                sizes.append((stat.st_mtime, stat.st_size, path))
+        return sorted(sizes)
 
-    def _read(self, path: Path) -> Kept | None:
-        """What a file says of itself; None where it is gone, or damaged and removed."""
+    def _read_entry(self, path: Path) -> CachedPrompt | None:
+        """Return a file's metadata; None if it does not exist any more, or was damaged and is removed."""
         try:
-            return read_kept(path)
+            return read_entry(path)
         except FileNotFoundError:
             return None
-        except Damaged as error:
+        except DamagedStateFile as error:
             self._discard(path, error)
             return None
 
-    def _discard(self, path: Path, error: Damaged) -> None:
-        self._tell(f"{path} is no kept session any more and is removed: {error}")
+    def _discard(self, path: Path, error: DamagedStateFile) -> None:
+        self._warn_once(f"{path} is a damaged cached prompt and is removed: {error}")
         _unlink([path])
 
-    def _make_room(self, needed: int, leaving: Sequence[Path]) -> None:
-        """Evict what was not used for longest until `needed` bytes fit; `leaving` goes anyway.
+    def _evict(self, needed: int, replaced: Sequence[Path]) -> None:
+        """Remove the least recently used files until `needed` bytes fit; `replaced` will be removed anyway.
 
         Raises:
-            OutputError: more bytes than the budget has.
+            OutputError: more bytes than the whole budget.
         """
         budget = self.budget()
         if needed > budget:
             raise OutputError(
-                f"its state takes {in_words(needed)}, and kept sessions may take {in_words(budget)}",
-                f"{cache_directory.BUDGET_VARIABLE} sets that, 0 keeps none",
+                f"its state needs {format_memory(needed)}, and the prompt cache has a budget of "
+                f"{format_memory(budget)}",
+                f"set {cache_directory.BUDGET_VARIABLE} to more, or to 0 to cache no prompts",
             )
-        staying = [(size, path) for _, size, path in self._sizes() if path not in leaving]
-        excess = sum(size for size, _ in staying) + needed - budget
-        for size, path in staying:
+        remaining = [(size, path) for _, size, path in self._sizes() if path not in replaced]
+        excess = sum(size for size, _ in remaining) + needed - budget
+        for size, path in remaining:
             if excess > 0:
                 _unlink([path])
                 excess -= size
 
     @contextmanager
-    def _partial(self) -> Iterator[Path]:
-        """A file to write into, locked, which is gone at the end of the block unless it has another name."""
-        descriptor, path = self._new_partial()
+    def _partial_file(self) -> Iterator[Path]:
+        """Yield a locked file to write to; it is removed at the end of the block unless it was renamed."""
+        descriptor, path = self._create_partial()
         try:
             yield path
         finally:
             path.unlink(missing_ok=True)
             os.close(descriptor)
 
-    def _new_partial(self) -> tuple[int, Path]:
+    def _create_partial(self) -> tuple[int, Path]:
         while True:
             descriptor, name = tempfile.mkstemp(prefix=".", suffix=_PARTIAL, dir=self.directory)
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.fstat(descriptor).st_nlink:  # not taken for a leftover before it was locked
+            if os.fstat(descriptor).st_nlink:  # not removed as a leftover before it was locked
                 return descriptor, Path(name)
             os.close(descriptor)
 
     def _remove_leftovers(self) -> None:
-        """Remove the files that nobody writes any more."""
+        """Remove partial files that no process writes any more."""
         for path in self.directory.glob(f".*{_PARTIAL}"):
             with suppress(OSError):  # locked by its writer, or gone
                 descriptor = os.open(path, os.O_RDWR)
@@ -303,47 +306,40 @@ class PromptCacheStore:
                 finally:
                     os.close(descriptor)
 
-    def _tell(self, message: str) -> None:
-        """Warn, of each thing once."""
-        if message not in self._told:
-            self._told.add(message)
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
             _log.warning(message)
 
 
 @dataclass(frozen=True)
-class _Match:
-    """A kept session, and how many tokens at its beginning are those that are wanted."""
+class PrefixMatch:
+    """A cached prompt, and how many of its first tokens are those of a prompt."""
 
-    kept: Kept
-    common: int
-
-
-def _common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
-    shorter = min(len(a), len(b))
-    different = np.flatnonzero(a[:shorter] != b[:shorter])
-    return int(different[0]) if len(different) else shorter
+    entry: CachedPrompt
+    length: int
 
 
-def _fitted(state: bytearray, session: Session) -> bytearray:
-    """The state as the session's context lays it out.
+def _convert_layout(state: bytearray, session: Session) -> bytearray:
+    """Convert a state in place to the layout of the session's context.
 
     Raises:
-        EngineError: it is not laid out as kv_state knows.
+        EngineError: its layout is not the one that kv_state_layout knows.
     """
     context = session.context
-    kv_state_layout.set_streams(state, context.options.sequences)
+    kv_state_layout.set_stream_count(state, context.options.sequences)
     if kv_state_layout.read_layout(state).transposed != context.values_transposed:
         kv_state_layout.transpose_values(state)
     return state
 
 
-def _state_bytes(session: Session) -> int:
-    """About what the session's state takes, without the little around its K and V."""
+def _estimate_state_bytes(session: Session) -> int:
+    """Return about how many bytes the session's state takes: its K and V."""
     options = session.context.options
-    return session.context.model.cache_bytes(session.n_past, options.cache_k, options.cache_v)
+    return session.context.model.kv_cache_bytes(session.n_past, options.cache_k, options.cache_v)
 
 
-def _is_plain(path: Path) -> bool:
+def _is_regular_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
@@ -357,6 +353,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, PigError):
         return f"{error.message} ({error.hint})" if error.hint else error.message
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
+        filename = f"{error.filename}: " if error.filename else ""
+        return f"{filename}{error.strerror or error}"
     return "there is not enough memory"
