@@ -1,13 +1,19 @@
-"""Documents as text with places: text, Markdown, HTML, PDF, DOCX, EPUB, source code; files and folders.
+"""Documents as text: plain text, Markdown, HTML, PDF, DOCX, EPUB, source code; single files and folders.
 
-    read = read_documents(["notes/", "report.pdf"])
-    for document in read.documents:
-        for passage in cut(document, 1500):
-            print(passage.place, passage.text)
+    collection = load_documents(["notes/", "report.pdf"])
+    for document in collection.documents:
+        for passage in split_document(document, 1500):
+            print(passage.location, passage.text)
 
-formats.py has the registry of formats, folder.py walks, passages.py cuts, retrieval.py finds what is near
-a question, quotes.py where an answer's words stand.
-Left out: what is asked about them (chat/document_qa.py, chat/summarization.py).
+    document.py        Document, Passage, SourceLocation: text with line, page, paragraph or chapter numbers
+    loader.py          load_documents: files and folders
+    formats.py         load_document: which format a file has; pdf.py, docx.py, epub.py, html.py,
+                       plain_text.py read one each
+    chunking.py        split_document: passages
+    bm25_retrieval.py  BM25Index: which passages are relevant to a question
+    citations.py       find_quotes: which words of an answer are quoted from a passage
+
+Not here: questions about documents (chat/document_qa.py) and summaries (chat/summarization.py).
 """
 
 from pigguf.documents.chunking import split_document
@@ -17,12 +23,12 @@ from pigguf.documents.loader import MAX_CHARACTERS, DocumentCollection, SkippedF
 
 __all__ = [
     "MAX_CHARACTERS",
-    "DocumentCollection",
     "Document",
-    "SkippedFile",
+    "DocumentCollection",
     "Passage",
+    "SkippedFile",
     "SourceLocation",
-    "split_document",
-    "load_documents",
     "load_document",
+    "load_documents",
+    "split_document",
 ]

@@ -1,5 +1,4 @@
-"""Documents cut into passages: at the border of a paragraph where one is near, else of a line, a sentence,
-a word."""
+"""Split documents into passages: at the end of a paragraph if one is near, else of a line, sentence or word."""
 
 from __future__ import annotations
 
@@ -7,63 +6,73 @@ from collections.abc import Iterator
 
 from pigguf.documents.document import Document, Passage
 
-_SIZE = 1500  # characters: some 350 tokens of English
-_PASSAGES = 16  # that a window holds, if English fills it at 3 characters a token
-_LEAST = 200  # characters
-_BORDERS = ("\n\n", "\n", ". ", " ")
+_MAX_SIZE = 1500  # characters: about 350 tokens of English
+_MIN_SIZE = 200
+_PASSAGES_IN_WINDOW = 16  # at 3 characters a token
+_CHARACTERS_PER_TOKEN = 3
+_SEPARATORS = ("\n\n", "\n", ". ", " ")  # the first that is found decides
 
 
 def passage_size(context_length: int) -> int:
-    """Characters of a passage, for a window of so many tokens to hold some."""
-    return max(_LEAST, min(_SIZE, 3 * context_length // _PASSAGES))
+    """Return a size of passages, in characters, such that `context_length` tokens hold several."""
+    size = _CHARACTERS_PER_TOKEN * context_length // _PASSAGES_IN_WINDOW
+    return max(_MIN_SIZE, min(_MAX_SIZE, size))
 
 
-def split_document(document: Document, size: int, start: int = 0, stop: int | None = None) -> Iterator[Passage]:
-    """All of a document's text in order, but for blank lines between, in passages of `size` characters at
-    most, and of half as many at least except where it ends; or of text[start:stop] alone."""
+def split_document(
+    document: Document, size: int, start: int = 0, stop: int | None = None
+) -> Iterator[Passage]:
+    """Yield a document's text in order, in passages, without the blank lines between them.
+
+    Args:
+        document: The document.
+        size: The most characters of a passage; all except the last have at least half as many.
+        start: The offset in the text at which to begin.
+        stop: The offset at which to end; None is the end of the text.
+    """
     stop = len(document.text) if stop is None else stop
     while start < stop:
-        end = _border(document.text, start, stop, size)
+        end = _split_point(document.text, start, stop, size)
         if document.text[start:end].strip():
-            yield _trimmed(document, start, end)
+            yield _without_blank_lines(document, start, end)
         start = end
 
 
 def split_by_paragraph(document: Document, size: int) -> Iterator[Passage]:
-    """As cut, but a passage ends with each paragraph, however short."""
+    """Yield passages as `split_document` does, except that each paragraph ends one, however short it is."""
     start = 0
     while start < len(document.text):
-        end = document.text.find(_mark(document), start)
-        end = len(document.text) if end < 0 else end + len(_mark(document))
+        separator = _paragraph_separator(document)
+        end = document.text.find(separator, start)
+        end = len(document.text) if end < 0 else end + len(separator)
         yield from split_document(document, size, start, end)
         start = end
 
 
 def ends_at_paragraph(passage: Passage) -> bool:
-    """Whether a border of paragraphs follows."""
-    return passage.document.text.startswith(_mark(passage.document), passage.stop)
+    """Return whether a paragraph ends where the passage does."""
+    return passage.document.text.startswith(_paragraph_separator(passage.document), passage.stop)
 
 
-def _mark(document: Document) -> str:
-    """What stands between paragraphs."""
+def _paragraph_separator(document: Document) -> str:
     return "\n" if document.unit == "paragraph" else "\n\n"
 
 
-def _border(text: str, start: int, stop: int, size: int) -> int:
+def _split_point(text: str, start: int, stop: int, size: int) -> int:
+    """Return the offset at which a passage that begins at `start` ends."""
     end = start + max(1, size)
     if end >= stop:
         return stop
-    for border in _BORDERS:
-        at = text.rfind(border, start + size // 2, end)
+    for separator in _SEPARATORS:
+        at = text.rfind(separator, start + size // 2, end)
         if at >= 0:
-            return at + len(border)
+            return at + len(separator)
     return end
 
 
-def _trimmed(document: Document, start: int, stop: int) -> Passage:
-    """Without the blank lines around, but with the indentation of its first line."""
+def _without_blank_lines(document: Document, start: int, stop: int) -> Passage:
+    """Return the passage text[start:stop] without blank lines around it; its first line stays indented."""
     text = document.text[start:stop]
-    indented = text.lstrip()
-    before = len(text) - len(indented)
-    before = text.rfind("\n", 0, before) + 1
-    return Passage(document, start + before, start + len(text.rstrip()))
+    leading = len(text) - len(text.lstrip())
+    first_line = text.rfind("\n", 0, leading) + 1
+    return Passage(document, start + first_line, start + len(text.rstrip()))

@@ -1,8 +1,9 @@
-"""A document's text with its places: which line, page, paragraph or chapter any stretch of it stands on.
+"""A document's text, with the line, page, paragraph or chapter that each part of it is from.
 
-Contract: a Document is one text and, beside it, where its lines begin and what number each bears. A
-Passage is a stretch of it, which copies nothing until its text is asked for.
-Left out: how a format becomes text (the modules beside this one), and where passages begin (passages.py).
+A Document is one text, with the offsets of its lines and a number for each line. A Passage is a part of it
+and copies nothing until its text is read.
+
+Not here: how formats become text (pdf.py, docx.py, ...), and how passages are chosen (chunking.py).
 """
 
 from __future__ import annotations
@@ -17,27 +18,28 @@ from typing import Literal
 from pigguf.errors import TextError
 
 LocationUnit = Literal["line", "page", "paragraph", "chapter"]
-"""What the places of a document count."""
+"""What the locations in a document are counted in."""
 
 
 class DocumentTooLong(TextError):
-    """More text than is held at once."""
+    """A document is longer than may be held in memory at once."""
 
-    def __init__(self, path: Path, most: int) -> None:
+    def __init__(self, path: Path, max_characters: int) -> None:
         super().__init__(
-            f"{path} is over {most:,} characters, more than is read at once",
-            "name fewer or shorter documents, or take out the part that matters",
+            f"{path} is over {max_characters:,} characters, more than is read at once",
+            "give fewer or shorter documents, or only the part that matters",
         )
 
 
 @dataclass(frozen=True)
 class SourceLocation:
-    """Where a stretch of text stands, for a person to find: "novel.txt:12-40", "report.pdf, page 3".
+    """Where a part of a document is, as people look it up: "novel.txt:12-40", "report.pdf, page 3".
 
     Attributes:
-        file: the path as it was given.
-        first, last: numbers of the unit, from 1 on, both included.
-        titles: of chapters, those that have one.
+        file: The path as it was given.
+        unit: What `first` and `last` count.
+        first, last: The first and last line, page, paragraph or chapter, counted from 1.
+        titles: The titles of the chapters that have one.
     """
 
     file: str
@@ -60,25 +62,26 @@ class Document:
     """One document as text.
 
     Attributes:
-        path: the file.
-        name: what a prompt calls it: short, and its own among those it was read with.
-        unit: what its places count.
-        starts: offsets into `text` at which its lines begin, ascending from 0.
-        numbers: of each of those lines, the number of the unit it stands on, never descending.
-        titles: chapters' titles by their numbers.
+        path: The file.
+        name: A short name for prompts, unique among the documents loaded together.
+        unit: What its locations are counted in.
+        text: The whole text.
+        line_starts: The offsets in `text` at which its lines begin, ascending from 0.
+        line_numbers: For each of those lines, the number of the unit it is from, never descending.
+        titles: The chapters' titles by their numbers.
     """
 
     path: Path
     name: str
     unit: LocationUnit
     text: str
-    starts: Sequence[int]
-    numbers: Sequence[int]
+    line_starts: Sequence[int]
+    line_numbers: Sequence[int]
     titles: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def from_text(cls, path: Path, text: str) -> Document:
-        """A text whose places are its own lines."""
+        """Return a document whose locations are the text's own lines."""
         starts, end = array("Q", [0]), text.find("\n")
         while end >= 0:
             starts.append(end + 1)
@@ -91,13 +94,20 @@ class Document:
         path: Path,
         unit: LocationUnit,
         lines: Iterable[tuple[int, str]],
-        most: int,
+        max_characters: int,
         titles: Mapping[int, str] | None = None,
     ) -> Document:
-        """A text put together from lines, each with the number of the unit it stands on.
+        """Return a document made of lines, each with the number of the unit it is from.
+
+        Args:
+            path: The file.
+            unit: What the numbers count.
+            lines: Numbers, never descending, with lines of text.
+            max_characters: The most characters to take; the lines after them are not read.
+            titles: Chapters' titles by their numbers.
 
         Raises:
-            TooLong: over `most` characters; no more than those were taken.
+            DocumentTooLong: The lines have more than `max_characters`.
         """
         texts: list[str] = []
         starts, numbers, length = array("Q"), array("Q"), 0
@@ -106,23 +116,23 @@ class Document:
             numbers.append(number)
             texts.append(line)
             length += len(line) + 1
-            if length > most:
-                raise DocumentTooLong(path, most)
+            if length > max_characters:
+                raise DocumentTooLong(path, max_characters)
         return cls(path, path.name, unit, "\n".join(texts), starts, numbers, titles or {})
 
     def location(self, start: int, stop: int, file: str | None = None) -> SourceLocation:
-        """Where text[start:stop] stands; `file` is what the place calls the document, by default its path."""
-        first, last = self._number(start), self._number(max(start, stop - 1))
+        """Return where text[start:stop] is; `file` is the name to use instead of the path."""
+        first, last = self._number_at(start), self._number_at(max(start, stop - 1))
         titles = tuple(self.titles[number] for number in range(first, last + 1) if number in self.titles)
         return SourceLocation(file or str(self.path), self.unit, first, last, titles)
 
-    def _number(self, offset: int) -> int:
-        return self.numbers[bisect_right(self.starts, offset) - 1]
+    def _number_at(self, offset: int) -> int:
+        return self.line_numbers[bisect_right(self.line_starts, offset) - 1]
 
 
 @dataclass(frozen=True)
 class Passage:
-    """The stretch text[start:stop] of a document."""
+    """A part of a document: text[start:stop]."""
 
     document: Document
     start: int
@@ -130,13 +140,15 @@ class Passage:
 
     @property
     def text(self) -> str:
+        """The passage's text."""
         return self.document.text[self.start : self.stop]
 
     @property
     def location(self) -> SourceLocation:
+        """Where the passage is, by the document's path."""
         return self.document.location(self.start, self.stop)
 
     @property
     def label(self) -> str:
-        """The place as a prompt says it, by the document's short name."""
+        """The location for prompts, by the document's short name."""
         return str(self.document.location(self.start, self.stop, self.document.name))

@@ -1,11 +1,13 @@
-"""DOCX to text, whose places are paragraphs, from the stream of its XML.
+"""DOCX to text, by paragraph, from a stream of its XML.
 
-Contract: every paragraph of the body and its notes, in order: those of text boxes, content controls and
-tracked insertions too, which python-docx passes over; memory does not grow with pictures or depth, for
-nothing but the text is kept. A table's row is one line, its cells between bars.
-Left out: headers, footers, comments, and text that was deleted.
-Source: ECMA-376 part 1, 17 (WordprocessingML); names are matched without their namespace, of which the
-strict form has its own.
+Every paragraph of the body and the notes is read in order, including those of text boxes, content controls
+and tracked insertions, which python-docx skips. Memory does not grow with pictures or nesting: only the text
+is stored. A row of a table is one line with bars between its cells.
+
+Not here: headers, footers, comments and deleted text.
+
+Source: ECMA-376 part 1, 17 (WordprocessingML). Names are matched without their namespace, because strict
+documents have another one.
 """
 
 from __future__ import annotations
@@ -18,100 +20,105 @@ from pigguf.documents.document import Document
 from pigguf.documents.zip_archive import MAX_UNPACKED_BYTES, ZipArchive, open_zip_archive
 
 _BODY = "word/document.xml"
-_PARTS = (_BODY, "word/footnotes.xml", "word/endnotes.xml")
-_BLOCK = 1 << 20
-_MARKS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}  # inside a run
+_MEMBERS = (_BODY, "word/footnotes.xml", "word/endnotes.xml")
+_READ_BYTES = 1 << 20
+_TEXT_OF_ELEMENT = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
-def read(path: Path, most: int) -> Document:
-    """
+def read(path: Path, max_characters: int) -> Document:
+    """Return a DOCX file as a document counted in paragraphs.
+
     Raises:
-        TextError: it is damaged, or unpacks to more than an honest one does.
-        TooLong: over `most` characters.
+        TextError: It is damaged, or unpacks to more bytes than a real document does.
+        DocumentTooLong: It has more than `max_characters`.
     """
     with open_zip_archive(path, "DOCX") as archive:
-        return Document.from_numbered_lines(path, "paragraph", _lines(archive), most)
+        return Document.from_numbered_lines(path, "paragraph", _numbered_lines(archive), max_characters)
 
 
-def _lines(archive: ZipArchive) -> Iterator[tuple[int, str]]:
+def _numbered_lines(archive: ZipArchive) -> Iterator[tuple[int, str]]:
+    """Yield each line of text with the number of its paragraph."""
     number = 0
-    for name in _PARTS:
-        if name != _BODY and name not in archive:
+    for member in _MEMBERS:
+        if member != _BODY and member not in archive:
             continue
-        for paragraph in _paragraphs(archive, name):
+        for paragraph in _paragraphs(archive, member):
             number += 1
             for line in paragraph.split("\n"):
                 yield number, line
 
 
-def _paragraphs(archive: ZipArchive, name: str) -> Iterator[str]:
-    """Each paragraph or table row that has text."""
-    body = _Body()
-    parser = XMLParser(target=body)
-    with archive.open(name, MAX_UNPACKED_BYTES) as part:
-        while block := part.read(_BLOCK):
-            parser.feed(block)
-            yield from body.taken()
+def _paragraphs(archive: ZipArchive, member: str) -> Iterator[str]:
+    """Yield each paragraph or table row that has text."""
+    collector = _ParagraphCollector()
+    parser = XMLParser(target=collector)
+    with archive.open(member, MAX_UNPACKED_BYTES) as stream:
+        while data := stream.read(_READ_BYTES):
+            parser.feed(data)
+            yield from collector.take_finished()
     parser.close()
-    yield from body.taken()
+    yield from collector.take_finished()
 
 
-class _Body:
-    """A target of XMLParser: it hears of every element, and keeps the text of paragraphs."""
+class _ParagraphCollector:
+    """A target of XMLParser that collects the text of paragraphs and table rows."""
 
     def __init__(self) -> None:
-        self._done: list[str] = []
-        self._open: list[list[str]] = []  # paragraphs, of which a text box nests some in another
-        self._rows: list[list[list[str]]] = []  # table rows, their cells, the paragraphs of each
-        self._runs = 0  # <w:t>, whose text counts
-        self._fallbacks = 0  # <mc:Fallback>, which says again what stands beside it
+        self._finished: list[str] = []
+        self._open_paragraphs: list[list[str]] = []  # the text of each; a text box nests some in another
+        self._open_rows: list[list[list[str]]] = []  # table rows, their cells, the paragraphs of each cell
+        self._text_depth = 0  # inside <w:t>, which holds text
+        self._fallback_depth = 0  # inside <mc:Fallback>, which repeats its sibling <mc:Choice>
 
-    def taken(self) -> list[str]:
-        """What was finished since the last call."""
-        done, self._done = self._done, []
-        return done
+    def take_finished(self) -> list[str]:
+        """Return the paragraphs and rows that were finished since the last call."""
+        finished, self._finished = self._finished, []
+        return finished
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
+        """Open an element."""
         name = tag.rpartition("}")[2]
         if name == "Fallback":
-            self._fallbacks += 1
+            self._fallback_depth += 1
         elif name == "p":
-            self._open.append([])
+            self._open_paragraphs.append([])
         elif name == "tr":
-            self._rows.append([])
-        elif name == "tc" and self._rows:
-            self._rows[-1].append([])
+            self._open_rows.append([])
+        elif name == "tc" and self._open_rows:
+            self._open_rows[-1].append([])
         elif name == "t":
-            self._runs += 1
-        elif name in _MARKS:
-            self._add(_MARKS[name])
+            self._text_depth += 1
+        elif name in _TEXT_OF_ELEMENT:
+            self._add(_TEXT_OF_ELEMENT[name])
 
     def end(self, tag: str) -> None:
+        """Close an element."""
         name = tag.rpartition("}")[2]
         if name == "Fallback":
-            self._fallbacks -= 1
+            self._fallback_depth -= 1
         elif name == "t":
-            self._runs -= 1
-        elif name == "p" and self._open:
-            self._finish("".join(self._open.pop()).strip())
-        elif name == "tr" and self._rows:
-            cells = [" ".join(paragraphs) for paragraphs in self._rows.pop()]
+            self._text_depth -= 1
+        elif name == "p" and self._open_paragraphs:
+            self._finish("".join(self._open_paragraphs.pop()).strip())
+        elif name == "tr" and self._open_rows:
+            cells = [" ".join(paragraphs) for paragraphs in self._open_rows.pop()]
             self._finish(" | ".join(cells) if any(cells) else "")
 
     def data(self, text: str) -> None:
-        if self._runs:
+        """Add character data, if it is inside a text element."""
+        if self._text_depth:
             self._add(text)
 
     def close(self) -> None:
-        pass
+        """Do nothing: XMLParser requires the method."""
 
     def _add(self, text: str) -> None:
-        if self._open and not self._fallbacks:
-            self._open[-1].append(text)
+        if self._open_paragraphs and not self._fallback_depth:
+            self._open_paragraphs[-1].append(text)
 
     def _finish(self, text: str) -> None:
-        """A paragraph or row is over: a line of its own, or part of the cell it stands in."""
-        if text and self._rows and self._rows[-1]:
-            self._rows[-1][-1].append(" ".join(text.split()))
+        """Add a finished paragraph or row: to the table cell that contains it, or as a line of its own."""
+        if text and self._open_rows and self._open_rows[-1]:
+            self._open_rows[-1][-1].append(" ".join(text.split()))
         elif text:
-            self._done.append(text)
+            self._finished.append(text)

@@ -1,8 +1,8 @@
-"""EPUB to text, whose places are chapters: the parts of the book in their reading order, titled as its
-table of contents titles them.
+"""EPUB to text, by chapter: the items of the spine in reading order, with titles from the table of contents.
 
-Contract: every part of the spine that has text. Left out: pictures, and books locked by DRM.
-Source: EPUB 3.3 (W3C), Open Packaging Format 2.0.1 (NCX tables of contents).
+Every item of the spine that has text is read. Not here: pictures, and books locked by DRM.
+
+Source: EPUB 3.3 (W3C); Open Packaging Format 2.0.1 for NCX tables of contents.
 """
 
 from __future__ import annotations
@@ -22,95 +22,101 @@ from pigguf.documents.zip_archive import ZipArchive, open_zip_archive
 from pigguf.errors import TextError
 
 _CONTAINER = "META-INF/container.xml"
-_ENCRYPTION = "META-INF/encryption.xml"  # lists fonts made unreadable too, in books that are not locked
-_MOST_INDEX = 8 << 20  # bytes of a list of parts or contents, which is held as a tree
+_ENCRYPTION = "META-INF/encryption.xml"  # lists obfuscated fonts too, in books that are not locked
+_MAX_INDEX_BYTES = 8 << 20  # of a package document or table of contents, which is parsed as a whole tree
 
 
-def read(path: Path, most: int) -> Document:
-    """
+def read(path: Path, max_characters: int) -> Document:
+    """Return an EPUB as a document counted in chapters.
+
     Raises:
-        TextError: it is damaged, locked, or unpacks to more than an honest one does.
-        TooLong: over `most` characters.
+        TextError: It is damaged, locked, or unpacks to more bytes than a real book does.
+        DocumentTooLong: It has more than `max_characters`.
     """
     with open_zip_archive(path, "EPUB") as archive:
-        package = _package(archive)
-        parts = _spine(archive, package)
-        _refuse_locked(path, archive, parts)
+        package = _package_document(archive)
+        chapters = _spine(archive, package)
+        _check_not_locked(path, archive, chapters)
         titles = _titles(archive, package)
-        numbered = {number: titles[part] for number, part in enumerate(parts, start=1) if part in titles}
-        return Document.from_numbered_lines(path, "chapter", _lines(path, archive, parts), most, numbered)
+        numbered = {n: titles[name] for n, name in enumerate(chapters, start=1) if name in titles}
+        lines = _numbered_lines(path, archive, chapters)
+        return Document.from_numbered_lines(path, "chapter", lines, max_characters, numbered)
 
 
-def _lines(path: Path, archive: ZipArchive, parts: Sequence[str]) -> Iterator[tuple[int, str]]:
-    for number, part in enumerate(parts, start=1):
-        for _, line in html_lines(decode_text(archive.read(part), f"{path}: {part}")):
+def _numbered_lines(path: Path, archive: ZipArchive, chapters: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield each line of text with the number of its chapter."""
+    for number, chapter in enumerate(chapters, start=1):
+        for _, line in html_lines(decode_text(archive.read(chapter), f"{path}: {chapter}")):
             yield number, line
         yield number, ""
 
 
-def _package(archive: ZipArchive) -> str:
-    """The part that lists the others."""
-    for rootfile in _found(_tree(archive, _CONTAINER), "rootfile"):
+def _package_document(archive: ZipArchive) -> str:
+    """Return the name of the file that lists the others (OPF)."""
+    for rootfile in _elements(_parse(archive, _CONTAINER), "rootfile"):
         return rootfile.get("full-path", "")
     raise ValueError(f"{_CONTAINER} names no package")
 
 
 def _spine(archive: ZipArchive, package: str) -> list[str]:
-    """The parts that are read, in order, by their names in the archive."""
-    tree = _tree(archive, package)
-    items = {
+    """Return the names in the archive of the files to read, in reading order."""
+    tree = _parse(archive, package)
+    hrefs = {
         item.get("id"): item.get("href", "")
-        for item in _found(tree, "item")
-        if item.get("media-type", "").endswith(("html", "xml"))  # a picture may stand there by itself
+        for item in _elements(tree, "item")
+        if item.get("media-type", "").endswith(("html", "xml"))  # a spine may contain a picture by itself
     }
-    wanted = [items.get(reference.get("idref"), "") for reference in _found(tree, "itemref")]
-    return [_resolved(package, href) for href in wanted if href]
+    in_order = [hrefs.get(reference.get("idref"), "") for reference in _elements(tree, "itemref")]
+    return [_resolve(package, href) for href in in_order if href]
 
 
 def _titles(archive: ZipArchive, package: str) -> dict[str, str]:
-    """The title of each part that the table of contents names, the first where it names several."""
+    """Return the title of each file in the table of contents; the first, if it has several entries."""
     titles: dict[str, str] = {}
-    for item in _found(_tree(archive, package), "item"):
-        name = _resolved(package, item.get("href", ""))
-        kind = (item.get("properties") or "").split(), item.get("media-type")
-        if name not in archive or ("nav" not in kind[0] and kind[1] != "application/x-dtbncx+xml"):
+    for item in _elements(_parse(archive, package), "item"):
+        name = _resolve(package, item.get("href", ""))
+        is_nav = "nav" in (item.get("properties") or "").split()
+        is_ncx = item.get("media-type") == "application/x-dtbncx+xml"
+        if name not in archive or not (is_nav or is_ncx):
             continue
-        with suppress(ElementTree.ParseError):  # titles are a help, and books without them are read too
-            for href, title in _entries(_tree(archive, name)):
-                titles.setdefault(_resolved(name, href), title)
+        with suppress(ElementTree.ParseError):  # a book without usable titles is read too
+            for href, title in _contents_entries(_parse(archive, name)):
+                titles.setdefault(_resolve(name, href), title)
     return titles
 
 
-def _entries(contents: Element) -> Iterator[tuple[str, str]]:
-    """Where each line of a table of contents leads, and what it says: EPUB 3's and the older NCX."""
-    for link in _found(contents, "a"):
-        yield link.get("href", ""), _words(link)
-    for point in _found(contents, "navPoint"):
-        for content, label in zip(_found(point, "content")[:1], _found(point, "navLabel"), strict=False):
-            yield content.get("src", ""), _words(label)
+def _contents_entries(contents: Element) -> Iterator[tuple[str, str]]:
+    """Yield the link and title of each entry, in EPUB 3's form of a table of contents and in NCX's."""
+    for link in _elements(contents, "a"):
+        yield link.get("href", ""), _text(link)
+    for point in _elements(contents, "navPoint"):
+        for content, label in zip(
+            _elements(point, "content")[:1], _elements(point, "navLabel"), strict=False
+        ):
+            yield content.get("src", ""), _text(label)
 
 
-def _refuse_locked(path: Path, archive: ZipArchive, parts: Sequence[str]) -> None:
+def _check_not_locked(path: Path, archive: ZipArchive, chapters: Sequence[str]) -> None:
     if _ENCRYPTION not in archive:
         return
-    locked = {unquote(r.get("URI", "")) for r in _found(_tree(archive, _ENCRYPTION), "CipherReference")}
-    if locked & set(parts):
-        raise TextError(f"{path} is locked by DRM: its text is encrypted", "take a copy without it")
+    references = _elements(_parse(archive, _ENCRYPTION), "CipherReference")
+    if {unquote(reference.get("URI", "")) for reference in references} & set(chapters):
+        raise TextError(f"{path} is locked by DRM: its text is encrypted", "use a copy without DRM")
 
 
-def _tree(archive: ZipArchive, name: str) -> Element:
-    return ElementTree.fromstring(archive.read(name, _MOST_INDEX))
+def _parse(archive: ZipArchive, name: str) -> Element:
+    return ElementTree.fromstring(archive.read(name, _MAX_INDEX_BYTES))
 
 
-def _found(tree: Element, name: str) -> list[Element]:
-    """Elements of a name, whatever their namespace, in the order of the document."""
+def _elements(tree: Element, name: str) -> list[Element]:
+    """Return the elements of a name in document order, whatever their namespace."""
     return [element for element in tree.iter() if element.tag.rpartition("}")[2] == name]
 
 
-def _words(element: Element) -> str:
+def _text(element: Element) -> str:
     return " ".join(" ".join(element.itertext()).split())
 
 
-def _resolved(base: str, href: str) -> str:
-    """The archive's name for a link that stands in the part `base`."""
+def _resolve(base: str, href: str) -> str:
+    """Return the name in the archive of what a link in the file `base` refers to."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(base), unquote(href.partition("#")[0])))

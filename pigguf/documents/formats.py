@@ -1,7 +1,8 @@
-"""The formats that documents come in: one registry, from a file's name and first bytes to what reads it.
+"""Document formats: which one a file has, by its name and first bytes, and which module reads it.
 
-A format is a row of FORMATS and a module with `read(path, most) -> Document`, imported when it is needed.
-What is none of them and holds no null byte is text: Markdown, source code, logs, JSON and so on.
+A format is an entry of DOCUMENT_FORMATS and a module with `read(path, max_characters) -> Document`, which is
+imported when it is needed. A file of no known format without null bytes is plain text: Markdown, source code,
+logs, JSON and so on.
 """
 
 from __future__ import annotations
@@ -12,22 +13,25 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, cast
 
-from pigguf.common.files import unreadable
+from pigguf.common.file_io import read_error
 from pigguf.documents.document import Document
 from pigguf.errors import TextError
 
-_HEAD = 8192  # bytes that a file is known by
-_CONVERT = "take out its text first"
+_HEAD_BYTES = 8192
+_MAGIC_BYTES = 1024  # a PDF may begin with some other bytes
+_EXTRACT_TEXT = "extract its text first"
 
 
 @dataclass(frozen=True)
 class DocumentFormat:
-    """
+    """A format that documents are read in.
+
     Attributes:
-        suffixes: names of such files end so.
-        holds: what stands in the first bytes of every such file.
-        begins: how a file begins that is one whatever its name is; None where bytes do not tell.
-        reader: the module that reads it.
+        name: As messages call it.
+        suffixes: How the names of such files end.
+        magic: Bytes that are within the first 1024 of every such file; b"" if there are none.
+        header_pattern: Matches the beginning of such a file whatever its name is; None if bytes do not tell.
+        reader_module: The module that reads it.
     """
 
     name: str
@@ -57,72 +61,76 @@ DOCUMENT_FORMATS = (
 )
 PLAIN_TEXT = DocumentFormat("text", (), b"", None, "pigguf.documents.plain_text")
 
-# What begins so holds no text: its name, and what to do
-_OTHERS: tuple[tuple[bytes, str, str], ...] = (
+# Files that are not documents: their first bytes, what they are, and what to do about it.
+_NOT_DOCUMENTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an encrypted or old Office file", "save it as DOCX, unencrypted"),
     (b"\xff\xfe", "UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8"),
-    (b"PK\x03\x04", "a ZIP archive", "unpack it, and name the folder"),
+    (b"PK\x03\x04", "a ZIP archive", "unpack it, and give the folder"),
     (b"\x1f\x8b", "a gzip archive", "unpack it first"),
-    (b"GGUF", "a GGUF model", "the documents come after --docs, the model before"),
-    (b"\x89PNG", "a PNG picture", _CONVERT),
-    (b"\xff\xd8\xff", "a JPEG picture", _CONVERT),
-    (b"GIF8", "a GIF picture", _CONVERT),
-    (b"\x7fELF", "a program", "name a document"),
+    (b"GGUF", "a GGUF model", "give the model separately: `docs` takes documents"),
+    (b"\x89PNG", "a PNG picture", _EXTRACT_TEXT),
+    (b"\xff\xd8\xff", "a JPEG picture", _EXTRACT_TEXT),
+    (b"GIF8", "a GIF picture", _EXTRACT_TEXT),
+    (b"\x7fELF", "a program", "give a document"),
 )  # fmt: skip
 
 
 def load_document(path: Path, max_characters: int) -> Document:
-    """A file as a document, by whatever format it has.
+    """Return a file as a document, whatever format it has.
 
     Args:
-        most: characters that may be held; nothing near more is read.
+        path: The file.
+        max_characters: The most characters to hold; not much more is read.
 
     Raises:
-        TextError: it is damaged, encrypted, empty, or no document.
-        TooLong: it is over `most` characters.
-        UsageError: it is text that is not UTF-8.
-        MissingPackage: its format's package is not installed.
-        ReadError: the system refuses it.
+        TextError: It is damaged, encrypted, empty or not a document.
+        DocumentTooLong: It has more than `max_characters`.
+        UsageError: It is text, but not UTF-8.
+        MissingPackage: The package for its format is not installed.
+        ReadError: The system refuses to read it.
     """
     try:
-        found = detect_format(path)
-        document = cast(_Reader, import_module(found.reader_module)).read(path, max_characters)
+        reader = cast(_FormatReader, import_module(detect_format(path).reader_module))
+        document = reader.read(path, max_characters)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     if not document.text.strip():
-        raise TextError(f"{path} holds no text", "name another document")
+        raise TextError(f"{path} holds no text", "give another document")
     return document
 
 
 def detect_format(path: Path) -> DocumentFormat:
-    """What reads a file.
+    """Return the format of a file, by its name and its first bytes.
 
     Raises:
-        TextError: no format of ours.
-        OSError: the system refuses it.
+        TextError: It is not a document, or not in a format that is read.
+        OSError: The system refuses to read it.
     """
     if not path.is_file():
-        path.stat()
-        raise TextError(f"{path} is no regular file", "name a file or a folder")
+        path.stat()  # raises if it does not exist
+        raise TextError(f"{path} is not a regular file", "give a file or a folder")
     with path.open("rb") as file:
-        head = file.read(_HEAD)
-    for known in DOCUMENT_FORMATS:
-        if path.suffix.lower() in known.suffixes and known.magic in head[:1024]:
+        head = file.read(_HEAD_BYTES)
+    by_suffix = [known for known in DOCUMENT_FORMATS if path.suffix.lower() in known.suffixes]
+    for known in by_suffix:
+        if known.magic in head[:_MAGIC_BYTES]:
             return known
     for known in DOCUMENT_FORMATS:
         if known.header_pattern and known.header_pattern.match(head):
             return known
-    for beginning, kind, hint in _OTHERS:
-        if head.startswith(beginning):
-            raise TextError(f"{path} is {kind}, not a document", hint)
-    for known in DOCUMENT_FORMATS:
-        if path.suffix.lower() in known.suffixes and known.magic:
-            raise TextError(f"{path} is a damaged {known.name}, or none", "download it again")
+    for magic, description, hint in _NOT_DOCUMENTS:
+        if head.startswith(magic):
+            raise TextError(f"{path} is {description}, not a document", hint)
+    for known in by_suffix:
+        if known.magic:
+            raise TextError(f"{path} is damaged, or is not a {known.name}", "download it again")
     if b"\0" in head:
-        raise TextError(f"{path} is a binary file, not a document", _CONVERT)
+        raise TextError(f"{path} is a binary file, not a document", _EXTRACT_TEXT)
     return PLAIN_TEXT
 
 
-class _Reader(Protocol):
-    def read(self, path: Path, most: int) -> Document: ...
+class _FormatReader(Protocol):
+    """A module that reads a format."""
+
+    def read(self, path: Path, max_characters: int) -> Document: ...

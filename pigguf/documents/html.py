@@ -1,8 +1,9 @@
-"""HTML to text by the standard library's parser, which alone knows the line of every word it reads.
+"""HTML to text by the standard library's parser, the only one that knows the source line of every word.
 
-Contract: a block is a line that bears the number of its first word's line in the file; in <pre> every line
-is one. Headings begin with #, list items with -, table cells stand between bars.
-Left out: scripts, styles, and whatever only shows when a page is drawn.
+A block is a line with the number of its first word's line in the file; in <pre> every line is one. Headings
+begin with #, list items with -, and table cells are separated by bars.
+
+Not here: scripts, styles, and what only shows when a browser renders the page.
 """
 
 from __future__ import annotations
@@ -14,106 +15,122 @@ from pathlib import Path
 from pigguf.documents.document import Document
 from pigguf.documents.plain_text import read_text
 
-_PARAGRAPHS = frozenset((
+_BLOCK_TAGS = frozenset((
     "address", "article", "aside", "blockquote", "body", "caption", "dialog", "details", "div", "dl",
     "fieldset", "figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header",
     "hr", "html", "legend", "main", "nav", "ol", "p", "pre", "section", "summary", "table", "title",
     "ul",
 ))  # fmt: skip
-_LINES = frozenset(("br", "dd", "dt", "li", "option", "tr"))
-_CELLS = frozenset(("td", "th"))
-_SKIPPED = frozenset(("script", "style"))
-_MARKS = {"li": "- ", **{f"h{level}": f"{'#' * level} " for level in range(1, 7)}}
+_LINE_TAGS = frozenset(("br", "dd", "dt", "li", "option", "tr"))
+_CELL_TAGS = frozenset(("td", "th"))
+_SKIPPED_TAGS = frozenset(("script", "style"))
+_PREFIXES = {"li": "- ", **{f"h{level}": f"{'#' * level} " for level in range(1, 7)}}
 
 
-def read(path: Path, most: int) -> Document:
-    """
+def read(path: Path, max_characters: int) -> Document:
+    """Return an HTML file as a document counted in the lines of its source.
+
     Raises:
-        TooLong: over `most` bytes.
-        UsageError: it is not UTF-8.
+        DocumentTooLong: It has more than `max_characters` bytes.
+        UsageError: It is not UTF-8.
     """
-    return Document.from_numbered_lines(path, "line", html_lines(read_text(path, most)), most)
+    lines = html_lines(read_text(path, max_characters))
+    return Document.from_numbered_lines(path, "line", lines, max_characters)
 
 
 def html_lines(text: str) -> Iterator[tuple[int, str]]:
-    """The text of a page: each line with the number of the source's line on which its first word stands.
+    """Yield each line of a page's text with the source line of its first word.
 
     Blocks of text are separated by blank lines.
     """
-    parser = _Lines()
-    parser.feed(text)
-    parser.close()
-    parser.end_block()
-    lines = parser.lines
+    extractor = _LineExtractor()
+    extractor.feed(text)
+    extractor.close()
+    extractor.end_block()
+    lines = extractor.lines
     while lines and not lines[-1][1]:
         lines.pop()
     yield from lines
 
 
-class _Lines(HTMLParser):
+class _LineExtractor(HTMLParser):
+    """Collects lines of text.
+
+    Attributes:
+        lines: Numbers of source lines, with lines of text; "" between blocks.
+    """
+
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.lines: list[tuple[int, str]] = []
-        self._line: list[str] = []  # words of the line that is being put together
-        self._number = 1
-        self._mark = ""  # what the line begins with, once it has a word
-        self._pre = self._skipped = 0
+        self._fragments: list[str] = []  # of the line that is not finished
+        self._source_line = 1  # of its first word
+        self._prefix = ""  # put before the line, if it gets any text
+        self._pre_depth = self._skipped_depth = 0
 
-    # ---- what the parser finds -------------------------------------------------------------------
+    # ---- HTMLParser's callbacks --------------------------------------------------------------------
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self._border(tag)
-        self._mark = _MARKS.get(tag, self._mark)
-        self._pre += tag == "pre"
-        self._skipped += tag in _SKIPPED
+        """Open an element."""
+        self._break_before(tag)
+        self._prefix = _PREFIXES.get(tag, self._prefix)
+        self._pre_depth += tag == "pre"
+        self._skipped_depth += tag in _SKIPPED_TAGS
 
     def handle_endtag(self, tag: str) -> None:
-        self._border(tag)
-        self._pre = max(0, self._pre - (tag == "pre"))
-        self._skipped = max(0, self._skipped - (tag in _SKIPPED))
+        """Close an element, even one that was not opened."""
+        self._break_before(tag)
+        self._pre_depth = max(0, self._pre_depth - (tag == "pre"))
+        self._skipped_depth = max(0, self._skipped_depth - (tag in _SKIPPED_TAGS))
 
     def handle_data(self, data: str) -> None:
-        if self._skipped:
+        """Add character data."""
+        if self._skipped_depth:
             return
-        if self._pre:
+        source_line = self.getpos()[0]
+        if self._pre_depth:
             first, *rest = data.split("\n")
-            self._add(first, self.getpos()[0])
-            for number, line in enumerate(rest, start=self.getpos()[0] + 1):
+            self._add(first, source_line)
+            for number, line in enumerate(rest, start=source_line + 1):
                 self._end_line()
                 self._add(line, number)
             return
-        blank = data[: len(data) - len(data.lstrip())]
+        leading = data[: len(data) - len(data.lstrip())]
         text = " ".join(data.split())
-        before = " " if blank else ""
+        before = " " if leading else ""
         after = " " if text and data[-1].isspace() else ""
-        self._add(before + text + after, self.getpos()[0] + blank.count("\n"))
+        self._add(before + text + after, source_line + leading.count("\n"))
 
     # ---- lines -----------------------------------------------------------------------------------
 
-    def _add(self, text: str, number: int) -> None:
-        if not any(map(str.strip, self._line)) and text.strip():
-            self._number = number
-        self._line.append(text)
+    def _has_text(self) -> bool:
+        return any(map(str.strip, self._fragments))
 
-    def _border(self, tag: str) -> None:
-        if tag in _PARAGRAPHS:
+    def _add(self, text: str, source_line: int) -> None:
+        if text.strip() and not self._has_text():
+            self._source_line = source_line
+        self._fragments.append(text)
+
+    def _break_before(self, tag: str) -> None:
+        """End the block, line or table cell that a tag ends."""
+        if tag in _BLOCK_TAGS:
             self.end_block()
-        elif tag in _LINES:
+        elif tag in _LINE_TAGS:
             self._end_line()
-        elif tag in _CELLS and any(map(str.strip, self._line)) and self._line[-1] != " | ":
-            self._line.append(" | ")
+        elif tag in _CELL_TAGS and self._has_text() and self._fragments[-1] != " | ":
+            self._fragments.append(" | ")
 
     def _end_line(self) -> None:
-        text = "".join(self._line)
-        text = text.rstrip() if self._pre else " ".join(text.split()).removesuffix(" |")
+        text = "".join(self._fragments)
+        text = text.rstrip() if self._pre_depth else " ".join(text.split()).removesuffix(" |")
         if text:
-            self.lines.append((self._number, self._mark + text))
-            self._mark = ""
-        self._line.clear()
+            self.lines.append((self._source_line, self._prefix + text))
+            self._prefix = ""
+        self._fragments.clear()
 
     def end_block(self) -> None:
-        """End the line, and set a blank one between it and what follows."""
+        """End the line, and add a blank one before what follows."""
         self._end_line()
-        self._mark = ""
+        self._prefix = ""
         if self.lines and self.lines[-1][1]:
             self.lines.append((self.lines[-1][0], ""))

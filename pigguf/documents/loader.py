@@ -1,9 +1,9 @@
-"""Files and folders to documents, in order, and what of them was left out and why.
+"""Files and folders as documents, in order, with the files that were skipped and why.
 
-Contract: a folder is walked in the order of names. Hidden files are left out, and a file or folder that
-was met already, be it through a link that leads in a circle; everything else that is not read is named. A
-file named by itself must be readable; one that is met in a folder may not be. All documents together hold
-MOST_CHARACTERS at most.
+A folder is walked in the order of names. Hidden files are ignored, and so is a file or folder that was
+already found, for example through a symbolic link that leads in a circle; every other file that is not read
+is reported. A file given by itself must be readable; one found in a folder need not be. All documents
+together have at most MAX_CHARACTERS.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pigguf.common.files import unreadable
+from pigguf.common.file_io import read_error
 from pigguf.documents.document import Document, DocumentTooLong
 from pigguf.documents.formats import load_document
 from pigguf.errors import MissingPackage, PigError, TextError
 from pigguf.progress import SILENT, Progress, stage
 
 MAX_CHARACTERS = 200_000_000
-"""Of all documents together: what is read is held, and searched, in memory."""
+"""Of all documents together, because they are held and searched in memory."""
 
-_SHOWN = 3
+_MAX_LISTED = 3  # skipped files in a message
 
 
 @dataclass(frozen=True)
@@ -36,129 +36,135 @@ class SkippedFile:
 
 @dataclass(frozen=True)
 class DocumentCollection:
-    """Documents in the order they are read, and the files among them that are not."""
+    """Documents in the order in which they were loaded, and the files that were skipped."""
 
     documents: tuple[Document, ...]
     skipped: tuple[SkippedFile, ...]
 
 
 def load_documents(paths: Iterable[str | Path], progress: Progress = SILENT) -> DocumentCollection:
-    """Read files, and all that folders hold.
+    """Load files, and all files in folders.
 
     Args:
-        progress: one stage, "reading documents", in bytes.
+        paths: The files and folders.
+        progress: Reports one stage, "reading documents", in bytes.
 
     Raises:
-        TextError: a file named by itself that is damaged, encrypted or no document; a folder without any;
-            more than MOST_CHARACTERS in all.
-        UsageError: a file named by itself that is text, but not UTF-8.
-        MissingPackage: a format's package is not installed.
-        ReadError: a file or folder that is not there, or that the system refuses.
+        TextError: A file given by itself is damaged, encrypted or not a document, a folder has no documents,
+            or there are more than MAX_CHARACTERS.
+        UsageError: A file given by itself is text, but not UTF-8.
+        MissingPackage: The package for a format is not installed.
+        ReadError: A file or folder does not exist, or the system refuses to read it.
     """
     documents: list[Document] = []
-    left_out: list[SkippedFile] = []
+    skipped: list[SkippedFile] = []
     seen: set[tuple[int, int]] = set()
-    found = [file for path in paths for file in _files(Path(path), seen, left_out)]
-    room = MAX_CHARACTERS
-    with stage(progress, "reading documents", sum(file.size for file in found), "bytes"):
-        for file in found:
+    files = [file for path in paths for file in _find_files(Path(path), seen, skipped)]
+    characters_left = MAX_CHARACTERS
+    with stage(progress, "reading documents", sum(file.size for file in files), "bytes"):
+        for file in files:
             try:
-                document = load_document(file.path, room)
+                document = load_document(file.path, characters_left)
             except (MissingPackage, DocumentTooLong):
                 raise
             except PigError as error:
-                if file.folder is None:
+                if not file.is_in_folder:
                     raise
-                left_out.append(SkippedFile(file.path, _reason(file.path, error)))
+                skipped.append(SkippedFile(file.path, _reason(file.path, error)))
             else:
                 documents.append(document)
-                room -= len(document.text)
+                characters_left -= len(document.text)
             progress.advance(file.size)
-    _refuse_nothing(documents, left_out)
-    return DocumentCollection(tuple(_named(documents)), tuple(left_out))
+    _check_any(documents, skipped)
+    return DocumentCollection(tuple(_with_unique_names(documents)), tuple(skipped))
 
 
 @dataclass(frozen=True)
-class _File:
+class _FoundFile:
+    """A file to load, its size in bytes, and whether it was found in a folder rather than given by itself."""
+
     path: Path
     size: int
-    folder: Path | None  # that was named, and the file was met in
+    is_in_folder: bool
 
 
-def _files(path: Path, seen: set[tuple[int, int]], left_out: list[SkippedFile]) -> Iterator[_File]:
-    """A file itself, or all of a folder, in order, without those seen before."""
+def _find_files(path: Path, seen: set[tuple[int, int]], skipped: list[SkippedFile]) -> Iterator[_FoundFile]:
+    """Yield a file itself, or all files of a folder in order, without those seen before."""
     try:
         status = path.stat()
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     if not path.is_dir():
         if _is_new(status, seen):
-            yield _File(path, status.st_size, None)
+            yield _FoundFile(path, status.st_size, is_in_folder=False)
         return
-    count, empty = len(left_out), True
-    for met, status in _walk(path, left_out):
-        empty = False
-        if _is_new(status, seen):
-            yield _File(met, status.st_size, path)
-    if empty and len(left_out) == count:
+    skipped_before, is_empty = len(skipped), True
+    for file, file_status in _walk(path, skipped):
+        is_empty = False
+        if _is_new(file_status, seen):
+            yield _FoundFile(file, file_status.st_size, is_in_folder=True)
+    if is_empty and len(skipped) == skipped_before:
         raise TextError(
-            f"the folder {path} holds no files", "name a folder that does; hidden files do not count"
+            f"the folder {path} holds no files", "give a folder with files; hidden files do not count"
         )
 
 
-def _walk(root: Path, left_out: list[SkippedFile]) -> Iterator[tuple[Path, os.stat_result]]:
-    """Every file of a folder that is not hidden; no folder twice, be it through links."""
-    entered: set[tuple[int, int]] = {_key(root.stat())}
+def _walk(root: Path, skipped: list[SkippedFile]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield every file of a folder that is not hidden; no folder twice, even through links."""
+    entered: set[tuple[int, int]] = {_inode(root.stat())}
 
-    def refused(error: OSError) -> None:
-        left_out.append(SkippedFile(Path(error.filename), error.strerror or str(error)))
+    def skip(error: OSError) -> None:
+        skipped.append(SkippedFile(Path(error.filename), error.strerror or str(error)))
 
-    for place, folders, files in os.walk(root, followlinks=True, onerror=refused):
-        inside = list(_met(Path(place), folders, left_out))
-        folders[:] = [path.name for path, status in inside if _is_new(status, entered)]
-        yield from _met(Path(place), files, left_out)
+    for folder, folder_names, file_names in os.walk(root, followlinks=True, onerror=skip):
+        inside = list(_visible(Path(folder), folder_names, skipped))
+        folder_names[:] = [path.name for path, status in inside if _is_new(status, entered)]
+        yield from _visible(Path(folder), file_names, skipped)
 
 
-def _met(
-    folder: Path, names: Iterable[str], left_out: list[SkippedFile]
+def _visible(
+    folder: Path, names: Iterable[str], skipped: list[SkippedFile]
 ) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield what is not hidden, in the order of names; broken links are skipped."""
     for name in sorted(names):
         if name.startswith("."):
             continue
         try:
             yield folder / name, (folder / name).stat()
-        except OSError as error:  # a link that leads nowhere, or round itself
-            left_out.append(SkippedFile(folder / name, error.strerror or str(error)))
+        except OSError as error:  # a link to nothing, or to itself
+            skipped.append(SkippedFile(folder / name, error.strerror or str(error)))
 
 
 def _is_new(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
-    new = _key(status) not in seen
-    seen.add(_key(status))
-    return new
+    """Return whether a file or folder was not seen before, and remember it."""
+    is_new = _inode(status) not in seen
+    seen.add(_inode(status))
+    return is_new
 
 
-def _key(status: os.stat_result) -> tuple[int, int]:
+def _inode(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
 def _reason(path: Path, error: PigError) -> str:
-    """The message without the path that the reason stands beside."""
+    """Return an error's message without the path, which is shown beside it."""
     return error.message.removeprefix(str(path)).lstrip(": ").removeprefix("is ")
 
 
-def _refuse_nothing(documents: list[Document], left_out: list[SkippedFile]) -> None:
+def _check_any(documents: list[Document], skipped: list[SkippedFile]) -> None:
+    """Raise TextError if there are no documents, with the reasons."""
     if documents:
         return
-    shown = "; ".join(f"{file.path}: {file.reason}" for file in left_out[:_SHOWN])
-    more = f"; and {len(left_out) - _SHOWN:,} more" if len(left_out) > _SHOWN else ""
+    listed = "; ".join(f"{file.path}: {file.reason}" for file in skipped[:_MAX_LISTED])
+    more = f"; and {len(skipped) - _MAX_LISTED:,} more" if len(skipped) > _MAX_LISTED else ""
     raise TextError(
-        f"there is no document to read ({shown}{more})" if shown else "there is no document to read"
+        f"there is no document to read ({listed}{more})" if listed else "there is no document to read"
     )
 
 
-def _named(documents: list[Document]) -> Iterator[Document]:
-    """Each under its file's name where no other has the same, and under its path where one has."""
-    names = Counter(document.path.name for document in documents)
+def _with_unique_names(documents: list[Document]) -> Iterator[Document]:
+    """Yield each document named by its file's name, or by its path if another file has the same name."""
+    counts = Counter(document.path.name for document in documents)
     for document in documents:
-        name = document.path.name
-        yield document if names[name] == 1 else replace(document, name=str(document.path))
+        is_unique = counts[document.path.name] == 1
+        yield document if is_unique else replace(document, name=str(document.path))

@@ -1,4 +1,4 @@
-"""What a format's library refuses, as pigguf's errors."""
+"""Errors of the libraries that parse documents, as errors of pigguf."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pigguf.errors import MissingPackage, PigError, TextError
 
 @contextmanager
 def require_package(purpose: str) -> Iterator[None]:
-    """Around the import of a package of the extra.
+    """Wrap the import of a package of the extra pigguf[docs], needed for a purpose ("reading a PDF").
 
     Raises:
-        MissingPackage: it is not installed.
+        MissingPackage: It is not installed.
     """
     try:
         yield
@@ -26,11 +26,11 @@ def require_package(purpose: str) -> Iterator[None]:
 
 
 @contextmanager
-def report_damaged(path: Path, kind: str) -> Iterator[None]:
-    """Around the reading of a file by a library, which may meet a damaged one with any error there is.
+def report_damaged(path: Path, format_name: str) -> Iterator[None]:
+    """Wrap the parsing of a file by a library, which may raise anything if the file is damaged.
 
     Raises:
-        TextError: the library failed.
+        TextError: The library failed.
     """
     try:
         yield
@@ -38,6 +38,6 @@ def report_damaged(path: Path, kind: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise TextError(
-            f"{path} is a damaged {kind}: {error or type(error).__name__}",
-            "open it in a program of its own and save it again, or download it again",
+            f"{path} is a damaged {format_name}: {error or type(error).__name__}",
+            "open it in its own program and save it again, or download it again",
         ) from error

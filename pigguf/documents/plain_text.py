@@ -1,4 +1,4 @@
-"""Text, Markdown, source code and whatever else is UTF-8: as it is, with its own lines for places."""
+"""Plain text, Markdown, source code and whatever else is UTF-8: as it is, by its own lines."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from pigguf.common.text_decoding import decode_text
 from pigguf.documents.document import Document, DocumentTooLong
 
 
-def read(path: Path, most: int) -> Document:
-    """
+def read(path: Path, max_characters: int) -> Document:
+    """Return a text file as a document counted in lines.
+
     Raises:
-        TooLong: over `most` bytes, of which a character has one at least.
-        UsageError: it is not UTF-8.
+        DocumentTooLong: It has more than `max_characters` bytes, of which each character has at least one.
+        UsageError: It is not UTF-8.
     """
-    return Document.from_text(path, read_text(path, most))
+    return Document.from_text(path, read_text(path, max_characters))
 
 
-def read_text(path: Path, most: int) -> str:
-    """As read, without the places."""
-    if path.stat().st_size > most:
-        raise DocumentTooLong(path, most)
+def read_text(path: Path, max_characters: int) -> str:
+    """Return the text of a UTF-8 file; raises as `read` does."""
+    if path.stat().st_size > max_characters:
+        raise DocumentTooLong(path, max_characters)
     with path.open("rb") as file:
-        data = file.read(most + 1)  # it may have grown, or be one of /proc's, which have no size
-    if len(data) > most:
-        raise DocumentTooLong(path, most)
+        data = file.read(max_characters + 1)  # the file may have grown, or be in /proc, where sizes are 0
+    if len(data) > max_characters:
+        raise DocumentTooLong(path, max_characters)
     return decode_text(data, str(path))

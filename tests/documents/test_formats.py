@@ -99,7 +99,7 @@ def test_scanned_pages_among_others_are_told_of(tmp_path: Path, caplog: pytest.L
     with caplog.at_level(logging.WARNING, "pigguf"):
         document = load_document(path, MOST)
     assert document.text.strip() == "One."
-    assert caplog.messages == [f"{path}: without text, and so not read: pages 2, 4 of 4"]
+    assert caplog.messages == [f"{path}: no text on pages 2, 4 of 4: not read"]
 
 
 def test_a_docx_has_paragraphs(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_xml_whose_entities_multiply_is_refused(tmp_path: Path) -> None:
         ("model.gguf", b"GGUF\x03\0\0\0", "is a GGUF model"),
         ("a.zip", b"PK\x03\x04\x14\0\0\0", "is a ZIP archive"),
         ("old.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0", "is an encrypted or old Office file"),
-        ("fake.pdf", b"just text", "is a damaged PDF, or none"),
+        ("fake.pdf", b"just text", "is damaged, or is not a PDF"),
         ("wide.txt", "text".encode("utf-16"), "is UTF-16 text"),
         ("empty.txt", b"", "holds no text"),
         ("blank.md", b" \n\n", "holds no text"),
@@ -309,8 +309,8 @@ def test_text_that_is_not_utf_8_is_refused_with_the_byte(tmp_path: Path) -> None
 
 def test_what_is_not_there_or_no_file_is_refused(tmp_path: Path) -> None:
     assert isinstance(refused(tmp_path / "missing.txt"), ReadError)
-    assert "is no regular file" in refused(tmp_path).message
-    assert "is no regular file" in refused(Path("/dev/zero")).message
+    assert "is not a regular file" in refused(tmp_path).message
+    assert "is not a regular file" in refused(Path("/dev/zero")).message
 
 
 def test_a_terabyte_is_refused_unread(tmp_path: Path) -> None:

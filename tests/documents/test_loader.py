@@ -61,9 +61,9 @@ def test_what_cannot_be_read_in_a_folder_is_named_with_the_reason(tmp_path: Path
     assert {file.path.name: file.reason for file in read.skipped} == {
         "empty.txt": "holds no text",
         "latin.txt": "not UTF-8 text (byte 3)",
-        "locked.pdf": "encrypted and opens with its password alone",
+        "locked.pdf": "encrypted and needs a password",
         "picture.png": "a PNG picture, not a document",
-        "pipe": "no regular file",
+        "pipe": "not a regular file",
     }
 
 
