@@ -1,18 +1,23 @@
-"""A model for many at once, over HTTP, as OpenAI's clients expect it (the extra `[serve]`).
+"""`pigguf serve`: one model for many clients over HTTP, with OpenAI's API (the extra `[serve]`).
 
-    scheduler    one thread that owns a context, and computes one batch a step for all who wait
-    openai       requests and answers as they look on the wire, as frozen values
-    openapi      what the server takes and answers, described for programs
-    errors       what is refused, and every PigError as OpenAI's error JSON
-    host         the context and its scheduler, watched, and opened again after a failure
-    memory       what was freed, back to the system
-    service      from a request to its answers: tokens, the window, the queue
-    app          routes, keys and limits
-    page         the page, and what it asks for beside OpenAI's routes; static/ is its files
-    reader       a document's text, read by a process of its own
-    metrics      what Prometheus reads: the only importer of prometheus_client
-    server       sockets, and how it ends: the only importer of uvicorn
+From the network inwards:
 
-Contract: what a request asks for is done or refused, never left out in silence; nothing of a prompt or an
-answer is logged; no request names a file.
+    http_server         sockets, connection limits, shutdown (the only module that imports uvicorn)
+    app                 routes, API key, errors as JSON
+    openai_fields       typed fields of a request body
+    openai_messages, openai_tools, openai_requests      request bodies -> typed requests
+    openai_responses    response bodies and stream chunks
+    openapi             the OpenAPI description of all routes
+    service             typed requests -> tokens, grammars and GenerationRequests; embeddings
+    event_stream        the scheduler's events for asyncio
+    scheduler           the thread that computes batches (continuous batching)
+    generation_request, request_queue, slots, batch_planner, running_request, events, scheduler_stats
+                        its parts
+    model_host          keeps the model loaded; loads it again after a failure
+    web_ui, static/     the chat page in a browser, and its routes
+    document_process    extracts a document's text in a subprocess
+    errors, limits, metrics, malloc_arenas
+
+A request is answered as it asks or refused: no parameter is silently ignored that could change the answer.
+Text of prompts and answers is never logged, and no request names a file on the server.
 """

@@ -1,7 +1,7 @@
-"""Sockets, and how a server begins and ends.
+"""The HTTP server: its socket, limits of connections, and graceful shutdown. The only module that imports uvicorn.
 
-Contract: an address that others can reach demands a key. SIGTERM and Ctrl-C end what waits, and finish what
-runs, within a limit; Ctrl-C once more ends it at once.
+An address that other machines can reach requires an API key. SIGTERM or Ctrl-C refuses waiting requests and lets
+running ones finish, for `drain_seconds` at most; a second Ctrl-C stops at once.
 """
 
 from __future__ import annotations
@@ -18,31 +18,35 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pigguf.errors import UsageError
 from pigguf.serve.app import ERROR_DELIVERY_SECONDS, create_app, is_loopback
+from pigguf.serve.limits import ServerLimits
 from pigguf.serve.model_host import ModelHost
-from pigguf.serve.service import ServerLimits, ModelService
+from pigguf.serve.service import ModelService
 
-_TOO_MANY = (
+API_KEY_VARIABLE = "PIGGUF_API_KEY"
+_TOO_MANY_CONNECTIONS = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
     b"Retry-After: 5\r\n\r\n"
     b'{"error": {"message": "there are too many connections", "type": "server_error", "param": null, '
     b'"code": "too_many_connections"}}'
 )
-API_KEY_VARIABLE = "PIGGUF_API_KEY"
 
 
 def listen(host: str, port: int, key: str | None) -> socket.socket:
-    """A socket that clients can connect to from now on; they wait until `serve` answers.
+    """Return a listening socket; clients that connect wait until `serve` is called.
 
     Args:
-        port: 0 is any that is free.
+        host: a name or address of this machine.
+        port: 0 takes any free port.
+        key: the API key, or None.
 
     Raises:
-        UsageError: an address that others can reach, without a key; no such address; the port is taken.
+        UsageError: other machines can reach the address and there is no API key; the address does not exist;
+            the port is taken.
     """
     if key is None and not is_loopback(host):
         raise UsageError(
             f"{host} can be reached from other machines, and there is no API key",
-            f"give --api-key, or {API_KEY_VARIABLE} in the environment, or listen on 127.0.0.1",
+            f"set `api_key`, or {API_KEY_VARIABLE} in the environment, or listen on 127.0.0.1",
         )
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -51,13 +55,13 @@ def listen(host: str, port: int, key: str | None) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise UsageError(
                 f"port {port} of {host} is taken by another program",
-                "give another with --port; 0 takes any that is free",
+                "choose another `port`; 0 takes any free one",
             ) from error
         raise UsageError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
 
 
 def listener_url(listener: socket.socket) -> str:
-    """The URL of a listening socket."""
+    """Return the URL of a listening socket, without a path."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -68,16 +72,19 @@ def serve(
     *,
     key: str | None = None,
     limits: ServerLimits | None = None,
-    ready: Callable[[ModelService], None] = lambda service: None,
+    on_ready: Callable[[ModelService], None] = lambda service: None,
 ) -> None:
-    """Answer requests until a signal ends it; on the main thread.
+    """Answer requests until a signal stops the server. Call it on the main thread.
 
     Args:
-        host: open; it is drained, and stays open.
-        ready: called when requests are answered.
+        host: an open host; it is drained at the end, but not closed.
+        listener: from `listen`.
+        key: the API key that clients must send; None for clients on this machine only.
+        limits: sizes and times that clients may take.
+        on_ready: called once requests are answered.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C ended it.
+        KeyboardInterrupt: Ctrl-C stopped it.
     """
     limits = limits or ServerLimits()
     service = ModelService(host, limits)
@@ -89,64 +96,69 @@ def serve(
         server_header=False,
         lifespan="off",
         ws="none",
-        http=cast(Any, partial(_Connection, limits)),
+        http=cast(Any, partial(_LimitedConnection, limits)),
         timeout_graceful_shutdown=round(limits.drain_seconds + ERROR_DELIVERY_SECONDS),
     )
-    _Server(config, service, ready).run([listener])
+    _UvicornServer(config, service, on_ready).run([listener])
 
 
-class _Connection(H11Protocol):
-    """uvicorn's, which is closed where headers do not come, and refused where there are too many."""
+class _LimitedConnection(H11Protocol):
+    """uvicorn's connection, refused if there are too many, and closed if a request's headers do not arrive."""
 
-    def __init__(self, limits: ServerLimits, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, limits: ServerLimits, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self._limits = limits
-        self._waiting: asyncio.TimerHandle | None = None
+        self._headers_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._limits.max_connections:
-            transport.write(_TOO_MANY)
+            transport.write(_TOO_MANY_CONNECTIONS)
             transport.close()
-        self._watch()
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        self._forget()
+        self._cancel_timer()
 
-    def _watch(self) -> None:
-        """Wait for headers, or no more. Between two requests uvicorn does, until the next begins."""
+    def _update_timer(self) -> None:
+        """Start the timer for headers, or cancel it once they are complete.
+
+        Between two requests uvicorn's keep-alive timer runs until the next one begins.
+        """
         if self.cycle is not None and not self.cycle.response_complete:
-            self._forget()
-        elif self._waiting is None:
-            self._waiting = self.loop.call_later(self._limits.headers_seconds, self._give_up)
+            self._cancel_timer()
+        elif self._headers_timer is None:
+            self._headers_timer = self.loop.call_later(self._limits.headers_seconds, self._on_timeout)
 
-    def _forget(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+    def _cancel_timer(self) -> None:
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+            self._headers_timer = None
 
-    def _give_up(self) -> None:
-        self._waiting = None
+    def _on_timeout(self) -> None:
+        self._headers_timer = None
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's, which tells when it is up, and when it is about to end."""
+class _UvicornServer(uvicorn.Server):
+    """uvicorn's server, which calls `on_ready` once it is up, and drains the host when it shuts down."""
 
-    def __init__(self, config: uvicorn.Config, service: ModelService, ready: Callable[[ModelService], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: ModelService, on_ready: Callable[[ModelService], None]
+    ) -> None:
         super().__init__(config)
         self._service = service
-        self._ready = ready
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._ready(self._service)
+        self._on_ready(self._service)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.host.drain(self._service.limits.drain_seconds)

@@ -1,8 +1,9 @@
-"""glibc's malloc, as a process wants it that stays: what was freed goes back to the system.
+"""glibc malloc settings for a long-running process, so that freed memory goes back to the system.
 
-By default each of some threads has an arena of its own, up to eight for each core, and in each stays the most
-that was ever in use there: after a body of 10 MB 18 MiB, after a weight was sent to a worker its size.
-Elsewhere than under glibc nothing is done. Upstream: glibc's malloc/malloc.h, mallopt(3), malloc_trim(3).
+By default glibc gives threads arenas of their own, up to eight a core, and each keeps the most memory that was
+ever in use in it: 18 MiB after a request body of 10 MB, or the size of a weight after it was sent to a worker.
+With another C library than glibc these functions do nothing.
+Source: glibc's malloc/malloc.h, mallopt(3), malloc_trim(3).
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ _ARENAS = 2
 
 
 def limit_arenas() -> None:
-    """For the whole process, before there are threads; MALLOC_ARENA_MAX goes before it."""
-    if "MALLOC_ARENA_MAX" not in os.environ and (mallopt := _glibc("mallopt")) is not None:
+    """Limit the process to two arenas, unless MALLOC_ARENA_MAX is set. Call it before threads are started."""
+    if "MALLOC_ARENA_MAX" not in os.environ and (mallopt := _glibc_function("mallopt")) is not None:
         mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def release_free_memory() -> None:
-    """What was freed, as far as it makes whole pages. It takes milliseconds."""
-    if (trim := _glibc("malloc_trim")) is not None:
-        trim(0)
+    """Give whole pages of freed memory back to the system. It takes milliseconds."""
+    if (malloc_trim := _glibc_function("malloc_trim")) is not None:
+        malloc_trim(0)
 
 
-def _glibc(name: str) -> Any:
-    """A function of the C library; None where that is another one, which has no malloc_trim."""
+def _glibc_function(name: str) -> Any:
+    """Return a function of glibc; None with another C library."""
     if sys.platform != "linux":
         return None
     library = ctypes.CDLL(None)
-    return getattr(library, name) if hasattr(library, "malloc_trim") else None
+    return getattr(library, name) if hasattr(library, "malloc_trim") else None  # musl has none

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pigguf.common.numerics import log_sum_exp
 from pigguf.inference.detokenizer import StreamingDetokenizer
 from pigguf.inference.engine import Context, Session
-from pigguf.inference.engine.sampling import Sampler
-from pigguf.inference.engine.session import BatchEntry
+from pigguf.inference.engine.batch_decode import BatchEntry
+from pigguf.inference.engine.sampler import Sampler
 from pigguf.serve.errors import RequestRefused
 from pigguf.serve.events import FinishReason, PrefillProgress, RequestEvent, SampledToken, TextChunk
 from pigguf.serve.generation_request import QueuedRequest

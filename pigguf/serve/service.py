@@ -1,15 +1,13 @@
-"""From a request to its answers: tokens, whether they fit, and the events of the scheduler for an event loop.
+"""From API requests to the scheduler: tokenization, context length checks, grammars, and embeddings.
 
-Left out: HTTP (app.py), how it looks on the wire (openai.py), who computes when (scheduler.py).
+Not here: HTTP (app.py), the form of bodies (openai_*.py), scheduling (scheduler.py).
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -18,52 +16,35 @@ from numpy.typing import NDArray
 from pigguf.chat.prompt_format import ChatFormat
 from pigguf.chat.tool_calls import (
     ToolCallParser,
+    grammar_trigger,
     tool_call_grammar,
     tool_call_or_json_grammar,
-    grammar_trigger,
     trigger_token,
 )
 from pigguf.errors import Interrupted
-from pigguf.grammar import gbnf, json_grammar
-from pigguf.inference.engine import Model, SamplingParams
+from pigguf.grammar import gbnf, json_schema_to_grammar
+from pigguf.inference.engine import Context, Model, SamplingParams
 from pigguf.inference.engine.embeddings import PoolingType, embed, pooling_type
-from pigguf.inference.engine.sampling import create_sampler
+from pigguf.inference.engine.sampler import create_sampler
 from pigguf.serve.errors import RequestRefused, model_unavailable
+from pigguf.serve.event_stream import EventStream
+from pigguf.serve.generation_request import GenerationRequest
+from pigguf.serve.limits import ServerLimits
 from pigguf.serve.model_host import ModelHost
-from pigguf.serve.openai_api import SEED_MODULUS, CompletionRequest, EmbeddingRequest
-from pigguf.serve.scheduler import Finished, RequestEvent, RequestFailed, TextChunk, PrefillProgress, GenerationRequest, Scheduler, QueuePosition
-
-
-@dataclass(frozen=True)
-class ServerLimits:
-    """What one client may take of the server.
-
-    Attributes:
-        connections: open at once.
-        headers_seconds: until those of a request are there.
-        body: bytes of a request.
-        body_seconds: until all of it is there.
-        grammar: characters of the one that a schema comes to, and repetitions in it; long ones take the
-            engine minutes and gigabytes.
-        document_seconds: until the text of a document is read.
-        stalled_seconds: that a client may leave a chunk unread.
-        seconds: until an answer is done, the time in the queue with it.
-        drain_seconds: what runs may take when the server is to end.
-    """
-
-    max_connections: int = 512
-    headers_seconds: float = 10.0
-    max_body_bytes: int = 8 << 20
-    body_seconds: float = 30.0
-    max_grammar_characters: int = 128 << 10
-    document_seconds: float = 60.0
-    send_seconds: float = 60.0
-    request_seconds: float = 600.0
-    drain_seconds: float = 30.0
+from pigguf.serve.openai_requests import SEED_MODULUS, CompletionRequest, EmbeddingRequest, Prompt
 
 
 class ModelService:
-    """A model that answers."""
+    """Answers API requests with one model.
+
+    Attributes:
+        host: holds the model and its scheduler.
+        model: the vocabulary, without weights.
+        context_length: the context window of each request in tokens.
+        limits: sizes and times that clients may take.
+        name: the model's name in the API: its file's name without ".gguf".
+        created: Unix time of the file's last change.
+    """
 
     def __init__(self, host: ModelHost, limits: ServerLimits) -> None:
         self.host = host
@@ -77,271 +58,266 @@ class ModelService:
     def _format(self) -> ChatFormat:
         return ChatFormat(self.model)
 
-    def generation_requests(self, asked: CompletionRequest, client: str) -> list[GenerationRequest]:
-        """What the scheduler is to do, a request for each choice of each prompt. It takes its time: not for
-        the event loop's thread.
+    # ---- chat completions and completions --------------------------------------------------------
+
+    def generation_requests(self, request: CompletionRequest, client: str) -> list[GenerationRequest]:
+        """Return what to submit to the scheduler: one request for each choice of each prompt.
+
+        It may take seconds: call it outside the event loop's thread.
 
         Args:
-            client: who asks; each user it asks for counts as a client.
+            client: identifies the client; each `user` that it sends counts as a client of its own.
 
         Raises:
-            Refusal: another model is asked for, or a prompt does not fit.
-            TokenizerError: no chat template, or one that refuses the conversation.
-            UsageError: a prompt is empty, a token unknown, or a schema is none that a grammar can hold to.
+            RequestRefused: another model is requested, a prompt is empty or does not fit the window, or a
+                schema is too large.
+            TokenizerError: the model has no chat template, or it refuses the conversation.
+            UsageError: a token id is not in the vocabulary, or a schema cannot be made a grammar.
         """
-        self._refuse_other(asked.model)
-        sampling = self._sampling(asked)
+        self._check_model_name(request.model)
+        sampling = self._sampling(request)
         if sampling.grammar is not None:
-            if (size := gbnf.size(sampling.grammar)) > self.limits.max_grammar_characters:
-                raise RequestRefused(
-                    400,
-                    f"the JSON schema comes to {size:,} characters of grammar, each repetition counted, and "
-                    f"{self.limits.max_grammar_characters:,} are taken",
-                    "ask for less at once",
-                    code="schema_too_large",
-                )
-            with create_sampler(sampling, self.model, ()):
-                pass  # the engine has parsed it
-        is_chat = asked.messages is not None
+            self._check_grammar(sampling)
+        is_chat = request.messages is not None
         return [
             GenerationRequest(
                 prompt,
-                replace(sampling, seed=_seed(sampling.seed, choice)),
-                asked.max_tokens,
-                asked.stop,
-                asked.logprobs,
+                replace(sampling, seed=_choice_seed(sampling.seed, choice)),
+                request.max_tokens,
+                request.stop,
+                request.logprobs,
                 strip_leading_space=is_chat and self.model.add_space_prefix,
-                report_progress=asked.return_progress,
-                client=f"{client} {asked.user}",
+                report_progress=request.return_progress,
+                client=f"{client} {request.user}",
             )
-            for prompt in self._prompts(asked)
-            for choice in range(asked.choice_count)
+            for prompt in self._tokenized_prompts(request)
+            for choice in range(request.choice_count)
         ]
 
-    def tool_call_parser(self, asked: CompletionRequest) -> Callable[[], ToolCallParser] | None:
-        """Makes what takes calls out of an answer; None where there are none."""
-        if not asked.tools:
+    def submit(self, requests: Sequence[GenerationRequest]) -> EventStream:
+        """Submit requests to the scheduler, in the event loop that waits for their events.
+
+        Raises:
+            RequestRefused: the queue is full, the model is unavailable, or the server is shutting down.
+        """
+        return EventStream(self.host.scheduler, requests, self.limits.request_seconds)
+
+    def tool_call_parser(self, request: CompletionRequest) -> Callable[[], ToolCallParser] | None:
+        """Return a function that makes a parser for an answer's tool calls; None if the request has no tools."""
+        if not request.tools:
             return None
         return partial(
             ToolCallParser,
             self._format.tool_call_format,
-            is_open=bool(asked.forced_tools),
-            is_first=asked.json_schema is not None,
+            is_open=bool(request.forced_tools),
+            only_at_start=request.json_schema is not None,
         )
 
-    def _sampling(self, asked: CompletionRequest) -> SamplingParams:
-        """What holds an answer to a schema, and calls to theirs: from the first token on where there must be
-        one, for the prompt ends in its opening then; else from where the model writes the opening."""
-        if not asked.tools:
-            grammar = None if asked.json_schema is None else json_grammar(asked.json_schema)
-            return replace(asked.sampling, grammar=grammar)
-        form, several = self._format.tool_call_format, asked.parallel_tool_calls
-        if asked.forced_tools:
-            return replace(asked.sampling, grammar=tool_call_grammar(form, asked.forced_tools, parallel=several))
-        shown = trigger_token(form, self.model)
-        if asked.json_schema is None:
-            grammar = tool_call_grammar(form, asked.tools, parallel=several)
-            return replace(asked.sampling, grammar=grammar, grammar_trigger=grammar_trigger(form), visible_control_token=shown)
-        if form.only_at_start:
+    def _sampling(self, request: CompletionRequest) -> SamplingParams:
+        """Return the sampling parameters with the grammar for tool calls and the response's JSON schema.
+
+        A forced tool call follows the grammar from its first token on: the prompt ends in the opening of the
+        call. Otherwise the grammar is triggered when the model writes the opening.
+        """
+        if not request.tools:
+            schema = request.json_schema
+            grammar = None if schema is None else json_schema_to_grammar(schema)
+            return replace(request.sampling, grammar=grammar)
+        call_format, parallel = self._format.tool_call_format, request.parallel_tool_calls
+        if request.forced_tools:
+            grammar = tool_call_grammar(call_format, request.forced_tools, parallel=parallel)
+            return replace(request.sampling, grammar=grammar)
+        visible_token = trigger_token(call_format, self.model)
+        if request.json_schema is None:
+            return replace(
+                request.sampling,
+                grammar=tool_call_grammar(call_format, request.tools, parallel=parallel),
+                grammar_trigger=grammar_trigger(call_format),
+                visible_control_token=visible_token,
+            )
+        if call_format.only_at_start:
             raise RequestRefused(
                 400,
-                "response_format and tools: calls of functions, as this model writes them, are not told from "
-                "an answer in JSON",
-                "leave one of them out, or give tool_choice none or required",
+                "response_format and tools cannot be combined for this model: its tool calls cannot be told "
+                "from an answer in JSON",
+                "leave one of them out, or set tool_choice to none or required",
                 param="response_format",
                 code="unsupported_parameter",
             )
-        grammar = tool_call_or_json_grammar(form, asked.tools, asked.json_schema, parallel=several)
-        return replace(asked.sampling, grammar=grammar, visible_control_token=shown)
+        grammar = tool_call_or_json_grammar(
+            call_format, request.tools, request.json_schema, parallel=parallel
+        )
+        return replace(request.sampling, grammar=grammar, visible_control_token=visible_token)
 
-    def count_tokens(self, asked: CompletionRequest) -> int:
-        """How many tokens a conversation is, whether it fits or not. It takes its time, as `requests` does.
-
-        Raises:
-            TokenizerError: no chat template, or one that refuses the conversation.
-        """
-        return len(self._conversation(asked))
-
-    def count_text_tokens(self, text: str) -> int:
-        """How many tokens a text is as a part of a message."""
-        return self._format.count_tokens(text)
-
-    def _prompts(self, asked: CompletionRequest) -> list[list[int]]:
-        is_chat = asked.messages is not None
-        prompts = [self._conversation(asked)] if is_chat else self._tokens(asked.prompts)
-        for prompt in prompts:
-            self._refuse(prompt, "prompt" if asked.messages is None else "messages")
-        return prompts
-
-    def _conversation(self, asked: CompletionRequest) -> list[int]:
-        messages = asked.messages or ()
-        if len(messages) > self.context_length:  # a token each, at the least
+    def _check_grammar(self, sampling: SamplingParams) -> None:
+        """Raise if the grammar is too large, or the engine cannot parse it."""
+        assert sampling.grammar is not None
+        if (size := gbnf.expanded_size(sampling.grammar)) > self.limits.max_grammar_characters:
             raise RequestRefused(
                 400,
-                f"{len(messages):,} messages do not fit into a window of {self.context_length:,}",
-                "leave the oldest out",
+                f"the JSON schema becomes {size:,} characters of grammar with each repetition counted, and the "
+                f"limit is {self.limits.max_grammar_characters:,}",
+                "use a smaller schema, or fewer tools",
+                code="schema_too_large",
+            )
+        with create_sampler(sampling, self.model, ()):
+            pass
+
+    def count_tokens(self, request: CompletionRequest) -> int:
+        """Return how many tokens a conversation has, even if it does not fit the window.
+
+        It may take seconds: call it outside the event loop's thread.
+
+        Raises:
+            TokenizerError: the model has no chat template, or it refuses the conversation.
+        """
+        return len(self._tokenized_conversation(request))
+
+    def count_text_tokens(self, text: str) -> int:
+        """Return how many tokens a text has as a part of a message."""
+        return self._format.count_tokens(text)
+
+    def _tokenized_prompts(self, request: CompletionRequest) -> list[list[int]]:
+        is_chat = request.messages is not None
+        prompts = [self._tokenized_conversation(request)] if is_chat else self._tokenized(request.prompts)
+        for prompt in prompts:
+            self._check_prompt(prompt, "messages" if is_chat else "prompt")
+        return prompts
+
+    def _tokenized_conversation(self, request: CompletionRequest) -> list[int]:
+        messages = request.messages or ()
+        if len(messages) > self.context_length:  # each message has at least one token
+            raise RequestRefused(
+                400,
+                f"{len(messages):,} messages do not fit into a context window of {self.context_length:,} tokens",
+                "leave out the oldest messages",
                 param="messages",
                 code="context_length_exceeded",
             )
-        begun = self._format.tool_call_format.opening if asked.forced_tools else ""
-        return self._format.tokenize(messages, tools=asked.tools, answer_prefix=begun)
+        prefix = self._format.tool_call_format.opening if request.forced_tools else ""
+        return self._format.tokenize(messages, tools=request.tools, answer_prefix=prefix)
 
-    def _tokens(self, prompts: Sequence[str | tuple[int, ...]]) -> list[list[int]]:
+    def _tokenized(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return [
             self.model.tokenize(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts
         ]
 
-    def _refuse_other(self, model: str | None) -> None:
-        """
-        Raises:
-            Refusal: another model is asked for than this one.
-        """
+    def _check_model_name(self, model: str | None) -> None:
+        """Raise RequestRefused if a request names another model than this one."""
         if model is not None and model != self.name:
             raise RequestRefused(
                 404,
-                f"the model {model[:80]!r} is not here",
-                f"this server has {self.name!r}",
+                f"there is no model {model[:80]!r} on this server",
+                f"use {self.name!r}",
                 param="model",
                 code="model_not_found",
             )
 
-    # ---- embeddings ------------------------------------------------------------------------------
-
-    @cached_property
-    def pooling(self) -> PoolingType | None:
-        """How the model makes embeddings; None where it makes none."""
-        return pooling_type(self.model)
-
-    def embedding_inputs(self, asked: EmbeddingRequest) -> list[list[int]]:
-        """The tokens of each text.
+    def _check_prompt(self, prompt: Sequence[int], param: str) -> None:
+        """Raise if a prompt cannot be computed.
 
         Raises:
-            Refusal: the model gives no embeddings, or none of this length; a text is empty, or too long.
-            UsageError: a token is none of the vocabulary.
-        """
-        self._refuse_other(asked.model)
-        if self.pooling is None:
-            raise RequestRefused(
-                400,
-                f"the model {self.name!r} gives no embeddings: its file has no "
-                f"{self.model.file.architecture}.pooling_type (mean, cls or last)",
-                "serve a model that is made for embeddings",
-                param="model",
-                code="no_embeddings",
-            )
-        texts = self._tokens(asked.texts)
-        for tokens in texts:
-            self._refuse(tokens, "input")
-        return texts
-
-    def embed(
-        self, asked: EmbeddingRequest, texts: Sequence[Sequence[int]], stop: Callable[[], bool]
-    ) -> NDArray[np.float32]:
-        """The vectors of texts, computed beside the scheduler; one request at a time.
-
-        Args:
-            stop: asked often; True gives it up.
-
-        Raises:
-            Refusal: vectors of another length are asked for; it takes too long, or is given up; the server
-                is about to end; the model is spread over workers, whose connections no two contexts share.
-            PigError: the engine failed.
-        """
-        deadline = time.monotonic() + self.limits.request_seconds
-        with self.host.borrow_context() as context:
-            model = context.model
-            if model.workers is not None:
-                raise RequestRefused(
-                    501,
-                    "embeddings are not computed on workers",
-                    "start a server without --workers for them",
-                    code="no_embeddings",
-                )
-            if asked.dimensions not in (None, context.embedding_length):
-                raise RequestRefused(
-                    400,
-                    f"dimensions is {asked.dimensions}, and a vector has {context.embedding_length}",
-                    "leave it out",
-                    param="dimensions",
-                    code="invalid_value",
-                )
-
-            def is_over() -> bool:
-                return stop() or self.host.failure is not None or time.monotonic() > deadline
-
-            try:
-                return embed(model, texts, context.options, is_over)
-            except Interrupted:
-                if self.host.failure is not None:
-                    raise model_unavailable(self.host.failure) from None
-                raise RequestRefused(
-                    504,
-                    "the embeddings were not done within the time that they may take",
-                    "ask for fewer texts at once",
-                    code="timeout",
-                ) from None
-
-    def _refuse(self, prompt: Sequence[int], param: str) -> None:
-        """
-        Raises:
-            Refusal: the prompt is empty, or does not fit.
-            UsageError: a token is none of the vocabulary.
+            RequestRefused: it is empty, or does not fit the window.
+            UsageError: a token id is not in the vocabulary.
         """
         if not prompt:
             raise RequestRefused(400, "the prompt is empty", param=param)
         if len(prompt) > self.context_length:
             raise RequestRefused(
                 400,
-                f"the prompt is {len(prompt):,} tokens, and the window {self.context_length:,}",
-                "shorten it",
+                f"the prompt has {len(prompt):,} tokens, and the context window {self.context_length:,}",
+                "shorten the prompt",
                 param=param,
                 code="context_length_exceeded",
-                counts={"prompt_tokens": len(prompt), "context_length": self.context_length},
+                token_counts={"prompt_tokens": len(prompt), "context_length": self.context_length},
             )
         self.model.check_token_ids(prompt)
 
-    def submit(self, requests: Sequence[GenerationRequest]) -> EventStream:
-        """Queue requests; in the event loop that waits for them.
+    # ---- embeddings ------------------------------------------------------------------------------
+
+    @cached_property
+    def pooling(self) -> PoolingType | None:
+        """How the model pools its states into embeddings; None if it makes no embeddings."""
+        return pooling_type(self.model)
+
+    def embedding_inputs(self, request: EmbeddingRequest) -> list[list[int]]:
+        """Return the token ids of each input.
 
         Raises:
-            Refusal: the queue is full, the model cannot answer now, or the server is about to end.
+            RequestRefused: the model makes no embeddings; an input is empty, or does not fit the window.
+            UsageError: a token id is not in the vocabulary.
         """
-        return EventStream(self.host.scheduler, requests, self.limits.request_seconds)
+        self._check_model_name(request.model)
+        if self.pooling is None:
+            raise RequestRefused(
+                400,
+                f"the model {self.name!r} gives no embeddings: its file has no "
+                f"{self.model.file.architecture}.pooling_type (mean, cls or last)",
+                "serve an embedding model",
+                param="model",
+                code="no_embeddings",
+            )
+        inputs = self._tokenized(request.inputs)
+        for tokens in inputs:
+            self._check_prompt(tokens, "input")
+        return inputs
 
+    def embed(
+        self, request: EmbeddingRequest, inputs: Sequence[Sequence[int]], is_cancelled: Callable[[], bool]
+    ) -> NDArray[np.float32]:
+        """Compute embeddings beside the scheduler, one request at a time.
 
-class EventStream:
-    """What comes of requests, each with its index, until all are done: for one `async for`."""
+        Args:
+            inputs: token ids of each input.
+            is_cancelled: polled; the computation stops once it returns True.
 
-    def __init__(self, scheduler: Scheduler, requests: Sequence[GenerationRequest], seconds: float) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._arrived: asyncio.Queue[tuple[int, RequestEvent]] = asyncio.Queue()
-        self._running = len(requests)
-        self._ticket = scheduler.submit(requests, self._deliver, seconds)
+        Returns:
+            Vectors of length 1, (n_inputs, n_embd).
 
-    def _deliver(self, index: int, event: RequestEvent) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._arrived.put_nowait, (index, event))
-
-    async def __aiter__(self) -> AsyncGenerator[tuple[int, QueuePosition | PrefillProgress | TextChunk | Finished], None]:
-        """
         Raises:
-            PigError: an answer failed; the others are given up.
+            RequestRefused: the vectors have another length than requested; the time limit is over, or the
+                request was cancelled; the server is shutting down; the model runs on workers, whose
+                connections two contexts cannot share.
+            PigError: the engine failed.
         """
-        try:
-            while self._running:
-                index, event = await self._arrived.get()
-                if isinstance(event, RequestFailed):
-                    raise event.error
-                self._running -= isinstance(event, Finished)
-                yield index, event
-        finally:
-            self.cancel()
+        deadline = time.monotonic() + self.limits.request_seconds
+        with self.host.borrow_context() as context:
+            self._check_embedding_request(request, context)
 
-    def cancel(self) -> None:
-        """Give up what is not done."""
-        self._ticket.cancel()
+            def is_over() -> bool:
+                return is_cancelled() or self.host.failure is not None or time.monotonic() > deadline
+
+            try:
+                return embed(context.model, inputs, context.options, is_over)
+            except Interrupted:
+                if self.host.failure is not None:
+                    raise model_unavailable(self.host.failure) from None
+                raise RequestRefused(
+                    504,
+                    "the embeddings were not finished within their time limit",
+                    "send fewer texts at once",
+                    code="timeout",
+                ) from None
+
+    def _check_embedding_request(self, request: EmbeddingRequest, context: Context) -> None:
+        """Raise RequestRefused if this context cannot compute the requested embeddings."""
+        if context.model.workers is not None:
+            raise RequestRefused(
+                501,
+                "embeddings are not computed on workers",
+                "start a server without `workers` for them",
+                code="no_embeddings",
+            )
+        if request.dimensions not in (None, context.embedding_length):
+            raise RequestRefused(
+                400,
+                f"dimensions is {request.dimensions}, and a vector has {context.embedding_length}",
+                "leave out dimensions",
+                param="dimensions",
+                code="invalid_value",
+            )
 
 
-def _seed(seed: int | None, choice: int) -> int | None:
-    """Choices differ, and come again with the same seed."""
+def _choice_seed(seed: int | None, choice: int) -> int | None:
+    """Return a choice's own seed: choices differ from each other, and repeat with the request's seed."""
     return None if seed is None else (seed + choice) % SEED_MODULUS

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pigguf.common.numerics import common_prefix_length
 from pigguf.inference.engine import Context, Session
-from pigguf.inference.engine.sampling import create_sampler
+from pigguf.inference.engine.sampler import create_sampler
 from pigguf.serve.generation_request import QueuedRequest, request_failure
 from pigguf.serve.request_queue import RequestQueue
 from pigguf.serve.running_request import RunningRequest

@@ -17,5 +17,5 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny(tiny_path: Path) -> Iterator[RunningServer]:
-    with running_server(tiny_path, "--slots", "2", "--no-sessions") as served:
+    with running_server(tiny_path, "--slots", "2", "--no-prompt-cache") as served:
         yield served

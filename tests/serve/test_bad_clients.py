@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.running_server import RunningServer, get, server_with_limits, post, running_server, wait_until
+from support.running_server import RunningServer, get, post, running_server, server_with_limits, wait_until
 
 LIMITS = "ServerLimits(max_connections=40, headers_seconds=1.0, body_seconds=1.0, send_seconds=1.0)"
 
@@ -141,7 +141,7 @@ def test_thousands_of_connections(tiny: RunningServer) -> None:
 
 def test_who_goes_while_a_long_prompt_is_read(smollm2_gguf: Path, novel: str) -> None:
     body = {"prompt": novel[:14000], "max_tokens": 1, "stream": True, "return_progress": True}
-    with running_server(smollm2_gguf, "--ctx", "4096", "--slots", "1", "--no-sessions") as served:
+    with running_server(smollm2_gguf, "--ctx", "4096", "--slots", "1", "--no-prompt-cache") as served:
         with connect(served, request_of("/v1/completions", body)) as connection:
             while b"prompt_progress" not in connection.recv(1 << 16):
                 pass
@@ -282,7 +282,7 @@ def test_a_document_that_takes_for_ever(tiny_path: Path, tmp_path: Path) -> None
 
 def test_a_key_that_is_not_ascii(tiny_path: Path) -> None:
     key = "schl\u00fcssel"
-    with running_server(tiny_path, "--api-key", key, "--no-sessions") as served:
+    with running_server(tiny_path, "--api-key", key, "--no-prompt-cache") as served:
         for given, status in ((key, b"200"), ("schlussel", b"401"), ("schl\u00fcssel\u00e9", b"401")):
             head = f"GET /v1/models HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer {given}"
             with connect(served, os.fsencode(head) + b"\r\n\r\n") as connection:

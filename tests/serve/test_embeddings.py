@@ -22,11 +22,12 @@ from pigguf.errors import DoesNotFit, GGUFError, Interrupted, UsageError
 from pigguf.gguf_io.metadata import u32
 from pigguf.inference.engine import ContextOptions, Model
 from pigguf.inference.engine.embeddings import embed, pooling_type
-from pigguf.inference.open_context import RunConfig
+from pigguf.inference.run_config import RunConfig
 from pigguf.serve.errors import RequestRefused
+from pigguf.serve.limits import ServerLimits
 from pigguf.serve.model_host import ModelHost
-from pigguf.serve.openai_api import parse_embedding_request
-from pigguf.serve.service import ServerLimits, ModelService
+from pigguf.serve.openai_requests import parse_embedding_request
+from pigguf.serve.service import ModelService
 
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4
 WINDOW = 512
@@ -40,7 +41,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(path: Path) -> Iterator[RunningServer]:
-    with running_server(path, "--slots", "1", "--no-sessions") as served:
+    with running_server(path, "--slots", "1", "--no-prompt-cache") as served:
         yield served
 
 
@@ -84,7 +85,7 @@ def served_path(served: RunningServer) -> str:
         ({"input": "x", "dimensions": WIDTH - 1}, f"a vector has {WIDTH}"),
         ({"input": "x", "encoding_format": "int8"}, "encoding_format must be float or base64"),
         ({"input": "x", "truncate": True}, "'truncate' is unknown"),
-        ({"input": "x", "model": "other"}, "'other' is not here"),
+        ({"input": "x", "model": "other"}, "no model 'other'"),
         ({"input": [[1, 10**6]]}, "1000000"),
         ({"input": ["x"] * 2049}, "2,048 texts at most"),
     ],
@@ -134,7 +135,7 @@ def test_answers_go_on_beside_embeddings(served: RunningServer) -> None:
 
 def test_a_model_tells_whether_it_gives_any(served: RunningServer, tmp_path: Path) -> None:
     assert served.client().models.list().data[0].embeddings is True  # type: ignore[attr-defined]
-    with running_server(write_tiny(tmp_path / "tiny.gguf"), "--slots", "1", "--no-sessions") as other:
+    with running_server(write_tiny(tmp_path / "tiny.gguf"), "--slots", "1", "--no-prompt-cache") as other:
         assert other.client().models.list().data[0].embeddings is False  # type: ignore[attr-defined]
         with pytest.raises(openai.BadRequestError, match="gives no embeddings: its file has no llama"):
             ask(other, "x")
@@ -199,7 +200,7 @@ def test_what_a_changed_file_gives_is_not_told(path: Path, tmp_path: Path) -> No
         with pytest.raises(GGUFError, match="was written to while it was in use"), host.borrow_context():
             os.utime(copied, ns=(0, 0))
         wait_until(lambda: host.failure is not None)
-        with pytest.raises(RequestRefused, match="the model cannot answer now"):
+        with pytest.raises(RequestRefused, match="the model is unavailable"):
             service.embed(asked, service.embedding_inputs(asked), lambda: False)
 
 

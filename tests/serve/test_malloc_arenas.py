@@ -65,7 +65,7 @@ def test_a_server_has_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def arenas() -> int:
         """Beside the first, which is no mapping of 64 MiB that is in part reserved (malloc/arena.c)."""
-        with running_server(model, "--no-sessions") as served:
+        with running_server(model, "--no-prompt-cache") as served:
             served.client().completions.create(model="tiny", prompt="Once", max_tokens=4)
             maps = Path(f"/proc/{served.process.pid}/maps").read_text().splitlines()
         ends = [[int(end, 16) for end in line.split()[0].split("-")] for line in maps]

@@ -22,12 +22,13 @@ from support.running_server import RunningServer, get, post, running_server, wai
 from support.tiny_chat import write_chat_model
 from support.worker_process import WorkerProcess, started_workers
 
-from pigguf.inference.open_context import RunConfig
+from pigguf.inference.run_config import RunConfig
+from pigguf.serve.events import RequestEvent, RequestFailed
+from pigguf.serve.generation_request import GenerationRequest
 from pigguf.serve.model_host import ModelHost
-from pigguf.serve.scheduler import RequestEvent, RequestFailed, GenerationRequest
 
 LATEST = 10.0  # seconds until a failure is told
-EXACT = ("--no-sessions", "--cache-type-k", "f32", "--cache-type-v", "f32")
+EXACT = ("--no-prompt-cache", "--cache-type-k", "f32", "--cache-type-v", "f32")
 
 StartWorker = Callable[..., WorkerProcess]
 Start = Callable[..., RunningServer]
@@ -106,7 +107,7 @@ def test_a_worker_that_fails_and_comes_back(
         worker(address=other.address)
     wait_until(lambda: health(served)[0] == 200)
     assert text(served) == expected
-    assert "the model is open again" in "".join(served.stderr_lines)
+    assert "the model is loaded again" in "".join(served.stderr_lines)
 
 
 def test_a_worker_that_fails_while_nobody_asks(worker: StartWorker, start: Start, tiny: Path) -> None:
@@ -129,7 +130,9 @@ def test_what_was_lost_is_let_go_of_at_once(worker: StartWorker, tiny: Path) -> 
     gc.collect()
     gc.disable()  # which would come by in the end, after the memory of many such models
     try:
-        with ModelHost(tiny, RunConfig(prompt_cache=False, workers=(lost.address,), gpu_layers="all")) as host:
+        with ModelHost(
+            tiny, RunConfig(prompt_cache=False, workers=(lost.address,), gpu_layers="all")
+        ) as host:
             for _ in range(2):
                 with host.borrow_context() as context:
                     former = [weakref.ref(o) for o in (context, context.model, context.model.file)]
@@ -164,7 +167,7 @@ def test_a_file_that_another_takes_the_place_of_stays_in_use(
     lost.end()
     wait_until(lambda: health(spread)[0] == 503)
     worker(address=lost.address)
-    wait_until(lambda: "is another file than it was" in health(spread)[1]["reason"])
+    wait_until(lambda: "was replaced by another file" in health(spread)[1]["reason"])
 
 
 @pytest.mark.parametrize("cut", [True, False], ids=["cut short", "written over"])

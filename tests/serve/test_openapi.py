@@ -14,26 +14,27 @@ from starlette.routing import Route
 from support.running_server import RunningServer, get, post, running_server
 from support.tiny_chat import write_chat_model
 
-from pigguf.inference.open_context import RunConfig
-from pigguf.serve import openai_api
+from pigguf.inference.run_config import RunConfig
+from pigguf.serve import openai_fields, openai_requests
 from pigguf.serve.app import create_app
+from pigguf.serve.limits import ServerLimits
 from pigguf.serve.model_host import ModelHost
 from pigguf.serve.openapi import openapi_document
-from pigguf.serve.service import ServerLimits, ModelService
+from pigguf.serve.service import ModelService
 
 KEY = "s3cret"
 SCHEMAS = openapi_document(with_key=True)["components"]["schemas"]
 READERS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
-    "ChatRequest": (openai_api.parse_chat_request, {"messages": [{"role": "user", "content": "x"}]}),
-    "CompletionRequest": (openai_api.parse_completion_request, {"prompt": "x"}),
-    "EmbeddingRequest": (openai_api.parse_embedding_request, {"input": "x"}),
+    "ChatRequest": (openai_requests.parse_chat_request, {"messages": [{"role": "user", "content": "x"}]}),
+    "CompletionRequest": (openai_requests.parse_completion_request, {"prompt": "x"}),
+    "EmbeddingRequest": (openai_requests.parse_embedding_request, {"input": "x"}),
 }
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     path = write_chat_model(tmp_path_factory.mktemp("serve") / "tiny.gguf", 256)
-    with running_server(path, "--slots", "4", "--no-sessions", "--api-key", KEY) as served:
+    with running_server(path, "--slots", "4", "--no-prompt-cache", "--api-key", KEY) as served:
         yield served
 
 
@@ -42,22 +43,29 @@ def test_it_describes_what_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -
     """No parameter more, and none less."""
     read, body = READERS[name]
     taken: set[str] = set()
-    really = openai_api.RequestFields.take
+    really = openai_fields.RequestFields.take
 
-    def noting(fields: openai_api.RequestFields, parameter: str) -> Any:
+    def noting(fields: openai_fields.RequestFields, parameter: str) -> Any:
         taken.add(parameter)
         return really(fields, parameter)
 
-    monkeypatch.setattr(openai_api.RequestFields, "take", noting)
+    monkeypatch.setattr(openai_fields.RequestFields, "take", noting)
     read(body)
-    assert set(SCHEMAS[name]["properties"]) == taken | set(openai_api.UNSUPPORTED_PARAMETERS) | openai_api.IGNORED_PARAMETERS
+    assert (
+        set(SCHEMAS[name]["properties"])
+        == taken | set(openai_fields.UNSUPPORTED_PARAMETERS) | openai_fields.IGNORED_PARAMETERS
+    )
     assert set(SCHEMAS[name]["required"]) == set(body)
 
 
 def test_it_describes_every_route_but_the_page_s(tmp_path: Path) -> None:
     path = write_chat_model(tmp_path / "tiny.gguf", 256)
     with ModelHost(path, RunConfig(prompt_cache=False)) as host:
-        routes = [route for route in create_app(ModelService(host, ServerLimits())).routes if isinstance(route, Route)]
+        routes = [
+            route
+            for route in create_app(ModelService(host, ServerLimits())).routes
+            if isinstance(route, Route)
+        ]
     page = ("/static/", "/about", "/count", "/documents")
     found = {
         route.path: {method.lower() for method in (route.methods or ())} - {"head"}

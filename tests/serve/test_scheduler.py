@@ -14,11 +14,20 @@ from support.tiny_chat import TEMPLATE, write_next_token_model
 from support.tiny_gguf import text_tokens, write_tiny
 
 from pigguf.gguf_io.metadata import u32
-from pigguf.grammar import json_grammar
+from pigguf.grammar import json_schema_to_grammar
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
-from pigguf.inference.engine.session import BatchEntry, decode_batch
+from pigguf.inference.engine.batch_decode import BatchEntry, decode_batch
 from pigguf.serve.errors import RequestRefused
-from pigguf.serve.scheduler import Finished, RequestEvent, RequestFailed, TextChunk, PrefillProgress, GenerationRequest, Scheduler, QueuePosition
+from pigguf.serve.events import (
+    Finished,
+    PrefillProgress,
+    QueuePosition,
+    RequestEvent,
+    RequestFailed,
+    TextChunk,
+)
+from pigguf.serve.generation_request import GenerationRequest
+from pigguf.serve.scheduler import Scheduler
 
 GREEDY = SamplingParams(temperature=0)
 WINDOW = 4096
@@ -117,9 +126,9 @@ def test_long_prompts_beside_an_answer_are_read_in_tiles_in_turn(
         read.extend((part.session, len(part.tokens)) for part in parts if len(part.tokens) > 1)
         return decode_batch(context, parts)
 
-    monkeypatch.setattr("pigguf.serve.scheduler.LONGEST_GAP", 0)
-    monkeypatch.setattr("pigguf.serve.scheduler._LEAST_TILES", 1)
-    monkeypatch.setattr("pigguf.serve.scheduler.step", watched)
+    monkeypatch.setattr("pigguf.serve.batch_planner.MAX_STEP_SECONDS", 0)
+    monkeypatch.setattr("pigguf.serve.batch_planner._MIN_TILES", 1)
+    monkeypatch.setattr("pigguf.serve.scheduler.decode_batch", watched)
     flowing, reading = Heard(), Heard()
     ticket = scheduler.submit([asked(text_tokens(1), 4000)], flowing)
     flowing.until(lambda: flowing.events)
@@ -179,7 +188,7 @@ def test_a_full_queue_refuses_all_or_nothing(scheduler: Scheduler) -> None:
     ticket = scheduler.submit([asked(text_tokens(6), 3000)], running)
     running.until(lambda: running.events)
     scheduler.submit([asked(text_tokens(7), 1), asked(text_tokens(8), 1)], queued)
-    with pytest.raises(RequestRefused, match="2 answers wait already, of 3") as refusal:
+    with pytest.raises(RequestRefused, match="2 requests are waiting, and the limit is 3") as refusal:
         scheduler.submit([asked(text_tokens(9), 1)] * 2, Heard())
     assert refusal.value.status == 429
     assert refusal.value.retry_after is not None
@@ -242,9 +251,9 @@ def test_a_full_queue_of_one_client_leaves_room_for_others(scheduler: Scheduler)
     tickets = [ticket]
     for name in "abcd":
         tickets.append(scheduler.submit([asked(text_tokens(6), 1, name)] * 3, Heard()))
-        with pytest.raises(RequestRefused, match="3 answers wait already, of 3"):
+        with pytest.raises(RequestRefused, match="3 requests are waiting, and the limit is 3"):
             scheduler.submit([asked(text_tokens(6), 1, name)], Heard())
-    with pytest.raises(RequestRefused, match="12 answers wait already, of 12"):
+    with pytest.raises(RequestRefused, match="12 requests are waiting, and the limit is 12"):
         scheduler.submit([asked(text_tokens(6), 1, "e")], Heard())
     for one in tickets:
         one.cancel()
@@ -320,7 +329,7 @@ def test_draining_ends_what_waits_and_finishes_what_runs(scheduler: Scheduler) -
     assert isinstance(end, RequestFailed)
     assert isinstance(end.error, RequestRefused)
     assert end.error.status == 503
-    with pytest.raises(RequestRefused, match="about to end"):
+    with pytest.raises(RequestRefused, match="shutting down"):
         scheduler.submit([asked(text_tokens(7), 1)], waiting)
     assert len(running.tokens()) == 300
 
@@ -345,11 +354,13 @@ def opening_brackets(tmp_path: Path) -> Iterator[Scheduler]:
 def test_a_grammar_that_holds_everybody_up_ends_its_answer(opening_brackets: Scheduler) -> None:
     """There are twice as many ways to read each bracket as the one before."""
     arrays = [{"type": "array", "items": {"$ref": "#"}, "maxItems": most} for most in (8, 9)]
-    grammar = json_grammar({"anyOf": arrays})
+    grammar = json_schema_to_grammar({"anyOf": arrays})
     prompt = [3 + ord("[")]
     held, other = Heard(), Heard()
     begun = time.monotonic()
-    opening_brackets.submit([GenerationRequest(prompt, SamplingParams(temperature=0, grammar=grammar), 200)], held)
+    opening_brackets.submit(
+        [GenerationRequest(prompt, SamplingParams(temperature=0, grammar=grammar), 200)], held
+    )
     end = held.end()
     assert isinstance(end, RequestFailed)
     assert isinstance(end.error, RequestRefused)
@@ -365,12 +376,12 @@ def test_nothing_of_a_failure_that_nobody_foresaw_is_logged_but_its_place(
     def failing(*_: object) -> None:
         raise ValueError("my secret")
 
-    monkeypatch.setattr("pigguf.serve.scheduler.sampler", failing)
+    monkeypatch.setattr("pigguf.serve.slots.create_sampler", failing)
     heard = Heard()
     scheduler.submit([asked(text_tokens(5), 4)], heard)
     end = heard.end()
     assert isinstance(end, RequestFailed)
-    assert end.error.message == "the server failed: ValueError"
+    assert end.error.message == "internal server error: ValueError"
     assert "ValueError in failing:" in caplog.text
     assert "secret" not in caplog.text
 

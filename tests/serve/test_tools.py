@@ -19,9 +19,11 @@ FUNCTIONS: Any = [tool.as_json() for tool in TOOLS.values()]
 
 
 @pytest.fixture(scope="module", params=OPENINGS)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
     path = write_tool_calling_model(tmp_path_factory.mktemp("calls") / "tiny.gguf", request.param)
-    with running_server(path, "--slots", "2", "--no-sessions") as served:
+    with running_server(path, "--slots", "2", "--no-prompt-cache") as served:
         served.opening = OPENINGS[request.param]  # type: ignore[attr-defined]
         yield served
 
@@ -29,7 +31,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     path = write_tool_calling_model(tmp_path_factory.mktemp("calls") / "tiny.gguf", "<tool_call>")
-    with running_server(path, "--slots", "2", "--no-sessions") as served:
+    with running_server(path, "--slots", "2", "--no-prompt-cache") as served:
         yield served.client()
 
 
@@ -113,7 +115,7 @@ def test_what_a_call_gave_goes_back(served: RunningServer) -> None:
     )
     assert longer.usage.prompt_tokens - answer.usage.prompt_tokens == len(" Warm.")
     other = {**gave, "tool_call_id": "another"}
-    with pytest.raises(openai.BadRequestError, match="the id of a call in a message before"):
+    with pytest.raises(openai.BadRequestError, match="the id of a tool call in an earlier message"):
         ask(client, messages=[*QUESTION, called, other])
 
 
@@ -128,7 +130,7 @@ def test_an_answer_is_a_call_or_what_the_response_format_says(served: RunningSer
         "extra_body": {"top_k": 0, "min_p": 0.0},
     }
     if served.opening == '{"name":':  # type: ignore[attr-defined]
-        with pytest.raises(openai.BadRequestError, match="are not told from an answer in JSON"):
+        with pytest.raises(openai.BadRequestError, match="cannot be told from an answer in JSON"):
             ask(client, **hot)
         ask(client, tool_choice="required", **hot)
         return
@@ -199,7 +201,7 @@ def made(**call: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"tools": [{"type": "web_search"}]}, "tools[0] is no function"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0] is not a function"),
         ({"tools": tool(name="a b")}, "tools[0].function.name must be letters, digits"),
         ({"tools": tool() + tool()}, "functions of different names"),
         ({"tools": tool(parameters={"type": "string"})}, "must be a JSON schema of type object"),
@@ -231,7 +233,7 @@ def test_a_function_without_parameters_takes_none(one: openai.OpenAI) -> None:
 
 
 def test_the_demo_model_calls_what_it_must(smollm2_gguf: Path) -> None:
-    with running_server(smollm2_gguf, "--ctx", "2048", "--slots", "1", "--no-sessions") as served:
+    with running_server(smollm2_gguf, "--ctx", "2048", "--slots", "1", "--no-prompt-cache") as served:
         answer = served.client().chat.completions.create(
             model=smollm2_gguf.stem,
             messages=QUESTION,

@@ -12,10 +12,12 @@ from serve.test_scheduler import Heard, asked, drawn
 from support.tiny_gguf import linear, text_tokens, write_tiny
 
 from pigguf.inference.engine import Context, ContextOptions, Model, Session
-from pigguf.inference.engine.session import BatchEntry, decode_batch
+from pigguf.inference.engine.batch_decode import BatchEntry, decode_batch
 from pigguf.inference.torch_prefill import TorchPrefiller
 from pigguf.progress import Progress
-from pigguf.serve.scheduler import Finished, RequestEvent, RequestFailed, TextChunk, PrefillProgress, GenerationRequest, Scheduler
+from pigguf.serve.events import Finished, PrefillProgress, RequestEvent, RequestFailed, TextChunk
+from pigguf.serve.generation_request import GenerationRequest
+from pigguf.serve.scheduler import Scheduler
 
 WINDOW = 16384
 
@@ -116,7 +118,10 @@ def test_a_second_long_prompt_is_read_meanwhile(model: Model) -> None:
         assert isinstance(a.end(), Finished)
         assert isinstance(b.end(), Finished)
     first_token = next(at for at, _, event in a.events if isinstance(event, TextChunk))
-    assert any(isinstance(event, PrefillProgress) and event.processed_tokens and at < first_token for at, _, event in b.events)
+    assert any(
+        isinstance(event, PrefillProgress) and event.processed_tokens and at < first_token
+        for at, _, event in b.events
+    )
     assert reader.counts[0] == 15999
     assert scheduler.stats.prompt_tokens == 16000 + 6001
 
@@ -135,7 +140,7 @@ def test_the_reader_has_as_much_time_as_prompts_beside_it(
             taken.append((begun, time.perf_counter()))
         return places
 
-    monkeypatch.setattr("pigguf.serve.scheduler.step", timed)
+    monkeypatch.setattr("pigguf.serve.scheduler.decode_batch", timed)
     a, b = Heard(), Heard()
     with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
         scheduler.submit([asked(text_tokens(16000), 4, "a")], a)
@@ -170,7 +175,12 @@ def test_where_nobody_else_could_be_served_it_goes_on(model: Model) -> None:
 
         def deliver(index: int, event: RequestEvent) -> None:
             first(index, event)
-            if isinstance(event, PrefillProgress) and event.processed_tokens > 0 and not second.events and not reader.counts:
+            if (
+                isinstance(event, PrefillProgress)
+                and event.processed_tokens > 0
+                and not second.events
+                and not reader.counts
+            ):
                 scheduler.submit([asked([1, 2, 3], 4, "short")], second)
 
         scheduler.submit([long_request(9000)], deliver)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, Route, expect, sync_playwright
-from support.running_server import RunningServer, server_with_limits, running_server
+from support.running_server import RunningServer, running_server, server_with_limits
 from support.sample_documents import pdf, word
 
 import pigguf
@@ -45,7 +45,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_gguf: Path) -> Iterator[RunningServer]:
-    with running_server(smollm2_gguf, "--ctx", str(WINDOW), "--slots", "2", "--no-sessions") as served:
+    with running_server(smollm2_gguf, "--ctx", str(WINDOW), "--slots", "2", "--no-prompt-cache") as served:
         yield served
 
 
@@ -171,7 +171,9 @@ def test_an_answer_flows_is_stopped_and_tried_again(visit: Visit, smollm2: Runni
 # ---- documents and the window --------------------------------------------------------------------
 
 
-def test_a_dropped_document_is_counted_and_goes_with_the_question(visit: Visit, smollm2: RunningServer) -> None:
+def test_a_dropped_document_is_counted_and_goes_with_the_question(
+    visit: Visit, smollm2: RunningServer
+) -> None:
     page, text = visit(smollm2), "The secret word of this note is walnut.\n"
     drop(page, "note.txt", text)
     expect(page.locator("#waiting .count")).to_have_text(f"{tokens_of(smollm2, text)} tokens")
@@ -208,7 +210,9 @@ def test_a_long_prompt_shows_progress_and_comes_back_when_stopped(
     expect(page.locator("#messages article")).to_have_count(0)
 
 
-def test_what_does_not_fit_is_said_with_counts_and_mended(visit: Visit, smollm2: RunningServer, novel: str) -> None:
+def test_what_does_not_fit_is_said_with_counts_and_mended(
+    visit: Visit, smollm2: RunningServer, novel: str
+) -> None:
     page = visit(smollm2)
     drop(page, "chapter.txt", novel)
     notice = page.locator("#notice")
@@ -244,7 +248,7 @@ def test_documents_come_in_every_format_by_their_bytes(smollm2: RunningServer, t
 def test_what_was_scanned_in_a_document_is_told(visit: Visit, smollm2: RunningServer, tmp_path: Path) -> None:
     page, scanned = visit(smollm2), pdf(tmp_path / "half.pdf", ["Words.", None])
     page.get_by_label("Documents", exact=True).set_input_files(scanned)
-    expect(page.locator("#notice")).to_contain_text("half.pdf: without text, and so not read: page 2 of 2")
+    expect(page.locator("#notice")).to_contain_text("half.pdf: no text on page 2 of 2: not read")
     expect(page.locator("#waiting .count")).to_have_text(re.compile(r"^\d+ tokens$"))
 
 
@@ -274,7 +278,7 @@ def test_what_a_document_is_refused_for_is_said(visit: Visit, smollm2: RunningSe
 
 
 def test_a_restarted_server_is_found_again_and_the_question_answered(visit: Visit, tiny_path: Path) -> None:
-    with running_server(tiny_path, "--no-sessions") as served:
+    with running_server(tiny_path, "--no-prompt-cache") as served:
         page, port = visit(served), int(served.url.rpartition(":")[2])
         ask(page, "One.")
         expect(page.locator(".answer .numbers")).to_have_text(re.compile("prompt of"))
@@ -282,7 +286,7 @@ def test_a_restarted_server_is_found_again_and_the_question_answered(visit: Visi
     expect(trouble).to_contain_text("The server does not answer")
     ask(page, "Two.")
     expect(page.locator("#live")).to_contain_text("sent again when it is back")
-    with running_server(tiny_path, "--no-sessions", port=port):
+    with running_server(tiny_path, "--no-prompt-cache", port=port):
         expect(page.locator(".answer")).to_have_count(2)
         expect(trouble).to_be_hidden()
         expect(page.locator(".question")).to_have_text(["One.", "Two."])
@@ -307,7 +311,7 @@ def test_a_full_queue_is_waited_for(visit: Visit, tiny_path: Path) -> None:
 
 
 def test_a_key_is_asked_for_and_the_page_loads_without_it(visit: Visit, tiny_path: Path) -> None:
-    with running_server(tiny_path, "--no-sessions", "--api-key", "right") as served:
+    with running_server(tiny_path, "--no-prompt-cache", "--api-key", "right") as served:
         assert send(f"{served.url}/about")[0] == 401
         page = visit(served)
         expect(page.get_by_role("alert").filter(has_text="asks for an API key")).to_be_visible()
@@ -394,7 +398,7 @@ def test_what_the_file_says_of_positions_is_told_and_drawn(
     extended = tmp_path / "extended.gguf"
     rope = RopeOverrides(factor=4.0, original_context=8192, context=32768)
     pigguf.repair(smollm2_gguf, extended, rope=rope)
-    with running_server(extended, "--ctx", "1024", "--no-sessions") as served:
+    with running_server(extended, "--ctx", "1024", "--no-prompt-cache") as served:
         status, about = send(f"{served.url}/about")
         assert status == 200
         assert about["rope"]["kind"] == "linear"

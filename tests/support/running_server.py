@@ -63,19 +63,21 @@ def running_server(*arguments: str | Path, port: int = 0) -> AbstractContextMana
     return _running("-m", "pigguf", "serve", *map(str, arguments), "--port", str(port))
 
 
-def server_with_limits(path: Path, limits: str = "ServerLimits()", queue: int = 64) -> AbstractContextManager[RunningServer]:
+def server_with_limits(
+    path: Path, limits: str = "ServerLimits()", queue: int = 64
+) -> AbstractContextManager[RunningServer]:
     """A server of one slot with limits that no test can wait for as they are."""
     return _running(
         "-c",
         "import sys\n"
-        "from pigguf.inference.open_context import RunConfig\n"
+        "from pigguf.inference.run_config import RunConfig\n"
         "from pigguf.serve.model_host import ModelHost\n"
         "from pigguf.serve.http_server import listen, listener_url, serve\n"
-        "from pigguf.serve.service import ServerLimits\n"
+        "from pigguf.serve.limits import ServerLimits\n"
         "run = RunConfig(prompt_cache=False)\n"
         f"with listen('127.0.0.1', 0, None) as at, ModelHost(sys.argv[1], run, max_waiting={queue}) as host:\n"
         f"    serve(host, at, limits={limits},\n"
-        "        ready=lambda _: print(f'answers at {listener_url(at)}/v1', file=sys.stderr, flush=True))\n",
+        "        on_ready=lambda _: print(f'answers at {listener_url(at)}/v1', file=sys.stderr, flush=True))\n",
         str(path),
     )
 

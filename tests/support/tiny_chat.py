@@ -34,7 +34,9 @@ def write_chat_model(path: Path, window: int) -> Path:
     )
 
 
-def write_next_token_model(path: Path, template: str, steps: dict[str, str], control: tuple[str, ...] = ()) -> Path:
+def write_next_token_model(
+    path: Path, template: str, steps: dict[str, str], control: tuple[str, ...] = ()
+) -> Path:
     """A tiny model whose likeliest token after each of these is the one beside it, and everything else is
     as likely as anything: it answers what a test wants.
 
