@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pigguf.common.text_decoding import decode_text, json_lines, shown
+from pigguf.common.text_decoding import decode_text, parse_json_lines, format_json_value
 from pigguf.errors import TextError, UsageError
 
 _FORM = '{"user": "a question", "assistant": "its answer"} on each line'
@@ -37,7 +37,7 @@ def read_examples(path: str | Path) -> list[FewShotExample]:
         text = decode_text(Path(path).read_bytes(), str(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    examples = [_example(values, f"{path}, line {n}") for n, values in json_lines(text, str(path), _FORM)]
+    examples = [_example(values, f"{path}, line {n}") for n, values in parse_json_lines(text, str(path), _FORM)]
     if not examples:
         raise UsageError(f"{path} has no examples", _FORM)
     return examples
@@ -48,7 +48,7 @@ def _example(values: dict[str, object], place: str) -> FewShotExample:
         raise TextError(f"{place} has {', '.join(map(repr, values)) or 'no keys'}", _FORM)
     for key, text in values.items():
         if not isinstance(text, str) or not text.strip():
-            raise TextError(f"{place}: {key} is {shown(text)}", _FORM)
+            raise TextError(f"{place}: {key} is {format_json_value(text)}", _FORM)
     return FewShotExample(**values)  # type: ignore[arg-type]
 
 

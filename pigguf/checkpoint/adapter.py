@@ -25,25 +25,33 @@ from types import TracebackType
 
 import numpy as np
 
-from pigguf.checkpoint.adapter_config import FILE, MERGE_ELSEWHERE, LoraSettings, read_settings
-from pigguf.checkpoint.checkpoint import model_name
+from pigguf.checkpoint.adapter_config import (
+    ADAPTER_CONFIG_FILE,
+    MERGE_WITH_PEFT,
+    LoraConfig,
+    read_adapter_config,
+)
+from pigguf.checkpoint.checkpoint import model_name_from_path
 from pigguf.checkpoint.json_file import read_json
+from pigguf.checkpoint.resolve_source import SourceFiles, resolve_source
 from pigguf.checkpoint.safetensors_file import SafetensorsFile
-from pigguf.checkpoint.source import Kind, directory_of
 from pigguf.checkpoint.torch_file import TorchFile
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import CheckpointError, InvalidTensor, MissingTensor, UnmappedTensor, UnsupportedModel
 from pigguf.progress import SILENT, Progress
 
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # peft takes the first where both are there
+ADAPTER_WEIGHT_FILES = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)  # peft takes the first where both are there
 LONGLORA_WEIGHTS = "trainable_params.bin"
-ADAPTER = Kind(
-    "adapter",
-    settings=(FILE, "config.json"),
-    weights=tuple((re.escape(name), re.escape(LONGLORA_WEIGHTS)) for name in WEIGHTS),
+ADAPTER_FILES = SourceFiles(
+    "an adapter",
+    config_files=(ADAPTER_CONFIG_FILE, "config.json"),
+    weight_layouts=tuple((re.escape(name), re.escape(LONGLORA_WEIGHTS)) for name in ADAPTER_WEIGHT_FILES),
 )
-PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 # What a tensor is, by its name without the prefix. An adapter's own name ("default") may stand in it,
 # as in a state dict that peft did not clean.
@@ -59,7 +67,7 @@ _ROLES = {
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LoraUpdate:
     """scale * left @ right, to be added to a matrix of shape (n_out, n_in).
 
     Attributes:
@@ -69,24 +77,24 @@ class LowRank:
         magnitude: (n_out,), the length that each row has after the addition (DoRA), or None.
     """
 
-    left: LazyTensor
-    right: LazyTensor
-    scale: float
-    magnitude: LazyTensor | None = None
+    lora_b: LazyTensor
+    lora_a: LazyTensor
+    scaling: float
+    dora_magnitude: LazyTensor | None = None
 
-    def added_to(self, rows: Array, start: int, stop: int) -> Array:
+    def add_to_rows(self, rows: Array, start: int, stop: int) -> Array:
         """Rows [start, stop) of the merged matrix, from those of the base; float32."""
-        left, right = _float32(self.left.read(start, stop)), _float32(self.right.load())
+        left, right = _float32(self.lora_b.read(start, stop)), _float32(self.lora_a.load())
         with np.errstate(all="ignore"):  # a sum that is no number is refused where it is encoded
-            merged: Array = rows + np.float32(self.scale) * (left @ right)
-            if self.magnitude is not None:
+            merged: Array = rows + np.float32(self.scaling) * (left @ right)
+            if self.dora_magnitude is not None:
                 lengths = np.linalg.norm(merged, axis=1)
-                merged *= (_float32(self.magnitude.read(start, stop)) / lengths)[:, None]
+                merged *= (_float32(self.dora_magnitude.read(start, stop)) / lengths)[:, None]
         return merged
 
 
 @dataclass(frozen=True)
-class Change:
+class TensorChange:
     """What an adapter makes of one tensor.
 
     Attributes:
@@ -96,13 +104,13 @@ class Change:
         update: is added.
     """
 
-    base: LazyTensor | None = None
-    whole: LazyTensor | None = None
-    update: LowRank | None = None
+    base_replacement: LazyTensor | None = None
+    replacement: LazyTensor | None = None
+    lora: LoraUpdate | None = None
 
 
 @dataclass(frozen=True)
-class AdapterFacts:
+class AdapterSummary:
     """What an adapter is, to be told.
 
     Attributes:
@@ -116,19 +124,21 @@ class AdapterFacts:
 
     path: Path
     name: str
-    base: str
+    base_model: str
     ranks: tuple[int, ...]
-    matrices: int
-    replaced: tuple[str, ...]
+    lora_matrices: int
+    replaced_tensors: tuple[str, ...]
 
-    def explain(self) -> str:
+    def describe(self) -> str:
         """As in "rank 16 in 210 matrices, 61 tensors replaced"."""
         parts = []
-        if self.matrices:
+        if self.lora_matrices:
             ranks = " and ".join(map(str, self.ranks))
-            parts.append(f"rank {ranks} in {self.matrices} {'matrix' if self.matrices == 1 else 'matrices'}")
-        if self.replaced:
-            count = len(self.replaced)
+            parts.append(
+                f"rank {ranks} in {self.lora_matrices} {'matrix' if self.lora_matrices == 1 else 'matrices'}"
+            )
+        if self.replaced_tensors:
+            count = len(self.replaced_tensors)
             parts.append(f"{count} {'tensor' if count == 1 else 'tensors'} replaced")
         return ", ".join(parts)
 
@@ -143,11 +153,11 @@ class Adapter:
         changes: tensor of the base -> what becomes of it.
     """
 
-    def __init__(self, path: Path, settings: LoraSettings, files: list[SafetensorsFile | TorchFile]) -> None:
+    def __init__(self, path: Path, settings: LoraConfig, files: list[SafetensorsFile | TorchFile]) -> None:
         self.path = path
-        self.settings = settings
-        self.extended = _extended_config(path)
-        self.changes: Mapping[str, Change] = {
+        self.lora_config = settings
+        self.model_config = _extended_config(path)
+        self.changes: Mapping[str, TensorChange] = {
             target: _change(target, parts, settings, files[0].path)
             for target, parts in _by_target(files).items()
         }
@@ -166,11 +176,15 @@ class Adapter:
             ReadError: the system refuses to read a file.
             HubError, MissingPackage, OutputError: it cannot be fetched.
         """
-        path = directory_of(source, ADAPTER, progress)
-        if not (path / FILE).exists():
-            what = f"holds no {FILE}" if path.is_dir() else "is no directory that could hold an adapter"
+        path = resolve_source(source, ADAPTER_FILES, progress)
+        if not (path / ADAPTER_CONFIG_FILE).exists():
+            what = (
+                f"holds no {ADAPTER_CONFIG_FILE}"
+                if path.is_dir()
+                else "is no directory that could hold an adapter"
+            )
             raise CheckpointError(f"{path} {what}", "give a directory as peft saves it (save_pretrained)")
-        settings = read_settings(path)
+        settings = read_adapter_config(path)
         with ExitStack() as closing:
             files: list[SafetensorsFile | TorchFile] = []
             for file in _weight_files(path):
@@ -181,15 +195,19 @@ class Adapter:
         return adapter
 
     @property
-    def facts(self) -> AdapterFacts:
-        updates = [change.update for change in self.changes.values() if change.update is not None]
-        return AdapterFacts(
+    def summary(self) -> AdapterSummary:
+        updates = [change.lora for change in self.changes.values() if change.lora is not None]
+        return AdapterSummary(
             path=self.path,
-            name=model_name(self.path),
-            base=self.settings.base,
-            ranks=tuple(sorted({update.right.rows for update in updates})),
-            matrices=len(updates),
-            replaced=tuple(target for target, change in self.changes.items() if change.base or change.whole),
+            name=model_name_from_path(self.path),
+            base_model=self.lora_config.base_model,
+            ranks=tuple(sorted({update.lora_a.rows for update in updates})),
+            lora_matrices=len(updates),
+            replaced_tensors=tuple(
+                target
+                for target, change in self.changes.items()
+                if change.base_replacement or change.replacement
+            ),
         )
 
     def close(self) -> None:
@@ -205,15 +223,17 @@ class Adapter:
         self.close()
 
 
-def _extended_config(path: Path) -> Config | None:
+def _extended_config(path: Path) -> JsonConfig | None:
     file = path / "config.json"
-    return Config(read_json(file), f"{model_name(path)}/{file.name}") if file.exists() else None
+    return JsonConfig(read_json(file), f"{model_name_from_path(path)}/{file.name}") if file.exists() else None
 
 
 def _weight_files(path: Path) -> list[Path]:
-    found = [path / name for name in WEIGHTS if (path / name).exists()]
+    found = [path / name for name in ADAPTER_WEIGHT_FILES if (path / name).exists()]
     if not found:
-        raise CheckpointError(f"{path} holds neither {' nor '.join(WEIGHTS)}", "download the weights too")
+        raise CheckpointError(
+            f"{path} holds neither {' nor '.join(ADAPTER_WEIGHT_FILES)}", "download the weights too"
+        )
     beside = path / LONGLORA_WEIGHTS
     return [found[0], beside] if beside.exists() else found[:1]
 
@@ -240,17 +260,17 @@ def _by_target(files: list[SafetensorsFile | TorchFile]) -> dict[str, dict[str, 
 
 def _place(file: Path, name: str) -> tuple[str, str]:
     """The tensor of the base that a tensor belongs to, and its role there."""
-    bare = name.removeprefix(PREFIX)
+    bare = name.removeprefix(PEFT_PREFIX)
     longlora = file.name == LONGLORA_WEIGHTS
     for role, pattern in _ROLES.items():
         match = re.fullmatch(pattern, bare)
         if match and (longlora or bare != name):
             target = f"{match['module']}.{match.groupdict().get('kind') or 'weight'}"
             return target, "base" if longlora and role == "whole" else role
-    raise UnmappedTensor(f"{file}: the tensor {name} is none that peft's LoRA has", MERGE_ELSEWHERE)
+    raise UnmappedTensor(f"{file}: the tensor {name} is none that peft's LoRA has", MERGE_WITH_PEFT)
 
 
-def _change(target: str, parts: dict[str, LazyTensor], settings: LoraSettings, file: Path) -> Change:
+def _change(target: str, parts: dict[str, LazyTensor], settings: LoraConfig, file: Path) -> TensorChange:
     base, whole = parts.pop("base", None), parts.pop("whole", None)
     if whole is not None and (parts or base):
         other = next(iter([*parts.values(), base]))
@@ -259,17 +279,17 @@ def _change(target: str, parts: dict[str, LazyTensor], settings: LoraSettings, f
             f"{file}: {whole.name} replaces {target}, which {other.name} changes too",
             "save the adapter with peft's save_pretrained",
         )
-    return Change(base, whole, _update(target, parts, settings, file) if parts else None)
+    return TensorChange(base, whole, _update(target, parts, settings, file) if parts else None)
 
 
-def _update(target: str, parts: dict[str, LazyTensor], settings: LoraSettings, file: Path) -> LowRank:
+def _update(target: str, parts: dict[str, LazyTensor], settings: LoraConfig, file: Path) -> LoraUpdate:
     module = target.removesuffix(".weight")
     magnitude = parts.pop("lora_magnitude_vector", None)
     embedding = any("embedding" in role for role in parts)
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
-    if embedding and settings.dora:
-        raise UnsupportedModel(f"{file}: DoRA of an embedding ({module}) is not merged here", MERGE_ELSEWHERE)
-    wanted = {*names, "lora_magnitude_vector"} if settings.dora else set(names)
+    if embedding and settings.use_dora:
+        raise UnsupportedModel(f"{file}: DoRA of an embedding ({module}) is not merged here", MERGE_WITH_PEFT)
+    wanted = {*names, "lora_magnitude_vector"} if settings.use_dora else set(names)
     held = {*parts, "lora_magnitude_vector"} if magnitude is not None else set(parts)
     for role in sorted(wanted - held):
         beside = ", ".join(sorted(held))
@@ -279,12 +299,12 @@ def _update(target: str, parts: dict[str, LazyTensor], settings: LoraSettings, f
     for role in sorted(held - wanted):
         raise UnmappedTensor(
             f"{file}: {role} of {module} has no use beside {', '.join(sorted(wanted))}",
-            f"does {FILE} belong to these weights?",
+            f"does {ADAPTER_CONFIG_FILE} belong to these weights?",
         )
     a, b = (parts[name] for name in names)
-    _refuse_shapes(a, b, settings.rank(module), file)
+    _refuse_shapes(a, b, settings.rank_of(module), file)
     left, right = (_transposed(a), _transposed(b)) if embedding else (b, a)
-    return LowRank(left, right, settings.scale(module), magnitude)
+    return LoraUpdate(left, right, settings.scaling_of(module), magnitude)
 
 
 def _refuse_shapes(a: LazyTensor, b: LazyTensor, rank: int, file: Path) -> None:
@@ -295,8 +315,8 @@ def _refuse_shapes(a: LazyTensor, b: LazyTensor, rank: int, file: Path) -> None:
         )
     if a.shape[0] != rank:
         raise InvalidTensor(
-            f"{file}: {a.name} has rank {a.shape[0]}, but {FILE} gives it {rank} (r, rank_pattern)",
-            f"does {FILE} belong to these weights?",
+            f"{file}: {a.name} has rank {a.shape[0]}, but {ADAPTER_CONFIG_FILE} gives it {rank} (r, rank_pattern)",
+            f"does {ADAPTER_CONFIG_FILE} belong to these weights?",
         )
 
 

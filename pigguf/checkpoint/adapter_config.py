@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pigguf.checkpoint.json_file import read_json
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 from pigguf.errors import CheckpointError, UnsupportedModel
 
-FILE = "adapter_config.json"
-MERGE_ELSEWHERE = "merge it with peft (merge_and_unload, save_pretrained), and convert what that saves"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+MERGE_WITH_PEFT = "merge it with peft (merge_and_unload, save_pretrained), and convert what that saves"
 
 _READ = {
     "peft_type",
@@ -79,7 +79,7 @@ _BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LoraConfig:
     """What decides how large an adapter's matrices are and how they are scaled.
 
     Attributes:
@@ -91,23 +91,26 @@ class LoraSettings:
     """
 
     r: int
-    alpha: float
-    ranks: dict[str, int]
-    alphas: dict[str, float]
-    rank_stabilized: bool
-    dora: bool
-    base: str
+    lora_alpha: float
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+    use_rslora: bool
+    use_dora: bool
+    base_model: str
 
-    def rank(self, module: str) -> int:
-        return self.ranks.get(_matching(self.ranks, module), self.r)
+    def rank_of(self, module: str) -> int:
+        return self.rank_pattern.get(_matching(self.rank_pattern, module), self.r)
 
-    def scale(self, module: str) -> float:
+    def scaling_of(self, module: str) -> float:
         """What B A is multiplied by for a module, by its name in the base."""
-        rank, alpha = self.rank(module), self.alphas.get(_matching(self.alphas, module), self.alpha)
-        return alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
+        rank, alpha = (
+            self.rank_of(module),
+            self.alpha_pattern.get(_matching(self.alpha_pattern, module), self.lora_alpha),
+        )
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def read_settings(directory: Path) -> LoraSettings:
+def read_adapter_config(directory: Path) -> LoraConfig:
     """Read an adapter's config.
 
     Raises:
@@ -115,46 +118,46 @@ def read_settings(directory: Path) -> LoraSettings:
         UnsupportedModel: another method than LoRA, or a form of LoRA that cannot be merged here.
         ReadError: the system refuses to read it.
     """
-    keys = Config(read_json(directory / FILE), str(directory / FILE))
+    keys = JsonConfig(read_json(directory / ADAPTER_CONFIG_FILE), str(directory / ADAPTER_CONFIG_FILE))
     kind = keys.require("peft_type", str)
     if kind != "LORA":
         raise UnsupportedModel(
-            f"{keys.says('peft_type')} is not LORA, the one kind merged here", MERGE_ELSEWHERE
+            f"{keys.describe('peft_type')} is not LORA, the one kind merged here", MERGE_WITH_PEFT
         )
     _refuse_other_forms(keys)
-    return LoraSettings(
+    return LoraConfig(
         r=keys.require("r", int),
-        alpha=keys.require("lora_alpha", float),
-        ranks=_patterns(keys, "rank_pattern", int),
-        alphas=_patterns(keys, "alpha_pattern", float),
-        rank_stabilized=keys.optional("use_rslora", bool, False),
-        dora=keys.optional("use_dora", bool, False),
-        base=keys.optional("base_model_name_or_path", str, ""),
+        lora_alpha=keys.require("lora_alpha", float),
+        rank_pattern=_patterns(keys, "rank_pattern", int),
+        alpha_pattern=_patterns(keys, "alpha_pattern", float),
+        use_rslora=keys.optional("use_rslora", bool, False),
+        use_dora=keys.optional("use_dora", bool, False),
+        base_model=keys.optional("base_model_name_or_path", str, ""),
     )
 
 
-def _refuse_other_forms(keys: Config) -> None:
+def _refuse_other_forms(keys: JsonConfig) -> None:
     for key, value in keys.values.items():
         silent = value is None or value is False or value in ("", [], {})
         if silent or key in _READ or key in _SILENT:
             continue
         if key not in _REFUSED:
             raise UnsupportedModel(
-                f"{keys.says(key)} is not known here, so whether it changes the weights is not either",
-                f"set it to null if it does not; otherwise {MERGE_ELSEWHERE}",
+                f"{keys.describe(key)} is not known here, so whether it changes the weights is not either",
+                f"set it to null if it does not; otherwise {MERGE_WITH_PEFT}",
             )
-        raise UnsupportedModel(f"{keys.says(key)} cannot be merged here: {_REFUSED[key]}", MERGE_ELSEWHERE)
+        raise UnsupportedModel(f"{keys.describe(key)} cannot be merged here: {_REFUSED[key]}", MERGE_WITH_PEFT)
     if keys.values.get("init_lora_weights", True) not in (*_PLAIN_STARTS, None):
         raise UnsupportedModel(
-            f"{keys.says('init_lora_weights')}: training began by taking something out of the base's "
+            f"{keys.describe('init_lora_weights')}: training began by taking something out of the base's "
             "weights, which the adapter on the base as it is would miss",
-            "save it with peft's path_initial_model_for_weight_conversion, or " + MERGE_ELSEWHERE,
+            "save it with peft's path_initial_model_for_weight_conversion, or " + MERGE_WITH_PEFT,
         )
     if keys.optional("bias", str, "none") not in _BIASES:
-        raise keys.invalid("bias", f"one of {', '.join(_BIASES)}")
+        raise keys.invalid_value("bias", f"one of {', '.join(_BIASES)}")
 
 
-def _patterns(keys: Config, key: str, kind: type[Any]) -> dict[str, Any]:
+def _patterns(keys: JsonConfig, key: str, kind: type[Any]) -> dict[str, Any]:
     section = keys.section(key)
     if section is None:
         return {}
@@ -162,7 +165,7 @@ def _patterns(keys: Config, key: str, kind: type[Any]) -> dict[str, Any]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise CheckpointError(f"{section.says(pattern)}: the pattern is not one: {error}") from error
+            raise CheckpointError(f"{section.describe(pattern)}: the pattern is not one: {error}") from error
     return {pattern: section.require(pattern, kind) for pattern in section.values}
 
 

@@ -21,19 +21,22 @@ from typing import Any
 
 import numpy as np
 
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import InvalidTensor, MissingTensor, UnsupportedModel
 
-KEY = "quantization_config"
-STORED = "F8_E4M3"
-SCALES = ("_scale_inv", "_scale")  # behind a weight's name; both multiply, whatever the first is called
+QUANTIZATION_CONFIG = "quantization_config"
+FP8_DTYPE = "F8_E4M3"
+SCALE_SUFFIXES = (
+    "_scale_inv",
+    "_scale",
+)  # behind a weight's name; both multiply, whatever the first is called
 ACTIVATION_SCALES = r"(.*\.)?(input_scale|activation_scale|input_scale_ub)"
-UNQUANTIZED = "give the checkpoint as it was before it was quantized"
+USE_UNQUANTIZED = "give the checkpoint as it was before it was quantized"
 
-DAMAGED = "the checkpoint is mixed with another: download it again"
+DOWNLOAD_AGAIN = "the checkpoint is mixed with another: download it again"
 
-Block = tuple[int, int]
+BlockShape = tuple[int, int]
 
 # What is known of other methods, for the message.
 _OTHERS = {
@@ -47,7 +50,7 @@ _OTHERS = {
 }
 
 
-def dequantized(
+def dequantize_fp8(
     path: Path, config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]
 ) -> tuple[Mapping[str, Any], Mapping[str, LazyTensor], tuple[str, ...]]:
     """The config without its quantization, the tensors as numbers, and a note where that took anything.
@@ -56,26 +59,26 @@ def dequantized(
         UnsupportedModel: the weights are quantized in a way that is not taken apart here.
         MissingTensor, InvalidTensor: a weight and its scale do not fit each other.
     """
-    keys = Config(config, str(path / "config.json"))
-    section = keys.section(KEY)
+    keys = JsonConfig(config, str(path / "config.json"))
+    section = keys.section(QUANTIZATION_CONFIG)
     if section is None:
         return config, tensors, ()
     method = section.require("quant_method", str)
     if method not in _METHODS:
         kind = f" ({_OTHERS[method]})" if method in _OTHERS else ""
         raise UnsupportedModel(
-            f"{section.says('quant_method')}: weights are quantized already{kind}", UNQUANTIZED
+            f"{section.describe('quant_method')}: weights are quantized already{kind}", USE_UNQUANTIZED
         )
     block = _METHODS[method](section)
     scaled, result = _dequantized_tensors(path, tensors, block)
     note = f"{scaled} matrices of float8 ({method}) were multiplied by their scales, in float32"
-    return {key: value for key, value in config.items() if key != KEY}, result, (note,)
+    return {key: value for key, value in config.items() if key != QUANTIZATION_CONFIG}, result, (note,)
 
 
 # What a method's settings say: the block of a scale, where scales are for blocks
 
 
-def _of_fp8(section: Config) -> Block | None:
+def _of_fp8(section: JsonConfig) -> BlockShape | None:
     _refuse_unless(section, "fmt", ("e4m3", "float8_e4m3fn"))
     _refuse_unless(section, "activation_scheme", ("dynamic", "static"))
     _refuse_unless(section, "scale_fmt", ("float", "ue8m0"))
@@ -83,56 +86,58 @@ def _of_fp8(section: Config) -> Block | None:
     return _block(section, "weight_block_size")
 
 
-def _of_fbgemm(section: Config) -> Block | None:
+def _of_fbgemm(section: JsonConfig) -> BlockShape | None:
     return None
 
 
-def _of_compressed_tensors(section: Config) -> Block | None:
+def _of_compressed_tensors(section: JsonConfig) -> BlockShape | None:
     _refuse_unless(section, "format", ("float-quantized", "naive-quantized"))
     _refuse_unless(section, "quantization_status", ("compressed", "frozen"))
     for key in ("sparsity_config", "kv_cache_scheme", "transform_config"):
         inner = section.section(key)
         if inner is not None and inner.values.get("format") != "dense":
-            raise UnsupportedModel(f"{section.says(key)} is not taken apart here", UNQUANTIZED)
+            raise UnsupportedModel(f"{section.describe(key)} is not taken apart here", USE_UNQUANTIZED)
     groups = section.section("config_groups")
     if groups is None:
-        raise UnsupportedModel(f"{section.file} lacks {section.prefix}config_groups", UNQUANTIZED)
+        raise UnsupportedModel(f"{section.file} lacks {section.prefix}config_groups", USE_UNQUANTIZED)
     blocks = set()
     for name in groups.values:
         group = groups.section(name)
         weights = None if group is None else group.section("weights")
         if weights is None:
-            raise UnsupportedModel(f"{groups.says(name)} says nothing of weights", UNQUANTIZED)
+            raise UnsupportedModel(f"{groups.describe(name)} says nothing of weights", USE_UNQUANTIZED)
         _refuse_unless(weights, "num_bits", (8,), needed=True)
         _refuse_unless(weights, "type", ("float",), needed=True)
         _refuse_unless(weights, "strategy", ("tensor", "channel", "block"))
         _refuse_unless(weights, "symmetric", (True,))
         blocks.add(_block(weights, "block_structure"))
     if len(blocks) > 1:
-        raise UnsupportedModel(f"{section.says('config_groups')}: groups with different blocks", UNQUANTIZED)
+        raise UnsupportedModel(
+            f"{section.describe('config_groups')}: groups with different blocks", USE_UNQUANTIZED
+        )
     return blocks.pop()
 
 
-_METHODS: dict[str, Callable[[Config], Block | None]] = {
+_METHODS: dict[str, Callable[[JsonConfig], BlockShape | None]] = {
     "fp8": _of_fp8,
     "fbgemm_fp8": _of_fbgemm,
     "compressed-tensors": _of_compressed_tensors,
 }
 
 
-def _refuse_unless(keys: Config, key: str, allowed: tuple[Any, ...], needed: bool = False) -> None:
+def _refuse_unless(keys: JsonConfig, key: str, allowed: tuple[Any, ...], needed: bool = False) -> None:
     if key in keys and keys.values[key] not in allowed:
-        raise UnsupportedModel(f"{keys.says(key)} is not taken apart here", UNQUANTIZED)
+        raise UnsupportedModel(f"{keys.describe(key)} is not taken apart here", USE_UNQUANTIZED)
     if needed and key not in keys:
-        raise UnsupportedModel(f"{keys.file} lacks {keys.prefix}{key}", UNQUANTIZED)
+        raise UnsupportedModel(f"{keys.file} lacks {keys.prefix}{key}", USE_UNQUANTIZED)
 
 
-def _block(keys: Config, key: str) -> Block | None:
+def _block(keys: JsonConfig, key: str) -> BlockShape | None:
     value = keys.values.get(key)
     if value is None:
         return None
     if not (isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)):
-        raise keys.invalid(key, "two whole numbers, [128, 128]")
+        raise keys.invalid_value(key, "two whole numbers, [128, 128]")
     return (value[0], value[1])
 
 
@@ -140,30 +145,34 @@ def _block(keys: Config, key: str) -> Block | None:
 
 
 def _dequantized_tensors(
-    path: Path, tensors: Mapping[str, LazyTensor], block: Block | None
+    path: Path, tensors: Mapping[str, LazyTensor], block: BlockShape | None
 ) -> tuple[int, dict[str, LazyTensor]]:
     """How many matrices had a scale, and all tensors without scales."""
     scales: dict[str, LazyTensor] = {}
     result: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():
-        weight = next((name.removesuffix(end) for end in SCALES if name.endswith(f".weight{end}")), None)
+        weight = next(
+            (name.removesuffix(end) for end in SCALE_SUFFIXES if name.endswith(f".weight{end}")), None
+        )
         if weight in scales:
-            raise InvalidTensor(f"{path}: {weight} has two scales, {scales[weight].name} and {name}", DAMAGED)
+            raise InvalidTensor(
+                f"{path}: {weight} has two scales, {scales[weight].name} and {name}", DOWNLOAD_AGAIN
+            )
         if weight is not None:
             scales[weight] = tensor
         elif not re.fullmatch(ACTIVATION_SCALES, name):
             result[name] = tensor
     for weight, scale in scales.items():
-        if weight not in result or result[weight].dtype != STORED:
+        if weight not in result or result[weight].dtype != FP8_DTYPE:
             found = f"is {result[weight].dtype}" if weight in result else "is not there"
             raise InvalidTensor(
-                f"{path}: {scale.name} scales {weight}, which {found}, not {STORED}",
-                DAMAGED,
+                f"{path}: {scale.name} scales {weight}, which {found}, not {FP8_DTYPE}",
+                DOWNLOAD_AGAIN,
             )
     for name, tensor in result.items():
-        if tensor.dtype == STORED and name not in scales:
+        if tensor.dtype == FP8_DTYPE and name not in scales:
             raise MissingTensor(
-                f"{path}: {name} is stored as {STORED}, and has neither {name}_scale nor {name}_scale_inv",
+                f"{path}: {name} is stored as {FP8_DTYPE}, and has neither {name}_scale nor {name}_scale_inv",
                 "download all shards: without its scale the matrix means nothing",
             )
         if name in scales:
@@ -171,10 +180,10 @@ def _dequantized_tensors(
     return len(scales), result
 
 
-def _scaled(weight: LazyTensor, scale: LazyTensor, block: Block | None, path: Path) -> LazyTensor:
+def _scaled(weight: LazyTensor, scale: LazyTensor, block: BlockShape | None, path: Path) -> LazyTensor:
     if scale.dtype not in ("F32", "BF16", "F16"):
         raise InvalidTensor(
-            f"{path}: {scale.name} is stored as {scale.dtype}, not as F32, BF16 or F16", UNQUANTIZED
+            f"{path}: {scale.name} is stored as {scale.dtype}, not as F32, BF16 or F16", USE_UNQUANTIZED
         )
     height, width = _block_of(weight, scale, block, path)
 
@@ -189,7 +198,7 @@ def _scaled(weight: LazyTensor, scale: LazyTensor, block: Block | None, path: Pa
     return replace(weight, dtype="F32", read=read)
 
 
-def _block_of(weight: LazyTensor, scale: LazyTensor, block: Block | None, path: Path) -> Block:
+def _block_of(weight: LazyTensor, scale: LazyTensor, block: BlockShape | None, path: Path) -> BlockShape:
     """How many rows and columns share a scale."""
     if len(weight.shape) == 2 and weight.elements:
         rows, columns = weight.shape

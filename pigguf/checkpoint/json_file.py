@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pigguf.common.files import download_hint, unreadable
+from pigguf.common.file_io import damaged_file_hint, read_error
 from pigguf.errors import CheckpointError
 
 
@@ -26,9 +26,9 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
             return {}
         raise CheckpointError(f"{path} is missing", f"is {path.parent} a whole checkpoint?") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}", download_hint(raw)) from error
+        raise CheckpointError(f"{path} is not JSON: {error}", damaged_file_hint(raw)) from error
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
     return content

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from pigguf.checkpoint.safetensors_header import header_members
-from pigguf.common.files import atomic_write, download_hint, opened, read_exactly
+from pigguf.checkpoint.safetensors_header import parse_header
+from pigguf.common.atomic_write import atomic_write
+from pigguf.common.file_io import damaged_file_hint, open_with, read_exactly
 from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, LazyTensor
-from pigguf.common.parallel import computed_ahead
+from pigguf.common.parallel import map_ahead
 from pigguf.errors import CheckpointError
 from pigguf.progress import SILENT, Progress, stage
 
@@ -49,7 +50,7 @@ _DTYPES: dict[str, tuple[int, Any]] = {
 }
 
 
-class Entry(NamedTuple):
+class SafetensorsEntry(NamedTuple):
     """One tensor, as a header describes it: `begin` and `end` are bytes of the data."""
 
     dtype: str
@@ -74,7 +75,7 @@ class SafetensorsFile:
             CheckpointError: the file is cut short, or its header lies.
             ReadError: the system refuses to read it.
         """
-        return opened(path, partial(cls, path))
+        return open_with(path, partial(cls, path))
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -96,7 +97,7 @@ class SafetensorsFile:
             )
         return tensors
 
-    def _header(self, size: int) -> tuple[dict[str, Entry], int]:
+    def _header(self, size: int) -> tuple[dict[str, SafetensorsEntry], int]:
         if size < 8:
             raise self._lies(f"{size} bytes cannot hold a header")
         beginning = os.pread(self._descriptor, 64, 0)
@@ -104,13 +105,13 @@ class SafetensorsFile:
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise CheckpointError(
                 f"{self.path} is no safetensors file: {size} bytes cannot hold a header of {length} bytes",
-                download_hint(beginning),
+                damaged_file_hint(beginning),
             )
         raw = bytearray(length)
         read_exactly(self._descriptor, memoryview(raw), 8, self.path)
-        entries: dict[str, Entry] = {}
+        entries: dict[str, SafetensorsEntry] = {}
         try:
-            for name, entry in header_members(raw):
+            for name, entry in parse_header(raw):
                 if name in entries:
                     raise self._lies(f"it describes {name} twice")
                 entries[name] = _checked(self.path, name, entry)
@@ -141,7 +142,7 @@ class SafetensorsFile:
         )
 
 
-def _checked(path: Path, name: str, entry: Any) -> Entry:
+def _checked(path: Path, name: str, entry: Any) -> SafetensorsEntry:
     """One entry of a header, sure to fit itself."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
@@ -166,7 +167,7 @@ def _checked(path: Path, name: str, entry: Any) -> Entry:
             f"not {end - begin}",
             "the file is damaged: download it again",
         )
-    return Entry(dtype, shape, begin, end)
+    return SafetensorsEntry(dtype, shape, begin, end)
 
 
 def write_safetensors(
@@ -190,7 +191,7 @@ def write_safetensors(
     with atomic_write(path, total) as file, stage(progress, f"writing {path.name}", total, "bytes"):
         file.write(header)
         progress.advance(len(header))
-        for rows in computed_ahead(_slab_jobs(tensors, dtype)):
+        for rows in map_ahead(_slab_jobs(tensors, dtype)):
             file.write(rows)
             progress.advance(len(rows))
     return total

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from pigguf.common.files import download_hint, opened, read_exactly, unreadable
+from pigguf.common.file_io import damaged_file_hint, open_with, read_error, read_exactly
 from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import CheckpointError, MissingPackage
 
@@ -50,7 +50,7 @@ SAVE_PLAIN = "save the model's state_dict() alone: torch.save(model.state_dict()
 MAX_PICKLE_BYTES = 100_000_000  # as many as a safetensors header may have
 _LOCAL_HEADER_BYTES = 30  # of a zip file's entry, before its name and its extra field
 
-Storages = dict[int, int]  # byte of the file at which a storage begins -> its length
+StorageSizes = dict[int, int]  # byte of the file at which a storage begins -> its length
 
 
 class TorchFile:
@@ -75,7 +75,7 @@ class TorchFile:
             CheckpointError: the file is damaged or holds other things.
             ReadError: the system refuses to read it.
         """
-        return opened(path, partial(cls, path))
+        return open_with(path, partial(cls, path))
 
     def close(self) -> None:
         """Let go of the file; arrays that were read stay."""
@@ -90,7 +90,7 @@ class TorchFile:
             raise CheckpointError(f"{self.path} holds a {type(state).__name__}, not tensors by name")
         return {name: self._promise(name, tensor, storages) for name, tensor in state.items()}
 
-    def _promise(self, name: str, tensor: Any, storages: Storages | None) -> LazyTensor:
+    def _promise(self, name: str, tensor: Any, storages: StorageSizes | None) -> LazyTensor:
         found = str(getattr(tensor, "dtype", type(tensor).__name__))
         if found not in _DTYPES or str(tensor.layout) != "torch.strided":
             kind = found if found not in _DTYPES else f"a tensor of layout {tensor.layout}"
@@ -110,7 +110,7 @@ class TorchFile:
             return promise
         return LazyTensor(name, promise.shape, dtype, read, row_group=max(1, promise.rows))
 
-    def _place(self, name: str, tensor: torch.Tensor, storages: Storages) -> int:
+    def _place(self, name: str, tensor: torch.Tensor, storages: StorageSizes) -> int:
         """The byte at which a tensor begins, sure to end within its storage, and that within the file."""
         storage = tensor.untyped_storage()
         start = getattr(storage, "_checkpoint_offset", None)
@@ -178,7 +178,7 @@ def _read_held(tensor: torch.Tensor, dtype: Any) -> Callable[[int, int], Array]:
     return read
 
 
-def _storages(path: Path) -> Storages:
+def _storages(path: Path) -> StorageSizes:
     """Where a zip file of torch's keeps its storages; all of it is checked before anything is unpacked.
 
     Raises:
@@ -187,7 +187,7 @@ def _storages(path: Path) -> Storages:
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            storages: Storages = {}
+            storages: StorageSizes = {}
             if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
                 raise CheckpointError(
                     f"{path} is a TorchScript archive, whose weights come with a program", SAVE_PLAIN
@@ -205,7 +205,7 @@ def _storages(path: Path) -> Storages:
             f"{path} is no zip file of torch's: {error}", "the file is damaged: download it again"
         ) from error
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     return storages
 
 
@@ -256,7 +256,7 @@ def _load(path: Path, whole: bool, beginning: bytes) -> Any:
                 "get the weights as safetensors, or the state_dict() alone",
             ) from error
         raise CheckpointError(
-            f"{path} is no state dict of torch: {_reason(error)}", download_hint(beginning)
+            f"{path} is no state dict of torch: {_reason(error)}", damaged_file_hint(beginning)
         ) from error
 
 

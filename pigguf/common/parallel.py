@@ -1,4 +1,4 @@
-"""Work on all cores, results in order, a bounded number of them waiting."""
+"""Work on all cores whose results come in order, with a bounded number of them in memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Return the number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def computed_ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The jobs' results in order, computed by threads a few jobs ahead of whoever takes them.
+def map_ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield the jobs' results in order, computed by threads a few jobs ahead of the consumer.
 
-    Memory holds one result a core and two more. Jobs should release the GIL (numpy, ctypes, reads).
-    A job's error is raised in its place; jobs not yet begun are then dropped.
+    At most one result per core and two more are in memory. Jobs should release the GIL (numpy, ctypes,
+    reads). An error of a job is raised at its position; jobs that have not started are then cancelled.
     """
     workers = usable_cores()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="pigguf")

@@ -1,7 +1,4 @@
-"""quiet: transformers without its bars and advice on stderr; what it refuses, it raises.
-
-Left out: warnings, of which each caller knows its own.
-"""
+"""Use of transformers without its progress bars and log messages on stderr. Python warnings still appear."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """As it was before, afterwards."""
+    """Turn off transformers' progress bars and log messages below ERROR inside the block."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)

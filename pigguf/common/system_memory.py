@@ -1,7 +1,8 @@
-"""How much memory there is to take, so that nothing is begun which the system would kill.
+"""How much of this computer's memory is available, so that nothing starts which the system would kill.
 
-Linux hands out more memory than it has and kills whoever then uses it. A KV cache is used as soon as
-it is made, so its size is compared first. Only the computer's own memory: devices.py tells a GPU's.
+Linux grants more memory than it has and kills processes that then use it. A KV cache is used as soon as it is
+allocated, so its size is compared with the available memory first. Not here: a GPU's memory
+(inference/engine/devices.py).
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import os
 import re
 from pathlib import Path
 
-# What a container may use and does use, by version of the kernel's control groups, and what that is made of.
-_GROUP_FILES = (
+# Limit, usage and statistics of a container, in control groups version 2 and version 1.
+_CGROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
     (
         "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -19,31 +20,34 @@ _GROUP_FILES = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
-# Pages of files count as used there and are given back when memory is short: those of a model just read, too.
-# The first version says apart what groups inside of this one have, and counts theirs as used.
-_FILE_PAGES = (r"^total_(?:in)?active_file (\d+)$", r"^(?:in)?active_file (\d+)$")
+# The page cache counts as used, but is reclaimed when memory is short (after a model was read it is large).
+# Version 1 has total_* lines that include the groups inside this one, whose use is counted, too.
+_PAGE_CACHE = (r"^total_(?:in)?active_file (\d+)$", r"^(?:in)?active_file (\d+)$")
 
 
 def available_memory() -> int | None:
-    """Bytes that can be taken without pushing others out; None where the system does not tell."""
-    told = [_of_system(), *(_of_group(*files) for files in _GROUP_FILES)]
-    return min((bytes_ for bytes_ in told if bytes_ is not None), default=None)
+    """Return the bytes that can be allocated without swapping; None if the system does not report them."""
+    amounts = [_system_memory(), *(_cgroup_memory(*files) for files in _CGROUP_FILES)]
+    return min((amount for amount in amounts if amount is not None), default=None)
 
 
-def _of_system() -> int | None:
+def _system_memory() -> int | None:
+    """Return the available memory of the whole system."""
     try:
         available = re.search(r"^MemAvailable:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     except OSError:
-        # Not Linux: all there is, as an upper bound.
+        # Not Linux: the total memory, as an upper bound.
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
     return int(available[1]) * 1024 if available else None
 
 
-def _of_group(limit: str, usage: str, parts: str) -> int | None:
+def _cgroup_memory(limit: str, usage: str, statistics: str) -> int | None:
+    """Return the available memory of a container, from three files of its control group."""
     try:
-        most, used = int(Path(limit).read_text()), int(Path(usage).read_text())
-        told = Path(parts).read_text()
-        files = next((found for form in _FILE_PAGES if (found := re.findall(form, told, re.MULTILINE))), [])
-        return max(0, most - max(0, used - sum(map(int, files))))
+        maximum, used = int(Path(limit).read_text()), int(Path(usage).read_text())
+        text = Path(statistics).read_text()
+        matches = (re.findall(pattern, text, re.MULTILINE) for pattern in _PAGE_CACHE)
+        page_cache = sum(map(int, next(filter(None, matches), [])))
+        return max(0, maximum - max(0, used - page_cache))
     except (OSError, ValueError):
-        return None  # no such group, or "max": no limit
+        return None  # no such control group, or "max": no limit

@@ -1,6 +1,6 @@
-"""The text of documents, and the objects of JSON lines, or an error that names the place.
+"""Decoding of UTF-8 text and of JSON lines, with errors that name the byte or the line.
 
-Left out: opening files, which callers bound in their own ways.
+Not here: opening files, whose size each caller limits in its own way.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ from pigguf.errors import TextError, UsageError
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Bytes as the UTF-8 text they must be.
+    """Decode UTF-8 text.
 
     Raises:
-        UsageError: they are none; the message names the first byte that is wrong.
+        UsageError: it is not UTF-8 text; the message names the first invalid byte.
     """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{name} is not UTF-8 text (byte {error.start:,})",
-            "take out its text first, for example with pdftotext, or convert it with iconv",
+            "extract its text first, for example with pdftotext, or convert it with iconv",
         ) from error
     if "\0" in text:
-        raise UsageError(f"{name} is not text: it holds null bytes", "take out its text first")
+        raise UsageError(f"{name} is not text: it contains null bytes", "extract its text first")
     return text.replace("\r\n", "\n")
 
 
-def json_lines(text: str, name: str, form: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line's number, from 1 on, and its object; blank lines are passed over.
+def parse_json_lines(text: str, name: str, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each line's number, from 1 on, and its object; blank lines are skipped.
 
-    Lines end at line feeds alone: U+2028 and its like may stand inside a JSON string.
+    Only line feeds end a line: U+2028 and the like may occur in a JSON string.
 
     Args:
-        name: what an error calls the text.
-        form: the hint of an error: what a line should be.
+        text: the JSON lines.
+        name: the name of the text in error messages.
+        expected: the hint of error messages: what a line should be.
 
     Raises:
-        TextError: a line is no JSON object.
+        TextError: a line is not a JSON object.
     """
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -48,13 +49,13 @@ def json_lines(text: str, name: str, form: str) -> Iterator[tuple[int, dict[str,
         try:
             values = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise TextError(f"{name}, line {number} is not JSON: {error}", form) from error
+            raise TextError(f"{name}, line {number} is not JSON: {error}", expected) from error
         if not isinstance(values, dict):
-            raise TextError(f"{name}, line {number} is {shown(values)}", form)
+            raise TextError(f"{name}, line {number} is {format_json_value(values)}", expected)
         yield number, values
 
 
-def shown(value: Any) -> str:
-    """A JSON value as an error shows it: not more than its beginning."""
+def format_json_value(value: Any) -> str:
+    """Format a value as JSON, cut after 60 characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:60] + "..."

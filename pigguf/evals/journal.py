@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from pigguf.common.files import cache_directory
+from pigguf.common.cache_directory import cache_directory
 from pigguf.errors import OutputError
 
 Value = TypeVar("Value")  # what JSON can hold

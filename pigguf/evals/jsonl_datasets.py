@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pigguf.common.files import unreadable
-from pigguf.common.text_decoding import decode_text, json_lines, shown
+from pigguf.common.file_io import read_error
+from pigguf.common.text_decoding import decode_text, parse_json_lines, format_json_value
 from pigguf.errors import TextError, UsageError
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class JsonlRecord:
         """What to raise where a key does not hold what it should."""
         if key not in self.values:
             return TextError(f"{self.location} lacks {key!r}", f"it should hold {expected}")
-        return TextError(f"{self.location}: {key!r} is {shown(self.values[key])}", f"it should hold {expected}")
+        return TextError(f"{self.location}: {key!r} is {format_json_value(self.values[key])}", f"it should hold {expected}")
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def _read(path: Path, item: Callable[[JsonlRecord], T]) -> JsonlDataset[T]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise unreadable(path, error) from error
-    lines = json_lines(decode_text(data, str(path)), str(path), _FORM)
+        raise read_error(path, error) from error
+    lines = parse_json_lines(decode_text(data, str(path)), str(path), _FORM)
     items = tuple(item(JsonlRecord(path, number, values)) for number, values in lines)
     if not items:
         raise TextError(f"{path} holds no records", _FORM)

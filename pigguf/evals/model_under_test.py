@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pigguf.common.files import atomic_write, unreadable
+from pigguf.common.atomic_write import atomic_write
+from pigguf.common.file_io import read_error
 from pigguf.errors import ContextOverflow
 from pigguf.evals.journal import evals_cache_directory
 from pigguf.evals.position_variants import AS_SHIPPED
@@ -203,7 +204,7 @@ def _sha256(path: Path, progress: Progress) -> str:
             return str(known["sha256"])
         digest = _digest(real, facts.st_size, progress)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     with atomic_write(note) as file:
         file.write(json.dumps({"file": stamp, "sha256": digest}).encode())
     return digest

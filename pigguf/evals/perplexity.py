@@ -37,16 +37,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pigguf.common.files import unreadable
+from pigguf.common.file_io import read_error
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import TextError, UsageError
 from pigguf.evals.journal import Journal
-from pigguf.evals.log_likelihood import log_likelihoods, NestedProgress
+from pigguf.evals.log_likelihood import NestedProgress, log_likelihoods
 from pigguf.evals.model_under_test import ModelUnderTest
-from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.position_variants import parse_variants
-from pigguf.evals.report import LinePlot, PlotPoint, EvalReport, PlotSeries, ReportTable, software_versions
+from pigguf.evals.report import EvalReport, LinePlot, PlotPoint, PlotSeries, ReportTable, software_versions
 from pigguf.inference.engine import Model, Session
+from pigguf.inference.run_config import EngineConfig
 from pigguf.progress import SILENT, Progress, stage
 
 WindowMethod = Literal["half-window", "sliding", "whole"]
@@ -300,7 +300,7 @@ def _document(model: Model, file: Path, bos: int | None, max_tokens: int | None)
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise unreadable(file, error) from error
+        raise read_error(file, error) from error
     tokens = model.tokenize(decode_text(data, str(file)), add_special=False)
     if bos is not None:
         tokens.insert(0, bos)

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.files import unreadable
-from pigguf.common.text_decoding import decode_text, json_lines
+from pigguf.common.file_io import read_error
+from pigguf.common.text_decoding import decode_text, parse_json_lines
 from pigguf.errors import TextError
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.tokenizer import ChatTemplate, TokenType, Vocab, load_reference_encoder
@@ -114,7 +114,7 @@ class _Reader:
         return [*tokens, self._end] if tokens else []
 
     def records(self, path: Path) -> Iterator[_Record | list[int]]:
-        for number, record in json_lines(_read(path), str(path), f"a line is {RECORD_FORMATS}"):
+        for number, record in parse_json_lines(_read(path), str(path), f"a line is {RECORD_FORMATS}"):
             yield self._record(record, f"{path}, line {number}")
 
     def _record(self, record: Mapping[str, Any], where: str) -> _Record | list[int]:
@@ -235,14 +235,14 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
 
 
 def _read(path: Path) -> str:
     try:
         return decode_text(path.read_bytes(), str(path))
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
 
 
 def _text(record: Mapping[str, Any], key: str, where: str) -> str:

@@ -21,14 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from pigguf.architectures import family_from_config, map_tensors_to_gguf
+from pigguf.architectures import (
+    config_with_positions,
+    family_from_config,
+    hparams_from_config,
+    map_tensors_to_gguf,
+    positions_from_config,
+)
 from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import Checkpoint
 from pigguf.checkpoint.adapter import ADAPTER_FILES, ADAPTER_WEIGHT_FILES
 from pigguf.checkpoint.adapter_config import ADAPTER_CONFIG_FILE as ADAPTER_CONFIG
 from pigguf.checkpoint.json_file import read_json
 from pigguf.checkpoint.resolve_source import resolve_source
-from pigguf.common.files import atomic_directory, refuse_used, write_json
+from pigguf.common.atomic_directory import atomic_directory, require_empty_directory
+from pigguf.common.file_io import write_json
 from pigguf.errors import MissingPackage, OutputError, RopeConflict, UnsupportedModel, UsageError
 from pigguf.finetuning.dataset import load_training_sequences
 from pigguf.finetuning.settings import FinetuneSettings
@@ -112,7 +119,7 @@ def finetune(
     begun = time.monotonic()
     target = Path(output)
     paths = [Path(path) for path in text]
-    refuse_used(target)  # at once, and not after hours
+    require_empty_directory(target)  # at once, and not after hours
     begin_from = None if adapter is None else resolve_source(adapter, ADAPTER_FILES, progress)
     with Checkpoint.open(source, progress) as checkpoint:
         rope = extended_rope(checkpoint, settings.factor)
@@ -126,7 +133,7 @@ def finetune(
     workplace = TrainingDirectory(target)
     state = workplace.open(settings, _fingerprints(checkpoint, paths, begin_from))
     family = family_from_config(checkpoint.config)
-    config = family.with_positions(checkpoint.config, hparams)
+    config = config_with_positions(family, checkpoint.config, hparams)
     model = load_model(checkpoint.path, config, family, hparams, settings, begin_from)
     train(model, sequences, rope.context_length, settings, workplace, state, progress, on_step)
     _write(target, model, checkpoint, config, settings, workplace)
@@ -153,9 +160,9 @@ def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
         RopeConflict: as convert does, or the checkpoint is extended further already.
     """
     family = family_from_config(checkpoint.config)
-    rope = family.read_positions(checkpoint.config, checkpoint.tokenizer_config)
+    rope = positions_from_config(family, checkpoint.config, checkpoint.tokenizer_config)
     if rope.rope_type == "learned":
-        return family.read_positions(checkpoint.config, {}, RopeOverrides(factor))
+        return positions_from_config(family, checkpoint.config, {}, RopeOverrides(factor))
     if rope.rope_type not in ("none", "linear"):
         raise UnsupportedModel(
             f"{checkpoint.path} has positions of kind {rope.rope_type}",
@@ -173,7 +180,7 @@ def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
 def _refuse_what_convert_refuses(checkpoint: Checkpoint, rope: RopeScaling) -> HParams:
     """transformers would fill a missing tensor with random numbers, and leave out one it does not know."""
     family = family_from_config(checkpoint.config)
-    hparams = family.read_hparams(checkpoint.config, rope)
+    hparams = hparams_from_config(family, checkpoint.config, rope)
     map_tensors_to_gguf(family, hparams, checkpoint.tensors, str(checkpoint.path))
     return hparams
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from pigguf.common.files import atomic_write
+from pigguf.common.atomic_write import atomic_write
 from pigguf.errors import OutputError, TrainingError, UsageError
 from pigguf.finetuning.settings import FinetuneSettings
 

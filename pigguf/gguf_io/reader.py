@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pigguf.common.files import read_exactly, unreadable
+from pigguf.common.file_io import read_error, read_exactly
 from pigguf.common.lazy_tensor import Array
 from pigguf.errors import GGUFError, UnsupportedModel
 from pigguf.gguf_io.layout import (
@@ -69,7 +69,7 @@ def read_part(path: str | os.PathLike[str]) -> GGUFFile:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise GGUFError(f"{path}: {error.strerror}", "give the path of a .gguf file") from error
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
 
 
 class _HeaderReader:
@@ -288,7 +288,7 @@ class TensorData:
                 self._descriptors.append(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
             except OSError as error:
                 self.close()
-                raise unreadable(path, error) from error
+                raise read_error(path, error) from error
 
     def rows(self, tensor: GGUFTensor, start: int, stop: int) -> Array:
         """Rows [start, stop) as stored: uint8 of shape (stop - start, bytes of a row).

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pigguf.common.files import AtomicFile, atomic_writes
+from pigguf.common.atomic_write import AtomicFile, atomic_write_all
 from pigguf.common.lazy_tensor import Array
-from pigguf.common.parallel import computed_ahead
+from pigguf.common.parallel import map_ahead
 from pigguf.errors import GGUFError
 from pigguf.gguf_io.layout import (
     ARRAY,
@@ -189,7 +189,7 @@ def write_files(
         Whatever `encode` and `verify` raise.
     """
     total = sum(file.bytes for file in files)
-    with atomic_writes([file.path for file in files], total) as opened:
+    with atomic_write_all([file.path for file in files], total) as opened:
         with stage(progress, f"writing {files[0].path.name}", total, "bytes"):
             for file, target in zip(files, opened, strict=True):
                 _write(file, target, progress)
@@ -203,7 +203,7 @@ def _write(file: PlannedFile, target: AtomicFile, progress: Progress) -> None:
     header = header_bytes(file.metadata, file.tensors)
     target.write(header)
     progress.advance(len(header))
-    for buffer in computed_ahead(_jobs(file.tensors, alignment_of(file.metadata))):
+    for buffer in map_ahead(_jobs(file.tensors, alignment_of(file.metadata))):
         target.write(buffer)
         progress.advance(len(buffer))
 

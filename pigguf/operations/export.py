@@ -13,10 +13,16 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pigguf.architectures import family_from_metadata, map_tensors_to_hf
+from pigguf.architectures import (
+    config_from_hparams,
+    family_from_metadata,
+    hparams_from_metadata,
+    map_tensors_to_hf,
+)
 from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import write_safetensors
-from pigguf.common.files import atomic_directory, write_json
+from pigguf.common.atomic_directory import atomic_directory
+from pigguf.common.file_io import write_json
 from pigguf.gguf_io import TensorData, read_header
 from pigguf.operations.rope_from_gguf import rope_from_gguf
 from pigguf.progress import SILENT, Progress
@@ -54,13 +60,13 @@ def export(
     target = Path(output)
     file = read_header(source)
     family = family_from_metadata(file.metadata)
-    hparams = replace(family.hparams_from_metadata(file.metadata, file.tensors), rope=rope_from_gguf(file))
+    hparams = replace(hparams_from_metadata(family, file.metadata, file.tensors), rope=rope_from_gguf(file))
     vocab = vocab_from_metadata(file.metadata)
     with atomic_directory(target) as directory, TensorData(file) as data:
         by_name = {tensor.name: tensor for tensor in float_tensors(file, data)}
         tensors = map_tensors_to_hf(family, hparams, by_name, str(file.path))
         size = write_safetensors(directory / "model.safetensors", tensors, "BF16", progress)
-        write_json(directory / "config.json", {**family.config(hparams), **_token_ids(vocab)})
+        write_json(directory / "config.json", {**config_from_hparams(family, hparams), **_token_ids(vocab)})
         write_json(directory / "generation_config.json", {**_token_ids(vocab), **_end_ids(vocab)})
         write_tokenizer(vocab, directory)
     return ExportResult(target, hparams, size, time.monotonic() - begun)
@@ -77,4 +83,4 @@ def _token_ids(vocab: Vocab) -> dict[str, int]:
 
 def _end_ids(vocab: Vocab) -> dict[str, list[int]]:
     """generation_config.json may name several tokens that end an answer."""
-    return {"eos_token_id": list(vocab.end_ids)} if len(vocab.end_ids) > 1 else {}
+    return {"eos_token_id": list(vocab.eog_ids)} if len(vocab.eog_ids) > 1 else {}

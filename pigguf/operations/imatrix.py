@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pigguf.common.files import atomic_write, unreadable
+from pigguf.common.atomic_write import atomic_write
+from pigguf.common.file_io import read_error
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import TextError, UsageError
 from pigguf.inference.engine import Context, ContextOptions, GpuLayers, Model
@@ -117,7 +118,7 @@ def _windows(model: Model, file: Path, window: int) -> Iterator[list[int]]:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise unreadable(file, error) from error
+        raise read_error(file, error) from error
     bos = [token for token in model.tokenize("") if token == model.bos]
     tokens = bos + model.tokenize(decode_text(data, str(file)), add_special=False)
     if len(tokens) < window:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pigguf.common.files import unreadable
+from pigguf.common.file_io import read_error
 from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import GGUFError, PigError, UsageError
 from pigguf.gguf_io import (
@@ -129,7 +129,7 @@ def read_imatrix(path: str | os.PathLike[str]) -> ImportanceMatrix:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise GGUFError(f"{path}: {error.strerror}", "give the path of an importance matrix") from error
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
     return _checked(_read_gguf(read_header(path)))
 
 

@@ -13,30 +13,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pigguf.common.files import download_hint, unreadable
+from pigguf.common.file_io import damaged_file_hint, read_error
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer.legacy_formats import OlderForm, from_pairs, from_tiktoken, is_tiktoken
+from pigguf.tokenizer.legacy_formats import (
+    LegacyTokenizer,
+    convert_llama3_tiktoken,
+    convert_vocab_and_merges,
+    is_tiktoken,
+)
 
 Json = Mapping[str, Any]
 
-TOKENIZER = "tokenizer.json"
-CONFIG = "tokenizer_config.json"
+TOKENIZER_JSON = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 GENERATION_CONFIG = "generation_config.json"
 CHAT_TEMPLATE_JINJA = "chat_template.jinja"
 CHAT_TEMPLATE_JSON = "chat_template.json"
-SENTENCEPIECE = "tokenizer.model"
-VOCAB = "vocab.json"
-MERGES = "merges.txt"
-MODEL_CONFIG = "config.json"
+TOKENIZER_MODEL = "tokenizer.model"
+VOCAB_JSON = "vocab.json"
+MERGES_TXT = "merges.txt"
+CONFIG_JSON = "config.json"
 META_PARAMS = "params.json"
-NAMES = (
-    TOKENIZER,
-    SENTENCEPIECE,
-    VOCAB,
-    MERGES,
-    CONFIG,
+TOKENIZER_FILE_NAMES = (
+    TOKENIZER_JSON,
+    TOKENIZER_MODEL,
+    VOCAB_JSON,
+    MERGES_TXT,
+    TOKENIZER_CONFIG,
     SPECIAL_TOKENS_MAP,
     ADDED_TOKENS,
     GENERATION_CONFIG,
@@ -48,7 +53,7 @@ NAMES = (
 # element, or a type. null means what absence means.
 _TOKEN: Final = {"id": int, "content": str}
 _SHAPES: Final[dict[str, Any]] = {
-    TOKENIZER: {
+    TOKENIZER_JSON: {
         "added_tokens": [_TOKEN],
         "normalizer": {},
         "pre_tokenizer": {},
@@ -56,10 +61,10 @@ _SHAPES: Final[dict[str, Any]] = {
         "decoder": {},
         "model": {"type": str, "vocab": {...: int}, "merges": [(str, list)], "unk_token": str},
     },
-    CONFIG: {"added_tokens_decoder": {...: _TOKEN}, "chat_template": (str, list, dict)},
+    TOKENIZER_CONFIG: {"added_tokens_decoder": {...: _TOKEN}, "chat_template": (str, list, dict)},
     ADDED_TOKENS: {...: int},
-    VOCAB: {...: int},
-    MODEL_CONFIG: {"model_type": str},
+    VOCAB_JSON: {...: int},
+    CONFIG_JSON: {"model_type": str},
     CHAT_TEMPLATE_JSON: {"chat_template": str},
 }
 
@@ -79,10 +84,10 @@ class TokenizerFiles:
     """
 
     directory: Path
-    tokenizer: Json | None
-    tokenizer_file: str
-    sentencepiece: bytes | None
-    config: Json
+    tokenizer_json: Json | None
+    tokenizer_json_source: str
+    sentencepiece_model: bytes | None
+    tokenizer_config: Json
     special_tokens_map: Json
     added_tokens: Json
     generation_config: Json
@@ -99,16 +104,16 @@ class TokenizerFiles:
         template = _text(directory / CHAT_TEMPLATE_JINJA)
         if template is None:
             template = (_object(directory / CHAT_TEMPLATE_JSON) or {}).get("chat_template")
-        tokenizer, model = _object(directory / TOKENIZER), _bytes(directory / SENTENCEPIECE)
-        config = _object(directory / CONFIG) or {}
+        tokenizer, model = _object(directory / TOKENIZER_JSON), _bytes(directory / TOKENIZER_MODEL)
+        config = _object(directory / TOKENIZER_CONFIG) or {}
         special_tokens_map = _object(directory / SPECIAL_TOKENS_MAP) or {}
         older = None if tokenizer else _older_form(directory, model, config, special_tokens_map)
         return cls(
             directory=directory,
-            tokenizer=older.content if older else tokenizer,
-            tokenizer_file=older.file if older else TOKENIZER,
-            sentencepiece=None if model and is_tiktoken(model) else model,
-            config={**(older.names if older else {}), **config},
+            tokenizer_json=older.tokenizer_json if older else tokenizer,
+            tokenizer_json_source=older.file if older else TOKENIZER_JSON,
+            sentencepiece_model=None if model and is_tiktoken(model) else model,
+            tokenizer_config={**(older.special_tokens if older else {}), **config},
             special_tokens_map=special_tokens_map,
             added_tokens=_object(directory / ADDED_TOKENS) or {},
             generation_config=_object(directory / GENERATION_CONFIG) or {},
@@ -120,18 +125,18 @@ class TokenizerFiles:
         return self.directory / name
 
 
-def _older_form(directory: Path, model: bytes | None, config: Json, special: Json) -> OlderForm | None:
+def _older_form(directory: Path, model: bytes | None, config: Json, special: Json) -> LegacyTokenizer | None:
     """vocab.json with merges.txt, or a tokenizer.model in tiktoken's form."""
     if model is not None:
         if not is_tiktoken(model):
             return None
-        return from_tiktoken(model, _object(directory / META_PARAMS) or {}, directory / SENTENCEPIECE)
-    vocab, merges = _object(directory / VOCAB), _text(directory / MERGES)
+        return convert_llama3_tiktoken(model, _object(directory / META_PARAMS) or {}, directory / TOKENIZER_MODEL)
+    vocab, merges = _object(directory / VOCAB_JSON), _text(directory / MERGES_TXT)
     if vocab is None or merges is None:
         return None
     stated = {**special, **config} if "added_tokens_decoder" in config else {**config, **special}
-    model_type = (_object(directory / MODEL_CONFIG) or {}).get("model_type")
-    return from_pairs(vocab, merges, stated, model_type, directory / VOCAB)
+    model_type = (_object(directory / CONFIG_JSON) or {}).get("model_type")
+    return convert_vocab_and_merges(vocab, merges, stated, model_type, directory / VOCAB_JSON)
 
 
 def _bytes(path: Path) -> bytes | None:
@@ -140,7 +145,7 @@ def _bytes(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise read_error(path, error) from error
 
 
 def _text(path: Path) -> str | None:
@@ -158,7 +163,7 @@ def _object(path: Path) -> Json | None:
     try:
         content = json.loads(text, object_pairs_hook=lambda pairs: _without_twins(pairs, path))
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not JSON: {error}", download_hint(text.encode())) from error
+        raise TokenizerError(f"{path} is not JSON: {error}", damaged_file_hint(text.encode())) from error
     if not isinstance(content, dict):
         raise TokenizerError(f"{path} holds a {type(content).__name__}, not an object")
     _check_shape(content, _SHAPES.get(path.name, {}), path, "")

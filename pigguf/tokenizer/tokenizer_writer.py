@@ -13,13 +13,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from pigguf.common.files import write_json
+from pigguf.common.file_io import write_json
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer.pre_tokenizers import pre_tokenizer_named
-from pigguf.tokenizer.sentencepiece_bpe import PREPEND_SPACE, REPLACE_SPACES, SPACE, splits
-from pigguf.tokenizer.sentencepiece_model import BPE, Piece, SentencePieceModel, write_model
-from pigguf.tokenizer.tokenizer_files import CONFIG, SENTENCEPIECE, TOKENIZER
-from pigguf.tokenizer.vocab import MATCHED_IN_TEXT, NEVER_STRIPPING, TokenType, Vocab
+from pigguf.tokenizer.pre_tokenizers import pre_tokenizer_by_name
+from pigguf.tokenizer.sentencepiece_bpe import PREPEND_SPACE, REPLACE_SPACES, SPACE, token_splits
+from pigguf.tokenizer.sentencepiece_model import (
+    BPE,
+    SentencePiece,
+    SentencePieceModel,
+    serialize_sentencepiece_model,
+)
+from pigguf.tokenizer.tokenizer_files import TOKENIZER_CONFIG, TOKENIZER_JSON, TOKENIZER_MODEL
+from pigguf.tokenizer.vocab import NO_RSTRIP_TOKENS, SPECIAL_TOKEN_TYPES, TokenType, Vocab
 
 _BYTE_LEVEL: Final = {
     "type": "ByteLevel",
@@ -38,14 +43,14 @@ def write_tokenizer(vocab: Vocab, directory: Path) -> None:
         TokenizerError: the vocabulary's rules have no exact form in these files.
     """
     content = _sentencepiece_json(vocab) if vocab.model == "llama" else _byte_level_json(vocab)
-    write_json(directory / TOKENIZER, content)
-    write_json(directory / CONFIG, _config(vocab))
+    write_json(directory / TOKENIZER_JSON, content)
+    write_json(directory / TOKENIZER_CONFIG, _config(vocab))
     if vocab.model == "llama":
-        (directory / SENTENCEPIECE).write_bytes(write_model(_sentencepiece_model(vocab)))
+        (directory / TOKENIZER_MODEL).write_bytes(serialize_sentencepiece_model(_sentencepiece_model(vocab)))
 
 
 def _byte_level_json(vocab: Vocab) -> dict[str, Any]:
-    row = pre_tokenizer_named(vocab.pre)
+    row = pre_tokenizer_by_name(vocab.pre)
     return {
         **_frame(vocab),
         "normalizer": None,
@@ -100,12 +105,12 @@ def _frame(vocab: Vocab) -> dict[str, Any]:
                 "content": vocab.tokens[token],
                 "single_word": False,
                 "lstrip": False,
-                "rstrip": vocab.strips_after_special and vocab.tokens[token] not in NEVER_STRIPPING,
+                "rstrip": vocab.rstrip_special and vocab.tokens[token] not in NO_RSTRIP_TOKENS,
                 "normalized": False,
                 "special": kind is not TokenType.USER_DEFINED,
             }
             for token, kind in enumerate(vocab.types)
-            if kind in MATCHED_IN_TEXT
+            if kind in SPECIAL_TOKEN_TYPES
         ],
         "post_processor": _template(vocab) if vocab.add_bos or vocab.add_eos else _BYTE_LEVEL,
     }
@@ -132,7 +137,7 @@ def written_tokens(vocab: Vocab) -> int:
 def _template(vocab: Vocab) -> dict[str, Any]:
     """A post_processor that puts BOS before and EOS after a text."""
     framing = {
-        role: vocab.text(role) for role, wanted in (("bos", vocab.add_bos), ("eos", vocab.add_eos)) if wanted
+        role: vocab.special_token(role) for role, wanted in (("bos", vocab.add_bos), ("eos", vocab.add_eos)) if wanted
     }
 
     def special(role: str, sequence: int) -> list[dict[str, Any]]:
@@ -157,7 +162,7 @@ def _config(vocab: Vocab) -> dict[str, Any]:
     config: dict[str, Any] = {
         f"{role}_token": text
         for role in ("bos", "eos", "unk", "pad")
-        if (text := vocab.text(role)) is not None
+        if (text := vocab.special_token(role)) is not None
     }
     config |= {
         "add_bos_token": vocab.add_bos,
@@ -182,17 +187,17 @@ def _merges_from_scores(vocab: Vocab) -> list[list[str]]:
     ids = {
         text: token
         for token, text in enumerate(vocab.tokens[: written_tokens(vocab)])
-        if vocab.types[token] not in MATCHED_IN_TEXT
+        if vocab.types[token] not in SPECIAL_TOKEN_TYPES
     }
     by_score = sorted(ids.items(), key=lambda item: (-vocab.scores[item[1]], item[1]))
-    return [[left, right] for text, _ in by_score for left, right in splits(text, ids)]
+    return [[left, right] for text, _ in by_score for left, right in token_splits(text, ids)]
 
 
 def _sentencepiece_model(vocab: Vocab) -> SentencePieceModel:
     ids = {role: vocab.special_ids.get(role, -1) for role in ("unk", "bos", "eos", "pad")}
     return SentencePieceModel(
         pieces=tuple(
-            Piece(_piece_text(vocab, token), vocab.scores[token], int(vocab.types[token]))
+            SentencePiece(_piece_text(vocab, token), vocab.scores[token], int(vocab.types[token]))
             for token in range(written_tokens(vocab))
         ),
         algorithm=BPE,

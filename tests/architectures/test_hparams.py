@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pigguf.architectures.hparams import HParams
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 from pigguf.errors import CheckpointError
 from pigguf.gguf_io.metadata import f32, shortest_f32, string, u32
 from pigguf.rope import RopeScaling
@@ -31,7 +31,7 @@ SPEC = HParams(
 
 
 def test_a_spec_as_gguf_keys() -> None:
-    assert SPEC.metadata() == {
+    assert SPEC.to_metadata() == {
         "llama.block_count": u32(30),
         "llama.embedding_length": u32(576),
         "llama.feed_forward_length": u32(1536),
@@ -49,7 +49,7 @@ def test_a_spec_as_gguf_keys() -> None:
 
 
 def test_a_head_of_its_own_width_is_said() -> None:
-    keys = replace(SPEC, head_dim=128, rotary_dim=128).metadata()
+    keys = replace(SPEC, head_dim=128, rotary_dim=128).to_metadata()
     assert keys["llama.attention.key_length"] == u32(128)
     assert keys["llama.attention.value_length"] == u32(128)
     assert keys["llama.rope.dimension_count"] == u32(128)
@@ -78,7 +78,7 @@ def test_single_precision_is_kept_as_the_file_holds_it_and_told_shortly() -> Non
     ],
 )
 def test_values_are_read_as_their_type(kind: type, value: Any, expected: Any) -> None:
-    config = Config({"key": value})
+    config = JsonConfig({"key": value})
     for read in (config.require("key", kind), config.optional("key", kind, expected)):
         assert read == expected
         assert type(read) is kind
@@ -107,25 +107,25 @@ def test_values_are_read_as_their_type(kind: type, value: Any, expected: Any) ->
     ],
 )
 def test_other_types_are_refused_with_file_key_and_value(kind: type, value: Any) -> None:
-    config = Config({"key": value}, "generation_config.json", "section.")
+    config = JsonConfig({"key": value}, "generation_config.json", "section.")
     for read in (lambda: config.require("key", kind), lambda: config.optional("key", kind, None)):
         with pytest.raises(CheckpointError, match=r"generation_config\.json: section\.key = "):
             read()
 
 
 def test_null_is_absence() -> None:
-    config = Config({"there": None})
+    config = JsonConfig({"there": None})
     assert "there" not in config
     assert config.optional("there", int, 7) == 7
     assert config.optional("absent", float, 0.5) == 0.5
     for key in ("there", "absent"):
         with pytest.raises(CheckpointError, match=f"config.json lacks {key}") as caught:
             config.require(key, int)
-        assert caught.value.hint == "it should hold a whole number above 0"
+        assert caught.value.hint == "set it to an integer above 0"
 
 
 def test_sections_are_objects() -> None:
-    config = Config({"a": {"b": {"c": "x"}}, "empty": {}, "null": None, "number": 1})
+    config = JsonConfig({"a": {"b": {"c": "x"}}, "empty": {}, "null": None, "number": 1})
     section = config.section("a")
     assert section is not None
     nested = section.section("b")
@@ -138,6 +138,6 @@ def test_sections_are_objects() -> None:
 
 
 def test_long_values_are_cut_in_messages() -> None:
-    message = Config({"key": list(range(1000))}).says("key")
+    message = JsonConfig({"key": list(range(1000))}).describe("key")
     assert len(message) < 250
     assert message.endswith("...")

@@ -443,7 +443,7 @@ def test_a_full_disk_is_an_error_that_harms_nothing(
 @pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="needs files without a name (Linux)")
 def test_kill_minus_nine_in_the_middle_leaves_nothing(checkpoint: Path) -> None:
     (checkpoint.parent / "model.gguf").write_bytes(b"precious")
-    deadly = "import pigguf.common.files as f; f.AtomicFile.settle = lambda self: os.kill(os.getpid(), signal.SIGKILL)"
+    deadly = "import pigguf.common.atomic_write as f; f.AtomicFile.prepare = lambda self: os.kill(os.getpid(), signal.SIGKILL)"
     finished = run_limited(checkpoint, deadly)
     assert finished.returncode == -signal.SIGKILL
     assert sorted(os.listdir(checkpoint.parent)) == ["model.gguf", "piglet-4x"]

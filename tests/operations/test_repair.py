@@ -469,13 +469,13 @@ def test_a_source_cut_short_while_it_is_copied_harms_nothing(
 ) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(right.read_bytes())
-    whole, write = path.stat().st_size, pigguf.common.files.AtomicFile.write
+    whole, write = path.stat().st_size, pigguf.common.atomic_write.AtomicFile.write
 
     def cut_then_write(self: Any, data: Any) -> None:
         os.truncate(path, whole - 1000)
         write(self, data)
 
-    monkeypatch.setattr("pigguf.common.files.AtomicFile.write", cut_then_write)
+    monkeypatch.setattr("pigguf.common.atomic_write.AtomicFile.write", cut_then_write)
     with pytest.raises(PigError, match="became shorter") as raised:
         pigguf.repair(path, set={"general.name": "other"})
     assert raised.value.hint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 from pigguf.gguf_io import GGUFFile
 from pigguf.operations.lint.model_names import context_lengths_in_names
 from pigguf.operations.lint.position_keys import (
@@ -45,7 +45,7 @@ def position_claims(
         if length is not None:
             claims.append(Claim(quantity, length, keys.evidence(key, meaning)))
     claims += [Claim("limits", length, name) for name, length in context_lengths_in_names(keys)]
-    claims += gather(Config({}), Config({}), overrides)
+    claims += gather(JsonConfig({}), JsonConfig({}), overrides)
     if rope_theta is not None:
         evidence = Evidence(COMMAND_LINE, "rope_theta", rope_theta, "an override")
         claims.append(Claim("bases", rope_theta, evidence))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pigguf.common.config import MAX_COUNT
+from pigguf.common.json_config import MAX_COUNT
 from pigguf.gguf_io import GGUFFile
 from pigguf.gguf_io.metadata import Kind, Typed, shortest_f32
 from pigguf.rope import Evidence

@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pigguf.common.files import atomic_write
+from pigguf.common.atomic_write import atomic_write
 from pigguf.errors import GGUFError, PigError, UsageError, VerificationFailed
 from pigguf.gguf_io import GGUFFile, header_bytes, read_header, read_part
 from pigguf.gguf_io.metadata import Typed

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pigguf.common.lazy_tensor import Array
-from pigguf.common.parallel import computed_ahead
+from pigguf.common.parallel import map_ahead
 from pigguf.gguf_io import GGUFFile, GGUFTensor, PlannedTensor, TensorData, TensorType
 from pigguf.operations.convert import ConversionPlan
 from pigguf.operations.verify.verification_result import Discrepancy, VerificationPart
@@ -57,7 +57,7 @@ def compare_weights(file: GGUFFile, plan: ConversionPlan, progress: Progress) ->
     worst: dict[str, _Slab] = {}
     total = sum(tensor.nbytes for tensor, _ in known)
     with TensorData(file) as data, stage(progress, "comparing weights", total, "bytes"):
-        for slab in computed_ahead(_jobs(data, known)):
+        for slab in map_ahead(_jobs(data, known)):
             progress.advance(slab.nbytes)
             if not slab.holds and slab.name not in worst:
                 worst[slab.name] = slab

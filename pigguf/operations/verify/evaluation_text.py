@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pigguf.common.files import unreadable
+from pigguf.common.file_io import read_error
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import ContextOverflow, TextError, UsageError
 from pigguf.rope import RopeScaling
-from pigguf.tokenizer import SAMPLES, Vocab
-from pigguf.tokenizer.known_differences import kept_clear
+from pigguf.tokenizer import ROUNDTRIP_TEXTS, Vocab
+from pigguf.tokenizer.known_differences import remove_differing_text
 
 MIN_DEPTH = 16
 _CHARACTERS = 16  # of a text for each token that is to be read; seldom does one stand for so many
@@ -63,7 +63,7 @@ def read_evaluation_text(
         try:
             whole = decode_text(Path(path).read_bytes(), name)
         except OSError as error:
-            raise unreadable(Path(path), error) from error
+            raise read_error(Path(path), error) from error
     before = [vocab.special_ids["bos"]] if vocab.add_bos else []
     for text in (whole[: _CHARACTERS * count], whole):  # a long text costs no more than is read of it
         tokens = [*before, *encode(text)][:count]
@@ -74,7 +74,7 @@ def read_evaluation_text(
 
 def _mixed_samples(vocab: Vocab, characters: int) -> str:
     """Sentences in many languages and lines of code, in an order of its own each time they come round."""
-    lines = [line for line in kept_clear(SAMPLES, vocab.limits) if line.isprintable() and " " in line.strip()]
+    lines = [line for line in remove_differing_text(ROUNDTRIP_TEXTS, vocab.known_differences) if line.isprintable() and " " in line.strip()]
     order = random.Random(0)
     text = ""
     while len(text) < characters:

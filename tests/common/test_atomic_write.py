@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pigguf.common.files import atomic_directory, atomic_write
+from pigguf.common.atomic_directory import atomic_directory
+from pigguf.common.atomic_write import atomic_write
 from pigguf.errors import OutputError, ReadError
 
 
@@ -47,7 +48,7 @@ def test_the_longest_name_can_be_written(
     unnamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not unnamed:
-        monkeypatch.setattr("pigguf.common.files._open_unnamed", lambda target: None)
+        monkeypatch.setattr("pigguf.common.atomic_write._open_unnamed", lambda target: None)
     write(tmp_path / ("x" * 255))
     assert os.listdir(tmp_path) == ["x" * 255]
 
@@ -58,7 +59,7 @@ def test_two_may_write_one_target_and_the_last_one_stays(
 ) -> None:
     """They meet between the link and the renaming, where each has a neighbour's name."""
     if not unnamed:
-        monkeypatch.setattr("pigguf.common.files._open_unnamed", lambda target: None)
+        monkeypatch.setattr("pigguf.common.atomic_write._open_unnamed", lambda target: None)
     replace, inner = os.replace, [True]
 
     def meet(old: Path, new: Path) -> None:
@@ -122,8 +123,8 @@ def test_a_range_of_another_file_is_copied_whole(
             raise OSError(refused, os.strerror(refused))
 
         monkeypatch.setattr("os.copy_file_range", refuse)
-    monkeypatch.setattr("pigguf.common.files._COPY_BYTES", 8192)
-    monkeypatch.setattr("pigguf.common.files._READ_BYTES", 3000)
+    monkeypatch.setattr("pigguf.common.atomic_write._COPY_BYTES", 8192)
+    monkeypatch.setattr("pigguf.common.atomic_write._READ_BYTES", 3000)
     content = os.urandom(50_000)
     (tmp_path / "source").write_bytes(content)
     told: list[int] = []
