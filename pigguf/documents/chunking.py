@@ -1,4 +1,4 @@
-"""Split documents into passages: at the end of a paragraph if one is near, else of a line, sentence or word."""
+"""Split documents into passages: at a paragraph's end if one is near, else a line's, sentence's or word's."""
 
 from __future__ import annotations
 

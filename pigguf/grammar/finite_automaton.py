@@ -1,11 +1,13 @@
-"""A regular language as the rules of a grammar, of which the engine follows one at a time.
+"""A regular expression as a deterministic finite automaton (DFA), written as right-linear GBNF rules.
 
-    rules_of(Row([Characters(A), Times(Characters(B), 0, None)]), rules)    the name of the first rule
+    add_dfa_rules(Concatenation([CharacterClass(A), Repetition(CharacterClass(B), 0, None)]), rules)
 
-A rule for each state of a deterministic automaton: a character, and the rule that is next. No two of its
-alternatives begin alike, so that there is one way to read a text. Where there are many, llama.cpp tries each
-of them for every token, which may take longer than anybody lives: for some, `[a-z]*[a-z]*...` is enough.
-Source: Thompson 1968 (an expression as states), Rabin and Scott 1959 (sets of states as states).
+There is one rule for each state of the DFA: a character, and the rule of the next state. No two alternatives
+of a rule begin with the same character, so that the engine follows a single path through a text. With an
+ambiguous grammar llama.cpp tries every path for every token, and for `[a-z]*[a-z]*...` that takes
+exponentially long.
+
+Source: Thompson 1968 (regular expression to NFA), Rabin and Scott 1959 (NFA to DFA by subset construction).
 """
 
 from __future__ import annotations
@@ -17,179 +19,189 @@ from dataclasses import dataclass
 from pigguf.grammar import gbnf
 from pigguf.grammar.gbnf import CodePointRanges
 
-MOST_STATES = 8192
-_MOST_WORK = 1 << 21  # states looked at: a second or two
-_SHORT = 8  # characters of a set that is not worth a rule of its own
+MAX_STATES = 8192
+_MAX_VISITED = 1 << 21  # states and transitions visited: a second or two
+_INLINE_LENGTH = 8  # characters of a character class that is written in place rather than as a rule
 
-_States = frozenset[int]
+_StateSet = frozenset[int]
+_Transitions = dict[int, list[tuple[int, int]]]
+"""Target states, each with the ranges of code points that lead to it."""
 
 
 @dataclass(frozen=True)
-class Characters:
-    """One character of these, all of which JSON can write."""
+class CharacterClass:
+    """One character of ranges, all of which a JSON string can contain."""
 
     ranges: CodePointRanges
 
 
 @dataclass(frozen=True)
-class Row:
-    """One part after the other."""
+class Concatenation:
+    """Expressions in sequence."""
 
-    parts: Sequence[Node]
-
-
-@dataclass(frozen=True)
-class Either:
-    """One of the parts."""
-
-    parts: Sequence[Node]
+    items: Sequence[RegexNode]
 
 
 @dataclass(frozen=True)
-class Times:
-    """A part, so many times; None is any number."""
+class Alternation:
+    """Any one of several expressions."""
 
-    part: Node
-    least: int
-    most: int | None
+    options: Sequence[RegexNode]
 
 
-Node = Characters | Row | Either | Times
+@dataclass(frozen=True)
+class Repetition:
+    """An expression repeated `minimum` to `maximum` times; None is unlimited."""
+
+    item: RegexNode
+    minimum: int
+    maximum: int | None
 
 
-class TooLarge(Exception):
-    """An expression that comes to more states than are made."""
+RegexNode = CharacterClass | Concatenation | Alternation | Repetition
 
 
-def rules_of(node: Node, rules: dict[str, str]) -> str:
-    """The rule of the texts that a node describes, as they stand in a JSON string; rules are added for it.
+class TooManyStates(Exception):
+    """An expression needs more states than the limit."""
+
+
+def add_dfa_rules(node: RegexNode, rules: dict[str, str]) -> str:
+    """Add the rules of an expression's texts, as JSON strings write them, and return the first one's name.
 
     Raises:
-        TooLarge: there would be too many.
+        TooManyStates: The automaton would be too large.
     """
-    states = _determined(node)
+    states = _build_dfa(node)
     names = [gbnf.add_rule(rules, "") for _ in states]
-    sets: dict[str, str] = {}
-    for name, (moves, is_end) in zip(names, states, strict=True):
-        ways = [f"{_named(ranges, sets, rules)} {names[target]}" for target, ranges in moves.items()]
-        rules[name] = " | ".join([*ways, '""'] if is_end else ways)
+    class_names: dict[str, str] = {}
+    for name, (transitions, is_accepting) in zip(names, states, strict=True):
+        alternatives = [
+            f"{_class_expression(ranges, class_names, rules)} {names[target]}"
+            for target, ranges in transitions.items()
+        ]
+        rules[name] = " | ".join([*alternatives, '""'] if is_accepting else alternatives)
     return names[0]
 
 
-def _named(ranges: Iterable[tuple[int, int]], sets: dict[str, str], rules: dict[str, str]) -> str:
-    written = gbnf.json_character_class(gbnf.union(ranges))
-    if len(written) <= _SHORT:
-        return written
-    if written not in sets:
-        sets[written] = gbnf.add_rule(rules, written)
-    return sets[written]
+def _class_expression(
+    ranges: Iterable[tuple[int, int]], class_names: dict[str, str], rules: dict[str, str]
+) -> str:
+    """Return a character class, or the name of its rule if it is long; each is added once."""
+    expression = gbnf.json_character_class(gbnf.union(ranges))
+    if len(expression) <= _INLINE_LENGTH:
+        return expression
+    if expression not in class_names:
+        class_names[expression] = gbnf.add_rule(rules, expression)
+    return class_names[expression]
 
 
-def _determined(node: Node) -> list[tuple[dict[int, list[tuple[int, int]]], bool]]:
-    """For each state the characters that lead to others, and whether a text may end there; the first is 0."""
-    machine = _Machine()
-    start = machine.state()
-    end = machine.add(node, start)
-    found = [machine.closure(frozenset((start,)))]
-    numbers = {found[0]: 0}
-    states: list[tuple[dict[int, list[tuple[int, int]]], bool]] = []
-    for together in found:  # which grows meanwhile
-        moves: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-        for first, last, targets in machine.moves(together):
-            target = machine.closure(targets)
+def _build_dfa(node: RegexNode) -> list[tuple[_Transitions, bool]]:
+    """Return the DFA's states, the start state first: transitions, and whether the state is accepting."""
+    nfa = _NFA()
+    start = nfa.add_state()
+    accepting = nfa.add(node, start)
+    subsets = [nfa.epsilon_closure(frozenset((start,)))]
+    numbers = {subsets[0]: 0}
+    states: list[tuple[_Transitions, bool]] = []
+    for subset in subsets:  # which grows in the loop
+        transitions: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        for first, last, targets in nfa.transitions(subset):
+            target = nfa.epsilon_closure(targets)
             if target not in numbers:
-                _refuse_more(len(found), MOST_STATES)
-                numbers[target] = len(found)
-                found.append(target)
-            moves[numbers[target]].append((first, last))
-        states.append((dict(moves), end in together))
+                _check_limit(len(subsets), MAX_STATES)
+                numbers[target] = len(subsets)
+                subsets.append(target)
+            transitions[numbers[target]].append((first, last))
+        states.append((dict(transitions), accepting in subset))
     return states
 
 
-class _Machine:
-    """States by number, what leads from one to another with a character, and what without."""
+class _NFA:
+    """A nondeterministic finite automaton: states by number, with transitions and epsilon transitions."""
 
     def __init__(self) -> None:
-        self._by_character: list[list[tuple[CodePointRanges, int]]] = []
-        self._freely: list[list[int]] = []
-        self._closures: dict[_States, _States] = {}
-        self._work = 0
+        self._transitions: list[list[tuple[CodePointRanges, int]]] = []
+        self._epsilon: list[list[int]] = []
+        self._closures: dict[_StateSet, _StateSet] = {}
+        self._visited = 0
 
-    def state(self) -> int:
-        _refuse_more(len(self._freely), MOST_STATES)
-        self._by_character.append([])
-        self._freely.append([])
-        return len(self._freely) - 1
+    def add_state(self) -> int:
+        """Add a state and return its number."""
+        _check_limit(len(self._epsilon), MAX_STATES)
+        self._transitions.append([])
+        self._epsilon.append([])
+        return len(self._epsilon) - 1
 
-    def add(self, node: Node, start: int) -> int:
-        """Have a node's texts lead from a state to another, which is the answer."""
-        if isinstance(node, Characters):
-            end = self.state()
-            self._by_character[start].append((node.ranges, end))
+    def add(self, node: RegexNode, start: int) -> int:
+        """Add the automaton of an expression after a state, and return the state in which it ends."""
+        if isinstance(node, CharacterClass):
+            end = self.add_state()
+            self._transitions[start].append((node.ranges, end))
             return end
-        if isinstance(node, Row):
-            for part in node.parts:
-                start = self.add(part, start)
+        if isinstance(node, Concatenation):
+            for item in node.items:
+                start = self.add(item, start)
             return start
-        if isinstance(node, Either):
-            end = self.state()
-            for part in node.parts:
-                self._freely[self.add(part, start)].append(end)
+        if isinstance(node, Alternation):
+            end = self.add_state()
+            for option in node.options:
+                self._epsilon[self.add(option, start)].append(end)
             return end
-        return self._add_times(node, start)
+        return self._add_repetition(node, start)
 
-    def _add_times(self, node: Times, start: int) -> int:
-        for _ in range(node.least):
-            start = self.add(node.part, start)
-        end = self.state()
-        self._freely[start].append(end)
-        if node.most is None:
-            self._freely[self.add(node.part, end)].append(end)
+    def _add_repetition(self, node: Repetition, start: int) -> int:
+        for _ in range(node.minimum):
+            start = self.add(node.item, start)
+        end = self.add_state()
+        self._epsilon[start].append(end)
+        if node.maximum is None:
+            self._epsilon[self.add(node.item, end)].append(end)
             return end
-        for _ in range(node.most - node.least):
-            start = self.add(node.part, start)
-            self._freely[start].append(end)
+        for _ in range(node.maximum - node.minimum):
+            start = self.add(node.item, start)
+            self._epsilon[start].append(end)
         return end
 
-    def closure(self, states: _States) -> _States:
-        """These, and those that are reached from them without a character."""
+    def epsilon_closure(self, states: _StateSet) -> _StateSet:
+        """Return states with all those that are reached from them by epsilon transitions."""
         if states not in self._closures:
-            reached, waiting = set(states), list(states)
-            while waiting:
-                for target in self._freely[waiting.pop()]:
+            reached, pending = set(states), list(states)
+            while pending:
+                for target in self._epsilon[pending.pop()]:
                     if target not in reached:
                         reached.add(target)
-                        waiting.append(target)
-            self._note_work(len(reached))
+                        pending.append(target)
+            self._count_visited(len(reached))
             self._closures[states] = frozenset(reached)
         return self._closures[states]
 
-    def moves(self, states: _States) -> Iterator[tuple[int, int, _States]]:
-        """Ranges of characters [first, last] that do not overlap, and where these states go with them."""
+    def transitions(self, states: _StateSet) -> Iterator[tuple[int, int, _StateSet]]:
+        """Yield disjoint ranges [first, last] of code points, with the states that they lead to."""
+        # where a range begins (+1) and ends (-1), for each target
         edges = sorted(
             edge
             for state in states
-            for ranges, target in self._by_character[state]
+            for ranges, target in self._transitions[state]
             for first, last in ranges
             for edge in ((first, 1, target), (last + 1, -1, target))
         )
-        self._note_work(len(edges))
-        going: Counter[int] = Counter()
-        since = 0
-        for at, change, target in edges:
-            if going and since < at:
-                self._note_work(len(going))
-                yield since, at - 1, frozenset(going)
-            since = at
-            going[target] += change
-            if not going[target]:
-                del going[target]
+        self._count_visited(len(edges))
+        active: Counter[int] = Counter()
+        start = 0
+        for code, change, target in edges:
+            if active and start < code:
+                self._count_visited(len(active))
+                yield start, code - 1, frozenset(active)
+            start = code
+            active[target] += change
+            if not active[target]:
+                del active[target]
 
-    def _note_work(self, count: int) -> None:
-        self._work += count
-        _refuse_more(self._work, _MOST_WORK)
+    def _count_visited(self, count: int) -> None:
+        self._visited += count
+        _check_limit(self._visited, _MAX_VISITED)
 
 
-def _refuse_more(count: int, most: int) -> None:
-    if count >= most:
-        raise TooLarge
+def _check_limit(count: int, limit: int) -> None:
+    if count >= limit:
+        raise TooManyStates

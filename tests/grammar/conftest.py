@@ -8,7 +8,7 @@ import pytest
 from support.tiny_gguf import FIRST_BYTE, text_tokens, write_tiny
 
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
-from pigguf.inference.engine.sampling import GrammarSampler
+from pigguf.inference.engine.grammar_sampler import GrammarSampler
 
 
 @pytest.fixture(scope="session")
