@@ -35,7 +35,7 @@ _HOMES = {
     "repair": "pigguf.operations.repair",
     "diff": "pigguf.operations.diff",
     "verify": "pigguf.operations.verify",
-    "plan": "pigguf.inference.planning",
+    "plan": "pigguf.inference.memory_planning",
     "tune": "pigguf.inference.tuning.tune",
     "bench": "pigguf.inference.benchmark",
     "open_model": "pigguf.inference.local_model",
@@ -46,9 +46,9 @@ _HOMES = {
     "evaluate": "pigguf.evals",
     "LocalModel": "pigguf.inference.local_model",
     "RopeOverrides": "pigguf.rope",
-    "RunConfig": "pigguf.inference.open_context",
-    "RuntimeRope": "pigguf.inference.engine.model",
-    "SamplingParams": "pigguf.inference.engine.sampling",
+    "RunConfig": "pigguf.inference.run_config",
+    "RuntimeRope": "pigguf.inference.engine.runtime_rope",
+    "SamplingParams": "pigguf.inference.engine.sampling_params",
     "PigError": "pigguf.errors",
     "Progress": "pigguf.progress",
 }
@@ -92,11 +92,11 @@ if TYPE_CHECKING:
     from pigguf.finetuning.finetune import finetune
     from pigguf.finetuning.settings import FinetuneSettings
     from pigguf.inference.benchmark import bench
-    from pigguf.inference.engine.model import RuntimeRope
-    from pigguf.inference.engine.sampling import SamplingParams
+    from pigguf.inference.engine.runtime_rope import RuntimeRope
+    from pigguf.inference.engine.sampling_params import SamplingParams
     from pigguf.inference.local_model import LocalModel, open_model
-    from pigguf.inference.open_context import RunConfig
-    from pigguf.inference.planning import plan
+    from pigguf.inference.memory_planning import plan
+    from pigguf.inference.run_config import RunConfig
     from pigguf.inference.tuning.tune import tune
     from pigguf.operations.convert import ConversionResult, convert
     from pigguf.operations.diff import diff

@@ -1,19 +1,20 @@
-"""A sequence's KV state as llama.cpp lays it out, read and rewritten in place.
+"""The KV state of a sequence as llama.cpp serializes it: parsed, transposed in place, and built.
 
-`llama_state_seq_get_data` gives, for a cache with one sort of layers and one stream a sequence:
+`llama_state_seq_get_data` gives, for a KV cache without sliding layers and with a stream for each sequence:
 
-    u32 magic, i32 sequence, u32 streams, for each stream: u32 cells, and where there are any
+    u32 magic, i32 sequence, u32 streams, then for each stream: u32 cells, and where that is not 0
         cells x (i32 position, u32 1, i32 sequence)
         u32 V transposed, u32 layers
-        layers x (i32 type, u64 bytes of a row, cells rows)                         K
-        layers x (i32 type, u64 bytes of a row, cells rows)                         V as it is, or
-        layers x (i32 type, u32 bytes of an element, u32 width, width rows of cells)  V transposed
+        layers x (i32 type, u64 bytes of a row, rows of cells)                          K
+        layers x (i32 type, u64 bytes of a row, rows of cells)                          V, or transposed:
+        layers x (i32 type, u32 bytes of an element, u32 width, width rows of cells)    V
 
-V lies transposed where flash attention is off. Both forms are equally long, so that one becomes the other
-in its own bytes. Upstream: llama.cpp src/llama-kv-cache.cpp (state_write_meta, state_write_data),
+V is transposed where flash attention is off. Both forms have the same length, so one is converted into the
+other in place. Source: llama.cpp src/llama-kv-cache.cpp (state_write_meta, state_write_data),
 src/llama-context.cpp (state_seq_get_data); LLAMA_STATE_SEQ_VERSION 3.
 
-Left out: caches of sliding layers (two of these, one after the other), and cells of M-RoPE, which carry more.
+Not supported: KV caches with sliding layers (two such states, one after the other), and the cells of M-RoPE,
+which have further fields.
 """
 
 from __future__ import annotations
@@ -27,32 +28,33 @@ from numpy.typing import NDArray
 
 from pigguf.errors import EngineError
 from pigguf.gguf_io import TensorType, row_bytes
+from pigguf.llama_cpp_internals import ENGINE_VERSION_HINT
 
 VERSION = 3
 _MAGIC = 0xAF143CD8
 _CELL = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
-BEGINNING = struct.pack("<Ii", _MAGIC, 0)
-"""What a state has in memory before what llama_state_seq_save_file writes of it after the tokens."""
+# Precedes in memory what llama_state_seq_save_file writes after the tokens.
+IN_MEMORY_HEADER = struct.pack("<Ii", _MAGIC, 0)
 
-_STREAMS = len(BEGINNING)  # where the number of streams stands
-_HEAD = 12  # bytes before each layer's K and V
-_ELEMENT_TYPES = {2: np.uint16, 4: np.uint32}  # V is moved as it lies: halves or singles
-_BLOCK = 2048  # rows of a transposition that stay in the CPU's cache
+_STREAM_COUNT_OFFSET = len(IN_MEMORY_HEADER)
+_LAYER_HEADER_BYTES = 12  # before each layer's K and V
+_ELEMENT_DTYPES = {2: np.uint16, 4: np.uint32}  # V is moved bit by bit: F16 and BF16, or F32
+_TRANSPOSE_BLOCK = 2048  # rows and columns of a block that stays in the CPU's cache
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where things lie in a state.
+class KVStateLayout:
+    """Where the fields of a KV state are, and what they hold.
 
     Attributes:
-        cells: how many tokens it holds.
-        transposed: how V lies.
-        positions: of the cells, as they lie: (cells,) int32.
-        keys, values: for each layer the slice of its rows.
-        key_types, value_types: ggml's types of them.
-        key_bytes: of one cell's K in each layer.
+        cells: the number of tokens.
+        transposed: whether V is transposed.
+        positions: the cells' positions in the order of the state: (cells,) int32.
+        keys, values: the slice of each layer's rows.
+        key_types, value_types: each layer's ggml types.
+        key_bytes: bytes of one cell's K in each layer.
         value_widths: elements of one cell's V in each layer.
-        flag: where the u32 lies that says how V lies.
+        transposed_offset: the offset of the u32 that states whether V is transposed.
     """
 
     cells: int
@@ -64,147 +66,151 @@ class Layout:
     value_types: tuple[TensorType, ...]
     key_bytes: tuple[int, ...]
     value_widths: tuple[int, ...]
-    flag: int
+    transposed_offset: int
 
 
-def read_layout(state: bytearray | memoryview) -> Layout:
-    """Where things lie in a state; every byte of it must be accounted for.
+def read_layout(state: bytearray | memoryview) -> KVStateLayout:
+    """Parse a KV state, every byte of which must be accounted for.
 
     Raises:
-        EngineError: it is not laid out as this module knows, or holds no cells.
+        EngineError: the layout is another than this module's, or the state holds no cells.
     """
-    reader = _Reader(memoryview(state))
+    reader = _StateReader(memoryview(state))
     if reader.u32() != _MAGIC:
-        raise _unknown("it begins with another number")
+        raise _layout_error("it begins with another number")
     reader.skip(4)
     layouts = [_read_stream(reader, cells) for _ in range(reader.u32()) if (cells := reader.u32())]
-    if len(layouts) != 1 or reader.at != len(state):
-        raise _unknown(f"{len(layouts)} streams in {reader.at} of {len(state)} bytes")
+    if len(layouts) != 1 or reader.offset != len(state):
+        raise _layout_error(f"{len(layouts)} streams in {reader.offset} of {len(state)} bytes")
     return layouts[0]
 
 
 def transpose_values(state: bytearray) -> None:
-    """Lay V out the other way, in the state's own bytes; beside it one layer is held at a time.
+    """Transpose V in place; beside the state, memory for one layer's V is used.
 
     Raises:
-        EngineError: it is not laid out as this module knows.
+        EngineError: the layout is another than this module's.
     """
     layout = read_layout(state)
-    for where, type_, width in zip(layout.values, layout.value_types, layout.value_widths, strict=True):
+    for rows, type_, width in zip(layout.values, layout.value_types, layout.value_widths, strict=True):
         size = _element_bytes(type_)
         shape = (width, layout.cells) if layout.transposed else (layout.cells, width)
-        values = np.frombuffer(state, _ELEMENT_TYPES[size], layout.cells * width, where.start).reshape(shape)
+        values = np.frombuffer(state, _ELEMENT_DTYPES[size], layout.cells * width, rows.start).reshape(shape)
         values.reshape(shape[::-1])[:] = _transposed(values)
-        head = (
+        header = (
             struct.pack("<iQ", type_, size * width)
             if layout.transposed
             else struct.pack("<iII", type_, size, width)
         )
-        state[where.start - _HEAD : where.start] = head
-    state[layout.flag : layout.flag + 4] = struct.pack("<I", not layout.transposed)
+        state[rows.start - _LAYER_HEADER_BYTES : rows.start] = header
+    end = layout.transposed_offset + 4
+    state[layout.transposed_offset : end] = struct.pack("<I", not layout.transposed)
 
 
-def set_streams(state: bytearray, streams: int) -> None:
-    """Make it a state of a context of so many sequences, each with a stream of its own; only one holds cells.
+def set_stream_count(state: bytearray, streams: int) -> None:
+    """Turn a state into one of a context with `streams` sequences, of which only this one has cells.
 
     Raises:
-        EngineError: it is not laid out as this module knows.
+        EngineError: the layout is another than this module's.
     """
     end = read_layout(state).values[-1].stop
-    begin = _STREAMS + 4
+    begin = _STREAM_COUNT_OFFSET + 4
     while state[begin : begin + 4] == bytes(4):  # streams without cells before the one with them
         begin += 4
     del state[end:]
-    state[_STREAMS:begin] = struct.pack("<I", streams)
+    state[_STREAM_COUNT_OFFSET:begin] = struct.pack("<I", streams)
     state += bytes(4 * (streams - 1))
 
 
-def state_bytes(cells: int, rows: Iterator[tuple[int, int]]) -> int:
-    """How long a state of one stream is; `rows` are the bytes of one cell's K and V in each layer."""
-    return 24 + cells * _CELL.itemsize + sum(2 * _HEAD + cells * (key + value) for key, value in rows)
+def state_bytes(cells: int, layer_bytes: Iterator[tuple[int, int]]) -> int:
+    """Return the length in bytes of a state of one stream.
+
+    Args:
+        cells: the number of tokens.
+        layer_bytes: for each layer the bytes of one cell's K and of its V.
+    """
+    layers = sum(2 * _LAYER_HEADER_BYTES + cells * (key + value) for key, value in layer_bytes)
+    return 24 + cells * _CELL.itemsize + layers
 
 
 def new_state(
     cells: int, key_type: TensorType, value_type: TensorType, widths: tuple[int, ...], *, transposed: bool
-) -> tuple[bytearray, Layout]:
-    """A state of one stream for tokens at positions 0 to cells - 1, its K and V still to be filled in.
+) -> tuple[bytearray, KVStateLayout]:
+    """Return a state of one stream for tokens at positions 0 to cells - 1, with K and V zero, and its layout.
 
     Args:
-        widths: elements of one cell's K, and of its V, in each layer.
-        transposed: how V is to lie.
-
-    Returns:
-        The state, and where its rows lie.
+        cells: the number of tokens.
+        key_type, value_type: types of K and V.
+        widths: elements of one cell's K, which is also that of its V, in each layer.
+        transposed: whether V is transposed.
     """
     key_bytes = [row_bytes(key_type, width) for width in widths]
     value_bytes = [row_bytes(value_type, width) for width in widths]
     state = bytearray(state_bytes(cells, zip(key_bytes, value_bytes, strict=True)))
-    head = struct.pack("<IiII", _MAGIC, 0, 1, cells)
+    header = struct.pack("<IiII", _MAGIC, 0, 1, cells)
     table = np.zeros(cells, _CELL)
     table["position"], table["sequences"] = np.arange(cells), 1
-    at = _put(state, 0, head + table.tobytes() + struct.pack("<II", transposed, len(widths)))
+    offset = _write_at(state, 0, header + table.tobytes() + struct.pack("<II", transposed, len(widths)))
     for size in key_bytes:
-        at = _put(state, at, struct.pack("<iQ", key_type, size)) + cells * size
+        offset = _write_at(state, offset, struct.pack("<iQ", key_type, size)) + cells * size
     for width, size in zip(widths, value_bytes, strict=True):
         form = ("<iII", value_type, size // width, width) if transposed else ("<iQ", value_type, size)
-        at = _put(state, at, struct.pack(*form)) + cells * size
+        offset = _write_at(state, offset, struct.pack(*form)) + cells * size
     return state, read_layout(state)
 
 
-def _put(state: bytearray, at: int, data: bytes) -> int:
-    state[at : at + len(data)] = data
-    return at + len(data)
+def _write_at(state: bytearray, offset: int, data: bytes) -> int:
+    """Overwrite bytes of the state, and return the offset after them."""
+    state[offset : offset + len(data)] = data
+    return offset + len(data)
 
 
-def _read_stream(reader: _Reader, cells: int) -> Layout:
+def _read_stream(reader: _StateReader, cells: int) -> KVStateLayout:
     table = np.frombuffer(reader.take(cells * _CELL.itemsize), _CELL)
     if (table["sequences"] != 1).any():
-        raise _unknown("its cells are shared, or carry more than a position")
-    flag = reader.at
+        raise _layout_error("its cells are shared, or hold more than a position")
+    transposed_offset = reader.offset
     transposed, layers = bool(reader.u32()), reader.u32()
     keys, values, key_types, value_types, key_bytes, widths = [], [], [], [], [], []
     for _ in range(layers):
-        key_types.append(reader.type())
+        key_types.append(reader.tensor_type())
         key_bytes.append(reader.u64())
-        keys.append(reader.rows(cells * key_bytes[-1]))
+        keys.append(reader.skip(cells * key_bytes[-1]))
     for _ in range(layers):
-        type_ = reader.type()
+        type_ = reader.tensor_type()
         size = _element_bytes(type_)
         if transposed:
             reader.skip(4)
             width = reader.u32()
-            values.append(reader.rows(cells * width * size))
+            values.append(reader.skip(cells * width * size))
         else:
             row = reader.u64()
             width = row // size if size else 0
-            values.append(reader.rows(cells * row))
+            values.append(reader.skip(cells * row))
         value_types.append(type_)
         widths.append(width)
-    return Layout(
+    return KVStateLayout(
         cells, transposed, table["position"].copy(), tuple(keys), tuple(values), tuple(key_types),
-        tuple(value_types), tuple(key_bytes), tuple(widths), flag,
+        tuple(value_types), tuple(key_bytes), tuple(widths), transposed_offset,
     )  # fmt: skip
 
 
-class _Reader:
-    """Takes a state's fields one after the other."""
+class _StateReader:
+    """Reads the fields of a state one after the other."""
 
     def __init__(self, state: memoryview) -> None:
-        self.at = 0
+        self.offset = 0
         self._state = state
 
     def take(self, count: int) -> memoryview:
-        if count < 0 or self.at + count > len(self._state):
-            raise _unknown("it ends early")
-        self.at += count
-        return self._state[self.at - count : self.at]
+        return self._state[self.skip(count)]
 
-    def skip(self, count: int) -> None:
-        self.take(count)
-
-    def rows(self, count: int) -> slice:
-        self.take(count)
-        return slice(self.at - count, self.at)
+    def skip(self, count: int) -> slice:
+        """Return the slice of the next `count` bytes."""
+        if count < 0 or self.offset + count > len(self._state):
+            raise _layout_error("it ends early")
+        self.offset += count
+        return slice(self.offset - count, self.offset)
 
     def u32(self) -> int:
         return int(struct.unpack("<I", self.take(4))[0])
@@ -212,31 +218,31 @@ class _Reader:
     def u64(self) -> int:
         return int(struct.unpack("<Q", self.take(8))[0])
 
-    def type(self) -> TensorType:
+    def tensor_type(self) -> TensorType:
         number = struct.unpack("<i", self.take(4))[0]
         try:
             return TensorType(number)
         except ValueError:
-            raise _unknown(f"a type of number {number}") from None
+            raise _layout_error(f"it holds an unknown type, number {number}") from None
 
 
 def _element_bytes(type_: TensorType) -> int:
-    """Bytes of an element; 0 of a quantized type, which is never transposed."""
+    """Return the bytes of an element, or 0 for a quantized type, which is never transposed."""
     return {TensorType.F16: 2, TensorType.BF16: 2, TensorType.F32: 4}.get(type_, 0)
 
 
 def _transposed(values: NDArray[np.uint16] | NDArray[np.uint32]) -> NDArray[np.uint16] | NDArray[np.uint32]:
-    """A transposed copy, block by block: whole columns would miss the CPU's cache at every element."""
+    """Return a transposed copy, made in blocks: whole columns would miss the CPU's cache at every element."""
     result = np.empty(values.shape[::-1], values.dtype)
-    for row in range(0, values.shape[0], _BLOCK):
-        for column in range(0, values.shape[1], _BLOCK):
-            block = values[row : row + _BLOCK, column : column + _BLOCK]
-            result[column : column + _BLOCK, row : row + _BLOCK] = block.T
+    for row in range(0, values.shape[0], _TRANSPOSE_BLOCK):
+        for column in range(0, values.shape[1], _TRANSPOSE_BLOCK):
+            block = values[row : row + _TRANSPOSE_BLOCK, column : column + _TRANSPOSE_BLOCK]
+            result[column : column + _TRANSPOSE_BLOCK, row : row + _TRANSPOSE_BLOCK] = block.T
     return result
 
 
-def _unknown(why: str) -> EngineError:
+def _layout_error(reason: str) -> EngineError:
     return EngineError(
-        f"the engine's KV state is not laid out as this pigguf knows it: {why}",
-        "`pigguf doctor` shows which llama-cpp-python is installed, and which one pigguf is made for",
+        f"the engine's KV state is not laid out as this version of pigguf expects: {reason}",
+        ENGINE_VERSION_HINT,
     )

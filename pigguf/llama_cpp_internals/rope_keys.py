@@ -1,20 +1,21 @@
-"""Graphs: which of llama.cpp's read what positions say, where others pass over it in silence.
+"""Which of llama.cpp's graphs reads which rope key or tensor; the others ignore it without a warning.
 
-By general.architecture, read from llama.cpp's src/models/: which graph asks for which key and tensor.
-Left out: whether a family may be rotated in part or has sliding layers at all (arch/).
+By general.architecture, read from llama.cpp's src/models/. Not here: which families have partial rotary or
+sliding layers at all (pigguf/architectures/).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from pigguf.errors import UnsupportedModel
 
-if TYPE_CHECKING:
-    from pigguf.rope.scaling import RopeScaling
-
-BETA_GRAPHS = ("grok", "mistral3")
-DIVISOR_GRAPHS = {
+# Graphs that read yarn_beta_fast and yarn_beta_slow; the others compute YaRN with these values.
+YARN_BETA_ARCHITECTURES = ("grok", "mistral3")
+DEFAULT_YARN_BETAS = {"yarn_beta_fast": 32, "yarn_beta_slow": 1}
+# Graphs that read rope_freqs.weight (Llama 3), and rope_factors_long.weight and _short.weight (LongRoPE).
+FREQ_FACTORS_ARCHITECTURES = {
     "llama3": (
         *("llama", "arcee", "apertus", "deci", "exaone", "exaone4", "granite", "granitemoe", "granitehybrid"),
         *("llada", "llama4", "minicpm", "mistral3", "pangu-embedded", "refact"),
@@ -24,36 +25,58 @@ DIVISOR_GRAPHS = {
         *("pangu-embedded", "phi3", "phimoe", "refact"),
     ),
 }
-# Graphs whose sliding layers are never scaled, and the base that these have where no key gives it.
+# Graphs whose sliding layers are never scaled (rope_freq_scale_train_swa is 1), and the rope theta of these
+# where the file has no rope.freq_base_swa; None is that of the other layers.
 UNSCALED_SLIDING = {"gemma3": 10000.0, "gemma3n": 10000.0, "gemma-embedding": 10000.0, "olmo2": None}
 NOT_READ = "the file would run with other positions than the model was trained with"
 
 
-def refuse_unread(rope: RopeScaling, architecture: str) -> None:
-    """Refuse what llama.cpp's graph of an architecture would pass over.
+class RopeParameters(Protocol):
+    """The part of a pigguf.rope.RopeScaling that graphs may or may not read."""
+
+    @property
+    def rope_type(self) -> str:
+        """The rope type, "yarn"."""
+
+    @property
+    def factor(self) -> float:
+        """The scaling factor."""
+
+    @property
+    def local_rope_theta(self) -> float | None:
+        """The rope theta of sliding layers, where it is another."""
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """The rope type's further parameters."""
+
+
+def check_rope_supported(rope: RopeParameters, architecture: str) -> None:
+    """Raise if llama.cpp's graph of an architecture would ignore a part of a rope scaling.
 
     Raises:
-        UnsupportedModel: naming it.
+        UnsupportedModel: the message names what is ignored.
     """
-    what = _unread(rope, architecture)
-    if what:
-        raise UnsupportedModel(f"llama.cpp's {architecture} graph {what}", NOT_READ)
+    ignored = _ignored_part(rope, architecture)
+    if ignored:
+        raise UnsupportedModel(f"llama.cpp's {architecture} graph {ignored}", NOT_READ)
 
 
-def _unread(rope: RopeScaling, architecture: str) -> str | None:
+def _ignored_part(rope: RopeParameters, architecture: str) -> str | None:
+    """Return what the graph does instead of what `rope` asks for, or None if it does all of it."""
     scaled, factor = rope.rope_type != "none", f"{rope.factor:g}"
-    if architecture not in DIVISOR_GRAPHS.get(rope.rope_type, (architecture,)):
-        return f"has no rope scaling of kind {rope.rope_type}"
-    for key, always in (("yarn_beta_fast", 32), ("yarn_beta_slow", 1)):
-        if key in rope.parameters and architecture not in BETA_GRAPHS:
-            said = f"{key.removeprefix('yarn_')} = {rope.parameters[key]:g}"
-            return f"computes YaRN with {always} in place of {said}"
+    if architecture not in FREQ_FACTORS_ARCHITECTURES.get(rope.rope_type, (architecture,)):
+        return f"does not support {rope.rope_type} rope scaling"
+    for key, default in DEFAULT_YARN_BETAS.items():
+        if key in rope.parameters and architecture not in YARN_BETA_ARCHITECTURES:
+            wanted = f"{key.removeprefix('yarn_')} = {rope.parameters[key]:g}"
+            return f"computes YaRN with {default} instead of {wanted}"
     if rope.local_rope_theta is None:
         if scaled and UNSCALED_SLIDING.get(architecture):
             return f"never scales sliding layers, and these are scaled by {factor} too"
         return None
     if scaled and architecture not in UNSCALED_SLIDING:
-        return f"scales sliding layers as all others, and these are not scaled by {factor}"
+        return f"scales sliding layers like all others, and these are not scaled by {factor}"
     if "attn_factor" in rope.parameters:
         return f"scales attention by {rope.parameters['attn_factor']:g} in sliding layers too"
     return None

@@ -1,10 +1,10 @@
-"""llama.cpp's RPC protocol, as far as those between its two ends have to know it (rpc.py, rpc_worker.py).
+"""llama.cpp's RPC protocol, as far as relays between client and server need it (pigguf/inference/rpc/).
 
-A request is its command (a byte), the length of its data (u64) and the data; an answer, where the command has
-one, is the length (u64) and the data. There is one request at a time, and a connection begins with HELLO.
-Upstream: ggml/src/ggml-rpc/ggml-rpc.cpp, ggml/include/ggml-rpc.h.
+A request is its command (a byte), the length of its data (u64) and the data. A response, where the command
+has one, is the length (u64) and the data. There is one request at a time, and a connection begins with HELLO.
+Source: llama.cpp ggml/src/ggml-rpc/ggml-rpc.cpp, ggml/include/ggml-rpc.h.
 
-Left out: what tensors and graphs look like, which only the library's own ends know.
+Not here: how tensors and graphs are serialized; only the library reads those.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from enum import IntEnum
 
 from pigguf.errors import UsageError
 
-VERSION = (7, 0, 0)  # of the pinned library: RPC_PROTO_MAJOR_VERSION and so on
-HELLO_DATA = bytes(24)  # what the asker can do beside TCP: nothing
-SMALL = 64 << 10  # bytes that no request with an answer reaches
+VERSION = (7, 0, 0)  # RPC_PROTO_MAJOR_VERSION, _MINOR_ and _PATCH_
+HELLO_DATA = bytes(24)  # the client's transports beside TCP: none
+MAX_SMALL_REQUEST = 64 << 10  # bytes; every request with a response is shorter
 
-_CHUNK = 1 << 20
-_HEAD = struct.Struct("<BQ")
+_CHUNK_BYTES = 1 << 20
+_REQUEST_HEADER = struct.Struct("<BQ")
 _LENGTH = struct.Struct("<Q")
-# A peer whose machine is gone says nothing more: asked after ten seconds, and given up ten later.
+# A machine that is down is detected 20 s after its last packet: first probe after 10 s, then two in 10 s.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
 
 
-class Command(IntEnum):
+class RpcCommand(IntEnum):
     """enum rpc_cmd."""
 
     ALLOC_BUFFER = 0
@@ -51,37 +51,37 @@ class Command(IntEnum):
     MEMSET_TENSOR = 17
 
 
-# Bytes of an answer; that of GET_TENSOR is as long as the request says, in its last eight bytes.
-_ANSWERS = {
-    Command.ALLOC_BUFFER: 16,
-    Command.GET_ALIGNMENT: 8,
-    Command.GET_MAX_SIZE: 8,
-    Command.BUFFER_GET_BASE: 8,
-    Command.SET_TENSOR_HASH: 1,
-    Command.COPY_TENSOR: 1,
-    Command.GET_DEVICE_MEMORY: 16,
-    Command.GET_ALLOC_SIZE: 8,
-    Command.HELLO: 28,
-    Command.DEVICE_COUNT: 4,
+# Bytes of a response; GET_TENSOR's is as long as the last eight bytes of its request state.
+_RESPONSE_BYTES = {
+    RpcCommand.ALLOC_BUFFER: 16,
+    RpcCommand.GET_ALIGNMENT: 8,
+    RpcCommand.GET_MAX_SIZE: 8,
+    RpcCommand.BUFFER_GET_BASE: 8,
+    RpcCommand.SET_TENSOR_HASH: 1,
+    RpcCommand.COPY_TENSOR: 1,
+    RpcCommand.GET_DEVICE_MEMORY: 16,
+    RpcCommand.GET_ALLOC_SIZE: 8,
+    RpcCommand.HELLO: 28,
+    RpcCommand.DEVICE_COUNT: 4,
 }
-ANSWERED = frozenset((*_ANSWERS, Command.GET_TENSOR))
-GRAPHS = (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE)
+COMMANDS_WITH_RESPONSE = frozenset((*_RESPONSE_BYTES, RpcCommand.GET_TENSOR))
+GRAPH_COMMANDS = (RpcCommand.GRAPH_COMPUTE, RpcCommand.GRAPH_RECOMPUTE)
 
 
-def answer_bytes(command: Command, data: bytes) -> int:
-    """How long the answer to a request of ANSWERED is."""
-    return _ANSWERS[command] if command in _ANSWERS else int(_LENGTH.unpack(data[-8:])[0])
+def response_bytes(command: RpcCommand, data: bytes) -> int:
+    """Return the length of the response to a command of COMMANDS_WITH_RESPONSE with this data."""
+    return _RESPONSE_BYTES[command] if command in _RESPONSE_BYTES else int(_LENGTH.unpack(data[-8:])[0])
 
 
-class Garbled(ConnectionError):
-    """The other end does not speak this protocol."""
+class RpcProtocolError(ConnectionError):
+    """The other end violates the protocol."""
 
 
-class Peer:
-    """One end of a connection. Reading and writing are each for one thread at a time.
+class RpcConnection:
+    """One end of a TCP connection that carries the protocol. One thread may read and another write at a time.
 
-    Everything raises OSError where the connection fails (ConnectionError where the other end is gone,
-    TimeoutError where a timeout was set).
+    Every method raises OSError if the connection fails: ConnectionError if the other end is gone,
+    TimeoutError if a timeout is set and passes.
     """
 
     def __init__(self, connection: socket.socket) -> None:
@@ -91,70 +91,73 @@ class Peer:
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._connection = connection
-        self._reader = connection.makefile("rb", _CHUNK)
+        self._reader = connection.makefile("rb", _CHUNK_BYTES)
 
-    # ---- asking ----------------------------------------------------------------------------------
+    # ---- client ----------------------------------------------------------------------------------
 
-    def ask(self, command: Command, data: bytes = b"") -> bytes:
-        """The answer to a request of ANSWERED."""
+    def request(self, command: RpcCommand, data: bytes = b"") -> bytes:
+        """Send a request with a command of COMMANDS_WITH_RESPONSE, and return the response's data."""
         self.send(command, len(data), data)
-        expected = answer_bytes(command, data)
+        expected = response_bytes(command, data)
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
         if length != expected:
-            raise Garbled(f"{length} bytes in answer to {command.name}, not {expected}")
+            raise RpcProtocolError(f"{length} bytes in response to {command.name}, not {expected}")
         return self._read(expected)
 
-    def send(self, command: Command, length: int, data: bytes) -> None:
-        """A request; of a long one the beginning, and `write` sends the rest."""
-        self.write(_HEAD.pack(command, length) + data)
+    def send(self, command: RpcCommand, length: int, data: bytes) -> None:
+        """Send a request of `length` bytes; `data` may be its beginning only, and `write` sends the rest."""
+        self.write(_REQUEST_HEADER.pack(command, length) + data)
 
     def write(self, data: bytes) -> None:
+        """Send bytes."""
         self._connection.sendall(data)
 
-    # ---- answering -------------------------------------------------------------------------------
+    # ---- server ----------------------------------------------------------------------------------
 
-    def request(self) -> tuple[Command, int] | None:
-        """The next request's command and length; None where the other end has left."""
-        head = self._reader.read(_HEAD.size)
-        if len(head) < _HEAD.size:
+    def read_request(self) -> tuple[RpcCommand, int] | None:
+        """Return the next request's command and length, or None if the other end has left."""
+        header = self._reader.read(_REQUEST_HEADER.size)
+        if len(header) < _REQUEST_HEADER.size:
             return None
-        command, length = _HEAD.unpack(head)
+        command, length = _REQUEST_HEADER.unpack(header)
         try:
-            command = Command(command)
+            command = RpcCommand(command)
         except ValueError as error:
-            raise Garbled(f"a command {command}") from error
-        if command in ANSWERED and length >= SMALL:
-            raise Garbled(f"{length} bytes of {command.name}")
+            raise RpcProtocolError(f"unknown command {command}") from error
+        if command in COMMANDS_WITH_RESPONSE and length >= MAX_SMALL_REQUEST:
+            raise RpcProtocolError(f"{length} bytes of {command.name}")
         return command, length
 
-    def chunks(self, length: int) -> Iterator[bytes]:
-        """A request's data; once b"" where it has none."""
+    def read_chunks(self, length: int) -> Iterator[bytes]:
+        """Yield a request's data in chunks; a request without data yields b"" once."""
         while True:
-            yield self._read(min(length, _CHUNK))
-            length -= min(length, _CHUNK)
+            yield self._read(min(length, _CHUNK_BYTES))
+            length -= min(length, _CHUNK_BYTES)
             if not length:
                 return
 
-    def data(self, length: int) -> bytes:
-        """All of a short request's data."""
+    def read_data(self, length: int) -> bytes:
+        """Return all data of a short request."""
         return self._read(length)
 
-    def answer(self, data: bytes) -> None:
+    def respond(self, data: bytes) -> None:
+        """Send a response."""
         self.write(_LENGTH.pack(len(data)) + data)
 
-    # ---- ending ----------------------------------------------------------------------------------
+    # ---- closing ---------------------------------------------------------------------------------
 
     def settimeout(self, seconds: float | None) -> None:
+        """Set the timeout of each read and write in seconds; None waits without limit."""
         self._connection.settimeout(seconds)
 
-    def hang_up(self) -> None:
-        """End the connection; whoever waits for it in another thread is woken, and fails."""
+    def shutdown(self) -> None:
+        """End the connection; a thread that waits in a read or write then gets an OSError."""
         with suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Hang up and forget it; by the thread that reads."""
-        self.hang_up()
+        """End the connection and free it; to be called by the thread that reads."""
+        self.shutdown()
         with suppress(OSError):
             self._reader.close()
         self._connection.close()
@@ -162,17 +165,17 @@ class Peer:
     def _read(self, count: int) -> bytes:
         data: bytes = self._reader.read(count)
         if len(data) < count:
-            raise ConnectionError("the other end hung up")
+            raise ConnectionError("the other end closed the connection")
         return data
 
 
-def host_and_port(address: str) -> tuple[str, int]:
-    """ "10.0.0.2:50052" in its parts.
+def parse_host_port(address: str) -> tuple[str, int]:
+    """Split "10.0.0.2:50052" into host and port.
 
     Raises:
-        UsageError: it is no such thing.
+        UsageError: the address has another form.
     """
     host, _, port = address.rpartition(":")
     if not host or ":" in host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-        raise UsageError(f"{address!r} is not HOST:PORT", "as 192.168.1.20:50052")
+        raise UsageError(f"{address!r} is not HOST:PORT", "for example 192.168.1.20:50052")
     return host, int(port)

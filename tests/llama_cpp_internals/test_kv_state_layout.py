@@ -157,19 +157,21 @@ def test_two_caches_of_a_model_with_sliding_layers_are_refused(tmp_path: Path) -
 def test_decode_after_a_handoff_is_plain_decode(tiny: Path, cache_k: str) -> None:
     with session_of(tiny, cache_k=cache_k, flash_attention=True) as session:
         session.prefill(TOKENS)
-        expected = list(session.generate(GREEDY, limit=24))
-    with session_of(tiny, cache_k=cache_k, handoff=FlashAttentionSwitch(decode=32, prompt=16)) as session:
+        expected = list(session.generate(GREEDY, max_tokens=24))
+    with session_of(
+        tiny, cache_k=cache_k, flash_attention_switch=FlashAttentionSwitch(decode=32, prompt=16)
+    ) as session:
         session.prefill(TOKENS)
         assert not session.context.values_transposed
-        assert list(session.generate(GREEDY, limit=24)) == expected
+        assert list(session.generate(GREEDY, max_tokens=24)) == expected
         assert session.context.values_transposed
         assert session.tokens == TOKENS + expected[:-1]
 
 
 def test_a_handoff_goes_back_for_a_long_prompt_and_not_for_a_short_one(tiny: Path) -> None:
-    with session_of(tiny, handoff=FlashAttentionSwitch(decode=32, prompt=16)) as session:
+    with session_of(tiny, flash_attention_switch=FlashAttentionSwitch(decode=32, prompt=16)) as session:
         session.prefill(TOKENS)
-        texts = session.generate(GREEDY, limit=2)
+        texts = session.generate(GREEDY, max_tokens=2)
         next(texts)
         assert not session.context.values_transposed, "the first token does not wait for the move"
         next(texts)
@@ -184,7 +186,9 @@ def test_a_handoff_goes_back_for_a_long_prompt_and_not_for_a_short_one(tiny: Pat
 
 
 def test_prompts_leave_flash_attention_at_the_depth_that_is_said(tiny: Path) -> None:
-    with session_of(tiny, handoff=FlashAttentionSwitch(decode=64, prefill=64, prompt=16)) as session:
+    with session_of(
+        tiny, flash_attention_switch=FlashAttentionSwitch(decode=64, prefill=64, prompt=16)
+    ) as session:
         session.prefill(TOKENS[:64])
         assert not session.context.values_transposed
         session.prefill(TOKENS[64:] + TOKENS)
@@ -194,10 +198,12 @@ def test_prompts_leave_flash_attention_at_the_depth_that_is_said(tiny: Path) -> 
 def test_an_answer_that_grows_past_the_depth_moves_on_its_way(tiny: Path) -> None:
     with session_of(tiny, flash_attention=True) as session:
         session.prefill(TOKENS)
-        expected = list(session.generate(GREEDY, limit=24))
-    with session_of(tiny, handoff=FlashAttentionSwitch(decode=len(TOKENS) + 8, prompt=16)) as session:
+        expected = list(session.generate(GREEDY, max_tokens=24))
+    with session_of(
+        tiny, flash_attention_switch=FlashAttentionSwitch(decode=len(TOKENS) + 8, prompt=16)
+    ) as session:
         session.prefill(TOKENS)
-        texts = session.generate(GREEDY, limit=24)
+        texts = session.generate(GREEDY, max_tokens=24)
         drawn = [next(texts) for _ in range(4)]
         assert not session.context.values_transposed
         drawn += texts
@@ -207,19 +213,19 @@ def test_an_answer_that_grows_past_the_depth_moves_on_its_way(tiny: Path) -> Non
 
 def test_several_sequences_move_together(tiny: Path) -> None:
     options = ContextOptions(
-        length=256, batch=32, sequences=3, handoff=FlashAttentionSwitch(decode=32, prompt=16)
+        length=256, batch=32, sequences=3, flash_attention_switch=FlashAttentionSwitch(decode=32, prompt=16)
     )
     with Model.open(tiny) as model, Context(model, options) as context:
         sessions = [context.sequence() for _ in range(3)]
         for number, session in enumerate(sessions):
             session.prefill(TOKENS[number:])
-        next(sessions[1].generate(GREEDY, limit=1))
+        next(sessions[1].generate(GREEDY, max_tokens=1))
         assert context.values_transposed
-        drawn = [list(session.generate(GREEDY, limit=8)) for session in sessions]
+        drawn = [list(session.generate(GREEDY, max_tokens=8)) for session in sessions]
     for number, answer in enumerate(drawn):
         with session_of(tiny) as session:
             session.prefill(TOKENS[number:])
-            assert list(session.generate(GREEDY, limit=8)) == answer
+            assert list(session.generate(GREEDY, max_tokens=8)) == answer
 
 
 def test_a_layout_that_was_not_understood_costs_a_second_reading_and_says_so(
@@ -227,7 +233,7 @@ def test_a_layout_that_was_not_understood_costs_a_second_reading_and_says_so(
 ) -> None:
     with session_of(tiny) as session:
         session.prefill(TOKENS)
-        expected = list(session.generate(GREEDY, limit=16))
+        expected = list(session.generate(GREEDY, max_tokens=16))
 
     def garble(state: bytearray) -> None:
         turn_over(state)
@@ -238,29 +244,31 @@ def test_a_layout_that_was_not_understood_costs_a_second_reading_and_says_so(
     monkeypatch.setattr(kv_state_layout, "transpose_values", garble)
     with (
         caplog.at_level(logging.WARNING, logger="pigguf"),
-        session_of(tiny, handoff=FlashAttentionSwitch(decode=32, prompt=16)) as session,
+        session_of(tiny, flash_attention_switch=FlashAttentionSwitch(decode=32, prompt=16)) as session,
     ):
         session.prefill(TOKENS)
-        assert list(session.generate(GREEDY, limit=16)) == expected
+        assert list(session.generate(GREEDY, max_tokens=16)) == expected
         session.prefill(TOKENS)
-        assert len(list(session.generate(GREEDY, limit=4))) == 4
+        assert len(list(session.generate(GREEDY, max_tokens=4))) == 4
     assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
     assert "flash attention stays off" in caplog.text
 
 
 def test_models_with_sliding_layers_stay_as_they_are(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "gemma3.gguf", model=GEMMA3)
-    with session_of(path, length=64, handoff=FlashAttentionSwitch(decode=8, prompt=4)) as session:
+    with session_of(
+        path, length=64, flash_attention_switch=FlashAttentionSwitch(decode=8, prompt=4)
+    ) as session:
         session.prefill(TOKENS[:40])
-        assert len(list(session.generate(GREEDY, limit=2))) == 2
+        assert len(list(session.generate(GREEDY, max_tokens=2))) == 2
         assert not session.context.values_transposed
 
 
 def test_a_handoff_beside_options_that_settle_flash_attention_is_refused() -> None:
-    with pytest.raises(UsageError, match="handoff"):
-        ContextOptions(flash_attention=True, handoff=FlashAttentionSwitch(decode=1))
-    with pytest.raises(UsageError, match="handoff"):
-        ContextOptions(cache_v="q8_0", handoff=FlashAttentionSwitch(decode=1))
+    with pytest.raises(UsageError, match="flash attention switch"):
+        ContextOptions(flash_attention=True, flash_attention_switch=FlashAttentionSwitch(decode=1))
+    with pytest.raises(UsageError, match="flash attention switch"):
+        ContextOptions(cache_v="q8_0", flash_attention_switch=FlashAttentionSwitch(decode=1))
 
 
 # ---- saved and loaded --------------------------------------------------------------------------------
@@ -271,12 +279,12 @@ def test_a_saved_state_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> None:
     with session_of(tiny) as session:
         session.prefill(TOKENS)
         session.save_state(file)
-        expected = list(session.generate(GREEDY, limit=16))
+        expected = list(session.generate(GREEDY, max_tokens=16))
     with session_of(tiny) as session:
         session.prefill(TOKENS[:9])
         session.load_state(file, TOKENS)
         assert session.tokens == TOKENS
-        assert list(session.generate(GREEDY, limit=16)) == expected
+        assert list(session.generate(GREEDY, max_tokens=16)) == expected
 
 
 def test_a_state_of_other_tokens_leaves_an_empty_session(tiny: Path, tmp_path: Path) -> None:
@@ -290,7 +298,7 @@ def test_a_state_of_other_tokens_leaves_an_empty_session(tiny: Path, tmp_path: P
             assert session.tokens == []
         session.prefill(TOKENS)
         state = session.export_state()
-        with pytest.raises(EngineError, match="said to hold"):
+        with pytest.raises(EngineError, match="holds other tokens"):
             session.import_state(state, TOKENS[:-1])
         assert session.tokens == []
 
@@ -345,7 +353,7 @@ def test_a_drop_by_another_factor_or_none_would_be_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("refused", ["keys of 32 that are quantized", "yarn"])
 def test_what_llama_cpp_would_move_wrongly_or_crash_on_is_refused(tmp_path: Path, refused: str) -> None:
     path = one_layer_of(tmp_path / "one.gguf", heads=2)
-    rope = RuntimeRope(factor=4.0, context_length=1024, kind="yarn") if refused == "yarn" else None
+    rope = RuntimeRope(factor=4.0, context_length=1024, scaling_type="yarn") if refused == "yarn" else None
     cache_k = "f16" if refused == "yarn" else "q8_0"
     with session_of(path, rope=rope, cache_k=cache_k, cache_v="f16") as session:
         session.prefill(TOKENS)
@@ -370,10 +378,10 @@ class Shelf:
     def __init__(self) -> None:
         self.kept: list[list[int]] = []
 
-    def recall(self, session: Session, tokens: Sequence[int]) -> None:
+    def restore(self, session: Session, tokens: Sequence[int]) -> None:
         pass
 
-    def keep(self, session: Session) -> None:
+    def save(self, session: Session) -> None:
         self.kept.append(session.tokens)
 
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from pigguf.checkpoint import Adapter, Checkpoint, with_adapter
+from pigguf.checkpoint import Adapter, Checkpoint, merge_adapter
 
 PREFIX = "base_model.model."
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -72,7 +72,7 @@ def peft_merged(base: Path, adapter: Path, before: Path | None = None) -> dict[s
 def merged(base: Path, adapter: Path) -> dict[str, NDArray[Any]]:
     """Our merge, read a few rows at a time."""
     with Checkpoint.open(base) as checkpoint, Adapter.open(adapter) as opened:
-        tensors = with_adapter(checkpoint, opened)
+        tensors = merge_adapter(checkpoint, opened)
         return {
             name: np.concatenate([tensor.read(*rows) for rows in tensor.slabs(7 * tensor.row_elements)])
             for name, tensor in tensors.items()

@@ -30,7 +30,7 @@ def write_model(path: Path, hparams: HParams, tensors: Mapping[str, LazyTensor])
     metadata = {
         "general.architecture": string(hparams.architecture),
         "tokenizer.ggml.model": string("no_vocab"),
-        **hparams.metadata(),
+        **hparams.to_metadata(),
     }
     write_gguf(path, metadata, [planned(tensor) for tensor in tensors.values()])
 

@@ -1,11 +1,11 @@
-"""A model hub on loopback that speaks the Hugging Face hub's protocol, as far as fetching a model goes.
+"""A fake Hugging Face hub on loopback, with the part of the protocol that downloading a model needs.
 
-    with Hub({"org/tiny": Repository(files)}) as hub:
+    with FakeHub({"org/tiny": Repository(files)}) as hub:
         ...                       # a child process with hub.environment(home)
-        hub.requests              # what it was asked, in order
+        hub.requests              # the requests it got, in order
 
-Large files are answered with a redirect to a second server, which has no business with a token, as the
-real one does with its CDN. Faults are injected by a file's name, and used up one by one.
+Large files are answered with a redirect to a second server, which must not get the token, as the real
+hub does with its CDN. Faults are injected by file name; each is used for one GET.
 
 Source: huggingface_hub 2.4 (hf_api.py model_info, file_download.py
 get_hf_file_metadata, utils/_http.py hf_raise_for_status) for paths, headers and X-Error-Code.
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = 2_000  # bytes; larger files are kept in git-lfs, as it were
+LARGE = 2_000  # bytes; larger files are in git-lfs
 TOKEN = "hf_the_right_token"
 
 
@@ -35,36 +35,36 @@ Files = dict[str, bytes]
 
 @dataclass
 class Repository:
-    """What a repository holds, and who may see it.
+    """A repository's files, and who may read it.
 
     Attributes:
         files: name -> content, on main.
         revisions: the same for other branches and tags.
-        gated: listed for all, given with the token alone.
-        private: does not exist for whoever has no token.
-        lies: file -> what its entry in the listing says otherwise.
+        gated: listed for everyone, downloaded with the token only.
+        private: does not exist without the token.
+        wrong_metadata: file -> wrong values in its entry of the listing.
     """
 
     files: Files
     revisions: dict[str, Files] = field(default_factory=dict)
     gated: bool = False
     private: bool = False
-    lies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    wrong_metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, directory: Path, **settings: Any) -> Repository:
-        return cls(read(directory), **settings)
+    def of(cls, directory: Path, **options: Any) -> Repository:
+        return cls(repository_files(directory), **options)
 
     def at(self, revision: str) -> tuple[str, Files] | None:
-        """The commit and the files of a branch, a tag or a commit."""
+        """Return the commit and the files of a branch, a tag or a commit; None if there is none."""
         for name, files in {"main": self.files, **self.revisions}.items():
             if revision in (name, commit_of(files)):
                 return commit_of(files), files
         return None
 
 
-def read(directory: Path) -> Files:
-    """A directory's files, and what every repository has beside them."""
+def repository_files(directory: Path) -> Files:
+    """Read a directory's files, and add the two that every repository has."""
     files = {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
     return {"README.md": b"# read me", ".gitattributes": b"*.bin", **files}
 
@@ -75,7 +75,7 @@ def commit_of(files: Files) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """One request: what the tests look at."""
+    """One request, as far as the tests look at it."""
 
     method: str
     path: str
@@ -84,67 +84,71 @@ class Request:
 
     @property
     def file(self) -> str | None:
-        """The file it asks for, or None for another thing."""
-        found = re.search(r"/resolve/[^/]+/(.+)$", self.path)
-        return unquote(found[1]) if found else None
+        """Name of the requested file; None if the request is not for a file."""
+        match = re.search(r"/resolve/[^/]+/(.+)$", self.path)
+        return unquote(match[1]) if match else None
 
 
 @dataclass
 class Fault:
-    """Something that goes wrong once with a file.
+    """Something that goes wrong in one GET of a file.
 
     Attributes:
-        status: answer with this status in place of the file.
-        code: the hub's X-Error-Code with it.
-        cut: break the connection after so many bytes of the answer.
-        stall: after `cut` bytes send nothing, and keep the connection, until `Hub.release`.
-        damage: send other bytes of the same length.
-        shorten: send so many bytes less, and say so in Content-Length.
-        lengthen: send so many bytes more, and say so.
-        whole: know nothing of ranges.
+        status: answer with this status instead of the file.
+        error_code: the hub's X-Error-Code with it.
+        cut: break the connection after this many bytes of the answer.
+        stall: after `cut` bytes send nothing, and keep the connection open until the hub closes.
+        corrupt: send other bytes of the same length.
+        shorten: send this many bytes fewer, with that Content-Length.
+        lengthen: send this many bytes more, with that Content-Length.
+        ignore_range: answer as a server without range requests does.
     """
 
     status: int = 0
-    code: str = ""
+    error_code: str = ""
     cut: int | None = None
     stall: bool = False
-    damage: bool = False
+    corrupt: bool = False
     shorten: int = 0
     lengthen: int = 0
-    whole: bool = False
+    ignore_range: bool = False
 
 
-class Hub:
-    """The two servers, and what they were asked; a context manager."""
+class FakeHub:
+    """The two servers, and the requests they got; a context manager."""
 
     def __init__(self, repositories: dict[str, Repository]) -> None:
         self.repositories = repositories
         self.requests: list[Request] = []
         self.cdn_requests: list[Request] = []
-        self.faults: dict[str, list[Fault]] = {}  # file, or "api" -> what goes wrong, in order
+        self.file_gets: list[str] = []  # file names of both servers' GETs, in order
+        self.faults: dict[str, list[Fault]] = {}  # file name, or "api" -> faults, in order
         self.released = threading.Event()
         self.stalled = threading.Event()  # set when a stall has begun
         self._servers = [_server(self, _HubHandler), _server(self, _CDNHandler)]
         self.url, self.cdn = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
-        """A child's environment in which this is the hub, and `home` its whole memory."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-        return {**kept, "HF_ENDPOINT": self.url, "HF_HOME": str(home), **more}
+        """Return a child process's environment with this hub, and `home` as its only cache."""
+        inherited = {
+            key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))
+        }
+        return {**inherited, "HF_ENDPOINT": self.url, "HF_HOME": str(home), **more}
 
-    def asked(self) -> list[str]:
-        """The files that were asked for, each once, in order."""
-        return list(dict.fromkeys(request.file for request in self.requests if request.file))
+    def downloads(self) -> list[str]:
+        """Return the files that were downloaded (GET), each once, in order."""
+        return list(dict.fromkeys(self.file_gets))
 
-    def forget(self) -> None:
+    def clear_requests(self) -> None:
         self.requests.clear()
         self.cdn_requests.clear()
+        self.file_gets.clear()
 
-    def fault(self, file: str) -> Fault:
-        waiting = self.faults.get(file)
-        return waiting.pop(0) if waiting else Fault()
+    def next_fault(self, file: str) -> Fault:
+        faults = self.faults.get(file)
+        return faults.pop(0) if faults else Fault()
 
-    def __enter__(self) -> Hub:
+    def __enter__(self) -> FakeHub:
         for server in self._servers:
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return self
@@ -158,7 +162,7 @@ class Hub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    hub: Hub
+    hub: FakeHub
 
     def log_message(self, *_: object) -> None:
         pass
@@ -201,23 +205,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(status, body, headers)
 
     def send_file(self, content: bytes, name: str, headers: dict[str, str]) -> None:
-        fault = self.hub.fault(name)
+        if self.command == "HEAD":
+            fault = Fault()
+        else:
+            self.hub.file_gets.append(name)
+            fault = self.hub.next_fault(name)
         if fault.status:
-            self.refuse(fault.status, fault.code)
+            self.refuse(fault.status, fault.error_code)
             return
-        if fault.damage:
+        if fault.corrupt:
             content = bytes(byte ^ 1 for byte in content)
         content = content[: len(content) - fault.shorten] + bytes(fault.lengthen)
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if not asked or fault.whole:
+        range_match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if not range_match or fault.ignore_range:
             self.answer(200, content, headers, fault)
             return
-        start = int(asked[1])
+        start = int(range_match[1])
         if start >= len(content):
             self.answer(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             return
-        place = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self.answer(206, content[start:], {**headers, "Content-Range": place}, fault)
+        content_range = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self.answer(206, content[start:], {**headers, "Content-Range": content_range}, fault)
 
 
 class _HubHandler(_Handler):
@@ -225,20 +233,22 @@ class _HubHandler(_Handler):
         request = self._request()
         self.hub.requests.append(request)
         path = urlsplit(self.path)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path.path):
-            fault = self.hub.fault("api")
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path.path):
+            fault = self.hub.next_fault("api")
             if fault.status:
-                self.refuse(fault.status, fault.code)
-            elif (visible := self._visible(found[1], unquote(found[2]), request.token)) is not None:
-                self._describe(found[1], *visible, "blobs" in parse_qs(path.query))
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path.path):
-            if (visible := self._visible(found[1], unquote(found[2]), request.token)) is not None:
-                self._give(*visible, unquote(found[3]), request.token)
+                self.refuse(fault.status, fault.error_code)
+            elif (visible := self._visible_revision(match[1], unquote(match[2]), request.token)) is not None:
+                self._send_listing(match[1], *visible, "blobs" in parse_qs(path.query))
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path.path):
+            if (visible := self._visible_revision(match[1], unquote(match[2]), request.token)) is not None:
+                self._send_revision_file(*visible, unquote(match[3]), request.token)
         else:
             self.refuse(404, message="Sorry, we can't find the page you are looking for.")
 
-    def _visible(self, name: str, revision: str, token: str | None) -> tuple[Repository, str, Files] | None:
-        """The repository, the commit and its files; the rest is answered as the real hub answers it."""
+    def _visible_revision(
+        self, name: str, revision: str, token: str | None
+    ) -> tuple[Repository, str, Files] | None:
+        """Return the repository, the commit and its files, or answer with the real hub's error."""
         if token not in (None, TOKEN):
             self.refuse(401, message="Invalid credentials in Authorization header")
             return None
@@ -246,25 +256,30 @@ class _HubHandler(_Handler):
         if repository is None or (repository.private and token is None):
             self.refuse(404 if token else 401, "RepoNotFound", "Repository not found")
             return None
-        found = repository.at(revision)
-        if found is None:
+        commit = repository.at(revision)
+        if commit is None:
             self.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return None
-        return repository, *found
+        return repository, *commit
 
-    def _describe(self, name: str, repository: Repository, commit: str, files: Files, blobs: bool) -> None:
+    def _send_listing(
+        self, name: str, repository: Repository, commit: str, files: Files, blobs: bool
+    ) -> None:
         siblings = [
-            _sibling(file, content, blobs) | repository.lies.get(file, {}) for file, content in files.items()
+            _sibling(file, content, blobs) | repository.wrong_metadata.get(file, {})
+            for file, content in files.items()
         ]
-        answer = {
+        listing = {
             "_id": "1", "id": name, "modelId": name, "sha": commit, "private": repository.private,
             "gated": "auto" if repository.gated else False, "disabled": False, "downloads": 1,
             "likes": 1, "tags": [], "siblings": siblings, "spaces": [],
             "lastModified": "2026-01-01T00:00:00.000Z", "createdAt": "2026-01-01T00:00:00.000Z",
         }  # fmt: skip
-        self.answer(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+        self.answer(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
 
-    def _give(self, repository: Repository, commit: str, files: Files, file: str, token: str | None) -> None:
+    def _send_revision_file(
+        self, repository: Repository, commit: str, files: Files, file: str, token: str | None
+    ) -> None:
         if repository.gated and token is None:
             self.refuse(401, "GatedRepo", "Access to model is restricted.")
             return
@@ -292,27 +307,27 @@ class _CDNHandler(_Handler):
         self.refuse(404)
 
 
-def _server(hub: Hub, handler: type[_Handler]) -> ThreadingHTTPServer:
+def _server(hub: FakeHub, handler: type[_Handler]) -> ThreadingHTTPServer:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type(handler.__name__, (handler,), {"hub": hub}))
     server.daemon_threads = True
     return server
 
 
-def _contents(hub: Hub) -> Iterator[bytes]:
+def _contents(hub: FakeHub) -> Iterator[bytes]:
     for repository in hub.repositories.values():
         for files in (repository.files, *repository.revisions.values()):
             yield from files.values()
 
 
 def _sibling(file: str, content: bytes, blobs: bool) -> dict[str, Any]:
-    """A file as model_info lists it."""
+    """Return a file's entry in the listing of model_info."""
     if not blobs:
         return {"rfilename": file}
-    described: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": _git_sha1(content)}
+    entry: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": _git_sha1(content)}
     if len(content) > LARGE:
         digest = hashlib.sha256(content).hexdigest()
-        described["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
-    return described
+        entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
+    return entry
 
 
 def _git_sha1(content: bytes) -> str:

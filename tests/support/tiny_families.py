@@ -13,7 +13,13 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from pigguf.architectures import Family, find_family, to_gguf
+from pigguf.architectures import (
+    Family,
+    family_from_config,
+    hparams_from_config,
+    map_tensors_to_gguf,
+    positions_from_config,
+)
 from pigguf.architectures.hparams import HParams
 from pigguf.common.lazy_tensor import LazyTensor
 
@@ -228,13 +234,15 @@ class TinyModel:
 
     @property
     def family(self) -> Family:
-        return find_family(self.config)
+        return family_from_config(self.config)
 
     def hparams(self) -> HParams:
-        return self.family.read_hparams(self.config, self.family.read_positions(self.config, {}))
+        return hparams_from_config(
+            self.family, self.config, positions_from_config(self.family, self.config, {})
+        )
 
     def converted(self) -> dict[str, LazyTensor]:
-        return {t.name: t for t in to_gguf(self.family, self.hparams(), self.tensors, "here")}
+        return {t.name: t for t in map_tensors_to_gguf(self.family, self.hparams(), self.tensors, "here")}
 
 
 def promise(name: str, values: np.ndarray[Any, Any], dtype: str = "F32") -> LazyTensor:

@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from pigguf.architectures import FAMILIES, Family
-from pigguf.architectures.family import PATTERN_KEY, WINDOW_KEY
-from pigguf.architectures.hparam_rules import WHOLE_HEAD
+from pigguf.architectures.hparam_rules import FULL_ROTARY
 from pigguf.architectures.hparams import UNTIED, HParams
+from pigguf.architectures.tensor_names import tensor_mappings
 from pigguf.gguf_io import PlannedTensor, TensorType, row_bytes, write_gguf
 from pigguf.gguf_io.metadata import Typed, array, f32, string, u32
-from pigguf.rope import RopeScaling
-from pigguf.rope.unrotated import UNROTATED
+from pigguf.llama_cpp_internals.sliding_window import PATTERN_KEY, WINDOW_KEY
+from pigguf.rope import AlibiPositions, LearnedPositions, Positions, UnscaledRope
 
 LAYERS, WIDTH, HEADS, KV_HEADS, FEED_FORWARD, WINDOW = 2, 64, 4, 2, 96, 1024
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -76,7 +76,7 @@ METADATA: dict[str, Typed] = {
 }
 
 
-class Tiny(NamedTuple):
+class TinyModel(NamedTuple):
     """What a tiny model is made of, before a test changes it."""
 
     metadata: Mapping[str, Typed]
@@ -87,7 +87,7 @@ class Tiny(NamedTuple):
         return str(self.metadata["general.architecture"].value)
 
 
-LLAMA = Tiny(METADATA, SHAPES)
+LLAMA = TinyModel(METADATA, SHAPES)
 
 
 def write_tiny(
@@ -95,7 +95,7 @@ def write_tiny(
     metadata: Mapping[str, Typed | None] | None = None,
     types: Mapping[str, TensorType] | None = None,
     shapes: Mapping[str, tuple[int, ...] | None] | None = None,
-    model: Tiny = LLAMA,
+    model: TinyModel = LLAMA,
 ) -> Path:
     """Write a tiny model; keys, types and shapes replace or add, None takes away."""
     keys = {key: typed for key, typed in {**model.metadata, **(metadata or {})}.items() if typed is not None}
@@ -153,53 +153,63 @@ WITH_64_LAYERS = "use_qk_norm"
 NOT_IN_GRAPH = ("qwen3", "attention_bias")  # which is a bias of the output too, in transformers
 
 
-def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH, **sizes: int) -> Tiny:
+def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH, **sizes: int) -> TinyModel:
     """The tiny model of a family, whose window is 64 tokens, with optional parts and sizes of HParams."""
-    window, experts = 64, 4 if family.mixture else 0
-    kind, positions = UNROTATED.get(family.architecture, ("none", RopeScaling))
+    window, experts = 64, 4 if family.has_experts else 0
     hparams = HParams(
         architecture=family.architecture,
-        hf_class=family.classes[0],
+        hf_class=family.hf_classes[0],
         layers=layers,
         embedding_length=width,
         feed_forward_length=FEED_FORWARD if width == WIDTH else width,
         heads=HEADS,
         kv_heads=KV_HEADS,
         head_dim=width // HEADS,
-        rotary_dim=width // HEADS // (1 if family.rotary == WHOLE_HEAD else 2),
+        rotary_dim=width // HEADS // (1 if family.rotary == FULL_ROTARY else 2),
         vocab_size=VOCABULARY,
         norm_epsilon=1e-5,
-        rope=positions(kind, 1.0, 10000.0, window, window),
-        norm=family.norm,
-        parts=parts,
+        rope=_positions(family, window),
+        norm_type=family.norm_type,
+        features=parts,
         experts=experts,
-        parameters=_parameters(family, layers),
+        extra_keys=_parameters(family, layers),
     )
     hparams = replace(hparams, **sizes)
-    shapes = {tensor.name: tensor.shape for rule in family.rules(hparams) for tensor in rule.gguf}
-    return Tiny(
-        {"general.architecture": string(family.architecture), **hparams.metadata(), **TOKENIZER}, shapes
+    shapes = {tensor.name: tensor.shape for rule in tensor_mappings(family, hparams) for tensor in rule.gguf}
+    return TinyModel(
+        {"general.architecture": string(family.architecture), **hparams.to_metadata(), **TOKENIZER}, shapes
     )
+
+
+def _positions(family: Family, window: int) -> Positions:
+    if family.position_type == "learned":
+        return LearnedPositions(original_context=window, context_length=window)
+    if family.position_type == "alibi":
+        return AlibiPositions(context_length=window)
+    return UnscaledRope(rope_theta=10000.0, original_context=window, context_length=window)
 
 
 def _parameters(family: Family, layers: int) -> dict[str, Typed]:
-    own = {rule.gguf: Typed(rule.kind, 1.0 if rule.default is None else rule.default) for rule in family.keys}
+    own = {
+        rule.gguf_key: Typed(rule.kind, 1.0 if rule.default is None else rule.default)
+        for rule in family.hparam_rules
+    }
     own.pop("expert_count", None)
-    if family.period:
+    if family.sliding_window_pattern:
         slides = tuple(layer % 2 == 0 for layer in range(layers))
         own |= {WINDOW_KEY: u32(SLIDING_WINDOW), PATTERN_KEY: array("bool", slides)}
     return own
 
 
-def _graphs(width: int) -> dict[str, Tiny]:
+def _graphs(width: int) -> dict[str, TinyModel]:
     """Every graph with as few and as many parts as it can have, but for the output matrix."""
-    found: dict[str, Tiny] = {}
-    for family in (family for family in FAMILIES if not family.folded):
-        own = {part for part in family.parts if (family.architecture, part) != NOT_IN_GRAPH}
+    found: dict[str, TinyModel] = {}
+    for family in (family for family in FAMILIES if not family.runs_as_other_architecture):
+        own = {part for part in family.optional_features if (family.architecture, part) != NOT_IN_GRAPH}
         for layers in LAYERS_OF.get(family.architecture, (LAYERS,)):
             for parts in ({UNTIED} & own, own):
                 if (WITH_64_LAYERS in parts) == (layers == 64):
-                    name = ", ".join((family.classes[0], f"{layers} layers", *sorted(parts)))
+                    name = ", ".join((family.hf_classes[0], f"{layers} layers", *sorted(parts)))
                     tiny = graph(family, layers, frozenset(parts), width)
                     found |= {} if tiny in found.values() else {name: tiny}
     return found

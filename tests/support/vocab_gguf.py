@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, pre_tokenizers, trainers
 
 from pigguf.gguf_io import write_gguf
 from pigguf.gguf_io.metadata import f32, string, u32
-from pigguf.tokenizer import SAMPLES, Vocab
+from pigguf.tokenizer import ROUNDTRIP_TEXTS, Vocab
 
 END = "<|endoftext|>"
 
@@ -76,7 +76,7 @@ class LlamaVocab:
 def in_llama_cpp(vocab: Vocab, directory: Path) -> LlamaVocab:
     """The vocabulary, written to a file and read by llama.cpp."""
     path = directory / "vocab.gguf"
-    name = {"general.name": string(vocab.model_name("A model"))}
+    name = {"general.name": string(vocab.rstrip_compatible_name("A model"))}
     write_gguf(path, {**_SHAPE, **name, **vocab.metadata()}, [])
     return LlamaVocab(path)
 
@@ -100,7 +100,7 @@ def _random_text(rng: random.Random, length: int) -> str:
 
 def training_texts() -> list[str]:
     """Texts with something to merge in every script."""
-    return [*SAMPLES * 2, *random_texts(seed=1, count=800), Path(__file__).read_text(encoding="utf-8") * 3]
+    return [*ROUNDTRIP_TEXTS * 2, *random_texts(seed=1, count=800), Path(__file__).read_text(encoding="utf-8") * 3]
 
 
 def assert_same_tokens(

@@ -1,9 +1,9 @@
-"""Room for llama.cpp's tokenizer to recurse: some texts would overflow the stack and end the process.
+"""A larger stack for llama.cpp's tokenizer, which some texts would overflow and so end the process.
 
-Vocabularies whose pre-tokenizer llama.cpp runs through std::regex (llama-vocab.cpp, unicode.cpp) recurse
-once for each character of a match, and a match can be as long as a run of letters, of signs or of blanks:
-a file of base64 has runs of any length. Where a text has a long run it is tokenized on a thread whose
-stack is made for it; the memory is the system's until it is touched.
+Vocabularies whose pre-tokenizer llama.cpp runs through std::regex (llama-vocab.cpp, unicode.cpp) recurse once
+for each character of a match, and a match can be as long as a run of letters, of punctuation or of
+whitespace: a file of base64 has runs of any length. A text with a long run is tokenized on a thread with a
+stack of that size; the system provides the memory only as it is touched.
 """
 
 from __future__ import annotations
@@ -18,58 +18,62 @@ from pigguf.inference.engine.sigint import defer_sigint
 
 T = TypeVar("T")
 
-# libstdc++ was seen to take up to 1.6 KB for a character; threads have 8 MiB, on some systems 512 KiB.
-BYTES_A_CHARACTER = 2048
-HARMLESS_RUN = 256
-LONGEST_RUN = 1 << 20
+# libstdc++ was measured to use up to 1.6 KB for a character; threads have 8 MiB, on some systems 512 KiB.
+STACK_BYTES_PER_CHARACTER = 2048
+MAX_RUN_ON_DEFAULT_STACK = 256
+MAX_RUN = 1 << 20
 
-_LONG_RUNS = re.compile(rf"\S{{{HARMLESS_RUN},}}|\s{{{HARMLESS_RUN},}}")
-_choosing = threading.Lock()
+_LONG_RUNS = re.compile(rf"\S{{{MAX_RUN_ON_DEFAULT_STACK},}}|\s{{{MAX_RUN_ON_DEFAULT_STACK},}}")
+_stack_size_lock = threading.Lock()  # threading.stack_size is a setting of the process
 
 
 def longest_run(text: str) -> int:
-    """Characters of the longest run without, or of nothing but, blanks; 0 where all are harmless."""
+    """Return the length of the longest run without whitespace, or of only whitespace.
+
+    Returns:
+        Characters; 0 if every run fits on a thread's default stack.
+    """
     return max((match.end() - match.start() for match in _LONG_RUNS.finditer(text)), default=0)
 
 
 def run_with_large_stack(text: str, work: Callable[[], T]) -> T:
-    """What `work` returns, computed with a stack that is deep enough to match the runs in the text.
+    """Return what `work` returns, called with a stack that is deep enough to match the runs in the text.
 
     Raises:
-        UsageError: a run of over a million characters.
-        Whatever `work` raises.
+        UsageError: the text has a run of more than a million characters.
+        BaseException: whatever `work` raises.
     """
     run = longest_run(text)
     if run == 0:
         return work()
-    if run > LONGEST_RUN:
+    if run > MAX_RUN:
         raise UsageError(
-            f"the text holds {run:,} characters in a row without a break, more than {LONGEST_RUN:,}",
+            f"the text holds {run:,} characters in a row without a break, more than {MAX_RUN:,}",
             "this is hardly text: leave that part out",
         )
     results: list[T] = []
     failures: list[BaseException] = []
 
-    def attempt() -> None:
+    def call_work() -> None:
         try:
             results.append(work())
         except BaseException as error:
             failures.append(error)
 
-    with defer_sigint():  # the thread uses what the caller may free once it goes on
-        thread = _started(attempt, (1 << 24) + run * BYTES_A_CHARACTER)
+    with defer_sigint():  # the thread uses what the caller may free once it continues
+        thread = _start_thread(call_work, (1 << 24) + run * STACK_BYTES_PER_CHARACTER)
         thread.join()
     if failures:
         raise failures[0]
     return results[0]
 
 
-def _started(target: Callable[[], None], stack: int) -> threading.Thread:
+def _start_thread(target: Callable[[], None], stack_bytes: int) -> threading.Thread:
     thread = threading.Thread(target=target, name="pigguf-tokenize", daemon=True)
-    with _choosing:
-        usual = threading.stack_size(stack)
+    with _stack_size_lock:
+        default = threading.stack_size(stack_bytes)
         try:
             thread.start()
         finally:
-            threading.stack_size(usual)
+            threading.stack_size(default)
     return thread

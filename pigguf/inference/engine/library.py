@@ -1,9 +1,10 @@
-"""The one door to llama.cpp: loads llama_cpp on first use and keeps its log out of the way.
+"""llama.cpp's library: loaded on first use, its log kept off stderr, and parts of the log captured.
 
-    llama = library.load()           the llama_cpp module, its backends initialized
-    library.log_to(listener)         every log line goes to listener(line); None is silence, the default
-    with library.complaints() as said:    the errors llama.cpp logs meanwhile, to say why it refused
-    with library.log_lines() as lines:    all that it logs meanwhile on this thread, to read sizes from
+    llama = library.load()                       the llama_cpp module, its backends initialized
+    library.log_to(listener)                     every log line goes to listener(line); None, the default, is
+    silence with library.capture_errors() as errors:     the errors that llama.cpp logs meanwhile, to say why
+    a call failed with library.capture_log() as lines:         all that this thread logs meanwhile, to read
+    sizes from
 
 The library's lines never reach stderr by themselves. Debug lines are dropped: there are several a token.
 """
@@ -18,27 +19,28 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from pigguf.errors import BackendUnavailable
+from pigguf.llama_cpp_internals.limits import LOG_CONTINUE, LOG_DEBUG, LOG_ERROR, LOG_INFO
+from pigguf.llama_cpp_internals.log_lines import strip_function_name
 
 LogListener = Callable[[str], None]
 
-# ggml.h: enum ggml_log_level
-_DEBUG, _INFO, _WARN, _ERROR, _CONTINUE = 1, 2, 3, 4, 5
+NO_REASON = "it gave no reason"
 
-_loading = threading.Lock()
+_load_lock = threading.Lock()
 _llama: Any = None
 
 
 def load() -> Any:
-    """The llama_cpp module, imported and initialized once.
+    """Return the llama_cpp module, imported and initialized once.
 
     Raises:
         BackendUnavailable: it is not installed, or its shared library cannot be loaded.
     """
     global _llama
-    with _loading:
+    with _load_lock:
         if _llama is None:
             _llama = _import_llama_cpp()
-            _llama.llama_log_set(_log.callback(_llama), None)
+            _llama.llama_log_set(_router.callback(_llama), None)
             atexit.register(_stop_logging)
             _llama.llama_backend_init()
     return _llama
@@ -46,49 +48,59 @@ def load() -> Any:
 
 def log_to(listener: LogListener | None) -> None:
     """Send the library's log lines, without their newline, to `listener`; None silences them."""
-    _log.listener = listener
+    _router.listener = listener
 
 
-class complaints:
+class capture_errors:
     """Collects the error lines logged inside a block, without the name of the C function in front.
 
-    A class, not a generator: it is entered once a token.
+    It is a class and not a generator because it is entered once a token.
     """
 
-    __slots__ = ("_said",)
+    __slots__ = ("_errors",)
 
     def __enter__(self) -> list[str]:
-        self._said: list[str] = []
-        _log.collectors[id(self._said)] = self._said
-        return self._said
+        self._errors: list[str] = []
+        _router.error_captures[id(self._errors)] = self._errors
+        return self._errors
 
     def __exit__(self, *_: object) -> None:
-        del _log.collectors[id(self._said)]
+        del _router.error_captures[id(self._errors)]
+
+
+def failure_reason(errors: list[str], default: str = NO_REASON) -> str:
+    """Return the first captured error, which is the cause of the others, or `default`."""
+    return errors[0] if errors else default
+
+
+def is_out_of_memory(errors: list[str]) -> bool:
+    """Return whether captured errors report a failed allocation."""
+    return any("alloc" in line or "out of memory" in line for line in errors)
 
 
 @contextmanager
-def log_lines() -> Iterator[list[str]]:
-    """Collects what is logged inside a block by the thread that runs it, debug lines apart.
+def capture_log() -> Iterator[list[str]]:
+    """Collect what the thread that runs the block logs inside it, except debug lines.
 
-    The log is the library's only one: another package in the process, llama_cpp.Llama for one, may have taken
-    it, and gets it back.
+    The library has one log: another package in the process, llama_cpp.Llama for one, may have set its own
+    callback, and gets it back.
     """
     lines: list[str] = []
     llama = load()
     theirs, data = llama.llama_log_callback(), ctypes.c_void_p()
     llama.llama_log_get(ctypes.byref(theirs), ctypes.byref(data))
-    llama.llama_log_set(_log.callback(llama), None)
+    llama.llama_log_set(_router.callback(llama), None)
     key = threading.get_ident()
-    before = _log.readers.get(key)
-    _log.readers[key] = lines
+    outer = _router.thread_captures.get(key)
+    _router.thread_captures[key] = lines
     try:
         yield lines
     finally:
         llama.llama_log_set(theirs, data)
-        if before is None:
-            del _log.readers[key]
+        if outer is None:
+            del _router.thread_captures[key]
         else:
-            _log.readers[key] = before
+            _router.thread_captures[key] = outer
 
 
 def _import_llama_cpp() -> Any:
@@ -102,63 +114,59 @@ def _import_llama_cpp() -> Any:
     return llama_cpp
 
 
-class _Unfinished(threading.local):
-    """The line that a thread of llama.cpp is at: two that log at once must not mix theirs."""
+class _PartialLine(threading.local):
+    """The line that a thread of llama.cpp has begun: lines of two that log at once must not mix."""
 
-    level = _INFO
+    level = LOG_INFO
     text = ""
 
 
-class _Log:
-    """Puts the fragments llama.cpp logs together into lines and hands them on."""
+class _LogRouter:
+    """Joins the fragments that llama.cpp logs into lines, and passes these on."""
 
     def __init__(self) -> None:
         self.listener: LogListener | None = None
-        self.collectors: dict[int, list[str]] = {}
-        self.readers: dict[int, list[str]] = {}  # of a thread
-        self._unfinished = _Unfinished()
+        self.error_captures: dict[int, list[str]] = {}
+        self.thread_captures: dict[int, list[str]] = {}  # by thread
+        self._partial = _PartialLine()
         self._callback: Any = None
 
     def callback(self, llama: Any) -> Any:
-        """The C callback; kept alive here, for C only has its address."""
+        """Return the C callback, which stays referenced here: C only has its address."""
         self._callback = self._callback or llama.llama_log_callback(self._receive)
         return self._callback
 
     def _receive(self, level: int, text: bytes | None, _: object) -> None:
-        # A listener's failure must not travel through C frames; the line is lost, the work is not.
+        # A listener's exception must not pass through C frames; the line is lost, the work is not.
         with suppress(Exception):
-            self._fragment(level, (text or b"").decode("utf-8", "replace"))
+            self._add_fragment(level, (text or b"").decode("utf-8", "replace"))
 
-    def _fragment(self, level: int, text: str) -> None:
-        unfinished = self._unfinished
-        if level != _CONTINUE:
-            unfinished.level = level
-        if unfinished.level == _DEBUG:
+    def _add_fragment(self, level: int, text: str) -> None:
+        partial = self._partial
+        if level != LOG_CONTINUE:
+            partial.level = level
+        if partial.level == LOG_DEBUG:
             return
-        *lines, unfinished.text = (unfinished.text + text).split("\n")
+        *lines, partial.text = (partial.text + text).split("\n")
         for line in lines:
-            self._tell(unfinished.level, line)
+            self._dispatch(partial.level, line)
 
-    def _tell(self, level: int, line: str) -> None:
-        if level == _ERROR:
-            for said in list(self.collectors.values()):  # other threads come and go
-                said.append(_without_function(line))
-        if (reader := self.readers.get(threading.get_ident())) is not None:
-            reader.append(_without_function(line))
+    def _dispatch(self, level: int, line: str) -> None:
+        if level == LOG_ERROR:
+            for errors in list(self.error_captures.values()):  # other threads add and remove theirs
+                errors.append(strip_function_name(line))
+        if (lines := self.thread_captures.get(threading.get_ident())) is not None:
+            lines.append(strip_function_name(line))
         if self.listener is not None:
             self.listener(line)
 
 
-_log = _Log()
-
-
-def _without_function(line: str) -> str:
-    """ "llama_model_load: error loading model: no such key" -> "error loading model: no such key"."""
-    function, colon, rest = line.partition(": ")
-    return rest if colon and " " not in function else line
+_router = _LogRouter()
 
 
 def _stop_logging() -> None:
-    """Backends may log while the process ends, after Python is gone: give them a C function that
-    ignores its arguments instead of our callback."""
+    """Replace the log callback with a C function that ignores its arguments.
+
+    Backends may log while the process ends, when Python's callback no longer exists.
+    """
     _llama.llama_log_set(ctypes.cast(_llama.llama_time_us, _llama.llama_log_callback), None)

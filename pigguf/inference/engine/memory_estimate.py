@@ -1,64 +1,57 @@
-"""What a model and a context of it would take, told by llama.cpp itself: everything is made but the memory.
+"""Memory estimate: what a model and a context would take, from llama.cpp itself, without allocation.
 
-    with DryRun(read_header(path), gpu_layers=12) as run:
-        [host, *gpus] = run.sizes(ContextOptions(length=8192))
+    with MemoryEstimator(read_header(path), gpu_layers=12) as estimator:
+        [host, *gpus] = estimator.estimate(ContextOptions(length=8192))
 
-A model loaded with `no_alloc` decides where each tensor goes and allocates none; a context of it lays out
+A model loaded with `no_alloc` assigns each tensor to a buffer and allocates none; a context of it lays out
 its KV cache and graphs in the same way. So there is no formula here that could drift from the library.
-Weights and cache are the tensors of the smallest graph, each with the buffer it was promised; the compute and
-output buffers are what the log says of them. Nothing may be computed with either.
+Weights and KV cache are the tensors of the smallest graph, each with its assigned buffer; compute and output
+buffers are what the log states. Nothing may be computed with either.
 
 It costs what reading the vocabulary costs (0.1 s and 20 MB for 49,152 tokens), and some milliseconds for each
 context.
 
 Upstream: llama.cpp src/llama-context.cpp (sched_reserve, llama_graph_reserve), src/llama-model.cpp and
 src/llama-kv-cache.cpp (no_alloc), common/fit.cpp, which does the same for --fit.
-Left out: whether there is room for it (inference/planning.py); what is not in the library's buffers (scratch space of
-the CPU's operators, the vocabulary).
+Not here: whether it fits (inference/planning.py); memory outside the library's buffers (scratch space of the
+CPU's operators, the vocabulary).
 """
 
 from __future__ import annotations
 
 import ctypes
-import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError
 from pigguf.gguf_io import DEFAULT_ALIGNMENT, GGUFFile
 from pigguf.gguf_io.metadata import elements
 from pigguf.inference.engine import devices, library, load_checks
-from pigguf.inference.engine.context import ContextOptions, context_parameters
-from pigguf.inference.engine.ggml_tensor import Tensor, ggml
-from pigguf.inference.engine.model import RuntimeRope, cache_row_bytes, load_weights
+from pigguf.inference.engine.context_options import ContextOptions, context_parameters
+from pigguf.inference.engine.ggml_library import ggml_with_tensors
+from pigguf.inference.engine.memory_checks import kv_row_bytes
+from pigguf.inference.engine.protocols import RemoteDevices
+from pigguf.inference.engine.runtime_rope import RuntimeRope
 from pigguf.inference.engine.sigint import defer_sigint
+from pigguf.inference.engine.weight_loading import load_weights
+from pigguf.llama_cpp_internals import ENGINE_VERSION_HINT, symbols
+from pigguf.llama_cpp_internals.ggml_tensor_layout import GgmlTensor
+from pigguf.llama_cpp_internals.log_lines import (
+    BUFFER_SIZE_LINES,
+    KV_CACHE_TENSOR,
+    LAYER_WEIGHT,
+    PLAIN_HOST_BUFFER,
+    LoggedBufferSize,
+    parse_buffer_sizes,
+)
 
-if TYPE_CHECKING:
-    from pigguf.inference.rpc.client import Workers
+HOST = "CPU"  # the computer's own memory, by ggml's name of the device that computes on it
 
-HOST = "CPU"  # the computer's own memory, by the name of the device that works on it
-
-_PLAIN_HOST_BUFFERS = re.compile(
-    r"CPU$|.*_Host$"
-)  # others hold weights in an order of their own, not the file's
-_CACHE = re.compile(r"cache_\w*([kv])_l\d+$")  # llama-kv-cache.cpp: the names of its tensors
-
-_OF_LAYER = re.compile(r"blk\.(\d+)\.|output")  # llama-arch.cpp: the names of weights
-
-# What is read off the log, and the size it gives: of one buffer type, in MiB.
-_LOGGED = {
-    "compute": re.compile(r"\s*(\S+) compute buffer size =\s*([\d.]+) MiB"),
-    "output": re.compile(r"\s*(\S+)\s+output buffer size =\s*([\d.]+) MiB"),
-}
-
-# A cell takes 64 bytes beside its K and V, dry run or not (llama-kv-cells.h: position, sequences): 256 MiB.
-MOST_CELLS = 1 << 22
-
-# llama-ext.h's llama_graph_reserve(llama_context *, uint32_t, uint32_t, uint32_t), as C++ names it.
-_RESERVE = "_Z19llama_graph_reserveP13llama_contextjjj"
+# llama.cpp allocates KV_CELL_BYTES for each cell beside K and V even here: 256 MiB for as many.
+MAX_CELLS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -67,12 +60,12 @@ class BufferSizes:
 
     Attributes:
         device: ggml's name, HOST for the computer's memory.
-        mapped: weights that stay in the file's own pages, which the system can take back and read again.
+        mapped: weights that stay in the file's own pages, which the system can drop and read again.
         weights: weights that are copied.
-        cache_k, cache_v: of the KV cache.
-        compute: for the values between, of the largest batch.
-        output: for logits.
-        layers: whose weights lie there, counted from 0; the output is one more.
+        cache_k, cache_v: the KV cache.
+        compute: intermediate values of the largest batch.
+        output: logits.
+        layers: whose weights are there, counted from 0; the output is one more.
     """
 
     device: str
@@ -86,31 +79,34 @@ class BufferSizes:
 
     @property
     def cache(self) -> int:
+        """Bytes of the KV cache."""
         return self.cache_k + self.cache_v
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, part) for part in PARTS)
+        """Bytes of all buffers."""
+        return sum(getattr(self, kind) for kind in BUFFER_KINDS)
 
 
-PARTS = tuple(field.name for field in fields(BufferSizes) if field.name not in ("device", "layers"))
+BUFFER_KINDS = tuple(field.name for field in fields(BufferSizes) if field.name not in ("device", "layers"))
 
 
-class DryRun:
-    """A model that is there but for its memory. A context manager.
+class MemoryEstimator:
+    """A model that is loaded without its memory. A context manager.
 
     Args:
-        file: as read; it is checked here.
-        gpu_layers: how many layers go to GPUs, the output counted as one.
-        mapped: the file is to be mapped into memory rather than read.
-        workers: as for Model.open; they tell what buffers take there.
+        file: the file's header; it is checked here.
+        gpu_layers: the number of layers on GPUs, with the output as one of them.
+        rope: rope values to use instead of the file's.
+        use_mmap: the file is to be mapped into memory instead of read.
+        workers: as for Model.open.
 
     Attributes:
         dimensions: the model's sizes.
 
     Raises:
         GGUFError, UnsupportedModel, UsageError, ContextOverflow: as Model.open.
-        BackendUnavailable: no engine, or one that cannot be asked.
+        BackendUnavailable: there is no engine, or it lacks the functions for an estimate.
     """
 
     def __init__(
@@ -119,68 +115,72 @@ class DryRun:
         gpu_layers: int = 0,
         *,
         rope: RuntimeRope | None = None,
-        mapped: bool = True,
-        workers: Workers | None = None,
+        use_mmap: bool = True,
+        workers: RemoteDevices | None = None,
     ) -> None:
         self._handle: Any = None
-        self.dimensions = load_checks.check(file)
+        self.dimensions = load_checks.check_loadable(file)
         self._llama = library.load()
-        self._reserve = _graph_reserve()
-        self._homes = devices.buffer_homes() | (workers.buffer_homes() if workers else {})
+        self._graph_reserve = _graph_reserve()
+        gpu_buffers = devices.gpu_buffer_devices()
+        worker_buffers: Mapping[str, str] = workers.buffer_devices() if workers else {}
+        self._device_of_buffer = {**gpu_buffers, **worker_buffers}
         self._workers = workers
-        self._others = dict.fromkeys((workers.buffer_homes() if workers else self._homes).values())
+        self._other_devices = dict.fromkeys((worker_buffers if workers else gpu_buffers).values())
         self._file = file
-        self._mapped = mapped and file.alignment >= DEFAULT_ALIGNMENT
+        self._use_mmap = use_mmap and file.alignment >= DEFAULT_ALIGNMENT
         self._vocab_size = len(elements(file.metadata, "tokenizer.ggml.tokens") or ())
         overrides = rope.metadata(file) if rope else {}
-        self._handle = load_weights(file, overrides, gpu_layers, dry=True, workers=workers)
+        self._handle = load_weights(file, overrides, gpu_layers, no_alloc=True, workers=workers)
 
-    def sizes(self, options: ContextOptions) -> tuple[BufferSizes, ...]:
-        """What a context takes together with its model, the host first, then GPUs that hold some of it, or
-        all workers.
+    def estimate(self, options: ContextOptions) -> tuple[BufferSizes, ...]:
+        """Return what the model and a context take: on the host, then on GPUs that hold a part, or workers.
 
         Args:
-            options: with a length; what they say of a handoff is not looked at.
+            options: with a length; the flash-attention switch is ignored.
 
         Raises:
-            UsageError: a cache type that does not fit the model's heads.
-            DoesNotFit: windows of more than MOST_CELLS tokens.
+            UsageError: the model's heads are not a whole number of a cache type's blocks.
+            DoesNotFit: the windows have more than MAX_CELLS tokens.
             EngineError: llama.cpp cannot make such a context.
         """
         for cache_type in (options.cache_k, options.cache_v):
-            cache_row_bytes(cache_type, self.dimensions.head_length)
-        with defer_sigint():  # in the log's callback Ctrl-C would be lost
-            return self._sizes(options)
+            kv_row_bytes(cache_type, self.dimensions.head_dim)
+        with defer_sigint():  # Ctrl-C in the log's callback would be lost: no exception passes through C
+            return self._estimate(options)
 
-    def _sizes(self, options: ContextOptions) -> tuple[BufferSizes, ...]:
-        with library.complaints() as said, library.log_lines() as lines:
-            handle = self._llama.llama_init_from_model(self._handle, self._parameters(options))
+    def _estimate(self, options: ContextOptions) -> tuple[BufferSizes, ...]:
+        _check_cell_count(self._file, options)
+        with library.capture_errors() as errors, library.capture_log() as lines:
+            parameters = context_parameters(options, self._vocab_size)
+            handle = self._llama.llama_init_from_model(self._handle, parameters)
         if self._workers is not None:
             self._workers.check()
         if not handle:
             raise EngineError(
                 f"llama.cpp cannot make a context of {options.length:,} tokens of {self._file.path}: "
-                f"{said[0] if said else 'it gave no reason'}"
+                f"{library.failure_reason(errors)}"
             )
         try:
-            found, layers = self._promised(self._tensors(handle, options.sequences))
+            nbytes, layers = self._sum_by_device(self._graph_tensors(handle, options.sequences))
         finally:
             self._llama.llama_free(handle)
-        for field, buffer, size in _logged(lines):
-            found[self._homes.get(buffer, HOST)][field] += size
-        others = [device for device in self._others if device in found or self._workers is not None]
+        for buffer in _logged_buffer_sizes(lines):
+            nbytes[self._device_of_buffer.get(buffer.buffer_type, HOST)][buffer.use] += buffer.nbytes
+        is_remote = self._workers is not None
+        others = [device for device in self._other_devices if is_remote or device in nbytes]
         return tuple(
-            BufferSizes(device, **found[device], layers=tuple(sorted(layers[device])))
+            BufferSizes(device, **nbytes[device], layers=tuple(sorted(layers[device])))
             for device in (HOST, *others)
         )
 
     def close(self) -> None:
-        """Forget the model. Twice is fine."""
+        """Free the model; a second call does nothing."""
         if self._handle is not None:
             self._llama.llama_model_free(self._handle)
             self._handle = None
 
-    def __enter__(self) -> DryRun:
+    def __enter__(self) -> MemoryEstimator:
         return self
 
     def __exit__(
@@ -188,100 +188,87 @@ class DryRun:
     ) -> None:
         self.close()
 
-    def _parameters(self, options: ContextOptions) -> Any:
-        """As Context makes them."""
-        _refuse_too_many(self._file, options)
-        return context_parameters(options, self._vocab_size)
-
-    def _tensors(self, context: Any, sequences: int) -> list[Tensor]:
-        """Every tensor that the graph of a token is computed from and that is not computed itself.
+    def _graph_tensors(self, context: Any, n_sequences: int) -> list[GgmlTensor]:
+        """Return every tensor that the graph of one token reads and does not compute itself.
 
         Raises:
             DoesNotFit: there is no memory for the graph.
         """
-        graph = self._reserve(context, sequences, sequences, sequences)
+        ggml = ggml_with_tensors()
+        graph = self._graph_reserve(context, n_sequences, n_sequences, n_sequences)
         if not graph:
             raise DoesNotFit(f"no memory to plan {self._file.path} with", "close other programs")
-        nodes = (ggml().ggml_graph_node(graph, i) for i in range(ggml().ggml_graph_n_nodes(graph)))
-        found: dict[int, Tensor] = {}
-        for node in map(Tensor.from_address, nodes):
+        nodes = (ggml.ggml_graph_node(graph, i) for i in range(ggml.ggml_graph_n_nodes(graph)))
+        tensors: dict[int, GgmlTensor] = {}
+        for node in map(GgmlTensor.from_address, nodes):
             for address in (*node.src, node.view_src):
-                if address and address not in found:
-                    found[address] = Tensor.from_address(address)
-        return list(found.values())
+                if address and address not in tensors:
+                    tensors[address] = GgmlTensor.from_address(address)
+        return list(tensors.values())
 
-    def _promised(
-        self, tensors: Iterable[Tensor]
+    def _sum_by_device(
+        self, tensors: Iterable[GgmlTensor]
     ) -> tuple[defaultdict[str, dict[str, int]], defaultdict[str, set[int]]]:
-        """By device, bytes by part, and the layers whose weights lie there."""
-        found: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(PARTS, 0))
+        """Return by device the bytes of each kind of buffer, and the layers whose weights are there."""
+        ggml = ggml_with_tensors()
+        nbytes: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(BUFFER_KINDS, 0))
         layers: defaultdict[str, set[int]] = defaultdict(set)
         for tensor in tensors:
-            name = str(tensor.name, "utf-8", "replace")
-            cache = _CACHE.match(name)
+            name = tensor.text_name
+            cache = KV_CACHE_TENSOR.match(name)
             if not tensor.buffer or not (cache or name in self._file.tensors):
                 continue
-            kind = ggml().ggml_backend_buffer_get_type(tensor.buffer)
-            buffer = ggml().ggml_backend_buft_name(kind).decode()
-            device = self._homes.get(buffer, HOST)
-            mapped = self._mapped and device == HOST and _PLAIN_HOST_BUFFERS.match(buffer)
-            field = f"cache_{cache[1]}" if cache else "mapped" if mapped else "weights"
-            found[device][field] += ggml().ggml_backend_buft_get_alloc_size(kind, ctypes.byref(tensor))
-            if of_layer := _OF_LAYER.match(name):
-                layers[device].add(int(of_layer[1] or self.dimensions.layers))
-        return found, layers
+            buffer_type = ggml.ggml_backend_buffer_get_type(tensor.buffer)
+            buffer_name = ggml.ggml_backend_buft_name(buffer_type).decode()
+            device = self._device_of_buffer.get(buffer_name, HOST)
+            is_mapped = self._use_mmap and device == HOST and PLAIN_HOST_BUFFER.match(buffer_name)
+            kind = f"cache_{cache[1]}" if cache else "mapped" if is_mapped else "weights"
+            nbytes[device][kind] += ggml.ggml_backend_buft_get_alloc_size(buffer_type, ctypes.byref(tensor))
+            if layer := LAYER_WEIGHT.match(name):
+                layers[device].add(int(layer[1] or self.dimensions.layers))
+        return nbytes, layers
 
 
-def _logged(lines: Iterable[str]) -> list[tuple[str, str, int]]:
-    """(field of BufferSizes, name of the buffer type, bytes) that the log tells.
+def _logged_buffer_sizes(lines: Iterable[str]) -> list[LoggedBufferSize]:
+    """Return the buffer sizes in the log.
 
     Raises:
-        EngineError: it does not speak of what is looked for.
+        EngineError: the log states none of a kind.
     """
-    found = [
-        (field, match[1], round(float(match[2]) * 2**20))
-        for line in lines
-        for field, pattern in _LOGGED.items()
-        if (match := pattern.match(line))
-    ]
-    for field in _LOGGED:
-        if all(field != name for name, _, _ in found):
-            raise EngineError(
-                f"llama.cpp does not say how large its {field} buffers are",
-                "`pigguf doctor` shows which llama-cpp-python is installed, and which one pigguf is made for",
-            )
-    return found
+    sizes = parse_buffer_sizes(lines)
+    for use in BUFFER_SIZE_LINES:
+        if all(use != size.use for size in sizes):
+            raise EngineError(f"llama.cpp does not log how large its {use} buffers are", ENGINE_VERSION_HINT)
+    return sizes
 
 
-def _refuse_too_many(file: GGUFFile, options: ContextOptions) -> None:
-    """
+def _check_cell_count(file: GGUFFile, options: ContextOptions) -> None:
+    """Raise if llama.cpp's own records of the cells would take much memory and time.
+
     Raises:
-        DoesNotFit: llama.cpp's own notes on so many cells would take memory and time to speak of.
+        DoesNotFit: they would.
     """
     assert options.length is not None
     wanted = options.length * options.sequences
-    if wanted > MOST_CELLS:
+    if wanted > MAX_CELLS:
         raise DoesNotFit(
-            f"{file.path}: windows of {wanted:,} tokens in all are more than the {MOST_CELLS:,} there can be",
+            f"{file.path}: windows of {wanted:,} tokens in all are more than the {MAX_CELLS:,} there can be",
             "take a shorter context",
         )
 
 
 def _graph_reserve() -> Any:
-    """llama.cpp's function that builds a graph of (context, tokens, sequences, outputs).
+    """Return llama.cpp's function that builds a graph of (context, tokens, sequences, outputs).
 
     Raises:
-        BackendUnavailable: this build of it has none.
+        BackendUnavailable: the installed build does not export it.
     """
     from llama_cpp.llama_cpp import _lib
 
+    function = symbols.GRAPH_RESERVE
     try:
-        function = getattr(_lib, _RESERVE)
+        return getattr(symbols.declare(_lib, (function,)), function.name)
     except AttributeError as error:
         raise BackendUnavailable(
-            "the engine cannot be asked what a model would take",
-            "`pigguf doctor` shows which llama-cpp-python is installed, and which one pigguf is made for",
+            f"the engine cannot estimate memory: it has no function {function.name}", ENGINE_VERSION_HINT
         ) from error
-    function.restype = ctypes.c_void_p
-    function.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32]
-    return function

@@ -1,45 +1,50 @@
-"""What may stand beside llama.cpp's own prefill when a Session reads a prompt, as the session sees it.
+"""What may take part in the prefill of a prompt beside llama.cpp: a prefill backend and a prompt cache.
 
-A Session reads a prompt in `set_prompt`: it recalls what a PromptCache kept of it, gives what is still long
-to a Prefiller, and the rest to llama.cpp; what was read is then kept. Both are handed to the Context.
-Left out: who does it (sessions/ and hybrid/), and who decides whether they take part (inference/open_context.py).
+Session.set_prompt restores what the prompt cache has of a prompt, leaves what is still long to the prefill
+backend, and computes the rest with llama.cpp; the result is then saved to the prompt cache. Both are given to
+the Context. Implementations: inference/torch_prefill/ and inference/prompt_cache/; inference/open_context.py
+decides whether they take part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from pigguf.inference.engine.session import Session
-    from pigguf.progress import Progress
+from pigguf.inference.engine.kv_sequence import KVSequence
+from pigguf.progress import Progress
 
 
 class Prefiller(Protocol):
-    """Another road for long prompts than llama.cpp's own."""
+    """A prefill backend: it computes the KV states of long prompts faster than llama.cpp does."""
 
-    def is_worth(self, held: int, count: int) -> bool:
-        """Whether `count` tokens after `held` that the cache holds are read faster this way."""
+    def should_prefill(self, n_past: int, n_tokens: int) -> bool:
+        """Return whether this backend is faster for `n_tokens` tokens after `n_past` that the cache holds."""
 
-    def prefill(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
-        """Append tokens to the session's cache; one stage of progress, "prefill", in tokens.
+    def prefill(self, session: KVSequence, tokens: Sequence[int], progress: Progress) -> None:
+        """Append tokens to the session's cache.
 
-        What was read before Ctrl-C or an error is in the cache then, and nothing else.
+        What was computed before Ctrl-C or an error is in the cache then, and nothing else.
+
+        Args:
+            session: the session.
+            tokens: the token ids.
+            progress: one stage, "prefill", in tokens.
 
         Raises:
             Interrupted: session.interrupted became true.
-            EngineError: it could not be done; the session is as far as it came.
+            EngineError: it failed; what was computed until then is in the cache.
         """
 
 
 class PromptCache(Protocol):
-    """States of sequences that outlive the process."""
+    """KV states of prompts that outlive the process."""
 
-    def restore(self, session: Session, tokens: Sequence[int]) -> None:
-        """Make the session hold the longest kept beginning of `tokens`, if it is longer than what it holds.
+    def restore(self, session: KVSequence, tokens: Sequence[int]) -> None:
+        """Load the longest saved prefix of `tokens`, if it is longer than what the session holds of them.
 
-        Never raises for a state that is damaged or foreign: it is passed over, with a warning.
+        A state that is damaged or of another model is skipped with a warning.
         """
 
-    def save(self, session: Session) -> None:
-        """Keep what the session holds, if it is worth its room. A disk that refuses is a warning."""
+    def save(self, session: KVSequence) -> None:
+        """Save what the session holds, if it is worth the disk space; a disk error is a warning."""

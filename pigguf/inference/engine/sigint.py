@@ -1,14 +1,14 @@
-"""Ctrl-C while llama.cpp runs: noted at once, acted on when the books are straight.
+"""Ctrl-C while llama.cpp runs: recorded at once, acted on when Python and C state agree again.
 
-Python's own handler raises KeyboardInterrupt in whatever Python code runs next. Here that may be a
-callback from C, through which no exception can travel, or the line between a decode and the note of
-what it decoded. So SIGINT is held back for the block, and handed to whoever had it when it ends.
+Python's own handler raises KeyboardInterrupt in whatever Python code runs next. Here that may be a callback
+from C, through which no exception can pass, or the line between a decode and the record of what it decoded.
+So SIGINT is deferred for a block, and passed to the previous handler when the block ends.
 
-    with defer_sigint() as held:
-        ...                      a callback from C may look at held.seen and stop the work
+    with defer_sigint() as sigint:
+        ...                      a callback from C may look at sigint.received and stop the work
     (the previous handler runs here, and usually raises KeyboardInterrupt)
 
-Only Python's main thread receives signals; elsewhere the block changes nothing.
+Only Python's main thread receives signals; in other threads the block changes nothing.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ from typing import Any
 
 
 class defer_sigint:
-    """Holds SIGINT back for a block. A class, not a generator: it is entered once a token."""
+    """Defers SIGINT for a block. It is a class and not a generator because it is entered once a token.
 
-    __slots__ = ("_previous", "seen")
+    Attributes:
+        received: whether SIGINT came since the block was entered.
+    """
+
+    __slots__ = ("_previous", "received")
 
     def __init__(self) -> None:
-        self.seen = False
+        self.received = False
         self._previous: Any = None
 
     def __enter__(self) -> defer_sigint:
         if threading.current_thread() is threading.main_thread():
-            previous = signal.signal(signal.SIGINT, self._note)
+            previous = signal.signal(signal.SIGINT, self._record)
             if callable(previous):
                 self._previous = previous
-            else:  # ignored, or the end of the process: as before
+            else:  # SIG_IGN or SIG_DFL stays in force
                 signal.signal(signal.SIGINT, previous)
         return self
 
@@ -43,8 +47,8 @@ class defer_sigint:
         if self._previous is None:
             return
         signal.signal(signal.SIGINT, self._previous)
-        if self.seen and error is None:
+        if self.received and error is None:
             self._previous(signal.SIGINT, None)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.seen = True
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.received = True

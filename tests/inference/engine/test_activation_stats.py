@@ -17,7 +17,7 @@ from pigguf.errors import ContextOverflow, EngineError, PigError, TextError, Usa
 from pigguf.gguf_io import TensorData, TensorType, read_header
 from pigguf.gguf_io.metadata import f32
 from pigguf.inference.engine import Context, ContextOptions, Model
-from pigguf.inference.engine.activation_stats import InputObserver
+from pigguf.inference.engine.activation_stats import ActivationCollector
 from pigguf.progress import Silent
 from pigguf.quantization import read_imatrix
 
@@ -125,7 +125,7 @@ def test_a_batch_that_is_given_up_and_done_again_counts_once(tmp_path: Path) -> 
     with Model.open(write_tiny(tmp_path / "model.gguf")) as model:
         sums = []
         for given_up in ((), (5, 20, 30)):  # at which question; of forty in a batch
-            observer = InputObserver()
+            observer = ActivationCollector()
             with Context(model, ContextOptions(length=64, threads=1), observer) as context:
                 for after in given_up:
                     asked = iter(range(after))

@@ -13,7 +13,7 @@ from support.tiny_gguf import text_tokens, write_tiny
 from pigguf.common.parallel import usable_cores
 from pigguf.errors import ContextOverflow, EngineError, UsageError
 from pigguf.inference.engine import CacheType, Context, ContextOptions, Model, SamplingParams
-from pigguf.inference.engine.context import default_threads
+from pigguf.inference.engine.context_options import default_threads
 
 GREEDY = SamplingParams(temperature=0)
 

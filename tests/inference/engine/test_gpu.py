@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pigguf.inference.engine import Context, ContextOptions, Model, library
-from pigguf.inference.planning import choose
+from pigguf.inference.memory_planning import fit_to_memory
 
 pytestmark = pytest.mark.gpu
 
@@ -33,11 +33,11 @@ def test_layers_go_to_the_gpu_and_compute_the_same(smollm2_gguf: Path) -> None:
 
 def test_a_plan_for_the_gpu_is_what_is_then_allocated_there(smollm2_gguf: Path) -> None:
     for wanted, length in (("auto", None), (7, 2048), ("all", 8192)):
-        planned = choose(smollm2_gguf, ContextOptions(length=length), gpu_layers=wanted)  # type: ignore[arg-type]
+        planned = fit_to_memory(smollm2_gguf, ContextOptions(length=length), gpu_layers=wanted)  # type: ignore[arg-type]
         assert planned.gpu_layers == (7 if wanted == 7 else 31)
         gpu = planned.devices[1]
         with (
-            library.log_lines() as lines,
+            library.capture_log() as lines,
             Model.open(smollm2_gguf, gpu_layers=planned.gpu_layers) as model,
             Context(model, planned.options),
         ):
@@ -45,5 +45,5 @@ def test_a_plan_for_the_gpu_is_what_is_then_allocated_there(smollm2_gguf: Path) 
         pattern = rf"\s*{gpu.name}\w*\s+(?:model|KV|compute) buffer size =\s*([\d.]+) MiB"
         real = sum(float(found[1]) * 2**20 for line in lines if (found := re.match(pattern, line)))
         assert gpu.total == pytest.approx(real, rel=0.05)
-        assert gpu.room is not None
-        assert gpu.total <= gpu.room
+        assert gpu.available is not None
+        assert gpu.total <= gpu.available

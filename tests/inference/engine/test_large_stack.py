@@ -13,7 +13,7 @@ from support.tiny_gguf import write_tiny
 from pigguf.errors import UsageError
 from pigguf.gguf_io.metadata import array, string
 from pigguf.inference.engine import Model
-from pigguf.inference.engine.large_stack import LONGEST_RUN, longest_run, run_with_large_stack
+from pigguf.inference.engine.large_stack import MAX_RUN, longest_run, run_with_large_stack
 
 
 def test_runs_are_measured() -> None:
@@ -32,7 +32,7 @@ def test_a_harmless_text_stays_on_its_thread_and_a_long_run_does_not() -> None:
     with pytest.raises(ZeroDivisionError):
         run_with_large_stack("a" * 1000, lambda: 1 // 0)
     with pytest.raises(UsageError, match="characters in a row"):
-        run_with_large_stack("a" * (LONGEST_RUN + 1), threading.get_ident)
+        run_with_large_stack("a" * (MAX_RUN + 1), threading.get_ident)
 
 
 @pytest.mark.parametrize("pre", ["default", "deepseek-coder", "tekken", "llama-bpe", "qwen2"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_gguf import GRAPHS, LAYERS, WIDTH, Tiny, graph, text_tokens, write_tiny
+from support.tiny_gguf import GRAPHS, LAYERS, WIDTH, TinyModel, graph, text_tokens, write_tiny
 
 from pigguf.architectures.gemma3 import GEMMA3
 from pigguf.architectures.granite import GRANITE
@@ -20,7 +20,7 @@ from pigguf.errors import GGUFError
 from pigguf.gguf_io.metadata import array, boolean, f32, string, u32
 from pigguf.inference.engine import Context, ContextOptions, Model
 
-FIRST: dict[str, Tiny] = {tiny.architecture: tiny for tiny in reversed(GRAPHS.values())}
+FIRST: dict[str, TinyModel] = {tiny.architecture: tiny for tiny in reversed(GRAPHS.values())}
 NONE: dict[str, Any] = {}
 
 
@@ -34,7 +34,7 @@ FUSED_OF_WIDER_HEADS = in_layers(attn_qkv__weight=(3 * WIDTH, WIDTH), attn_qkv__
 FUSED_OF_5_HEADS = in_layers(attn_qkv__weight=(WIDTH + 120, WIDTH), attn_qkv__bias=(WIDTH + 120,))
 NARROW_HEADS = graph(GEMMA3, LAYERS, frozenset(), head_dim=8, rotary_dim=8)
 
-REFUSED: dict[str, tuple[Tiny, dict[str, Any], dict[str, Any], str]] = {
+REFUSED: dict[str, tuple[TinyModel, dict[str, Any], dict[str, Any], str]] = {
     "llama, layers unlike": (
         FIRST["llama"],
         {"llama.attention.head_count_kv": array("u32", (2, 4))},
@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[Tiny, dict[str, Any], dict[str, Any], str]] = {
     ),
 }
 
-RUNS: dict[str, tuple[Tiny, dict[str, Any]]] = {
+RUNS: dict[str, tuple[TinyModel, dict[str, Any]]] = {
     "gemma3, a window of all": (FIRST["gemma3"], {"gemma3.attention.sliding_window": u32(2**31 - 1)}),
     "gemma3, all slide": (
         FIRST["gemma3"],
@@ -160,7 +160,7 @@ RUNS: dict[str, tuple[Tiny, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("tiny", "keys", "shapes", "said"), REFUSED.values(), ids=REFUSED)
 def test_what_a_graph_aborts_on_is_refused(
-    tiny: Tiny, keys: dict[str, Any], shapes: dict[str, Any], said: str, tmp_path: Path
+    tiny: TinyModel, keys: dict[str, Any], shapes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     path = write_tiny(tmp_path / "m.gguf", keys, shapes=shapes, model=tiny)
     with pytest.raises(GGUFError) as caught:
@@ -170,7 +170,7 @@ def test_what_a_graph_aborts_on_is_refused(
 
 
 @pytest.mark.parametrize(("tiny", "keys"), RUNS.values(), ids=RUNS)
-def test_what_is_only_unusual_runs(tiny: Tiny, keys: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_only_unusual_runs(tiny: TinyModel, keys: dict[str, Any], tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", keys, model=tiny)
     with Model.open(path) as model, Context(model, ContextOptions(threads=1)) as context:
         context.sequence().prefill(text_tokens(40))

@@ -17,9 +17,9 @@ from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError, GGUFError
 from pigguf.gguf_io import TensorType, read_header
 from pigguf.gguf_io.metadata import u32
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope, library
-from pigguf.inference.engine import memory_estimate as dry_run_module
-from pigguf.inference.engine.context import OUTPUT_BYTES
-from pigguf.inference.engine.memory_estimate import HOST, MOST_CELLS, BufferSizes, DryRun
+from pigguf.inference.engine.context_options import MAX_LOGITS_BYTES
+from pigguf.inference.engine.memory_estimate import HOST, MAX_CELLS, BufferSizes, MemoryEstimator
+from pigguf.llama_cpp_internals import log_lines, symbols
 from pigguf.operations.inspect import inspect
 
 ROUNDING = 0.005 * 2**20  # of a logged size
@@ -45,14 +45,14 @@ def logged(lines: list[str]) -> Counter[str]:
 
 def compare(path: Path, *options: ContextOptions, rope: RuntimeRope | None = None) -> None:
     """Dry runs against real loads, whose weights are read into memory, so that all of them are counted."""
-    with DryRun(read_header(path), rope=rope, mapped=False) as run:
-        planned = [run.sizes(each) for each in options]
-    with library.log_lines() as lines:
+    with MemoryEstimator(read_header(path), rope=rope, use_mmap=False) as run:
+        planned = [run.estimate(each) for each in options]
+    with library.capture_log() as lines:
         model = Model.open(path, gpu_layers=0, use_mmap=False, rope=rope)
     of_model = logged(lines)
     with model:
         for each, [host] in zip(options, planned, strict=True):
-            with library.log_lines() as lines, Context(model, each):
+            with library.capture_log() as lines, Context(model, each):
                 pass
             real = of_model + logged(lines)
             parts = {"model": host.weights, "KV": host.cache, "compute": host.compute, "output": host.output}
@@ -63,8 +63,8 @@ def compare(path: Path, *options: ContextOptions, rope: RuntimeRope | None = Non
 
 
 def dry(path: Path, options: ContextOptions) -> BufferSizes:
-    with DryRun(read_header(path), mapped=False) as run:
-        [host] = run.sizes(options)
+    with MemoryEstimator(read_header(path), use_mmap=False) as run:
+        [host] = run.estimate(options)
     return host
 
 
@@ -103,8 +103,8 @@ def test_a_window_past_the_files_own_is_measured_by_its_override(smollm2_gguf: P
 def test_weights_in_the_files_pages_are_told_apart(smollm2_gguf: Path) -> None:
     options = ContextOptions(length=256)
     read = dry(smollm2_gguf, options)
-    with DryRun(read_header(smollm2_gguf)) as run:
-        [mapped] = run.sizes(options)
+    with MemoryEstimator(read_header(smollm2_gguf)) as run:
+        [mapped] = run.estimate(options)
     assert mapped.device == HOST
     assert mapped.mapped > 0
     assert (read.mapped, read.weights) == (0, mapped.mapped + mapped.weights)
@@ -117,15 +117,14 @@ COST = """
 import resource, sys
 from pathlib import Path
 from pigguf.inference.engine import ContextOptions, library
-from pigguf.inference.engine.context import OUTPUT_BYTES
-from pigguf.inference.engine.memory_estimate import DryRun
+from pigguf.inference.engine.memory_estimate import MemoryEstimator
 from pigguf.gguf_io import read_header
 library.load()
 file = read_header(Path(sys.argv[1]))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-with DryRun(file) as run:
-    [host] = run.sizes(ContextOptions(length=8192))
+with MemoryEstimator(file) as run:
+    [host] = run.estimate(ContextOptions(length=8192))
 print(host.total, peak() - before)
 """
 
@@ -133,13 +132,12 @@ RESIDENT = """
 import re, sys
 from pathlib import Path
 from pigguf.inference.engine import Context, ContextOptions, Model, library
-from pigguf.inference.engine.context import OUTPUT_BYTES
-from pigguf.inference.engine.memory_estimate import DryRun
+from pigguf.inference.engine.memory_estimate import MemoryEstimator
 from pigguf.gguf_io import read_header
 library.load()
 options, path = ContextOptions(length=2048, cache_k="f32", cache_v="f32"), Path(sys.argv[1])
-with DryRun(read_header(path), mapped=False) as run:
-    [host] = run.sizes(options)
+with MemoryEstimator(read_header(path), use_mmap=False) as run:
+    [host] = run.estimate(options)
 resident = lambda: 1024 * int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = resident()
 with Model.open(path, gpu_layers=0, use_mmap=False) as model, Context(model, options) as context:
@@ -164,7 +162,7 @@ def test_a_dry_run_takes_no_memory_to_speak_of(smollm2_gguf: Path) -> None:
 
 def test_what_a_process_grows_by_is_what_was_planned(smollm2_gguf: Path) -> None:
     planned, grown = child(RESIDENT, smollm2_gguf)
-    assert grown == pytest.approx(planned + OUTPUT_BYTES, rel=0.1)  # of the logits of all, which it wants
+    assert grown == pytest.approx(planned + MAX_LOGITS_BYTES, rel=0.1)  # of the logits of all, which it wants
 
 
 def test_two_at_once_read_each_its_own_lines(tmp_path: Path, smollm2_gguf: Path) -> None:
@@ -174,8 +172,8 @@ def test_two_at_once_read_each_its_own_lines(tmp_path: Path, smollm2_gguf: Path)
     found: dict[int, list[BufferSizes]] = {0: [], 1: []}
 
     def again(number: int) -> None:
-        with DryRun(read_header(cases[number][0]), mapped=False) as run:
-            found[number] = [run.sizes(cases[number][1])[0] for _ in range(20)]
+        with MemoryEstimator(read_header(cases[number][0]), use_mmap=False) as run:
+            found[number] = [run.estimate(cases[number][1])[0] for _ in range(20)]
 
     threads = [threading.Thread(target=again, args=(number,)) for number in found]
     for thread in threads:
@@ -191,34 +189,37 @@ def test_two_at_once_read_each_its_own_lines(tmp_path: Path, smollm2_gguf: Path)
 def test_a_bad_file_is_refused_before_llama_cpp_sees_it(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", {"llama.block_count": u32(0)})
     with pytest.raises(GGUFError, match="block_count"):
-        DryRun(read_header(path))
+        MemoryEstimator(read_header(path))
 
 
 def test_a_cache_type_that_does_not_fit_the_heads_is_wrong_usage(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf")  # heads of 16
-    with DryRun(read_header(path)) as run, pytest.raises(UsageError, match="q8_0 does not fit"):
-        run.sizes(ContextOptions(length=64, cache_k="q8_0"))
+    with MemoryEstimator(read_header(path)) as run, pytest.raises(UsageError, match="q8_0 does not fit"):
+        run.estimate(ContextOptions(length=64, cache_k="q8_0"))
 
 
 def test_more_tokens_than_a_dry_run_is_made_with_are_refused(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf")
-    with DryRun(read_header(path), rope=RuntimeRope(context_length=2**31 - 1)) as run:
-        [longest] = run.sizes(ContextOptions(length=MOST_CELLS))
-        assert longest.cache == MOST_CELLS * 256
-        for options in (ContextOptions(length=MOST_CELLS + 1), ContextOptions(length=2**30, sequences=256)):
+    with MemoryEstimator(read_header(path), rope=RuntimeRope(context_length=2**31 - 1)) as run:
+        [longest] = run.estimate(ContextOptions(length=MAX_CELLS))
+        assert longest.cache == MAX_CELLS * 256
+        for options in (ContextOptions(length=MAX_CELLS + 1), ContextOptions(length=2**30, sequences=256)):
             with pytest.raises(DoesNotFit, match="more than the 4,194,304 there can be"):
-                run.sizes(options)
+                run.estimate(options)
 
 
 def test_a_library_that_says_no_sizes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny(tmp_path / "m.gguf")
-    monkeypatch.setitem(dry_run_module._LOGGED, "compute", re.compile("scratch size = "))
-    with DryRun(read_header(path)) as run, pytest.raises(EngineError, match="its compute buffers") as refused:
-        run.sizes(ContextOptions(length=64))
+    monkeypatch.setitem(log_lines.BUFFER_SIZE_LINES, "compute", re.compile("scratch size = "))
+    with (
+        MemoryEstimator(read_header(path)) as run,
+        pytest.raises(EngineError, match="its compute buffers") as refused,
+    ):
+        run.estimate(ContextOptions(length=64))
     assert "pigguf doctor" in (refused.value.hint or "")
-    monkeypatch.setattr(dry_run_module, "_RESERVE", "_Z4gone")
-    with pytest.raises(BackendUnavailable, match="cannot be asked"):
-        DryRun(read_header(path))
+    monkeypatch.setattr(symbols, "GRAPH_RESERVE", symbols.GRAPH_RESERVE._replace(name="_Z4gone"))
+    with pytest.raises(BackendUnavailable, match="cannot estimate memory: it has no function _Z4gone"):
+        MemoryEstimator(read_header(path))
 
 
 @pytest.mark.parametrize("name", WIDE_GRAPHS)
@@ -237,24 +238,24 @@ def test_a_log_that_another_package_took_is_read_all_the_same_and_given_back(tmp
     theirs = llama.llama_log_callback(lambda level, text, data: heard.append(text))
     llama.llama_log_set(theirs, None)
     try:
-        with DryRun(read_header(write_tiny(tmp_path / "m.gguf"))) as run:
-            [host] = run.sizes(ContextOptions(length=64))
+        with MemoryEstimator(read_header(write_tiny(tmp_path / "m.gguf"))) as run:
+            [host] = run.estimate(ContextOptions(length=64))
         assert host.compute > 0
         before = len(heard)
         llama.llama_model_load_from_file(b"nothing", llama.llama_model_default_params())
         assert len(heard) > before
     finally:
-        llama.llama_log_set(library._log.callback(llama), None)
+        llama.llama_log_set(library._router.callback(llama), None)
 
 
 def test_ctrl_c_meanwhile_is_not_lost(tmp_path: Path) -> None:
     """It comes while the library logs, through which no exception can travel."""
     path = write_tiny(tmp_path / "tiny.gguf")
-    with DryRun(read_header(path)) as run, Model.open(path) as model:
+    with MemoryEstimator(read_header(path)) as run, Model.open(path) as model:
         library.log_to(lambda line: signal.raise_signal(signal.SIGINT))
         try:
             with pytest.raises(KeyboardInterrupt):
-                run.sizes(ContextOptions(length=256))
+                run.estimate(ContextOptions(length=256))
             with pytest.raises(KeyboardInterrupt):
                 Context(model, ContextOptions(length=256))
         finally:

@@ -64,8 +64,8 @@ def test_a_model_tells_what_its_file_says(smollm2_gguf: Path) -> None:
         assert "im_start" in model.chat_template
         assert model.parameters == 134_515_008
         assert 0.9 < model.size_bytes / smollm2_gguf.stat().st_size < 1
-        assert model.is_end(2)
-        assert not model.is_end(3)
+        assert model.is_eog(2)
+        assert not model.is_eog(3)
 
 
 @pytest.mark.parametrize(
@@ -75,16 +75,16 @@ def test_text_survives_tokens(smollm2_gguf: Path, text: str) -> None:
     with Model.open(smollm2_gguf, vocab_only=True) as model:
         tokens = model.tokenize(text)
         assert model.detokenize(tokens) == text
-        assert b"".join(map(model.piece, tokens)).decode() == text
-        assert all(len(model.piece(token)) <= model.longest_piece for token in tokens)
+        assert b"".join(map(model.token_to_piece, tokens)).decode() == text
+        assert all(len(model.token_to_piece(token)) <= model.max_piece_bytes for token in tokens)
 
 
 def test_a_sentencepiece_model_puts_a_space_first_and_detokenize_takes_it_off(tmp_path: Path) -> None:
     with Model.open(write_tiny(tmp_path / "m.gguf"), vocab_only=True) as model:
-        assert model.space_prefix
+        assert model.add_space_prefix
         tokens = model.tokenize("an \u00e9")
         assert tokens[0] == model.bos
-        assert b"".join(map(model.piece, tokens)) == " an \u00e9".encode()
+        assert b"".join(map(model.token_to_piece, tokens)) == " an \u00e9".encode()
         assert model.detokenize(tokens) == "an \u00e9"
         assert model.tokenize("an \u00e9", add_special=False) == tokens[1:]
 
@@ -95,8 +95,8 @@ def test_special_tokens_are_read_only_when_asked(smollm2_gguf: Path) -> None:
         plain = model.tokenize("<|im_end|>")
         assert len(plain) > 1
         assert model.detokenize(plain) == "<|im_end|>"
-        assert model.piece(2) == b""
-        assert model.piece(2, special=True) == b"<|im_end|>"
+        assert model.token_to_piece(2) == b""
+        assert model.token_to_piece(2, special=True) == b"<|im_end|>"
         assert model.detokenize([2], special=True) == "<|im_end|>"
 
 
@@ -113,7 +113,7 @@ def test_tokens_outside_the_vocabulary_are_refused(smollm2_gguf: Path) -> None:
     with Model.open(smollm2_gguf, vocab_only=True) as model:
         for token in (-1, model.vocab_size):
             with pytest.raises(UsageError, match="there is no token"):
-                model.piece(token)
+                model.token_to_piece(token)
         with pytest.raises(UsageError, match="half a character at 1"):
             model.tokenize("a\ud800b")
 
@@ -161,8 +161,8 @@ def test_a_closed_model_refuses_and_has_closed_its_contexts(tmp_path: Path) -> N
     model.close()
     for use in (
         lambda: model.tokenize("a"),
-        lambda: model.piece(5),
-        lambda: model.is_end(2),
+        lambda: model.token_to_piece(5),
+        lambda: model.is_eog(2),
         lambda: Context(model),
         context.sequence,
         lambda: session.prefill([1]),
@@ -322,8 +322,8 @@ def test_positions_follow_the_file_and_an_override_reproduces_each(tmp_path: Pat
     np.testing.assert_array_equal(logits(scaled, RuntimeRope(factor=1.0)), by_one)
     # It replaces the file's factor and does not multiply it.
     np.testing.assert_array_equal(logits(scaled, RuntimeRope(factor=4.0)), by_four)
-    assert np.abs(logits(plain, RuntimeRope(base=500000.0)) - by_one).max() > 0.1 * by_one.std()
-    np.testing.assert_array_equal(logits(scaled, RuntimeRope(base=10000.0)), by_four)
+    assert np.abs(logits(plain, RuntimeRope(theta=500000.0)) - by_one).max() > 0.1 * by_one.std()
+    np.testing.assert_array_equal(logits(scaled, RuntimeRope(theta=10000.0)), by_four)
 
 
 def test_the_window_is_the_files_or_the_overrides(tmp_path: Path) -> None:
@@ -356,15 +356,15 @@ def test_a_kind_replaces_any_scaling_that_the_file_has(tmp_path: Path) -> None:
     by_one, by_yarn = logits(plain), logits(yarn)
     by_four = logits(plain, RuntimeRope(factor=4.0))
     assert np.abs(by_yarn - by_four).max() > 0.01 * by_four.std()
-    np.testing.assert_array_equal(logits(yarn, RuntimeRope(1.0, kind="linear")), by_one)
-    np.testing.assert_array_equal(logits(yarn, RuntimeRope(4.0, kind="linear")), by_four)
+    np.testing.assert_array_equal(logits(yarn, RuntimeRope(1.0, scaling_type="linear")), by_one)
+    np.testing.assert_array_equal(logits(yarn, RuntimeRope(4.0, scaling_type="linear")), by_four)
     # from the original window of the file, not from the longer one that the override permits
-    widened = RuntimeRope(4.0, context_length=4 * WINDOW, kind="yarn")
+    widened = RuntimeRope(4.0, context_length=4 * WINDOW, scaling_type="yarn")
     np.testing.assert_array_equal(logits(plain, widened), by_yarn)
-    np.testing.assert_array_equal(logits(yarn, RuntimeRope(4.0, kind="yarn")), by_yarn)
+    np.testing.assert_array_equal(logits(yarn, RuntimeRope(4.0, scaling_type="yarn")), by_yarn)
     longrope = write_tiny(tmp_path / "longrope.gguf", {**keys, "llama.rope.scaling.type": string("longrope")})
     with pytest.raises(UsageError, match=r"longrope scaling .* cannot be replaced by linear"):
-        Model.open(longrope, rope=RuntimeRope(1.0, kind="linear"))
+        Model.open(longrope, rope=RuntimeRope(1.0, scaling_type="linear"))
     for wrong in ({"kind": "yarn"}, {"kind": "yarn", "factor": 0.5}):
         with pytest.raises(UsageError):
             RuntimeRope(**wrong)  # type: ignore[arg-type]
@@ -382,8 +382,8 @@ def test_what_does_not_fit_is_refused_with_the_sizes(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf")
     with Model.open(path, rope=RuntimeRope(context_length=2**30)) as model:
         a_token = LAYERS * 2 * (WIDTH // 4) * 2 * 2  # layers, KV heads, head length, K and V, two bytes
-        assert model.cache_bytes(1) == a_token
-        assert model.cache_bytes(256, "f32", "f32") == 512 * a_token
+        assert model.kv_cache_bytes(1) == a_token
+        assert model.kv_cache_bytes(256, "f32", "f32") == 512 * a_token
         with pytest.raises(DoesNotFit, match=r"512\.0 GiB for its KV cache and .* of memory are free"):
             Context(model, ContextOptions(cache_k="f32", cache_v="f32"))
         with pytest.raises(DoesNotFit):

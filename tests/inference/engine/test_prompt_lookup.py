@@ -15,8 +15,8 @@ from support.tiny_gguf import FIRST_BYTE, text_tokens, write_tiny
 from pigguf.errors import EngineError
 from pigguf.gguf_io import read_header
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
-from pigguf.inference.engine import session as session_module
-from pigguf.inference.engine.prompt_lookup import LENGTHS, MATCH, MOST_DRAFTED, Lookup, Pace
+from pigguf.inference.engine import generation
+from pigguf.inference.engine.prompt_lookup import DRAFT_LENGTHS, MAX_DRAFT_TOKENS, NGRAM_SIZE, DraftCostModel, PromptLookup
 from pigguf.llama_cpp_internals import kv_state_layout
 
 GREEDY = SamplingParams(temperature=0)
@@ -24,15 +24,15 @@ WINDOW = 512
 END = 2
 
 
-class Eager(Pace):
+class Eager(DraftCostModel):
     """Drafts whatever there is, so that a test does not hang on the clock."""
 
-    def __init__(self, length: int = MOST_DRAFTED) -> None:
+    def __init__(self, length: int = MAX_DRAFT_TOKENS) -> None:
         super().__init__()
         self._always = length
 
-    def best_length(self, length: int, most: int) -> int:
-        return min(self._always, most)
+    def best_draft_length(self, match_length: int, max_tokens: int) -> int:
+        return min(self._always, max_tokens)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def session_of(path: Path, length: int = WINDOW) -> Iterator[Session]:
     """A session that drafts eagerly, in single precision."""
     options = ContextOptions(length=length, cache_k="f32", cache_v="f32", flash_attention=False)
     with Model.open(path) as model, Context(model, options) as context, context.sequence() as session:
-        session._pace = Eager()
+        session.draft_costs = Eager()
         yield session
 
 
@@ -78,11 +78,11 @@ def drawn(
 ) -> list[int]:
     session.truncate(0)
     session.prefill(prompt)
-    return list(session.generate(sampling, limit, lookup=lookup))
+    return list(session.generate(sampling, limit, prompt_lookup=lookup))
 
 
 def rows_in_cache(session: Session) -> int:
-    return session.context.cached(session._sequence)
+    return session.context.n_past(session.seq_id)
 
 
 # ---- what is drafted ---------------------------------------------------------------------------------
@@ -93,16 +93,16 @@ def test_a_draft_is_what_came_after_these_tokens_when_they_last_stood_there() ->
     hits = 0
     for _ in range(300):
         tokens = [int(token) for token in random.integers(1, 5, random.integers(1, 60))]
-        found = Lookup(tokens, Eager()).draft(4)
-        ends = [end for end in range(MATCH, len(tokens)) if tokens[end - MATCH : end] == tokens[-MATCH:]]
-        after = tokens[ends[-1] :] if ends and len(tokens) > MATCH else []
+        found = PromptLookup(tokens, Eager()).draft(4)
+        ends = [end for end in range(NGRAM_SIZE, len(tokens)) if tokens[end - NGRAM_SIZE : end] == tokens[-NGRAM_SIZE:]]
+        after = tokens[ends[-1] :] if ends and len(tokens) > NGRAM_SIZE else []
         assert found == (after * 4)[:4]
         hits += bool(found)
     assert hits > 100
 
 
 def test_a_repetition_is_followed_while_it_is_right_and_left_where_it_is_not() -> None:
-    lookup = Lookup([1, 2, 3, 10, 11, 12, 13, 9, 1, 2, 3], Eager())
+    lookup = PromptLookup([1, 2, 3, 10, 11, 12, 13, 9, 1, 2, 3], Eager())
     assert lookup.draft(3) == [10, 11, 12]
     lookup.extend([10, 11])
     assert lookup.draft(2) == [12, 13]
@@ -113,67 +113,67 @@ def test_a_repetition_is_followed_while_it_is_right_and_left_where_it_is_not() -
 
 
 def test_a_repetition_that_reaches_the_end_goes_round() -> None:
-    assert Lookup([7, 8, 7, 8, 7], Eager()).draft(5) == [8, 7, 8, 7, 8]
-    assert Lookup([4, 4, 4, 4], Eager()).draft(3) == [4, 4, 4]
+    assert PromptLookup([7, 8, 7, 8, 7], Eager()).draft(5) == [8, 7, 8, 7, 8]
+    assert PromptLookup([4, 4, 4, 4], Eager()).draft(3) == [4, 4, 4]
 
 
 # ---- when it pays ------------------------------------------------------------------------------------
 
 
-def paced(cost: float, chance: float, length: int = 16) -> Pace:
+def paced(cost: float, chance: float, length: int = 16) -> DraftCostModel:
     """A Pace that has seen steps of 10 ms, batches at this cost, and this share of right tokens."""
-    pace = Pace()
+    pace = DraftCostModel()
     for _ in range(100):
-        pace.took(1, 0.010)
+        pace.record_step(1, 0.010)
     for i in range(1000):
-        pace.took(8, 0.010 * (1 + 7 * cost))
-        pace.learn(length, int(i * chance) != int((i + 1) * chance))
+        pace.record_step(8, 0.010 * (1 + 7 * cost))
+        pace.record_match(length, int(i * chance) != int((i + 1) * chance))
     return pace
 
 
 def test_drafts_are_long_where_they_are_right_and_cheap_and_none_where_they_do_not_pay() -> None:
-    assert Pace().best_length(16, 31) == 0  # nothing was measured yet
-    assert paced(0.05, 1.0).best_length(16, 31) == MOST_DRAFTED
-    assert paced(0.05, 1.0).best_length(16, 6) == 6
-    assert 0 < paced(0.3, 0.8).best_length(16, 31) < 8
-    assert paced(0.5, 0.4).best_length(16, 31) == 0
-    assert paced(1.1, 1.0).best_length(16, 31) == 0
-    assert set(LENGTHS) >= {paced(0.2, chance / 10).best_length(16, 31) or 1 for chance in range(11)}
+    assert DraftCostModel().best_draft_length(16, 31) == 0  # nothing was measured yet
+    assert paced(0.05, 1.0).best_draft_length(16, 31) == MAX_DRAFT_TOKENS
+    assert paced(0.05, 1.0).best_draft_length(16, 6) == 6
+    assert 0 < paced(0.3, 0.8).best_draft_length(16, 31) < 8
+    assert paced(0.5, 0.4).best_draft_length(16, 31) == 0
+    assert paced(1.1, 1.0).best_draft_length(16, 31) == 0
+    assert set(DRAFT_LENGTHS) >= {paced(0.2, chance / 10).best_draft_length(16, 31) or 1 for chance in range(11)}
 
 
 def test_short_and_long_repetitions_are_trusted_apart() -> None:
     pace = paced(0.3, 1.0, length=16)
     for _ in range(50):
-        pace.learn(MATCH, False)
-    assert pace.best_length(MATCH, 31) == 0
-    assert pace.best_length(16, 31) > 0
+        pace.record_match(NGRAM_SIZE, False)
+    assert pace.best_draft_length(NGRAM_SIZE, 31) == 0
+    assert pace.best_draft_length(16, 31) > 0
 
 
 def test_batches_that_were_too_dear_are_tried_again_after_a_while() -> None:
     pace = paced(1.5, 1.0)
-    tried = next(i for i in range(10_000) if pace.best_length(16, 31))
+    tried = next(i for i in range(10_000) if pace.best_draft_length(16, 31))
     assert 100 < tried < 2000
 
 
 def test_one_slow_step_does_not_end_lookups() -> None:
     pace = paced(0.2, 1.0)
-    pace.took(8, 60.0)
-    assert pace.best_length(16, 31) > 0
+    pace.record_step(8, 60.0)
+    assert pace.best_draft_length(16, 31) > 0
 
 
 # ---- what is drawn -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [1, 4, MOST_DRAFTED])
+@pytest.mark.parametrize("length", [1, 4, MAX_DRAFT_TOKENS])
 @pytest.mark.parametrize("seed", range(4))
 def test_greedy_text_is_that_of_plain_decoding(session: Session, seed: int, length: int) -> None:
-    session._pace = Eager(length)
+    session.draft_costs = Eager(length)
     prompt = prompt_of(seed)
     plain = drawn(session, prompt, GREEDY, 300, lookup=False)
-    assert session.drafted == 0
+    assert session.n_drafted == 0
     assert drawn(session, prompt, GREEDY, 300, lookup=True) == plain
-    assert session.accepted > 0
-    assert session.drafted > session.accepted
+    assert session.n_accepted > 0
+    assert session.n_drafted > session.n_accepted
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_greedy_text_is_that_of_plain_decoding(session: Session, seed: int, leng
     [
         SamplingParams(temperature=0.3, seed=1),
         SamplingParams(temperature=0.8, seed=2, repeat_penalty=1.1),
-        SamplingParams(temperature=0, repeat_penalty=1.3, repeat_last=20),
+        SamplingParams(temperature=0, repeat_penalty=1.3, repeat_last_n=20),
         SamplingParams(temperature=0, frequency_penalty=0.5),
         SamplingParams(temperature=0, grammar='root ::= ("abcabc" | "xyz" | "\\n")+'),
         SamplingParams(temperature=0.8, seed=3, grammar="root ::= [a-d]+"),
@@ -194,7 +194,7 @@ def test_the_sampler_sees_each_drawn_token_once_and_no_rejected_one(
     prompt = prompt_of(5)
     plain = drawn(session, prompt, sampling, 200, lookup=False)
     assert drawn(session, prompt, sampling, 200, lookup=True) == plain
-    assert session.drafted > 0
+    assert session.n_drafted > 0
 
 
 def test_what_is_not_clear_is_computed_as_plain_decoding_does(
@@ -202,10 +202,10 @@ def test_what_is_not_clear_is_computed_as_plain_decoding_does(
 ) -> None:
     prompt = prompt_of(1)
     plain = drawn(session, prompt, GREEDY, 100, lookup=False)
-    monkeypatch.setattr(session_module, "_CLEAR_LEAD", math.inf)
+    monkeypatch.setattr(generation, "_MIN_LOGIT_MARGIN", math.inf)
     assert drawn(session, prompt, GREEDY, 100, lookup=True) == plain
-    assert session.drafted > 0
-    assert session.accepted == 0
+    assert session.n_drafted > 0
+    assert session.n_accepted == 0
 
 
 def test_an_end_inside_a_draft_ends_the_text(session: Session) -> None:
@@ -217,7 +217,7 @@ def test_an_end_inside_a_draft_ends_the_text(session: Session) -> None:
         assert session.stop_reason == "end"
         assert session.tokens == prompt + letters
         assert rows_in_cache(session) == session.n_past
-    assert session.accepted >= 4
+    assert session.n_accepted >= 4
 
 
 # ---- the session's contract --------------------------------------------------------------------------
@@ -243,8 +243,8 @@ def test_tokens_are_those_asked_for_at_every_moment(session: Session) -> None:
     [
         lambda session, drawing: drawing.close(),
         lambda session, drawing: session.interrupt() or list(drawing),
-        lambda session, drawing: session.feed([]),
-        lambda session, drawing: session.keep(session.length),
+        lambda session, drawing: session.prefill([]),
+        lambda session, drawing: session.truncate(session.n_past),
         lambda session, drawing: session.generate(GREEDY),
         lambda session, drawing: session.export_state(),
     ],
@@ -353,13 +353,13 @@ def test_a_passage_is_copied_as_plain_decoding_copies_it(smollm2_gguf: Path, nov
             session.truncate(0)
             session.prefill(prompt)
             plain, leads = [], []
-            for token in session.generate(GREEDY, 300, lookup=False):
+            for token in session.generate(GREEDY, 300, prompt_lookup=False):
                 plain.append(token)
                 second, first = np.partition(context.logits(-1), -2)[-2:]
                 leads.append(first - second)
-            before = session.accepted
+            before = session.n_accepted
             copied = drawn(session, prompt, GREEDY, 300, lookup=True)
-            assert session.accepted - before > len(copied) / 2
+            assert session.n_accepted - before > len(copied) / 2
             pairs = enumerate(zip(plain, copied, strict=False))
             same = next((i for i, (one, other) in pairs if one != other), None)
             if same is not None:

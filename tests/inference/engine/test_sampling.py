@@ -14,7 +14,8 @@ from support.tiny_gguf import FIRST_BYTE, VOCABULARY, text_tokens, write_tiny
 
 from pigguf.errors import EngineError, UsageError
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
-from pigguf.inference.engine.sampling import Opening, sampler
+from pigguf.inference.engine.sampler import create_sampler
+from pigguf.inference.engine.sampling_params import GrammarTrigger
 
 NAN = float("nan")
 PROMPT = text_tokens(30)
@@ -47,7 +48,7 @@ def draw(session: Session, sampling: SamplingParams, count: int = 40) -> list[in
             {"top_p": 1.1},
             {"min_p": -0.1},
             {"min_p": 1.1},
-            {"repeat_last": -1},
+            {"repeat_last_n": -1},
         ),
         *({"repeat_penalty": value} for value in (0.0, -1.0, float("inf"), NAN)),
         *({"grammar": value} for value in ("", " ", 'root ::= "a"\0 "b"', "\ud800")),
@@ -120,10 +121,10 @@ def test_top_k_and_min_p_cut_what_they_say(session: Session) -> None:
 def test_penalties_see_the_prompt_and_the_text(session: Session) -> None:
     plain = draw(session, SamplingParams(temperature=0), 60)
     assert len(set(plain)) < len(plain), "the test needs a model that repeats itself"
-    against = draw(session, SamplingParams(temperature=0, presence_penalty=1000.0, repeat_last=500), 60)
+    against = draw(session, SamplingParams(temperature=0, presence_penalty=1000.0, repeat_last_n=500), 60)
     assert len(set(against)) == len(against)
     assert not set(against) & set(PROMPT)
-    off = SamplingParams(temperature=0, presence_penalty=1000.0, repeat_last=0)
+    off = SamplingParams(temperature=0, presence_penalty=1000.0, repeat_last_n=0)
     assert draw(session, off, 60) == plain
 
 
@@ -134,7 +135,7 @@ WORDS = 'root ::= ("yes" | "no" | "perhaps") "."'
 
 def text_of(session: Session, sampling: SamplingParams) -> str:
     session.set_prompt(PROMPT)
-    return b"".join(map(session.context.model.piece, session.generate(sampling))).decode()
+    return b"".join(map(session.context.model.token_to_piece, session.generate(sampling))).decode()
 
 
 def test_a_grammar_holds_what_is_drawn(session: Session) -> None:
@@ -159,11 +160,11 @@ def test_under_a_grammar_the_likeliest_is_the_likeliest_of_what_it_allows(sessio
 def test_a_grammar_of_everything_changes_nothing(session: Session) -> None:
     anything = r"root ::= [\x01-\U0010FFFF]*"
     plain = draw(session, SamplingParams(temperature=0), 40)
-    text = b"".join(map(session.context.model.piece, plain))
+    text = b"".join(map(session.context.model.token_to_piece, plain))
     held = draw(session, SamplingParams(temperature=0, grammar=anything), 40)
     if text.decode(errors="replace").isprintable():
         assert held == plain
-    assert b"".join(map(session.context.model.piece, held)).decode(errors="ignore")
+    assert b"".join(map(session.context.model.token_to_piece, held)).decode(errors="ignore")
 
 
 def test_control_tokens_are_no_text_of_a_grammar(session: Session) -> None:
@@ -175,7 +176,7 @@ def test_control_tokens_are_no_text_of_a_grammar(session: Session) -> None:
 def test_what_a_grammar_demands_and_no_token_writes_is_an_error(session: Session) -> None:
     session.set_prompt(PROMPT)
     drawn = session.generate(SamplingParams(temperature=0, grammar=r'root ::= "a\x00"'))
-    assert session.context.model.piece(next(drawn)) == b"a"
+    assert session.context.model.token_to_piece(next(drawn)) == b"a"
     with pytest.raises(EngineError, match="no token for what the grammar demands"):
         next(drawn)
     assert text_of(session, SamplingParams(temperature=0, grammar=WORDS)).endswith(".")
@@ -207,8 +208,10 @@ def test_a_grammar_is_new_with_each_text(session: Session) -> None:
 def test_a_grammar_holds_from_its_opening_on(session: Session) -> None:
     texts = []
     for seed in range(30):
-        hot = SamplingParams(temperature=100.0, seed=seed, grammar=WORDS, grammar_after=Opening("a"), **ALL)
-        pieces = [session.context.model.piece(token) for token in draw(session, hot, 400)]
+        hot = SamplingParams(
+            temperature=100.0, seed=seed, grammar=WORDS, grammar_trigger=GrammarTrigger("a"), **ALL
+        )
+        pieces = [session.context.model.token_to_piece(token) for token in draw(session, hot, 400)]
         assert b"an" not in pieces, "it goes past the opening, and a grammar begins with a whole token"
         texts.append(b"".join(pieces).partition(b"a"))
     opened = [(before, rest) for before, opening, rest in texts if opening]
@@ -217,11 +220,11 @@ def test_a_grammar_holds_from_its_opening_on(session: Session) -> None:
 
 
 def test_an_opening_that_counts_only_at_the_beginning(session: Session) -> None:
-    first = Opening("x", is_first=True)
+    first = GrammarTrigger("x", at_start=True)
     after = f'root ::= "{"ab" * 20}"'
     for begin, is_held in ((" x", True), ("x", True), ("y x", False)):
-        with sampler(
-            SamplingParams(temperature=0, grammar=after, grammar_after=first), session.context.model, ()
+        with create_sampler(
+            SamplingParams(temperature=0, grammar=after, grammar_trigger=first), session.context.model, ()
         ) as s:
             for character in begin:
                 token = FIRST_BYTE + ord(character)

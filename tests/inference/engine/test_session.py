@@ -13,7 +13,7 @@ from types import FrameType
 
 import numpy as np
 import pytest
-from support import engine_without_weights
+from support import reference_decode
 from support.tiny_gguf import VOCABULARY, text_tokens, write_tiny
 
 from pigguf.errors import ContextOverflow, EngineError, Interrupted, UsageError
@@ -64,7 +64,7 @@ def test_logits_are_those_of_a_bare_loop_at_exactly_the_positions_asked_for(
     tiny: Path, exact: Session
 ) -> None:
     tokens = text_tokens(150)
-    expected = engine_without_weights.logits_after_each(tiny, tokens, WINDOW)
+    expected = reference_decode.logits_after_each(tiny, tokens, WINDOW)
     wanted = [0, 63, 64, 65, 100, 149]
     found = dict(exact.evaluate(tokens, reversed(wanted)))
     assert list(found) == wanted
@@ -79,7 +79,7 @@ def test_all_positions_at_once_are_the_same_whatever_the_memory_bound(exact: Ses
     tokens = text_tokens(150)
     at_once = np.stack([row for _, row in exact.evaluate(tokens, range(150))])
     exact.truncate(0)
-    exact.context.most_outputs = 7
+    exact.context.max_outputs = 7
     few = np.stack([row for _, row in exact.evaluate(tokens, range(150))])
     np.testing.assert_allclose(few, at_once, atol=1e-3 * at_once.std())
 
@@ -87,7 +87,7 @@ def test_all_positions_at_once_are_the_same_whatever_the_memory_bound(exact: Ses
 def test_a_batch_with_more_logits_than_are_kept_is_cut_into_equal_parts(exact: Session) -> None:
     """64 tokens a batch; a rest of a few would cost as much as a batch."""
     tokens, counter = text_tokens(150), Counter()
-    exact.context.most_outputs = 40
+    exact.context.max_outputs = 40
     wanted = [*range(64), *range(100, 150)]
     taken = exact.evaluate_batches(tokens, wanted, lambda indices, rows: (indices, len(rows)), counter)
     assert list(taken) == [
@@ -122,9 +122,9 @@ def test_logits_go_on_after_what_the_cache_holds(exact: Session) -> None:
 @pytest.mark.parametrize("batch", [1, 7, 64, 512])
 def test_prefill_in_batches_equals_prefill_at_once(tiny: Path, batch: int) -> None:
     tokens = text_tokens(200)
-    with engine_without_weights.bare_context(tiny, WINDOW, exact=True) as context:
-        engine_without_weights.decode(context, tokens)
-        expected = engine_without_weights.last_logits(context)
+    with reference_decode.bare_context(tiny, WINDOW, exact=True) as context:
+        reference_decode.decode(context, tokens)
+        expected = reference_decode.last_logits(context)
     with session_of(tiny, batch, exact=True) as session:
         session.prefill(tokens)
         assert session.n_past == 200
@@ -218,7 +218,7 @@ def test_greedy_tokens_are_those_of_a_bare_loop(tiny: Path, session: Session) ->
     prompt = text_tokens(40)
     session.prefill(prompt)
     drawn = list(session.generate(GREEDY, 60))
-    assert drawn == engine_without_weights.greedy(tiny, prompt, 60, WINDOW)[: len(drawn)]
+    assert drawn == reference_decode.greedy(tiny, prompt, 60, WINDOW)[: len(drawn)]
     assert session.tokens == prompt + drawn[:-1]
 
 
@@ -228,7 +228,7 @@ def test_greedy_tokens_of_the_real_model_are_those_of_a_bare_loop(smollm2_gguf: 
         session.prefill(prompt)
         drawn = list(session.generate(GREEDY, 24))
         assert "Paris" in session.context.model.detokenize(drawn)
-    assert drawn == engine_without_weights.greedy(smollm2_gguf, prompt, 24, WINDOW)[: len(drawn)]
+    assert drawn == reference_decode.greedy(smollm2_gguf, prompt, 24, WINDOW)[: len(drawn)]
 
 
 def test_generation_says_why_it_stopped(smollm2_gguf: Path) -> None:
@@ -239,7 +239,7 @@ def test_generation_says_why_it_stopped(smollm2_gguf: Path) -> None:
         session.prefill(model.tokenize(question, parse_special=True))
         answer = list(session.generate(GREEDY))
         assert session.stop_reason == "end"
-        assert not any(map(model.is_end, answer))
+        assert not any(map(model.is_eog, answer))
         session.set_prompt(model.tokenize("Once upon a time"))
         assert len(list(session.generate(GREEDY, 5))) == 5
         assert session.stop_reason == "length"
@@ -274,7 +274,9 @@ def test_an_interrupted_text_goes_on_as_if_nothing_had_been(session: Session) ->
     assert drawn + list(session.generate(GREEDY, 12)) == straight
 
 
-@pytest.mark.parametrize("change", [lambda s: s.feed([5]), lambda s: s.keep(3), lambda s: s.generate(GREEDY)])
+@pytest.mark.parametrize(
+    "change", [lambda s: s.prefill([5]), lambda s: s.truncate(3), lambda s: s.generate(GREEDY)]
+)
 def test_an_iterator_whose_tokens_changed_says_so(
     session: Session, change: Callable[[Session], object]
 ) -> None:
@@ -307,7 +309,7 @@ def test_sessions_of_one_context_take_turns_in_threads(tiny: Path) -> None:
 def test_nothing_cannot_be_continued(session: Session) -> None:
     with pytest.raises(UsageError, match="nothing to continue"):
         session.generate(GREEDY)
-    with pytest.raises(UsageError, match="limit is -1"):
+    with pytest.raises(UsageError, match="max_tokens=-1` is negative"):
         session.generate(GREEDY, -1)
 
 

@@ -11,7 +11,7 @@ from support.tiny_gguf import text_tokens, write_tiny
 
 from pigguf.errors import ContextOverflow, UsageError
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
-from pigguf.inference.engine.session import Part, step
+from pigguf.inference.engine.batch_decode import BatchEntry, decode_batch
 
 GREEDY = SamplingParams(temperature=0)
 EXACT: Any = {"cache_k": "f32", "cache_v": "f32", "flash_attention": False}
@@ -40,16 +40,19 @@ def test_a_mixed_batch_computes_what_each_computes_alone(context: Context) -> No
     texts = [text_tokens(size, seed=size) for size in (40, 7, 1)]
     expected = [alone(context, tokens) for tokens in texts]
     sessions = [context.sequence() for _ in texts]
-    step(
-        context,
-        [Part(sessions[0], texts[0][:20], wants_logits=False), Part(sessions[1], texts[1][:3], False)],
-    )
-    places = step(
+    decode_batch(
         context,
         [
-            Part(sessions[0], texts[0][20:]),
-            Part(sessions[1], texts[1][3:]),
-            Part(sessions[2], texts[2]),
+            BatchEntry(sessions[0], texts[0][:20], wants_logits=False),
+            BatchEntry(sessions[1], texts[1][:3], False),
+        ],
+    )
+    places = decode_batch(
+        context,
+        [
+            BatchEntry(sessions[0], texts[0][20:]),
+            BatchEntry(sessions[1], texts[1][3:]),
+            BatchEntry(sessions[2], texts[2]),
         ],
     )
     assert places == [19, 23, 24]
@@ -67,9 +70,9 @@ def test_what_does_not_fit_leaves_all_as_they_were(context: Context) -> None:
     two.prefill(text_tokens(9))
     for wrong, error in (([5] * 7, ContextOverflow), ([10**6], UsageError)):
         with pytest.raises(error):
-            step(context, [Part(two, [7]), Part(one, wrong)])
+            decode_batch(context, [BatchEntry(two, [7]), BatchEntry(one, wrong)])
         assert (one.n_past, two.n_past) == (250, 9)
-    step(context, [Part(two, [7]), Part(one, [5] * 6)])
+    decode_batch(context, [BatchEntry(two, [7]), BatchEntry(one, [5] * 6)])
     assert (one.tokens_left, two.n_past) == (0, 10)
 
 
@@ -81,7 +84,7 @@ def test_a_copied_beginning_is_as_good_as_a_read_one(context: Context) -> None:
     two.prefill(text_tokens(5, seed=9))
     two.copy_prefix_from(one, 50)
     assert two.tokens == read[:50]
-    [place] = step(context, [Part(two, more)])
+    [place] = decode_batch(context, [BatchEntry(two, more)])
     assert np.allclose(context.logits(place), expected, atol=1e-4)
     assert one.tokens == read
     with pytest.raises(UsageError, match="61 tokens cannot be copied of 60"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiny_gguf import GRAPHS, WIDTH, Tiny, text_tokens, write_tiny
+from support.tiny_gguf import GRAPHS, WIDTH, TinyModel, text_tokens, write_tiny
 
 from pigguf.errors import ContextOverflow, UsageError
 from pigguf.gguf_io.metadata import u32
@@ -34,7 +34,7 @@ def logits_at_end(path: Path, length: int, rope: RuntimeRope | None = None) -> n
 
 
 @pytest.mark.parametrize("tiny", WITH_TABLE.values(), ids=WITH_TABLE)
-def test_a_learned_table_is_used_to_its_last_row(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_learned_table_is_used_to_its_last_row(tiny: TinyModel, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", model=tiny)
     assert np.isfinite(logits_at_end(path, WINDOW, RuntimeRope(context_length=WINDOW))).all()
     with Model.open(path) as model, Context(model) as context, context.sequence() as session:
@@ -45,7 +45,7 @@ def test_a_learned_table_is_used_to_its_last_row(tiny: Tiny, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("tiny", WITH_TABLE.values(), ids=WITH_TABLE)
 @pytest.mark.parametrize("rope", [None, RuntimeRope(context_length=65), RuntimeRope(1.0, context_length=128)])
-def test_nothing_reaches_past_a_learned_table(rope: RuntimeRope | None, tiny: Tiny, tmp_path: Path) -> None:
+def test_nothing_reaches_past_a_learned_table(rope: RuntimeRope | None, tiny: TinyModel, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", model=tiny)
     with pytest.raises(ContextOverflow) as caught:
         logits_at_end(path, WINDOW + 1, rope)
@@ -53,17 +53,17 @@ def test_nothing_reaches_past_a_learned_table(rope: RuntimeRope | None, tiny: Ti
     assert "64" in caught.value.message
     if rope is not None:
         assert f"{rope.context_length} tokens" in caught.value.message
-        assert "--context N" in (caught.value.hint or "")
+        assert "pigguf convert --context N" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("tiny", LEARNED.values(), ids=LEARNED)
-def test_how_a_learned_table_gets_longer_is_told(tiny: Tiny, tmp_path: Path) -> None:
+def test_how_a_learned_table_gets_longer_is_told(tiny: TinyModel, tmp_path: Path) -> None:
     with (
         Model.open(write_tiny(tmp_path / "m.gguf", model=tiny)) as model,
         pytest.raises(ContextOverflow) as caught,
     ):
         Context(model, ContextOptions(WINDOW + 1))
-    assert "--context N, which resamples" in (caught.value.hint or "")
+    assert "--context N`, which resamples" in (caught.value.hint or "")
 
 
 def test_a_window_shorter_than_the_table_needs_no_override(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_window_shorter_than_the_table_needs_no_override(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("tiny", ALIBI.values(), ids=ALIBI)
-def test_distances_reach_past_the_window_when_asked(tiny: Tiny, tmp_path: Path) -> None:
+def test_distances_reach_past_the_window_when_asked(tiny: TinyModel, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", model=tiny)
     longer = {f"{tiny.architecture}.context_length": u32(4 * WINDOW)}
     made_longer = write_tiny(tmp_path / "longer.gguf", longer, model=tiny)
@@ -90,13 +90,13 @@ def test_distances_reach_past_the_window_when_asked(tiny: Tiny, tmp_path: Path) 
 @pytest.mark.parametrize("tiny", [*LEARNED.values(), *ALIBI.values()], ids=[*LEARNED, *ALIBI])
 @pytest.mark.parametrize(
     "rope",
-    [RuntimeRope(4.0), RuntimeRope(4.0, kind="yarn"), RuntimeRope(base=5e5)],
+    [RuntimeRope(4.0), RuntimeRope(4.0, scaling_type="yarn"), RuntimeRope(theta=5e5)],
     ids=["factor", "yarn", "base"],
 )
-def test_nothing_is_scaled_that_does_not_rotate(rope: RuntimeRope, tiny: Tiny, tmp_path: Path) -> None:
+def test_nothing_is_scaled_that_does_not_rotate(rope: RuntimeRope, tiny: TinyModel, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", model=tiny)
     with pytest.raises(UsageError) as caught:
         Model.open(path, rope=rope)
     assert str(path) in caught.value.message
-    assert ("factor 4" if rope.base is None else "base 500000") in caught.value.message
-    assert caught.value.hint == "leave it out: nothing rotates"
+    assert ("factor 4" if rope.theta is None else "theta 500000") in caught.value.message
+    assert caught.value.hint == "leave it out: the model has no rotary positions"

@@ -14,7 +14,8 @@ from support.tiny_gguf import text_tokens
 
 from pigguf.errors import WorkerLost
 from pigguf.inference.engine import SamplingParams
-from pigguf.inference.open_context import RunConfig, open_session
+from pigguf.inference.open_context import open_session
+from pigguf.inference.run_config import RunConfig
 
 PROMPT = text_tokens(200)
 
@@ -26,7 +27,7 @@ def draw(model: str, count: int, workers: tuple[str, ...]) -> None:
     )  # fmt: skip
     with open_session(model, settings) as session:
         session.set_prompt(PROMPT)
-        for token in session.generate(SamplingParams(temperature=0), limit=count, lookup=False):
+        for token in session.generate(SamplingParams(temperature=0), max_tokens=count, prompt_lookup=False):
             sys.stdout.write(f"{token}\n")
             sys.stdout.flush()
 
