@@ -1,9 +1,12 @@
-"""convert: a checkpoint, in a directory or on a hub -> one GGUF, in one pass, proven before it has a name.
+"""Convert: a checkpoint, in a directory or on a hub, to one GGUF, in one pass.
 
-Source of the form: llama.cpp's convert_hf_to_gguf.py and llama-quantize, whose keys and bytes this
-gives; the rope keys and the context length are decided by pigguf.rope, from all the evidence.
+    convert() -> plan_conversion(): everything that headers and config files decide
+              -> write_files():     read, convert and encode each tensor in turn (gguf_io)
+              -> _check_written():  read the file back (operations/readback.py) before it gets its name
 
-An adapter is merged on the way (checkpoint/adapter_merge.py): no merged tensor is ever held.
+The keys and bytes are those of llama.cpp's convert_hf_to_gguf.py and llama-quantize; pigguf.rope decides the
+rope keys and the context length from all the evidence. An adapter is merged on the way
+(checkpoint/adapter_merge.py), a slab of rows at a time.
 """
 
 from __future__ import annotations
@@ -20,9 +23,24 @@ from typing import Any
 
 import numpy as np
 
-from pigguf.architectures import HF_CLASS_KEY, Family, family_from_config, map_tensors_to_gguf
+from pigguf.architectures import (
+    HF_CLASS_KEY,
+    Family,
+    family_from_config,
+    hparams_from_config,
+    map_tensors_to_gguf,
+    positions_from_config,
+)
 from pigguf.architectures.hparams import HParams
-from pigguf.checkpoint import Adapter, AdapterFacts, Checkpoint, model_name_from_path, read_pooling, with_adapter
+from pigguf.architectures.tensor_names import lm_head_name
+from pigguf.checkpoint import (
+    Adapter,
+    AdapterSummary,
+    Checkpoint,
+    merge_adapter,
+    model_name_from_path,
+    read_pooling_config,
+)
 from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, LazyTensor
 from pigguf.errors import InvalidTensor, UsageError
 from pigguf.gguf_io import (
@@ -33,22 +51,22 @@ from pigguf.gguf_io import (
     write_files,
 )
 from pigguf.gguf_io.metadata import Typed, string, u32
-from pigguf.operations.readback import check_written_gguf, check_tokenization
+from pigguf.operations.readback import check_tokenization, check_written_gguf
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import (
     RECIPES,
-    Choice,
     ImportanceMatrix,
-    Recipe,
-    Scheme,
-    choose_types,
+    QuantizationParams,
+    QuantizationRecipe,
+    TensorTypeChoice,
+    choose_tensor_types,
     encode,
+    parse_type_overrides,
     read_imatrix,
-    read_overrides,
 )
-from pigguf.quantization.ggml_kernels import InvalidValue
-from pigguf.rope import RopeOverrides, RopeScaling
-from pigguf.tokenizer import Vocab, read_vocab, source_encoder
+from pigguf.quantization.ggml_kernels import InvalidTensorValue
+from pigguf.rope import Positions, RopeOverrides
+from pigguf.tokenizer import Vocab, load_reference_encoder, read_vocab
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 DEFAULT_TYPE = "F16"
@@ -59,55 +77,57 @@ class ConversionPlan:
     """Everything that is decided before the first tensor is read.
 
     Attributes:
-        name: the model's name: the directory's, or the repository's where that is a hub's snapshot; with
-            an adapter its name follows, or stands alone where it begins with the base's.
-        hparams: the model's shape, its rope included.
-        vocab: the tokenizer as GGUF holds it.
-        scheme: how it is quantized.
-        choices: the type of every tensor, by name.
-        metadata: every key of the file, in order.
-        tensors: every tensor of the file, in order.
-        bytes: the size of the file to be, or of its parts together.
-        adapter: what is merged into the checkpoint, or None.
-        notes: what was done to weights and tokens that a person should know, a sentence each.
+        name: The model's name: that of the directory, or of the repository for a hub's snapshot. An adapter's
+            name is appended, or replaces it if it begins with the base model's.
+        hparams: The hyperparameters, including positions.
+        vocab: The tokenizer as GGUF stores it.
+        quantization: How the model is quantized.
+        type_choices: The type of every tensor, by name.
+        metadata: Every key of the file, in order.
+        tensors: Every tensor of the file, in order.
+        bytes: The size of the file, or of all files of a split model.
+        adapter: What is merged into the checkpoint, or None.
+        notes: What was done to weights and tokens that a user should know, one sentence each.
     """
 
     name: str
     hparams: HParams
     vocab: Vocab
-    scheme: Scheme
-    choices: Mapping[str, Choice]
+    quantization: QuantizationParams
+    type_choices: Mapping[str, TensorTypeChoice]
     metadata: dict[str, Typed]
     tensors: tuple[PlannedTensor, ...]
     bytes: int
-    adapter: AdapterFacts | None = None
+    adapter: AdapterSummary | None = None
     notes: tuple[str, ...] = ()
 
     @property
-    def rope(self) -> RopeScaling:
+    def rope(self) -> Positions:
+        """The model's positions."""
         return self.hparams.rope
 
     @property
-    def recipe(self) -> Recipe:
-        return self.scheme.recipe
+    def recipe(self) -> QuantizationRecipe:
+        """The recipe that chooses the tensors' types."""
+        return self.quantization.recipe
 
     @property
     def fallbacks(self) -> tuple[str, ...]:
-        """Tensors whose rows are not whole blocks of the type they should have, as "name: type"."""
+        """Tensors that got another type because their rows are not whole blocks, as "name: type"."""
         return tuple(
-            f"{name}: {choice.type.name}" for name, choice in self.choices.items() if choice.fell_back
+            f"{name}: {choice.type.name}" for name, choice in self.type_choices.items() if choice.is_fallback
         )
 
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """What a conversion made.
+    """What a conversion wrote.
 
     Attributes:
-        path: the file, or its first part; None where nothing was to be written.
-        plan: what was decided.
-        seconds: how long it took.
-        parts: every file, one or several in order, there or to be.
+        path: The file, or the first one of a split model; None in a dry run.
+        plan: What was decided.
+        seconds: How long it took.
+        parts: Every file in order, written or planned.
     """
 
     path: Path | None
@@ -129,49 +149,47 @@ def convert(
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> ConversionResult:
-    """Convert a checkpoint directory to a GGUF file.
+    """Convert a checkpoint to a GGUF file.
 
-    The file appears whole and verified, or not at all: its shapes, types and rope keys are read back
-    and compared with what was decided, and a multilingual sample is tokenized with the source's
-    tokenizer and with the file's.
+    The file appears whole and verified, or not at all: its shapes, types and rope keys are read back and
+    compared with the plan, and texts in many languages are tokenized with the source's tokenizer and with
+    the file's.
 
     Args:
-        source: a directory with config.json, safetensors and tokenizer files; or a str OWNER/NAME or
-            OWNER/NAME@REVISION that is nothing on this disk, to be fetched from the hub into its cache.
-        output: the file to write; by default NAME-TYPE.gguf in the current directory.
-        adapter: a directory as PEFT saves a LoRA adapter, or a hub's, to be merged into the checkpoint.
-            A config.json in it is the extended model's, and its position facts must agree with the
-            checkpoint's.
-        type: a name in pigguf.quantization.RECIPES: "F16", "Q8_0", "Q4_K_M", ...
-        imatrix: a file that pigguf.imatrix or llama-imatrix made of this model: columns that matter more
-            are kept more exactly. The types of the fewest bits need one.
-        tensor_types: types for tensors whose names a regular expression is found in, such as
-            {"ffn_down": "q6_k"}, in place of the recipe's; the first that is found decides.
-        rope: position facts that overrule the checkpoint's.
-        shard_size: most bytes of tensors in one file; what is larger is split as llama.cpp's gguf-split
-            does it, and NAME.gguf becomes NAME-00001-of-00003.gguf and so on.
-        dry_run: decide everything, check every header, write nothing.
-        progress: told of the bytes fetched and written.
+        source: A directory with config.json, safetensors and tokenizer files; or OWNER/NAME or
+            OWNER/NAME@REVISION, if no such path exists, to be downloaded from the hub into its cache.
+        output: The file to write; by default NAME-TYPE.gguf in the current directory.
+        adapter: A LoRA adapter to merge into the checkpoint, as a directory that PEFT saved or on the hub.
+            A config.json in it describes the extended model, and must agree with the checkpoint's positions.
+        type: A name in pigguf.quantization.RECIPES: "F16", "Q8_0", "Q4_K_M", ...
+        imatrix: An importance matrix of this model, by pigguf.imatrix or llama-imatrix: important columns
+            are quantized more precisely. The smallest types need one.
+        tensor_types: Types that replace the recipe's for tensors whose names match a regular expression,
+            such as {"ffn_down": "q6_k"}; the first that matches counts.
+        rope: Rope numbers that override the checkpoint's.
+        shard_size: The most bytes of tensors in one file. A larger model is split as llama.cpp's gguf-split
+            does it: NAME.gguf becomes NAME-00001-of-00003.gguf and so on.
+        dry_run: Decide everything, check every header, and write nothing.
+        progress: Reports the bytes downloaded and written.
 
     Raises:
-        CheckpointError, TokenizerError, UnsupportedModel: the source or the adapter is damaged, not
-            understood, or they do not belong together.
-        ReadError: the system refuses to read a file of it.
-        HubError, MissingPackage: it cannot be fetched.
-        RopeConflict: its position facts contradict each other.
-        ConversionError: a tensor is missing, unknown or not finite, the target cannot be written, or
-            the written file does not verify.
-        GGUFError: the importance matrix is damaged.
-        UsageError: no such type, a type that needs an importance matrix, a matrix of another model, a
-            pattern that is found in no tensor; or the output is a file of the checkpoint or the adapter
-            itself.
+        CheckpointError, TokenizerError, UnsupportedModel: The source or the adapter is damaged or not
+            supported, or they do not belong together.
+        ReadError: The system refuses to read one of its files.
+        HubError, MissingPackage: It cannot be downloaded.
+        RopeConflict: What it states about positions is contradictory.
+        ConversionError: A tensor is missing, unknown or not finite, the target cannot be written, or the
+            written file does not verify.
+        GGUFError: The importance matrix is damaged.
+        UsageError: The type does not exist or needs an importance matrix, the matrix is of another model, a
+            pattern matches no tensor, or the output is a file of the checkpoint or the adapter itself.
     """
     begun = time.monotonic()
-    scheme = read_scheme(type, imatrix, tensor_types)
+    params = read_quantization_params(type, imatrix, tensor_types)
     with ExitStack() as opened:
         checkpoint = opened.enter_context(Checkpoint.open(source, progress))
         merged = opened.enter_context(Adapter.open(adapter, progress)) if adapter is not None else None
-        plan = plan_conversion(checkpoint, scheme, rope or RopeOverrides(), merged)
+        plan = plan_conversion(checkpoint, params, rope or RopeOverrides(), merged)
         target = Path(output) if output is not None else Path(f"{plan.name}-{plan.recipe.name}.gguf")
         files = planned_files(target, plan.metadata, plan.tensors, shard_size)
         plan = replace(plan, bytes=sum(file.bytes for file in files))
@@ -179,84 +197,86 @@ def convert(
         if dry_run:
             return ConversionResult(None, plan, time.monotonic() - begun, parts)
         for part in parts:
-            _refuse_own_files("checkpoint", checkpoint.path, part)
+            _check_not_source("checkpoint", checkpoint.path, part)
             if merged is not None:
-                _refuse_own_files("adapter", merged.path, part)
-        write_files(files, progress, partial(_verify, plan, checkpoint.path))
+                _check_not_source("adapter", merged.path, part)
+        write_files(files, progress, partial(_check_written, plan, checkpoint.path))
     return ConversionResult(parts[0], plan, time.monotonic() - begun, parts)
 
 
 def plan_conversion(
-    checkpoint: Checkpoint, scheme: Scheme, rope: RopeOverrides, adapter: Adapter | None = None
+    checkpoint: Checkpoint, params: QuantizationParams, rope: RopeOverrides, adapter: Adapter | None = None
 ) -> ConversionPlan:
-    """Decide everything about the file to be, from headers and config files alone. Raises as convert does."""
+    """Decide everything about the file from headers and config files alone; raises as `convert` does."""
     family = family_from_config(checkpoint.config)
-    config, weights = _merged(checkpoint, adapter, family)
-    base, facts = model_name_from_path(checkpoint.path), adapter.facts if adapter else None
-    name = base if facts is None else _merged_name(base, facts.name)
-    extended = adapter.extended if adapter else None
-    positions = family.read_positions(checkpoint.config, checkpoint.tokenizer_config, rope, extended, name)
-    hparams = family.read_hparams(config, positions)
+    config, weights = _merged_weights(checkpoint, adapter, family)
+    base_name, summary = model_name_from_path(checkpoint.path), adapter.summary if adapter else None
+    name = base_name if summary is None else _merged_name(base_name, summary.name)
+    extended_config = adapter.model_config if adapter else None
+    positions = positions_from_config(
+        family, checkpoint.config, checkpoint.tokenizer_config, rope, extended_config, name
+    )
+    hparams = hparams_from_config(family, config, positions)
     vocab = read_vocab(checkpoint.path, config, hparams.vocab_size)
-    named = map_tensors_to_gguf(family, hparams, weights, str(checkpoint.path))
-    choices = choose_types(scheme, hparams, named)
-    tensors = plan_tensors(named, choices, scheme.matrix)
-    pooled = read_pooling(checkpoint.path, hparams.architecture)
+    tensors_to_write = map_tensors_to_gguf(family, hparams, weights, str(checkpoint.path))
+    type_choices = choose_tensor_types(params, hparams, tensors_to_write)
+    tensors = plan_tensors(tensors_to_write, type_choices, params.imatrix)
+    pooling = read_pooling_config(checkpoint.path, hparams.architecture)
     metadata = {
-        **general_metadata(hparams.architecture, vocab.model_name(name), scheme.recipe),
-        **(_base_metadata(base) if facts else {}),
+        **general_metadata(hparams.architecture, vocab.rstrip_compatible_name(name), params.recipe),
+        **(_base_model_metadata(base_name) if summary else {}),
         **({HF_CLASS_KEY: string(hparams.hf_class)} if family.runs_as_other_architecture else {}),
         **hparams.to_metadata(),
-        **pooled.metadata,
+        **pooling.metadata,
         **vocab.metadata(),
-        **(scheme.matrix.metadata() if scheme.matrix else {}),
+        **(params.imatrix.metadata() if params.imatrix else {}),
     }
     size = file_bytes(metadata, tensors)
-    left_out = (family.ignored_tensors_note,) if family.ignored_tensors_note else ()
-    notes = checkpoint.notes + left_out + pooled.notes + vocab.notes
-    return ConversionPlan(name, hparams, vocab, scheme, choices, metadata, tensors, size, facts, notes)
+    ignored = (family.ignored_tensors_note,) if family.ignored_tensors_note else ()
+    notes = checkpoint.notes + ignored + pooling.notes + vocab.notes
+    return ConversionPlan(name, hparams, vocab, params, type_choices, metadata, tensors, size, summary, notes)
 
 
-def _merged(
+def _merged_weights(
     checkpoint: Checkpoint, adapter: Adapter | None, family: Family
 ) -> tuple[Mapping[str, Any], Mapping[str, LazyTensor]]:
-    """config.json and the tensors, of the checkpoint or of what an adapter makes of it."""
+    """Return config.json and the tensors, with the adapter merged if there is one."""
     if adapter is None:
         return checkpoint.config, checkpoint.tensors
-    tensors = with_adapter(checkpoint, adapter)
-    return {**checkpoint.config, "tie_word_embeddings": family.output not in tensors}, tensors
+    tensors = merge_adapter(checkpoint, adapter)
+    return {**checkpoint.config, "tie_word_embeddings": lm_head_name(family) not in tensors}, tensors
 
 
 def _merged_name(base: str, adapter: str) -> str:
     return adapter if adapter.lower().startswith(base.lower()) else f"{base}-{adapter}"
 
 
-def _refuse_own_files(what: str, source: Path, target: Path) -> None:
-    """A file of the source is read while the target is written, and would be lost after it."""
+def _check_not_source(description: str, source: Path, target: Path) -> None:
+    """Raise UsageError if the target is a file of the source, which writing would destroy."""
     if target.exists() and any(
         file.exists() and target.samefile(file) for file in source.iterdir() if file.suffix != ".gguf"
     ):
-        raise UsageError(f"{target} is a file of the {what} {source}", "give the output another name")
+        raise UsageError(f"{target} is a file of the {description} {source}", "give the output another name")
 
 
-def read_scheme(
+def read_quantization_params(
     type: str, imatrix: str | os.PathLike[str] | None, tensor_types: Mapping[str, str] | None
-) -> Scheme:
-    """The recipe of that name, whatever its case, with the matrix and the tensors' own types.
+) -> QuantizationParams:
+    """Return the recipe of a name in any case, with the importance matrix and the types given for tensors.
 
     Raises:
-        UsageError: no such type, or a pattern that is no regular expression.
-        ReadError, GGUFError: the matrix cannot be read.
+        UsageError: The type does not exist, or a pattern is not a regular expression.
+        ReadError, GGUFError: The importance matrix cannot be read.
     """
     recipe = RECIPES.get(type.upper())
     if recipe is None:
-        raise UsageError(f"there is no type {type!r}", f"types are {', '.join(RECIPES)}")
+        raise UsageError(f"the type {type!r} does not exist", f"types are {', '.join(RECIPES)}")
     matrix = None if imatrix is None else read_imatrix(imatrix)
-    return Scheme(recipe, matrix, read_overrides(tensor_types or {}))
+    return QuantizationParams(recipe, matrix, parse_type_overrides(tensor_types or {}))
 
 
-def general_metadata(architecture: str, name: str, recipe: Recipe) -> dict[str, Typed]:
-    """The general.* keys."""
+def general_metadata(architecture: str, name: str, recipe: QuantizationRecipe) -> dict[str, Typed]:
+    """Return the general.* keys."""
     return {
         "general.architecture": string(architecture),
         "general.type": string("model"),
@@ -266,55 +286,63 @@ def general_metadata(architecture: str, name: str, recipe: Recipe) -> dict[str, 
     }
 
 
-def _base_metadata(base: str) -> dict[str, Typed]:
-    """The keys that name what a model was made from (llama.cpp gguf-py constants.py)."""
-    return {"general.base_model.count": u32(1), "general.base_model.0.name": string(base)}
+def _base_model_metadata(name: str) -> dict[str, Typed]:
+    """Return the keys that name the base model (llama.cpp gguf-py constants.py)."""
+    return {"general.base_model.count": u32(1), "general.base_model.0.name": string(name)}
 
 
 def plan_tensors(
-    tensors: Sequence[LazyTensor], choices: Mapping[str, Choice], matrix: ImportanceMatrix | None
+    tensors: Sequence[LazyTensor], choices: Mapping[str, TensorTypeChoice], imatrix: ImportanceMatrix | None
 ) -> tuple[PlannedTensor, ...]:
-    """Give every tensor its type and its way to bytes.
+    """Return the tensors to write, each with its type and the function that encodes its rows.
 
     Raises:
-        InvalidTensor: a tensor is stored as something other than floats.
+        InvalidTensor: A tensor is not stored as floats.
     """
     for tensor in tensors:
         if tensor.dtype not in ("F32", "F16", "BF16"):
             raise InvalidTensor(
                 f"{tensor.name} is stored as {tensor.dtype}, not as F32, F16 or BF16",
-                "give the checkpoint as it was before it was quantized",
+                "use the checkpoint from before it was quantized",
             )
     return tuple(
-        _planned(tensor, choices[tensor.name].type, matrix.of(tensor) if matrix else None)
+        _planned_tensor(tensor, choices[tensor.name].type, imatrix.for_tensor(tensor) if imatrix else None)
         for tensor in tensors
     )
 
 
-def _planned(tensor: LazyTensor, kind: TensorType, importance: Array | None) -> PlannedTensor:
-    """`importance` is (matrices, columns): of experts each has its own."""
+def _planned_tensor(tensor: LazyTensor, kind: TensorType, importance: Array | None) -> PlannedTensor:
+    """Return a tensor to write in a type.
+
+    Args:
+        tensor: The tensor.
+        kind: The type to encode it in.
+        importance: The importance of its columns, (n_matrices, n_columns): each expert has its own row.
+    """
 
     def encode_rows(start: int, stop: int) -> Array:
         values = tensor.read(start, stop)
         if importance is None:
-            return encode_part(values, start, None)
-        height = tensor.rows // len(importance)  # of one matrix
-        edges = [start, *range(height * (start // height + 1), stop, height), stop]
-        parts = [
-            encode_part(values[first - start : last - start], first, importance[first // height])
+            return encode_slice(values, start, None)
+        rows_per_matrix = tensor.rows // len(importance)
+        next_matrix = rows_per_matrix * (start // rows_per_matrix + 1)
+        edges = [start, *range(next_matrix, stop, rows_per_matrix), stop]
+        encoded = [
+            encode_slice(values[first - start : last - start], first, importance[first // rows_per_matrix])
             for first, last in pairwise(edges)
         ]
-        return np.concatenate(parts)
+        return np.concatenate(encoded)
 
-    def encode_part(values: Array, start: int, columns: Array | None) -> Array:
+    def encode_slice(values: Array, start: int, column_importance: Array | None) -> Array:
         try:
-            return encode(values, kind, columns)
-        except InvalidValue as error:
-            raise error.located(tensor.name, start) from error
+            return encode(values, kind, column_importance)
+        except InvalidTensorValue as error:
+            raise error.in_tensor(tensor.name, start) from error
 
     return PlannedTensor(tensor.name, tensor.shape, kind, tuple(tensor.slabs(SLAB_ELEMENTS)), encode_rows)
 
 
-def _verify(plan: ConversionPlan, source: Path, written: Path) -> None:
+def _check_written(plan: ConversionPlan, source: Path, written: Path) -> None:
+    """Raise VerificationFailed if a file is not as planned, or tokenizes otherwise than its source."""
     check_written_gguf(written, plan.metadata, plan.tensors, plan.rope)
-    check_tokenization(written, source_encoder(source), plan.vocab)
+    check_tokenization(written, load_reference_encoder(source), plan.vocab)

@@ -20,8 +20,9 @@ from importlib import metadata as packages
 from pathlib import Path
 
 from pigguf.common.system_memory import available_memory
-from pigguf.inference.engine_build import build_plan
-from pigguf.inference.engine_build.build_plan import BuildRecord, Machine
+from pigguf.inference.engine_build import build_plan, build_record, compilers
+from pigguf.inference.engine_build.build_record import BuildRecord
+from pigguf.inference.engine_build.compilers import Machine
 from pigguf.inference.engine_build.self_test import EngineReport, examine_engine
 
 INSTALL = "python3 scripts/setup.py"
@@ -111,12 +112,12 @@ def diagnose(folder: Path | None = None) -> Diagnosis:
 
 
 def _find_facts(folder: Path) -> SystemFacts:
-    machine = build_plan.find_machine(os.environ)
+    machine = compilers.find_machine(os.environ)
     record, installed = (
-        build_plan.read_record(Path(sys.prefix)),
-        build_plan.find_installed(Path(sys.prefix)),
+        build_record.read_record(Path(sys.prefix)),
+        build_record.find_installed(Path(sys.prefix)),
     )
-    compiler = build_plan.best_compiler(machine, build_plan.find_compilers(machine))
+    compiler = build_plan.best_compiler(machine, compilers.find_compilers(machine))
     known = record is not None and installed is not None and record.fingerprint == installed.fingerprint
     pins = _requirements()
     return SystemFacts(
@@ -128,7 +129,7 @@ def _find_facts(folder: Path) -> SystemFacts:
         rebuilt_with=compiler.name if compiler else None,
         rebuilt_with_amx=compiler is not None and compiler.sound_with_amx,
         record=record if known else None,
-        outdated=build_plan.reason_to_build(record, installed, pins["llama-cpp-python"] or "", machine),
+        outdated=build_record.reason_to_build(record, installed, pins["llama-cpp-python"] or "", machine),
         engine=examine_engine(),
         memory=available_memory(),
         disk=shutil.disk_usage(folder).free,

@@ -1,9 +1,7 @@
-"""export: a GGUF file -> a Hugging Face checkpoint, through the same rename tables read backwards.
+"""Export: a GGUF file to a Hugging Face checkpoint, by the inverse of convert's tensor names.
 
-Quantized tensors are dequantized; weights are written as bfloat16. The result loads with
-transformers and converts again with `convert`.
-
-Left out: what a quantized file has lost, and families that only `inspect` can read.
+Quantized tensors are dequantized, and weights are written as bfloat16. The result loads with transformers and
+converts again with `convert`. Not here: families that only `inspect` can read.
 """
 
 from __future__ import annotations
@@ -32,7 +30,14 @@ from pigguf.tokenizer import Vocab, vocab_from_metadata, write_tokenizer
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was made: the directory, the model's shape, the bytes of its weights, and how long it took."""
+    """What an export wrote.
+
+    Attributes:
+        path: The directory.
+        hparams: The model's hyperparameters.
+        bytes: The size of its weights.
+        seconds: How long it took.
+    """
 
     path: Path
     hparams: HParams
@@ -46,15 +51,15 @@ def export(
     """Write a GGUF file as a checkpoint directory: config.json, model.safetensors, tokenizer files.
 
     Args:
-        source: a GGUF of a family that convert knows.
-        output: the directory to make; it must not exist, or be empty.
-        progress: told of the bytes written.
+        source: A GGUF of a family that `convert` supports.
+        output: The directory to create; it must not exist, or be empty.
+        progress: Reports the bytes written.
 
     Raises:
-        ReadError: the system refuses to read the source.
-        GGUFError: the source is damaged.
-        UnsupportedModel, TokenizerError: it holds what has no Hugging Face form here.
-        ConversionError: a tensor is missing, unknown or not finite, or the directory cannot be written.
+        ReadError: The system refuses to read the source.
+        GGUFError: The source is damaged.
+        UnsupportedModel, TokenizerError: It has something that cannot be expressed as a checkpoint.
+        ConversionError: A tensor is missing, unknown or not finite, or the directory cannot be written.
     """
     begun = time.monotonic()
     target = Path(output)
@@ -67,13 +72,13 @@ def export(
         tensors = map_tensors_to_hf(family, hparams, by_name, str(file.path))
         size = write_safetensors(directory / "model.safetensors", tensors, "BF16", progress)
         write_json(directory / "config.json", {**config_from_hparams(family, hparams), **_token_ids(vocab)})
-        write_json(directory / "generation_config.json", {**_token_ids(vocab), **_end_ids(vocab)})
+        write_json(directory / "generation_config.json", {**_token_ids(vocab), **_eos_token_ids(vocab)})
         write_tokenizer(vocab, directory)
     return ExportResult(target, hparams, size, time.monotonic() - begun)
 
 
 def _token_ids(vocab: Vocab) -> dict[str, int]:
-    """bos_token_id and the like, as config.json and generation_config.json hold them."""
+    """Return bos_token_id, eos_token_id and pad_token_id, as both JSON files have them."""
     return {
         f"{role}_token_id": vocab.special_ids[role]
         for role in ("bos", "eos", "pad")
@@ -81,6 +86,6 @@ def _token_ids(vocab: Vocab) -> dict[str, int]:
     }
 
 
-def _end_ids(vocab: Vocab) -> dict[str, list[int]]:
-    """generation_config.json may name several tokens that end an answer."""
+def _eos_token_ids(vocab: Vocab) -> dict[str, list[int]]:
+    """Return eos_token_id as a list if several tokens end an answer, for generation_config.json."""
     return {"eos_token_id": list(vocab.eog_ids)} if len(vocab.eog_ids) > 1 else {}

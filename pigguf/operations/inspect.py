@@ -1,8 +1,8 @@
-"""inspect: what a person wants to know of a GGUF file, from its header and the few numbers of positions.
+"""Inspect: what a GGUF file contains, from its header and its small rope tensors.
 
-Works on every architecture: what a file does not say is None, and what its keys alone do not decide
-(the cache of a model with a sliding window, say) is left out rather than guessed. Left out: running
-the model, and whether this machine has room for it.
+Works for every architecture: what a file does not state is None, and what its keys do not determine, such as
+the KV cache of a model with sliding window attention, is omitted rather than guessed. Not here: running the
+model, and whether it fits in memory (inference/memory_planning).
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pigguf.gguf_io import (
 )
 from pigguf.gguf_io.metadata import Typed, elements, get
 from pigguf.operations.rope_from_gguf import rope_from_gguf
-from pigguf.rope import RopeScaling
+from pigguf.rope import Positions
 
 KV_CACHE_TYPES = (TensorType.F16, TensorType.Q8_0, TensorType.Q4_0)
 
-# Keys of models whose memory is not one row of K and one of V a token and layer (llama.cpp
-# src/llama-model.cpp, create_memory): windowed, recurrent, compressed, shared or no layers of cache.
-_OTHER_MEMORY = (
+# Keys of models whose KV cache is not a row of K and of V for each token and layer (llama.cpp
+# src/llama-model.cpp, create_memory): sliding window, recurrent, compressed, shared or absent layers.
+_OTHER_CACHE_KEYS = (
     "attention.sliding_window",
     "attention.kv_lora_rank",
     "attention.compress_ratios",
@@ -47,24 +47,30 @@ _OTHER_MEMORY = (
     "decoder_start_token_id",
     "attention.relative_buckets_count",
 )
-# Architectures that llama.cpp gives a sliding window whatever the keys say (src/models/, n_swa = ...).
-_WINDOWED = ("llama4", "gemma2", "exaone4", "exaone-moe", "smallthinker")
+# Architectures with a sliding window whatever their keys state (llama.cpp src/models/, n_swa = ...).
+_ALWAYS_SLIDING = ("llama4", "gemma2", "exaone4", "exaone-moe", "smallthinker")
 
-# What else says how positions are read: a tensor's name or the end of a key -> in words.
-_OTHER_POSITIONS = {
+# What else affects positions: a tensor's name or a key without its prefix, and a sentence about it.
+_POSITION_NOTES = {
     "position_embd.weight": "positions are rows of a learned table, position_embd.weight",
-    "attention.max_alibi_bias": "positions act by ALiBi",
-    "attention.sliding_window": "layers with a sliding window may read positions in another way",
-    "rope.dimension_sections": "positions have several parts, each with its own dimensions",
-    "ssm.state_size": "recurrent layers read no positions",
-    "wkv.head_size": "recurrent layers read no positions",
-    "shortconv.l_cache": "convolution layers read no positions",
+    "attention.max_alibi_bias": "positions are ALiBi biases",
+    "attention.sliding_window": "layers with sliding window attention may use other positions",
+    "rope.dimension_sections": "positions have several sections, each with its own dimensions (M-RoPE)",
+    "ssm.state_size": "recurrent layers use no positions",
+    "wkv.head_size": "recurrent layers use no positions",
+    "shortconv.l_cache": "convolution layers use no positions",
 }
 
 
 @dataclass(frozen=True)
 class KVCacheSize:
-    """Memory of the KV cache with K and V in one type: bytes a token, and at the file's full window."""
+    """The size of the KV cache with K and V in one type.
+
+    Attributes:
+        type: The type.
+        bytes_per_token: Bytes for each token.
+        bytes_at_full_window: Bytes at the file's context length.
+    """
 
     type: str
     bytes_per_token: int
@@ -73,21 +79,25 @@ class KVCacheSize:
 
 @dataclass(frozen=True)
 class InspectionReport:
-    """What a GGUF file says of itself.
+    """What a GGUF file contains.
 
     Attributes:
-        path, bytes: the file and its size, or the first part and the size of all.
-        parts: every file, in order; one where the model is not split.
-        architecture, name: of the model.
-        parameters: number of weights.
-        types: how many bytes are stored in which tensor type, largest first.
-        layers, embedding_length, heads, kv_heads: the model's shape.
-        tokenizer: "gpt2 (smollm)", kind and pre-tokenizer; tokens: how many; chat_template: is there one.
-        rope: window and scaling as llama.cpp reads them; None where the file states no window (an
-            adapter, a projector).
-        position_notes: what else the file says of how positions are read, a sentence each.
-        cache: memory of the KV cache by type; empty where the shape does not say.
-        metadata: every key of the model, with its typed value.
+        path: The file, or the first one of a split model.
+        bytes: The size of all files.
+        parts: Every file in order; one if the model is not split.
+        architecture: general.architecture.
+        name: general.name, or None.
+        parameters: The number of weights.
+        types: Bytes stored in each tensor type, largest first.
+        layers, embedding_length, heads, kv_heads: The model's shape; None if not stated or different by layer.
+        tokenizer: The tokenizer's type and pre-tokenizer, "gpt2 (smollm)", or None.
+        tokens: The size of the vocabulary, or None.
+        chat_template: Whether there is a chat template.
+        rope: The positions as llama.cpp reads them; None if the file has no context length (an adapter, a
+            projector).
+        position_notes: What else affects positions, one sentence each.
+        cache: The KV cache's size by type; empty if the keys do not determine it.
+        metadata: Every key, with its typed value.
     """
 
     path: Path
@@ -104,19 +114,19 @@ class InspectionReport:
     tokenizer: str | None
     tokens: int | None
     chat_template: bool
-    rope: RopeScaling | None
+    rope: Positions | None
     position_notes: tuple[str, ...]
     cache: tuple[KVCacheSize, ...]
     metadata: Mapping[str, Typed]
 
 
 def inspect(path: str | os.PathLike[str]) -> InspectionReport:
-    """Read a GGUF file's header and say what it holds.
+    """Read a GGUF file's header and report what it contains.
 
     Raises:
-        ReadError: the system refuses to read the source.
-        GGUFError: the file is damaged, cut short or not GGUF.
-        UnsupportedModel: a sort of GGUF that is not read.
+        ReadError: The system refuses to read the file.
+        GGUFError: The file is damaged, truncated or not a GGUF.
+        UnsupportedModel: A kind of GGUF that cannot be read.
     """
     file = read_header(path)
     with named(file.path):
@@ -124,14 +134,9 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
 
 
 def inspect_header(file: GGUFFile) -> InspectionReport:
-    """As inspect says it, of a header that was read.
-
-    Raises:
-        As inspect does, but for the header.
-    """
-    shape = _Shape(file)
-    window = f"{file.architecture}.context_length"
-    rope = rope_from_gguf(file) if window in file.metadata else None
+    """Report what a file contains whose header was read already; raises as `inspect` does."""
+    keys = _ArchitectureKeys(file)
+    rope = rope_from_gguf(file) if f"{file.architecture}.context_length" in file.metadata else None
     return InspectionReport(
         path=file.path,
         bytes=file.size,
@@ -140,29 +145,29 @@ def inspect_header(file: GGUFFile) -> InspectionReport:
         name=get(file.metadata, "general.name", str),
         parameters=sum(tensor.elements for tensor in file.tensors.values()),
         types=_bytes_by_type(file),
-        layers=shape.number("block_count"),
-        embedding_length=shape.number("embedding_length"),
-        heads=shape.number("attention.head_count"),
-        kv_heads=shape.kv_heads,
+        layers=keys.number("block_count"),
+        embedding_length=keys.number("embedding_length"),
+        heads=keys.number("attention.head_count"),
+        kv_heads=keys.kv_heads,
         tokenizer=_tokenizer(file),
         tokens=_token_count(file),
         chat_template="tokenizer.chat_template" in file.metadata,
         rope=rope,
-        position_notes=_position_notes(file, shape),
-        cache=() if rope is None else _cache_sizes(shape, rope.context_length),
+        position_notes=_position_notes(file, keys),
+        cache=() if rope is None else _cache_sizes(keys, rope.context_length),
         metadata=file.metadata,
     )
 
 
-class _Shape:
-    """The numbers under the architecture's own prefix."""
+class _ArchitectureKeys:
+    """The keys with the architecture's prefix."""
 
     def __init__(self, file: GGUFFile) -> None:
         self.architecture = file.architecture
         self._metadata = file.metadata
 
     def number(self, key: str) -> int | None:
-        """A number, or None where it is absent or differs from layer to layer."""
+        """Return a key's number, or None if it is absent or differs between layers."""
         typed = self.value(key)
         return (
             None
@@ -171,16 +176,17 @@ class _Shape:
         )
 
     def value(self, key: str) -> Typed | None:
+        """Return a key's typed value, or None if it is absent."""
         return self._metadata.get(f"{self.architecture}.{key}")
 
     def has(self, key: str) -> bool:
-        """Whether the key is there and says something: a list, or a value that is not 0 or false."""
+        """Return whether a key is present and not 0, false or empty."""
         typed = self.value(key)
         return typed is not None and bool(typed.value)
 
     @property
     def kv_heads(self) -> int | None:
-        """As many as there are heads, where the file says nothing else."""
+        """The number of KV heads: that of the heads if the file does not state it."""
         absent = self.value("attention.head_count_kv") is None
         return self.number("attention.head_count" if absent else "attention.head_count_kv")
 
@@ -202,26 +208,29 @@ def _token_count(file: GGUFFile) -> int | None:
     return None if tokens is None else len(tokens)
 
 
-def _position_notes(file: GGUFFile, shape: _Shape) -> tuple[str, ...]:
-    said = (text for name, text in _OTHER_POSITIONS.items() if name in file.tensors or shape.has(name))
-    return tuple(dict.fromkeys(said))
+def _position_notes(file: GGUFFile, keys: _ArchitectureKeys) -> tuple[str, ...]:
+    notes = (text for name, text in _POSITION_NOTES.items() if name in file.tensors or keys.has(name))
+    return tuple(dict.fromkeys(notes))
 
 
-def _cache_sizes(shape: _Shape, context_length: int) -> tuple[KVCacheSize, ...]:
-    """llama.cpp src/llama-kv-cache.cpp: K and V a token, layer and head, in whole blocks."""
-    layers, heads = shape.number("block_count"), shape.number("attention.head_count")
-    kv_heads, width = shape.kv_heads, shape.number("embedding_length")
-    causal = shape.value("attention.causal") is None or shape.has("attention.causal")
-    if not layers or not heads or not kv_heads or not width or not causal:
+def _cache_sizes(keys: _ArchitectureKeys, context_length: int) -> tuple[KVCacheSize, ...]:
+    """Return the KV cache's size by type, or () if the keys do not determine it.
+
+    Source: llama.cpp src/llama-kv-cache.cpp; a row of K and of V for each token, layer and head, in whole blocks.
+    """
+    layers, heads = keys.number("block_count"), keys.number("attention.head_count")
+    kv_heads, width = keys.kv_heads, keys.number("embedding_length")
+    is_causal = keys.value("attention.causal") is None or keys.has("attention.causal")
+    if not layers or not heads or not kv_heads or not width or not is_causal:
         return ()
-    if shape.architecture in _WINDOWED or any(shape.has(key) for key in _OTHER_MEMORY):
+    if keys.architecture in _ALWAYS_SLIDING or any(keys.has(key) for key in _OTHER_CACHE_KEYS):
         return ()
-    keys = shape.number("attention.key_length") or width // heads
-    values = shape.number("attention.value_length") or width // heads
+    key_dim = keys.number("attention.key_length") or width // heads
+    value_dim = keys.number("attention.value_length") or width // heads
     sizes = []
     for kind in KV_CACHE_TYPES:
-        if keys % block_elements(kind) or values % block_elements(kind):
+        if key_dim % block_elements(kind) or value_dim % block_elements(kind):
             continue
-        per_token = layers * kv_heads * (row_bytes(kind, keys) + row_bytes(kind, values))
+        per_token = layers * kv_heads * (row_bytes(kind, key_dim) + row_bytes(kind, value_dim))
         sizes.append(KVCacheSize(kind.name, per_token, per_token * context_length))
     return tuple(sizes)

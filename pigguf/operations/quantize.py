@@ -1,6 +1,6 @@
-"""quantize: a float GGUF -> the same model in another type, by the same recipes as convert.
+"""Quantize: a float GGUF to the same model in another type, by the same recipes as `convert`.
 
-Left out: quantizing what is quantized already, which loses twice.
+Quantized files are refused: quantizing them again would lose precision twice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pigguf.architectures import family_from_metadata
+from pigguf.architectures import family_from_metadata, hparams_from_metadata
 from pigguf.errors import UnsupportedModel, UsageError
 from pigguf.gguf_io import (
     GGUFFile,
@@ -23,19 +23,26 @@ from pigguf.gguf_io import (
     write_files,
 )
 from pigguf.gguf_io.metadata import Typed, u32
-from pigguf.operations.convert import QUANTIZATION_VERSION, plan_tensors, read_scheme
-from pigguf.operations.rope_from_gguf import rope_from_gguf
+from pigguf.operations.convert import QUANTIZATION_VERSION, plan_tensors, read_quantization_params
 from pigguf.operations.readback import check_written_gguf
+from pigguf.operations.rope_from_gguf import rope_from_gguf
 from pigguf.progress import SILENT, Progress
-from pigguf.quantization import choose_types, float_tensors
+from pigguf.quantization import choose_tensor_types, float_tensors
 
-_FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
+_FLOAT_TYPES = (TensorType.F32, TensorType.F16, TensorType.BF16)
 
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """What was made: the file or its first part, its size and that of the source in bytes, how long it took,
-    and every file of it in order.
+    """What a quantization wrote.
+
+    Attributes:
+        path: The file, or the first one of a split model.
+        type: The name of the type.
+        bytes: The size of all files.
+        source_bytes: The size of the source.
+        seconds: How long it took.
+        parts: Every file in order.
     """
 
     path: Path
@@ -56,56 +63,62 @@ def quantize(
     shard_size: int | None = None,
     progress: Progress = SILENT,
 ) -> QuantizationResult:
-    """Write a float GGUF again in another type; every key but the type's own stays as it is.
+    """Quantize a float GGUF to another type; all keys except the type's own stay as they are.
 
     Args:
-        source: a GGUF whose tensors are F32, F16 or BF16.
-        output: the file to write; it appears whole and verified, or not at all.
-        type: a name in pigguf.quantization.RECIPES.
-        imatrix, tensor_types, shard_size: as convert takes them.
-        progress: told of the bytes written.
+        source: A GGUF whose tensors are F32, F16 or BF16.
+        output: The file to write; it appears whole and verified, or not at all.
+        type: A name in pigguf.quantization.RECIPES.
+        imatrix, tensor_types, shard_size: As for `convert`.
+        progress: Reports the bytes written.
 
     Raises:
-        ReadError: the system refuses to read the source.
-        GGUFError: the source or the importance matrix is damaged.
-        UnsupportedModel: the source is quantized already, or of an unknown architecture.
-        ConversionError: a value is not finite, or the target cannot be written.
-        UsageError: source and output are one file, or type, matrix and patterns do not fit (as for convert).
+        ReadError: The system refuses to read the source.
+        GGUFError: The source or the importance matrix is damaged.
+        UnsupportedModel: The source is quantized already, or of an unknown architecture.
+        ConversionError: A value is not finite, or the target cannot be written.
+        UsageError: Source and output are the same file, or type, importance matrix and patterns do not fit,
+            as for `convert`.
     """
     begun = time.monotonic()
-    scheme = read_scheme(type, imatrix, tensor_types)
+    params = read_quantization_params(type, imatrix, tensor_types)
     target = Path(output)
     file = read_header(source)
-    _refuse_quantized(file)
+    _check_not_quantized(file)
     family = family_from_metadata(file.metadata)
-    hparams = family.hparams_from_metadata(file.metadata, file.tensors)
+    hparams = hparams_from_metadata(family, file.metadata, file.tensors)
     metadata: dict[str, Typed] = {
         **file.metadata,
-        "general.file_type": u32(scheme.recipe.file_type),
+        "general.file_type": u32(params.recipe.file_type),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
-        **(scheme.matrix.metadata() if scheme.matrix else {}),
+        **(params.imatrix.metadata() if params.imatrix else {}),
     }
     with TensorData(file) as data:
         floats = float_tensors(file, data)
-        tensors = plan_tensors(floats, choose_types(scheme, hparams, floats), scheme.matrix)
-        verify = partial(check_written_gguf, metadata=metadata, tensors=tensors, rope=rope_from_gguf(file))
+        tensors = plan_tensors(floats, choose_tensor_types(params, hparams, floats), params.imatrix)
+        check_written = partial(
+            check_written_gguf, metadata=metadata, tensors=tensors, rope=rope_from_gguf(file)
+        )
         files = planned_files(target, metadata, tensors, shard_size)
         parts = tuple(planned.path for planned in files)
-        _refuse_own_files(file, parts)
-        size = write_files(files, progress, verify)
-    return QuantizationResult(parts[0], scheme.recipe.name, size, file.size, time.monotonic() - begun, parts)
+        _check_not_source(file, parts)
+        size = write_files(files, progress, check_written)
+    return QuantizationResult(parts[0], params.recipe.name, size, file.size, time.monotonic() - begun, parts)
 
 
-def _refuse_own_files(source: GGUFFile, targets: tuple[Path, ...]) -> None:
+def _check_not_source(source: GGUFFile, targets: tuple[Path, ...]) -> None:
+    """Raise UsageError if a target is a file of the source."""
     for target in targets:
         if target.exists() and any(target.samefile(part) for part in source.parts):
             raise UsageError(f"{target} is both source and output", "give the output another name")
 
 
-def _refuse_quantized(file: GGUFFile) -> None:
+def _check_not_quantized(file: GGUFFile) -> None:
+    """Raise UnsupportedModel if a tensor is quantized already."""
     for tensor in file.tensors.values():
-        if tensor.type not in _FLOATS:
+        if tensor.type not in _FLOAT_TYPES:
             raise UnsupportedModel(
-                f"{file.path}: {tensor.name} is {tensor.type.name} already, and quantizing twice loses twice",
+                f"{file.path}: {tensor.name} is {tensor.type.name}, quantized already: quantizing again would lose "
+                "precision twice",
                 "quantize an F32, F16 or BF16 file; `pigguf convert` makes one from the checkpoint",
             )

@@ -1,10 +1,11 @@
-"""verify: read a written file back and compare it with what was to be written.
+"""Readback: what `convert` and `quantize` check in a file that they wrote, before it gets its name.
 
-Two proofs. The header: every tensor's name, shape and type, every key, and the rope facts as
-llama.cpp will read them. The tokenizer: a multilingual sample comes out of the source's own
-tokenizer and of llama.cpp with the file's vocabulary as the same tokens.
+The header: every tensor's name, shape and type, every key, and the positions as llama.cpp will read them. The
+tokenizer: texts in many languages must become the same tokens in the source's own tokenizer and in llama.cpp
+with the file's vocabulary.
 
-Left out: the tensor bytes, whose encoding the tests prove against llama_model_quantize.
+Not here: the tensors' bytes, whose encoding the tests compare with llama_model_quantize; and comparing any
+file with a checkpoint (operations/verify).
 """
 
 from __future__ import annotations
@@ -12,24 +13,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pigguf.common.numerics import common_prefix_length
 from pigguf.errors import VerificationFailed
 from pigguf.gguf_io import GGUFFile, PlannedTensor, read_header
 from pigguf.gguf_io.metadata import Metadata, Typed
 from pigguf.inference.engine.model import Model
 from pigguf.operations.rope_from_gguf import rope_from_gguf
-from pigguf.rope import LearnedPositions, RopeScaling
-from pigguf.tokenizer import Vocab, roundtrip_samples
+from pigguf.rope import Positions, RopeScaling
+from pigguf.tokenizer import Vocab, select_roundtrip_texts
 
 _HINT = "this is a bug in pigguf: please report it with the checkpoint's name"
 
 
 def check_written_gguf(
-    path: Path, metadata: Metadata, tensors: Sequence[PlannedTensor], rope: RopeScaling
+    path: Path, metadata: Metadata, tensors: Sequence[PlannedTensor], rope: Positions
 ) -> None:
-    """Compare a file's header with what was to be written.
+    """Compare a written file's header with what was planned.
+
+    Args:
+        path: The file.
+        metadata: The planned keys.
+        tensors: The planned tensors, in order.
+        rope: The planned positions.
 
     Raises:
-        VerificationFailed: naming the first key or tensor that differs.
+        VerificationFailed: A key or tensor differs; the message names the first one.
     """
     file = read_header(path)
     _compare_keys(file, metadata)
@@ -38,39 +46,44 @@ def check_written_gguf(
 
 
 def check_tokenization(path: Path, encode: Callable[[str], list[int]], vocab: Vocab) -> None:
-    """Tokenize the sample with the source's tokenizer and with llama.cpp on the file's vocabulary.
+    """Compare the tokens of texts by the source's tokenizer and by llama.cpp with the file's vocabulary.
+
+    Args:
+        path: The file.
+        encode: The source's own tokenizer.
+        vocab: The vocabulary that was planned.
 
     Raises:
-        VerificationFailed: naming the first text whose tokens differ, and where; or a token that should
-            end an answer and would not.
+        VerificationFailed: A text's tokens differ; the message names the first one and where. Or a token that
+            should end an answer would not.
     """
     with Model.open(path, vocab_only=True) as model:
-        for token in vocab.end_ids:
+        for token in vocab.eog_ids:
             if not model.is_eog(token):
                 raise VerificationFailed(f"llama.cpp does not end an answer at token {token}", _HINT)
-        for text in roundtrip_samples(vocab):
+        for text in select_roundtrip_texts(vocab):
             expected, got = encode(text), model.tokenize(text, add_special=False, parse_special=True)
             if expected != got:
-                at = next((i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b), None)
-                at = min(len(expected), len(got)) if at is None else at
+                at = common_prefix_length(expected, got)
                 raise VerificationFailed(
                     f"the file's tokenizer differs from the source's on {text!r}: token {at} is "
                     f"{got[at : at + 4]} and should be {expected[at : at + 4]}",
-                    "a rule of the tokenizer was not recognised: please report it with the model's name",
+                    "a rule of the tokenizer was not recognized: please report it with the model's name",
                 )
 
 
 def _compare_keys(file: GGUFFile, metadata: Metadata) -> None:
     for key in metadata.keys() | file.metadata.keys():
         wanted, got = metadata.get(key), file.metadata.get(key)
-        if wanted is None or got is None or not _same(wanted, got):
+        if wanted is None or got is None or not _is_same(wanted, got):
             raise VerificationFailed(
                 f"metadata key {key} reads back as {_brief(got)}, not {_brief(wanted)}", _HINT
             )
 
 
-def _same(wanted: Typed, got: Typed) -> bool:
-    if wanted.kind == "f32" and not wanted.is_array:  # stored in single precision
+def _is_same(wanted: Typed, got: Typed) -> bool:
+    """Return whether two values are equal; floats are stored in single precision."""
+    if wanted.kind == "f32" and not wanted.is_array:
         return got.kind == "f32" and abs(wanted.value - got.value) <= 1e-6 * abs(wanted.value)
     return (
         wanted.kind == got.kind
@@ -93,9 +106,9 @@ def _compare_tensors(file: GGUFFile, tensors: Sequence[PlannedTensor]) -> None:
         raise VerificationFailed(f"the file holds {len(written)} tensors, not {len(planned)}", _HINT)
 
 
-def _compare_rope(file: GGUFFile, rope: RopeScaling) -> None:
-    read = rope_from_gguf(file)
-    facts = (
+def _compare_rope(file: GGUFFile, rope: Positions) -> None:
+    stored = rope_from_gguf(file)
+    attributes = (
         "rope_type",
         "context_length",
         "factor",
@@ -104,8 +117,9 @@ def _compare_rope(file: GGUFFile, rope: RopeScaling) -> None:
         "parameters",
         "local_rope_theta",
     )
-    for fact in facts[:2] if isinstance(rope, LearnedPositions) else facts:  # a table tells no more
-        wanted, got = getattr(rope, fact), getattr(read, fact)
-        close = isinstance(wanted, float) and isinstance(got, float) and abs(wanted - got) <= 1e-6 * wanted
-        if wanted != got and not close:
-            raise VerificationFailed(f"rope {fact} reads back as {got}, not {wanted}", _HINT)
+    # learned positions and ALiBi have only the first two
+    for name in attributes if isinstance(rope, RopeScaling) else attributes[:2]:
+        wanted, got = getattr(rope, name), getattr(stored, name)
+        is_close = isinstance(wanted, float) and isinstance(got, float) and abs(wanted - got) <= 1e-6 * wanted
+        if wanted != got and not is_close:
+            raise VerificationFailed(f"rope {name} reads back as {got}, not {wanted}", _HINT)

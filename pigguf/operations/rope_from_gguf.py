@@ -1,6 +1,6 @@
-"""positions: all that a GGUF file says of them, its keys and the small tensors that divide frequencies.
+"""A GGUF file's positions: its keys, and the small tensors with frequency factors.
 
-Left out: what it means (rope/).
+Not here: what they mean (rope/).
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import numpy as np
 from pigguf.errors import GGUFError
 from pigguf.gguf_io import GGUFFile, TensorData, TensorType
 from pigguf.gguf_io.metadata import ANOTHER_MAKE
-from pigguf.rope import POSITION_TENSORS, RopeScaling, rope_from_metadata
+from pigguf.rope import POSITION_TENSORS, Positions, rope_from_metadata
 
 
-def rope_from_gguf(file: GGUFFile) -> RopeScaling:
-    """A file's positions, as llama.cpp reads them.
+def rope_from_gguf(file: GGUFFile) -> Positions:
+    """Return a file's positions as llama.cpp reads them.
 
     Raises:
-        GGUFError: a key that llama.cpp does not take, or a tensor of another type than F32, on which it
-            aborts (ggml.c, ggml_rope_impl).
-        ReadError: the file became shorter since its header was read.
+        GGUFError: llama.cpp refuses a key, or a tensor is not a vector of F32, on which it aborts (ggml.c,
+            ggml_rope_impl).
+        ReadError: The file became shorter since its header was read.
     """
     present = [file.tensors[name] for name in POSITION_TENSORS if name in file.tensors]
     for tensor in present:
         if tensor.type != TensorType.F32 or len(tensor.shape) != 1:
             raise GGUFError(
-                f"{file.path}: {tensor.name} is {tensor.type.name} of shape {tensor.shape}, not a row of F32",
+                f"{file.path}: {tensor.name} is {tensor.type.name} of shape {tensor.shape}, not an F32 vector",
                 ANOTHER_MAKE,
             )
     if not present:

@@ -436,7 +436,7 @@ def test_a_full_disk_is_an_error_that_harms_nothing(
     error, left = finished.stdout.splitlines()
     assert error.startswith("OutputError | ")
     assert words in error
-    assert "free some room" in error
+    assert "free some space" in error
     assert left == "['model.gguf', 'other'] b'precious'"
 
 

@@ -17,7 +17,7 @@ from support.adapters import ALL_LINEAR, make_adapter
 from support.tiny_checkpoints import edit_config, make_checkpoint
 
 import pigguf
-from pigguf.checkpoint import Adapter, Checkpoint, with_adapter, write_safetensors
+from pigguf.checkpoint import Adapter, Checkpoint, merge_adapter, write_safetensors
 from pigguf.cli import cli
 from pigguf.errors import CheckpointError, InvalidTensor, RopeConflict, UsageError
 from pigguf.gguf_io import TensorData, read_header
@@ -53,7 +53,7 @@ def test_the_file_has_the_extended_window_and_says_what_it_was_made_from(base: P
     assert metadata["general.base_model.count"] == u32(1)
     assert metadata["general.base_model.0.name"] == string("piglet")
     assert result.plan.adapter is not None
-    assert (result.plan.adapter.matrices, result.plan.adapter.ranks) == (8, (4,))
+    assert (result.plan.adapter.lora_matrices, result.plan.adapter.ranks) == (8, (4,))
 
 
 def test_without_an_adapter_no_base_is_named(base: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_weights_are_those_of_the_merged_checkpoint_converted(
     first = tmp_path / "merged"
     first.mkdir()
     with Checkpoint.open(base) as checkpoint, Adapter.open(adapter) as opened:
-        tensors = list(with_adapter(checkpoint, opened).values())
+        tensors = list(merge_adapter(checkpoint, opened).values())
         write_safetensors(first / "model.safetensors", tensors, "F32")
     for file in base.iterdir():
         if file.suffix != ".safetensors":

@@ -64,7 +64,7 @@ def test_the_same_content_in_another_order_is_the_same(one: Path, tmp_path: Path
     assert (found.same_keys, found.same_tensors, found.metadata, found.tensors) == (4, 2, (), ())
     told = CliRunner().invoke(command, [str(one), str(other)])
     assert told.exit_code == 0
-    assert "all 2 are the same" in told.stdout
+    assert "all 2 are equal" in told.stdout
 
 
 def test_keys_added_removed_and_changed_are_told_with_both_values(one: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_pieces_do_not_count_a_row_twice(one: Path, tmp_path: Path, monkeypatch:
     """A piece ends inside a row, and both its halves differ."""
     other = write(tmp_path / "b.gguf", {"x": -VALUES, "y": VALUES[0]})
     whole = pigguf.diff(one, other).tensors
-    monkeypatch.setattr("pigguf.operations.diff._PIECE_ELEMENTS", 768)
+    monkeypatch.setattr("pigguf.operations.diff._SLAB_ELEMENTS", 768)
     pieces = pigguf.diff(one, other).tensors
     assert pieces[0].differing_rows == whole[0].differing_rows == 48
     assert pieces[0].differing_bytes == whole[0].differing_bytes

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from pigguf.inference.engine.devices import Device
-from pigguf.inference.engine_build.build_plan import AMX_OFF, REBUILD, BuildRecord, Compiler, Machine
+from pigguf.inference.engine_build.build_plan import AMX_OFF, REBUILD
+from pigguf.inference.engine_build.build_record import BuildRecord
+from pigguf.inference.engine_build.compilers import Compiler, Machine
 from pigguf.inference.engine_build.self_test import TOKENS, EngineReport, examine_engine
-from pigguf.operations.doctor import Diagnosis, SystemFacts, PackageVersion, diagnose, find_problems
+from pigguf.operations.doctor import Diagnosis, PackageVersion, SystemFacts, diagnose, find_problems
 
 CPU = Device("CPU", "AMD EPYC", "cpu", "CPU", 16 << 30, 32 << 30)
 GPU = Device("CUDA0", "NVIDIA H200", "gpu", "CUDA", 100 << 30, 139 << 30)
@@ -64,7 +66,7 @@ FINDINGS = {
     ),
     "no RPC": (replace(WELL, engine=replace(ENGINE, rpc=False)), (False, "RPC", REBUILD)),
     "an engine of unknown make": (
-        replace(WELL, record=None, outdated="nothing tells how the engine that is there was built"),
+        replace(WELL, record=None, outdated="there is no record of how the installed engine was built"),
         (False, "nothing tells", REBUILD),
     ),
     "little memory": (replace(WELL, memory=200 << 20), (False, "200 MiB of memory", "close")),
@@ -97,7 +99,8 @@ def test_each_lack_is_found_and_nothing_else(name: str) -> None:
 def test_nothing_is_found_where_all_is_well() -> None:
     assert find_problems(WELL) == ()
     assert (
-        find_problems(replace(WELL, engine=replace(ENGINE, cpu_features=("AMX_INT8", "OPENMP")), machine=AMX)) == ()
+        find_problems(replace(WELL, engine=replace(ENGINE, cpu_features=("AMX_INT8", "OPENMP")), machine=AMX))
+        == ()
     )
     with_gpu = replace(
         WELL, engine=replace(ENGINE, devices=(GPU, CPU)), machine=Machine("Linux", nvidia_gpu=True)
@@ -207,7 +210,7 @@ def test_what_to_do_about_a_crash_depends_on_how_the_engine_was_built() -> None:
     assert "another compiler" in _crash_hint(SIGSEGV, replace(gcc, flags=AMX_OFF))
     assert "another compiler" in _crash_hint(SIGSEGV, RECORD)
     assert "CPU with other features" in _crash_hint(SIGILL, gcc)
-    assert "nothing tells how" in _crash_hint(SIGSEGV, None)
+    assert "there is no record of how" in _crash_hint(SIGSEGV, None)
 
 
 # ---- the commands --------------------------------------------------------------------------------

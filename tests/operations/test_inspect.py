@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pigguf.rope import Llama3Scaling
 import pigguf
 from pigguf.cli.inspect import command
 from pigguf.errors import GGUFError
@@ -99,7 +100,7 @@ def test_a_table_of_positions_is_spoken_of(tmp_path: Path) -> None:
     assert report.position_notes[0] in shown
 
 
-LLAMA_3 = RopeScaling("llama3", 8.0, 5e5, 8192, 4096, {"low_freq_factor": 1.0, "high_freq_factor": 4.0})
+LLAMA_3 = Llama3Scaling(rope_theta=5e5, original_context=8192, context_length=4096, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 
 
 @pytest.mark.parametrize(

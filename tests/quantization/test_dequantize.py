@@ -19,7 +19,7 @@ from pigguf.gguf_io import (
 )
 from pigguf.gguf_io.metadata import string
 from pigguf.quantization import encode, float_tensors
-from pigguf.quantization.ggml_kernels import FLOATS
+from pigguf.quantization.ggml_kernels import FLOAT_DTYPES
 
 SHAPES = {"matrix.weight": (10, 64), "norm.weight": (96,), "experts.weight": (3, 4, 32)}
 
@@ -30,7 +30,7 @@ def rows_of(shape: tuple[int, ...]) -> int:
 
 
 def write(path: Path, kind: TensorType) -> dict[str, np.ndarray]:
-    """A GGUF of SHAPES in one type; returns each tensor's bytes as uint8 rows."""
+    """Write a GGUF of SHAPES in one type, and return each tensor's bytes as uint8 rows."""
     rng = np.random.default_rng(8)
     raw = {
         name: encode(rng.normal(size=shape).astype(np.float32), kind).reshape(*shape[:-1], -1)
@@ -49,18 +49,18 @@ def write(path: Path, kind: TensorType) -> dict[str, np.ndarray]:
     return raw
 
 
-@pytest.mark.parametrize("kind", [*FLOATS, TensorType.Q4_1, TensorType.Q8_0], ids=lambda kind: kind.name)
-def test_promises_hold_what_gguf_py_reads(tmp_path: Path, kind: TensorType) -> None:
+@pytest.mark.parametrize("kind", [*FLOAT_DTYPES, TensorType.Q4_1, TensorType.Q8_0], ids=lambda k: k.name)
+def test_lazy_tensors_read_what_gguf_py_reads(tmp_path: Path, kind: TensorType) -> None:
     raw = write(tmp_path / "model.gguf", kind)
     file = read_header(tmp_path / "model.gguf")
     with TensorData(file) as data:
         tensors = float_tensors(file, data)
         assert [(tensor.name, tensor.shape) for tensor in tensors] == list(SHAPES.items())
         for tensor in tensors:
-            assert tensor.dtype == (kind.name if kind in FLOATS else "F32")
+            assert tensor.dtype == (kind.name if kind in FLOAT_DTYPES else "F32")
             expected = gguf.quants.dequantize(raw[tensor.name], kind)
             whole = tensor.load()
-            assert whole.dtype == FLOATS[TensorType[tensor.dtype]]
+            assert whole.dtype == FLOAT_DTYPES[TensorType[tensor.dtype]]
             np.testing.assert_array_equal(whole.astype(np.float32), expected)
             rows = whole if whole.ndim == 1 else whole.reshape(-1, whole.shape[-1])
             np.testing.assert_array_equal(tensor.read(1, 3), rows[1:3])

@@ -1,4 +1,4 @@
-"""Importance matrices as files of both kinds, what is refused of them, and experts with their own parts."""
+"""Importance matrices as files of both formats, invalid ones, and the importances of each expert."""
 
 from __future__ import annotations
 
@@ -18,23 +18,31 @@ from pigguf.errors import GGUFError, InvalidTensor
 from pigguf.gguf_io import PlannedTensor, TensorType, write_gguf
 from pigguf.gguf_io.metadata import Typed, array, string, u32
 from pigguf.operations.convert import plan_tensors
-from pigguf.quantization import Choice, ImportanceMatrix, Sums, decode, encode, imatrix_bytes, read_imatrix
+from pigguf.quantization import (
+    ImatrixSums,
+    ImportanceMatrix,
+    TensorTypeChoice,
+    decode,
+    encode,
+    read_imatrix,
+    serialize_imatrix,
+)
 
 DENSE, EXPERTS = "blk.0.attn_q.weight", "blk.0.ffn_up_exps.weight"
 SQUARES = np.random.default_rng(1).exponential(size=(3, 8)).astype(np.float32)
 SUMS = {
-    EXPERTS: Sums(SQUARES.astype(np.float64), np.array([4, 0, 96])),
-    DENSE: Sums(SQUARES[:1].astype(np.float64), np.array([100])),
+    EXPERTS: ImatrixSums(SQUARES.astype(np.float64), np.array([4, 0, 96])),
+    DENSE: ImatrixSums(SQUARES[:1].astype(np.float64), np.array([100])),
 }
 
 
-def written(path: Path) -> Path:
-    path.write_bytes(imatrix_bytes(SUMS, ["novel.txt", "code.txt"], 5, 512))
+def write_imatrix(path: Path) -> Path:
+    path.write_bytes(serialize_imatrix(SUMS, ["novel.txt", "code.txt"], 5, 512))
     return path
 
 
 def test_the_file_is_what_llama_imatrix_writes(tmp_path: Path) -> None:
-    reader = gguf.GGUFReader(written(tmp_path / "matrix.gguf"))
+    reader = gguf.GGUFReader(write_imatrix(tmp_path / "matrix.gguf"))
     fields = {name: field.contents() for name, field in reader.fields.items() if name[0] in "gi"}
     assert fields == {
         "general.type": "imatrix",
@@ -56,22 +64,22 @@ def test_the_file_is_what_llama_imatrix_writes(tmp_path: Path) -> None:
     assert tensors[f"{EXPERTS}.counts"].data.ravel().tolist() == [4, 0, 96]
 
 
-def test_weights_are_sums_by_counts_and_one_where_an_expert_was_never_asked(tmp_path: Path) -> None:
-    matrix = read_imatrix(written(tmp_path / "matrix.gguf"))
+def test_weights_are_sums_divided_by_counts_and_one_for_an_unused_expert(tmp_path: Path) -> None:
+    matrix = read_imatrix(write_imatrix(tmp_path / "matrix.gguf"))
     assert (matrix.datasets, matrix.chunks) == (("novel.txt", "code.txt"), 5)
     np.testing.assert_array_equal(matrix.weights[DENSE], SQUARES[0] / np.float32(100))
-    wanted = np.stack([SQUARES[0] / np.float32(4), np.ones(8), SQUARES[2] / np.float32(96)]).astype(
+    expected = np.stack([SQUARES[0] / np.float32(4), np.ones(8), SQUARES[2] / np.float32(96)]).astype(
         np.float32
     )
     tensor = LazyTensor(EXPERTS, (3, 2, 8), "F32", lambda start, stop: SQUARES)
-    of_tensor = matrix.of(tensor)
+    of_tensor = matrix.for_tensor(tensor)
     assert of_tensor is not None
     assert of_tensor.dtype == np.float32
-    np.testing.assert_array_equal(of_tensor, wanted)
+    np.testing.assert_array_equal(of_tensor, expected)
 
 
 def test_its_keys_in_a_quantized_file(tmp_path: Path) -> None:
-    path = written(tmp_path / "matrix.gguf")
+    path = write_imatrix(tmp_path / "matrix.gguf")
     assert {key: typed.value for key, typed in read_imatrix(path).metadata().items()} == {
         "quantize.imatrix.file": str(path),
         "quantize.imatrix.dataset": "novel.txt",
@@ -84,7 +92,7 @@ def test_its_keys_in_a_quantized_file(tmp_path: Path) -> None:
     ]
 
 
-# ---- the older kind ------------------------------------------------------------------------------
+# ---- the .dat format -----------------------------------------------------------------------------
 
 
 def legacy(entries: Mapping[str, tuple[int, Array]], tail: tuple[int, str] | None) -> bytes:
@@ -102,7 +110,7 @@ LEGACY = {DENSE: (4, SQUARES[0]), EXPERTS: (8, SQUARES.ravel())}
 
 
 @pytest.mark.parametrize("tail", [None, (5, "novel.txt"), (5, "")])
-def test_the_older_kind_holds_the_same(tmp_path: Path, tail: tuple[int, str] | None) -> None:
+def test_the_dat_format_holds_the_same(tmp_path: Path, tail: tuple[int, str] | None) -> None:
     path = tmp_path / "matrix.dat"
     path.write_bytes(legacy(LEGACY, tail))
     matrix = read_imatrix(path)
@@ -113,7 +121,7 @@ def test_the_older_kind_holds_the_same(tmp_path: Path, tail: tuple[int, str] | N
     np.testing.assert_array_equal(matrix.weights[EXPERTS], SQUARES.ravel())
 
 
-def test_the_older_kind_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+def test_the_dat_format_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "matrix.dat"
     whole = legacy(LEGACY, (5, "novel.txt"))
     without_tail = len(legacy(LEGACY, None))
@@ -122,16 +130,14 @@ def test_the_older_kind_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
         if length == without_tail:  # the oldest files end here
             assert read_imatrix(path).chunks == 0
             continue
-        with pytest.raises(
-            GGUFError, match=r"matrix\.dat is no importance matrix, or a damaged one"
-        ) as raised:
+        with pytest.raises(GGUFError, match=r"matrix\.dat is not an importance matrix, or damaged") as raised:
             read_imatrix(path)
         assert raised.value.hint
 
 
 @pytest.mark.parametrize("at", range(0, 60, 4))
 @pytest.mark.parametrize("number", [-1, 0, 2**31 - 1, -(2**31)])
-def test_absurd_numbers_in_the_older_kind_are_refused_or_read_at_once(
+def test_absurd_numbers_in_the_dat_format_are_refused_or_read_at_once(
     tmp_path: Path, at: int, number: int
 ) -> None:
     path = tmp_path / "matrix.dat"
@@ -142,7 +148,7 @@ def test_absurd_numbers_in_the_older_kind_are_refused_or_read_at_once(
         assert all(np.isfinite(values).all() for values in read_imatrix(path).weights.values())
 
 
-# ---- what is refused -----------------------------------------------------------------------------
+# ---- invalid files --------------------------------------------------------------------------------
 
 KEYS = {
     "general.type": string("imatrix"),
@@ -162,36 +168,44 @@ def changed(values: Array, index: int, value: float) -> Array:
 @pytest.mark.parametrize(
     ("keys", "tensors", "message"),
     [
-        (KEYS, {"blk.0.attn_q.weight": SQUARES}, r"no importance matrix: it lacks any tensor NAME\.in_sum2"),
+        (
+            KEYS,
+            {"blk.0.attn_q.weight": SQUARES},
+            r"not an importance matrix: it lacks any tensor NAME\.in_sum2",
+        ),
         (
             {key: typed for key, typed in KEYS.items() if key != "imatrix.chunk_size"},
             WHOLE,
-            r"no importance matrix: it lacks imatrix\.chunk_size",
+            r"not an importance matrix: it lacks imatrix\.chunk_size",
         ),
         ({**KEYS, "imatrix.chunk_count": string("x")}, WHOLE, r"imatrix\.chunk_count is str, not int"),
         (KEYS, {f"{DENSE}.in_sum2": SQUARES[0]}, rf"{DENSE}\.counts is missing"),
-        (KEYS, {**WHOLE, f"{DENSE}.counts": np.ones(3, np.float32)}, "8 sums and 3 counts, which do not fit"),
+        (
+            KEYS,
+            {**WHOLE, f"{DENSE}.counts": np.ones(3, np.float32)},
+            "8 sums and 3 counts, which do not",
+        ),
         (KEYS, {**WHOLE, f"{DENSE}.counts": np.array([np.nan], np.float32)}, "8 sums and 1 counts"),
         (KEYS, {**WHOLE, f"{DENSE}.in_sum2": SQUARES[0].astype(np.float16)}, "in_sum2 is F16, not F32"),
         (
             KEYS,
             {**WHOLE, f"{DENSE}.in_sum2": changed(SQUARES[0], 3, np.inf)},
-            f"value 3 of {DENSE} is inf, not a mean of squares",
+            f"value 3 of {DENSE} is inf, not a mean square",
         ),
         (
             KEYS,
             {**WHOLE, f"{DENSE}.in_sum2": changed(SQUARES[0], 5, -7)},
-            f"value 5 of {DENSE} is -1, not a mean of squares",
+            f"value 5 of {DENSE} is -1, not a mean square",
         ),
         (
             KEYS,
             {**WHOLE, f"{DENSE}.in_sum2": changed(SQUARES[0], 2, 7e30)},
-            rf"value 2 of {DENSE} is 1e\+30, not a mean of squares",
+            rf"value 2 of {DENSE} is 1e\+30, not a mean square",
         ),
         (KEYS, {**WHOLE, f"{DENSE}.in_sum2": 0 * SQUARES[0]}, f"every value of {DENSE} is 0"),
     ],
 )
-def test_what_is_no_importance_matrix_is_refused_by_file_and_tensor(
+def test_other_files_are_refused_with_file_and_tensor(
     tmp_path: Path, keys: dict[str, Typed], tensors: dict[str, Array], message: str
 ) -> None:
     path = tmp_path / "matrix.gguf"
@@ -207,31 +221,31 @@ def planned(name: str, values: Array) -> PlannedTensor:
     return PlannedTensor(name, values.shape, kind, [(0, len(values))], lambda start, stop: values)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match=r"gone\.gguf: No such file") as raised:
         read_imatrix(tmp_path / "gone.gguf")
     assert "importance matrix" in (raised.value.hint or "")
 
 
-# ---- what is made with it ------------------------------------------------------------------------
+# ---- quantizing with it -------------------------------------------------------------------------
 
 WEIGHTS = np.random.default_rng(2).normal(size=(24, 256)).astype(np.float32)  # 4 experts of 6 rows
 
 
 @pytest.mark.parametrize("kind", [TensorType.IQ2_XXS, TensorType.Q4_K, TensorType.Q8_0], ids=lambda k: k.name)
-def test_each_expert_is_weighted_by_its_own_part_wherever_slabs_begin(kind: TensorType) -> None:
+def test_each_expert_uses_its_own_importances_wherever_slabs_begin(kind: TensorType) -> None:
     importance = np.random.default_rng(3).exponential(size=(4, 256)).astype(np.float32)
     importance[1, ::3] = 0
     matrix = ImportanceMatrix(Path("matrix.gguf"), {EXPERTS: importance.ravel()}, (), 0)
     tensor = LazyTensor(EXPERTS, (4, 6, 256), "F32", lambda start, stop: WEIGHTS[start:stop])
-    (made,) = plan_tensors([tensor], {EXPERTS: Choice(kind, kind)}, matrix)
-    wanted = np.concatenate([encode(WEIGHTS[6 * e : 6 * e + 6], kind, importance[e]) for e in range(4)])
+    (planned_tensor,) = plan_tensors([tensor], {EXPERTS: TensorTypeChoice(kind, kind)}, matrix)
+    expected = np.concatenate([encode(WEIGHTS[6 * e : 6 * e + 6], kind, importance[e]) for e in range(4)])
     for size in (1, 5, 6, 7, 24):
-        slabs = [made.encode(start, min(start + size, 24)) for start in range(0, 24, size)]
-        np.testing.assert_array_equal(np.concatenate(slabs), wanted)
+        slabs = [planned_tensor.encode(start, min(start + size, 24)) for start in range(0, 24, size)]
+        np.testing.assert_array_equal(np.concatenate(slabs), expected)
 
 
-def test_columns_that_matter_are_kept_more_exactly() -> None:
+def test_important_columns_are_quantized_more_exactly() -> None:
     importance = np.where(np.arange(256) % 8 == 0, 1000, 1).astype(np.float32)
     errors = [
         (decode(encode(WEIGHTS, TensorType.Q3_K, given), TensorType.Q3_K, 256) - WEIGHTS)[
@@ -242,20 +256,22 @@ def test_columns_that_matter_are_kept_more_exactly() -> None:
     assert errors[1] < 0.8 * errors[0]
 
 
-def test_an_infinite_weight_of_an_expert_is_told_by_its_row() -> None:
+def test_an_infinite_weight_of_an_expert_is_reported_with_its_row() -> None:
     values = WEIGHTS.copy()
     values[13, 7] = np.inf
     matrix = ImportanceMatrix(Path("matrix.gguf"), {EXPERTS: np.ones(4 * 256, np.float32)}, (), 0)
     tensor = LazyTensor(EXPERTS, (4, 6, 256), "F32", lambda start, stop: values[start:stop])
-    (made,) = plan_tensors([tensor], {EXPERTS: Choice(TensorType.Q4_K, TensorType.Q4_K)}, matrix)
+    (planned_tensor,) = plan_tensors(
+        [tensor], {EXPERTS: TensorTypeChoice(TensorType.Q4_K, TensorType.Q4_K)}, matrix
+    )
     with pytest.raises(InvalidTensor, match=rf"{EXPERTS}: element \[13, 7\] is inf"):
-        made.encode(2, 20)
+        planned_tensor.encode(2, 20)
 
 
 EXTREMES = """
 import sys, numpy as np
 from pigguf.gguf_io import TensorType
-from pigguf.quantization.ggml_kernels import InvalidValue, encode
+from pigguf.quantization.ggml_kernels import InvalidTensorValue, encode
 kind, rng = TensorType[sys.argv[1]], np.random.default_rng(0)
 importances = [np.zeros(256), np.full(256, 1e12), rng.choice([0, 1e-38, 1e12], size=256), np.full(256, 1e-38)]
 refused = 0
@@ -265,8 +281,8 @@ for scale in (1e-38, 1e-30, 1e-10, 1, 1e3, 1e6, 1e7, 5e7, 1e9, 1e20, 3e38):
         for importance in importances:
             try:
                 encode(values.astype("f4"), kind, importance.astype("f4"))
-            except InvalidValue as error:
-                assert scale >= 1e6 and f"which {kind.name} cannot hold" in error.message, (scale, error)
+            except InvalidTensorValue as error:
+                assert scale >= 1e6 and f"which {kind.name} cannot represent" in error.message, (scale, error)
                 refused += 1
 print(refused >= 3 * 3 * 4)
 """
@@ -279,6 +295,6 @@ print(refused >= 3 * 3 * 4)
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("IQ2_S", "IQ1_M", "IQ1_S")),
     ],
 )
-def test_no_values_and_no_importances_end_the_process(kind: str) -> None:
+def test_no_values_or_importances_abort_the_process(kind: str) -> None:
     done = subprocess.run([sys.executable, "-c", EXTREMES, kind], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-2000:]

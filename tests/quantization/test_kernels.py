@@ -21,10 +21,10 @@ from pigguf.common.lazy_tensor import Array
 from pigguf.errors import GGUFError, InvalidTensor
 from pigguf.gguf_io import TensorType, row_bytes
 from pigguf.quantization.ggml_kernels import (
-    BLOCK_FORMATS,
-    FLOATS,
-    NEED_IMPORTANCE,
-    InvalidValue,
+    FLOAT_DTYPES,
+    NEED_IMATRIX,
+    QUANTIZED_TYPES,
+    InvalidTensorValue,
     decode,
     encode,
     first_non_finite,
@@ -36,9 +36,9 @@ SOURCES = [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16]
 SLOW = {TensorType.IQ2_S, TensorType.IQ1_M}
 BLOCKS = [
     pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind
-    for kind in sorted(BLOCK_FORMATS - NEED_IMPORTANCE)
+    for kind in sorted(QUANTIZED_TYPES - NEED_IMATRIX)
 ]
-ENCODABLE = [*FLOATS, *BLOCKS]
+ENCODABLE = [*FLOAT_DTYPES, *BLOCKS]
 
 
 def name_of(value: object) -> str | None:
@@ -46,7 +46,7 @@ def name_of(value: object) -> str | None:
 
 
 def weights(shape: tuple[int, ...], dtype: np.dtype = SOURCES[0], seed: int = 5) -> Array:
-    """Normal weights with a few outliers, and a scale that reaches into float16's subnormals."""
+    """Return normal weights with a few outliers, and a scale that reaches into float16's subnormals."""
     rng = np.random.default_rng(seed)
     values = rng.normal(scale=0.02, size=shape) * rng.choice([1e-4, 1, 1, 1, 50], size=shape)
     return values.astype(dtype)
@@ -93,9 +93,9 @@ def test_widening_to_float32_is_exact(dtype: np.dtype) -> None:
     np.testing.assert_array_equal(encoded, bits(every.astype(np.float32)))
 
 
-@pytest.mark.parametrize("kind", FLOATS, ids=name_of)
+@pytest.mark.parametrize("kind", FLOAT_DTYPES, ids=name_of)
 def test_values_of_the_type_already_are_not_copied(kind: TensorType) -> None:
-    values = weights((6, 10), FLOATS[kind])
+    values = weights((6, 10), FLOAT_DTYPES[kind])
     encoded = encode(values, kind)
     assert np.shares_memory(encoded, values)
     np.testing.assert_array_equal(encoded, bits(values))
@@ -203,7 +203,7 @@ def test_a_value_that_is_not_finite_is_refused_with_its_place(
     values = weights((1200, 256), dtype)
     values[1100, 255] = value
     values[1101, 0] = np.nan
-    with pytest.raises(InvalidValue, match=r"element \[1100, 255\] is (nan|-inf)") as refusal:
+    with pytest.raises(InvalidTensorValue, match=r"element \[1100, 255\] is (nan|-inf)") as refusal:
         encode(values, kind)
     assert refusal.value.index == (1100, 255)
 
@@ -226,7 +226,7 @@ def test_a_value_beyond_the_types_range_is_refused(kind: TensorType, fits: float
     values[1100, 70] = fits
     assert np.isfinite(decode(encode(values, kind), kind, 256)).all()
     values[1100, 70] = too_large
-    with pytest.raises(InvalidValue, match=f"which {kind.name} cannot hold") as refusal:
+    with pytest.raises(InvalidTensorValue, match=f"which {kind.name} cannot represent") as refusal:
         encode(values, kind)
     assert refusal.value.index == (1100, 70)
 
@@ -234,18 +234,18 @@ def test_a_value_beyond_the_types_range_is_refused(kind: TensorType, fits: float
 def test_a_refusal_is_told_in_terms_of_the_tensor() -> None:
     values = weights((4, 256))
     values[2, 9] = np.nan
-    with pytest.raises(InvalidValue) as refusal:
+    with pytest.raises(InvalidTensorValue) as refusal:
         encode(values, TensorType.Q4_K)
-    located = refusal.value.located("model.safetensors: blk.0.attn_q.weight", first_row=400)
+    located = refusal.value.in_tensor("model.safetensors: blk.0.attn_q.weight", first_row=400)
     assert type(located) is InvalidTensor
     assert located.message.startswith("model.safetensors: blk.0.attn_q.weight: element [402, 9] is nan")
     assert located.hint
 
 
 def test_an_element_of_a_vector_is_located_too() -> None:
-    with pytest.raises(InvalidValue) as refusal:
+    with pytest.raises(InvalidTensorValue) as refusal:
         encode(np.array([1, 1, np.inf], np.float32), TensorType.F32)
-    assert "norm: element [12] is inf" in refusal.value.located("norm", first_row=10).message
+    assert "norm: element [12] is inf" in refusal.value.in_tensor("norm", first_row=10).message
 
 
 def test_rows_that_are_not_whole_blocks_are_refused() -> None:
@@ -255,7 +255,7 @@ def test_rows_that_are_not_whole_blocks_are_refused() -> None:
         decode(np.zeros((2, 34), np.uint8), TensorType.Q8_0, 40)
 
 
-@pytest.mark.parametrize("kind", sorted(NEED_IMPORTANCE), ids=name_of)
+@pytest.mark.parametrize("kind", sorted(NEED_IMATRIX), ids=name_of)
 def test_types_that_need_an_importance_are_refused_before_ggml_aborts(kind: TensorType) -> None:
     with pytest.raises(ValueError, match=f"{kind.name} is not encoded without an importance"):
         encode(weights((2, 256)), kind)
@@ -292,7 +292,7 @@ print("llama_cpp" in sys.modules)
 
 
 def run_with_packages(folder: Path | None) -> list[str]:
-    """What ENCODE_ONE_ROW prints where `folder`'s packages come before the installed ones."""
+    """Return what ENCODE_ONE_ROW prints if `folder`'s packages come before the installed ones."""
     environment = os.environ | ({"PYTHONPATH": str(folder)} if folder else {})
     command = [sys.executable, "-W", "error", "-c", ENCODE_ONE_ROW]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from pigguf.architectures import family_of
+from pigguf.architectures import family_by_architecture, hparams_from_metadata
 from pigguf.architectures.hparams import HParams
 from pigguf.common.lazy_tensor import SLAB_ELEMENTS, LazyTensor
 from pigguf.errors import UsageError
@@ -28,23 +28,23 @@ from pigguf.gguf_io.metadata import Typed, f32, string, u32
 from pigguf.operations.convert import plan_tensors
 from pigguf.quantization import (
     RECIPES,
-    Choice,
     ImportanceMatrix,
-    Scheme,
-    choose_types,
+    QuantizationParams,
+    TensorTypeChoice,
+    choose_tensor_types,
     encode,
     float_tensors,
-    read_overrides,
+    parse_type_overrides,
 )
-from pigguf.quantization.ggml_kernels import FLOATS
+from pigguf.quantization.ggml_kernels import FLOAT_DTYPES
 
 # Recipes that need an importance matrix, and those whose tables ggml computes for seconds
-WEIGHTED = ("IQ3_XS", "IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
+NEEDS_IMATRIX = ("IQ3_XS", "IQ3_XXS", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S")
 SLOW = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ1_M", "IQ1_S")
-UNWEIGHTED = [name for name in RECIPES if name not in WEIGHTED]
+WITHOUT_IMATRIX = [name for name in RECIPES if name not in NEEDS_IMATRIX]
 ALL = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in RECIPES]
 
-# Vectors are left out: no recipe speaks of them, and llama_model_quantize does not miss any.
+# Without vectors: no recipe has rules for them, and llama_model_quantize does not need them.
 PER_LAYER: dict[str, tuple[str, ...]] = {
     "llama": ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
     "fused": ("attn_norm", "attn_qkv", "attn_output", "ffn_up", "ffn_down"),
@@ -61,7 +61,7 @@ PER_LAYER: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder. `rows` cuts every matrix down to so many rows, which no choice of types sees."""
+    """A decoder. `rows` limits every matrix to that many rows, which no choice of types depends on."""
 
     layers: int = 2
     width: int = 256
@@ -79,8 +79,8 @@ class Shape:
 
     @property
     def hparams(self) -> HParams:
-        known = family_of("llama").hparams_from_metadata(
-            replace(self, architecture="llama", experts=0).metadata(), {}
+        known = hparams_from_metadata(
+            family_by_architecture("llama"), replace(self, architecture="llama", experts=0).metadata(), {}
         )
         return replace(known, architecture=self.architecture, experts=self.experts)
 
@@ -152,8 +152,8 @@ SHAPES = {
     "rows of 288, tied": Shape(width=288, feed_forward=320, head_dim=72, tied=True, rows=THIN),
     "rows of 272": Shape(width=272, feed_forward=304, heads=4, head_dim=68, rows=THIN),
     "rows of 272, tied": Shape(width=272, feed_forward=304, heads=4, head_dim=68, tied=True, rows=THIN),
-    "rows of 256 but in attn_output": Shape(layers=8, heads=3, kv_heads=3, head_dim=32, rows=THIN),
-    "rows of 256 but in ffn_down": Shape(layers=8, feed_forward=272, rows=THIN),
+    "rows of 256 except in attn_output": Shape(layers=8, heads=3, kv_heads=3, head_dim=32, rows=THIN),
+    "rows of 256 except in ffn_down": Shape(layers=8, feed_forward=272, rows=THIN),
     "matrices of one row": Shape(rows=1),
     "falcon 7B": Shape(32, 256, 512, 8, 1, 32, architecture="falcon", per_layer="fused", rows=THIN),
     "falcon with 4 kv heads, tied": Shape(
@@ -163,7 +163,7 @@ SHAPES = {
     "bloom, untied, rows of 288": Shape(
         9, 288, 320, 4, 4, 72, architecture="bloom", per_layer="fused", rows=THIN
     ),
-    "80 layers that are no 70B": Shape(80, kv_heads=2, architecture="starcoder2", rows=THIN),
+    "80 layers that are not a 70B": Shape(80, kv_heads=2, architecture="starcoder2", rows=THIN),
     "Mixtral": Shape(17, 256, 256, 4, 1, experts=8, per_layer="experts", rows=THIN),
     "Mixtral, 2 query heads a kv head": Shape(9, 256, 256, 4, 2, experts=8, per_layer="experts", rows=THIN),
     "4 experts, untied": Shape(10, 256, 256, experts=4, per_layer="experts", rows=THIN),
@@ -173,7 +173,7 @@ SHAPES = {
 }
 
 
-# One shape of a kind for every day; that all of them come out equal is a slow test.
+# One shape of each kind for every run; all of them together are a slow test.
 COMMON = (
     *("8 layers, 3 query heads a kv head", "70B", "qwen2", "rows of 288, tied", "rows of 272"),
     *(
@@ -187,7 +187,7 @@ EVERY = [name if name in COMMON else pytest.param(name, marks=pytest.mark.slow) 
 
 
 def weights(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Normal weights whose scale differs from row to row, with a few outliers."""
+    """Return normal weights whose scale differs from row to row, with a few outliers."""
     values = rng.normal(scale=0.02, size=shape) * rng.choice([1e-3, 1, 2], size=(*shape[:-1], 1))
     values.reshape(-1)[:: max(1, values.size // 7)] *= 30
     return values
@@ -201,12 +201,12 @@ def planned(tensor: LazyTensor, kind: TensorType) -> PlannedTensor:
 
 
 def write_floats(path: Path, shape: Shape, stored: TensorType) -> Path:
-    """A GGUF as convert makes it: matrices in a float type, all else F32."""
+    """Write a GGUF like convert: matrices in a float type, all else F32."""
     rng = np.random.default_rng(11)
     tensors = []
     for name, size in shape.tensor_shapes().items():
         matrix = np.prod(size) > size[-1] and not name.startswith("position_embd") and "_inp" not in name
-        values = weights(size, rng).astype(FLOATS[stored if matrix else TensorType.F32])
+        values = weights(size, rng).astype(FLOAT_DTYPES[stored if matrix else TensorType.F32])
         values = values if values.ndim == 1 else values.reshape(-1, size[-1])
         tensor = LazyTensor(name, size, "", lambda start, stop, values=values: values[start:stop])
         tensors.append(planned(tensor, stored if matrix else TensorType.F32))
@@ -215,7 +215,7 @@ def write_floats(path: Path, shape: Shape, stored: TensorType) -> Path:
 
 
 def importance_of(shape: Shape, leave_out: str = "") -> ImportanceMatrix:
-    """Importances of different sizes for all matrices of the layers, some of them 0."""
+    """Return importances of different sizes for all matrices of the layers, some of them 0."""
     rng = np.random.default_rng(12)
     weights = {}
     for name, size in shape.tensor_shapes().items():
@@ -233,15 +233,17 @@ def contents(path: Path) -> dict[str, tuple[TensorType, bytes]]:
         return {t.name: (t.type, data.rows(t, 0, t.rows).tobytes()) for t in file.tensors.values()}
 
 
-def ours(source: Path, target: Path, scheme: Scheme, hparams: HParams) -> dict[str, tuple[TensorType, bytes]]:
-    """What convert and quantize make of it."""
+def quantize_with_pigguf(
+    source: Path, target: Path, params: QuantizationParams, hparams: HParams
+) -> dict[str, tuple[TensorType, bytes]]:
+    """Quantize as convert and quantize do."""
     file = read_header(source)
     with TensorData(file) as data:
         tensors = float_tensors(file, data)
         write_gguf(
             target,
             file.metadata,
-            plan_tensors(tensors, choose_types(scheme, hparams, tensors), scheme.matrix),
+            plan_tensors(tensors, choose_tensor_types(params, hparams, tensors), params.imatrix),
         )
     return contents(target)
 
@@ -251,32 +253,34 @@ def upstream_file_type(recipe_name: str) -> int:
     return int(getattr(llama_cpp, f"LLAMA_FTYPE_{name}"))
 
 
-def llamas(source: Path, target: Path, scheme: Scheme) -> dict[str, tuple[TensorType, bytes]]:
+def quantize_with_llama_cpp(
+    source: Path, target: Path, params: QuantizationParams
+) -> dict[str, tuple[TensorType, bytes]]:
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread = 2
-    parameters.ftype = upstream_file_type(scheme.recipe.name)
-    weights = scheme.matrix.weights if scheme.matrix else {}
+    parameters.ftype = upstream_file_type(params.recipe.name)
+    weights = params.imatrix.weights if params.imatrix else {}
     matrix = (llama_cpp.llama_model_imatrix_data * (len(weights) + 1))()  # ends with an empty name
     for entry, (name, values) in zip(matrix, weights.items(), strict=False):
         entry.name, entry.size = name.encode(), values.size
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    overrides = (llama_cpp.llama_model_tensor_override * (len(scheme.overrides) + 1))()
-    for entry, override in zip(overrides, scheme.overrides, strict=False):
+    overrides = (llama_cpp.llama_model_tensor_override * (len(params.overrides) + 1))()
+    for entry, override in zip(overrides, params.overrides, strict=False):
         entry.pattern, entry.type = override.pattern.pattern.encode(), override.type
     if weights:
         parameters.imatrix = matrix
-    if scheme.overrides:
+    if params.overrides:
         parameters.tt_overrides = overrides
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), parameters) == 0
     return contents(target)
 
 
-def assert_equal(source: Path, scheme: Scheme, hparams: HParams) -> None:
-    wanted = llamas(source, source.with_suffix(".llama.gguf"), scheme)
-    got = ours(source, source.with_suffix(".ours.gguf"), scheme, hparams)
-    types = {name: kind.name for name, (kind, _) in got.items()}
-    assert types == {name: kind.name for name, (kind, _) in wanted.items()}
-    differing = [name for name, (_, raw) in wanted.items() if got[name][1] != raw]
+def assert_equal(source: Path, params: QuantizationParams, hparams: HParams) -> None:
+    expected = quantize_with_llama_cpp(source, source.with_suffix(".llama.gguf"), params)
+    actual = quantize_with_pigguf(source, source.with_suffix(".ours.gguf"), params, hparams)
+    types = {name: kind.name for name, (kind, _) in actual.items()}
+    assert types == {name: kind.name for name, (kind, _) in expected.items()}
+    differing = [name for name, (_, raw) in expected.items() if actual[name][1] != raw]
     assert differing == []
 
 
@@ -295,19 +299,21 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return source
 
 
-@pytest.mark.parametrize("recipe", UNWEIGHTED)
-@pytest.mark.parametrize("stored", FLOATS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("recipe", WITHOUT_IMATRIX)
+@pytest.mark.parametrize("stored", FLOAT_DTYPES, ids=lambda kind: kind.name)
 def test_bytes_equal_llama_model_quantize_from_every_float_type(
     sources: Any, recipe: str, stored: TensorType
 ) -> None:
-    assert_equal(sources("two layers", stored), Scheme(RECIPES[recipe]), SHAPES["two layers"].hparams)
+    assert_equal(
+        sources("two layers", stored), QuantizationParams(RECIPES[recipe]), SHAPES["two layers"].hparams
+    )
 
 
-@pytest.mark.parametrize("recipe", UNWEIGHTED)
+@pytest.mark.parametrize("recipe", WITHOUT_IMATRIX)
 @pytest.mark.parametrize("shape", EVERY)
 def test_bytes_equal_llama_model_quantize_on_every_shape(sources: Any, recipe: str, shape: str) -> None:
     stored = TensorType.F32 if SHAPES[shape].rows == 1 else TensorType.BF16  # convert keeps one row F32
-    assert_equal(sources(shape, stored), Scheme(RECIPES[recipe]), SHAPES[shape].hparams)
+    assert_equal(sources(shape, stored), QuantizationParams(RECIPES[recipe]), SHAPES[shape].hparams)
 
 
 @pytest.mark.parametrize("recipe", ALL)
@@ -316,23 +322,23 @@ def test_bytes_with_an_importance_matrix_equal_llama_model_quantize_on_every_sha
     sources: Any, recipe: str, shape: str
 ) -> None:
     stored = TensorType.F32 if SHAPES[shape].rows == 1 else TensorType.BF16
-    scheme = Scheme(RECIPES[recipe], importance_of(SHAPES[shape]))
-    assert_equal(sources(shape, stored), scheme, SHAPES[shape].hparams)
+    params = QuantizationParams(RECIPES[recipe], importance_of(SHAPES[shape]))
+    assert_equal(sources(shape, stored), params, SHAPES[shape].hparams)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", UNWEIGHTED)
+@pytest.mark.parametrize("recipe", WITHOUT_IMATRIX)
 def test_bytes_equal_llama_model_quantize_on_the_real_model(
     smollm2_gguf: Path, tmp_path: Path, recipe: str
 ) -> None:
     file = read_header(smollm2_gguf)
     source = tmp_path / "bf16.gguf"
-    hparams = family_of(file.architecture).hparams_from_metadata(file.metadata, file.tensors)
+    hparams = hparams_from_metadata(family_by_architecture(file.architecture), file.metadata, file.tensors)
     with TensorData(file) as data:
         tensors = float_tensors(file, data)
-        choices = choose_types(Scheme(RECIPES["BF16"]), hparams, tensors)
+        choices = choose_tensor_types(QuantizationParams(RECIPES["BF16"]), hparams, tensors)
         write_gguf(source, file.metadata, plan_tensors(tensors, choices, None))
-    assert_equal(source, Scheme(RECIPES[recipe]), hparams)
+    assert_equal(source, QuantizationParams(RECIPES[recipe]), hparams)
 
 
 def test_file_types_are_llama_cpps_numbers() -> None:
@@ -344,19 +350,19 @@ def test_file_types_are_llama_cpps_numbers() -> None:
 LLAMA_8B = Shape(32, 4096, 14336, 32, 8, 128, 128256)
 
 
-def choices_of(shape: Shape, recipe: str, weighted: bool) -> list[tuple[LazyTensor, Choice]]:
+def choices_of(shape: Shape, recipe: str, with_imatrix: bool) -> list[tuple[LazyTensor, TensorTypeChoice]]:
     tensors = [
         LazyTensor(name, size, "BF16", lambda a, b: None) for name, size in shape.tensor_shapes().items()
     ]
-    matrix = importance_of(shape) if weighted else None
-    choices = choose_types(Scheme(RECIPES[recipe], matrix), shape.hparams, tensors)
+    matrix = importance_of(shape) if with_imatrix else None
+    choices = choose_tensor_types(QuantizationParams(RECIPES[recipe], matrix), shape.hparams, tensors)
     return [(tensor, choices[tensor.name]) for tensor in tensors]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_bits_per_weight_are_those_of_llama_8b(recipe: str) -> None:
     weights = nbytes = 0
-    for tensor, choice in choices_of(LLAMA_8B, recipe, weighted=recipe not in UNWEIGHTED):
+    for tensor, choice in choices_of(LLAMA_8B, recipe, with_imatrix=recipe not in WITHOUT_IMATRIX):
         weights += tensor.elements
         nbytes += row_bytes(choice.type, tensor.shape[-1]) * (tensor.elements // tensor.shape[-1])
     assert nbytes * 8 / weights == pytest.approx(RECIPES[recipe].bits_per_weight, abs=0.06)
@@ -365,12 +371,12 @@ def test_bits_per_weight_are_those_of_llama_8b(recipe: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_tensor_falls_back_where_its_rows_are_not_whole_blocks(shape: str) -> None:
     for name, recipe in RECIPES.items():
-        for tensor, choice in choices_of(SHAPES[shape], name, weighted=True):
-            blocks = [choice.wanted]
+        for tensor, choice in choices_of(SHAPES[shape], name, with_imatrix=True):
+            blocks = [choice.preferred]
             if tensor.name == ("token_embd.weight" if SHAPES[shape].tied else "output.weight"):
-                blocks.append(recipe.default)  # upstream looks at this one
+                blocks.append(recipe.default_type)  # upstream looks at this one
             fits = all(tensor.shape[-1] % block_elements(kind) == 0 for kind in blocks)
-            assert choice.fell_back is not fits, (name, tensor.name)
+            assert choice.is_fallback is not fits, (name, tensor.name)
 
 
 # ---- types of single tensors ---------------------------------------------------------------------
@@ -390,46 +396,52 @@ OVERRIDES = [
 def test_bytes_with_types_of_single_tensors_equal_llama_model_quantize(
     sources: Any, recipe: str, shape: str, overrides: dict[str, str]
 ) -> None:
-    scheme = Scheme(RECIPES[recipe], importance_of(SHAPES[shape]), read_overrides(overrides))
-    assert_equal(sources(shape, TensorType.BF16), scheme, SHAPES[shape].hparams)
+    params = QuantizationParams(
+        RECIPES[recipe], importance_of(SHAPES[shape]), parse_type_overrides(overrides)
+    )
+    assert_equal(sources(shape, TensorType.BF16), params, SHAPES[shape].hparams)
 
 
-def refused(recipe: str, matrix: ImportanceMatrix | None = None, **overrides: str) -> UsageError:
+def error_of(recipe: str, matrix: ImportanceMatrix | None = None, **overrides: str) -> UsageError:
     shape = SHAPES["two layers"]
     tensors = [
         LazyTensor(name, size, "BF16", lambda a, b: None) for name, size in shape.tensor_shapes().items()
     ]
     with pytest.raises(UsageError) as raised:
-        choose_types(Scheme(RECIPES[recipe], matrix, read_overrides(overrides)), shape.hparams, tensors)
+        choose_tensor_types(
+            QuantizationParams(RECIPES[recipe], matrix, parse_type_overrides(overrides)),
+            shape.hparams,
+            tensors,
+        )
     assert raised.value.hint
     return raised.value
 
 
 def test_an_override_that_is_found_nowhere_is_refused() -> None:
-    assert "'ffn_dwon' is found in no matrix" in refused("Q4_K_M", ffn_dwon="q6_k").message
-    assert "'attn_norm' is found in no matrix" in refused("Q4_K_M", attn_norm="q6_k").message
+    assert "'ffn_dwon' matches no matrix" in error_of("Q4_K_M", ffn_dwon="q6_k").message
+    assert "'attn_norm' matches no matrix" in error_of("Q4_K_M", attn_norm="q6_k").message
 
 
 def test_overrides_of_a_type_that_quantizes_nothing_are_refused() -> None:
-    assert "no effect with --type F16" in refused("F16", ffn_down="q6_k").message
+    assert "no effect with `type=F16`" in error_of("F16", ffn_down="q6_k").message
 
 
-def test_an_override_of_no_type_or_no_pattern_is_refused() -> None:
+def test_an_override_with_an_invalid_type_or_pattern_is_refused() -> None:
     with pytest.raises(UsageError, match="no tensor type 'q7_k'") as raised:
-        read_overrides({"ffn_down": "q7_k"})
+        parse_type_overrides({"ffn_down": "q7_k"})
     assert "q6_k" in (raised.value.hint or "")
-    with pytest.raises(UsageError, match=r"'blk.\(' is no regular expression"):
-        read_overrides({"blk.(": "q6_k"})
+    with pytest.raises(UsageError, match=r"'blk.\(' is not a regular expression"):
+        parse_type_overrides({"blk.(": "q6_k"})
 
 
-# ---- what needs a matrix -------------------------------------------------------------------------
+# ---- types that need one -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in UNWEIGHTED])
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in WITHOUT_IMATRIX])
 def test_types_that_need_an_importance_matrix_are_refused_without_one(
     sources: Any, tmp_path: Path, recipe: str
 ) -> None:
-    error = refused(recipe)
+    error = error_of(recipe)
     assert f"{recipe} makes blk.0.attn_q.weight" in error.message
     assert "pigguf imatrix" in (error.hint or "")
     parameters = llama_cpp.llama_model_quantize_default_params()  # as upstream does
@@ -439,24 +451,26 @@ def test_types_that_need_an_importance_matrix_are_refused_without_one(
 
 
 def test_an_override_may_need_one_too_even_of_the_embedding() -> None:
-    assert "makes blk.0.ffn_up.weight IQ2_S" in refused("Q4_K_M", ffn_up="iq2_s").message
-    assert "makes token_embd.weight IQ2_XS" in refused("Q4_K_M", token_embd="iq2_xs").message
+    assert "makes blk.0.ffn_up.weight IQ2_S" in error_of("Q4_K_M", ffn_up="iq2_s").message
+    assert "makes token_embd.weight IQ2_XS" in error_of("Q4_K_M", token_embd="iq2_xs").message
 
 
 def test_a_matrix_without_a_tensor_that_needs_it_is_refused() -> None:
     matrix = importance_of(SHAPES["two layers"], leave_out="blk.1.ffn_up.weight")
-    error = refused("IQ2_XXS", matrix)
-    assert "of-a-shape.gguf has no entry for blk.1.ffn_up.weight, which is to become IQ2_XXS" in error.message
+    error = error_of("IQ2_XXS", matrix)
+    assert "of-a-shape.gguf has no entry for blk.1.ffn_up.weight, which would be IQ2_XXS" in error.message
 
 
-def test_a_matrix_without_a_tensor_that_can_do_without_leaves_it_unweighted(sources: Any) -> None:
+def test_a_matrix_without_a_tensor_that_does_not_need_it_is_used_for_the_others(sources: Any) -> None:
     shape = SHAPES["two layers"]
     matrix = importance_of(shape, leave_out="blk.1.ffn_up.weight")
-    assert_equal(sources("two layers", TensorType.BF16), Scheme(RECIPES["Q4_K_M"], matrix), shape.hparams)
+    assert_equal(
+        sources("two layers", TensorType.BF16), QuantizationParams(RECIPES["Q4_K_M"], matrix), shape.hparams
+    )
 
 
 def test_a_matrix_of_another_model_is_refused() -> None:
-    error = refused("Q4_K_M", importance_of(Shape(layers=3)))
+    error = error_of("Q4_K_M", importance_of(Shape(layers=3)))
     assert "matrix of another model: it has blk.2.attn_q.weight" in error.message
-    error = refused("Q4_K_M", importance_of(Shape(feed_forward=768)))
+    error = error_of("Q4_K_M", importance_of(Shape(feed_forward=768)))
     assert "of-a-shape.gguf has 768 values for blk.0.ffn_down.weight, which has 512 columns" in error.message

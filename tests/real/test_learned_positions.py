@@ -122,9 +122,13 @@ def test_nearest_rows_and_a_shorter_table(tmp_path: Path) -> None:
     ("family", "overrides", "part"),
     [
         ("gpt2", {"context": 128, "interpolation": "none"}, "128 positions need more"),
-        ("gpt2", {"context": 128, "factor": 3}, "--context 128 is not 64 x --rope-factor 3"),
-        ("gpt2", {"original_context": 32, "context": 64}, "--original-context 32 contradicts"),
-        ("llama", {"context": 128, "interpolation": "linear"}, "--interpolation linear: LlamaForCausalLM"),
+        ("gpt2", {"context": 128, "factor": 3}, "`rope.context=128` is not 64 x `rope.factor=3`"),
+        ("gpt2", {"original_context": 32, "context": 64}, "`rope.original_context=32` contradicts"),
+        (
+            "llama",
+            {"context": 128, "interpolation": "linear"},
+            "`rope.interpolation=linear`: LlamaForCausalLM",
+        ),
         ("bloom", {"factor": 2}, "no positions to scale"),
     ],
 )

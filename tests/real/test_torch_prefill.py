@@ -12,14 +12,14 @@ import pytest
 from pigguf.common.numerics import kl_divergence
 from pigguf.inference.engine import Context, ContextOptions, Model, Session
 from pigguf.inference.torch_prefill import TorchPrefiller
-from pigguf.inference.torch_prefill.backend import bfloat16_arithmetic
+from pigguf.inference.torch_prefill.backend import bfloat16_instructions
 
 PROMPTS = 100
 LENGTHS = (200, 800)  # of prompts
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not bfloat16_arithmetic(), reason="this CPU has no arithmetic in bfloat16"),
+    pytest.mark.skipif(not bfloat16_instructions(), reason="this CPU has no arithmetic in bfloat16"),
 ]
 
 
@@ -29,7 +29,7 @@ def sessions(path: Path, **options: object) -> Iterator[tuple[Session, Session, 
     made = ContextOptions(**{"length": 6000, **options})  # type: ignore[arg-type]
     novel = Path(__file__).parent.parent / "data" / "persuasion-chapters-3-5.txt"
     with Model.open(path, gpu_layers=0) as model:
-        reader = TorchPrefiller(model, made, least=LENGTHS[0] - 1)
+        reader = TorchPrefiller(model, made, min_tokens=LENGTHS[0] - 1)
         assert reader.is_supported
         with (
             Context(model, made, prefiller=reader) as hybrid,

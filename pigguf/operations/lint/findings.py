@@ -14,7 +14,7 @@ from pigguf.operations.lint.position_keys import (
     SCALING_TYPE,
 )
 from pigguf.rope import Evidence, RopeOverrides
-from pigguf.rope.evidence import NO_OVERRIDES
+from pigguf.rope.overrides import NO_OVERRIDES
 
 # `repair` writes these keys itself, in their right types, wherever it is given rope numbers.
 _WRITTEN_WITH_ROPE = tuple(

@@ -12,9 +12,10 @@ from pigguf.operations.lint.position_keys import (
     SCALING_TYPE,
     PositionKeys,
 )
-from pigguf.rope import RopeOverrides, RopeScaling
-from pigguf.rope.decision import decide
-from pigguf.rope.scaling import GGUF_KINDS, same
+from pigguf.rope import Positions, RopeOverrides
+from pigguf.rope.decision import decide_rope
+from pigguf.rope.gguf_keys import GGUF_ROPE_TYPES
+from pigguf.rope.rope_scaling import approx_equal
 
 
 def linear_fixes(keys: PositionKeys, factor: float) -> tuple[SuggestedFix, ...]:
@@ -60,7 +61,7 @@ def scaling_type_fixes(keys: PositionKeys, scaling_type: str) -> tuple[Suggested
         keys: The file's position keys.
         scaling_type: The type in lower case, without spaces around it.
     """
-    if scaling_type in GGUF_KINDS:
+    if scaling_type in GGUF_ROPE_TYPES:
         return (SuggestedFix(set={keys.full_name(SCALING_TYPE): string(scaling_type)}),)
     if scaling_type == "su" and keys.has_freq_factors:  # transformers' older name of LongRoPE
         return (SuggestedFix(set={keys.full_name(SCALING_TYPE): string("longrope")}),)
@@ -74,26 +75,26 @@ def scaling_type_fixes(keys: PositionKeys, scaling_type: str) -> tuple[Suggested
 def if_accepted(keys: PositionKeys, fix: SuggestedFix) -> tuple[SuggestedFix, ...]:
     """Return the fix if its rope numbers are sufficient and fit the file's keys, else nothing."""
     try:
-        decide(position_claims(keys.file, fix.rope))
+        decide_rope(position_claims(keys.file, fix.rope))
     except (RopeConflict, CheckpointError):
         return ()
     return (fix,)
 
 
-def linear_scaling(keys: PositionKeys, factor: float) -> RopeScaling:
+def linear_scaling(keys: PositionKeys, factor: float) -> Positions:
     """Return the rope scaling of the file with linear scaling by a factor.
 
     Raises:
         RopeConflict: The file's windows contradict the factor.
         CheckpointError: The file has no context length.
     """
-    return decide(position_claims(keys.file, RopeOverrides(factor=factor)))
+    return decide_rope(position_claims(keys.file, RopeOverrides(factor=factor)))
 
 
 def whole_if_near(number: float) -> float:
     """Return the nearest whole number if the difference is only rounding, else the number itself."""
     nearest = float(round(number))
-    return nearest if same(nearest, number) else number
+    return nearest if approx_equal(nearest, number) else number
 
 
 def upright(factor: float) -> float:

@@ -22,7 +22,8 @@ from pigguf.operations.lint.position_keys import (
     PositionKeys,
 )
 from pigguf.rope import RopeOverrides
-from pigguf.rope.scaling import DEFAULT_BASE, GGUF_KINDS
+from pigguf.rope.gguf_keys import GGUF_ROPE_TYPES
+from pigguf.rope.rope_scaling import DEFAULT_ROPE_THETA
 
 # Architectures whose loader requires full rotary (llama-model.cpp, "invalid n_rot").
 _FULL_ROTARY = ("llama", "deci", "falcon", "llama-embed")
@@ -82,12 +83,12 @@ def missing_context_length(keys: PositionKeys) -> Iterator[LintFinding]:
 def unknown_scaling_type(keys: PositionKeys) -> Iterator[LintFinding]:
     """Yield a finding if llama.cpp does not know the scaling type."""
     scaling_type = keys.scaling_type
-    if scaling_type is None or scaling_type in GGUF_KINDS:
+    if scaling_type is None or scaling_type in GGUF_ROPE_TYPES:
         return
     yield LintFinding(
         "unknown-type",
         f"{keys.full_name(SCALING_TYPE)} is {scaling_type!r}: llama.cpp aborts on every type except "
-        f"{', '.join(GGUF_KINDS)}",
+        f"{', '.join(GGUF_ROPE_TYPES)}",
         keys.evidence_of(SCALING_TYPE),
         scaling_type_fixes(keys, scaling_type.strip().lower()),
     )
@@ -102,7 +103,7 @@ def wrong_rope_theta(keys: PositionKeys) -> Iterator[LintFinding]:
             f"{keys.full_name(FREQ_BASE)} is {number:g}, but a rope theta is positive and finite",
             keys.evidence_of(FREQ_BASE),
         )
-    elif number is None or number == DEFAULT_BASE:
+    elif number is None or number == DEFAULT_ROPE_THETA:
         known = rope_theta_from_name(keys)
         if known is None:
             return

@@ -29,7 +29,7 @@ from pigguf.operations.lint.position_keys import (
     PositionKeys,
 )
 from pigguf.rope import RopeOverrides
-from pigguf.rope.scaling import same
+from pigguf.rope.rope_scaling import approx_equal
 
 CLAMPED = "llama.cpp's server and Ollama clamp the context to it"
 
@@ -64,10 +64,10 @@ def bad_factor(keys: PositionKeys) -> Iterator[LintFinding]:
 def two_factors(keys: PositionKeys) -> Iterator[LintFinding]:
     """Yield a finding if the factor's two keys contradict each other."""
     factor, older = keys.positive(SCALING_FACTOR), keys.positive(SCALE_LINEAR)
-    if factor is None or older is None or same(factor, older):
+    if factor is None or older is None or approx_equal(factor, older):
         return
     original, context = keys.count(ORIGINAL_CONTEXT_LENGTH), keys.count(CONTEXT_LENGTH)
-    fitting = [f for f in (factor, older) if original and context and same(original * f, context)]
+    fitting = [f for f in (factor, older) if original and context and approx_equal(original * f, context)]
     choices = tuple(
         fix.if_unconditional(f"if {keys.full_name(key)} is right")
         for key, value in ((SCALING_FACTOR, factor), (SCALE_LINEAR, older))
@@ -175,7 +175,7 @@ def linear_windows(keys: PositionKeys) -> Iterator[LintFinding]:
         return
     if context is None or factor is None or factor == 1.0:
         return
-    if older is not None and not same(factor, older):
+    if older is not None and not approx_equal(factor, older):
         return  # two_factors reports it
     factor = upright(factor)
     try:

@@ -12,7 +12,7 @@ from typing import TypeVar
 from pigguf.gguf_io.metadata import elements
 from pigguf.operations.lint.position_keys import FREQ_BASE, PositionKeys
 from pigguf.rope import Evidence
-from pigguf.rope.known_models import KNOWN
+from pigguf.rope.known_models import KNOWN_MODELS
 
 Number = TypeVar("Number", int, float)
 
@@ -67,8 +67,8 @@ def factor_from_name(keys: PositionKeys, context_length: int) -> tuple[Evidence,
     """
     config = {"max_position_embeddings": context_length, "rope_theta": keys.positive(FREQ_BASE)}
     for name in model_names(keys):
-        for family in KNOWN:
-            if family.rope_scaling.get("rope_type") == "linear" and family.fits(str(name.value), config):
+        for family in KNOWN_MODELS:
+            if family.rope_scaling.get("rope_type") == "linear" and family.matches(str(name.value), config):
                 return name, float(family.rope_scaling["factor"])
     trained = _look_up(keys, _ORIGINAL_CONTEXT)
     for name, extended in context_lengths_in_names(keys):

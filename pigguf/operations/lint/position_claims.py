@@ -15,8 +15,9 @@ from pigguf.operations.lint.position_keys import (
     PositionKeys,
 )
 from pigguf.rope import Evidence, RopeOverrides
-from pigguf.rope.evidence import NO_OVERRIDES, Claim, gather
-from pigguf.rope.scaling import COMMAND_LINE
+from pigguf.rope.config_claims import collect_claims
+from pigguf.rope.evidence import COMMAND_LINE, Claim
+from pigguf.rope.overrides import NO_OVERRIDES
 
 
 def position_claims(
@@ -36,19 +37,19 @@ def position_claims(
     claims = _scaling_claims(keys)
     file_theta = keys.positive(FREQ_BASE)
     if rope_theta is None and file_theta is not None:
-        claims.append(Claim("bases", file_theta, keys.evidence(FREQ_BASE, "the rope theta")))
+        claims.append(Claim("rope_thetas", file_theta, keys.evidence(FREQ_BASE, "the rope theta")))
     for quantity, key, meaning in (
-        ("originals", ORIGINAL_CONTEXT_LENGTH, "the original window"),
-        ("windows", CONTEXT_LENGTH, "a window, original or extended"),
+        ("original_contexts", ORIGINAL_CONTEXT_LENGTH, "the original context length"),
+        ("context_lengths", CONTEXT_LENGTH, "a context length, original or extended"),
     ):
         length = keys.count(key)
         if length is not None:
             claims.append(Claim(quantity, length, keys.evidence(key, meaning)))
-    claims += [Claim("limits", length, name) for name, length in context_lengths_in_names(keys)]
-    claims += gather(JsonConfig({}), JsonConfig({}), overrides)
+    claims += [Claim("tokenizer_limits", length, name) for name, length in context_lengths_in_names(keys)]
+    claims += collect_claims(JsonConfig({}), JsonConfig({}), overrides)
     if rope_theta is not None:
         evidence = Evidence(COMMAND_LINE, "rope_theta", rope_theta, "an override")
-        claims.append(Claim("bases", rope_theta, evidence))
+        claims.append(Claim("rope_thetas", rope_theta, evidence))
     return claims
 
 
@@ -57,11 +58,11 @@ def _scaling_claims(keys: PositionKeys) -> list[Claim]:
     claims: list[Claim] = []
     scaling_type = keys.scaling_type
     if scaling_type in ("none", "linear"):
-        claims.append(Claim("kinds", scaling_type, keys.evidence(SCALING_TYPE, "the scaling type")))
+        claims.append(Claim("rope_types", scaling_type, keys.evidence(SCALING_TYPE, "the scaling type")))
     for key in (SCALING_FACTOR, SCALE_LINEAR):
         factor = keys.positive(key)
         if factor is not None:
             is_idle = scaling_type == "none" and factor != 1.0  # llama.cpp ignores it
-            quantity = "idle_factors" if is_idle else "factors"
+            quantity = "unused_factors" if is_idle else "factors"
             claims.append(Claim(quantity, factor, keys.evidence(key, "the factor")))
     return claims

@@ -15,7 +15,7 @@ from pigguf.operations.lint.position_keys import (
     PositionKeys,
 )
 from pigguf.rope import RopeOverrides
-from pigguf.rope.decision import BASE_WINDOWS
+from pigguf.rope.context_decision import BASE_CONTEXT_LENGTHS
 
 
 def yarn_longrope_windows(keys: PositionKeys) -> Iterator[LintFinding]:
@@ -61,7 +61,7 @@ def _original_window_fixes(context: int, factor: float) -> tuple[SuggestedFix, .
     if factor <= 1:
         return ()
     original = round(context / factor)
-    if original in BASE_WINDOWS and context not in BASE_WINDOWS:
+    if original in BASE_CONTEXT_LENGTHS and context not in BASE_CONTEXT_LENGTHS:
         return (SuggestedFix(RopeOverrides(original_context=original)),)
     return (
         SuggestedFix(

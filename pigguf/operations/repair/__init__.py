@@ -35,7 +35,7 @@ from pigguf.operations.repair.key_edits import KeyChange, edit_keys, key_changes
 from pigguf.operations.repair.rope_edits import edit_rope
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.rope import RopeOverrides, rope_from_metadata
-from pigguf.rope.evidence import NO_OVERRIDES
+from pigguf.rope.overrides import NO_OVERRIDES
 
 __all__ = ["KeyChange", "RepairResult", "apply_fixes", "repair"]
 

@@ -20,15 +20,15 @@ from pigguf.operations.lint.position_keys import (
     SCALING_TYPE,
     YARN_KEYS,
 )
-from pigguf.rope import RopeOverrides, RopeScaling, rope_from_metadata
-from pigguf.rope.decision import decide
-from pigguf.rope.evidence import LARGEST_BASE
-from pigguf.rope.scaling import same
+from pigguf.rope import Positions, RopeOverrides, rope_from_metadata
+from pigguf.rope.decision import decide_rope
+from pigguf.rope.rope_scaling import approx_equal
+from pigguf.rope.scaling_section import MAX_ROPE_THETA
 
 
 def edit_rope(
     file: GGUFFile, overrides: RopeOverrides, rope_theta: float | None
-) -> tuple[RopeScaling, dict[str, Typed]]:
+) -> tuple[Positions, dict[str, Typed]]:
     """Return the rope scaling that the given numbers make of a file's own, and the metadata that states it.
 
     Args:
@@ -39,9 +39,9 @@ def edit_rope(
     Raises:
         RopeConflict: The numbers contradict each other or the file's, or do not suffice.
     """
-    if rope_theta is not None and not (1.0 < rope_theta < LARGEST_BASE):
+    if rope_theta is not None and not (1.0 < rope_theta < MAX_ROPE_THETA):
         raise RopeConflict(
-            f"`rope_theta={rope_theta:g}` is not between 1 and {LARGEST_BASE:g}",
+            f"`rope_theta={rope_theta:g}` is not between 1 and {MAX_ROPE_THETA:g}",
             "give a base such as `rope_theta=10000`",
         )
     keys = PositionKeys(file)
@@ -54,7 +54,7 @@ def edit_rope(
             "give `rope.factor=FACTOR` for linear scaling, or `rope.factor=1` for none",
         )
     try:
-        scaling = decide(position_claims(file, overrides, rope_theta))
+        scaling = decide_rope(position_claims(file, overrides, rope_theta))
     except CheckpointError:
         raise RopeConflict(
             f"{file.path}: {keys.full_name(CONTEXT_LENGTH)} is missing or not a length",
@@ -63,7 +63,7 @@ def edit_rope(
     return scaling, _linear_metadata(keys, scaling, rope_theta)
 
 
-def _linear_metadata(keys: PositionKeys, scaling: RopeScaling, rope_theta: float | None) -> dict[str, Typed]:
+def _linear_metadata(keys: PositionKeys, scaling: Positions, rope_theta: float | None) -> dict[str, Typed]:
     """Return a file's metadata with the keys of linear or unscaled positions; equivalent keys stay."""
     metadata = dict(keys.file.metadata)
     written = scaling.to_gguf(keys.architecture)
@@ -84,7 +84,7 @@ def _linear_metadata(keys: PositionKeys, scaling: RopeScaling, rope_theta: float
 
 def _set_as_given(
     keys: PositionKeys, overrides: RopeOverrides, rope_theta: float | None
-) -> tuple[RopeScaling, dict[str, Typed]]:
+) -> tuple[Positions, dict[str, Typed]]:
     """Return the scaling and metadata of YaRN, LongRoPE or Llama 3 with the numbers as given.
 
     Raises:
@@ -96,7 +96,7 @@ def _set_as_given(
     if keys.scaling_type == "yarn" and factor is not None and original is not None:
         if overrides.context is None and (overrides.factor or overrides.original_context):
             context = round(original * factor)
-        if context is not None and not same(original * factor, context):
+        if context is not None and not approx_equal(original * factor, context):
             raise RopeConflict(
                 f"factor {factor:g}, original window {original} and window {context} contradict each other: "
                 f"{original} x {factor:g} is {original * factor:g}",

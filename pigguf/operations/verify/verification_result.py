@@ -1,4 +1,4 @@
-"""What a verification found: parts, each with its verdict and its evidence."""
+"""The result of `pigguf verify`: parts, each with its verdict and its evidence."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pigguf.operations.verify.discrepancy import Discrepancy
+
 Verdict = Literal["same", "same but for its quantization", "different", "not compared"]
 
-UNQUANTIZED = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class Discrepancy:
-    """Something that is not as in the checkpoint: a key, a tensor or a rule, and how it is in both."""
-
-    name: str
-    description: str
+UNQUANTIZED_TYPES = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class VerificationPart:
-    """What was compared beside predictions.
+    """The comparison of structure, tokenizer or weights.
 
     Attributes:
-        compared: how many facts.
-        differences: those that make the file another model.
-        notes: those that do not.
+        compared: How many facts, tokens or tensors were compared.
+        differences: Those that make the file another model.
+        notes: Those that do not.
     """
 
     compared: int
@@ -35,6 +29,7 @@ class VerificationPart:
 
     @property
     def verdict(self) -> Verdict:
+        """Different if there is any difference; notes do not count."""
         return "different" if self.differences else "same"
 
 
@@ -43,10 +38,13 @@ class DepthComparison:
     """The predictions of the last tokens before a depth.
 
     Attributes:
-        depth: in tokens; tokens: how many predictions.
-        divergence: mean of D(checkpoint || file), in nats; limit: how large it may be.
-        same_top: the share of predictions whose likeliest token is the checkpoint's.
-        log_p, source_log_p: mean log-probability of the text's tokens, the file's and the checkpoint's.
+        depth: The depth in tokens.
+        tokens: How many predictions were compared.
+        kl_divergence: The mean of D(checkpoint || file), in nats.
+        kl_limit: How large it may be, in nats.
+        same_top: The share of predictions whose most likely token is the checkpoint's.
+        log_p: The mean log-probability of the text's tokens, by the file.
+        source_log_p: The same by the checkpoint.
     """
 
     depth: int
@@ -59,18 +57,19 @@ class DepthComparison:
 
     @property
     def within_limit(self) -> bool:
+        """Whether the divergence is no larger than it may be."""
         return self.kl_divergence <= self.kl_limit
 
 
 @dataclass(frozen=True)
 class LogitsComparison:
-    """What both make of a text.
+    """The predictions of a text by the file and by the checkpoint.
 
     Attributes:
-        type: of the file's weights: the coarsest that a tenth of them is kept in.
-        text: what was read.
-        depths: from the least to the deepest.
-        refused: why they were not compared; "" where they were.
+        type: The type of the file's weights: the smallest that holds at least a tenth of them.
+        text: The name of the text.
+        depths: The comparisons, from the least depth to the greatest.
+        skipped_reason: Why nothing was compared, or "".
     """
 
     type: str
@@ -80,16 +79,17 @@ class LogitsComparison:
 
     @property
     def first_failing_depth(self) -> int | None:
-        """The first depth at which the file is further from the checkpoint than it may be."""
+        """The first depth at which the divergence is over its limit, or None."""
         return next((depth.depth for depth in self.depths if not depth.within_limit), None)
 
     @property
     def verdict(self) -> Verdict:
+        """Whether the predictions are those of the checkpoint, up to what the type rounds."""
         if self.skipped_reason:
             return "not compared"
         if self.first_failing_depth is not None:
             return "different"
-        return "same" if self.type in UNQUANTIZED else "same but for its quantization"
+        return "same" if self.type in UNQUANTIZED_TYPES else "same but for its quantization"
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,13 @@ class VerificationResult:
     """How a file compares with a checkpoint.
 
     Attributes:
-        file, source: the two.
-        context_length: the checkpoint's window, in tokens.
-        structure, tokenizer, weights, predictions: the parts.
+        file: The GGUF file.
+        source: The checkpoint.
+        context_length: The checkpoint's context length, in tokens.
+        structure: Keys and tensor shapes.
+        tokenizer: Vocabulary and rules.
+        weights: The tensors' values.
+        logits: The predictions of a text.
     """
 
     file: Path
@@ -112,16 +116,15 @@ class VerificationResult:
 
     @property
     def verdict(self) -> Verdict:
-        """Different where any part is; else the predictions' own."""
-        parts = (self.structure, self.tokenizer, self.weights)
-        return "different" if any(part.differences for part in parts) else self.logits.verdict
+        """Different if any part is, else the verdict of the predictions."""
+        return "different" if self.differences else self.logits.verdict
 
     @property
     def differences(self) -> tuple[Discrepancy, ...]:
-        """All that make the file another model, the predictions apart."""
+        """Everything that makes the file another model, except predictions."""
         return (*self.structure.differences, *self.tokenizer.differences, *self.weights.differences)
 
     @property
     def notes(self) -> tuple[Discrepancy, ...]:
-        """All that do not."""
+        """Everything that differs without making the file another model."""
         return (*self.structure.notes, *self.tokenizer.notes, *self.weights.notes)
