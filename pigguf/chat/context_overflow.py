@@ -1,13 +1,12 @@
-"""What to do when a conversation has outgrown its window: one registry of policies.
+"""Overflow policies: what a conversation gives up when it has outgrown its context window.
 
     error      nothing: the question is refused, with token counts
-    shift      leave out the oldest turns, as few as it takes
-    summarize  let the model condense the oldest turns into one
+    shift      drop the oldest turns, as few as needed
+    summarize  let the model summarize the oldest turns into one
 
-Contract: a policy gets the conversation with the question last, and gives one that takes less of the
-window, or None where it can give nothing up. A turn is a question with its answer; they go together. The
-system prompt and the question always stay. What was done is said in `notice`.
-Left out: what becomes of the cache, and refusals (chat/conversation.py).
+A policy gets the conversation with the question last, and returns a shorter one, or None if it cannot shorten
+it. A turn is a question with its answer, which are dropped together. The system prompt and the question
+always stay. Not here: the KV cache and the errors (conversation.py).
 """
 
 from __future__ import annotations
@@ -21,21 +20,23 @@ from typing import Literal
 OverflowPolicy = Literal["error", "shift", "summarize"]
 
 MAX_SUMMARY_TOKENS = 256
-"""Most tokens of a summary; an eighth of a small window."""
+"""The most tokens of a summary; in a small context window, an eighth of it."""
 
-SUMMARY_REQUEST = "Summarize our conversation so far in a few sentences. Keep names, numbers, and what was decided."
-"""What the model is asked for a summary, and what stands before it in the conversation from then on."""
+SUMMARY_REQUEST = (
+    "Summarize our conversation so far in a few sentences. Keep names, numbers, and what was decided."
+)
+"""The request to the model for a summary; from then on it stands before the summary in the conversation."""
 
 
 @dataclass(frozen=True)
 class OverflowBudget:
-    """What a policy has to do with.
+    """What a policy may use.
 
     Attributes:
-        window: all of it, in tokens.
-        tokens: most tokens of the conversation, so that its answer has room.
-        count: how many a conversation takes.
-        write: the model's own answer to a conversation, of so many tokens at most.
+        context_length: the context window in tokens.
+        max_prompt_tokens: the most tokens of the conversation that leave room for its answer.
+        count_tokens: returns how many tokens a conversation has.
+        generate: returns the model's answer to a conversation, of at most so many tokens.
     """
 
     context_length: int
@@ -46,12 +47,12 @@ class OverflowBudget:
 
 @dataclass(frozen=True)
 class ShortenedConversation:
-    """A conversation that takes less of the window than it did.
+    """A conversation that a policy has shortened.
 
     Attributes:
         messages: the conversation, the question last.
-        notice: what was done, in words.
-        moved: tokens that were taken out of its middle, the rest being as it was; 0 where it is not.
+        notice: what was done, for the user.
+        shifted_tokens: tokens that were removed from its middle; 0 if the rest is not unchanged.
     """
 
     messages: list[dict[str, str]]
@@ -59,78 +60,91 @@ class ShortenedConversation:
     shifted_tokens: int = 0
 
 
-def error(messages: Sequence[dict[str, str]], space: OverflowBudget) -> ShortenedConversation | None:
-    """Give nothing up."""
+def error(messages: Sequence[dict[str, str]], budget: OverflowBudget) -> ShortenedConversation | None:
+    """Return None: nothing is given up."""
     return None
 
 
-def shift(messages: Sequence[dict[str, str]], space: OverflowBudget) -> ShortenedConversation | None:
-    """Leave out the oldest turns, as few as it takes."""
-    head, turns, question = _parts(messages)
+def shift(messages: Sequence[dict[str, str]], budget: OverflowBudget) -> ShortenedConversation | None:
+    """Drop the oldest turns, as few as needed."""
+    system, turns, question = _split_turns(messages)
 
     def without(count: int) -> list[dict[str, str]]:
-        return [*head, *chain(*turns[count:]), *question]
+        return [*system, *chain(*turns[count:]), *question]
 
-    fewest = bisect_left(range(len(turns) + 1), True, key=lambda n: space.count_tokens(without(n)) <= space.max_prompt_tokens)
-    if not 0 < fewest <= len(turns):
+    dropped = bisect_left(
+        range(len(turns) + 1),
+        True,
+        key=lambda count: budget.count_tokens(without(count)) <= budget.max_prompt_tokens,
+    )
+    if not 0 < dropped <= len(turns):
         return None
-    rest = without(fewest)
-    dropped = space.count_tokens(messages) - space.count_tokens(rest)
-    return ShortenedConversation(rest, f"The window is full: {_oldest(fewest)} left out ({dropped:,} tokens).", dropped)
+    rest = without(dropped)
+    tokens = budget.count_tokens(messages) - budget.count_tokens(rest)
+    notice = f"The context window is full: {_oldest_turns(dropped)} dropped ({tokens:,} tokens)."
+    return ShortenedConversation(rest, notice, tokens)
 
 
-def summarize(messages: Sequence[dict[str, str]], space: OverflowBudget) -> ShortenedConversation | None:
-    """Let the model condense the oldest turns into one: all of them, the last only where it must be, or as
-    many as the model can read at once."""
-    head, turns, question = _parts(messages)
+def summarize(messages: Sequence[dict[str, str]], budget: OverflowBudget) -> ShortenedConversation | None:
+    """Replace the oldest turns by the model's summary of them.
+
+    All turns except the last are summarized, the last one too if it has to be; or as many as fit into one
+    prompt.
+    """
+    system, turns, question = _split_turns(messages)
     request = {"role": "user", "content": SUMMARY_REQUEST}
-    most = min(MAX_SUMMARY_TOKENS, space.max_prompt_tokens // 8)
+    max_tokens = min(MAX_SUMMARY_TOKENS, budget.max_prompt_tokens // 8)
 
-    if space.count_tokens([*head, request, *question]) > space.max_prompt_tokens:
+    if budget.count_tokens([*system, request, *question]) > budget.max_prompt_tokens:
         return None
 
-    def asked_of(count: int) -> list[dict[str, str]]:
-        return [*head, *chain(*turns[:count]), request]
+    def summary_prompt(count: int) -> list[dict[str, str]]:
+        return [*system, *chain(*turns[:count]), request]
 
-    def is_too_much(count: int) -> bool:
-        return space.count_tokens(asked_of(count)) + most > space.context_length
+    def is_too_long(count: int) -> bool:
+        return budget.count_tokens(summary_prompt(count)) + max_tokens > budget.context_length
 
-    keeps_last = space.count_tokens([*head, request, *chain(*turns[-1:]), *question]) + most <= space.max_prompt_tokens
-    wanted = len(turns) - (keeps_last and len(turns) > 1)
-    count = bisect_left(range(1, wanted + 1), True, key=is_too_much)
-    summary = space.generate(asked_of(count), most) if count else ""
+    with_last_turn = [*system, request, *chain(*turns[-1:]), *question]
+    last_turn_fits = budget.count_tokens(with_last_turn) + max_tokens <= budget.max_prompt_tokens
+    wanted = len(turns) - (last_turn_fits and len(turns) > 1)
+    count = bisect_left(range(1, wanted + 1), True, key=is_too_long)
+    summary = budget.generate(summary_prompt(count), max_tokens) if count else ""
     if not summary:
         return None
-    rest = [*head, request, {"role": "assistant", "content": summary}, *chain(*turns[count:]), *question]
-    before, after = space.count_tokens(messages), space.count_tokens(rest)
+    rest = [*system, request, {"role": "assistant", "content": summary}, *chain(*turns[count:]), *question]
+    before, after = budget.count_tokens(messages), budget.count_tokens(rest)
     if after >= before:
         return None
-    notice = f"The window is full: {_oldest(count)} condensed, {before:,} tokens to {after:,}."
+    notice = f"The context window is full: {_oldest_turns(count)} summarized, {before:,} tokens to {after:,}."
     return ShortenedConversation(rest, notice)
 
 
-OVERFLOW_POLICIES: dict[OverflowPolicy, Callable[[Sequence[dict[str, str]], OverflowBudget], ShortenedConversation | None]] = {
+OVERFLOW_POLICIES: dict[
+    OverflowPolicy, Callable[[Sequence[dict[str, str]], OverflowBudget], ShortenedConversation | None]
+] = {
     "error": error,
     "shift": shift,
     "summarize": summarize,
 }
 
 
-def system_prompt(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """What stands before the first question."""
-    return _parts(messages)[0]
+def system_messages(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the messages before the first question."""
+    return _split_turns(messages)[0]
 
 
-def _parts(
+def _split_turns(
     messages: Sequence[dict[str, str]],
 ) -> tuple[list[dict[str, str]], list[list[dict[str, str]]], list[dict[str, str]]]:
-    """What comes before the first question, the turns, and the question that is last."""
-    starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    """Return the messages before the first question, the turns, and the question that is last."""
+    starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
     if not starts:
         return list(messages), [], []
-    turns = [list(messages[a:b]) for a, b in zip(starts, [*starts[1:], len(messages)], strict=True)]
+    turns = [
+        list(messages[start:stop]) for start, stop in zip(starts, [*starts[1:], len(messages)], strict=True)
+    ]
     return list(messages[: starts[0]]), turns[:-1], turns[-1]
 
 
-def _oldest(count: int) -> str:
-    return "the oldest turn is" if count == 1 else f"the oldest {count:,} turns are"
+def _oldest_turns(count: int) -> str:
+    return "the oldest turn was" if count == 1 else f"the oldest {count:,} turns were"

@@ -1,12 +1,12 @@
-"""Functions that a model may call: how it writes a call, what a call is held to, and calls out of an answer.
+"""Tool calls: how a model writes them, the grammar that constrains them, and a parser for an answer.
 
-A model's chat template is tried with a call, and the row of FORMS that the call reads as is the model's form.
-Where there is none, for the template knows no tools or a form that is not here, the functions and their
-results are told in words, within the messages (`in_words`), and calls are of the form WORDS.
-Contract: a call names a function of the list, and its arguments are JSON that the function's schema accepts,
-unless the answer ends before the call does. After its calls an answer ends.
-Left out: who runs a function (the caller), text that stands after a call, calls within a model's thoughts
-(they count as calls).
+A model's chat template is rendered with an example call, and the format in TOOL_CALL_FORMATS that recognizes
+it is the model's. If none does, because the template has no tools or writes another format, tools and their
+results are described in text within the messages (`tools_as_text`), and calls have the PROMPTED_FORMAT.
+A call names one of the tools, and its arguments are JSON that follows the tool's schema, unless the answer
+ends before the call is complete. An answer ends after its calls.
+Not here: running a tool, which is the caller's; text after a call; a distinction of calls inside of
+reasoning.
 """
 
 from __future__ import annotations
@@ -18,40 +18,49 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pigguf.errors import TokenizerError, UsageError
-from pigguf.grammar import Grammar, gbnf
+from pigguf.grammar import GrammarBuilder, gbnf
 from pigguf.inference.detokenizer import partial_match_length
 from pigguf.inference.engine import Model
-from pigguf.inference.engine.sampling import GrammarTrigger
+from pigguf.inference.engine.sampling_params import GrammarTrigger
 from pigguf.tokenizer.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A function: letters, digits, _ and - for its name; its parameters are a JSON schema of an object."""
+    """A function that a model may call.
+
+    Attributes:
+        name: letters, digits, _ and -.
+        description: what it does; None leaves it out.
+        parameters: a JSON schema of type object.
+    """
 
     name: str
     description: str | None
     parameters: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """As templates take it, which is as OpenAI's clients write it."""
-        described = {} if self.description is None else {"description": self.description}
-        function = {"name": self.name, **described, "parameters": dict(self.parameters)}
+        """Return the tool as OpenAI's API and chat templates write it."""
+        description = {} if self.description is None else {"description": self.description}
+        function = {"name": self.name, **description, "parameters": dict(self.parameters)}
         return {"type": "function", "function": function}
 
 
 @dataclass(frozen=True)
 class ToolCallFormat:
-    """How a model writes calls.
+    """How a model writes tool calls.
 
     Attributes:
-        opening: what stands before them, as text or as the control token of that name.
-        first, next, end: the text after it in GBNF: the first call, each further one, what ends them. A call
-            from its function's name on is the rule `call`. A form without a `next` has one call an answer.
-        key: the name of the arguments.
-        sign: how a template's call of `probe` is recognized.
-        rest: what follows the arguments in GBNF.
-        is_first: the opening counts at the beginning of an answer only, as it may well be other text.
+        opening: the text before the calls, or the name of the control token that stands there.
+        first_call: GBNF of what follows the opening: the first call. The rule `call` is a call from the
+            function's name on.
+        next_call: GBNF of each further call; None if an answer has only one.
+        end: GBNF of what follows the last call.
+        arguments_key: the JSON key of the arguments.
+        template_pattern: regular expression that finds a call of `probe` in a rendered template.
+        call_end: GBNF of what follows the arguments.
+        only_at_start: whether the opening counts only at the start of an answer, as it may well be other text
+            elsewhere.
     """
 
     opening: str
@@ -64,9 +73,9 @@ class ToolCallFormat:
     only_at_start: bool = False
 
 
-# Mistral's models may give a call an id of their own; nobody hears of it, for ids are the server's.
-_ID = r'(", \"id\": \"" [a-zA-Z0-9]{9} "\"")? "}"'
-_SPOKEN = ToolCallFormat(
+# Mistral's models may give a call an id of their own; it is ignored, as the server makes the ids.
+_OPTIONAL_ID = r'(", \"id\": \"" [a-zA-Z0-9]{9} "\"")? "}"'
+_HERMES = ToolCallFormat(
     "<tool_call>",
     r'"\n{\"name\": " call "\n</tool_call>"',
     r'"\n<tool_call>\n{\"name\": " call "\n</tool_call>"',
@@ -75,15 +84,15 @@ _SPOKEN = ToolCallFormat(
     r'<tool_call>\s*\{"name": "probe", "arguments": \{',
 )
 TOOL_CALL_FORMATS: Final = (
-    _SPOKEN,  # Hermes, Qwen 2.5 and 3
-    ToolCallFormat(  # Mistral, up to its tokenizer's version 7
+    _HERMES,  # Hermes, Qwen 2.5 and 3
+    ToolCallFormat(  # Mistral, up to version 7 of its tokenizer
         "[TOOL_CALLS]",
         r'" "? "[{\"name\": " call',
         r'", {\"name\": " call',
         '"]"',
         "arguments",
         r'\[TOOL_CALLS\] ?\[\{"name": "probe", "arguments": \{',
-        call_end=_ID,
+        call_end=_OPTIONAL_ID,
     ),
     ToolCallFormat(  # Llama 3.1 to 3.3
         '{"name":',
@@ -95,80 +104,100 @@ TOOL_CALL_FORMATS: Final = (
         only_at_start=True,
     ),
 )
-PROMPTED_FORMAT: Final = _SPOKEN
+PROMPTED_FORMAT: Final = _HERMES
+"""The format that tools_as_text asks for."""
 
 
 def detect_tool_call_format(template: ChatTemplate) -> ToolCallFormat | None:
-    """The form of calls that a template writes; None where it knows no tools, or another form."""
-    probe = Tool("probe", "told of", {"type": "object", "properties": {}})
+    """Return the format in which a template writes tool calls; None if it has no tools, or an unknown format."""
+    description = "probe description"
+    probe = Tool("probe", description, {"type": "object", "properties": {}})
     call = {"id": "123456789", "type": "function", "function": {"name": "probe", "arguments": {"a": "b"}}}
     question = {"role": "user", "content": "?"}
-    called = {"role": "assistant", "content": "", "tool_calls": [call]}
-    gave = {"role": "tool", "content": "!", "name": "probe", "tool_call_id": "123456789"}
+    call_message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    result_message = {"role": "tool", "content": "!", "name": "probe", "tool_call_id": "123456789"}
     try:
-        told = template.render([question], tools=[probe.as_json()])
-        written = template.render([question, called, gave], tools=[probe.as_json()])
+        with_tool = template.render([question], tools=[probe.as_json()])
+        with_call = template.render([question, call_message, result_message], tools=[probe.as_json()])
     except TokenizerError:
         return None
-    if "told of" not in told:
+    if description not in with_tool:
         return None
-    return next((form for form in TOOL_CALL_FORMATS if re.search(form.template_pattern, written)), None)
+    return next((known for known in TOOL_CALL_FORMATS if re.search(known.template_pattern, with_call)), None)
 
 
-def tool_call_grammar(form: ToolCallFormat, tools: Sequence[Tool], *, parallel: bool) -> str:
-    """What stands after a form's opening: one call, or several, of any of the tools.
-
-    Raises:
-        UsageError: a tool's schema says what a grammar cannot hold to.
-    """
-    grammar = Grammar()
-    return grammar.text(_calls(form, parallel), call=_call(form, tools, grammar))
+# ---- grammars ------------------------------------------------------------------------------------
 
 
-def tool_call_or_json_grammar(form: ToolCallFormat, tools: Sequence[Tool], schema: Any, *, parallel: bool) -> str:
-    """A whole answer: calls with the form's opening, or else the JSON that a schema accepts. They are told
-    apart by how they begin: not for a form whose opening `is_first`.
+def tool_call_grammar(call_format: ToolCallFormat, tools: Sequence[Tool], *, parallel: bool) -> str:
+    """Return the GBNF of what follows a format's opening: a call of any of the tools.
+
+    Args:
+        parallel: whether further calls may follow.
 
     Raises:
-        UsageError: a schema says what a grammar cannot hold to.
+        UsageError: a tool's schema cannot be made a grammar.
     """
-    grammar = Grammar()
-    root = f"{grammar.value(schema)} | {gbnf.literal(form.opening)} {_calls(form, parallel)}"
-    return grammar.text(root, call=_call(form, tools, grammar))
+    grammar = GrammarBuilder()
+    return grammar.to_gbnf(_calls_rule(call_format, parallel), call=_call_rule(call_format, tools, grammar))
 
 
-def _calls(form: ToolCallFormat, several: bool) -> str:
-    more = f"({form.next_call})*" if several and form.next_call else ""
-    return f"{form.first_call} {more} {form.end}"
+def tool_call_or_json_grammar(
+    call_format: ToolCallFormat, tools: Sequence[Tool], schema: Any, *, parallel: bool
+) -> str:
+    """Return the GBNF of a whole answer: tool calls with the format's opening, or JSON that follows a schema.
+
+    They are told apart by how they begin, so not for a format that is `only_at_start`.
+
+    Args:
+        parallel: whether more than one call may be made.
+
+    Raises:
+        UsageError: a schema cannot be made a grammar.
+    """
+    grammar = GrammarBuilder()
+    opening = gbnf.literal(call_format.opening)
+    root = f"{grammar.add_schema(schema)} | {opening} {_calls_rule(call_format, parallel)}"
+    return grammar.to_gbnf(root, call=_call_rule(call_format, tools, grammar))
 
 
-def _call(form: ToolCallFormat, tools: Sequence[Tool], grammar: Grammar) -> str:
-    calls = " | ".join(_named(form, tool, grammar) for tool in tools)
-    return f"({calls}) {form.call_end}"
+def _calls_rule(call_format: ToolCallFormat, parallel: bool) -> str:
+    more = f"({call_format.next_call})*" if parallel and call_format.next_call else ""
+    return f"{call_format.first_call} {more} {call_format.end}"
 
 
-def _named(form: ToolCallFormat, tool: Tool, grammar: Grammar) -> str:
+def _call_rule(call_format: ToolCallFormat, tools: Sequence[Tool], grammar: GrammarBuilder) -> str:
+    calls = " | ".join(_tool_rule(call_format, tool, grammar) for tool in tools)
+    return f"({calls}) {call_format.call_end}"
+
+
+def _tool_rule(call_format: ToolCallFormat, tool: Tool, grammar: GrammarBuilder) -> str:
     try:
-        return rf'"\"{tool.name}\", \"{form.arguments_key}\": " {grammar.value(tool.parameters)}'
+        arguments = grammar.add_schema(tool.parameters)
     except UsageError as error:
         raise UsageError(f"the tool {tool.name}: {error.message}", error.hint) from error
+    return rf'"\"{tool.name}\", \"{call_format.arguments_key}\": " {arguments}'
 
 
-def grammar_trigger(form: ToolCallFormat) -> GrammarTrigger:
-    """What the grammar of calls waits for in an answer that may hold text before them."""
-    return GrammarTrigger(form.opening, form.only_at_start)
+def grammar_trigger(call_format: ToolCallFormat) -> GrammarTrigger:
+    """Return the trigger of a lazy grammar: the opening of a call in an answer that may have text before it."""
+    return GrammarTrigger(call_format.opening, call_format.only_at_start)
 
 
-def trigger_token(form: ToolCallFormat, model: Model) -> int | None:
-    """The control token that is a form's opening, for Sampling.shown; None where it is text."""
-    tokens = model.tokenize(form.opening, add_special=False, parse_special=True)
+def trigger_token(call_format: ToolCallFormat, model: Model) -> int | None:
+    """Return the control token that is a format's opening (SamplingParams.visible_control_token).
+
+    Returns:
+        None if the opening is plain text to this model.
+    """
+    tokens = model.tokenize(call_format.opening, add_special=False, parse_special=True)
     is_control = len(tokens) == 1 and not model.token_to_piece(tokens[0])
     return tokens[0] if is_control else None
 
 
-# ---- without a template that knows tools ---------------------------------------------------------
+# ---- templates without tools ---------------------------------------------------------------------
 
-_INSTRUCTION = """\
+_TOOL_PROMPT = """\
 You can call functions. These are there, each with a JSON schema of its parameters:
 <tools>
 {tools}
@@ -181,57 +210,70 @@ What it gives comes in the next message, between <tool_response> tags."""
 
 
 def tools_as_text(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool], tool_prompt_role: Literal["system", "user"] = "system"
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Tool],
+    tool_prompt_role: Literal["system", "user"] = "system",
 ) -> list[dict[str, Any]]:
-    """The same conversation without tools: they are told in the first message, which is the teller's, and
-    results by the user."""
-    told: list[dict[str, Any]] = []
+    """Return a conversation with tools as one without: for chat templates that have no tools.
+
+    The first message describes the tools, calls become the assistant's text, results the user's.
+
+    Args:
+        tool_prompt_role: the role of the message that describes the tools.
+    """
+    converted: list[dict[str, Any]] = []
     for message in messages:
         if message["role"] == "tool":
             content = f"<tool_response>\n{message['content']}\n</tool_response>"
-            if told and told[-1]["role"] == "user":  # results of one answer's calls
-                told[-1]["content"] += "\n" + content
+            if converted and converted[-1]["role"] == "user":  # results of parallel calls
+                converted[-1]["content"] += "\n" + content
             else:
-                told.append({"role": "user", "content": content})
+                converted.append({"role": "user", "content": content})
         else:
-            calls = [_in_words(call["function"]) for call in message.get("tool_calls", ())]
-            rest = {key: value for key, value in message.items() if key != "tool_calls"}
-            told.append({**rest, "content": "\n".join(filter(None, [message["content"], *calls]))})
+            calls = [
+                f"<tool_call>\n{_to_json(call['function'])}\n</tool_call>"
+                for call in message.get("tool_calls", ())
+            ]
+            others = {key: value for key, value in message.items() if key != "tool_calls"}
+            content = "\n".join(filter(None, [message["content"], *calls]))
+            converted.append({**others, "content": content})
     if tools:
-        instruction = _INSTRUCTION.format(tools="\n".join(_json(tool.as_json()) for tool in tools))
-        if told[0]["role"] != tool_prompt_role:
-            told.insert(0, {"role": tool_prompt_role, "content": instruction})
-        else:
-            both = [told[0]["content"], instruction]
-            told[0]["content"] = "\n\n".join(both if tool_prompt_role == "system" else reversed(both))
-    return told
+        _add_tool_prompt(converted, tools, tool_prompt_role)
+    return converted
 
 
-def _in_words(function: Mapping[str, Any]) -> str:
-    return f"<tool_call>\n{_json(function)}\n</tool_call>"
+def _add_tool_prompt(messages: list[dict[str, Any]], tools: Sequence[Tool], role: str) -> None:
+    """Describe tools in the first message: after a system prompt, or before the user's text."""
+    prompt = _TOOL_PROMPT.format(tools="\n".join(_to_json(tool.as_json()) for tool in tools))
+    if messages[0]["role"] != role:
+        messages.insert(0, {"role": role, "content": prompt})
+    else:
+        both = [messages[0]["content"], prompt]
+        messages[0]["content"] = "\n\n".join(both if role == "system" else reversed(both))
 
 
-def _json(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-# ---- calls out of an answer ----------------------------------------------------------------------
+# ---- parsing an answer ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """Text of an answer that is no call."""
+    """New text of an answer that is not part of a call."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class ToolCallDelta:
-    """A call, or more of its arguments: JSON as the model wrote it.
+    """A new call, or more of a call's arguments.
 
     Attributes:
-        index: of the call in the answer.
-        name: the function's with the first part, None with the next ones.
+        index: the number of the call in the answer, from 0.
+        name: the function's name in the first delta of a call, None in the others.
+        arguments: JSON as the model wrote it.
     """
 
     index: int
@@ -240,95 +282,99 @@ class ToolCallDelta:
 
 
 class ToolCallParser:
-    """Takes an answer apart while it is written under calls_grammar, or calls_or_json_grammar.
+    """Parses an answer while it is generated under tool_call_grammar or tool_call_or_json_grammar.
 
     Args:
-        is_open: the opening was written before the answer began.
-        is_first: the opening counts at the beginning only, whatever the form has: after it, it is JSON's.
+        call_format: the model's format.
+        is_open: whether the prompt ended in the opening, so that the answer begins inside of a call.
+        only_at_start: whether the opening counts only at the start of the answer, whatever the format says:
+            with a JSON schema, what follows later is JSON.
 
     Attributes:
-        calls: how many have begun.
+        call_count: how many calls have begun.
     """
 
-    def __init__(self, form: ToolCallFormat, *, is_open: bool = False, is_first: bool = False) -> None:
+    def __init__(
+        self, call_format: ToolCallFormat, *, is_open: bool = False, only_at_start: bool = False
+    ) -> None:
         self.call_count = 0
-        self._form = form
+        self._format = call_format
         self._is_open = is_open
-        self._is_first = is_first or form.only_at_start
-        self._has_spoken = False
-        self._held = ""
-        self._head = re.compile(rf'"([\w-]+)", "{form.arguments_key}": ')
-        self._arguments: _Object | None = None
+        self._only_at_start = only_at_start or call_format.only_at_start
+        self._has_text = False
+        self._buffer = ""
+        self._call_start = re.compile(rf'"([\w-]+)", "{call_format.arguments_key}": ')
+        self._arguments: _JsonObjectScanner | None = None
 
     def feed(self, text: str) -> Iterator[TextDelta | ToolCallDelta]:
-        """What is certain with this much more of the answer."""
-        self._held += text
+        """Yield what is certain after more text of the answer."""
+        self._buffer += text
         if not self._is_open:
-            yield from self._said()
+            yield from self._parse_text()
         if self._is_open:
-            yield from self._called()
+            yield from self._parse_calls()
 
     def finish(self) -> Iterator[TextDelta]:
-        """What was held back, now that nothing comes any more."""
-        if self._held and not self._is_open:
-            yield TextDelta(self._held)
-        self._held = ""
+        """Yield the text that was held back, once the answer has ended."""
+        if self._buffer and not self._is_open:
+            yield TextDelta(self._buffer)
+        self._buffer = ""
 
-    def _said(self) -> Iterator[TextDelta]:
-        before, opening, rest = self._held.partition(self._form.opening)
-        if opening and not self._is_late(before):
-            self._is_open, self._held = True, rest
+    def _parse_text(self) -> Iterator[TextDelta]:
+        before, opening, rest = self._buffer.partition(self._format.opening)
+        if opening and not self._is_past_start(before):
+            self._is_open, self._buffer = True, rest
         else:
-            size = len(self._held) - partial_match_length(self._held, self._form.opening)
-            size = len(self._held) if self._is_late(self._held[:size]) else size
-            before, self._held = self._held[:size], self._held[size:]
+            size = len(self._buffer) - partial_match_length(self._buffer, self._format.opening)
+            size = len(self._buffer) if self._is_past_start(self._buffer[:size]) else size
+            before, self._buffer = self._buffer[:size], self._buffer[size:]
         if before:
-            self._has_spoken = self._has_spoken or not before.isspace()
+            self._has_text = self._has_text or not before.isspace()
             yield TextDelta(before)
 
-    def _is_late(self, before: str) -> bool:
-        """Whether an opening after this text is none."""
-        return self._is_first and (self._has_spoken or bool(before.strip()))
+    def _is_past_start(self, before: str) -> bool:
+        """Return whether an opening after this text does not count, as it is not at the start."""
+        return self._only_at_start and (self._has_text or bool(before.strip()))
 
-    def _called(self) -> Iterator[ToolCallDelta]:
+    def _parse_calls(self) -> Iterator[ToolCallDelta]:
         while True:
             if self._arguments is None:
-                head = self._head.search(self._held)
-                if head is None:
+                start = self._call_start.search(self._buffer)
+                if start is None:
                     return
-                self._arguments, self._held = _Object(), self._held[head.end() :]
+                self._arguments, self._buffer = _JsonObjectScanner(), self._buffer[start.end() :]
                 self.call_count += 1
-                yield ToolCallDelta(self.call_count - 1, head[1], "")
-            size = self._arguments.take(self._held)
+                yield ToolCallDelta(self.call_count - 1, start[1], "")
+            size = self._arguments.scan(self._buffer)
             if size:
-                yield ToolCallDelta(self.call_count - 1, None, self._held[:size])
-            self._held = self._held[size:]
-            if not self._arguments.is_whole:
+                yield ToolCallDelta(self.call_count - 1, None, self._buffer[:size])
+            self._buffer = self._buffer[size:]
+            if not self._arguments.is_complete:
                 return
             self._arguments = None
 
 
-class _Object:
-    """Finds the end of a JSON object that comes in parts."""
+class _JsonObjectScanner:
+    """Finds the end of a JSON object that arrives in pieces."""
 
     def __init__(self) -> None:
-        self.is_whole = False
+        self.is_complete = False
         self._depth = 0
-        self._is_string = self._is_escaped = False
+        self._in_string = self._is_escaped = False
 
-    def take(self, text: str) -> int:
-        """How many characters of the text are the object's."""
+    def scan(self, text: str) -> int:
+        """Return how many characters of the text belong to the object."""
         for index, character in enumerate(text):
             if self._is_escaped:
                 self._is_escaped = False
-            elif self._is_string:
+            elif self._in_string:
                 self._is_escaped = character == "\\"
-                self._is_string = character != '"'
+                self._in_string = character != '"'
             elif character == '"':
-                self._is_string = True
+                self._in_string = True
             else:
                 self._depth += (character in "{[") - (character in "}]")
                 if self._depth == 0:
-                    self.is_whole = True
+                    self.is_complete = True
                     return index + 1
         return len(text)

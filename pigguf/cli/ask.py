@@ -156,8 +156,9 @@ def _ask(chat: DocumentChat, question: str, as_json: bool, show_context: bool, *
 
 def show_passages(chat: DocumentChat) -> None:
     """What the model reads for the last question, on stderr."""
-    assert chat.retrieved_context is not None
-    for number in chat.retrieved_context.passage_numbers:
+    context = chat.pending_context or chat.retrieved_context
+    assert context is not None
+    for number in context.passage_numbers:
         render.note(chat.format_passage(number).rstrip() + "\n")
 
 

@@ -1,7 +1,7 @@
-"""A window that is full: what each policy gives up, what it keeps, and that the cache is right after it.
+"""A full context window: what each policy drops, what it keeps, and that the KV cache is right afterwards.
 
-The model has one layer: there K and V depend on a token and its position alone, so that a cache whose
-tokens were moved must be a fresh prefill's.
+The model has one layer: its K and V depend only on a token and its position, so a shifted cache must equal
+that of a fresh prefill.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from pigguf.inference.engine import (
 
 WINDOW = 256
 GREEDY = SamplingParams(temperature=0)
-# letters that are tokens of their own, so that an answer's text has the tokens that were drawn
+# letters that are tokens of their own, so that an answer's text has the tokens that were sampled
 LETTERS = SamplingParams(temperature=0, grammar="root ::= [QXZ]{3,9}")
 NO_END = SamplingParams(temperature=0, repeat_penalty=1.5)
 SYSTEM = "You are a quick brown fox."
 PROBE = list(range(40, 60))
-ROOM = WINDOW - len(PROBE) - 1  # tokens that leave room for them
+MAX_CACHED = WINDOW - len(PROBE) - 1  # tokens that leave room for the probe
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +70,16 @@ def ask(chat: Chat, count: int) -> None:
 
 
 def logits_after(session: Session, tokens: list[int]) -> NDArray[np.float32]:
-    """Of the tokens, fed after what the cache holds, and taken out again."""
-    held = session.n_past
+    """Return the logits of tokens after what the cache holds, and remove them again."""
+    n_past = session.n_past
     rows = [row for _, row in session.evaluate(tokens, range(len(tokens)))]
-    session.truncate(held)
+    session.truncate(n_past)
     return np.array(rows)
 
 
 def assert_cache_is_fresh(session: Session) -> None:
-    """What the cache holds is what a prefill of the same tokens would be."""
-    session.truncate(ROOM)
+    """Check that the cache holds what a prefill of its tokens would give."""
+    session.truncate(MAX_CACHED)
     tokens, moved = session.tokens, logits_after(session, PROBE)
     session.truncate(0)
     session.prefill(tokens)
@@ -104,12 +104,12 @@ def test_shift_leaves_out_the_oldest_turns_and_keeps_system_prompt_and_order(
     assert contents[1::2] == [f"Question {number}: is it lazy?" for number in range(1, asked)]
     assert chat.last_turn is not None
     assert chat.last_turn.notices == (caplog.messages[0],)
-    assert "the oldest turn is left out" in caplog.messages[0]
-    # what was kept was moved, not read again
+    assert "the oldest turn was dropped" in caplog.messages[0]
+    # the turns that stay were shifted, not computed again
     assert chat.last_turn.prompt_tokens - chat.last_turn.cached_tokens < 40
 
 
-def test_after_a_shift_the_cache_is_a_fresh_prefill_s(session: Session) -> None:
+def test_after_a_shift_the_cache_equals_a_fresh_prefill(session: Session) -> None:
     chat = chat_on(session, overflow="shift")
     ask(chat, 12)
     assert chat.last_turn is not None
@@ -118,10 +118,10 @@ def test_after_a_shift_the_cache_is_a_fresh_prefill_s(session: Session) -> None:
 
 
 def test_without_the_files_factor_the_moved_cache_would_be_another(path: Path, session: Session) -> None:
-    """What the test above holds on to: this model's logits tell one factor from another."""
+    """The test above relies on this: the model's logits depend on the rope factor."""
     chat = chat_on(session, overflow="shift")
     ask(chat, 12)
-    session.truncate(ROOM)
+    session.truncate(MAX_CACHED)
     tokens, moved = session.tokens, logits_after(session, PROBE)
     rope = RuntimeRope(factor=1.0, context_length=WINDOW)
     with Model.open(path, rope=rope) as model, Context(model) as context, context.sequence() as other:
@@ -148,7 +148,7 @@ def test_an_answer_goes_on_when_the_window_fills(session: Session) -> None:
     pieces = list(chat.ask("Question 4: is it lazy?"))
     turn = chat.last_turn
     assert turn is not None
-    assert turn.stop_reason == "window", "nothing is left to give up but the question"
+    assert turn.stop_reason == "window", "only the question is left"
     assert turn.generated_tokens > WINDOW - before
     assert [message["role"] for message in chat.messages] == ["system", "user", "assistant"]
     assert chat.messages[-1]["content"] == "".join(pieces)
@@ -171,16 +171,16 @@ def test_an_answer_under_a_grammar_ends_where_the_window_does(session: Session) 
 def test_a_message_that_does_not_fit_alone_is_refused_by_every_policy(session: Session, policy: Any) -> None:
     chat = chat_on(session, overflow=policy)
     list(chat.ask("Is it lazy?"))
-    before, held = list(chat.messages), session.tokens
+    before, cached = list(chat.messages), session.tokens
     with pytest.raises(ContextOverflow, match=r"the message is \d+ tokens, \d+ more than fit"):
         next(chat.ask("lazy " * WINDOW))
     with pytest.raises(ContextOverflow, match=r"text is \d+ tokens, \d+ more than fit"):
         chat.add_text("text", "lazy " * WINDOW)
-    assert (chat.messages, session.tokens) == (before, held)
+    assert (chat.messages, session.tokens) == (before, cached)
     assert "".join(chat.ask("Is it lazy?"))
 
 
-def test_a_document_may_take_what_turns_would_give_up(session: Session) -> None:
+def test_a_document_may_use_the_tokens_of_turns_that_can_be_dropped(session: Session) -> None:
     text = "lazy " * 40
     for policy in ("error", "shift"):
         chat = chat_on(session, overflow=policy)
@@ -194,7 +194,9 @@ def test_a_document_may_take_what_turns_would_give_up(session: Session) -> None:
             assert text in chat.messages[-2]["content"]
 
 
-def test_a_cache_that_cannot_be_moved_is_read_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cache_that_cannot_be_shifted_is_computed_again(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rope = RuntimeRope(factor=4.0, context_length=WINDOW, scaling_type="yarn")
     with (
         Model.open(path, rope=rope) as model,
@@ -206,11 +208,11 @@ def test_a_cache_that_cannot_be_moved_is_read_again(path: Path, caplog: pytest.L
         assert chat.last_turn is not None
         assert chat.last_turn.notices
         assert chat.last_turn.cached_tokens < 40
-        assert any("cannot move" in line and "read again" in line for line in caplog.messages)
+        assert any("cannot move" in line and "computed again" in line for line in caplog.messages)
 
 
 def test_there_is_no_other_policy(session: Session) -> None:
-    with pytest.raises(UsageError, match="no policy 'forget'"):
+    with pytest.raises(UsageError, match="no overflow policy 'forget'"):
         chat_on(session, overflow="forget")
 
 
@@ -227,8 +229,8 @@ def conversation(turns: int) -> list[dict[str, str]]:
     return [*messages, {"role": "user", "content": "now?"}]
 
 
-def space(tokens: int, summary: str = "") -> OverflowBudget:
-    """A space where a character is a token; a summary is always the same."""
+def budget(tokens: int, summary: str = "") -> OverflowBudget:
+    """Return a budget in which a character is a token, and every summary is the same."""
     return OverflowBudget(
         context_length=tokens,
         max_prompt_tokens=tokens,
@@ -237,32 +239,32 @@ def space(tokens: int, summary: str = "") -> OverflowBudget:
     )
 
 
-def test_shift_gives_up_as_little_as_it_takes() -> None:
+def test_shift_drops_as_few_turns_as_needed() -> None:
     messages = conversation(4)  # 645 characters, 160 a turn
-    for room, left in ((645, 4), (644, 3), (485, 3), (484, 2), (5, 0)):
-        relief = shift(messages, space(room))
+    for max_tokens, left in ((645, 4), (644, 3), (485, 3), (484, 2), (5, 0)):
+        shortened = shift(messages, budget(max_tokens))
         if left == 4:
-            assert relief is None
+            assert shortened is None
             continue
-        assert relief is not None
-        assert relief.messages == [messages[0], *messages[1 + 2 * (4 - left) :]]
-        assert relief.shifted_tokens == 160 * (4 - left)
-    assert shift(messages, space(4)) is None
+        assert shortened is not None
+        assert shortened.messages == [messages[0], *messages[1 + 2 * (4 - left) :]]
+        assert shortened.shifted_tokens == 160 * (4 - left)
+    assert shift(messages, budget(4)) is None
 
 
-def test_summarize_puts_one_turn_in_place_of_the_oldest() -> None:
+def test_summarize_replaces_the_oldest_turns_by_one() -> None:
     messages = conversation(6)
-    relief = summarize(messages, space(964, "They met."))
-    assert relief is not None
-    contents = [message["content"] for message in relief.messages]
+    shortened = summarize(messages, budget(964, "They met."))
+    assert shortened is not None
+    contents = [message["content"] for message in shortened.messages]
     assert contents == ["s", SUMMARY_REQUEST, "They met.", *(message["content"] for message in messages[-5:])]
-    assert "condensed" in relief.notice
-    assert summarize(messages, space(964, "")) is None, "no summary"
-    assert summarize(messages, space(964, "x" * 700)) is None, "a longer one"
-    assert summarize(conversation(0), space(4, "They met.")) is None, "nothing to condense"
+    assert "summarized" in shortened.notice
+    assert summarize(messages, budget(964, "")) is None, "no summary"
+    assert summarize(messages, budget(964, "x" * 700)) is None, "a longer one"
+    assert summarize(conversation(0), budget(4, "They met.")) is None, "nothing to summarize"
 
 
-def test_summarize_reads_no_more_than_the_window_holds() -> None:
+def test_the_prompt_of_a_summary_fits_the_window() -> None:
     asked: list[int] = []
 
     def write(messages: Any, limit: int) -> str:
@@ -270,8 +272,11 @@ def test_summarize_reads_no_more_than_the_window_holds() -> None:
         return "They met."
 
     for turns in range(4, 12):
-        room = space(964)
-        summarize(conversation(turns), OverflowBudget(room.context_length, room.max_prompt_tokens, room.count_tokens, write))
+        limits = budget(964)
+        summarize(
+            conversation(turns),
+            OverflowBudget(limits.context_length, limits.max_prompt_tokens, limits.count_tokens, write),
+        )
     assert max(asked) <= 964
     assert min(asked) > 600
 
@@ -285,7 +290,7 @@ def test_every_policy_is_in_the_registry_under_its_name() -> None:
 # ---- summarize ---------------------------------------------------------------------------------------
 
 
-def test_summarize_lets_the_real_model_condense(smollm2_gguf: Path) -> None:
+def test_summarize_with_the_real_model(smollm2_gguf: Path) -> None:
     with (
         Model.open(smollm2_gguf) as model,
         Context(model, ContextOptions(length=400)) as context,

@@ -1,4 +1,4 @@
-"""Conversations on the real model: what the cache keeps, what is refused."""
+"""Conversations on the real model: what stays in the KV cache, and what is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def as_messages(*messages: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in messages]
 
 
-# ---- talking -----------------------------------------------------------------------------------------
+# ---- questions and answers ---------------------------------------------------------------------------
 
 
 def test_a_conversation_grows_and_the_cache_keeps_it(chat: Chat, model: Model) -> None:
@@ -99,7 +99,9 @@ def test_a_full_window_ends_an_answer(model: Model) -> None:
 def test_text_never_cuts_a_character(model: Model) -> None:
     text = "naïve 漢字かな交じり 🐷👩‍👩‍👧‍👦 Ünïcödé"
     tokens = model.tokenize(text, add_special=False)
-    assert any(b"\x80" <= model.token_to_piece(token)[:1] <= b"\xbf" for token in tokens), "no character is cut"
+    assert any(b"\x80" <= model.token_to_piece(token)[:1] <= b"\xbf" for token in tokens), (
+        "no character is cut"
+    )
     pieces = list(stream_text(model, tokens))
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
@@ -108,11 +110,11 @@ def test_text_never_cuts_a_character(model: Model) -> None:
 # ---- stopping ----------------------------------------------------------------------------------------
 
 
-def test_a_stopped_answer_stays_as_far_as_it_was_said(chat: Chat) -> None:
+def test_a_stopped_answer_stays_as_far_as_it_was_generated(chat: Chat) -> None:
     answer = chat.ask("Count from one to a hundred.")
-    said = "".join(itertools.islice(answer, 4))
+    text = "".join(itertools.islice(answer, 4))
     answer.close()  # type: ignore[attr-defined]
-    assert chat.messages[-1] == {"role": "assistant", "content": said}
+    assert chat.messages[-1] == {"role": "assistant", "content": text}
     assert chat.last_turn is not None
     assert chat.last_turn.stop_reason == "interrupted"
 
@@ -121,26 +123,26 @@ def test_a_stopped_answer_stays_as_far_as_it_was_said(chat: Chat) -> None:
     assert cached(chat)[: len(prompt)] == prompt
 
 
-class PressesCtrlC(Silent):
-    """A listener in whose first batch somebody presses Ctrl-C."""
+class InterruptingProgress(Silent):
+    """A Progress in whose first prefill batch Ctrl-C is pressed."""
 
     def advance(self, amount: float) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_while_reading_keeps_the_conversation_as_it_was(chat: Chat) -> None:
+def test_ctrl_c_during_prefill_keeps_the_conversation(chat: Chat) -> None:
     list(chat.ask("Hello"))
     before = list(chat.messages)
     document = chat.add_text("rain.txt", "It rained. " * 60)
     with pytest.raises(KeyboardInterrupt):
-        list(chat.ask("What was the weather?", PressesCtrlC()))
+        list(chat.ask("What was the weather?", InterruptingProgress()))
     assert chat.messages == before
     assert chat.documents == [document]
 
     done = len(cached(chat))
     assert "".join(chat.ask("What was the weather?"))
     assert chat.last_turn is not None
-    assert chat.last_turn.cached_tokens >= done - 1, "what was read already was read again"
+    assert chat.last_turn.cached_tokens >= done - 1, "cached tokens were computed again"
     assert chat.documents == []
     assert "rain.txt" in chat.messages[-2]["content"]
 
@@ -177,14 +179,14 @@ def test_the_largest_question_that_fits_is_taken(chat: Chat) -> None:
         next(chat.ask("word " * (words + 1)))
 
 
-def test_shares_add_up_to_what_is_used(chat: Chat) -> None:
+def test_context_usage_adds_up_to_tokens_used(chat: Chat) -> None:
     assert chat.tokens_used == chat._format.count_tokens(SYSTEM)
     list(chat.ask("Hello"))
     waiting = chat.add_text("note.txt", "The pig is in the garden.")
-    shares = chat.context_usage()
-    assert [share.kind for share in shares] == ["system", "user", "assistant", "template", "document"]
-    assert all(share.tokens > 0 for share in shares)
-    assert sum(share.tokens for share in shares) == chat.tokens_used + waiting.tokens
+    usage = chat.context_usage()
+    assert [part.kind for part in usage] == ["system", "user", "assistant", "template", "document"]
+    assert all(part.tokens > 0 for part in usage)
+    assert sum(part.tokens for part in usage) == chat.tokens_used + waiting.tokens
     assert chat.tokens_used == len(chat._format.tokenize(chat.messages, add_generation_prompt=False))
 
 
@@ -228,7 +230,7 @@ def test_a_huge_document_is_refused_unread(chat: Chat, tmp_path: Path, name: str
     if not path.exists():
         with path.open("wb") as file:
             file.truncate(1 << 40)
-    with pytest.raises(ContextOverflow, match=f"window of {WINDOW} tokens"):
+    with pytest.raises(ContextOverflow, match=f"context window of {WINDOW} tokens"):
         chat.add_document(path)
 
 
@@ -240,7 +242,7 @@ def test_a_huge_document_is_refused_unread(chat: Chat, tmp_path: Path, name: str
         (b"text\0text", "null bytes"),
     ],
 )
-def test_what_is_no_text_is_refused(chat: Chat, tmp_path: Path, data: bytes, message: str) -> None:
+def test_binary_files_are_refused(chat: Chat, tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "file"
     path.write_bytes(data)
     with pytest.raises(UsageError, match=message) as error:

@@ -1,4 +1,4 @@
-"""Files of examples: what one is, and what is refused with its line."""
+"""Few-shot example files: what they contain, and what is refused with its line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pigguf.chat.few_shot import FewShotExample, example_messages, read_examples
 from pigguf.errors import PigError
 
 
-def test_examples_are_read_in_their_order(tmp_path: Path) -> None:
+def test_examples_are_read_in_order(tmp_path: Path) -> None:
     path = tmp_path / "e.jsonl"
     path.write_text('{"user": "a", "assistant": "b"}\n\n{"assistant": "d\u00e9", "user": "c\\n"}')
     examples = read_examples(path)
@@ -35,11 +35,11 @@ def test_examples_are_read_in_their_order(tmp_path: Path) -> None:
         (b"\n", "has no examples"),
     ],
 )
-def test_what_is_no_example_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+def test_invalid_lines_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "e.jsonl"
     path.write_bytes(data)
-    with pytest.raises(PigError, match=message) as refusal:
+    with pytest.raises(PigError, match=message) as error:
         read_examples(path)
-    assert "e.jsonl" in refusal.value.message
+    assert "e.jsonl" in error.value.message
     with pytest.raises(PigError, match="No such file"):
         read_examples(tmp_path / "missing.jsonl")

@@ -1,4 +1,4 @@
-"""What a model is shown of a conversation: transformers' tokens, and no message that acts as control."""
+"""Prompts of conversations: the same tokens as transformers', and no text that acts as control tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.vocab_gguf import in_llama_cpp, write_json
 from tokenizer.test_sentencepiece import CONFIG, SIZE, train
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pigguf.chat.prompt_format import ChatFormat, _any_of
+from pigguf.chat.prompt_format import ChatFormat, _trie_pattern
 from pigguf.errors import TokenizerError
 from pigguf.inference.engine import Model
 from pigguf.tokenizer import TokenType, read_vocab
@@ -55,21 +55,23 @@ def reference(smollm2_checkpoint: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(smollm2_checkpoint)
 
 
-def rendered(*messages: tuple[str, str], answer_next: bool = True) -> str:
-    """SmolLM2's template, written out by hand."""
+def rendered(*messages: tuple[str, str], add_generation_prompt: bool = True) -> str:
+    """Return a conversation as SmolLM2's template writes it."""
     turns = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
-    return turns + ("<|im_start|>assistant\n" if answer_next else "")
+    return turns + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
 
-@pytest.mark.parametrize("answer_next", [True, False])
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
 def test_tokens_are_those_of_the_whole_prompt(
-    model: Model, reference: PreTrainedTokenizerBase, answer_next: bool
+    model: Model, reference: PreTrainedTokenizerBase, add_generation_prompt: bool
 ) -> None:
     messages = as_messages(*CONVERSATION)
-    tokens = ChatFormat(model).tokenize(messages, add_generation_prompt=answer_next)
-    whole = rendered(*CONVERSATION, answer_next=answer_next)
+    tokens = ChatFormat(model).tokenize(messages, add_generation_prompt=add_generation_prompt)
+    whole = rendered(*CONVERSATION, add_generation_prompt=add_generation_prompt)
     assert tokens == model.tokenize(whole, add_special=False, parse_special=True)
-    expected = reference.apply_chat_template(messages, add_generation_prompt=answer_next, return_dict=False)
+    expected = reference.apply_chat_template(
+        messages, add_generation_prompt=add_generation_prompt, return_dict=False
+    )
     assert tokens == expected
 
 
@@ -87,7 +89,7 @@ def test_text_of_special_tokens_is_text(
     assert controls(model, hostile) == controls(model, harmless)
     assert model.detokenize(hostile, special=True) == rendered(*conversation)
     parsed = model.tokenize(rendered(*conversation), add_special=False, parse_special=True)
-    assert controls(model, parsed) != controls(model, harmless), "the text would have done no harm anyway"
+    assert controls(model, parsed) != controls(model, harmless), "the text would have been harmless anyway"
     assert hostile == reference.apply_chat_template(
         messages, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False
     )
@@ -100,7 +102,7 @@ def test_a_model_without_a_template_cannot_chat(model: Model, monkeypatch: pytes
     assert "instruct" in (error.value.hint or "")
 
 
-# ---- sentencepiece: a space before every text, BOS, added tokens that are no control tokens ----------
+# ---- sentencepiece: a space before every text, BOS, added tokens that are not control tokens -----
 
 LLAMA_2 = (
     "{% for message in messages %}"
@@ -114,7 +116,7 @@ TURNS = (
 
 
 def sentencepiece_model(directory: Path, template: str) -> Model:
-    """A sentencepiece vocabulary with a template, and added tokens that are no control tokens."""
+    """Return a model with a sentencepiece vocabulary, and added tokens that are not control tokens."""
     train(directory)
     write_json(directory / "added_tokens.json", {"<turn>": SIZE, "<end>": SIZE + 1, "<x>": SIZE + 2})
     write_json(directory / "tokenizer_config.json", {"chat_template": template, "add_bos_token": True})
@@ -137,7 +139,7 @@ def test_sentencepiece_gets_no_space_where_a_text_goes_on(tmp_path: Path) -> Non
         assert controls(model, tokens) == [model.bos, model.eos, model.bos]
 
 
-def test_bos_is_put_where_the_template_does_not(tmp_path: Path) -> None:
+def test_bos_is_added_if_the_template_does_not(tmp_path: Path) -> None:
     with sentencepiece_model(tmp_path, TURNS) as model:
         tokens = ChatFormat(model).tokenize(as_messages(("user", "Hello")))
         assert tokens[0] == model.bos
@@ -152,18 +154,18 @@ def test_added_tokens_of_the_template_are_as_safe_as_control_tokens(tmp_path: Pa
         tokens = ChatFormat(model).tokenize(as_messages(("user", text)))
         assert tokens.count(turn) == 2
         assert text in model.detokenize(tokens, special=True)
-        # One that the template does not use is the vocabulary's word for that text, and stays so.
+        # One that the template does not use is an ordinary token for that text.
         assert other in ChatFormat(model).tokenize(as_messages(("user", "a <x> b")))
 
 
-def test_special_tokens_are_found_however_many_there_are() -> None:
+def test_special_tokens_are_found_fast_among_thousands() -> None:
     texts = ["a", "ab", "abcd", "b(", "b(c", "<|x|>", "<|x|>y", "|"]
     longest_first = re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
-    draw = random.Random(1)
+    rng = random.Random(1)
     for _ in range(200):
-        text = "".join(draw.choices("abcd(<|x>y", k=60))
-        assert re.findall(_any_of(texts), text) == longest_first.findall(text)
-    thousands = re.compile(_any_of(["<pad>", *(f"<unused{number}>" for number in range(6000))]))
-    begun = time.monotonic()
+        text = "".join(rng.choices("abcd(<|x>y", k=60))
+        assert re.findall(_trie_pattern(texts), text) == longest_first.findall(text)
+    thousands = re.compile(_trie_pattern(["<pad>", *(f"<unused{number}>" for number in range(6000))]))
+    started = time.monotonic()
     assert thousands.sub("", "<unused<unused17>" * 60_000) == "<unused" * 60_000
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - started < 2

@@ -1,4 +1,4 @@
-"""Summaries: what each pass reads, that all of the document is read, and that the tree ends."""
+"""Summaries: the prompt of each pass, that the whole document is read, and that map-reduce ends."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pigguf.chat.summarization import SUMMARY_WORDS, Summarizer, Summary
 from pigguf.documents import MAX_CHARACTERS, Document, load_document
 from pigguf.errors import ContextOverflow, TextError, UsageError
 from pigguf.inference.engine import Context, ContextOptions, Model
-from pigguf.inference.open_context import RunConfig
+from pigguf.inference.run_config import RunConfig
 from pigguf.progress import Unit
 
 WINDOW = 2048  # bytes, for the tiny model
-SETTINGS = RunConfig(WINDOW, prompt_cache=False)
+CONFIG = RunConfig(WINDOW, prompt_cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +27,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_chat_model(tmp_path_factory.mktemp("models") / "tiny.gguf", 1 << 16)
 
 
-class Watched(Summarizer):
-    """Keeps what each pass was asked."""
+class RecordingSummarizer(Summarizer):
+    """Records the prompt of each pass."""
 
-    asks: list[str]
+    prompts: list[str]
 
-    def _pass(self, ask, most, progress):  # type: ignore[no-untyped-def]
-        self.asks.append(ask)
-        return super()._pass(ask, most, progress)
+    def _generate(self, prompt, max_tokens, progress):  # type: ignore[no-untyped-def]
+        self.prompts.append(prompt)
+        return super()._generate(prompt, max_tokens, progress)
 
 
-class Told:
+class RecordingProgress:
+    """Records the stages, and how much of each was done."""
+
     def __init__(self) -> None:
         self.stages: list[tuple[str, float]] = []
         self.done: list[float] = []
@@ -60,62 +62,66 @@ def model(tiny: Path) -> Iterator[Model]:
         yield model
 
 
-def summarized(
-    model: Model, document: Document, window: int = WINDOW, progress: Told | None = None, **options: object
+def summarize(
+    model: Model,
+    document: Document,
+    window: int = WINDOW,
+    progress: RecordingProgress | None = None,
+    **options: object,
 ) -> tuple[Summary, list[str]]:
     with Context(model, ContextOptions(length=window, batch=256)) as context, context.sequence() as session:
-        summarizer = Watched(session, **options)  # type: ignore[arg-type]
-        summarizer.asks = []
-        text = "".join(summarizer.stream(document, progress or Told()))
+        summarizer = RecordingSummarizer(session, **options)  # type: ignore[arg-type]
+        summarizer.prompts = []
+        text = "".join(summarizer.stream(document, progress or RecordingProgress()))
     assert summarizer.summary is not None
     assert summarizer.summary.text == text
-    return summarizer.summary, summarizer.asks
+    return summarizer.summary, summarizer.prompts
 
 
-def written(path: Path, text: str) -> Document:
+def write_document(path: Path, text: str) -> Document:
     path.write_text(text)
     return load_document(path, MAX_CHARACTERS)
 
 
 def test_what_fits_is_read_in_one_pass(model: Model, tmp_path: Path) -> None:
-    document = written(tmp_path / "a.txt", "First paragraph.\n\nSecond one.\n")
-    summary, asks = summarized(model, document, length="short")
-    assert asks == ["First paragraph.\n\nSecond one.\n\nSummarize the text above in about 60 words."]
+    document = write_document(tmp_path / "a.txt", "First paragraph.\n\nSecond one.\n")
+    summary, prompts = summarize(model, document, length="short")
+    assert prompts == ["First paragraph.\n\nSecond one.\n\nSummarize the text above in about 60 words."]
     assert summary.passes == 1
     assert [(str(part.location), part.summary) for part in summary.parts] == [
         (f"{document.path}:1-3", summary.text)
     ]
 
 
-def test_a_longer_document_is_read_whole_in_a_tree_of_passes(
+def test_a_longer_document_is_read_whole_by_map_reduce(
     model: Model, novel: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    document = written(tmp_path / "novel.txt", novel)
-    told = Told()
+    document = write_document(tmp_path / "novel.txt", novel)
+    progress = RecordingProgress()
     with caplog.at_level(logging.WARNING, "pigguf"):
-        summary, asks = summarized(model, document, progress=told, length=50)
+        summary, prompts = summarize(model, document, progress=progress, length=50)
     parts = len(summary.parts)
     assert parts > 20
-    read = "".join(ask.split("\n\nSummarize the text above")[0] for ask in asks[:parts])
-    assert "".join(read.split()) == "".join(novel.split()), "something of the document was not read"
+    read = "".join(prompt.split("\n\nSummarize the text above")[0] for prompt in prompts[:parts])
+    assert "".join(read.split()) == "".join(novel.split()), "a part of the document was not read"
     lines = [(part.location.first, part.location.last) for part in summary.parts]
     assert all(before[1] < after[0] for before, after in itertools.pairwise(lines))
     for part in summary.parts:
-        assert any(part.summary.strip() in ask for ask in asks[parts:])
-    assert summary.passes == len(asks) > parts + 1
-    assert "summarizes the parts of one document" in asks[-1]
+        assert any(part.summary.strip() in prompt for prompt in prompts[parts:])
+    assert summary.passes == len(prompts) > parts + 1
+    assert "summarizes the parts of one document" in prompts[-1]
     assert caplog.messages == [
-        f"{document.path} does not fit the window of 2,048 tokens: it is summarized in {parts} parts, and "
-        "the whole from their summaries."
+        f"{document.path} does not fit into the context window of 2,048 tokens: it is summarized in "
+        f"{parts} parts, and the whole from their summaries."
     ]
-    assert told.stages[0][0] == f"reading {parts} parts"
-    assert [total for _, total in told.stages] == told.done
+    assert progress.stages[0][0] == f"summarizing {parts} parts"
+    assert [total for _, total in progress.stages] == progress.done
 
 
 def test_parts_fill_the_window_and_end_where_paragraphs_do(model: Model, novel: str, tmp_path: Path) -> None:
-    document = written(tmp_path / "novel.txt", novel[:20_000])
-    summary, asks = summarized(model, document, 4096, length=50)
-    lengths = [len(ask) for ask in asks[: len(summary.parts) - 1]]
+    document = write_document(tmp_path / "novel.txt", novel[:20_000])
+    summary, prompts = summarize(model, document, 4096, length=50)
+    lengths = [len(prompt) for prompt in prompts[: len(summary.parts) - 1]]
     assert all(4096 * 0.35 < length < 4096 - 256 for length in lengths)
     lines = novel.split("\n")
     assert [lines[part.location.last] for part in summary.parts[:-1]] == [""] * (len(summary.parts) - 1)
@@ -123,14 +129,14 @@ def test_parts_fill_the_window_and_end_where_paragraphs_do(model: Model, novel: 
 
 def test_a_text_without_borders_is_cut_all_the_same(model: Model, tmp_path: Path) -> None:
     text = "漢" * 1500  # three tokens each, to the tiny model
-    summary, asks = summarized(model, written(tmp_path / "a.txt", text), 1024, length=20)
-    assert "".join(ask.split("\n")[0] for ask in asks[: len(summary.parts)]) == text
+    summary, prompts = summarize(model, write_document(tmp_path / "a.txt", text), 1024, length=20)
+    assert "".join(prompt.split("\n")[0] for prompt in prompts[: len(summary.parts)]) == text
 
 
 def test_length_and_style_are_asked_for_and_bound_the_answer(model: Model, tmp_path: Path) -> None:
-    document = written(tmp_path / "a.txt", "Some text.")
-    summary, asks = summarized(model, document, length=7, style="bullets", max_tokens=9)
-    assert asks[0].endswith("Summarize the text above as a list of bullet points, in about 7 words.")
+    document = write_document(tmp_path / "a.txt", "Some text.")
+    summary, prompts = summarize(model, document, length=7, style="bullets", max_tokens=9)
+    assert prompts[0].endswith("Summarize the text above as a list of bullet points, in about 7 words.")
     assert summary.stop_reason == "length"
     assert len(summary.text.encode("utf-8", "replace")) <= 9 * 3
     assert SUMMARY_WORDS["short"] < SUMMARY_WORDS["medium"] < SUMMARY_WORDS["long"]
@@ -140,13 +146,13 @@ def test_refusals(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("Some text.")
     with pytest.raises(UsageError, match="length of a summary is 'huge'"):
-        pigguf.summarize(tiny, path, length="huge", settings=SETTINGS)  # type: ignore[arg-type]
+        pigguf.summarize(tiny, path, length="huge", config=CONFIG)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="length of a summary is 0"):
-        pigguf.summarize(tiny, path, length=0, settings=SETTINGS)
+        pigguf.summarize(tiny, path, length=0, config=CONFIG)
     with pytest.raises(UsageError, match="style of a summary is 'verse'"):
-        pigguf.summarize(tiny, path, style="verse", settings=SETTINGS)  # type: ignore[arg-type]
+        pigguf.summarize(tiny, path, style="verse", config=CONFIG)  # type: ignore[arg-type]
     with pytest.raises(ContextOverflow, match="128 tokens is too small"):
-        pigguf.summarize(tiny, path, settings=RunConfig(128, prompt_cache=False))
+        pigguf.summarize(tiny, path, config=RunConfig(128, prompt_cache=False))
     path.write_bytes(b"\x89PNG\0")
     with pytest.raises(TextError, match="PNG"):
         pigguf.summarize("missing.gguf", path)
@@ -160,6 +166,6 @@ def test_the_real_model_keeps_what_a_text_is_about(smollm2_gguf: Path, tmp_path:
         "In the storm of May the lamp of the lighthouse broke, and three ships were lost. Ada Brandt mended "
         "the lamp with her own hands, and the lighthouse has shone ever since.\n"
     )
-    summary = pigguf.summarize(smollm2_gguf, path, length="short", settings=SETTINGS)
+    summary = pigguf.summarize(smollm2_gguf, path, length="short", config=CONFIG)
     assert "lighthouse" in summary.text
     assert summary.passes == 1

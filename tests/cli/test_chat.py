@@ -471,7 +471,7 @@ def test_a_full_window_leaves_the_oldest_turns_out_and_says_so(smollm2_gguf: Pat
     screens = [terminal.line(f"What is the capital of {country}?") for country in ("France", "Spain", "Peru")]
     while "left out" not in screens[-1] and len(screens) < 8:
         screens.append(terminal.line("And of Italy?"))
-    assert re.search(r"The window is full: the oldest turn is left out \(\d+ tokens\)", screens[-1])
+    assert re.search(r"The context window is full: the oldest turn was dropped \(\d+ tokens\)", screens[-1])
     terminal.line(f"/save {tmp_path}/chat.json")
     questions = [m["content"] for m in json.loads((tmp_path / "chat.json").read_text())["messages"][1::2]]
     assert len(questions) == len(screens) - 1
