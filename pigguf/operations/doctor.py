@@ -1,10 +1,10 @@
-"""doctor: is everything here that pigguf stands on, does the engine compute, and what would mend it.
+"""Doctor: whether everything that pigguf needs is installed and the engine works, and what to do if not.
 
-    diagnosis = diagnose()         facts, and findings drawn from them; judge() is the pure part
-    diagnosis.healthy              nothing is in the way of running a model
+    diagnosis = diagnose()         facts about this machine, and the findings that find_problems() derives
+    diagnosis.healthy              whether a model can be run
 
-The engine is examined in a child process, so that a crash is a finding, not the end.
-Left out: whether a given model fits.
+The engine is tested in a child process, so that a crash of it is a finding. Not here: whether a given model
+fits in memory (inference/memory_planning).
 """
 
 from __future__ import annotations
@@ -26,13 +26,19 @@ from pigguf.inference.engine_build.compilers import Machine
 from pigguf.inference.engine_build.self_test import EngineReport, examine_engine
 
 INSTALL = "python3 scripts/setup.py"
-LITTLE_MEMORY = 1 << 30
-LITTLE_DISK = 2 << 30
+MIN_FREE_MEMORY = 1 << 30
+MIN_FREE_DISK = 2 << 30
 
 
 @dataclass(frozen=True)
 class PackageVersion:
-    """A package pigguf needs: the installed version (None: missing), and the one version pinned, if any."""
+    """A package that pigguf needs.
+
+    Attributes:
+        name: The package.
+        installed: Its version, or None if it is missing.
+        pinned: The only version that is accepted, or None for any.
+    """
 
     name: str
     installed: str | None
@@ -44,16 +50,17 @@ class SystemFacts:
     """What was found on this machine.
 
     Attributes:
-        pigguf, python, system: versions.
-        packages: what pigguf needs, apart from extras.
-        machine: what a build of the engine depends on.
-        rebuilt_with: the compiler a build would take now, "clang 19.1.7", or None where none works;
-            rebuilt_with_amx: it builds AMX code that works.
-        record: how the engine here was built; None where that is not known.
-        outdated: why a set-up would build the engine anew, or None.
-        engine: what the engine's child process told.
-        memory, disk: bytes free to take; memory is None where the system does not tell.
-        folder: whose disk was asked.
+        pigguf, python, system: Versions.
+        packages: What pigguf needs, without extras.
+        machine: What a build of the engine depends on.
+        rebuilt_with: The compiler that a build would use now, "clang 19.1.7", or None if none works.
+        rebuilt_with_amx: Whether it compiles AMX code correctly.
+        record: How the installed engine was built; None if that is not known.
+        outdated: Why the setup script would rebuild the engine, or None.
+        engine: The report of the engine's self-test in a child process.
+        memory: Free memory in bytes; None if the system does not report it.
+        disk: Free disk space in bytes.
+        folder: The folder whose disk was checked.
     """
 
     pigguf: str
@@ -72,7 +79,7 @@ class SystemFacts:
 
     @property
     def backend(self) -> str | None:
-        """What a model runs on unless asked otherwise: the first GPU, else the CPU; None: nothing works."""
+        """What a model runs on by default: the first GPU, else the CPU; None if the engine does not work."""
         if self.engine.failure:
             return None
         gpus = [device for device in self.engine.devices if device.kind in ("gpu", "integrated gpu")]
@@ -81,11 +88,12 @@ class SystemFacts:
 
 @dataclass(frozen=True)
 class DoctorFinding:
-    """Something to be mended, or (where it is no failure) something to be gained.
+    """A failure to fix, or a possible improvement.
 
     Attributes:
-        message: one line; hint: the command or the step that mends it.
-        failure: no model runs until it is mended.
+        message: What was found, in one line.
+        hint: The command or the step that fixes it.
+        failure: Whether no model can be run until it is fixed.
     """
 
     message: str
@@ -95,41 +103,50 @@ class DoctorFinding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Facts and what follows from them, failures first."""
+    """Facts about a machine, and the findings that follow from them, failures first."""
 
     facts: SystemFacts
     findings: tuple[DoctorFinding, ...]
 
     @property
     def healthy(self) -> bool:
+        """Whether a model can be run."""
         return not any(finding.failure for finding in self.findings)
 
 
 def diagnose(folder: Path | None = None) -> Diagnosis:
-    """Examine this machine; takes a few seconds. `folder`: whose disk to ask, by default the current one."""
-    facts = _find_facts(folder or Path.cwd())
+    """Examine this machine, which takes a few seconds.
+
+    Args:
+        folder: The folder whose disk is checked; by default the current one.
+    """
+    facts = _collect_facts(folder or Path.cwd())
     return Diagnosis(facts, find_problems(facts))
 
 
-def _find_facts(folder: Path) -> SystemFacts:
+def _collect_facts(folder: Path) -> SystemFacts:
     machine = compilers.find_machine(os.environ)
-    record, installed = (
-        build_record.read_record(Path(sys.prefix)),
-        build_record.find_installed(Path(sys.prefix)),
-    )
+    prefix = Path(sys.prefix)
+    record, installed = build_record.read_record(prefix), build_record.find_installed(prefix)
     compiler = build_plan.best_compiler(machine, compilers.find_compilers(machine))
-    known = record is not None and installed is not None and record.fingerprint == installed.fingerprint
-    pins = _requirements()
+    is_of_installed = (
+        record is not None and installed is not None and record.fingerprint == installed.fingerprint
+    )
+    pinned_versions = _pinned_versions()
     return SystemFacts(
         pigguf=packages.version("pigguf"),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.machine()}",
-        packages=tuple(PackageVersion(name, _version(name), pinned) for name, pinned in pins.items()),
+        packages=tuple(
+            PackageVersion(name, _installed_version(name), pinned) for name, pinned in pinned_versions.items()
+        ),
         machine=machine,
         rebuilt_with=compiler.name if compiler else None,
         rebuilt_with_amx=compiler is not None and compiler.sound_with_amx,
-        record=record if known else None,
-        outdated=build_record.reason_to_build(record, installed, pins["llama-cpp-python"] or "", machine),
+        record=record if is_of_installed else None,
+        outdated=build_record.reason_to_build(
+            record, installed, pinned_versions["llama-cpp-python"] or "", machine
+        ),
         engine=examine_engine(),
         memory=available_memory(),
         disk=shutil.disk_usage(folder).free,
@@ -137,51 +154,56 @@ def _find_facts(folder: Path) -> SystemFacts:
     )
 
 
-def _requirements() -> Mapping[str, str | None]:
-    """What pigguf's own metadata says it needs: name -> the one version it may be, or None."""
-    needed = (text for text in packages.requires("pigguf") or () if "extra ==" not in text)
-    matches = (re.match(r"([\w.-]+)(?:==([\w.+]+))?", text) for text in needed)
+def _pinned_versions() -> Mapping[str, str | None]:
+    """Return the packages that pigguf's metadata requires, each with the pinned version or None."""
+    requirements = (text for text in packages.requires("pigguf") or () if "extra ==" not in text)
+    matches = (re.match(r"([\w.-]+)(?:==([\w.+]+))?", text) for text in requirements)
     return {match[1]: match[2] for match in matches if match}
 
 
-def _version(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return packages.version(name)
     except packages.PackageNotFoundError:
         return None
 
 
-# ---- what follows --------------------------------------------------------------------------------
+# ---- findings -----------------------------------------------------------------------------------
 
 
 def find_problems(facts: SystemFacts) -> tuple[DoctorFinding, ...]:
-    """What the facts mean, failures first."""
-    found = [*_packages(facts), *_engine(facts), *_gains(facts), *_room(facts)]
-    return tuple(sorted(found, key=lambda finding: not finding.failure))
+    """Return the findings that follow from facts, failures first."""
+    findings = [
+        *_package_findings(facts),
+        *_engine_findings(facts),
+        *_unused_hardware(facts),
+        *_low_resources(facts),
+    ]
+    return tuple(sorted(findings, key=lambda finding: not finding.failure))
 
 
-def _packages(facts: SystemFacts) -> list[DoctorFinding]:
-    found = []
+def _package_findings(facts: SystemFacts) -> list[DoctorFinding]:
+    findings = []
     for package in facts.packages:
         if package.name == "llama-cpp-python" and package.installed is None:
-            continue  # the engine's own finding
+            continue  # _engine_findings reports it
         if package.installed is None:
-            found.append(
+            findings.append(
                 DoctorFinding(f"the package {package.name} is missing", f"run {INSTALL}", failure=True)
             )
         elif package.pinned not in (None, package.installed):
-            wanted = f"pigguf is made for {package.pinned}"
-            found.append(
+            expected = f"pigguf needs {package.pinned}"
+            findings.append(
                 DoctorFinding(
-                    f"{package.name} is version {package.installed}, and {wanted}",
+                    f"{package.name} is version {package.installed}, but {expected}",
                     f"run {INSTALL}",
                     failure=True,
                 )
             )
-    return found
+    return findings
 
 
-def _engine(facts: SystemFacts) -> list[DoctorFinding]:
+def _engine_findings(facts: SystemFacts) -> list[DoctorFinding]:
     if facts.engine.failure:
         return [
             DoctorFinding(
@@ -193,54 +215,54 @@ def _engine(facts: SystemFacts) -> list[DoctorFinding]:
     return []
 
 
-def _gains(facts: SystemFacts) -> list[DoctorFinding]:
-    """What the machine has and a working engine does not use."""
+def _unused_hardware(facts: SystemFacts) -> list[DoctorFinding]:
+    """Return what the machine has and a working engine does not use."""
     engine, machine = facts.engine, facts.machine
     if engine.failure:
         return []
-    found = []
+    findings = []
     if machine.has_amx and "AMX_INT8" not in engine.cpu_features:
         clang = "" if facts.rebuilt_with_amx else f"install {build_plan.CLANG_HINT}, then "
-        found.append(
+        findings.append(
             DoctorFinding(
-                "this CPU has AMX, which makes long prompts faster, and the engine does not use it",
+                "this CPU has AMX, which speeds up prefill, but the engine does not use it",
                 f"{clang}run {build_plan.REBUILD}",
             )
         )
     if machine.system == "Linux" and "OPENMP" not in engine.cpu_features:
-        found.append(
+        findings.append(
             DoctorFinding(
-                "the engine was built without OpenMP and starts its threads anew for every token",
+                "the engine was built without OpenMP and starts new threads for every token",
                 f"install {build_plan.CLANG_HINT}, then run {build_plan.REBUILD}",
             )
         )
     if machine.nvidia_gpu and facts.backend == "CPU":
         toolkit = "" if machine.nvcc else "install the CUDA toolkit (nvcc), then "
-        found.append(
+        findings.append(
             DoctorFinding(
-                "an NVIDIA GPU is here, and the engine cannot use it", f"{toolkit}run {build_plan.REBUILD}"
+                "there is an NVIDIA GPU, but the engine cannot use it", f"{toolkit}run {build_plan.REBUILD}"
             )
         )
     if engine.rpc is False:
-        found.append(
+        findings.append(
             DoctorFinding(
-                "the engine cannot give layers to other machines (no RPC)", f"run {build_plan.REBUILD}"
+                "the engine cannot run layers on other machines (no RPC)", f"run {build_plan.REBUILD}"
             )
         )
-    return found
+    return findings
 
 
-def _room(facts: SystemFacts) -> list[DoctorFinding]:
-    found = []
-    if facts.memory is not None and facts.memory < LITTLE_MEMORY:
-        found.append(
+def _low_resources(facts: SystemFacts) -> list[DoctorFinding]:
+    findings = []
+    if facts.memory is not None and facts.memory < MIN_FREE_MEMORY:
+        findings.append(
             DoctorFinding(f"only {facts.memory >> 20} MiB of memory are free", "close other programs")
         )
-    if facts.disk < LITTLE_DISK:
-        found.append(
+    if facts.disk < MIN_FREE_DISK:
+        findings.append(
             DoctorFinding(
                 f"only {facts.disk >> 20} MiB are free on the disk of {facts.folder}",
-                "free some room before converting a model",
+                "free some space before converting a model",
             )
         )
-    return found
+    return findings

@@ -89,7 +89,7 @@ class InspectionReport:
         name: general.name, or None.
         parameters: The number of weights.
         types: Bytes stored in each tensor type, largest first.
-        layers, embedding_length, heads, kv_heads: The model's shape; None if not stated or different by layer.
+        layers, embedding_length, heads, kv_heads: The model's shape; None if absent or different by layer.
         tokenizer: The tokenizer's type and pre-tokenizer, "gpt2 (smollm)", or None.
         tokens: The size of the vocabulary, or None.
         chat_template: Whether there is a chat template.
@@ -216,7 +216,7 @@ def _position_notes(file: GGUFFile, keys: _ArchitectureKeys) -> tuple[str, ...]:
 def _cache_sizes(keys: _ArchitectureKeys, context_length: int) -> tuple[KVCacheSize, ...]:
     """Return the KV cache's size by type, or () if the keys do not determine it.
 
-    Source: llama.cpp src/llama-kv-cache.cpp; a row of K and of V for each token, layer and head, in whole blocks.
+    Source: llama.cpp src/llama-kv-cache.cpp: per token, layer and head a row of K and V, of whole blocks.
     """
     layers, heads = keys.number("block_count"), keys.number("attention.head_count")
     kv_heads, width = keys.kv_heads, keys.number("embedding_length")

@@ -118,7 +118,7 @@ def _check_not_quantized(file: GGUFFile) -> None:
     for tensor in file.tensors.values():
         if tensor.type not in _FLOAT_TYPES:
             raise UnsupportedModel(
-                f"{file.path}: {tensor.name} is {tensor.type.name}, quantized already: quantizing again would lose "
+                f"{file.path}: {tensor.name} is {tensor.type.name}, and quantizing it again would lose "
                 "precision twice",
                 "quantize an F32, F16 or BF16 file; `pigguf convert` makes one from the checkpoint",
             )

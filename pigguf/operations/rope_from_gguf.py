@@ -25,7 +25,7 @@ def rope_from_gguf(file: GGUFFile) -> Positions:
     for tensor in present:
         if tensor.type != TensorType.F32 or len(tensor.shape) != 1:
             raise GGUFError(
-                f"{file.path}: {tensor.name} is {tensor.type.name} of shape {tensor.shape}, not an F32 vector",
+                f"{file.path}: {tensor.name} is {tensor.type.name} {tensor.shape}, not an F32 vector",
                 ANOTHER_MAKE,
             )
     if not present:

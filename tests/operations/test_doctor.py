@@ -70,7 +70,7 @@ FINDINGS = {
         (False, "nothing tells", REBUILD),
     ),
     "little memory": (replace(WELL, memory=200 << 20), (False, "200 MiB of memory", "close")),
-    "little disk": (replace(WELL, disk=300 << 20), (False, "300 MiB", "free some room")),
+    "little disk": (replace(WELL, disk=300 << 20), (False, "300 MiB", "free some space")),
     "a crash": (
         replace(WELL, engine=EngineReport("0.3.36", failure="it crashed with SIGSEGV", hint="do this")),
         (True, "SIGSEGV", "do this"),
