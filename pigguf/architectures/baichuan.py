@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pigguf.architectures.family import NOT_COMPUTED, TIED, Family
-from pigguf.architectures.hparam_rules import Flag, own_keys
+from pigguf.architectures.family import NOT_COMPUTED_HINT, UNTIED_BY_DEFAULT, Family
+from pigguf.architectures.hparam_rules import FeatureFlag, kv_heads_equal_heads
 from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import (
     ATTENTION_NORM,
@@ -23,68 +23,77 @@ from pigguf.architectures.llama import (
     ROTARY_BUFFERS,
     feed_forward,
 )
+from pigguf.architectures.row_permutations import interleave_concatenated_qkv
 from pigguf.architectures.tensor_rules import (
-    QKV,
-    QUERIES,
+    HIDDEN_SIZE,
+    Q_SIZE,
+    QKV_SIZE,
     SEPARATE_QKV,
-    VOCAB,
-    WIDTH,
-    Change,
-    Piece,
+    VOCAB_SIZE,
+    TensorPattern,
     TensorRule,
+    ValueTransform,
     linear,
-    rotated_qkv,
     tensor,
 )
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 from pigguf.errors import UnsupportedModel
-from pigguf.rope.unrotated import ALIBI_BY_LAYERS
+from pigguf.rope import ALIBI_LAYER_COUNTS
 
-ROTATED_LAYERS, ALIBI_LAYERS = 32, ALIBI_BY_LAYERS["baichuan"]
-UNIT_ROWS = "output rows of length 1"
-VOCAB_OF_2 = 125696
+ROPE_LAYERS, ALIBI_LAYERS = 32, ALIBI_LAYER_COUNTS["baichuan"]
+NORMALIZED_OUTPUT = "output rows of length 1"
+BAICHUAN2_VOCAB_SIZE = 125696
 
 
-class UnitRows(Flag):
+class NormalizedOutput(FeatureFlag):
     """Whether the code divides each row of the output matrix by its length: Baichuan 2's does."""
 
-    def read(self, keys: Config) -> bool:
-        return keys.optional("vocab_size", int, 0) >= VOCAB_OF_2
+    def read(self, keys: JsonConfig) -> bool:
+        return keys.optional("vocab_size", int, 0) >= BAICHUAN2_VOCAB_SIZE
 
     def write(self, config: dict[str, Any], present: bool) -> None:
         """Nothing: the vocabulary says it, and the rows are of length 1 by now."""
 
 
-def _check(keys: Config, hparams: HParams) -> None:
-    if hparams.layers not in (ROTATED_LAYERS, ALIBI_LAYERS):
+def _check(keys: JsonConfig, hparams: HParams) -> None:
+    if hparams.layers not in (ROPE_LAYERS, ALIBI_LAYERS):
         raise UnsupportedModel(
-            f"{keys.says('num_hidden_layers')}: llama.cpp's {hparams.architecture} graph rotates models of "
-            f"{ROTATED_LAYERS} layers and has ALiBi for those of {ALIBI_LAYERS}, and no positions for others",
-            NOT_COMPUTED,
+            f"{keys.describe('num_hidden_layers')}: llama.cpp's {hparams.architecture} graph rotates models of "
+            f"{ROPE_LAYERS} layers and has ALiBi for those of {ALIBI_LAYERS}, and no positions for others",
+            NOT_COMPUTED_HINT,
         )
 
 
 BAICHUAN = Family(
     architecture="baichuan",
-    classes=("BaichuanForCausalLM", "BaiChuanForCausalLM"),
+    hf_classes=("BaichuanForCausalLM", "BaiChuanForCausalLM"),
     model_type="baichuan",
-    tensors=(
+    tensor_rules=(
         EMBEDDING,
         ATTENTION_NORM,
         TensorRule(
-            (Piece(f"{LAYER}.self_attn.W_pack.weight", (QKV, WIDTH)),), SEPARATE_QKV, order=rotated_qkv
+            (TensorPattern(f"{LAYER}.self_attn.W_pack.weight", (QKV_SIZE, HIDDEN_SIZE)),),
+            SEPARATE_QKV,
+            row_permutation=interleave_concatenated_qkv,
         ),
-        *linear(f"{LAYER}.self_attn.o_proj", "blk.{}.attn_output", WIDTH, QUERIES, None),
+        *linear(f"{LAYER}.self_attn.o_proj", "blk.{}.attn_output", HIDDEN_SIZE, Q_SIZE, None),
         FEED_FORWARD_NORM,
         *feed_forward(),
         OUTPUT_NORM,
-        tensor("lm_head.weight", "output.weight", VOCAB, WIDTH, when=UNIT_ROWS, change=Change(unit=True)),
-        tensor("lm_head.weight", "output.weight", VOCAB, WIDTH, when=f"!{UNIT_ROWS}"),
+        tensor(
+            "lm_head.weight",
+            "output.weight",
+            VOCAB_SIZE,
+            HIDDEN_SIZE,
+            when=NORMALIZED_OUTPUT,
+            transform=ValueTransform(normalize_rows=True),
+        ),
+        tensor("lm_head.weight", "output.weight", VOCAB_SIZE, HIDDEN_SIZE, when=f"!{NORMALIZED_OUTPUT}"),
     ),
-    dropped=ROTARY_BUFFERS,
-    names={"max_position_embeddings": ("max_position_embeddings", "model_max_length")},
-    kv_heads=own_keys,
-    parts={**TIED, UNIT_ROWS: UnitRows("vocab_size")},
-    only={"tie_word_embeddings": ((False,), "the embedding as output matrix")},
-    check=_check,
+    ignored_tensors=ROTARY_BUFFERS,
+    config_key_aliases={"max_position_embeddings": ("max_position_embeddings", "model_max_length")},
+    read_kv_heads=kv_heads_equal_heads,
+    optional_features={**UNTIED_BY_DEFAULT, NORMALIZED_OUTPUT: NormalizedOutput("vocab_size")},
+    allowed_values={"tie_word_embeddings": ((False,), "the embedding as output matrix")},
+    check_config=_check,
 )

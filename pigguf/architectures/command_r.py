@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pigguf.architectures.family import NOT_COMPUTED, Family
-from pigguf.architectures.gemma import TIED_ONLY
-from pigguf.architectures.hparam_rules import Flag, KeyRule
+from pigguf.architectures.family import NOT_COMPUTED_HINT, Family
+from pigguf.architectures.gemma import TIED_EMBEDDINGS_ONLY
+from pigguf.architectures.hparam_rules import FeatureFlag, HParamRule
 from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import (
     ATTENTION_NORM,
@@ -23,20 +23,20 @@ from pigguf.architectures.llama import (
     attention,
     feed_forward,
 )
-from pigguf.architectures.tensor_rules import HEAD, HEADS, KEY_HEADS, output, tensor
-from pigguf.common.config import Config
+from pigguf.architectures.tensor_rules import HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, lm_head, tensor
+from pigguf.common.json_config import JsonConfig
 from pigguf.errors import UnsupportedModel
 
 QK_NORM = "use_qk_norm"
-LAYERS_WITH_NORMS = 64
+MIN_LAYERS_WITH_QK_NORM = 64
 
 
-def _check(keys: Config, hparams: HParams) -> None:
-    if hparams.has(QK_NORM) != (hparams.layers >= LAYERS_WITH_NORMS):
+def _check(keys: JsonConfig, hparams: HParams) -> None:
+    if hparams.has_feature(QK_NORM) != (hparams.layers >= MIN_LAYERS_WITH_QK_NORM):
         raise UnsupportedModel(
-            f"config.json: {QK_NORM} is {str(hparams.has(QK_NORM)).lower()} in a model of {hparams.layers} layers, "
-            f"and llama.cpp's {hparams.architecture} graph has those norms from {LAYERS_WITH_NORMS} layers on",
-            NOT_COMPUTED,
+            f"config.json: {QK_NORM} is {str(hparams.has_feature(QK_NORM)).lower()} in a model of {hparams.layers} layers, "
+            f"and llama.cpp's {hparams.architecture} graph has those norms from {MIN_LAYERS_WITH_QK_NORM} layers on",
+            NOT_COMPUTED_HINT,
         )
 
 
@@ -46,29 +46,36 @@ def _write(hparams: HParams) -> Mapping[str, Any]:
 
 COMMAND_R = Family(
     architecture="command-r",
-    classes=("CohereForCausalLM",),
+    hf_classes=("CohereForCausalLM",),
     model_type="cohere",
-    tensors=(
+    tensor_rules=(
         EMBEDDING,
         ATTENTION_NORM,
         *attention(),
-        tensor(f"{LAYER}.self_attn.q_norm.weight", "blk.{}.attn_q_norm.weight", HEADS, HEAD, when=QK_NORM),
         tensor(
-            f"{LAYER}.self_attn.k_norm.weight", "blk.{}.attn_k_norm.weight", KEY_HEADS, HEAD, when=QK_NORM
+            f"{LAYER}.self_attn.q_norm.weight", "blk.{}.attn_q_norm.weight", NUM_HEADS, HEAD_DIM, when=QK_NORM
+        ),
+        tensor(
+            f"{LAYER}.self_attn.k_norm.weight",
+            "blk.{}.attn_k_norm.weight",
+            NUM_KV_HEADS,
+            HEAD_DIM,
+            when=QK_NORM,
         ),
         *feed_forward(),
         OUTPUT_NORM,
-        output(),
+        lm_head(),
     ),
-    dropped=ROTARY_BUFFERS,
+    ignored_tensors=ROTARY_BUFFERS,
     # Command-R was trained at the first of the two, and says 8192 for the second.
-    names={"max_position_embeddings": ("model_max_length", "max_position_embeddings")},
-    defaults={"max_position_embeddings": 8192, "rope_theta": 500000.0},
-    norm="layer",
-    epsilon=("layer_norm_eps", 1e-5),
-    parts={QK_NORM: Flag(QK_NORM)},
-    keys=(KeyRule("logit_scale", "logit_scale", "f32", 0.0625),),
-    only={**TIED_ONLY, "attention_bias": ((False,), "biases")},
-    check=_check,
-    write=_write,
+    config_key_aliases={"max_position_embeddings": ("model_max_length", "max_position_embeddings")},
+    config_defaults={"max_position_embeddings": 8192, "rope_theta": 500000.0},
+    norm_type="layer",
+    norm_epsilon_key="layer_norm_eps",
+    norm_epsilon_default=1e-5,
+    optional_features={QK_NORM: FeatureFlag(QK_NORM)},
+    hparam_rules=(HParamRule("logit_scale", "logit_scale", "f32", 0.0625),),
+    allowed_values={**TIED_EMBEDDINGS_ONLY, "attention_bias": ((False,), "biases")},
+    check_config=_check,
+    export_config_from_hparams=_write,
 )

@@ -12,29 +12,29 @@ from typing import Any
 
 from pigguf.architectures.family import TIED_BY_DEFAULT, Family
 from pigguf.architectures.gptneox import GELU
-from pigguf.architectures.hparam_rules import Flag, four_times
+from pigguf.architectures.hparam_rules import FeatureFlag, four_times_hidden_size
 from pigguf.architectures.hparams import HParams
+from pigguf.architectures.row_permutations import ungroup_qkv
 from pigguf.architectures.tensor_rules import (
-    INNER,
-    QKV,
-    VOCAB,
-    WIDTH,
-    grouped_qkv,
+    HIDDEN_SIZE,
+    INTERMEDIATE_SIZE,
+    QKV_SIZE,
+    VOCAB_SIZE,
     layer_norm,
     linear,
-    output,
+    lm_head,
     tensor,
 )
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 
-TWO_NORMS = "two norms"
+PARALLEL_NORMS = "two norms"
 LAYER = "transformer.h.{}"
 
 
-class TwoNorms(Flag):
+class ParallelNorms(FeatureFlag):
     """Whether attention and feed-forward have a norm each (num_ln_in_parallel_attn)."""
 
-    def read(self, keys: Config) -> bool:
+    def read(self, keys: JsonConfig) -> bool:
         newer = keys.optional("new_decoder_architecture", bool, False)
         return newer and keys.optional("num_ln_in_parallel_attn", int, 2) == 2
 
@@ -42,7 +42,7 @@ class TwoNorms(Flag):
         config["num_ln_in_parallel_attn"] = 2 if present else 1
 
 
-def _kv_heads(keys: Config, heads: int) -> int:
+def _kv_heads(keys: JsonConfig, heads: int) -> int:
     """num_kv_heads counts only in the newer kind (modeling_falcon.py, FalconAttention)."""
     if keys.optional("new_decoder_architecture", bool, False):
         name = next((name for name in ("num_kv_heads", "n_head_kv") if name in keys), "num_kv_heads")
@@ -51,7 +51,7 @@ def _kv_heads(keys: Config, heads: int) -> int:
 
 
 def _write(hparams: HParams) -> Mapping[str, Any]:
-    older = hparams.kv_heads in (1, hparams.heads) and not hparams.has(TWO_NORMS)
+    older = hparams.kv_heads in (1, hparams.heads) and not hparams.has_feature(PARALLEL_NORMS)
     return {
         "new_decoder_architecture": not older,
         "multi_query": hparams.kv_heads == 1,
@@ -61,43 +61,49 @@ def _write(hparams: HParams) -> Mapping[str, Any]:
 
 
 TENSORS = (
-    tensor("transformer.word_embeddings.weight", "token_embd.weight", VOCAB, WIDTH),
-    *layer_norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm", when=f"!{TWO_NORMS}"),
-    *layer_norm(f"{LAYER}.ln_mlp", "blk.{}.attn_norm", when=TWO_NORMS),
-    *layer_norm(f"{LAYER}.ln_attn", "blk.{}.attn_norm_2", when=TWO_NORMS),
+    tensor("transformer.word_embeddings.weight", "token_embd.weight", VOCAB_SIZE, HIDDEN_SIZE),
+    *layer_norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm", when=f"!{PARALLEL_NORMS}"),
+    *layer_norm(f"{LAYER}.ln_mlp", "blk.{}.attn_norm", when=PARALLEL_NORMS),
+    *layer_norm(f"{LAYER}.ln_attn", "blk.{}.attn_norm_2", when=PARALLEL_NORMS),
     *linear(
-        f"{LAYER}.self_attention.query_key_value", "blk.{}.attn_qkv", QKV, WIDTH, None, order=grouped_qkv
+        f"{LAYER}.self_attention.query_key_value",
+        "blk.{}.attn_qkv",
+        QKV_SIZE,
+        HIDDEN_SIZE,
+        None,
+        permutation=ungroup_qkv,
     ),
-    *linear(f"{LAYER}.self_attention.dense", "blk.{}.attn_output", WIDTH, WIDTH, None),
-    *linear(f"{LAYER}.mlp.dense_h_to_4h", "blk.{}.ffn_up", INNER, WIDTH, None),
-    *linear(f"{LAYER}.mlp.dense_4h_to_h", "blk.{}.ffn_down", WIDTH, INNER, None),
+    *linear(f"{LAYER}.self_attention.dense", "blk.{}.attn_output", HIDDEN_SIZE, HIDDEN_SIZE, None),
+    *linear(f"{LAYER}.mlp.dense_h_to_4h", "blk.{}.ffn_up", INTERMEDIATE_SIZE, HIDDEN_SIZE, None),
+    *linear(f"{LAYER}.mlp.dense_4h_to_h", "blk.{}.ffn_down", HIDDEN_SIZE, INTERMEDIATE_SIZE, None),
     *layer_norm("transformer.ln_f", "output_norm"),
-    output(),
+    lm_head(),
 )
 
 FALCON = Family(
     architecture="falcon",
-    classes=("FalconForCausalLM", "RWForCausalLM"),
+    hf_classes=("FalconForCausalLM", "RWForCausalLM"),
     model_type="falcon",
-    old_model_types=("RefinedWeb", "RefinedWebModel"),
-    tensors=TENSORS,
-    names={
+    legacy_model_types=("RefinedWeb", "RefinedWebModel"),
+    tensor_rules=TENSORS,
+    config_key_aliases={
         "num_hidden_layers": ("num_hidden_layers", "n_layer"),
         "num_attention_heads": ("num_attention_heads", "n_head"),
         "intermediate_size": ("ffn_hidden_size",),
     },
-    defaults={"max_position_embeddings": 2048},
-    feed_forward=four_times,
-    kv_heads=_kv_heads,
-    norm="layer",
-    epsilon=("layer_norm_epsilon", 1e-5),
-    parts={**TIED_BY_DEFAULT, TWO_NORMS: TwoNorms("num_ln_in_parallel_attn")},
-    only={
+    config_defaults={"max_position_embeddings": 2048},
+    default_intermediate_size=four_times_hidden_size,
+    read_kv_heads=_kv_heads,
+    norm_type="layer",
+    norm_epsilon_key="layer_norm_epsilon",
+    norm_epsilon_default=1e-5,
+    optional_features={**TIED_BY_DEFAULT, PARALLEL_NORMS: ParallelNorms("num_ln_in_parallel_attn")},
+    allowed_values={
         "hidden_act": None,
         "activation": (GELU, "another activation than GELU"),
         "alibi": ((False,), "ALiBi"),
         "bias": ((False,), "biases"),
         "parallel_attn": ((True,), "attention and feed-forward one after the other"),
     },
-    write=_write,
+    export_config_from_hparams=_write,
 )

@@ -7,47 +7,47 @@ which is what transformers and the graph compute (configuration_gemma.py).
 
 from __future__ import annotations
 
-from pigguf.architectures.family import Allowed, Family
+from pigguf.architectures.family import AllowedValues, Family
 from pigguf.architectures.llama import EMBEDDING, LAYER, ROTARY_BUFFERS, attention, feed_forward
-from pigguf.architectures.tensor_rules import WIDTH, Change, TensorRule, norm, output
+from pigguf.architectures.tensor_rules import HIDDEN_SIZE, TensorRule, ValueTransform, lm_head, norm
 
 TANH_GELU = "gelu_pytorch_tanh"
-ONLY: dict[str, Allowed] = {
+GEMMA_ALLOWED_VALUES: dict[str, AllowedValues] = {
     "hidden_act": (("gelu", TANH_GELU), "another activation than the tanh form of GELU"),
     "hidden_activation": ((TANH_GELU,), "another activation than the tanh form of GELU"),
     "attention_bias": ((False,), "biases"),
     "use_bidirectional_attention": ((False,), "attention that is not causal"),
 }
-TIED_ONLY: dict[str, Allowed] = {
+TIED_EMBEDDINGS_ONLY: dict[str, AllowedValues] = {
     "tie_word_embeddings": ((True,), "an output matrix that is not the embedding"),
 }
 
 
-def one_more(hf: str, gguf: str, size: str = WIDTH) -> TensorRule:
+def gemma_norm(hf: str, gguf: str, size: str = HIDDEN_SIZE) -> TensorRule:
     """A rule for the weight of a norm that scales by 1 + weight."""
-    return norm(hf, gguf, size, change=Change(add=1.0))
+    return norm(hf, gguf, size, transform=ValueTransform(offset=1.0))
 
 
-ATTENTION_NORM = one_more(f"{LAYER}.input_layernorm", "blk.{}.attn_norm")
-OUTPUT_NORM = one_more("model.norm", "output_norm")
+ATTENTION_NORM = gemma_norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm")
+OUTPUT_NORM = gemma_norm("model.norm", "output_norm")
 
 GEMMA = Family(
     architecture="gemma",
-    classes=("GemmaForCausalLM",),
+    hf_classes=("GemmaForCausalLM",),
     model_type="gemma",
-    tensors=(
+    tensor_rules=(
         EMBEDDING,
         ATTENTION_NORM,
         *attention(),
-        one_more(f"{LAYER}.post_attention_layernorm", "blk.{}.ffn_norm"),
+        gemma_norm(f"{LAYER}.post_attention_layernorm", "blk.{}.ffn_norm"),
         *feed_forward(),
         OUTPUT_NORM,
-        output(),
+        lm_head(),
     ),
-    dropped=ROTARY_BUFFERS,
-    defaults={"head_dim": 256, "max_position_embeddings": 8192},
-    parts={},
-    only={**ONLY, **TIED_ONLY},
-    free_head_dim=True,
-    export={"hidden_act": TANH_GELU, "hidden_activation": TANH_GELU},
+    ignored_tensors=ROTARY_BUFFERS,
+    config_defaults={"head_dim": 256, "max_position_embeddings": 8192},
+    optional_features={},
+    allowed_values={**GEMMA_ALLOWED_VALUES, **TIED_EMBEDDINGS_ONLY},
+    allows_custom_head_dim=True,
+    export_config={"hidden_act": TANH_GELU, "hidden_activation": TANH_GELU},
 )

@@ -12,49 +12,55 @@ from dataclasses import replace
 from typing import Any
 
 from pigguf.architectures.family import TIED_BY_DEFAULT, Family
-from pigguf.architectures.gemma import ATTENTION_NORM, ONLY, OUTPUT_NORM, TANH_GELU, one_more
-from pigguf.architectures.gemma2 import (
-    LAST_NORM,
-    NORMS_AROUND_FEED_FORWARD,
-    SCALE,
-    graphs_scale,
-    refuse_other_scale,
+from pigguf.architectures.gemma import (
+    ATTENTION_NORM,
+    GEMMA_ALLOWED_VALUES,
+    OUTPUT_NORM,
+    TANH_GELU,
+    gemma_norm,
 )
-from pigguf.architectures.hparam_rules import KeyRule
+from pigguf.architectures.gemma2 import (
+    NORMS_AROUND_FEED_FORWARD,
+    POST_FEED_FORWARD_NORM,
+    SCALE,
+    attention_scale_of_graph,
+    check_attention_scale,
+)
+from pigguf.architectures.hparam_rules import HParamRule
 from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import EMBEDDING, LAYER, ROTARY_BUFFERS, attention, feed_forward
-from pigguf.architectures.tensor_rules import HEAD, output
-from pigguf.common.config import Config
+from pigguf.architectures.tensor_rules import HEAD_DIM, lm_head
+from pigguf.common.json_config import JsonConfig
 
 LAYERS_OF_27B = 62
 
 
-def _check(keys: Config, hparams: HParams) -> None:
-    refuse_other_scale(keys, hparams, LAYERS_OF_27B)
+def _check(keys: JsonConfig, hparams: HParams) -> None:
+    check_attention_scale(keys, hparams, LAYERS_OF_27B)
 
 
 def _write(hparams: HParams) -> Mapping[str, Any]:
-    return {SCALE: graphs_scale(hparams, LAYERS_OF_27B)}
+    return {SCALE: attention_scale_of_graph(hparams, LAYERS_OF_27B)}
 
 
 GEMMA3 = Family(
     architecture="gemma3",
-    classes=("Gemma3ForCausalLM",),
+    hf_classes=("Gemma3ForCausalLM",),
     model_type="gemma3_text",
-    tensors=(
+    tensor_rules=(
         EMBEDDING,
         ATTENTION_NORM,
         *attention(),
-        one_more(f"{LAYER}.self_attn.q_norm", "blk.{}.attn_q_norm", HEAD),
-        one_more(f"{LAYER}.self_attn.k_norm", "blk.{}.attn_k_norm", HEAD),
+        gemma_norm(f"{LAYER}.self_attn.q_norm", "blk.{}.attn_q_norm", HEAD_DIM),
+        gemma_norm(f"{LAYER}.self_attn.k_norm", "blk.{}.attn_k_norm", HEAD_DIM),
         *NORMS_AROUND_FEED_FORWARD,
         *feed_forward(),
-        LAST_NORM,
+        POST_FEED_FORWARD_NORM,
         OUTPUT_NORM,
-        output(),
+        lm_head(),
     ),
-    dropped=ROTARY_BUFFERS,
-    defaults={  # the published text_config of the 4B says little more than what differs from these
+    ignored_tensors=ROTARY_BUFFERS,
+    config_defaults={  # the published text_config of the 4B says little more than what differs from these
         "vocab_size": 262208,
         "hidden_size": 2304,
         "intermediate_size": 9216,
@@ -66,24 +72,27 @@ GEMMA3 = Family(
         "rope_theta": 1e6,
         "rope_local_base_freq": 1e4,
     },
-    parts=TIED_BY_DEFAULT,
-    keys=(KeyRule("final_logit_softcapping", "final_logit_softcapping", "f32"),),
-    only={**ONLY, "attn_logit_softcapping": ((None,), "capped attention")},
-    local_base=True,
-    free_head_dim=True,
-    sliding_window=lambda keys: keys.optional("sliding_window", int, 4096),
-    period=6,
-    check=_check,
-    write=_write,
-    export={"hidden_activation": TANH_GELU},
+    optional_features=TIED_BY_DEFAULT,
+    hparam_rules=(HParamRule("final_logit_softcapping", "final_logit_softcapping", "f32"),),
+    allowed_values={**GEMMA_ALLOWED_VALUES, "attn_logit_softcapping": ((None,), "capped attention")},
+    has_local_rope_theta=True,
+    allows_custom_head_dim=True,
+    read_sliding_window=lambda keys: keys.optional("sliding_window", int, 4096),
+    sliding_window_pattern=6,
+    check_config=_check,
+    export_config_from_hparams=_write,
+    export_config={"hidden_activation": TANH_GELU},
 )
 
-GEMMA3_THAT_SEES = replace(
+GEMMA3_MULTIMODAL = replace(
     GEMMA3,
-    classes=("Gemma3ForConditionalGeneration",),
+    hf_classes=("Gemma3ForConditionalGeneration",),
     model_type="gemma3",
-    section="text_config",
-    dropped=rf"(model\.)?(vision_tower|multi_modal_projector)\..*|{ROTARY_BUFFERS}",
-    leaves_out="what sees images (vision_tower, multi_modal_projector) is left out: the file reads text",
-    renamed=((r"^(model\.language_model\.|language_model\.model\.)", "model."), (r"^language_model\.", "")),
+    config_section="text_config",
+    ignored_tensors=rf"(model\.)?(vision_tower|multi_modal_projector)\..*|{ROTARY_BUFFERS}",
+    ignored_tensors_note="what sees images (vision_tower, multi_modal_projector) is left out: the file reads text",
+    tensor_name_aliases=(
+        (r"^(model\.language_model\.|language_model\.model\.)", "model."),
+        (r"^language_model\.", ""),
+    ),
 )

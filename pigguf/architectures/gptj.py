@@ -8,22 +8,21 @@ Sources: transformers' modeling_gptj.py; llama.cpp src/models/phi2.cpp.
 
 from __future__ import annotations
 
-from pigguf.architectures.family import TIED, Family
-from pigguf.architectures.gpt2 import NAMES, TANH_GELU
-from pigguf.architectures.hparam_rules import HeadDimensions, four_times, own_keys
+from pigguf.architectures.family import UNTIED_BY_DEFAULT, Family
+from pigguf.architectures.gpt2 import GPT2_CONFIG_KEYS, TANH_GELU
+from pigguf.architectures.hparam_rules import RotaryDimensions, four_times_hidden_size, kv_heads_equal_heads
 from pigguf.architectures.hparams import UNTIED
+from pigguf.architectures.row_permutations import interleaved_to_rotate_half, query_heads
 from pigguf.architectures.tensor_rules import (
-    INNER,
-    QUERIES,
-    VOCAB,
-    WIDTH,
-    Piece,
+    HIDDEN_SIZE,
+    INTERMEDIATE_SIZE,
+    Q_SIZE,
+    VOCAB_SIZE,
+    TensorPattern,
     TensorRule,
-    halves,
     layer_norm,
     linear,
-    output,
-    query_heads,
+    lm_head,
     tensor,
 )
 
@@ -31,45 +30,60 @@ LAYER = "transformer.h.{}"
 
 
 def _zeros(gguf: str, size: str) -> TensorRule:
-    return TensorRule((), (Piece(f"{gguf}.bias", (size,)),))
+    return TensorRule((), (TensorPattern(f"{gguf}.bias", (size,)),))
 
 
 TENSORS = (
-    tensor("transformer.wte.weight", "token_embd.weight", VOCAB, WIDTH),
+    tensor("transformer.wte.weight", "token_embd.weight", VOCAB_SIZE, HIDDEN_SIZE),
     *layer_norm(f"{LAYER}.ln_1", "blk.{}.attn_norm"),
-    *linear(f"{LAYER}.attn.q_proj", "blk.{}.attn_q", QUERIES, WIDTH, None, order=halves(query_heads)),
-    _zeros("blk.{}.attn_q", QUERIES),
-    *linear(f"{LAYER}.attn.k_proj", "blk.{}.attn_k", QUERIES, WIDTH, None, order=halves(query_heads)),
-    _zeros("blk.{}.attn_k", QUERIES),
-    *linear(f"{LAYER}.attn.v_proj", "blk.{}.attn_v", QUERIES, WIDTH, None),
-    _zeros("blk.{}.attn_v", QUERIES),
-    *linear(f"{LAYER}.attn.out_proj", "blk.{}.attn_output", WIDTH, QUERIES, None),
-    _zeros("blk.{}.attn_output", WIDTH),
-    *linear(f"{LAYER}.mlp.fc_in", "blk.{}.ffn_up", INNER, WIDTH),
-    *linear(f"{LAYER}.mlp.fc_out", "blk.{}.ffn_down", WIDTH, INNER),
+    *linear(
+        f"{LAYER}.attn.q_proj",
+        "blk.{}.attn_q",
+        Q_SIZE,
+        HIDDEN_SIZE,
+        None,
+        permutation=interleaved_to_rotate_half(query_heads),
+    ),
+    _zeros("blk.{}.attn_q", Q_SIZE),
+    *linear(
+        f"{LAYER}.attn.k_proj",
+        "blk.{}.attn_k",
+        Q_SIZE,
+        HIDDEN_SIZE,
+        None,
+        permutation=interleaved_to_rotate_half(query_heads),
+    ),
+    _zeros("blk.{}.attn_k", Q_SIZE),
+    *linear(f"{LAYER}.attn.v_proj", "blk.{}.attn_v", Q_SIZE, HIDDEN_SIZE, None),
+    _zeros("blk.{}.attn_v", Q_SIZE),
+    *linear(f"{LAYER}.attn.out_proj", "blk.{}.attn_output", HIDDEN_SIZE, Q_SIZE, None),
+    _zeros("blk.{}.attn_output", HIDDEN_SIZE),
+    *linear(f"{LAYER}.mlp.fc_in", "blk.{}.ffn_up", INTERMEDIATE_SIZE, HIDDEN_SIZE),
+    *linear(f"{LAYER}.mlp.fc_out", "blk.{}.ffn_down", HIDDEN_SIZE, INTERMEDIATE_SIZE),
     *layer_norm("transformer.ln_f", "output_norm"),
-    output(),
-    tensor("lm_head.bias", "output.bias", VOCAB, when=UNTIED),
+    lm_head(),
+    tensor("lm_head.bias", "output.bias", VOCAB_SIZE, when=UNTIED),
 )
 
 GPTJ = Family(
     architecture="phi2",
-    classes=("GPTJForCausalLM",),
+    hf_classes=("GPTJForCausalLM",),
     model_type="gptj",
-    tensors=TENSORS,
-    dropped=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
-    names=NAMES,
-    feed_forward=four_times,
-    kv_heads=own_keys,
-    norm="layer",
-    epsilon=("layer_norm_epsilon", 1e-5),
-    parts=TIED,
-    only={
+    tensor_rules=TENSORS,
+    ignored_tensors=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
+    config_key_aliases=GPT2_CONFIG_KEYS,
+    default_intermediate_size=four_times_hidden_size,
+    read_kv_heads=kv_heads_equal_heads,
+    norm_type="layer",
+    norm_epsilon_key="layer_norm_epsilon",
+    norm_epsilon_default=1e-5,
+    optional_features=UNTIED_BY_DEFAULT,
+    allowed_values={
         "hidden_act": None,
         "activation_function": (TANH_GELU, "another activation than the tanh form of GELU"),
         "tie_word_embeddings": ((False,), "an output matrix with a bias that is the embedding"),
     },
-    rotary=HeadDimensions("rotary_dim", 64),
-    folded=True,
-    export={"tie_word_embeddings": False},
+    rotary=RotaryDimensions("rotary_dim", 64),
+    runs_as_other_architecture=True,
+    export_config={"tie_word_embeddings": False},
 )

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pigguf.architectures.hparam_rules import KeyRule
+from pigguf.architectures.hparam_rules import HParamRule
 from pigguf.architectures.llama import LLAMA
 
 GRANITE = replace(
     LLAMA,
     architecture="granite",
-    classes=("GraniteForCausalLM",),
+    hf_classes=("GraniteForCausalLM",),
     model_type="granite",
-    keys=(
-        KeyRule("embedding_multiplier", "embedding_scale", "f32", 1.0),
-        KeyRule("attention_multiplier", "attention.scale", "f32", 1.0),
-        KeyRule("residual_multiplier", "residual_scale", "f32", 1.0),
-        KeyRule("logits_scaling", "logit_scale", "f32", 1.0),
+    hparam_rules=(
+        HParamRule("embedding_multiplier", "embedding_scale", "f32", 1.0),
+        HParamRule("attention_multiplier", "attention.scale", "f32", 1.0),
+        HParamRule("residual_multiplier", "residual_scale", "f32", 1.0),
+        HParamRule("logits_scaling", "logit_scale", "f32", 1.0),
     ),
-    free_head_dim=False,
+    allows_custom_head_dim=False,
 )

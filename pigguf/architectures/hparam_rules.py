@@ -1,7 +1,7 @@
-"""What a family's config keys say, each with its way into a GGUF and back: flags, numbers, rotations.
+"""The building blocks of a Family's config keys: feature flags, extra hyperparameters, rotary dimensions.
 
-Keys may lie in a section ("attn_config.clip_qkv"). null means what absence means.
-Left out: the keys that every family has (family.py).
+Each can read its key from config.json and write it. Keys may be in a section ("attn_config.clip_qkv"). null
+means the same as a missing key. Not here: the keys that every family has (config_reader.py, config_writer.py).
 """
 
 from __future__ import annotations
@@ -10,176 +10,219 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 from pigguf.errors import UnsupportedModel
-from pigguf.gguf_io.metadata import Kind, Typed, f32, shortest_f32
+from pigguf.gguf_io.metadata import ValueType, TypedValue, f32, round_to_shortest_f32
 
-_TYPES: dict[Kind, type] = {"u32": int, "f32": float, "bool": bool, "str": str}
+_PYTHON_TYPES: dict[ValueType, type] = {"u32": int, "f32": float, "bool": bool, "str": str}
 
 
 @dataclass(frozen=True)
-class Flag:
-    """A part that a model has, as a config says it.
+class FeatureFlag:
+    """A boolean config key that switches an optional feature on or off.
 
     Attributes:
-        key: a boolean key.
-        default: transformers' value where it is silent.
-        inverted: the key says that the part is absent.
+        key: the config key.
+        default: transformers' default.
+        inverted: the key is true where the feature is absent.
     """
 
     key: str
     default: bool = False
     inverted: bool = False
 
-    def read(self, keys: Config) -> bool:
-        section, key = _located(keys, self.key)
-        said = self.default if section is None else section.optional(key, bool, self.default)
-        return said != self.inverted
+    def read(self, keys: JsonConfig) -> bool:
+        """Return whether a config has the feature.
+
+        Raises:
+            CheckpointError: the key is not a boolean.
+        """
+        section, key = _resolve_path(keys, self.key)
+        value = self.default if section is None else section.optional(key, bool, self.default)
+        return value != self.inverted
 
     def write(self, config: dict[str, Any], present: bool) -> None:
-        _set(config, self.key, present != self.inverted)
+        """Write the key into a config."""
+        _set_path(config, self.key, present != self.inverted)
 
 
 @dataclass(frozen=True)
-class KeyRule:
-    """A number or a choice that a config and a GGUF both hold.
+class HParamRule:
+    """A hyperparameter that only some families have, in config.json and in a GGUF.
 
     Attributes:
-        config: its key in a config.
-        gguf: its key in a GGUF, without the architecture's name before it.
+        config_key: its key in config.json.
+        gguf_key: its GGUF key without the architecture's prefix.
         kind: its type in a GGUF.
-        default: transformers' value where the config is silent; None: then the GGUF is silent too.
-        to_gguf, to_config: where the two mean it differently.
+        default: transformers' default; None if the GGUF then has no key either.
+        to_gguf: converts a config's value to the GGUF's.
+        to_config: converts a GGUF's value to the config's.
     """
 
-    config: str
-    gguf: str
-    kind: Kind
+    config_key: str
+    gguf_key: str
+    kind: ValueType
     default: Any = None
     to_gguf: Callable[[Any], Any] = lambda value: value
     to_config: Callable[[Any], Any] = lambda value: value
 
-    def read(self, keys: Config) -> Typed | None:
-        section, key = _located(keys, self.config)
+    def read(self, keys: JsonConfig) -> TypedValue | None:
+        """Return a config's value as a GGUF value, or None if the GGUF has no such key.
+
+        Raises:
+            CheckpointError: the value is of another type.
+        """
+        section, key = _resolve_path(keys, self.config_key)
         value = self.default
         if section is not None and key in section:
-            value = section.require(key, _TYPES[self.kind])
+            value = section.require(key, _PYTHON_TYPES[self.kind])
         if value is None:
             return None
         value = self.to_gguf(value)
-        return f32(value) if self.kind == "f32" else Typed(self.kind, value)
+        return f32(value) if self.kind == "f32" else TypedValue(self.kind, value)
 
     def write(self, config: dict[str, Any], value: Any) -> None:
-        value = shortest_f32(value) if self.kind == "f32" else value
-        _set(config, self.config, self.to_config(value))
+        """Write a GGUF's value into a config."""
+        value = round_to_shortest_f32(value) if self.kind == "f32" else value
+        _set_path(config, self.config_key, self.to_config(value))
 
 
 @dataclass(frozen=True)
-class WholeHead:
-    """All of a head is rotated; a config that says otherwise is refused."""
+class FullRotary:
+    """All dimensions of a head are rotated."""
 
-    def read(self, keys: Config, head_dim: int) -> int:
-        for section, key in _places(keys, "partial_rotary_factor"):
+    def read(self, keys: JsonConfig, head_dim: int) -> int:
+        """Return the number of rotated dimensions of a head.
+
+        Raises:
+            UnsupportedModel: the config asks for partial rotary, which the graph does not compute.
+        """
+        for section, key in _find_key(keys, "partial_rotary_factor"):
             if section.values[key] != 1:
                 raise UnsupportedModel(
-                    f"{section.says(key)} asks for heads that are rotated in part",
+                    f"{section.describe(key)} asks for partial rotary embeddings",
                     "llama.cpp's graph of this family would compute something else",
                 )
         return head_dim
 
     def write(self, config: dict[str, Any], rotary_dim: int, head_dim: int) -> None:
-        """Say it in a config."""
+        """Write the number of rotated dimensions into a config; this class has no key for it."""
 
 
-WHOLE_HEAD = WholeHead()
+FULL_ROTARY = FullRotary()
 
 
 @dataclass(frozen=True)
-class HeadPart(WholeHead):
-    """A part of a head is rotated, the first dimensions of it.
+class PartialRotary(FullRotary):
+    """The first dimensions of a head are rotated, a fraction that the config gives.
 
     Attributes:
-        keys: the fraction's names, the newest first; they may lie in rope_parameters. All versions of
+        keys: names of the fraction, the newest first; they may be in rope_parameters. All versions of
             transformers know the last one.
-        default: transformers' fraction where the config is silent.
+        default: transformers' default of the fraction.
     """
 
     keys: tuple[str, ...] = ("partial_rotary_factor",)
     default: float = 1.0
 
-    def read(self, keys: Config, head_dim: int) -> int:
-        said = [section.require(key, float) for name in self.keys for section, key in _places(keys, name)]
-        return int(head_dim * (said[0] if said else self.default))
+    def read(self, keys: JsonConfig, head_dim: int) -> int:
+        """Return the number of rotated dimensions of a head.
+
+        Raises:
+            CheckpointError: the fraction is not a number.
+        """
+        fractions = [
+            section.require(key, float) for name in self.keys for section, key in _find_key(keys, name)
+        ]
+        return int(head_dim * (fractions[0] if fractions else self.default))
 
     def write(self, config: dict[str, Any], rotary_dim: int, head_dim: int) -> None:
+        """Write the fraction into a config and its rope_parameters."""
         config[self.keys[-1]] = rotary_dim / head_dim
         config["rope_parameters"]["partial_rotary_factor"] = rotary_dim / head_dim
 
 
 @dataclass(frozen=True)
-class HeadDimensions(WholeHead):
-    """So many dimensions of a head are rotated, the first ones."""
+class RotaryDimensions(FullRotary):
+    """The first dimensions of a head are rotated, a number that the config gives.
+
+    Attributes:
+        key: the config key.
+        default: transformers' default.
+    """
 
     key: str = "rotary_dim"
     default: int = 64
 
-    def read(self, keys: Config, head_dim: int) -> int:
+    def read(self, keys: JsonConfig, head_dim: int) -> int:
+        """Return the number of rotated dimensions of a head.
+
+        Raises:
+            CheckpointError: it is not a whole number above 0.
+        """
         return keys.optional(self.key, int, self.default)
 
     def write(self, config: dict[str, Any], rotary_dim: int, head_dim: int) -> None:
+        """Write the number of rotated dimensions into a config."""
         config[self.key] = rotary_dim
 
 
-def own_keys(keys: Config, heads: int) -> int:
-    """For families in which every query has a key of its own."""
+def kv_heads_equal_heads(keys: JsonConfig, heads: int) -> int:
+    """Return the number of KV heads of a family with multi-head attention: that of query heads."""
     return heads
 
 
-def four_times(width: int) -> int:
-    """The usual width of a feed-forward where a config does not give it."""
-    return 4 * width
+def four_times_hidden_size(hidden_size: int) -> int:
+    """Return the usual intermediate_size where a config does not give it."""
+    return 4 * hidden_size
 
 
-def no_window(keys: Config) -> int | None:
-    """For families that look at no sliding_window."""
+def no_sliding_window(keys: JsonConfig) -> int | None:
+    """Return None: the family ignores sliding_window."""
     return None
 
 
-def stated_window(keys: Config) -> int | None:
-    """For families without a sliding window unless the config gives one."""
+def explicit_sliding_window(keys: JsonConfig) -> int | None:
+    """Return the config's sliding_window, for families that have none by default.
+
+    Raises:
+        CheckpointError: it is not a whole number above 0.
+    """
     return keys.require("sliding_window", int) if "sliding_window" in keys else None
 
 
-def stated(keys: Config, key: str) -> bool:
-    """Whether a config has a key that may also lie in its scaling of positions."""
-    return bool(_places(keys, key))
+def has_key(keys: JsonConfig, key: str) -> bool:
+    """Return whether a config has a key, at the top level or in its rope scaling."""
+    return bool(_find_key(keys, key))
 
 
-def _places(keys: Config, key: str) -> list[tuple[Config, str]]:
-    """Where a config has a key: at the top, or in its scaling of positions, of which there may be one for
-    each type of layer (where the base of sliding layers has the name of any base)."""
+def _find_key(keys: JsonConfig, key: str) -> list[tuple[JsonConfig, str]]:
+    """Return the sections that have a key, with its name there: the top level, then those of rope scaling.
+
+    There may be one for each type of layer, where rope_local_base_freq is called rope_theta.
+    """
     scalings = [keys.section(name) for name in ("rope_parameters", "rope_scaling")]
-    of_layers = "sliding_attention" if key == "rope_local_base_freq" else "full_attention"
-    nested = [scaling.section(of_layers) for scaling in scalings if scaling is not None]
-    name = "rope_theta" if key == "rope_local_base_freq" else key
-    places = [
+    layer_type = "sliding_attention" if key == "rope_local_base_freq" else "full_attention"
+    nested = [scaling.section(layer_type) for scaling in scalings if scaling is not None]
+    nested_key = "rope_theta" if key == "rope_local_base_freq" else key
+    candidates = [
         (keys, key),
         *((scaling, key) for scaling in scalings),
-        *((section, name) for section in nested),
+        *((section, nested_key) for section in nested),
     ]
-    return [(section, key) for section, key in places if section is not None and key in section]
+    return [(section, name) for section, name in candidates if section is not None and name in section]
 
 
-def _located(keys: Config, path: str) -> tuple[Config | None, str]:
-    """The section that a dotted key lies in (None: there is none), and its name there."""
-    section: Config | None = keys
+def _resolve_path(keys: JsonConfig, path: str) -> tuple[JsonConfig | None, str]:
+    """Return the section that a dotted key is in, None if there is none, and the key's last part."""
+    section: JsonConfig | None = keys
     *outer, key = path.split(".")
     for name in outer:
         section = None if section is None else section.section(name)
     return section, key
 
 
-def _set(config: dict[str, Any], path: str, value: Any) -> None:
+def _set_path(config: dict[str, Any], path: str, value: Any) -> None:
     *outer, key = path.split(".")
     for name in outer:
         config = config.setdefault(name, {})

@@ -1,7 +1,7 @@
-"""HParams: the shape of a model, as GGUF's keys name it.
+"""HParams: the hyperparameters of a model, named after GGUF's keys.
 
-Keys and their meaning: llama.cpp src/llama-model.cpp (load_hparams) and gguf-py constants.py.
-Left out: tensor names, and what differs between families (arch/).
+Source: llama.cpp src/llama-model.cpp (load_hparams) and gguf-py constants.py. Not here: tensor names, and what
+differs between families (family.py).
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pigguf.gguf_io.metadata import Typed, f32, u32
-from pigguf.rope import RopeScaling
+from pigguf.gguf_io.metadata import TypedValue, f32, u32
+from pigguf.rope import Positions
 
-Norm = Literal["rms", "layer"]
+NormType = Literal["rms", "layer"]
 
-UNTIED = "untied"  # the part that every family has: an output matrix of its own
+UNTIED = "untied"  # the optional feature of every family: an output matrix of its own
 
-EPSILON_KEYS: dict[Norm, str] = {
+NORM_EPSILON_KEYS: dict[NormType, str] = {
     "rms": "attention.layer_norm_rms_epsilon",
     "layer": "attention.layer_norm_epsilon",
 }
@@ -25,24 +25,25 @@ EPSILON_KEYS: dict[Norm, str] = {
 
 @dataclass(frozen=True)
 class HParams:
-    """A decoder-only transformer.
+    """The hyperparameters of a decoder-only transformer.
 
     Attributes:
-        architecture: general.architecture, the graph llama.cpp builds: "llama", "qwen2".
-        hf_class: the transformers class, as `architectures` names it.
-        layers: decoder layers.
-        embedding_length: width of a token's vector.
-        feed_forward_length: inner width of the feed-forward, of one expert's where there are experts.
-        heads, kv_heads: query heads; key and value heads, each shared by heads / kv_heads queries.
-        head_dim: width of a head.
-        rotary_dim: how many dimensions of a head are rotated; 0 where positions are no rotation.
-        vocab_size: rows of the embedding and of the output matrix.
-        norm_epsilon: what norms add under the root.
-        rope: positions.
-        norm: which norms.
-        parts: which of the family's optional parts it has ("untied": an output matrix of its own).
-        experts: feed-forwards a layer chooses from; 0 where there is but one.
-        parameters: keys of the family's own, without the architecture's name before them.
+        architecture: general.architecture, the graph that llama.cpp builds: "llama", "qwen2".
+        hf_class: the transformers class, as `architectures` in config.json names it.
+        layers: number of decoder layers (n_layer).
+        embedding_length: size of a token's hidden state (n_embd).
+        feed_forward_length: inner size of the feed-forward (n_ff), or of one expert's.
+        heads: number of query heads (n_head).
+        kv_heads: number of key and value heads (n_head_kv), each shared by heads / kv_heads query heads.
+        head_dim: dimensions of a head.
+        rotary_dim: rotated dimensions of a head (n_rot); 0 if positions are not rotary.
+        vocab_size: rows of the embedding and of the output matrix (n_vocab).
+        norm_epsilon: the epsilon of the norms.
+        rope: the positions: rotary, learned or ALiBi.
+        norm_type: RMS norm or layer norm.
+        features: the family's optional features that it has ("untied": an output matrix of its own).
+        experts: number of experts of a layer; 0 if it is not a mixture of experts.
+        extra_keys: GGUF keys that only this family has, without the architecture's prefix.
     """
 
     architecture: str
@@ -56,32 +57,36 @@ class HParams:
     rotary_dim: int
     vocab_size: int
     norm_epsilon: float
-    rope: RopeScaling
-    norm: Norm = "rms"
-    parts: frozenset[str] = frozenset()
+    rope: Positions
+    norm_type: NormType = "rms"
+    features: frozenset[str] = frozenset()
     experts: int = 0
-    parameters: Mapping[str, Typed] = field(default_factory=dict)
+    extra_keys: Mapping[str, TypedValue] = field(default_factory=dict)
 
     @property
     def tied_embeddings(self) -> bool:
-        """Whether the output matrix is the embedding, and is not stored."""
-        return not self.has(UNTIED)
+        """Whether the embedding is also the output matrix, which is then not stored."""
+        return not self.has_feature(UNTIED)
 
-    def has(self, part: str) -> bool:
-        """Whether the model has an optional part; "!part" asks whether it lacks it, "" is always there."""
-        if part.startswith("!"):
-            return part[1:] not in self.parts
-        return not part or part in self.parts
+    def has_feature(self, feature: str) -> bool:
+        """Return whether the model has an optional feature.
 
-    def metadata(self) -> dict[str, Typed]:
-        """Every {architecture}.* key of the GGUF, those of rope included."""
+        Args:
+            feature: its name; "!name" asks whether the model lacks it, "" is always true.
+        """
+        if feature.startswith("!"):
+            return feature[1:] not in self.features
+        return not feature or feature in self.features
+
+    def to_metadata(self) -> dict[str, TypedValue]:
+        """Return every {architecture}.* key of the GGUF, including those of positions."""
         keys = {
             "block_count": u32(self.layers),
             "embedding_length": u32(self.embedding_length),
             "feed_forward_length": u32(self.feed_forward_length),
             "attention.head_count": u32(self.heads),
             "attention.head_count_kv": u32(self.kv_heads),
-            EPSILON_KEYS[self.norm]: f32(self.norm_epsilon),
+            NORM_EPSILON_KEYS[self.norm_type]: f32(self.norm_epsilon),
             "vocab_size": u32(self.vocab_size),
         }
         if self.rotary_dim:
@@ -91,6 +96,6 @@ class HParams:
             keys["attention.value_length"] = u32(self.head_dim)
         if self.experts:
             keys["expert_count"] = u32(self.experts)
-        keys |= self.parameters
-        own = {f"{self.architecture}.{key}": value for key, value in keys.items()}
-        return {**own, **self.rope.to_gguf(self.architecture)}
+        keys |= self.extra_keys
+        prefixed = {f"{self.architecture}.{key}": value for key, value in keys.items()}
+        return {**prefixed, **self.rope.to_gguf(self.architecture)}

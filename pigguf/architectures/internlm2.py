@@ -7,63 +7,61 @@ wants an output matrix. An export needs that code too: its config names no auto_
 
 from __future__ import annotations
 
-from pigguf.architectures.family import NOT_COMPUTED, TIED, Family
+from pigguf.architectures.family import NOT_COMPUTED_HINT, UNTIED_BY_DEFAULT, Family
 from pigguf.architectures.hparams import HParams
+from pigguf.architectures.row_permutations import RowIndices, interleave_concatenated_qkv, ungroup_qkv
 from pigguf.architectures.tensor_rules import (
-    INNER,
-    QKV,
-    QUERIES,
+    HIDDEN_SIZE,
+    INTERMEDIATE_SIZE,
+    Q_SIZE,
+    QKV_SIZE,
     SEPARATE_QKV,
-    VOCAB,
-    WIDTH,
-    Piece,
-    Rows,
+    VOCAB_SIZE,
+    TensorPattern,
     TensorRule,
-    grouped_qkv,
     linear,
+    lm_head,
     norm,
-    output,
-    rotated_qkv,
     tensor,
 )
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 from pigguf.errors import UnsupportedModel
 
 LAYER = "model.layers.{}"
 
 
-def _rows(hparams: HParams) -> Rows:
-    return grouped_qkv(hparams)[rotated_qkv(hparams)]
+def _rows(hparams: HParams) -> RowIndices:
+    return ungroup_qkv(hparams)[interleave_concatenated_qkv(hparams)]
 
 
-def _check(keys: Config, hparams: HParams) -> None:
+def _check(keys: JsonConfig, hparams: HParams) -> None:
     if keys.optional("bias", bool, True):
-        raise UnsupportedModel(f"{keys.file}: bias is not false, which asks for biases", NOT_COMPUTED)
+        raise UnsupportedModel(f"{keys.file}: bias is not false, which asks for biases", NOT_COMPUTED_HINT)
 
 
 INTERNLM2 = Family(
     architecture="internlm2",
-    classes=("InternLM2ForCausalLM",),
+    hf_classes=("InternLM2ForCausalLM",),
     model_type="internlm2",
-    tensors=(
-        tensor("model.tok_embeddings.weight", "token_embd.weight", VOCAB, WIDTH),
+    tensor_rules=(
+        tensor("model.tok_embeddings.weight", "token_embd.weight", VOCAB_SIZE, HIDDEN_SIZE),
         norm(f"{LAYER}.attention_norm", "blk.{}.attn_norm"),
         TensorRule(
-            (Piece(f"{LAYER}.attention.wqkv.weight", (QKV, WIDTH)),),
+            (TensorPattern(f"{LAYER}.attention.wqkv.weight", (QKV_SIZE, HIDDEN_SIZE)),),
             SEPARATE_QKV,
-            order=_rows,
+            row_permutation=_rows,
         ),
-        *linear(f"{LAYER}.attention.wo", "blk.{}.attn_output", WIDTH, QUERIES, None),
+        *linear(f"{LAYER}.attention.wo", "blk.{}.attn_output", HIDDEN_SIZE, Q_SIZE, None),
         norm(f"{LAYER}.ffn_norm", "blk.{}.ffn_norm"),
-        *linear(f"{LAYER}.feed_forward.w1", "blk.{}.ffn_gate", INNER, WIDTH, None),
-        *linear(f"{LAYER}.feed_forward.w3", "blk.{}.ffn_up", INNER, WIDTH, None),
-        *linear(f"{LAYER}.feed_forward.w2", "blk.{}.ffn_down", WIDTH, INNER, None),
+        *linear(f"{LAYER}.feed_forward.w1", "blk.{}.ffn_gate", INTERMEDIATE_SIZE, HIDDEN_SIZE, None),
+        *linear(f"{LAYER}.feed_forward.w3", "blk.{}.ffn_up", INTERMEDIATE_SIZE, HIDDEN_SIZE, None),
+        *linear(f"{LAYER}.feed_forward.w2", "blk.{}.ffn_down", HIDDEN_SIZE, INTERMEDIATE_SIZE, None),
         norm("model.norm", "output_norm"),
-        output("output.weight"),
+        lm_head("output.weight"),
     ),
-    dropped=r"model\.layers\.\d+\.attention\.rotary_emb\.inv_freq",
-    parts=TIED,
-    only={"tie_word_embeddings": ((False,), "the embedding as output matrix")},
-    check=_check,
-    export={"bias": False},
+    ignored_tensors=r"model\.layers\.\d+\.attention\.rotary_emb\.inv_freq",
+    optional_features=UNTIED_BY_DEFAULT,
+    allowed_values={"tie_word_embeddings": ((False,), "the embedding as output matrix")},
+    check_config=_check,
+    export_config={"bias": False},
 )

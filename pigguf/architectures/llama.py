@@ -10,21 +10,19 @@ change places. The output matrix may be absent from a GGUF: the embedding then s
 
 from __future__ import annotations
 
-from pigguf.architectures.family import TIED, Family
-from pigguf.architectures.hparam_rules import Flag
+from pigguf.architectures.family import UNTIED_BY_DEFAULT, Family
+from pigguf.architectures.hparam_rules import FeatureFlag
+from pigguf.architectures.row_permutations import kv_heads, query_heads, rotate_half_to_interleaved
 from pigguf.architectures.tensor_rules import (
-    INNER,
-    KEYS,
-    QUERIES,
-    VOCAB,
-    WIDTH,
+    HIDDEN_SIZE,
+    INTERMEDIATE_SIZE,
+    KV_SIZE,
+    Q_SIZE,
+    VOCAB_SIZE,
     TensorRule,
-    key_heads,
     linear,
-    neighbours,
+    lm_head,
     norm,
-    output,
-    query_heads,
     tensor,
 )
 
@@ -34,32 +32,36 @@ LAYER = "model.layers.{}"
 
 
 def attention(
-    bias: str | None = None, output_bias: str | None = None, *, rotates_neighbours: bool = False
+    bias: str | None = None, output_bias: str | None = None, *, to_interleaved: bool = False
 ) -> tuple[TensorRule, ...]:
     """Rules for queries, keys, values and what follows them.
 
     `bias` and `output_bias` are as `linear` has them; `rotates_neighbours` is of the graph, where the
     checkpoint's heads are rotated in halves.
     """
-    queries, keys = (neighbours(query_heads), neighbours(key_heads)) if rotates_neighbours else (None, None)
+    queries, keys = (
+        (rotate_half_to_interleaved(query_heads), rotate_half_to_interleaved(kv_heads))
+        if to_interleaved
+        else (None, None)
+    )
     return (
-        *linear(f"{LAYER}.self_attn.q_proj", "blk.{}.attn_q", QUERIES, WIDTH, bias, order=queries),
-        *linear(f"{LAYER}.self_attn.k_proj", "blk.{}.attn_k", KEYS, WIDTH, bias, order=keys),
-        *linear(f"{LAYER}.self_attn.v_proj", "blk.{}.attn_v", KEYS, WIDTH, bias),
-        *linear(f"{LAYER}.self_attn.o_proj", "blk.{}.attn_output", WIDTH, QUERIES, output_bias),
+        *linear(f"{LAYER}.self_attn.q_proj", "blk.{}.attn_q", Q_SIZE, HIDDEN_SIZE, bias, permutation=queries),
+        *linear(f"{LAYER}.self_attn.k_proj", "blk.{}.attn_k", KV_SIZE, HIDDEN_SIZE, bias, permutation=keys),
+        *linear(f"{LAYER}.self_attn.v_proj", "blk.{}.attn_v", KV_SIZE, HIDDEN_SIZE, bias),
+        *linear(f"{LAYER}.self_attn.o_proj", "blk.{}.attn_output", HIDDEN_SIZE, Q_SIZE, output_bias),
     )
 
 
 def feed_forward(bias: str | None = None) -> tuple[TensorRule, ...]:
     """Rules for a feed-forward with a gate."""
     return (
-        *linear(f"{LAYER}.mlp.gate_proj", "blk.{}.ffn_gate", INNER, WIDTH, bias),
-        *linear(f"{LAYER}.mlp.up_proj", "blk.{}.ffn_up", INNER, WIDTH, bias),
-        *linear(f"{LAYER}.mlp.down_proj", "blk.{}.ffn_down", WIDTH, INNER, bias),
+        *linear(f"{LAYER}.mlp.gate_proj", "blk.{}.ffn_gate", INTERMEDIATE_SIZE, HIDDEN_SIZE, bias),
+        *linear(f"{LAYER}.mlp.up_proj", "blk.{}.ffn_up", INTERMEDIATE_SIZE, HIDDEN_SIZE, bias),
+        *linear(f"{LAYER}.mlp.down_proj", "blk.{}.ffn_down", HIDDEN_SIZE, INTERMEDIATE_SIZE, bias),
     )
 
 
-EMBEDDING = tensor("model.embed_tokens.weight", "token_embd.weight", VOCAB, WIDTH)
+EMBEDDING = tensor("model.embed_tokens.weight", "token_embd.weight", VOCAB_SIZE, HIDDEN_SIZE)
 ATTENTION_NORM = norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm")
 FEED_FORWARD_NORM = norm(f"{LAYER}.post_attention_layernorm", "blk.{}.ffn_norm")
 OUTPUT_NORM = norm("model.norm", "output_norm")
@@ -67,11 +69,11 @@ OUTPUT_NORM = norm("model.norm", "output_norm")
 TENSORS = (
     EMBEDDING,
     ATTENTION_NORM,
-    *attention(ATTENTION_BIAS, ATTENTION_BIAS, rotates_neighbours=True),
+    *attention(ATTENTION_BIAS, ATTENTION_BIAS, to_interleaved=True),
     FEED_FORWARD_NORM,
     *feed_forward(MLP_BIAS),
     OUTPUT_NORM,
-    output(),
+    lm_head(),
 )
 
 # Tables of the rotation that old versions saved beside the weights; config.json says what they say.
@@ -79,10 +81,14 @@ ROTARY_BUFFERS = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_c
 
 LLAMA = Family(
     architecture="llama",
-    classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
+    hf_classes=("LlamaForCausalLM", "LLaMAForCausalLM"),
     model_type="llama",
-    tensors=TENSORS,
-    dropped=ROTARY_BUFFERS,
-    parts={**TIED, ATTENTION_BIAS: Flag(ATTENTION_BIAS), MLP_BIAS: Flag(MLP_BIAS)},
-    free_head_dim=True,
+    tensor_rules=TENSORS,
+    ignored_tensors=ROTARY_BUFFERS,
+    optional_features={
+        **UNTIED_BY_DEFAULT,
+        ATTENTION_BIAS: FeatureFlag(ATTENTION_BIAS),
+        MLP_BIAS: FeatureFlag(MLP_BIAS),
+    },
+    allows_custom_head_dim=True,
 )

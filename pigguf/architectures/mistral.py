@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pigguf.architectures.family import TIED
+from pigguf.architectures.family import UNTIED_BY_DEFAULT
 from pigguf.architectures.llama import ATTENTION_BIAS, LLAMA, MLP_BIAS
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 
 DEFAULT_WINDOW = 4096
 
 
-def _window(keys: Config) -> int | None:
+def _window(keys: JsonConfig) -> int | None:
     if keys.values.get("sliding_window", DEFAULT_WINDOW) is None:
         return None
     return keys.optional("sliding_window", int, DEFAULT_WINDOW)
@@ -23,10 +23,10 @@ def _window(keys: Config) -> int | None:
 
 MISTRAL = replace(
     LLAMA,
-    classes=("MistralForCausalLM",),
+    hf_classes=("MistralForCausalLM",),
     model_type="mistral",
-    tensors=tuple(rule for rule in LLAMA.tensors if rule.when not in (ATTENTION_BIAS, MLP_BIAS)),
-    parts=TIED,
-    sliding_window=_window,
-    export={"sliding_window": None},
+    tensor_rules=tuple(rule for rule in LLAMA.tensor_rules if rule.when not in (ATTENTION_BIAS, MLP_BIAS)),
+    optional_features=UNTIED_BY_DEFAULT,
+    read_sliding_window=_window,
+    export_config={"sliding_window": None},
 )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pigguf.architectures.family import TIED
-from pigguf.architectures.hparam_rules import KeyRule, stated_window
+from pigguf.architectures.family import UNTIED_BY_DEFAULT
+from pigguf.architectures.hparam_rules import HParamRule, explicit_sliding_window
 from pigguf.architectures.llama import (
     ATTENTION_NORM,
     EMBEDDING,
@@ -22,50 +22,51 @@ from pigguf.architectures.llama import (
 )
 from pigguf.architectures.tensor_rules import (
     EXPERT,
-    EXPERTS,
-    INNER,
-    WIDTH,
-    Piece,
+    HIDDEN_SIZE,
+    INTERMEDIATE_SIZE,
+    NUM_EXPERTS,
+    TensorPattern,
     TensorRule,
-    output,
+    lm_head,
     tensor,
 )
 
-MIXTURE = f"{LAYER}.block_sparse_moe"
+MOE_BLOCK = f"{LAYER}.block_sparse_moe"
 
 
-def experts(hf: str, gguf: str, rows: str, columns: str) -> TensorRule:
+def expert_tensors(hf: str, gguf: str, rows: str, columns: str) -> TensorRule:
     """A rule for a matrix that every expert has."""
     return TensorRule(
-        (Piece(f"{MIXTURE}.experts.{EXPERT}.{hf}.weight", (rows, columns)),),
-        (Piece(f"blk.{{}}.{gguf}.weight", (EXPERTS, rows, columns)),),
+        (TensorPattern(f"{MOE_BLOCK}.experts.{EXPERT}.{hf}.weight", (rows, columns)),),
+        (TensorPattern(f"blk.{{}}.{gguf}.weight", (NUM_EXPERTS, rows, columns)),),
     )
 
 
 MIXTRAL = replace(
     LLAMA,
-    classes=("MixtralForCausalLM",),
+    hf_classes=("MixtralForCausalLM",),
     model_type="mixtral",
-    tensors=(
+    tensor_rules=(
         EMBEDDING,
         ATTENTION_NORM,
-        *attention(rotates_neighbours=True),
+        *attention(to_interleaved=True),
         FEED_FORWARD_NORM,
-        tensor(f"{MIXTURE}.gate.weight", "blk.{}.ffn_gate_inp.weight", EXPERTS, WIDTH),
-        experts("w1", "ffn_gate_exps", INNER, WIDTH),
-        experts("w3", "ffn_up_exps", INNER, WIDTH),
-        experts("w2", "ffn_down_exps", WIDTH, INNER),
+        tensor(f"{MOE_BLOCK}.gate.weight", "blk.{}.ffn_gate_inp.weight", NUM_EXPERTS, HIDDEN_SIZE),
+        expert_tensors("w1", "ffn_gate_exps", INTERMEDIATE_SIZE, HIDDEN_SIZE),
+        expert_tensors("w3", "ffn_up_exps", INTERMEDIATE_SIZE, HIDDEN_SIZE),
+        expert_tensors("w2", "ffn_down_exps", HIDDEN_SIZE, INTERMEDIATE_SIZE),
         OUTPUT_NORM,
-        output(),
+        lm_head(),
     ),
-    defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rope_theta": 1e6},
-    epsilon=("rms_norm_eps", 1e-5),
-    parts=TIED,
-    keys=(
-        KeyRule("num_local_experts", "expert_count", "u32", 8),
-        KeyRule("num_experts_per_tok", "expert_used_count", "u32", 2),
+    config_defaults={"num_key_value_heads": 8, "max_position_embeddings": 131072, "rope_theta": 1e6},
+    norm_epsilon_key="rms_norm_eps",
+    norm_epsilon_default=1e-5,
+    optional_features=UNTIED_BY_DEFAULT,
+    hparam_rules=(
+        HParamRule("num_local_experts", "expert_count", "u32", 8),
+        HParamRule("num_experts_per_tok", "expert_used_count", "u32", 2),
     ),
-    only={"num_local_experts": None, "num_experts": None},
-    sliding_window=stated_window,
-    export={"sliding_window": None},
+    allowed_values={"num_local_experts": None, "num_experts": None},
+    read_sliding_window=explicit_sliding_window,
+    export_config={"sliding_window": None},
 )

@@ -5,7 +5,7 @@ Sources: transformers' modeling_olmo2.py; llama.cpp src/models/olmo2.cpp, which 
 
 from __future__ import annotations
 
-from pigguf.architectures.family import TIED, Family
+from pigguf.architectures.family import UNTIED_BY_DEFAULT, Family
 from pigguf.architectures.llama import (
     EMBEDDING,
     LAYER,
@@ -14,27 +14,28 @@ from pigguf.architectures.llama import (
     attention,
     feed_forward,
 )
-from pigguf.architectures.tensor_rules import KEYS, QUERIES, norm, output
+from pigguf.architectures.tensor_rules import KV_SIZE, Q_SIZE, lm_head, norm
 
 OLMO2 = Family(
     architecture="olmo2",
-    classes=("Olmo2ForCausalLM",),
+    hf_classes=("Olmo2ForCausalLM",),
     model_type="olmo2",
-    tensors=(
+    tensor_rules=(
         EMBEDDING,
         *attention(),
-        norm(f"{LAYER}.self_attn.q_norm", "blk.{}.attn_q_norm", QUERIES),
-        norm(f"{LAYER}.self_attn.k_norm", "blk.{}.attn_k_norm", KEYS),
+        norm(f"{LAYER}.self_attn.q_norm", "blk.{}.attn_q_norm", Q_SIZE),
+        norm(f"{LAYER}.self_attn.k_norm", "blk.{}.attn_k_norm", KV_SIZE),
         norm(f"{LAYER}.post_attention_layernorm", "blk.{}.post_attention_norm"),
         *feed_forward(),
         norm(f"{LAYER}.post_feedforward_layernorm", "blk.{}.post_ffw_norm"),
         OUTPUT_NORM,
-        output(),
+        lm_head(),
     ),
-    dropped=ROTARY_BUFFERS,
-    epsilon=("rms_norm_eps", 1e-5),
-    parts=TIED,
-    only={
+    ignored_tensors=ROTARY_BUFFERS,
+    norm_epsilon_key="rms_norm_eps",
+    norm_epsilon_default=1e-5,
+    optional_features=UNTIED_BY_DEFAULT,
+    allowed_values={
         "attention_bias": ((False,), "biases"),
         "tie_word_embeddings": ((False,), "the embedding as output matrix"),
     },

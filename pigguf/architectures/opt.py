@@ -11,59 +11,73 @@ layers and a narrower embedding, has no graph.
 from __future__ import annotations
 
 from pigguf.architectures.family import TIED_BY_DEFAULT, Family
-from pigguf.architectures.hparam_rules import own_keys
+from pigguf.architectures.hparam_rules import kv_heads_equal_heads
 from pigguf.architectures.hparams import HParams
 from pigguf.architectures.tensor_rules import (
-    INNER,
-    PADDED_ORIGINAL,
-    QKV,
-    QUERIES,
-    VOCAB,
-    WIDTH,
-    Change,
-    Piece,
+    HIDDEN_SIZE,
+    INTERMEDIATE_SIZE,
+    PADDED_ORIGINAL_CONTEXT,
+    Q_SIZE,
+    QKV_SIZE,
+    VOCAB_SIZE,
+    TensorPattern,
     TensorRule,
+    ValueTransform,
     layer_norm,
-    learned_positions,
     linear,
-    output,
+    lm_head,
+    position_embedding,
     tensor,
 )
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 from pigguf.errors import UnsupportedModel
 
-FOLD = 64.0  # K: mean KL 1e-7 in F32; more would make block scales of quantized types subnormal
+RELU_SCALE = 64.0  # K: mean KL 1e-7 in F32; more would make block scales of quantized types subnormal
 
 LAYER = "model.decoder.layers.{}"
 
 
-def _joined(kind: str, *columns: str) -> TensorRule:
+def _concatenated_qkv(kind: str, *columns: str) -> TensorRule:
     """Queries, keys and values, one behind another."""
-    pieces = (Piece(f"{LAYER}.self_attn.{one}_proj.{kind}", (QUERIES, *columns)) for one in "qkv")
-    return TensorRule(tuple(pieces), (Piece(f"blk.{{}}.attn_qkv.{kind}", (QKV, *columns)),))
+    pieces = (TensorPattern(f"{LAYER}.self_attn.{one}_proj.{kind}", (Q_SIZE, *columns)) for one in "qkv")
+    return TensorRule(tuple(pieces), (TensorPattern(f"blk.{{}}.attn_qkv.{kind}", (QKV_SIZE, *columns)),))
 
 
 TENSORS = (
-    tensor("model.decoder.embed_tokens.weight", "token_embd.weight", VOCAB, WIDTH),
-    learned_positions("model.decoder.embed_positions.weight", PADDED_ORIGINAL),
+    tensor("model.decoder.embed_tokens.weight", "token_embd.weight", VOCAB_SIZE, HIDDEN_SIZE),
+    position_embedding("model.decoder.embed_positions.weight", PADDED_ORIGINAL_CONTEXT),
     *layer_norm(f"{LAYER}.self_attn_layer_norm", "blk.{}.attn_norm"),
-    _joined("weight", WIDTH),
-    _joined("bias"),
-    *linear(f"{LAYER}.self_attn.out_proj", "blk.{}.attn_output", WIDTH, WIDTH),
+    _concatenated_qkv("weight", HIDDEN_SIZE),
+    _concatenated_qkv("bias"),
+    *linear(f"{LAYER}.self_attn.out_proj", "blk.{}.attn_output", HIDDEN_SIZE, HIDDEN_SIZE),
     *layer_norm(f"{LAYER}.final_layer_norm", "blk.{}.ffn_norm"),
-    tensor(f"{LAYER}.fc1.weight", "blk.{}.ffn_up.weight", INNER, WIDTH, change=Change(FOLD)),
-    tensor(f"{LAYER}.fc1.bias", "blk.{}.ffn_up.bias", INNER, change=Change(FOLD)),
-    tensor(f"{LAYER}.fc2.weight", "blk.{}.ffn_down.weight", WIDTH, INNER, change=Change(1 / FOLD)),
-    tensor(f"{LAYER}.fc2.bias", "blk.{}.ffn_down.bias", WIDTH),
+    tensor(
+        f"{LAYER}.fc1.weight",
+        "blk.{}.ffn_up.weight",
+        INTERMEDIATE_SIZE,
+        HIDDEN_SIZE,
+        transform=ValueTransform(RELU_SCALE),
+    ),
+    tensor(
+        f"{LAYER}.fc1.bias", "blk.{}.ffn_up.bias", INTERMEDIATE_SIZE, transform=ValueTransform(RELU_SCALE)
+    ),
+    tensor(
+        f"{LAYER}.fc2.weight",
+        "blk.{}.ffn_down.weight",
+        HIDDEN_SIZE,
+        INTERMEDIATE_SIZE,
+        transform=ValueTransform(1 / RELU_SCALE),
+    ),
+    tensor(f"{LAYER}.fc2.bias", "blk.{}.ffn_down.bias", HIDDEN_SIZE),
     *layer_norm("model.decoder.final_layer_norm", "output_norm"),
-    output(),
+    lm_head(),
 )
 
 
-def _check(keys: Config, hparams: HParams) -> None:
+def _check(keys: JsonConfig, hparams: HParams) -> None:
     if keys.optional("word_embed_proj_dim", int, hparams.embedding_length) != hparams.embedding_length:
         raise UnsupportedModel(
-            f"{keys.says('word_embed_proj_dim')}, and hidden_size = {hparams.embedding_length}: "
+            f"{keys.describe('word_embed_proj_dim')}, and hidden_size = {hparams.embedding_length}: "
             "an embedding that is projected, as OPT-350m's, has no graph in llama.cpp",
             "other sizes of OPT have none",
         )
@@ -71,16 +85,17 @@ def _check(keys: Config, hparams: HParams) -> None:
 
 OPT = Family(
     architecture="gpt2",
-    classes=("OPTForCausalLM",),
+    hf_classes=("OPTForCausalLM",),
     model_type="opt",
-    tensors=TENSORS,
-    renamed=((r"^decoder\.", "model.decoder."),),
-    names={"intermediate_size": ("ffn_dim",)},
-    kv_heads=own_keys,
-    norm="layer",
-    epsilon=("layer_norm_eps", 1e-5),
-    parts=TIED_BY_DEFAULT,
-    only={
+    tensor_rules=TENSORS,
+    tensor_name_aliases=((r"^decoder\.", "model.decoder."),),
+    config_key_aliases={"intermediate_size": ("ffn_dim",)},
+    read_kv_heads=kv_heads_equal_heads,
+    norm_type="layer",
+    norm_epsilon_key="layer_norm_eps",
+    norm_epsilon_default=1e-5,
+    optional_features=TIED_BY_DEFAULT,
+    allowed_values={
         "hidden_act": None,
         "activation_function": (("relu",), "another activation than ReLU"),
         "do_layer_norm_before": ((True,), "norms behind the layers, as OPT-350m has them"),
@@ -88,7 +103,7 @@ OPT = Family(
         "enable_bias": ((True,), "projections without biases"),
         "layer_norm_elementwise_affine": ((True,), "norms without weights"),
     },
-    positions="learned",
-    check=_check,
-    folded=True,
+    position_type="learned",
+    check_config=_check,
+    runs_as_other_architecture=True,
 )

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pigguf.architectures.family import TIED, Family
-from pigguf.architectures.hparam_rules import HeadPart, stated_window
+from pigguf.architectures.family import UNTIED_BY_DEFAULT, Family
+from pigguf.architectures.hparam_rules import PartialRotary, explicit_sliding_window
 from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import (
     ATTENTION_NORM,
@@ -21,7 +21,15 @@ from pigguf.architectures.llama import (
     OUTPUT_NORM,
     ROTARY_BUFFERS,
 )
-from pigguf.architectures.tensor_rules import INNER, QKV, QUERIES, TWICE_INNER, WIDTH, linear, output
+from pigguf.architectures.tensor_rules import (
+    HIDDEN_SIZE,
+    INTERMEDIATE_SIZE,
+    Q_SIZE,
+    QKV_SIZE,
+    TWICE_INTERMEDIATE_SIZE,
+    linear,
+    lm_head,
+)
 
 
 def _write(hparams: HParams) -> Mapping[str, Any]:
@@ -30,25 +38,26 @@ def _write(hparams: HParams) -> Mapping[str, Any]:
 
 PHI3 = Family(
     architecture="phi3",
-    classes=("Phi3ForCausalLM",),
+    hf_classes=("Phi3ForCausalLM",),
     model_type="phi3",
-    tensors=(
+    tensor_rules=(
         EMBEDDING,
         ATTENTION_NORM,
-        *linear(f"{LAYER}.self_attn.qkv_proj", "blk.{}.attn_qkv", QKV, WIDTH, None),
-        *linear(f"{LAYER}.self_attn.o_proj", "blk.{}.attn_output", WIDTH, QUERIES, None),
+        *linear(f"{LAYER}.self_attn.qkv_proj", "blk.{}.attn_qkv", QKV_SIZE, HIDDEN_SIZE, None),
+        *linear(f"{LAYER}.self_attn.o_proj", "blk.{}.attn_output", HIDDEN_SIZE, Q_SIZE, None),
         FEED_FORWARD_NORM,
-        *linear(f"{LAYER}.mlp.gate_up_proj", "blk.{}.ffn_up", TWICE_INNER, WIDTH, None),
-        *linear(f"{LAYER}.mlp.down_proj", "blk.{}.ffn_down", WIDTH, INNER, None),
+        *linear(f"{LAYER}.mlp.gate_up_proj", "blk.{}.ffn_up", TWICE_INTERMEDIATE_SIZE, HIDDEN_SIZE, None),
+        *linear(f"{LAYER}.mlp.down_proj", "blk.{}.ffn_down", HIDDEN_SIZE, INTERMEDIATE_SIZE, None),
         OUTPUT_NORM,
-        output(),
+        lm_head(),
     ),
-    dropped=ROTARY_BUFFERS,
-    epsilon=("rms_norm_eps", 1e-5),
-    parts=TIED,
-    only={"attention_bias": ((False,), "biases")},
-    rotary=HeadPart(),
-    sliding_window=stated_window,
-    write=_write,
-    export={"sliding_window": None},
+    ignored_tensors=ROTARY_BUFFERS,
+    norm_epsilon_key="rms_norm_eps",
+    norm_epsilon_default=1e-5,
+    optional_features=UNTIED_BY_DEFAULT,
+    allowed_values={"attention_bias": ((False,), "biases")},
+    rotary=PartialRotary(),
+    read_sliding_window=explicit_sliding_window,
+    export_config_from_hparams=_write,
+    export_config={"sliding_window": None},
 )

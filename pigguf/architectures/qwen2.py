@@ -16,8 +16,8 @@ from pigguf.architectures.llama import (
     attention,
     feed_forward,
 )
-from pigguf.architectures.tensor_rules import output
-from pigguf.common.config import Config
+from pigguf.architectures.tensor_rules import lm_head
+from pigguf.common.json_config import JsonConfig
 
 TENSORS = (
     EMBEDDING,
@@ -26,11 +26,11 @@ TENSORS = (
     FEED_FORWARD_NORM,
     *feed_forward(),
     OUTPUT_NORM,
-    output(),
+    lm_head(),
 )
 
 
-def window(keys: Config) -> int | None:
+def qwen_sliding_window(keys: JsonConfig) -> int | None:
     """use_sliding_window switches it on for some of the layers; sliding_window is 4096 by default."""
     if not keys.optional("use_sliding_window", bool, False):
         return None
@@ -39,10 +39,10 @@ def window(keys: Config) -> int | None:
 
 QWEN2 = Family(
     architecture="qwen2",
-    classes=("Qwen2ForCausalLM",),
+    hf_classes=("Qwen2ForCausalLM",),
     model_type="qwen2",
-    tensors=TENSORS,
-    dropped=ROTARY_BUFFERS,
-    sliding_window=window,
-    export={"use_sliding_window": False},
+    tensor_rules=TENSORS,
+    ignored_tensors=ROTARY_BUFFERS,
+    read_sliding_window=qwen_sliding_window,
+    export_config={"use_sliding_window": False},
 )

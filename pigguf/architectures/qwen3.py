@@ -5,7 +5,7 @@ Sources: transformers' modeling_qwen3.py; llama.cpp src/models/qwen3.cpp.
 
 from __future__ import annotations
 
-from pigguf.architectures.family import TIED, Family
+from pigguf.architectures.family import UNTIED_BY_DEFAULT, Family
 from pigguf.architectures.llama import (
     ATTENTION_NORM,
     EMBEDDING,
@@ -16,31 +16,31 @@ from pigguf.architectures.llama import (
     attention,
     feed_forward,
 )
-from pigguf.architectures.qwen2 import window
-from pigguf.architectures.tensor_rules import HEAD, norm, output
+from pigguf.architectures.qwen2 import qwen_sliding_window
+from pigguf.architectures.tensor_rules import HEAD_DIM, lm_head, norm
 
 TENSORS = (
     EMBEDDING,
     ATTENTION_NORM,
     *attention(None, None),
-    norm(f"{LAYER}.self_attn.q_norm", "blk.{}.attn_q_norm", HEAD),
-    norm(f"{LAYER}.self_attn.k_norm", "blk.{}.attn_k_norm", HEAD),
+    norm(f"{LAYER}.self_attn.q_norm", "blk.{}.attn_q_norm", HEAD_DIM),
+    norm(f"{LAYER}.self_attn.k_norm", "blk.{}.attn_k_norm", HEAD_DIM),
     FEED_FORWARD_NORM,
     *feed_forward(),
     OUTPUT_NORM,
-    output(),
+    lm_head(),
 )
 
 QWEN3 = Family(
     architecture="qwen3",
-    classes=("Qwen3ForCausalLM",),
+    hf_classes=("Qwen3ForCausalLM",),
     model_type="qwen3",
-    tensors=TENSORS,
-    dropped=ROTARY_BUFFERS,
-    defaults={"head_dim": 128},
-    parts=TIED,
-    only={"attention_bias": ((False,), "attention with biases")},
-    free_head_dim=True,
-    sliding_window=window,
-    export={"use_sliding_window": False},
+    tensor_rules=TENSORS,
+    ignored_tensors=ROTARY_BUFFERS,
+    config_defaults={"head_dim": 128},
+    optional_features=UNTIED_BY_DEFAULT,
+    allowed_values={"attention_bias": ((False,), "attention with biases")},
+    allows_custom_head_dim=True,
+    read_sliding_window=qwen_sliding_window,
+    export_config={"use_sliding_window": False},
 )

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pigguf.architectures.family import NOT_COMPUTED, TIED_BY_DEFAULT
-from pigguf.architectures.hparam_rules import stated_window
+from pigguf.architectures.family import NOT_COMPUTED_HINT, TIED_BY_DEFAULT
+from pigguf.architectures.hparam_rules import explicit_sliding_window
 from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import ATTENTION_BIAS as BIAS
 from pigguf.architectures.llama import LLAMA, MLP_BIAS
-from pigguf.common.config import Config
+from pigguf.common.json_config import JsonConfig
 from pigguf.errors import UnsupportedModel
 
 INTERVAL = 4
 
 
-def _window(keys: Config) -> int | None:
-    return stated_window(keys) if keys.optional("use_sliding_window", bool, False) else None
+def _window(keys: JsonConfig) -> int | None:
+    return explicit_sliding_window(keys) if keys.optional("use_sliding_window", bool, False) else None
 
 
-def _check(keys: Config, hparams: HParams) -> None:
+def _check(keys: JsonConfig, hparams: HParams) -> None:
     """no_rope_layers has 1 for each layer that is rotated, and 0 for one that is not."""
     key, interval = "no_rope_layers", keys.optional("no_rope_layer_interval", int, INTERVAL)
     asked = keys.values.get(key)
@@ -31,20 +31,20 @@ def _check(keys: Config, hparams: HParams) -> None:
         key, asked = "no_rope_layer_interval", [int((i + 1) % interval != 0) for i in range(hparams.layers)]
     if asked != [int((i + 1) % INTERVAL != 0) for i in range(hparams.layers)]:
         raise UnsupportedModel(
-            f"{keys.says(key)} leaves other layers without positions than every fourth", NOT_COMPUTED
+            f"{keys.describe(key)} leaves other layers without positions than every fourth", NOT_COMPUTED_HINT
         )
 
 
 SMOLLM3 = replace(
     LLAMA,
     architecture="smollm3",
-    classes=("SmolLM3ForCausalLM",),
+    hf_classes=("SmolLM3ForCausalLM",),
     model_type="smollm3",
-    tensors=tuple(rule for rule in LLAMA.tensors if rule.when not in (BIAS, MLP_BIAS)),
-    defaults={"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6},
-    parts=TIED_BY_DEFAULT,
-    only={BIAS: ((False,), "biases"), MLP_BIAS: ((False,), "biases")},
-    sliding_window=_window,
-    check=_check,
-    export={"use_sliding_window": False},
+    tensor_rules=tuple(rule for rule in LLAMA.tensor_rules if rule.when not in (BIAS, MLP_BIAS)),
+    config_defaults={"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6},
+    optional_features=TIED_BY_DEFAULT,
+    allowed_values={BIAS: ((False,), "biases"), MLP_BIAS: ((False,), "biases")},
+    read_sliding_window=_window,
+    check_config=_check,
+    export_config={"use_sliding_window": False},
 )

@@ -6,18 +6,18 @@ The graph wants an output matrix. Left out: norms of each head (qk_layernorm, in
 
 from __future__ import annotations
 
-from pigguf.architectures.family import TIED, Family
-from pigguf.architectures.hparam_rules import Flag, HeadPart
+from pigguf.architectures.family import UNTIED_BY_DEFAULT, Family
+from pigguf.architectures.hparam_rules import FeatureFlag, PartialRotary
 from pigguf.architectures.llama import EMBEDDING, LAYER, ROTARY_BUFFERS, attention, feed_forward
-from pigguf.architectures.tensor_rules import WIDTH, layer_norm, output, tensor
+from pigguf.architectures.tensor_rules import HIDDEN_SIZE, layer_norm, lm_head, tensor
 
 QKV_BIAS, PARALLEL = "use_qkv_bias", "use_parallel_residual"
 
 STABLELM = Family(
     architecture="stablelm",
-    classes=("StableLmForCausalLM",),
+    hf_classes=("StableLmForCausalLM",),
     model_type="stablelm",
-    tensors=(
+    tensor_rules=(
         EMBEDDING,
         *layer_norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm"),
         *attention(QKV_BIAS),
@@ -25,23 +25,24 @@ STABLELM = Family(
             tensor(
                 f"{LAYER}.post_attention_layernorm.{kind}",
                 f"blk.{{}}.ffn_norm.{kind}",
-                WIDTH,
+                HIDDEN_SIZE,
                 when=f"!{PARALLEL}",
             )
             for kind in ("weight", "bias")
         ),
         *feed_forward(),
         *layer_norm("model.norm", "output_norm"),
-        output(),
+        lm_head(),
     ),
-    dropped=ROTARY_BUFFERS,
-    defaults={"max_position_embeddings": 4096},
-    norm="layer",
-    epsilon=("layer_norm_eps", 1e-5),
-    parts={**TIED, QKV_BIAS: Flag(QKV_BIAS), PARALLEL: Flag(PARALLEL)},
-    only={
+    ignored_tensors=ROTARY_BUFFERS,
+    config_defaults={"max_position_embeddings": 4096},
+    norm_type="layer",
+    norm_epsilon_key="layer_norm_eps",
+    norm_epsilon_default=1e-5,
+    optional_features={**UNTIED_BY_DEFAULT, QKV_BIAS: FeatureFlag(QKV_BIAS), PARALLEL: FeatureFlag(PARALLEL)},
+    allowed_values={
         "tie_word_embeddings": ((False,), "the embedding as output matrix"),
         "qk_layernorm": ((False,), "a norm for each head"),
     },
-    rotary=HeadPart(default=0.25),
+    rotary=PartialRotary(default=0.25),
 )

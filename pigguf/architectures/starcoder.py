@@ -12,22 +12,23 @@ from typing import Any
 
 from pigguf.architectures.gpt2 import GPT2, LAYER, TENSORS
 from pigguf.architectures.hparams import HParams
-from pigguf.architectures.tensor_rules import INNER, QKV, WIDTH, grouped_qkv, linear
-from pigguf.common.config import Config
+from pigguf.architectures.row_permutations import ungroup_qkv
+from pigguf.architectures.tensor_rules import HIDDEN_SIZE, INTERMEDIATE_SIZE, QKV_SIZE, linear
+from pigguf.common.json_config import JsonConfig
 
 # GPT-2's table, but that projections are kept as elsewhere.
 _PROJECTIONS = {
     rule.gguf[0].name: rule
     for rule in (
-        *linear(f"{LAYER}.attn.c_attn", "blk.{}.attn_qkv", QKV, WIDTH, order=grouped_qkv),
-        *linear(f"{LAYER}.attn.c_proj", "blk.{}.attn_output", WIDTH, WIDTH),
-        *linear(f"{LAYER}.mlp.c_fc", "blk.{}.ffn_up", INNER, WIDTH),
-        *linear(f"{LAYER}.mlp.c_proj", "blk.{}.ffn_down", WIDTH, INNER),
+        *linear(f"{LAYER}.attn.c_attn", "blk.{}.attn_qkv", QKV_SIZE, HIDDEN_SIZE, permutation=ungroup_qkv),
+        *linear(f"{LAYER}.attn.c_proj", "blk.{}.attn_output", HIDDEN_SIZE, HIDDEN_SIZE),
+        *linear(f"{LAYER}.mlp.c_fc", "blk.{}.ffn_up", INTERMEDIATE_SIZE, HIDDEN_SIZE),
+        *linear(f"{LAYER}.mlp.c_proj", "blk.{}.ffn_down", HIDDEN_SIZE, INTERMEDIATE_SIZE),
     )
 }
 
 
-def _kv_heads(keys: Config, heads: int) -> int:
+def _kv_heads(keys: JsonConfig, heads: int) -> int:
     return 1 if keys.optional("multi_query", bool, True) else heads
 
 
@@ -38,9 +39,9 @@ def _write(hparams: HParams) -> Mapping[str, Any]:
 STARCODER = replace(
     GPT2,
     architecture="starcoder",
-    classes=("GPTBigCodeForCausalLM",),
+    hf_classes=("GPTBigCodeForCausalLM",),
     model_type="gpt_bigcode",
-    tensors=tuple(_PROJECTIONS.get(rule.gguf[0].name, rule) for rule in TENSORS),
-    kv_heads=_kv_heads,
-    write=_write,
+    tensor_rules=tuple(_PROJECTIONS.get(rule.gguf[0].name, rule) for rule in TENSORS),
+    read_kv_heads=_kv_heads,
+    export_config_from_hparams=_write,
 )

@@ -8,35 +8,36 @@ from __future__ import annotations
 
 from pigguf.architectures.family import TIED_BY_DEFAULT, Family
 from pigguf.architectures.gemma import TANH_GELU
-from pigguf.architectures.hparam_rules import stated_window
+from pigguf.architectures.hparam_rules import explicit_sliding_window
 from pigguf.architectures.llama import EMBEDDING, LAYER, ROTARY_BUFFERS, attention
-from pigguf.architectures.tensor_rules import INNER, WIDTH, layer_norm, linear, output
+from pigguf.architectures.tensor_rules import HIDDEN_SIZE, INTERMEDIATE_SIZE, layer_norm, linear, lm_head
 
 STARCODER2 = Family(
     architecture="starcoder2",
-    classes=("Starcoder2ForCausalLM",),
+    hf_classes=("Starcoder2ForCausalLM",),
     model_type="starcoder2",
-    tensors=(
+    tensor_rules=(
         EMBEDDING,
         *layer_norm(f"{LAYER}.input_layernorm", "blk.{}.attn_norm"),
         *attention("", ""),
         *layer_norm(f"{LAYER}.post_attention_layernorm", "blk.{}.ffn_norm"),
-        *linear(f"{LAYER}.mlp.c_fc", "blk.{}.ffn_up", INNER, WIDTH),
-        *linear(f"{LAYER}.mlp.c_proj", "blk.{}.ffn_down", WIDTH, INNER),
+        *linear(f"{LAYER}.mlp.c_fc", "blk.{}.ffn_up", INTERMEDIATE_SIZE, HIDDEN_SIZE),
+        *linear(f"{LAYER}.mlp.c_proj", "blk.{}.ffn_down", HIDDEN_SIZE, INTERMEDIATE_SIZE),
         *layer_norm("model.norm", "output_norm"),
-        output(),
+        lm_head(),
     ),
-    dropped=ROTARY_BUFFERS,
-    defaults={"num_key_value_heads": 2},
-    norm="layer",
-    epsilon=("norm_epsilon", 1e-5),
-    parts=TIED_BY_DEFAULT,
-    only={
+    ignored_tensors=ROTARY_BUFFERS,
+    config_defaults={"num_key_value_heads": 2},
+    norm_type="layer",
+    norm_epsilon_key="norm_epsilon",
+    norm_epsilon_default=1e-5,
+    optional_features=TIED_BY_DEFAULT,
+    allowed_values={
         "hidden_act": ((TANH_GELU, "gelu_new"), "another activation than the tanh form of GELU"),
         "use_bias": ((True,), "projections without biases"),
         "mlp_type": (("default",), "another feed-forward"),
         "norm_type": (("layer_norm",), "another norm"),
     },
-    sliding_window=stated_window,
-    export={"sliding_window": None},
+    read_sliding_window=explicit_sliding_window,
+    export_config={"sliding_window": None},
 )

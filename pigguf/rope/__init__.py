@@ -1,51 +1,53 @@
-"""Positions: what a checkpoint says of rotary embeddings -> RopeScaling -> GGUF keys, and back.
+"""Positions: what a checkpoint says about them -> RopeScaling -> GGUF keys and tensors, and back.
 
-Position Interpolation (arXiv 2306.15595) reads position m as m / factor, where
-factor = extended window / original window; RoPE then turns pair i of a head of size d by
-m / factor * base^(-2i/d). That is metadata and no weight: four numbers (factor, base, original and
-extended context length), decided from all that a checkpoint says. Other kinds of scaling divide
-frequencies unevenly; they have a few numbers more, and some a small tensor.
+    decision.py          read_rope: decides from all claims, or raises RopeConflict
+                         (factor_decision.py, context_decision.py, conflicts.py)
+    config_claims.py     what the keys of config.json claim (scaling_section.py: rope_scaling, rope_parameters)
+    overrides.py         RopeOverrides: the user's numbers
+    evidence.py          Evidence and Claim
+    known_models.py      models whose config has no scaling (known_models.json)
+    rope_scaling.py      RopeScaling, the base class of the rope types:
+    unscaled.py, linear.py, yarn.py, longrope.py, llama3.py     a class each; dynamic_ntk.py is converted to unscaled
+    rope_types.py        the rope types by their names in configs
+    gguf_reader.py       rope_from_metadata: positions of a GGUF (gguf_keys.py: its keys)
+    learned_positions.py, alibi.py     positions that are not rotary
+    positions.py         Positions: any of them
 
-    evidence.py   every dialect: what each key of a config says, by itself
-    kinds.py      every kind of scaling: its names, its keys, what llama.cpp cannot express
-    known.py      known_models.json: models whose config is silent, and what their names tell
-    decision.py   read_rope: what the evidence says together, or a RopeConflict
-    frequencies.py  what the kinds make of frequencies, as numbers and as tensors
-    scaling.py    RopeScaling, the result, written as GGUF keys and tensors, and as config keys
-    from_gguf.py  rope_from_metadata: the same, read from a file
-    graphs.py     which of llama.cpp's graphs read what
-    tables.py     positions that are no rotation: a learned table, which is resampled, and ALiBi
-
-Evidence that contradicts itself stops the work, and so does a scheme that cannot be written;
-nothing is dropped with a warning. docs/rope.md tells it to people.
-
-Left out: partial rotation, which is the family's business (arch/), and scaling that changes with the
-length of a text, which a GGUF cannot say: dynamic NTK is fixed to the base of a chosen window.
+Claims that contradict each other stop a conversion, and so does a scheme that cannot be converted; nothing is
+dropped with a warning. docs/rope.md explains it to users. Not here: partial rotary (pigguf.architectures).
 """
 
+from pigguf.rope.alibi import ALIBI_LAYER_COUNTS, AlibiPositions, read_alibi
 from pigguf.rope.decision import read_rope
-from pigguf.rope.evidence import RopeOverrides
-from pigguf.rope.frequencies import POSITION_TENSORS
-from pigguf.rope.from_gguf import rope_from_metadata
-from pigguf.rope.scaling import Evidence, RopeScaling
-from pigguf.rope.unrotated import (
-    INTERPOLATIONS,
-    AlibiPositions,
-    LearnedPositions,
-    read_alibi,
-    read_learned,
-)
+from pigguf.rope.evidence import Evidence
+from pigguf.rope.gguf_reader import POSITION_TENSORS, rope_from_metadata
+from pigguf.rope.learned_positions import INTERPOLATIONS, LearnedPositions, read_learned_positions
+from pigguf.rope.linear import LinearScaling
+from pigguf.rope.llama3 import Llama3Scaling
+from pigguf.rope.longrope import LongRopeScaling
+from pigguf.rope.overrides import RopeOverrides
+from pigguf.rope.positions import Positions
+from pigguf.rope.rope_scaling import RopeScaling
+from pigguf.rope.unscaled import UnscaledRope
+from pigguf.rope.yarn import YarnScaling
 
 __all__ = [
+    "ALIBI_LAYER_COUNTS",
     "INTERPOLATIONS",
     "POSITION_TENSORS",
     "AlibiPositions",
     "Evidence",
     "LearnedPositions",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
+    "Positions",
     "RopeOverrides",
     "RopeScaling",
+    "UnscaledRope",
+    "YarnScaling",
     "read_alibi",
-    "read_learned",
+    "read_learned_positions",
     "read_rope",
     "rope_from_metadata",
 ]

@@ -1,11 +1,11 @@
-"""Known families: what prose alone tells of published models whose config.json is silent about scaling.
+"""Known models: families whose config.json has no scaling although they were trained with it.
 
-known_models.json holds them, a family an entry: `name`, as it is told; `pattern`, which the model's name must
-hold, whatever its case; `config`, the values that keys of config.json may have in it (null: absent);
-`rope_scaling`, as such a config should have said it; `source`, where it is told.
+known_models.json has an entry for each: `name`; `pattern`, a regular expression that the model's name must
+contain, ignoring case; `config`, the allowed values of keys of config.json (null: missing); `rope_scaling`, what
+the config should have had; `source`, where that is documented.
 
-Left out: models whose config has a scaling: then it is believed, and no name. That it has none may be
-said ("default", as transformers 5 writes it) or not.
+A config that has a scaling is believed instead. Having none may be stated ("default", as transformers 5 writes
+it) or not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class KnownFamily:
+class KnownModel:
     """An entry of known_models.json."""
 
     name: str
@@ -28,11 +28,11 @@ class KnownFamily:
     rope_scaling: Mapping[str, Any]
     source: str
 
-    def fits(self, name: str, config: Mapping[str, Any]) -> bool:
-        """Whether a model of that name with that config.json is one of the family."""
-        named = re.search(self.pattern, name, re.IGNORECASE) is not None
-        return named and all(config.get(key) in values for key, values in self.config.items())
+    def matches(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Return whether a model with this name and this config.json is one of these."""
+        has_name = re.search(self.pattern, name, re.IGNORECASE) is not None
+        return has_name and all(config.get(key) in values for key, values in self.config.items())
 
 
 _FILE = Path(__file__).with_name("known_models.json")
-KNOWN = tuple(KnownFamily(**entry) for entry in json.loads(_FILE.read_text(encoding="utf-8")))
+KNOWN_MODELS = tuple(KnownModel(**entry) for entry in json.loads(_FILE.read_text(encoding="utf-8")))

@@ -15,12 +15,25 @@ import transformers
 from support.bare_engine import bare_engine, write_model
 from support.tiny_families import BASE, KINDS, TinyModel, promise
 
-from pigguf.architectures import FAMILIES, Family, family_of, find_family, to_gguf, to_hf
+from pigguf.architectures import (
+    FAMILIES,
+    Family,
+    config_from_hparams,
+    config_with_positions,
+    family_by_architecture,
+    family_from_config,
+    hparams_from_config,
+    hparams_from_metadata,
+    map_tensors_to_gguf,
+    map_tensors_to_hf,
+    positions_from_config,
+)
 from pigguf.architectures.hparams import HParams
 from pigguf.architectures.llama import LLAMA
 from pigguf.architectures.mistral import MISTRAL
 from pigguf.architectures.qwen2 import QWEN2
 from pigguf.architectures.qwen3 import QWEN3
+from pigguf.architectures.tensor_names import tensor_mappings
 from pigguf.common.lazy_tensor import LazyTensor
 from pigguf.errors import (
     CheckpointError,
@@ -31,8 +44,8 @@ from pigguf.errors import (
     UnmappedTensor,
     UnsupportedModel,
 )
-from pigguf.gguf_io.metadata import Typed, f32, u32
-from pigguf.rope import RopeOverrides, read_rope
+from pigguf.gguf_io.metadata import TypedValue, f32, u32
+from pigguf.rope import LinearScaling, RopeOverrides, read_rope
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -51,7 +64,7 @@ LLAMAS = (LLAMA, MISTRAL, QWEN2, QWEN3)
 
 
 def test_there_and_back_every_tensor_is_the_same(model: TinyModel) -> None:
-    back = {t.name: t for t in to_hf(model.family, model.hparams(), model.converted(), "there")}
+    back = {t.name: t for t in map_tensors_to_hf(model.family, model.hparams(), model.converted(), "there")}
     assert back.keys() == model.tensors.keys()
     for name, tensor in model.tensors.items():
         before, after = tensor.load(), back[name].load()
@@ -95,7 +108,7 @@ def permuted(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
 def test_rows_change_places_as_in_llama_cpps_converter(kind: str) -> None:
     model = TinyModel(kind)
     hparams, result = model.hparams(), model.converted()
-    names = {row.hf[0].name: row.gguf[0].name for row in model.family.rules(hparams)}
+    names = {row.hf[0].name: row.gguf[0].name for row in tensor_mappings(model.family, hparams)}
     for name, tensor in model.tensors.items():
         heads = {"q_proj": hparams.heads, "k_proj": hparams.kv_heads}.get(name.split(".")[-2])
         rotated = heads is not None and model.family.architecture == "llama"
@@ -127,7 +140,9 @@ def test_a_slab_reads_the_rows_of_its_heads_and_no_others() -> None:
         return values[start:stop]
 
     tensors = {**model.tensors, name: replace(model.tensors[name], read=spy)}
-    query = {t.name: t for t in to_gguf(LLAMA, model.hparams(), tensors, "here")}["blk.0.attn_q.weight"]
+    query = {t.name: t for t in map_tensors_to_gguf(LLAMA, model.hparams(), tensors, "here")}[
+        "blk.0.attn_q.weight"
+    ]
     assert not read
     query.read(16, 32)
     query.read(9, 10)  # the second of a head's rows is the first of its second half
@@ -140,8 +155,8 @@ def test_half_precision_stays_as_it_is() -> None:
     model = plain(attention_bias=True)
     for dtype, kind in (("F16", np.float16), ("BF16", ml_dtypes.bfloat16)):
         tensors = {name: promise(name, t.load().astype(kind), dtype) for name, t in model.tensors.items()}
-        there = {t.name: t for t in to_gguf(LLAMA, model.hparams(), tensors, "here")}
-        for tensor in to_hf(LLAMA, model.hparams(), there, "there"):
+        there = {t.name: t for t in map_tensors_to_gguf(LLAMA, model.hparams(), tensors, "here")}
+        for tensor in map_tensors_to_hf(LLAMA, model.hparams(), there, "there"):
             assert tensor.dtype == dtype
             assert tensor.load().dtype == kind
             assert tensor.load().tobytes() == tensors[tensor.name].load().tobytes()
@@ -152,7 +167,7 @@ def test_half_precision_stays_as_it_is() -> None:
 
 def refused(model: TinyModel, tensors: Mapping[str, LazyTensor]) -> PigError:
     with pytest.raises(PigError) as caught:
-        to_gguf(model.family, model.hparams(), tensors, "some/where")
+        map_tensors_to_gguf(model.family, model.hparams(), tensors, "some/where")
     assert "some/where" in caught.value.message
     assert caught.value.hint
     return caught.value
@@ -184,7 +199,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
         ("model.layers.0.self_attn.q_proj.qweight", "quantized"),
         ("model.layers.0.mlp.gate_proj.weight_scale", "quantized"),
         ("model.layers.0.block_sparse_moe.experts.0.w1.weight", "experts"),
-        ("model.vision_tower.patch.weight", "sees"),
+        ("model.vision_tower.patch.weight", "multimodal"),
         ("model.layers.0.self_attn.q_proj.bias", "attention_bias"),
         ("model.layers.2.input_layernorm.weight", None),
         ("model.layers.0.self_attn.q_norm.weight", None),
@@ -210,7 +225,7 @@ def test_buffers_of_the_rotation_are_dropped() -> None:
     model = plain()
     names = ["model.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.inv_freq"]
     buffers = {name: promise(name, np.zeros(4, np.float32)) for name in names}
-    both = to_gguf(model.family, model.hparams(), {**model.tensors, **buffers}, "here")
+    both = map_tensors_to_gguf(model.family, model.hparams(), {**model.tensors, **buffers}, "here")
     assert [t.name for t in both] == list(model.converted())
 
 
@@ -218,7 +233,10 @@ def test_a_tied_output_matrix_is_dropped_where_it_is_the_embedding() -> None:
     model = plain(tie_word_embeddings=True)
     embedding = model.tensors["model.embed_tokens.weight"].load()
     output = promise("lm_head.weight", embedding.copy())
-    names = [t.name for t in to_gguf(LLAMA, model.hparams(), {**model.tensors, output.name: output}, "here")]
+    names = [
+        t.name
+        for t in map_tensors_to_gguf(LLAMA, model.hparams(), {**model.tensors, output.name: output}, "here")
+    ]
     assert names == list(model.converted())
     assert "output.weight" not in names
     for other in (embedding + np.eye(96, 64, dtype=np.float32), embedding[:-1]):
@@ -232,7 +250,7 @@ def test_a_gguf_with_divisors_by_dimension_is_not_exported() -> None:
     model = plain()
     divisors = promise("rope_freqs.weight", np.ones(4, np.float32))
     with pytest.raises(UnmappedTensor) as caught:
-        to_hf(LLAMA, model.hparams(), {**model.converted(), divisors.name: divisors}, "x.gguf")
+        map_tensors_to_hf(LLAMA, model.hparams(), {**model.converted(), divisors.name: divisors}, "x.gguf")
     assert "llama3" in (caught.value.hint or "")
 
 
@@ -251,7 +269,7 @@ def test_a_gguf_with_divisors_by_dimension_is_not_exported() -> None:
     ],
 )
 def test_families_are_found_by_class_or_model_type(config: dict[str, Any], family: Family) -> None:
-    assert find_family(config) is family
+    assert family_from_config(config) is family
 
 
 @pytest.mark.parametrize(
@@ -279,22 +297,22 @@ def test_unknown_families_are_refused(
     config: dict[str, Any], error: type[PigError], parts: list[str]
 ) -> None:
     with pytest.raises(error) as caught:
-        find_family(config)
+        family_from_config(config)
     assert caught.value.hint
     for part in parts:
         assert part in f"{caught.value.message} {caught.value.hint}"
 
 
 def test_families_of_ggufs() -> None:
-    assert family_of("llama") is LLAMA
-    assert family_of("qwen2") is QWEN2
+    assert family_by_architecture("llama") is LLAMA
+    assert family_by_architecture("qwen2") is QWEN2
     with pytest.raises(UnsupportedModel, match="jamba") as caught:
-        family_of("jamba")
-    assert "it knows llama, qwen2" in (caught.value.hint or "")
+        family_by_architecture("jamba")
+    assert "supported architectures: llama, qwen2" in (caught.value.hint or "")
 
 
 def test_every_family_has_names_of_its_own() -> None:
-    classes = [name for family in FAMILIES for name in family.classes]
+    classes = [name for family in FAMILIES for name in family.hf_classes]
     assert len(set(classes)) == len(classes)
     assert len({family.model_type for family in FAMILIES}) == len(FAMILIES)
 
@@ -304,7 +322,7 @@ def test_every_family_has_names_of_its_own() -> None:
 
 def read_spec(family: Family, **changes: Any) -> HParams:
     config = {key: value for key, value in {**BASE, **changes}.items() if value is not ...}
-    return family.read_hparams(config, family.read_positions(config, {}))
+    return hparams_from_config(family, config, positions_from_config(family, config, {}))
 
 
 @pytest.mark.parametrize(
@@ -402,10 +420,10 @@ def test_a_sliding_window_bounds_the_context(family: Family, changes: dict[str, 
     with pytest.raises(UnsupportedModel) as caught:
         read_spec(family, **changes)
     assert f"sliding_window = {window}" in caught.value.message
-    assert f"--context {window}" in (caught.value.hint or "")
+    assert f"`rope.context={window}`" in (caught.value.hint or "")
     config = {**BASE, **changes}
     rope = read_rope(config, {}, RopeOverrides(context=window))
-    assert family.read_hparams(config, rope).rope.context_length == window
+    assert hparams_from_config(family, config, rope).rope.context_length == window
 
 
 @pytest.mark.parametrize(
@@ -433,31 +451,36 @@ def close(hparams: HParams) -> HParams:
 
 def family_in(hparams: HParams) -> Family:
     """The family that a reader of the GGUF finds."""
-    folded = any(family.folded and hparams.hf_class in family.classes for family in FAMILIES)
-    return family_of(hparams.architecture, hparams.hf_class if folded else None, hparams.experts)
+    folded = any(
+        family.runs_as_other_architecture and hparams.hf_class in family.hf_classes for family in FAMILIES
+    )
+    return family_by_architecture(hparams.architecture, hparams.hf_class if folded else None, hparams.experts)
 
 
 def test_gguf_keys_read_back_as_the_same_spec(model: TinyModel) -> None:
     hparams = model.hparams()
     family = family_in(hparams)
-    read = family.hparams_from_metadata(hparams.metadata(), model.converted())
+    read = hparams_from_metadata(family, hparams.to_metadata(), model.converted())
     if model.kind == "gptneox, tied":  # the graph has an output matrix of its own all the same
-        hparams = replace(hparams, parts=hparams.parts | {"untied"})
-    assert read == replace(close(hparams), hf_class=family.classes[0])
-    assert read.metadata() == hparams.metadata()
+        hparams = replace(hparams, features=hparams.features | {"untied"})
+    assert read == replace(close(hparams), hf_class=family.hf_classes[0])
+    assert read.to_metadata() == hparams.to_metadata()
 
 
 def test_an_export_is_the_model_again(model: TinyModel) -> None:
     """transformers loads the exported config and tensors and computes the same."""
     hparams, tensors = model.hparams(), model.converted()
     family = family_in(hparams)
-    hparams = family.hparams_from_metadata(hparams.metadata(), tensors)
-    config = family.config(hparams)
-    assert config[family.names.get("max_position_embeddings", ["max_position_embeddings"])[0]] == (
-        hparams.rope.context_length
-    )
+    hparams = hparams_from_metadata(family, hparams.to_metadata(), tensors)
+    config = config_from_hparams(family, hparams)
+    assert config[
+        family.config_key_aliases.get("max_position_embeddings", ["max_position_embeddings"])[0]
+    ] == (hparams.rope.context_length)
     cls = getattr(transformers, config["architectures"][0])
-    state = {t.name: torch.from_numpy(t.load().copy()) for t in to_hf(family, hparams, tensors, "x.gguf")}
+    state = {
+        t.name: torch.from_numpy(t.load().copy())
+        for t in map_tensors_to_hf(family, hparams, tensors, "x.gguf")
+    }
     again, told = cls.from_pretrained(
         None,
         config=cls.config_class.from_dict(config),
@@ -471,17 +494,17 @@ def test_an_export_is_the_model_again(model: TinyModel) -> None:
     tokens = torch.arange(60).unsqueeze(0)
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, model.module(tokens).logits)
-    assert reread(config).metadata() == hparams.metadata()
+    assert reread(config).to_metadata() == hparams.to_metadata()
 
 
 def reread(config: dict[str, Any]) -> HParams:
-    family = find_family(config)
-    return family.read_hparams(config, family.read_positions(config, {}))
+    family = family_from_config(config)
+    return hparams_from_config(family, config, positions_from_config(family, config, {}))
 
 
 def test_every_family_writes_a_config_that_it_reads(model: TinyModel) -> None:
-    config = model.family.config(model.hparams())
-    assert find_family(config) is model.family
+    config = config_from_hparams(model.family, model.hparams())
+    assert family_from_config(config) is model.family
     assert reread(config) == model.hparams()
 
 
@@ -492,29 +515,29 @@ def test_every_family_writes_a_config_that_it_reads(model: TinyModel) -> None:
         ({"llama.block_count": u32(0)}, GGUFError, "block_count is 0"),
         ({"llama.attention.head_count": u32(0)}, GGUFError, "head_count is 0"),
         ({"llama.attention.head_count_kv": u32(3)}, GGUFError, "3 key-value heads"),
-        ({"llama.attention.head_count": Typed("u32", (8, 8), is_array=True)}, GGUFError, "head_count"),
+        ({"llama.attention.head_count": TypedValue("u32", (8, 8), is_array=True)}, GGUFError, "head_count"),
         ({"llama.attention.layer_norm_rms_epsilon": None}, GGUFError, "layer_norm_rms_epsilon"),
         ({"llama.vocab_size": None}, GGUFError, "vocab_size"),
         ({"llama.attention.value_length": u32(16)}, UnsupportedModel, "value_length is 16"),
         ({"llama.rope.dimension_count": u32(4)}, UnsupportedModel, "dimension_count is 4"),
         ({"llama.expert_count": u32(8)}, UnsupportedModel, "expert_count"),
-        ({"llama.attention.causal": Typed("bool", False)}, UnsupportedModel, "causal"),
+        ({"llama.attention.causal": TypedValue("bool", False)}, UnsupportedModel, "causal"),
     ],
 )
 def test_gguf_keys_that_do_not_add_up_are_refused(
-    changes: dict[str, Typed | None], error: type[PigError], part: str
+    changes: dict[str, TypedValue | None], error: type[PigError], part: str
 ) -> None:
-    keys = {**plain().hparams().metadata(), **changes}
+    keys = {**plain().hparams().to_metadata(), **changes}
     with pytest.raises(error) as caught:
-        LLAMA.hparams_from_metadata({k: v for k, v in keys.items() if v is not None})
+        hparams_from_metadata(LLAMA, {k: v for k, v in keys.items() if v is not None})
     assert part in caught.value.message
     assert caught.value.hint
 
 
 def test_the_vocabulary_counts_as_llama_cpp_counts_it() -> None:
-    keys = plain().hparams().metadata()
-    tokens = Typed("str", tuple(map(str, range(90))), is_array=True)
-    assert LLAMA.hparams_from_metadata({**keys, "tokenizer.ggml.tokens": tokens}).vocab_size == 90
+    keys = plain().hparams().to_metadata()
+    tokens = TypedValue("str", tuple(map(str, range(90))), is_array=True)
+    assert hparams_from_metadata(LLAMA, {**keys, "tokenizer.ggml.tokens": tokens}).vocab_size == 90
 
 
 # --- llama.cpp itself
@@ -554,7 +577,7 @@ def test_what_a_checkpoint_has_not_is_exported_only_where_it_is_what_it_should_b
         values = tensors[name].load().copy()
         values[index] = 1e-30
         with pytest.raises(InvalidTensor, match=name) as caught:
-            to_hf(gptj.family, gptj.hparams(), {**tensors, name: promise(name, values)}, "x.gguf")
+            map_tensors_to_hf(gptj.family, gptj.hparams(), {**tensors, name: promise(name, values)}, "x.gguf")
         assert caught.value.hint
     tied = TinyModel("gptneox, tied")
     tensors = tied.converted()
@@ -562,7 +585,7 @@ def test_what_a_checkpoint_has_not_is_exported_only_where_it_is_what_it_should_b
     values[-1, -1] += 1
     other = promise("output.weight", values)
     with pytest.raises(InvalidTensor, match="differs from the embedding"):
-        to_hf(tied.family, tied.hparams(), {**tensors, other.name: other}, "x.gguf")
+        map_tensors_to_hf(tied.family, tied.hparams(), {**tensors, other.name: other}, "x.gguf")
 
 
 def test_positions_are_put_where_the_config_has_those_of_its_language_model() -> None:
@@ -572,9 +595,11 @@ def test_positions_are_put_where_the_config_has_those_of_its_language_model() ->
         "model_type": "gemma3",
         "text_config": language,
     }
-    family = find_family(config)
-    rope = replace(TinyModel("gemma3").hparams().rope, rope_type="linear", factor=4.0, context_length=256)
+    family = family_from_config(config)
+    rope = LinearScaling(
+        rope_theta=1e4, original_context=64, context_length=256, factor=4.0, local_rope_theta=1e4
+    )
     hparams = replace(TinyModel("gemma3").hparams(), rope=rope)
-    said = family.with_positions(config, hparams)
+    said = config_with_positions(family, config, hparams)
     assert said.keys() == config.keys()
-    assert family.read_positions(said, {}).factor == 4.0
+    assert positions_from_config(family, said, {}).factor == 4.0

@@ -11,8 +11,8 @@ import pytest
 from pigguf.architectures.hparams import HParams
 from pigguf.common.json_config import JsonConfig
 from pigguf.errors import CheckpointError
-from pigguf.gguf_io.metadata import f32, shortest_f32, string, u32
-from pigguf.rope import RopeScaling
+from pigguf.gguf_io.metadata import f32, round_to_shortest_f32, string, u32
+from pigguf.rope import LinearScaling
 
 SPEC = HParams(
     architecture="llama",
@@ -26,7 +26,7 @@ SPEC = HParams(
     rotary_dim=64,
     vocab_size=49152,
     norm_epsilon=1e-5,
-    rope=RopeScaling("linear", 4.0, 100000.0, 8192, 32768),
+    rope=LinearScaling(rope_theta=100000.0, original_context=8192, context_length=32768, factor=4.0),
 )
 
 
@@ -57,9 +57,9 @@ def test_a_head_of_its_own_width_is_said() -> None:
 
 def test_single_precision_is_kept_as_the_file_holds_it_and_told_shortly() -> None:
     assert f32(1e-5).value == 9.999999747378752e-06
-    assert shortest_f32(9.999999747378752e-06) == 1e-05
+    assert round_to_shortest_f32(9.999999747378752e-06) == 1e-05
     for value in (1e-6, 10000.0, 500000.0, 24.41, 1 / 3):
-        assert f32(shortest_f32(f32(value).value)) == f32(value)
+        assert f32(round_to_shortest_f32(f32(value).value)) == f32(value)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_sections_are_objects() -> None:
     assert section is not None
     nested = section.section("b")
     assert nested is not None
-    with pytest.raises(CheckpointError, match=r'config\.json: a\.b\.c = "x" is not a whole number'):
+    with pytest.raises(CheckpointError, match=r'config\.json: a\.b\.c = "x" is not an integer above 0'):
         nested.require("c", int)
     assert [config.section(key) for key in ("empty", "null", "absent")] == [None, None, None]
     with pytest.raises(CheckpointError, match="number = 1 is not an object"):

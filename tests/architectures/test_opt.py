@@ -14,10 +14,10 @@ from support.tiny_checkpoints import VOCAB_SIZE, edit_config, make_checkpoint
 from transformers import AutoModelForCausalLM
 
 import pigguf
-import pigguf.architectures
-from pigguf.architectures import family_in, to_hf
+import pigguf.architectures.registry
+from pigguf.architectures import family_from_metadata, hparams_from_metadata, map_tensors_to_hf
 from pigguf.architectures.opt import OPT
-from pigguf.architectures.tensor_rules import SAME
+from pigguf.architectures.tensor_rules import IDENTITY
 from pigguf.errors import UnsupportedModel
 from pigguf.gguf_io import TensorData, read_header
 from pigguf.quantization import float_tensors
@@ -58,12 +58,12 @@ def mean_kl(reference: Logits, logits: Any) -> float:
 def exported(gguf: Path) -> State:
     """A GGUF's weights, dequantized, as OPT's own."""
     file = read_header(gguf)
-    family = family_in(file.metadata)
+    family = family_from_metadata(file.metadata)
     assert family.model_type == "opt"
-    hparams = family.hparams_from_metadata(file.metadata, file.tensors)
+    hparams = hparams_from_metadata(family, file.metadata, file.tensors)
     with TensorData(file) as data:
         by_name = {tensor.name: tensor for tensor in float_tensors(file, data)}
-        tensors = to_hf(family, hparams, by_name, str(gguf))
+        tensors = map_tensors_to_hf(family, hparams, by_name, str(gguf))
         return {tensor.name: torch.from_numpy(np.array(tensor.load(), np.float32)) for tensor in tensors}
 
 
@@ -95,14 +95,14 @@ def test_a_quantized_type_costs_what_it_costs_these_weights_anyway(
 
 def with_quantized(checkpoint: Path, gguf: Path, type: str) -> State:
     """OPT's weights through the type without the fold."""
-    plain = replace(OPT, tensors=tuple(replace(rule, change=SAME) for rule in OPT.tensors))
-    families = pigguf.architectures.FAMILIES
-    pigguf.architectures.FAMILIES = tuple(plain if family is OPT else family for family in families)
+    plain = replace(OPT, tensor_rules=tuple(replace(rule, transform=IDENTITY) for rule in OPT.tensor_rules))
+    families = pigguf.architectures.registry.FAMILIES
+    pigguf.architectures.registry.FAMILIES = tuple(plain if family is OPT else family for family in families)
     try:
         pigguf.convert(checkpoint, gguf, type=type)
         return exported(gguf)
     finally:
-        pigguf.architectures.FAMILIES = families
+        pigguf.architectures.registry.FAMILIES = families
 
 
 def test_an_export_has_the_very_weights_again(checkpoint: Path, tmp_path: Path) -> None:

@@ -17,7 +17,15 @@ import torch
 from support.bare_engine import bare_engine, write_model
 from support.tiny_families import BASE, SCALED, TinyModel, promise
 
-from pigguf.architectures import family_of, find_family, to_gguf, to_hf
+from pigguf.architectures import (
+    family_by_architecture,
+    family_from_config,
+    hparams_from_config,
+    hparams_from_metadata,
+    map_tensors_to_gguf,
+    map_tensors_to_hf,
+    positions_from_config,
+)
 from pigguf.architectures.hparams import HParams
 from pigguf.common.lazy_tensor import LazyTensor
 from pigguf.errors import UnsupportedModel
@@ -96,11 +104,11 @@ def calm(model: TinyModel) -> TinyModel:
 def converted(
     config: Mapping[str, Any], tensors: Tensors, overrides: RopeOverrides | None = None
 ) -> tuple[HParams, dict[str, LazyTensor]]:
-    family = find_family(config)
-    hparams = family.read_hparams(config, family.read_positions(config, {}, overrides))
+    family = family_from_config(config)
+    hparams = hparams_from_config(family, config, positions_from_config(family, config, {}, overrides))
     promises = {name: promise(name, values) for name, values in tensors.items()}
-    there = {t.name: t for t in to_gguf(family, hparams, promises, "here")}
-    back = to_hf(family_of(hparams.architecture), hparams, there, "there")
+    there = {t.name: t for t in map_tensors_to_gguf(family, hparams, promises, "here")}
+    back = map_tensors_to_hf(family_by_architecture(hparams.architecture), hparams, there, "there")
     assert {t.name for t in back} == tensors.keys()
     for tensor in back:
         if tensor.name != "lm_head.weight" or hparams.vocab_size < 1000:
@@ -152,7 +160,7 @@ def test_baichuan_13b_has_alibi(tmp_path: Path) -> None:
     config["model_max_length"] = config.pop("max_position_embeddings")
     hparams, there = converted(config, tensors)
     assert hparams.rope.rope_type == "alibi"
-    assert "baichuan.rope.dimension_count" not in hparams.metadata()
+    assert "baichuan.rope.dimension_count" not in hparams.to_metadata()
     length = hparams.rope.context_length
     inputs = {
         "attention_mask": alibi(hparams.heads, length),
@@ -161,7 +169,7 @@ def test_baichuan_13b_has_alibi(tmp_path: Path) -> None:
     assert divergence(tmp_path / "model.gguf", hparams, there, model.module, **inputs) <= 1e-6
     for other in ({"position_ids": inputs["position_ids"]}, {"attention_mask": inputs["attention_mask"]}):
         assert divergence(tmp_path / "model.gguf", hparams, there, model.module, **other) > 1e-5
-    read = find_family(config).hparams_from_metadata(hparams.metadata(), there)
+    read = hparams_from_metadata(family_from_config(config), hparams.to_metadata(), there)
     assert (read.rope.rope_type, read.rotary_dim) == ("alibi", 0)
 
 
@@ -200,9 +208,9 @@ def test_what_internlm2s_graph_does_not_compute_is_refused(changes: dict[str, An
 
 
 def refused(config: dict[str, Any], part: str) -> None:
-    family = find_family(config)
+    family = family_from_config(config)
     with pytest.raises(UnsupportedModel) as caught:
-        family.read_hparams(config, family.read_positions(config, {}))
+        hparams_from_config(family, config, positions_from_config(family, config, {}))
     assert "config.json" in caught.value.message
     assert part in caught.value.message
     assert caught.value.hint

@@ -26,7 +26,14 @@ from support.tiny_families import (
 )
 
 import pigguf
-from pigguf.architectures import find_family, to_gguf
+from pigguf.architectures import (
+    config_from_hparams,
+    family_from_config,
+    hparams_from_config,
+    hparams_from_metadata,
+    map_tensors_to_gguf,
+    positions_from_config,
+)
 from pigguf.errors import CheckpointError, GGUFError, MissingTensor, PigError, UnsupportedModel
 from pigguf.gguf_io.metadata import u32
 from pigguf.rope import RopeOverrides
@@ -69,18 +76,18 @@ def test_experts_in_one_tensor_are_refused_with_what_to_do() -> None:
     model = TinyModel("mixtral")
     state = {name: promise(name, values.numpy()) for name, values in model.module.state_dict().items()}
     with pytest.raises(MissingTensor, match="block_sparse_moe") as caught:
-        to_gguf(model.family, model.hparams(), state, "here")
+        map_tensors_to_gguf(model.family, model.hparams(), state, "here")
     assert "save_original_format" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("used", [None, 0, 5])
 def test_experts_that_do_not_add_up_are_refused(used: int | None) -> None:
     model = TinyModel("mixtral")
-    keys = {key: typed for key, typed in model.hparams().metadata().items() if "expert_used" not in key}
+    keys = {key: typed for key, typed in model.hparams().to_metadata().items() if "expert_used" not in key}
     if used is not None:
         keys["llama.expert_used_count"] = u32(used)
     with pytest.raises(GGUFError, match=f"{'none' if used is None else used} of 4 experts") as caught:
-        model.family.hparams_from_metadata(keys, model.converted())
+        hparams_from_metadata(model.family, keys, model.converted())
     assert caught.value.hint
 
 
@@ -134,15 +141,15 @@ def test_published_names_and_silent_keys_are_read(seeing: Path) -> None:
         text.pop(key, None)
     text["rope_scaling"] = {"factor": 8.0, "rope_type": "linear"}
     text.update(max_position_embeddings=131072)
-    family = find_family(config)
-    rope = family.read_positions(config, {}, RopeOverrides(original_context=16384))
+    family = family_from_config(config)
+    rope = positions_from_config(family, config, {}, RopeOverrides(original_context=16384))
     assert (rope.factor, rope.rope_theta, rope.local_rope_theta) == (8.0, 1e6, 1e4)
     tensors = {}
     for name, values in load_file(seeing / "model.safetensors").items():
         published = name.replace("model.language_model.", "language_model.model.")
         tensors[published.removeprefix("model.") if "vision" in name else published] = values
-    hparams = family.read_hparams(config, rope)
-    there = to_gguf(
+    hparams = hparams_from_config(family, config, rope)
+    there = map_tensors_to_gguf(
         family, hparams, {name: promise(name, values) for name, values in tensors.items()}, "here"
     )
     assert {tensor.name for tensor in there if not tensor.name.startswith("blk.")} == {
@@ -295,7 +302,7 @@ def test_keys_that_do_not_add_up_are_refused(
 def refused(model: TinyModel, changes: dict[str, Any]) -> PigError:
     config = {**model.config, **changes}
     with pytest.raises(PigError) as caught:
-        model.family.read_hparams(config, model.family.read_positions(config, {}))
+        hparams_from_config(model.family, config, positions_from_config(model.family, config, {}))
     assert "config.json" in caught.value.message
     assert caught.value.hint
     return caught.value
@@ -310,21 +317,23 @@ def test_gemmas_scale_of_attention_is_the_graphs(kind: str, layers: int, scale: 
     cls = getattr(transformers, KINDS[kind].cls)
     config = {**KINDS[kind].config, "num_hidden_layers": layers, "query_pre_attn_scalar": scale}
     config = cls.config_class(**config).to_dict() | {"architectures": [KINDS[kind].cls]}
-    family = find_family(config)
-    hparams = family.read_hparams(config, family.read_positions(config, {}))
-    assert family.config(hparams)["query_pre_attn_scalar"] == scale
+    family = family_from_config(config)
+    hparams = hparams_from_config(family, config, positions_from_config(family, config, {}))
+    assert config_from_hparams(family, hparams)["query_pre_attn_scalar"] == scale
     other = {**config, "query_pre_attn_scalar": scale + 1}
     with pytest.raises(UnsupportedModel, match=f"has {scale} for {layers} layers"):
-        family.read_hparams(other, family.read_positions(config, {}))
+        hparams_from_config(family, other, positions_from_config(family, config, {}))
 
 
 def test_a_gguf_that_leaves_out_what_an_export_must_say_is_refused() -> None:
     """Without attention.scale Granite's graph has the usual one, and transformers 1."""
     model = TinyModel("granite")
-    keys = {key: typed for key, typed in model.hparams().metadata().items() if "attention.scale" not in key}
-    hparams = model.family.hparams_from_metadata(keys, model.converted())
+    keys = {
+        key: typed for key, typed in model.hparams().to_metadata().items() if "attention.scale" not in key
+    }
+    hparams = hparams_from_metadata(model.family, keys, model.converted())
     with pytest.raises(GGUFError, match=r"granite\.attention\.scale is missing") as caught:
-        model.family.config(hparams)
+        config_from_hparams(model.family, hparams)
     assert caught.value.hint
 
 
@@ -334,6 +343,6 @@ def test_a_window_that_a_graph_lacks_bounds_phi3s_context(tmp_path: Path) -> Non
     edit_config(checkpoint, sliding_window=47)
     with pytest.raises(UnsupportedModel) as caught:
         pigguf.convert(checkpoint, tmp_path / "model.gguf", type="F32")
-    assert "--context 47" in (caught.value.hint or "")
+    assert "`rope.context=47`" in (caught.value.hint or "")
     pigguf.convert(checkpoint, tmp_path / "model.gguf", type="F32", rope=RopeOverrides(1, None, 47))
     assert agreement(tmp_path / "model.gguf", checkpoint, random_tokens(47)).mean_kl <= 1e-6

@@ -9,7 +9,7 @@ import pytest
 from support.rope_configs import PUBLISHED
 
 from pigguf.gguf_io.metadata import f32, u32
-from pigguf.rope import RopeScaling, read_rope, rope_from_metadata
+from pigguf.rope import LinearScaling, RopeScaling, read_rope, rope_from_metadata
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -23,9 +23,11 @@ def test_exported_keys_read_back_as_the_same_scaling(name: str) -> None:
 def test_an_export_claims_no_original_window_that_the_gguf_did_not_know() -> None:
     keys = {"llama.context_length": u32(32768), "llama.rope.scaling.factor": f32(8.0)}
     rope = rope_from_metadata(keys, "llama")
-    assert not rope.windows_agree
+    assert not rope.context_matches_factor
     assert "original_max_position_embeddings" not in rope.to_config()
-    assert read_rope(rope.to_config(), {}) == RopeScaling("linear", 8.0, 10000.0, 4096, 32768)
+    assert read_rope(rope.to_config(), {}) == LinearScaling(
+        rope_theta=10000.0, original_context=4096, context_length=32768, factor=8.0
+    )
 
 
 def llama_frequencies(config: dict[str, Any]) -> np.ndarray:
@@ -58,7 +60,7 @@ def test_frequencies_equal_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("keep", ["rope_parameters", "rope_scaling"])
 def test_either_schema_of_an_export_is_enough_for_transformers(keep: str) -> None:
-    rope = RopeScaling("linear", 4.0, 1e5, 4096, 16384)
+    rope = LinearScaling(rope_theta=1e5, original_context=4096, context_length=16384, factor=4.0)
     config = rope.to_config()
     dropped = {"rope_parameters": ("rope_scaling", "rope_theta"), "rope_scaling": ("rope_parameters",)}[keep]
     for key in dropped:

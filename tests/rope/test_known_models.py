@@ -8,8 +8,8 @@ import pytest
 from support.rope_configs import AUTO_MAP, LLAMA3, linear, mpe
 
 from pigguf.errors import RopeConflict
-from pigguf.rope import RopeOverrides, RopeScaling, read_rope
-from pigguf.rope.known_models import KNOWN
+from pigguf.rope import LinearScaling, Llama3Scaling, RopeOverrides, RopeScaling, UnscaledRope, read_rope
+from pigguf.rope.known_models import KNOWN_MODELS
 
 LLAMA_1 = mpe(2048)
 LLAMA_2 = mpe(4096, rope_scaling=None)
@@ -18,7 +18,9 @@ BANDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def scaled(factor: float, original: int) -> RopeScaling:
-    return RopeScaling("linear", factor, 1e4, original, round(factor * original))
+    return LinearScaling(
+        rope_theta=1e4, original_context=original, context_length=round(factor * original), factor=factor
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,9 +42,21 @@ def scaled(factor: float, original: int) -> RopeScaling:
             scaled(8.0, 4096),
         ),
         ("LongAlpaca-70B-16k", LLAMA_2, scaled(4.0, 4096)),
-        ("Meta-Llama-3.1-8B", LLAMA_3, RopeScaling("llama3", 8.0, 5e5, 8192, 131072, BANDS)),
-        ("llama3.2-1b", LLAMA_3, RopeScaling("llama3", 32.0, 5e5, 8192, 131072, BANDS)),
-        ("Llama-3.3-70B-Instruct", LLAMA_3, RopeScaling("llama3", 8.0, 5e5, 8192, 131072, BANDS)),
+        (
+            "Meta-Llama-3.1-8B",
+            LLAMA_3,
+            Llama3Scaling(rope_theta=5e5, original_context=8192, context_length=131072, factor=8.0, **BANDS),
+        ),
+        (
+            "llama3.2-1b",
+            LLAMA_3,
+            Llama3Scaling(rope_theta=5e5, original_context=8192, context_length=131072, factor=32.0, **BANDS),
+        ),
+        (
+            "Llama-3.3-70B-Instruct",
+            LLAMA_3,
+            Llama3Scaling(rope_theta=5e5, original_context=8192, context_length=131072, factor=8.0, **BANDS),
+        ),
     ],
 )
 def test_a_known_name_tells_what_a_silent_config_does_not(
@@ -97,7 +111,7 @@ def test_a_config_that_has_a_scaling_is_believed_and_no_name(config: dict[str, A
 
 def test_the_users_word_stands_above_a_name() -> None:
     rope = read_rope(LLAMA_1, {}, RopeOverrides(factor=1.0), name="superhot-8k")
-    assert rope == RopeScaling("none", 1.0, 1e4, 2048, 2048)
+    assert rope == UnscaledRope(rope_theta=1e4, original_context=2048, context_length=2048)
     assert read_rope(LLAMA_1, {}, RopeOverrides(factor=2.0), name="superhot-8k") == scaled(2.0, 2048)
 
 
@@ -106,11 +120,11 @@ def test_a_window_that_does_not_fit_a_name_is_a_conflict() -> None:
         read_rope(mpe(6000), {}, name="superhot-8k")
     for part in ("known_models.json: SuperHOT 8k.factor = 4.0", "max_position_embeddings = 6000"):
         assert part in caught.value.message
-    assert "--original-context" in (caught.value.hint or "")
+    assert "`rope.original_context" in (caught.value.hint or "")
 
 
 def test_every_known_family_has_a_source_and_can_be_named() -> None:
-    for family in KNOWN:
+    for family in KNOWN_MODELS:
         assert family.source
         assert set(family.rope_scaling) >= {"rope_type", "factor"}
-    assert len({family.name for family in KNOWN}) == len(KNOWN)
+    assert len({family.name for family in KNOWN_MODELS}) == len(KNOWN_MODELS)

@@ -24,7 +24,7 @@ def test_published_checkpoints_read_as_they_were_trained(name: str) -> None:
         base,
     )
     assert rope.rope_type == ("none" if factor == 1 else "linear")
-    assert rope.windows_agree
+    assert rope.context_matches_factor
     assert len(rope.decisions) == 3
 
 

@@ -9,7 +9,7 @@ import pytest
 from support.rope_configs import AUTO_MAP, LLAMA3, LONGROPE, linear, mpe, scaling
 
 from pigguf.errors import CheckpointError, PigError, RopeConflict, UnsupportedModel
-from pigguf.rope import RopeOverrides, RopeScaling, read_rope
+from pigguf.rope import LinearScaling, RopeOverrides, UnscaledRope, read_rope
 
 # What cannot be decided or written: config keys, the error, what its message and its hint must name.
 REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] = {
@@ -17,91 +17,91 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         mpe(16384, position_interpolation_scale=1, **linear(4.0)),
         RopeConflict,
         ["rope_scaling.factor = 4.0", "position_interpolation_scale = 1"],
-        ["--rope-factor"],
+        ["`rope.factor"],
     ),
     "Giraffe, two factors": (
         mpe(4096, abacus_scale=4, **linear(8.0)),
         RopeConflict,
         ["rope_scaling.factor = 8.0", "abacus_scale = 4"],
-        ["--rope-factor"],
+        ["`rope.factor"],
     ),
     "LongChat, two factors": (
         mpe(2048, rope_condense_ratio=8, factor=2.0),
         RopeConflict,
         ["rope_condense_ratio = 8", "config.json: factor = 2.0"],
-        ["--rope-factor"],
+        ["`rope.factor"],
     ),
     "SuperHOT merge without its code": (
         mpe(8192, max_sequence_length=2048),
         RopeConflict,
         ["max_position_embeddings = 8192", "max_sequence_length = 2048"],
-        ["--rope-factor 4", "--rope-factor 1"],
+        ["`rope.factor=4`", "`rope.factor=1`"],
     ),
     "Vicuna 16k without its factor": (
         mpe(4096, max_sequence_length=16384),
         RopeConflict,
         ["max_position_embeddings = 4096", "max_sequence_length = 16384"],
-        ["--rope-factor 4", "--rope-factor 1"],
+        ["`rope.factor=4`", "`rope.factor=1`"],
     ),
     "code of its own and no word on scaling": (
         mpe(8192, auto_map=AUTO_MAP),
         RopeConflict,
         ["auto_map", "modelling_llama.LlamaForCausalLM"],
-        ["--rope-factor"],
+        ["`rope.factor"],
     ),
     "windows that the factor does not join": (
         mpe(4096, max_sequence_length=8192, **linear(4.0)),
         RopeConflict,
         ["max_position_embeddings = 4096", "max_sequence_length = 8192", "rope_scaling.factor = 4.0"],
-        ["--original-context", "--context"],
+        ["`rope.original_context", "`rope.context"],
     ),
     "an original window that does not fit": (
         mpe(32768, original_max_position_embeddings=2048, **linear(8.0)),
         RopeConflict,
         ["max_position_embeddings = 32768", "original_max_position_embeddings = 2048", "factor = 8.0"],
-        ["--original-context", "--context"],
+        ["`rope.original_context", "`rope.context"],
     ),
     "an original window and no factor": (
         mpe(16384, original_max_position_embeddings=4096),
         RopeConflict,
         ["max_position_embeddings = 16384", "original_max_position_embeddings = 4096"],
-        ["--rope-factor 4"],
+        ["`rope.factor=4`"],
     ),
     "a window that could be either": (
         mpe(6144, **linear(2.0)),
         RopeConflict,
         ["max_position_embeddings = 6144", "rope_scaling.factor = 2.0"],
-        ["--original-context 6144", "--context 6144"],
+        ["`rope.original_context=6144`", "`rope.context=6144`"],
     ),
     "both schemas, different factors": (
         mpe(16384, rope_parameters={"rope_type": "linear", "factor": 2.0}, **linear(4.0)),
         RopeConflict,
         ["rope_scaling.factor = 4.0", "rope_parameters.factor = 2.0"],
-        ["--rope-factor"],
+        ["`rope.factor"],
     ),
     "both schemas, different kinds": (
         mpe(16384, rope_parameters={"rope_type": "default", "rope_theta": 1e4}, **linear(4.0)),
         RopeConflict,
         ['rope_scaling.type = "linear"', 'rope_parameters.rope_type = "default"'],
-        ["--rope-factor"],
+        ["`rope.factor"],
     ),
     "both spellings, different kinds": (
         mpe(16384, rope_scaling={"type": "linear", "rope_type": "default", "factor": 4.0}),
         RopeConflict,
         ['rope_scaling.rope_type = "default"', 'rope_scaling.type = "linear"'],
-        ["--rope-factor"],
+        ["`rope.factor"],
     ),
     "a factor without a kind": (
         mpe(16384, rope_scaling={"factor": 4.0}),
         RopeConflict,
         ["rope_scaling.factor = 4.0", "rope_scaling.rope_type"],
-        ["--rope-factor"],
+        ["`rope.factor"],
     ),
     "a kind without a factor": (
         mpe(4096, rope_scaling={"type": "linear"}),
         RopeConflict,
         ['rope_scaling.type = "linear"'],
-        ["--rope-factor"],
+        ["`rope.factor"],
     ),
     "two bases": (
         mpe(4096, rope_theta=10000.0, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
@@ -113,19 +113,19 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         mpe(2048, **linear(0.125)),
         RopeConflict,
         ["rope_scaling.factor = 0.125"],
-        ["--rope-factor 8"],
+        ["`rope.factor=8`"],
     ),
     "a multiplier upside down": (
         mpe(2048, position_interpolation_scale=4),
         RopeConflict,
         ["position_interpolation_scale = 4", "0.25"],
-        ["--rope-factor 4"],
+        ["`rope.factor=4`"],
     ),
     "text_config against the top level": (
         mpe(4096, rope_condense_ratio=8, text_config=linear(4.0)),
         RopeConflict,
         ["rope_condense_ratio = 8", "text_config.rope_scaling.factor = 4.0"],
-        ["--rope-factor"],
+        ["`rope.factor"],
     ),
     "Yarn-Llama-2-70b": (
         mpe(
@@ -140,13 +140,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
             "max_position_embeddings = 8192",
             "max_sequence_length = 32768",
         ],
-        ["--original-context 4096 --context 32768"],
+        ["`rope.original_context=4096` `rope.context=32768`"],
     ),
     "yarn that lost its original window": (
         mpe(131072, **scaling("yarn", 4.0)),
         RopeConflict,
         ["max_position_embeddings = 131072", "original_max_position_embeddings", "transformers"],
-        ["--original-context 32768 --context 131072", "--original-context 131072"],
+        ["`rope.original_context=32768` `rope.context=131072`", "`rope.original_context=131072`"],
     ),
     "both schemas, different bands": (
         mpe(
@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ),
         RopeConflict,
         ['rope_scaling.type = "linear"', 'rope_parameters.rope_type = "yarn"'],
-        ["transformers reads rope_scaling", "--rope-factor 1"],
+        ["transformers reads rope_scaling", "`rope.factor=1`"],
     ),
     "Llama 3 without its bands": (
         mpe(
@@ -199,13 +199,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         mpe(8192, rope_theta=5e5, hidden_size=8192, num_attention_heads=64, **scaling("dynamic", 4.0)),
         RopeConflict,
         ['rope_scaling.type = "dynamic"', "length of text"],
-        ["--context 32768", "--context 8192"],
+        ["`rope.context=32768`", "`rope.context=8192`"],
     ),
     "dynamic and nothing of heads": (
         mpe(8192, **scaling("dynamic", 4.0)),
         RopeConflict,
         ['rope_scaling.type = "dynamic"'],
-        ["--context 32768"],
+        ["`rope.context=32768`"],
     ),
     "Phi-3 without its lists": (
         mpe(131072, original_max_position_embeddings=4096, rope_scaling={"type": "su"}),
@@ -237,7 +237,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         mpe(131072, rope_scaling={"type": "longrope", **LONGROPE}),
         CheckpointError,
         ['rope_scaling.type = "longrope"', "original_max_position_embeddings"],
-        ["--original-context"],
+        ["`rope.original_context"],
     ),
     "Phi-3.5-MoE": (
         mpe(
@@ -328,7 +328,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ["4096.5"],
         [],
     ),
-    "no window": ({"rope_theta": 1e4}, CheckpointError, ["max_position_embeddings"], ["--context"]),
+    "no window": ({"rope_theta": 1e4}, CheckpointError, ["max_position_embeddings"], ["`rope.context"]),
     "a base of nothing": (mpe(4096, rope_theta=0), CheckpointError, ["rope_theta = 0"], []),
     "a scaling that is a number": (mpe(4096, rope_scaling=4.0), CheckpointError, ["rope_scaling = 4.0"], []),
 }
@@ -414,27 +414,27 @@ def test_the_flags_that_errors_name_settle_them(
 @pytest.mark.parametrize(
     ("config", "overrides", "parts"),
     [
-        (mpe(4096), RopeOverrides(context=16384), ["--context 16384", "max_position_embeddings = 4096"]),
-        (mpe(4096), RopeOverrides(original_context=8192), ["--original-context 8192", "= 4096"]),
+        (mpe(4096), RopeOverrides(context=16384), ["`rope.context=16384`", "max_position_embeddings = 4096"]),
+        (mpe(4096), RopeOverrides(original_context=8192), ["`rope.original_context=8192`", "= 4096"]),
         (
             mpe(4096, **linear(4.0)),
             RopeOverrides(original_context=4096, context=32768),
-            ["factor = 4.0", "--original-context 4096", "--context 32768"],
+            ["factor = 4.0", "`rope.original_context=4096`", "`rope.context=32768`"],
         ),
         (
             mpe(4096),
             RopeOverrides(factor=4.0, original_context=4096, context=8192),
-            ["--rope-factor 4.0", "--original-context 4096", "--context 8192"],
+            ["`rope.factor=4.0`", "`rope.original_context=4096`", "`rope.context=8192`"],
         ),
-        (mpe(32768, **linear(8.0)), RopeOverrides(context=16384), ["= 32768", "--context 16384"]),
+        (mpe(32768, **linear(8.0)), RopeOverrides(context=16384), ["= 32768", "`rope.context=16384`"]),
         (
             mpe(8192),
             RopeOverrides(factor=4.0),
-            ["max_position_embeddings = 8192", "--rope-factor 4.0", "2048"],
+            ["max_position_embeddings = 8192", "`rope.factor=4.0`", "2048"],
         ),
-        (mpe(4096), RopeOverrides(factor=0.25), ["--rope-factor 0.25"]),
-        (mpe(4096), RopeOverrides(factor=math.nan), ["--rope-factor nan"]),
-        (mpe(4096), RopeOverrides(context=0), ["--context 0"]),
+        (mpe(4096), RopeOverrides(factor=0.25), ["`rope.factor=0.25`"]),
+        (mpe(4096), RopeOverrides(factor=math.nan), ["`rope.factor=nan`"]),
+        (mpe(4096), RopeOverrides(context=0), ["`rope.context=0`"]),
         (mpe(2**31, **linear(4.0)), RopeOverrides(original_context=2**31), ["32 bits"]),
     ],
 )
@@ -445,7 +445,7 @@ def test_flags_that_do_not_fit_are_conflicts_too(
         read_rope(config, {}, overrides)
     for part in parts:
         assert part in caught.value.message
-    assert "--" in (caught.value.hint or "")
+    assert "`rope." in (caught.value.hint or "")
 
 
 EQUIVALENT = {
@@ -484,16 +484,22 @@ EQUIVALENT = {
 @pytest.mark.parametrize("name", EQUIVALENT)
 def test_spellings_of_one_scaling_read_alike(name: str) -> None:
     for config in (mpe(16384, **EQUIVALENT[name]), {"text_config": mpe(16384, **EQUIVALENT[name])}):
-        assert read_rope(config, {}) == RopeScaling("linear", 4.0, 10000.0, 4096, 16384)
+        assert read_rope(config, {}) == LinearScaling(
+            rope_theta=10000.0, original_context=4096, context_length=16384, factor=4.0
+        )
 
 
 def test_a_factor_of_one_is_no_scaling() -> None:
-    assert read_rope(mpe(8192, **linear(1.0)), {}) == RopeScaling("none", 1.0, 10000.0, 8192, 8192)
+    assert read_rope(mpe(8192, **linear(1.0)), {}) == UnscaledRope(
+        rope_theta=10000.0, original_context=8192, context_length=8192
+    )
 
 
 def test_rounded_factors_agree_with_windows() -> None:
     config = mpe(100000, original_max_position_embeddings=4096, **linear(24.41))
-    assert read_rope(config, {}) == RopeScaling("linear", 24.41, 10000.0, 4096, 100000)
+    assert read_rope(config, {}) == LinearScaling(
+        rope_theta=10000.0, original_context=4096, context_length=100000, factor=24.41
+    )
     with pytest.raises(RopeConflict):
         read_rope(mpe(100000, original_max_position_embeddings=4096, **linear(24.0)), {})
 
@@ -523,7 +529,7 @@ def test_decisions_and_evidence_tell_everything_that_was_found() -> None:
         ("config.json", "max_sequence_length", 2048),
         ("config.json", "auto_map", AUTO_MAP),
         ("tokenizer_config.json", "model_max_length", 2048),
-        ("command line", "--context", 8192),
+        ("command line", "rope.context", 8192),
     ]
     assert "inferred, 4" in rope.decisions[0]
     assert "max_sequence_length = 2048" in rope.decisions[0]
@@ -533,7 +539,7 @@ def test_decisions_and_evidence_tell_everything_that_was_found() -> None:
 
 
 def test_the_meaning_for_positions_is_told() -> None:
-    scaled = RopeScaling("linear", 4.0, 10000.0, 8192, 32768)
+    scaled = LinearScaling(rope_theta=10000.0, original_context=8192, context_length=32768, factor=4.0)
     assert "position 32767" in scaled.explain()
     assert "8191.75" in scaled.explain()
-    assert "8192" in RopeScaling("none", 1.0, 10000.0, 8193, 8193).explain()
+    assert "8192" in UnscaledRope(rope_theta=10000.0, original_context=8193, context_length=8193).explain()

@@ -19,8 +19,18 @@ from support.rope_configs import (
 )
 
 from pigguf.errors import CheckpointError, RopeConflict, UnsupportedModel
-from pigguf.gguf_io.metadata import Typed, f32, string, u32
-from pigguf.rope import RopeOverrides, RopeScaling, read_rope, rope_from_metadata
+from pigguf.gguf_io.metadata import TypedValue, f32, string, u32
+from pigguf.rope import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeOverrides,
+    RopeScaling,
+    UnscaledRope,
+    YarnScaling,
+    read_rope,
+    rope_from_metadata,
+)
 
 ROTATED = {"longrope": 96}  # of the published lists; elsewhere 128
 HEADS = {"hidden_size": 4096, "num_attention_heads": 32}
@@ -286,8 +296,8 @@ def test_dynamic_scaling_is_fixed_to_the_base_of_the_chosen_window(
     theirs, attention = in_transformers(config, 128, context)
     np.testing.assert_allclose(rope.rope_theta ** (-np.arange(0, 128, 2) / 128), theirs, rtol=1e-5)
     assert attention == 1.0
-    assert f"fixed to its base at {context}" in rope.decisions[0]
-    assert f"{rope.rope_theta:g} in place of 500000" in rope.decisions[0]
+    assert f"fixed to its rope_theta at {context}" in rope.decisions[0]
+    assert f"{rope.rope_theta:g} instead of 500000" in rope.decisions[0]
     assert read_rope(rope.to_config(), {}) == replace(rope, rope_theta=pytest.approx(rope.rope_theta))
 
 
@@ -299,7 +309,7 @@ def test_dynamic_scaling_of_a_part_of_the_head_takes_that_part() -> None:
 
 def test_dynamic_scaling_changes_nothing_in_the_original_window() -> None:
     rope = read_rope(DYNAMIC, {}, RopeOverrides(context=8192))
-    assert rope == RopeScaling("none", 1.0, 5e5, 8192, 8192)
+    assert rope == UnscaledRope(rope_theta=5e5, original_context=8192, context_length=8192)
     assert "changes nothing up to 8192" in rope.decisions[0]
 
 
@@ -339,9 +349,9 @@ def test_a_shorter_window_leaves_longropes_attention_as_it_was() -> None:
 
 
 def test_a_factor_for_longrope_is_a_conflict() -> None:
-    with pytest.raises(RopeConflict, match=r"--rope-factor 4.*lists") as caught:
+    with pytest.raises(RopeConflict, match=r"`rope\.factor=4\.0`.*lists") as caught:
         read_rope(CONFIGS["Phi-3-mini-128k"], {}, RopeOverrides(factor=4.0))
-    assert "--rope-factor 1" in (caught.value.hint or "")
+    assert "`rope.factor=1`" in (caught.value.hint or "")
 
 
 # --- what a graph does not read
@@ -355,15 +365,46 @@ def test_a_factor_for_longrope_is_a_conflict() -> None:
         (read_rope(CONFIGS["Llama-3.1-8B"], {}), "qwen2", ["llama3", "qwen2"]),
         (read_rope(CONFIGS["Phi-3.5-mini"], {}), "qwen3", ["longrope", "qwen3"]),
         (read_rope(CONFIGS["gemma-3-4b"], {}), "gemma2", ["sliding layers", "gemma2"]),
-        (RopeScaling("linear", 4.0, 1e4, 4096, 16384), "gemma3", ["sliding layers", "gemma3"]),
         (
-            RopeScaling("yarn", 4.0, 1e6, 4096, 16384, {"attn_factor": 1.5}, local_rope_theta=1e4),
+            LinearScaling(rope_theta=1e4, original_context=4096, context_length=16384, factor=4.0),
+            "gemma3",
+            ["sliding layers", "gemma3"],
+        ),
+        (
+            YarnScaling(
+                rope_theta=1e6,
+                original_context=4096,
+                context_length=16384,
+                factor=4.0,
+                attn_factor=1.5,
+                local_rope_theta=1e4,
+            ),
             "gemma3",
             ["1.5"],
         ),
-        (RopeScaling("linear", 4.0, 1e4, 4096, 16384, {"attn_factor": 1.2}), "llama", ["attn_factor = 1.2"]),
-        (RopeScaling("yarn", 4.0, 1e4, 4096, 16384, {"yarn_ext_factor": 0.5}), "llama", ["yarn_ext_factor"]),
-        (RopeScaling("longrope", 1.0, 1e4, 4096, 131072), "phi3", ["longrope", "short_factor"]),
+        (
+            LinearScaling(
+                rope_theta=1e4, original_context=4096, context_length=16384, factor=4.0, attn_factor=1.2
+            ),
+            "llama",
+            ["attn_factor = 1.2"],
+        ),
+        (
+            YarnScaling(
+                rope_theta=1e4,
+                original_context=4096,
+                context_length=16384,
+                factor=4.0,
+                other_parameters={"yarn_ext_factor": 0.5},
+            ),
+            "llama",
+            ["yarn_ext_factor"],
+        ),
+        (
+            LongRopeScaling(rope_theta=1e4, original_context=4096, context_length=131072),
+            "phi3",
+            ["longrope", "short_factor"],
+        ),
     ],
 )
 def test_what_a_graph_would_pass_over_is_refused_by_name(
@@ -387,7 +428,7 @@ def test_a_graph_that_reads_yarns_bounds_is_given_them() -> None:
 # --- tensors of files that others made
 
 
-def llama_keys(**keys: Typed) -> dict[str, Typed]:
+def llama_keys(**keys: TypedValue) -> dict[str, TypedValue]:
     return {"llama.context_length": u32(131072), "llama.rope.freq_base": f32(5e5), **keys}
 
 
@@ -397,7 +438,9 @@ def test_llama_3_is_known_by_the_tensor_of_llama_cpps_converter(size: int, facto
     tensors = {"rope_freqs.weight": by_llama_cpp(5e5, size, factor, 8192)}
     rope = rope_from_metadata(llama_keys(), "llama", tensors)
     bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    assert rope == RopeScaling("llama3", factor, 5e5, 8192, 131072, bands)
+    assert rope == Llama3Scaling(
+        rope_theta=5e5, original_context=8192, context_length=131072, factor=factor, **bands
+    )
     np.testing.assert_array_equal(rope.tensors(size)["rope_freqs.weight"], tensors["rope_freqs.weight"])
     assert rope.to_config()["rope_scaling"] == {**LLAMA3, "factor": factor}
 

@@ -1,7 +1,7 @@
 """Tiny seeded GGUF files for the engine's tests: a Llama of two layers whose vocabulary is bytes.
 
-Every metadata key and tensor type can be replaced, so that a test says only what is special about it.
-GRAPHS has a model for each graph of llama.cpp that pigguf runs, with every optional part and without.
+Every metadata key and tensor type can be replaced, so that a test states only what is special about it.
+GRAPHS has a model for each graph of llama.cpp that pigguf runs, with every optional feature and without.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pigguf.architectures.hparam_rules import FULL_ROTARY
 from pigguf.architectures.hparams import UNTIED, HParams
 from pigguf.architectures.tensor_names import tensor_mappings
 from pigguf.gguf_io import PlannedTensor, TensorType, row_bytes, write_gguf
-from pigguf.gguf_io.metadata import Typed, array, f32, string, u32
+from pigguf.gguf_io.metadata import TypedValue, array, f32, string, u32
 from pigguf.llama_cpp_internals.sliding_window import PATTERN_KEY, WINDOW_KEY
 from pigguf.rope import AlibiPositions, LearnedPositions, Positions, UnscaledRope
 
@@ -51,7 +51,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     },
 }
 
-TOKENIZER: dict[str, Typed] = {
+TOKENIZER: dict[str, TypedValue] = {
     "tokenizer.ggml.model": string("llama"),
     "tokenizer.ggml.tokens": array("str", TOKENS),
     "tokenizer.ggml.scores": array("f32", (0.0,) * VOCABULARY),
@@ -60,7 +60,7 @@ TOKENIZER: dict[str, Typed] = {
     "tokenizer.ggml.eos_token_id": u32(2),
 }
 
-METADATA: dict[str, Typed] = {
+METADATA: dict[str, TypedValue] = {
     "general.architecture": string("llama"),
     "general.name": string("tiny"),
     "llama.context_length": u32(WINDOW),
@@ -77,9 +77,9 @@ METADATA: dict[str, Typed] = {
 
 
 class TinyModel(NamedTuple):
-    """What a tiny model is made of, before a test changes it."""
+    """The metadata and tensor shapes of a tiny model, before a test changes them."""
 
-    metadata: Mapping[str, Typed]
+    metadata: Mapping[str, TypedValue]
     shapes: Mapping[str, tuple[int, ...]]
 
     @property
@@ -92,30 +92,30 @@ LLAMA = TinyModel(METADATA, SHAPES)
 
 def write_tiny(
     path: Path,
-    metadata: Mapping[str, Typed | None] | None = None,
+    metadata: Mapping[str, TypedValue | None] | None = None,
     types: Mapping[str, TensorType] | None = None,
     shapes: Mapping[str, tuple[int, ...] | None] | None = None,
     model: TinyModel = LLAMA,
 ) -> Path:
-    """Write a tiny model; keys, types and shapes replace or add, None takes away."""
+    """Write a tiny model; metadata, types and shapes replace or add, and None removes."""
     keys = {key: typed for key, typed in {**model.metadata, **(metadata or {})}.items() if typed is not None}
-    wanted = {name: shape for name, shape in {**model.shapes, **(shapes or {})}.items() if shape is not None}
+    kept = {name: shape for name, shape in {**model.shapes, **(shapes or {})}.items() if shape is not None}
     random = np.random.default_rng(0)
-    tensors = [_planned(random, name, shape, (types or {}).get(name)) for name, shape in wanted.items()]
+    tensors = [_planned(random, name, shape, (types or {}).get(name)) for name, shape in kept.items()]
     write_gguf(path, keys, tensors)
     return path
 
 
 def write_deep(path: Path, layers: int) -> Path:
-    """The tiny Llama with more layers, to spread over devices."""
+    """Write the tiny Llama with more layers, to split over devices."""
     shapes = {
         f"blk.{layer}.{name}.weight": shape for layer in range(layers) for name, shape in LAYER_SHAPES.items()
     }
     return write_tiny(path, {"llama.block_count": u32(layers)}, shapes=shapes)
 
 
-def linear(factor: float, context_length: int = WINDOW) -> dict[str, Typed | None]:
-    """The keys of a window extended by Position Interpolation."""
+def linear(factor: float, context_length: int = WINDOW) -> dict[str, TypedValue | None]:
+    """Return the keys of a context window extended by Position Interpolation."""
     return {
         "llama.rope.scaling.type": string("linear"),
         "llama.rope.scaling.factor": f32(factor),
@@ -125,36 +125,38 @@ def linear(factor: float, context_length: int = WINDOW) -> dict[str, Typed | Non
 
 
 def text_tokens(count: int, seed: int = 1) -> list[int]:
-    """BOS and random bytes as tokens."""
-    drawn = np.random.default_rng(seed).integers(FIRST_BYTE, FIRST_BYTE + 256, count - 1)
-    return [1, *map(int, drawn)]
+    """Return BOS and random bytes as token ids."""
+    tokens = np.random.default_rng(seed).integers(FIRST_BYTE, FIRST_BYTE + 256, count - 1)
+    return [1, *map(int, tokens)]
 
 
 def _planned(
-    random: np.random.Generator, name: str, shape: tuple[int, ...], kind: TensorType | None
+    random: np.random.Generator, name: str, shape: tuple[int, ...], type_: TensorType | None
 ) -> PlannedTensor:
-    spread, middle = (0.1, 1.0) if len(shape) == 1 else (2 / np.sqrt(shape[-1]), 0.0)
-    values = (random.standard_normal(shape) * spread + middle).astype(np.float32)
+    scale, mean = (0.1, 1.0) if len(shape) == 1 else (2 / np.sqrt(shape[-1]), 0.0)
+    values = (random.standard_normal(shape) * scale + mean).astype(np.float32)
     rows = math.prod(shape[:-1]) if len(shape) > 1 else shape[0]
-    if kind is None:
+    if type_ is None:
         values = values.reshape(rows, -1)
         return PlannedTensor(name, shape, TensorType.F32, [(0, rows)], lambda a, b: values[a:b])
     # Of other types only the size matters here: zeros are valid blocks of all of them.
-    size = row_bytes(kind, shape[-1]) * (values.size // shape[-1])
-    return PlannedTensor(name, shape, kind, [(0, rows)], lambda a, b: np.zeros(size, np.uint8))
+    size = row_bytes(type_, shape[-1]) * (values.size // shape[-1])
+    return PlannedTensor(name, shape, type_, [(0, rows)], lambda a, b: np.zeros(size, np.uint8))
 
 
 # ---- every graph ---------------------------------------------------------------------------------
 
 SLIDING_WINDOW = 16
-# Layers that a graph tells kinds of its models by: Baichuan's its positions, Command-R's norms of heads.
-LAYERS_OF = {"baichuan": (32, 40), "command-r": (LAYERS, 64)}
-WITH_64_LAYERS = "use_qk_norm"
-NOT_IN_GRAPH = ("qwen3", "attention_bias")  # which is a bias of the output too, in transformers
+# Numbers of layers by which a graph distinguishes models: Baichuan's positions, Command-R's QK norms.
+LAYER_COUNTS = {"baichuan": (32, 40), "command-r": (LAYERS, 64)}
+FEATURE_OF_64_LAYERS = "use_qk_norm"
+UNSUPPORTED_FEATURE = ("qwen3", "attention_bias")  # which is a bias of the output too, in transformers
 
 
-def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH, **sizes: int) -> TinyModel:
-    """The tiny model of a family, whose window is 64 tokens, with optional parts and sizes of HParams."""
+def graph(
+    family: Family, layers: int, features: frozenset[str], width: int = WIDTH, **sizes: int
+) -> TinyModel:
+    """Return the tiny model of a family, with a window of 64 tokens, optional features and sizes of HParams."""
     window, experts = 64, 4 if family.has_experts else 0
     hparams = HParams(
         architecture=family.architecture,
@@ -170,9 +172,9 @@ def graph(family: Family, layers: int, parts: frozenset[str], width: int = WIDTH
         norm_epsilon=1e-5,
         rope=_positions(family, window),
         norm_type=family.norm_type,
-        features=parts,
+        features=features,
         experts=experts,
-        extra_keys=_parameters(family, layers),
+        extra_keys=_extra_keys(family, layers),
     )
     hparams = replace(hparams, **sizes)
     shapes = {tensor.name: tensor.shape for rule in tensor_mappings(family, hparams) for tensor in rule.gguf}
@@ -189,9 +191,9 @@ def _positions(family: Family, window: int) -> Positions:
     return UnscaledRope(rope_theta=10000.0, original_context=window, context_length=window)
 
 
-def _parameters(family: Family, layers: int) -> dict[str, Typed]:
+def _extra_keys(family: Family, layers: int) -> dict[str, TypedValue]:
     own = {
-        rule.gguf_key: Typed(rule.kind, 1.0 if rule.default is None else rule.default)
+        rule.gguf_key: TypedValue(rule.kind, 1.0 if rule.default is None else rule.default)
         for rule in family.hparam_rules
     }
     own.pop("expert_count", None)
@@ -202,18 +204,20 @@ def _parameters(family: Family, layers: int) -> dict[str, Typed]:
 
 
 def _graphs(width: int) -> dict[str, TinyModel]:
-    """Every graph with as few and as many parts as it can have, but for the output matrix."""
-    found: dict[str, TinyModel] = {}
+    """Return every graph with as few and as many optional features as it can have; the output stays untied."""
+    models: dict[str, TinyModel] = {}
     for family in (family for family in FAMILIES if not family.runs_as_other_architecture):
-        own = {part for part in family.optional_features if (family.architecture, part) != NOT_IN_GRAPH}
-        for layers in LAYERS_OF.get(family.architecture, (LAYERS,)):
-            for parts in ({UNTIED} & own, own):
-                if (WITH_64_LAYERS in parts) == (layers == 64):
-                    name = ", ".join((family.hf_classes[0], f"{layers} layers", *sorted(parts)))
-                    tiny = graph(family, layers, frozenset(parts), width)
-                    found |= {} if tiny in found.values() else {name: tiny}
-    return found
+        own = {
+            name for name in family.optional_features if (family.architecture, name) != UNSUPPORTED_FEATURE
+        }
+        for layers in LAYER_COUNTS.get(family.architecture, (LAYERS,)):
+            for features in ({UNTIED} & own, own):
+                if (FEATURE_OF_64_LAYERS in features) == (layers == 64):
+                    name = ", ".join((family.hf_classes[0], f"{layers} layers", *sorted(features)))
+                    tiny = graph(family, layers, frozenset(features), width)
+                    models |= {} if tiny in models.values() else {name: tiny}
+    return models
 
 
 GRAPHS = _graphs(WIDTH)
-WIDE_GRAPHS = _graphs(256)  # of which every type's blocks are full
+WIDE_GRAPHS = _graphs(256)  # whose rows are a whole number of every type's blocks
