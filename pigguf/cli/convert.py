@@ -19,10 +19,12 @@ from pigguf.cli.options import (
     verbose_option,
     weights_options,
 )
+from pigguf.cli.parameter_flags import parameters_as_flags
 from pigguf.cli.signals import tidy_termination
 from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.convert import DEFAULT_TYPE, ConversionResult, convert
-from pigguf.rope import INTERPOLATIONS, RopeOverrides, RopeScaling
+from pigguf.rope import INTERPOLATIONS, Positions, RopeOverrides
+from pigguf.rope.evidence import COMMAND_LINE, Evidence
 
 
 @click.command(epilog=type_table())
@@ -148,9 +150,9 @@ def _rows(result: ConversionResult) -> list[tuple[str, object]]:
     ]
     if plan.adapter is not None:
         rows.append(("adapter", f"{plan.adapter.name}: {plan.adapter.describe()}"))
-    if plan.scheme.matrix is not None:
-        rows.append(("imatrix", f"{plan.scheme.matrix.path}: {len(plan.scheme.matrix.weights)} tensors"))
-    rows += [("decided", decision) for decision in rope.decisions]
+    if plan.quantization.imatrix is not None:
+        rows.append(("imatrix", f"{plan.quantization.imatrix.path}: {len(plan.quantization.imatrix.weights)} tensors"))
+    rows += [("decided", parameters_as_flags(decision)) for decision in rope.decisions]
     rows += [("note", note) for note in plan.notes]
     if plan.fallbacks:
         count = len(plan.fallbacks)
@@ -162,11 +164,16 @@ def _rows(result: ConversionResult) -> list[tuple[str, object]]:
     return rows
 
 
-def _show_evidence(rope: RopeScaling) -> None:
+def _show_evidence(rope: Positions) -> None:
     render.table(
         ("evidence", "value", "meaning"),
-        [(f"{found.source}: {found.key}", found.value, found.meaning) for found in rope.evidence],
+        [(f"{found.source}: {_key(found)}", found.value, found.meaning) for found in rope.evidence],
     )
+
+
+def _key(evidence: Evidence) -> str:
+    """Return the key of a piece of evidence, of an override its flag."""
+    return parameters_as_flags(f"`{evidence.key}`") if evidence.source == COMMAND_LINE else evidence.key
 
 
 def _as_data(result: ConversionResult) -> dict[str, Any]:
@@ -176,15 +183,15 @@ def _as_data(result: ConversionResult) -> dict[str, Any]:
         "parts": [str(part) for part in result.parts],
         "bytes": plan.bytes,
         "type": plan.recipe.name,
-        "imatrix": None if plan.scheme.matrix is None else str(plan.scheme.matrix.path),
+        "imatrix": None if plan.quantization.imatrix is None else str(plan.quantization.imatrix.path),
         "architecture": plan.hparams.architecture,
         "adapter": None if plan.adapter is None else _adapter_data(plan.adapter),
         "rope": plan.rope.as_data(),
         "evidence": [
-            {"source": e.source, "key": e.key, "value": e.value, "meaning": e.meaning}
-            for e in plan.rope.evidence
+            {"source": found.source, "key": _key(found), "value": found.value, "meaning": found.meaning}
+            for found in plan.rope.evidence
         ],
-        "decisions": list(plan.rope.decisions),
+        "decisions": [parameters_as_flags(decision) for decision in plan.rope.decisions],
         "notes": list(plan.notes),
         "fallbacks": list(plan.fallbacks),
         "seconds": round(result.seconds, 3),
