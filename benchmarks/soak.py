@@ -80,7 +80,7 @@ def serving(model: Path, workers: Sequence[str]) -> Iterator[Server]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if found := re.search(r"answers at http://([\d.]+):(\d+)", line):
+            if found := re.search(r"is served at http://([\d.]+):(\d+)", line):
                 break
         else:
             sys.exit("the server did not start")

@@ -1,4 +1,4 @@
-"""`pigguf bench`: how fast a model reads and writes by depth, under one setting or two in turn."""
+"""`pigguf bench`: prefill and decode speed by depth, with one configuration or two in turn."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from pigguf.cli import render
 from pigguf.cli.evals.options import comma_separated, print_report
 from pigguf.cli.options import PATH, json_option, setting_options, verbose_option
 from pigguf.cli.signals import tidy_termination
-from pigguf.common.files import atomic_write
+from pigguf.common.atomic_write import atomic_write
 from pigguf.errors import UsageError
-from pigguf.evals.html_report import render_page, render_svg_document
+from pigguf.evals.html_report import render_page
+from pigguf.evals.svg_document import render_svg_document
 from pigguf.evals.report import EvalReport, LinePlot
 from pigguf.inference.benchmark import bench
 from pigguf.inference.engine import log_to
 from pigguf.inference.run_config import RunConfig
 
-# a plot's ending -> how it is drawn
-_DRAWN: dict[str, Callable[[EvalReport], str]] = {
+# file extension of --plot -> how the report is rendered
+_PLOT_FORMATS: dict[str, Callable[[EvalReport], str]] = {
     ".svg": lambda report: render_svg_document([plot for plot in report.plots if isinstance(plot, LinePlot)]),
     ".html": render_page,
 }
@@ -33,29 +34,29 @@ _DRAWN: dict[str, Callable[[EvalReport], str]] = {
 
 @click.command(add_help_option=False)
 @setting_options
-def _setting(**values: Any) -> None:
-    """The options of --vs."""
+def _vs_options(**values: Any) -> None:
+    """Parse the options that --vs may change."""
 
 
-def _changed(settings: RunConfig, changes: str) -> RunConfig:
-    """The second setting: the first one, with what --vs says of it.
+def _with_changes(config: RunConfig, changes: str) -> RunConfig:
+    """Return the second configuration: a copy of the first one with the changes of --vs.
 
     Raises:
-        UsageError: it says nothing that is an option.
+        UsageError: `changes` is not a list of OPTION=VALUE.
     """
-    # a comma before what is no option belongs to a value: workers=A,B
+    # A comma that no OPTION= follows is part of a value: workers=A,B
     arguments = [f"--{change.strip()}" for change in re.split(r",(?=[^,]*=)", changes)]
     if not all("=" in argument for argument in arguments):
         raise UsageError(
-            f"--vs {changes!r} is not OPTION=VALUE,...", "say, for instance, flash-attention=off"
+            f"--vs {changes!r} is not OPTION=VALUE,...", "give, for instance, --vs flash-attention=off"
         )
-    context = _setting.make_context("--vs", arguments)
+    context = _vs_options.make_context("--vs", arguments)
     given = {
         name: value
         for name, value in context.params.items()
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    return replace(settings, **given)
+    return replace(config, **given)
 
 
 @click.command()
@@ -64,7 +65,7 @@ def _changed(settings: RunConfig, changes: str) -> RunConfig:
     "--depths",
     callback=comma_separated(int, "depths"),
     metavar="N,...",
-    help="Tokens of the documents that are read; default: 0, 2048 and 8192, as far as the window goes.",
+    help="Depths to measure at, in tokens; default: 0, 2048 and 8192, up to the window.",
 )
 @click.option(
     "--rounds",
@@ -72,13 +73,15 @@ def _changed(settings: RunConfig, changes: str) -> RunConfig:
     default=1,
     show_default=True,
     metavar="N",
-    help="Measure each so many times, and take medians.",
+    help="Number of measurements, of which the median counts.",
 )
 @click.option(
-    "--vs", metavar="OPTION=VALUE,...", help="Measure a second setting in turn: options below, changed."
+    "--vs",
+    metavar="OPTION=VALUE,...",
+    help="Compare with a second configuration: the options below, with these changes.",
 )
 @click.option(
-    "--plot", type=PATH, metavar="FILE", help="Draw it: an .svg file, or an .html page with tables."
+    "--plot", type=PATH, metavar="FILE", help="Write a plot (.svg), or a page with plots and tables (.html)."
 )
 @setting_options
 @json_option
@@ -93,11 +96,12 @@ def command(
     verbose: bool,
     **setting: Any,
 ) -> None:
-    """Measure how fast the GGUF file MODEL reads and writes, by depth.
+    """Measure the prefill and decode speed of the GGUF file MODEL by depth.
 
-    At each depth a document of so many tokens is really read, the way chat reads it, but for what is kept on
-    disk: the time to a first token, cold and of another question about it, the speed of the answer and of
-    512 tokens more. With --vs a second setting is measured in turn, and compared.
+    At each depth a document of that many tokens is prefilled as in chat, without the prompt cache. Measured
+    are the time to first token (with an empty cache, and of a second question about the document), decode
+    speed, and the prefill speed of 512 more tokens. With --vs a second configuration is measured in turn, and
+    compared.
 
     \b
     Examples:
@@ -106,16 +110,16 @@ def command(
     """
     if verbose:
         log_to(render.note)
-    if plot is not None and plot.suffix not in _DRAWN:
-        raise UsageError(f"--plot {plot}: no such sort of plot", f"name a file in {' or '.join(_DRAWN)}")
-    settings = RunConfig(**setting)
-    other = None if vs is None else _changed(settings, vs)
+    if plot is not None and plot.suffix not in _PLOT_FORMATS:
+        raise UsageError(f"--plot {plot}: unknown file extension", f"use {' or '.join(_PLOT_FORMATS)}")
+    config = RunConfig(**setting)
+    other = None if vs is None else _with_changes(config, vs)
     with ExitStack() as stack:
         stack.enter_context(tidy_termination())
         file = stack.enter_context(atomic_write(plot)) if plot else None
         report = bench(
             model,
-            settings,
+            config,
             other,
             depths=depths,
             rounds=rounds,
@@ -123,7 +127,7 @@ def command(
             progress=render.progress(keep=False),
         )
         if plot and file:
-            file.write(_DRAWN[plot.suffix](report).encode())
+            file.write(_PLOT_FORMATS[plot.suffix](report).encode())
     if as_json:
         render.json(report.as_data())
     else:

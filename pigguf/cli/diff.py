@@ -1,4 +1,4 @@
-"""`pigguf diff`: how two GGUF files differ."""
+"""`pigguf diff`: compare two GGUF files."""
 
 from __future__ import annotations
 
@@ -13,30 +13,32 @@ from pigguf.cli.formatting import shortened
 from pigguf.cli.metadata_values import as_data, brief, kind, plain
 from pigguf.cli.options import PATH, json_option
 from pigguf.gguf_io import GGUFTensor
-from pigguf.gguf_io.metadata import Typed
+from pigguf.gguf_io.metadata import TypedValue
 from pigguf.operations.diff import DiffResult, KeyDifference, TensorDifference, diff
 
-_WIDTH = 60  # of a value in a table
+_VALUE_WIDTH = 60  # characters of a value in a table
 
 
 @click.command()
 @click.argument("a", metavar="A.gguf", type=PATH)
 @click.argument("b", metavar="B.gguf", type=PATH)
 @click.option(
-    "--no-data", is_flag=True, help="Compare the headers alone: keys, and tensors' shapes and types."
+    "--no-data",
+    is_flag=True,
+    help="Compare only the headers: metadata keys, and shapes and types of tensors.",
 )
 @json_option
 @click.pass_context
 def command(ctx: click.Context, a: Path, b: Path, no_data: bool, as_json: bool) -> None:
     """Compare two GGUF files: their keys, and their tensors by shape, type, bytes and values.
 
-    Order makes no difference. Values are compared where bytes or types differ, quantized ones as they
-    are decoded: the largest difference, and the root mean square of all by that of A's values.
+    Order is ignored. Where bytes or types differ, the dequantized values are compared: the largest
+    difference, and the root mean square of the differences relative to that of A's values.
 
     \b
-    Exit codes, beyond those of every command:
-        0  nothing differs
-       15  something does
+    Exit codes, in addition to those of every command:
+        0  no differences
+       15  differences
 
     \b
     Examples:
@@ -72,25 +74,25 @@ def _show(difference: DiffResult) -> None:
 
 
 def _count(differing: int, same: int) -> str:
-    return f"{differing:,} differ, {same:,} are the same" if differing else f"all {same:,} are the same"
+    return f"{differing:,} differ, {same:,} are equal" if differing else f"all {same:,} are equal"
 
 
 def _not_compared(difference: DiffResult) -> str:
-    return "" if difference.compared_data else ", by shape and type alone"
+    return "" if difference.compared_data else ", only by shape and type"
 
 
 def _key_row(found: KeyDifference) -> tuple[str, str, str]:
     return found.key, _side(found.a, found.first_difference), _side(found.b, found.first_difference)
 
 
-def _side(typed: Typed | None, first: int | None) -> str:
-    """A value in a cell; of an array its length, and what stands where the two begin to differ."""
+def _side(typed: TypedValue | None, first: int | None) -> str:
+    """Format a value as a table cell; for an array its length, and the first element that differs."""
     if typed is None:
         return "-"
     if first is None:
-        return shortened(f"{brief(typed)} ({kind(typed)})", _WIDTH)
-    there = shortened(repr(typed.value[first]), _WIDTH) if first < len(typed.value) else "nothing"
-    return f"{kind(typed)}, at {first}: {there}"
+        return shortened(f"{brief(typed)} ({kind(typed)})", _VALUE_WIDTH)
+    element = shortened(repr(typed.value[first]), _VALUE_WIDTH) if first < len(typed.value) else "missing"
+    return f"{kind(typed)}, at {first}: {element}"
 
 
 def _tensor_row(found: TensorDifference) -> tuple[str, ...]:
@@ -141,13 +143,13 @@ def _as_data(difference: DiffResult) -> dict[str, Any]:
     }
 
 
-def _value_data(typed: Typed | None, first: int | None) -> dict[str, Any] | None:
-    """A value; of an array its length, and the element where the two begin to differ."""
+def _value_data(typed: TypedValue | None, first: int | None) -> dict[str, Any] | None:
+    """Return a value; for an array its length, and the first element that differs."""
     if typed is None:
         return None
     if not typed.is_array:
         return as_data(typed)
-    data: dict[str, Any] = {"type": f"{typed.kind}[]", "length": len(typed.value)}
+    data: dict[str, Any] = {"type": f"{typed.type}[]", "length": len(typed.value)}
     if first is not None and first < len(typed.value):
         data["element"] = plain(typed.value[first])
     return data

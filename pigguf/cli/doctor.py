@@ -1,4 +1,4 @@
-"""pigguf doctor: shows what operations/doctor.py found."""
+"""`pigguf doctor`: show the diagnosis of operations/doctor.py."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pigguf.cli.options import json_option
 from pigguf.common.format_bytes import format_bytes
 from pigguf.errors import BackendUnavailable
 from pigguf.inference.engine.devices import Device
-from pigguf.inference.engine_build.build_plan import BuildRecord
+from pigguf.inference.engine_build.build_record import BuildRecord
 from pigguf.operations.doctor import Diagnosis, SystemFacts, diagnose
 
 
 @click.command(epilog="\b\nExample:\n  pigguf doctor\n  pigguf doctor --json | jq .findings")
 @json_option
 def command(as_json: bool) -> None:
-    """Check the engine on this machine, and say what is missing.
+    """Check the engine on this machine, and report what is missing.
 
-    Shows versions, how the engine was built, the CPU features and devices it uses, and decodes a few
-    tokens with it in a child process. Exits with 0 where a model would run.
+    Shows versions, how the engine was built, and the CPU features and devices it uses, and decodes a few
+    tokens in a child process. The exit code is 0 if a model can run.
     """
     diagnosis = diagnose()
     if as_json:
@@ -65,20 +65,22 @@ def _engine(facts: SystemFacts) -> list[tuple[str, str]]:
             ("RPC", "yes" if engine.rpc else "no"),
         ]
         rows += [("device", _device(device)) for device in engine.devices]
-    rows.append(("runs on", facts.backend or "nothing: see the error"))
+    rows.append(("runs on", facts.backend or "nothing, see the error"))
     tested = f"{engine.decoded} tokens decoded, in a batch and one by one" if engine.decoded else "failed"
     return [*rows, ("self-test", tested)]
 
 
 def _built(record: BuildRecord | None) -> str:
     if record is None:
-        return "not known"
+        return "unknown"
     return f"with {record.compiler.name}: {' '.join((*record.cmake, *record.flags))}"
 
 
 def _device(device: Device) -> str:
     memory = (
-        f", {format_bytes(device.memory_free)} of {format_bytes(device.memory_total)} free" if device.memory_total else ""
+        f", {format_bytes(device.memory_free)} of {format_bytes(device.memory_total)} free"
+        if device.memory_total
+        else ""
     )
     return f"{device.name}: {device.description} ({device.backend}{memory})"
 
@@ -90,14 +92,14 @@ def _machine(facts: SystemFacts) -> list[tuple[str, str]]:
         ("AMX", "yes" if machine.has_amx else "no"),
         ("NVIDIA GPU", gpu),
         ("nvcc", machine.nvcc or "none found"),
-        ("compiler for a rebuild", facts.rebuilt_with or "none works"),
-        ("memory", f"{format_bytes(facts.memory)} free" if facts.memory is not None else "not known"),
+        ("compiler for a rebuild", facts.rebuilt_with or "none found"),
+        ("memory", f"{format_bytes(facts.memory)} free" if facts.memory is not None else "unknown"),
         ("disk", f"{format_bytes(facts.disk)} free in {facts.folder}"),
     ]
 
 
 def _data(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The diagnosis as JSON takes it."""
+    """Return the diagnosis as JSON-serializable data."""
     facts = asdict(diagnosis.facts)
     facts["folder"] = str(facts["folder"])
     facts["machine"]["cpu"] = sorted(facts["machine"]["cpu"])

@@ -1,7 +1,7 @@
-"""`pigguf eval`: a lazy table of evaluations, each a command of its own.
+"""`pigguf eval`: a group of commands, one for each evaluation, imported on demand.
 
-An evaluation's command is a module of cli/evals/ that exposes a click command named `command`, and a row
-in EVALUATIONS. Options that several share, and what is done with a report: cli/evals/options.py.
+The command of an evaluation is a module of cli/evals/ with a click command named `command`, and a row in
+EVALUATIONS. Shared options and the output of reports: cli/evals/options.py.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import click
 
 from pigguf.cli import LazyGroup
 
-# name -> (module, what the list of evaluations says of it)
+# name -> (module, short help)
 EVALUATIONS: dict[str, tuple[str, str]] = {
-    "perplexity": ("pigguf.cli.evals.perplexity", "How well the model foretells a text, by window."),
-    "passkey": ("pigguf.cli.evals.passkey", "From how far back it finds a number: the effective window."),
-    "kl": ("pigguf.cli.evals.kl", "How far its predictions are from a reference's, and at depth."),
-    "sweep": ("pigguf.cli.evals.sweep", "Which rope scaling factor suits it, where that was lost."),
-    "choice": ("pigguf.cli.evals.choice", "Zero-shot questions with answers to choose from."),
-    "rouge": ("pigguf.cli.evals.rouge", "Its summaries, compared with people's."),
+    "perplexity": ("pigguf.cli.evals.perplexity", "Perplexity by context window."),
+    "passkey": ("pigguf.cli.evals.passkey", "Passkey retrieval by distance: the effective window."),
+    "kl": ("pigguf.cli.evals.kl", "KL divergence from a reference, also by depth."),
+    "sweep": ("pigguf.cli.evals.sweep", "Find the rope scaling factor of a model that lost it."),
+    "choice": ("pigguf.cli.evals.choice", "Zero-shot multiple-choice questions."),
+    "rouge": ("pigguf.cli.evals.rouge", "ROUGE of summaries against references."),
 }
 
 EPILOG = """\b
@@ -25,14 +25,14 @@ Examples:
   pigguf eval perplexity model.gguf --text novel.txt
   pigguf eval perplexity --help
 
-Figures go to stdout as tables, or as JSON with --json; --html FILE writes a page with plots.
-What is finished of a run is kept: after Ctrl-C the same command goes on from there.
+Results go to stdout as tables, or as JSON with --json; --html FILE writes a page with plots.
+Finished parts of a run are stored: after Ctrl-C the same command resumes.
 """
 
 
 @click.group(cls=LazyGroup, table=EVALUATIONS, invoke_without_command=True, epilog=EPILOG)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """Measure a GGUF file through the engine, as the Position Interpolation paper measured checkpoints."""
+    """Evaluate a GGUF file with the methods of the Position Interpolation paper."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -1,4 +1,4 @@
-"""`pigguf export`: a GGUF file -> a Hugging Face checkpoint."""
+"""`pigguf export`: convert a GGUF file to a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pigguf.operations.export import export
 @click.argument("output", metavar="DIR", type=PATH)
 @json_option
 def command(source: Path, output: Path, as_json: bool) -> None:
-    """Turn the GGUF file MODEL.gguf back into a Hugging Face checkpoint in the new directory DIR.
+    """Convert the GGUF file MODEL.gguf to a Hugging Face checkpoint in the new directory DIR.
 
-    Quantized weights are dequantized and written as bfloat16; the tokenizer and the chat template
-    come along. transformers loads the result, and `pigguf convert` takes it back.
+    Weights are dequantized and written as bfloat16, with the tokenizer and the chat template. transformers
+    can load the result, and `pigguf convert` can convert it back.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`pigguf imatrix`: a GGUF and texts -> which columns of its matrices matter."""
+"""`pigguf imatrix`: compute an importance matrix from a GGUF and calibration texts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from pigguf.operations.imatrix import WINDOW, ImatrixResult, imatrix
 @click.command()
 @click.argument("model", metavar="MODEL", type=PATH)
 @click.option(
-    "--text", type=PATH, multiple=True, required=True, metavar="FILE", help="UTF-8 text; may repeat."
+    "--text",
+    type=PATH,
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="Calibration text in UTF-8; may be repeated.",
 )
 @click.option(
     "-o",
@@ -27,7 +32,7 @@ from pigguf.operations.imatrix import WINDOW, ImatrixResult, imatrix
     default=Path("imatrix.gguf"),
     show_default=True,
     metavar="OUT",
-    help="The file to write.",
+    help="Output file.",
 )
 @click.option(
     "--window",
@@ -35,10 +40,10 @@ from pigguf.operations.imatrix import WINDOW, ImatrixResult, imatrix
     default=WINDOW,
     show_default=True,
     metavar="N",
-    help="Tokens computed together, up to the model's own window.",
+    help="Context length of the computation in tokens, up to the model's own window.",
 )
 @click.option(
-    "--max-windows", type=click.IntRange(min=1), metavar="N", help="Compute the first N windows only."
+    "--max-windows", type=click.IntRange(min=1), metavar="N", help="Compute only the first N windows."
 )
 @engine_options
 @json_option
@@ -54,11 +59,11 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Measure on texts which columns of the weight matrices of the GGUF file MODEL matter.
+    """Compute the importance matrix of the GGUF file MODEL from calibration texts.
 
-    The file is llama-imatrix's; `pigguf convert` and `pigguf quantize` take it as --imatrix, and the
-    types of the fewest bits need it. MODEL should be of a type that loses little, such as F16 or Q8_0.
-    Where a window was extended, a long --window measures what columns meet at depth, too.
+    The file format is llama-imatrix's; `pigguf convert` and `pigguf quantize` read it with --imatrix, and the
+    smallest types require it. MODEL should have a type with little loss, such as F16 or Q8_0. For a model
+    with an extended window, a long --window includes activations at depth.
 
     \b
     Examples:
@@ -86,7 +91,7 @@ def command(
         ("tensors", f"{result.tensors:,}"),
         ("text", f"{result.windows:,} windows of {result.window:,} tokens, in {duration(result.seconds)}"),
     ]
-    rows += [("note", f"no token was sent to these experts of {unseen}") for unseen in result.unseen]
+    rows += [("note", f"no token was routed to these experts of {unseen}") for unseen in result.unseen]
     render.facts(rows)
 
 

@@ -1,4 +1,4 @@
-"""`pigguf inspect`: what a GGUF file holds."""
+"""`pigguf inspect`: show the contents of a GGUF file."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pigguf.cli.metadata_values import brief, kind, plain
 from pigguf.cli.options import PATH, json_option
 from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.inspect import InspectionReport, inspect
-from pigguf.rope import RopeScaling
+from pigguf.rope import Positions, RopeScaling
 
 
 @click.command()
 @click.argument("path", metavar="FILE", type=PATH)
-@click.option("--keys", is_flag=True, help="Print the raw metadata, key by key.")
+@click.option("--keys", is_flag=True, help="Print the raw metadata.")
 @json_option
 def command(path: Path, keys: bool, as_json: bool) -> None:
-    """Say what the GGUF file FILE holds: family, size, types, tokenizer, window, rope, KV cache.
+    """Show the contents of the GGUF file FILE: family, size, types, tokenizer, window, rope, KV cache.
 
-    Of a model that is split into several files, FILE is any one of them.
+    For a split model, FILE is any of its shards.
 
     \b
     Examples:
@@ -42,7 +42,7 @@ def _show(report: InspectionReport) -> None:
     rope = report.rope
     rows: list[tuple[str, object]] = [("file", f"{report.path}, {format_bytes(report.bytes)}")]
     if len(report.parts) > 1:
-        rows.append(("parts", f"{len(report.parts)} files, the size is all of theirs"))
+        rows.append(("shards", f"{len(report.parts)} files, with a total of this size"))
     if report.name:
         rows.append(("name", report.name))
     rows += [
@@ -59,20 +59,21 @@ def _show(report: InspectionReport) -> None:
     rows += [
         (
             f"KV cache {cache.type}",
-            f"{format_bytes(cache.bytes_per_token)} a token, {format_bytes(cache.bytes_at_full_window)} at the full window",
+            f"{format_bytes(cache.bytes_per_token)} a token, "
+            f"{format_bytes(cache.bytes_at_full_window)} at the full window",
         )
         for cache in report.cache
     ]
     render.facts(rows)
 
 
-def _rope(rope: RopeScaling) -> str:
-    said = [rope.rope_type]
+def _rope(rope: Positions) -> str:
+    texts = [rope.rope_type]
     if rope.rope_type in ("none", "linear", "yarn", "llama3"):
-        said.append(f"factor {rope.factor:g}")
-    if rope.rope_type not in ("learned", "alibi"):
-        said.append(f"base {rope.rope_theta:g}")
-    return ", ".join(said)
+        texts.append(f"factor {rope.factor:g}")
+    if isinstance(rope, RopeScaling):
+        texts.append(f"base {rope.rope_theta:g}")
+    return ", ".join(texts)
 
 
 def _shape(report: InspectionReport) -> str:

@@ -1,4 +1,4 @@
-"""`pigguf plan`: what a model and its window would take, and what of it fits here."""
+"""`pigguf plan`: memory that a model and its context window need, and what fits on this machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def command(
     split: tuple[float, ...] | None,
     as_json: bool,
 ) -> None:
-    """Say what the GGUF file MODEL takes of each device's memory, and which windows fit.
+    """Show the memory that the GGUF file MODEL needs on each device, and the windows that fit.
 
     \b
     Examples:
@@ -52,7 +52,7 @@ def command(
       pigguf plan model.gguf --workers 10.0.0.2:50052,10.0.0.3:50052
       pigguf plan model.gguf --json | jq '.windows[] | {cache_k, length}'
 
-    The engine itself says what it would allocate; nothing is loaded. Exits with 9 where it does not fit.
+    The numbers are the engine's own; nothing is loaded. The exit code is 9 if the model does not fit.
     """
     settings = RunConfig(
         ctx,
@@ -77,10 +77,13 @@ def _show(planned: MemoryPlan, workers: bool) -> None:
         ("model", str(planned.path)),
         ("window", f"{planned.context_length:,} of {planned.model_context_length:,} tokens"),
         ("KV cache", f"K {options.cache_k}, V {options.cache_v}"),
-        ("layers on workers" if workers else "layers on a GPU", f"{planned.gpu_layers} of {planned.offloadable_layers}"),
+        (
+            "layers on workers" if workers else "layers on a GPU",
+            f"{planned.gpu_layers} of {planned.offloadable_layers}",
+        ),
     ]
     if planned.speed is not None:
-        rows.append(("speed here", _speed(planned.speed)))
+        rows.append(("measured speed", _speed(planned.speed)))
     render.facts([*rows, ("fits", "yes" if planned.fits else "no")])
     names = [_name(device) for device in planned.devices]
     layers = [("layers", *(_layers(device, planned.offloadable_layers) for device in planned.devices))]
@@ -103,7 +106,7 @@ def _name(device: DeviceMemory) -> str:
 
 
 def _layers(device: DeviceMemory, layers: int) -> str:
-    """Which of so many, the output the last of them: "0-10, 12, output"."""
+    """Format the layers of a device, of which the last is the output: "0-10, 12, output"."""
     output = layers - 1
     spans: list[list[int]] = []
     for number in device.sizes.layers:
@@ -111,26 +114,27 @@ def _layers(device: DeviceMemory, layers: int) -> str:
             spans[-1][1] = number
         else:
             spans.append([number, number])
-    said = [f"{first}-{last}" if last > first else str(first) for first, last in spans if first != output]
-    return ", ".join([*said, *(["output"] if output in device.sizes.layers else [])]) or "none"
+    texts = [f"{first}-{last}" if last > first else str(first) for first, last in spans if first != output]
+    return ", ".join([*texts, *(["output"] if output in device.sizes.layers else [])]) or "none"
 
 
 def _memory(devices: tuple[DeviceMemory, ...]) -> list[tuple[str, ...]]:
-    """A row for each thing that takes memory, a column for each device."""
+    """Return the memory table: a row for each kind of allocation, a column for each device."""
     rows: dict[str, list[int | None]] = {
         "weights, in the file's pages": [device.sizes.mapped for device in devices],
         "weights": [device.sizes.weights for device in devices],
         "KV cache, K": [device.sizes.cache_k for device in devices],
         "KV cache, V": [device.sizes.cache_v for device in devices],
-        "buffers to compute in": [device.sizes.compute for device in devices],
+        "compute buffers": [device.sizes.compute for device in devices],
         "logits": [device.sizes.output for device in devices],
         **{what: [device.extra.get(what, 0) for device in devices] for what in devices[0].extra},
     }
     shown = {what: sizes for what, sizes in rows.items() if any(sizes)}
-    shown["all of it"] = [device.total for device in devices]
-    shown["there is room for"] = [device.available for device in devices]
+    shown["total"] = [device.total for device in devices]
+    shown["available"] = [device.available for device in devices]
     return [
-        (what, *("?" if count is None else format_memory(count) for count in row)) for what, row in shown.items()
+        (what, *("?" if count is None else format_memory(count) for count in row))
+        for what, row in shown.items()
     ]
 
 
@@ -150,7 +154,12 @@ def _as_data(planned: MemoryPlan) -> dict[str, Any]:
         "layers": planned.offloadable_layers,
         "total_bytes": planned.total_bytes,
         "devices": [
-            {**asdict(device.sizes), "extra": dict(device.extra), "total": device.total, "room": device.available}
+            {
+                **asdict(device.sizes),
+                "extra": dict(device.extra),
+                "total": device.total,
+                "room": device.available,
+            }
             for device in planned.devices
         ],
         "windows": [asdict(window) for window in planned.longest_contexts],

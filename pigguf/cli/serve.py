@@ -1,4 +1,4 @@
-"""`pigguf serve`: a model for many clients at once, over HTTP, as OpenAI's API does (pigguf/serve)."""
+"""`pigguf serve`: an OpenAI-compatible HTTP server (pigguf/serve)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pigguf.inference.run_config import RunConfig
 if TYPE_CHECKING:
     from pigguf.serve.service import ModelService
 
-# The engine's threads and PyTorch's take turns on the same cores: those who wait must sleep, and soon; but
-# not at once, which is at every barrier.
-_THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "5"}  # the latter in milliseconds, and LLVM's
+# The engine's threads and PyTorch's alternate on the same cores, so waiting threads must sleep; but not
+# immediately, which would be at every barrier. KMP_BLOCKTIME is in milliseconds, and read by LLVM's OpenMP.
+_OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "5"}
 
 
 @click.command()
@@ -32,7 +32,7 @@ _THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "5"}  # the latter in
     default=8080,
     show_default=True,
     metavar="N",
-    help="Port to listen on; 0 is any that is free.",
+    help="Port to listen on; 0 is any free port.",
 )
 @click.option(
     "--slots",
@@ -40,13 +40,13 @@ _THREADS = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "5"}  # the latter in
     default=4,
     show_default=True,
     metavar="N",
-    help="Answers written at once; each has a window of --ctx tokens.",
+    help="Answers generated at the same time, each in a context window of --ctx tokens.",
 )
 @click.option(
     "--api-key",
     envvar="PIGGUF_API_KEY",
     metavar="KEY",
-    help="What clients must bring; default: PIGGUF_API_KEY, which other users of this machine cannot see.",
+    help="API key that clients must send; default: PIGGUF_API_KEY, which other users cannot see.",
 )
 @window_options
 @cached_options
@@ -62,12 +62,12 @@ def command(
     verbose: bool,
     **settings: Any,
 ) -> None:
-    """Answer many clients at once with the GGUF file MODEL, as OpenAI's API does.
+    """Serve the GGUF file MODEL to many clients over an OpenAI-compatible API.
 
     Routes: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/models, /tokenize, /detokenize,
-    /health, /metrics, /openapi.json; a browser finds a page to talk to the model at /. Only this machine is
-    answered, unless --host says otherwise, which takes an API key. Ctrl-C or SIGTERM finishes the answers
-    that are being written, for half a minute at most; a second Ctrl-C ends it at once.
+    /health, /metrics, /openapi.json, and a chat page at /. The server listens on loopback by default; another
+    --host requires an API key. Ctrl-C or SIGTERM finishes running answers, for at most 30 seconds; a second
+    Ctrl-C exits at once.
 
     \b
     Examples:
@@ -87,15 +87,14 @@ def command(
         ) from error
     if verbose:
         log_to(render.note)
-    for name, value in _THREADS.items():
+    for name, value in _OPENMP_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     malloc_arenas.limit_arenas()
 
-    def tell(service: ModelService) -> None:
+    def report_ready(service: ModelService) -> None:
         render.note(
-            f"{service.name} answers at {listener_url(listener)}/v1: {slots} at once, "
-            f"each in a window of {service.context_length:,} tokens. A page to talk to it: "
-            f"{listener_url(listener)}/ Ctrl-C ends it."
+            f"{service.name} is served at {listener_url(listener)}/v1, with {slots} slots of "
+            f"{service.context_length:,} tokens. Chat page: {listener_url(listener)}/ Stop with Ctrl-C."
         )
 
     run = RunConfig(ctx, **settings)
@@ -104,4 +103,4 @@ def command(
         listen(host, port, api_key or None) as listener,
         ModelHost(model, run, slots=slots, progress=render.progress(keep=False)) as hosted,
     ):
-        serve(hosted, listener, key=api_key or None, on_ready=tell)
+        serve(hosted, listener, key=api_key or None, on_ready=report_ready)

@@ -1,4 +1,4 @@
-"""`pigguf tune`: measure how a model runs fastest on this machine, and keep it."""
+"""`pigguf tune`: find the fastest settings for a model on this machine, and store them."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from pigguf.inference.tuning import BUDGET, Measurement, TuningResult, tune
     default=BUDGET,
     show_default=True,
     metavar="N",
-    help="How long it may take, about; what does not fit is left out and told.",
+    help="Approximate time limit; measurements that do not fit are skipped and listed.",
 )
 @gpu_layers_option
 @json_option
 @verbose_option
 def command(model: Path, seconds: float, gpu_layers: GpuLayers, as_json: bool, verbose: bool) -> None:
-    """Measure how the GGUF file MODEL runs fastest on this machine.
+    """Find the fastest settings for the GGUF file MODEL on this machine.
 
-    Threads, batch, flash attention by depth and what reads long prompts are compared, and the fastest is
-    kept for this machine and every model of this shape; chat, ask and whatever else runs a model go by it.
-    Types of the KV cache are measured, and never chosen: they change answers. Let nothing else run meanwhile.
+    Compares threads, batch sizes, flash attention by depth, and prefill backends, and stores the fastest for
+    this machine and all models of the same shape; every command that runs a model uses them. KV cache types
+    are measured but not chosen, because they change answers. Run it without other load.
 
     \b
     Examples:
@@ -56,11 +56,11 @@ def _show(result: TuningResult) -> None:
         [_row(one) for one in result.measurements],
         right=("depth", "prefill", "decode", "samples", "cache"),
     )
-    render.note("prefill and decode in tokens/s; the cache at the model's full window")
+    render.note("prefill and decode in tokens/s; cache size at the model's full window")
     render.facts(((one.setting, f"{one.value}  ({one.reason})") for one in result.decisions), title="Chosen")
-    render.facts([("kept", result.path), ("took", duration(result.seconds))])
+    render.facts([("stored in", result.path), ("time", duration(result.seconds))])
     for line in result.skipped:
-        render.note(f"left out: {line}")
+        render.note(f"skipped: {line}")
 
 
 def _row(one: Measurement) -> tuple[str, ...]:
@@ -77,9 +77,7 @@ def _row(one: Measurement) -> tuple[str, ...]:
 def _as_data(result: TuningResult) -> dict[str, Any]:
     return {
         "tuning": result.profile.to_json(),
-        "choices": [
-            {"what": one.setting, "value": one.value, "why": one.reason} for one in result.decisions
-        ],
+        "choices": [{"what": one.setting, "value": one.value, "why": one.reason} for one in result.decisions],
         "measurements": [asdict(one) for one in result.measurements],
         "left_out": list(result.skipped),
         "seconds": round(result.seconds, 3),

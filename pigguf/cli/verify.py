@@ -1,4 +1,4 @@
-"""`pigguf verify`: whether a GGUF is the checkpoint that it is said to be."""
+"""`pigguf verify`: compare a GGUF with the checkpoint that it was made from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pigguf.cli import exit_codes, render
 from pigguf.cli.options import PATH, SOURCE, json_option
 from pigguf.operations.lint import POSITION_KEYS
 from pigguf.operations.verify import (
-    TOKENS,
+    DEFAULT_TOKENS,
     DepthComparison,
     Discrepancy,
     LogitsComparison,
@@ -22,7 +22,7 @@ from pigguf.operations.verify import (
 )
 
 _POSITION_KEYS = tuple(f".{key}" for key in POSITION_KEYS)
-_SHOWN = 20  # differences; --json has them all
+_MAX_SHOWN = 20  # differences in the text output; --json has all of them
 
 
 def _depths(ctx: click.Context, parameter: click.Parameter, value: str | None) -> list[int] | None:
@@ -41,28 +41,28 @@ def _depths(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     type=SOURCE,
     required=True,
     metavar="SOURCE",
-    help="The checkpoint: a directory, or OWNER/NAME on a hub.",
+    help="The checkpoint: a directory, or OWNER/NAME on the Hugging Face hub.",
 )
 @click.option(
     "--text",
     type=PATH,
     metavar="PATH",
-    help="UTF-8 text to read.  [default: samples in many languages, and code]",
+    help="UTF-8 text to compare on.  [default: samples in many languages, and code]",
 )
 @click.option(
     "--depths",
     callback=_depths,
     metavar="N,N,...",
-    help="Where to compare predictions, in tokens.  [default: at a quarter, a half and the end of the "
-    "original window, and a half and the end of the extended one]",
+    help="Depths at which predictions are compared, in tokens.  [default: a quarter, a half and all of the "
+    "original window, and a half and all of the extended one]",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
-    default=TOKENS,
+    default=DEFAULT_TOKENS,
     show_default=True,
     metavar="N",
-    help="Without --depths, read so many tokens at most.",
+    help="Maximum length of the text in tokens, without --depths.",
 )
 @json_option
 @click.pass_context
@@ -75,19 +75,18 @@ def command(
     tokens: int,
     as_json: bool,
 ) -> None:
-    """Say whether the GGUF file FILE, whoever made it, is the checkpoint SOURCE, at depth too.
+    """Compare the GGUF file FILE, of any origin, with the checkpoint SOURCE, also at depth.
 
-    Its keys and tensors are compared with what convert would write, its tokens with those of the
-    checkpoint's own tokenizer, its weights with the checkpoint's but for what their types round, and
-    its predictions of a text with those of transformers, which computes the checkpoint in float32:
-    four bytes of memory a weight. How far predictions may be apart, as KL divergence in nats,
-    depends on the types. transformers is in the extra pigguf[verify].
+    Compares keys and tensors with the output of convert, tokens with those of the checkpoint's own tokenizer,
+    weights with the checkpoint's up to the rounding of their types, and next-token predictions with those of
+    transformers, which computes the checkpoint in float32 (4 bytes of memory for each weight). The limit of
+    the KL divergence, in nats, depends on the types. transformers is part of the extra pigguf[verify].
 
     \b
-    Exit codes, beyond those of every command:
-        0  it is, or is but for its quantization
-        3  nothing differs, but transformers cannot compute the checkpoint
-       15  it is not
+    Exit codes, in addition to those of every command:
+        0  the file equals the checkpoint, up to quantization
+        3  no differences, but transformers cannot compute the checkpoint
+       15  differences
 
     \b
     Examples:
@@ -122,10 +121,10 @@ def _show(found: VerificationResult) -> None:
     _list("differs", found.differences)
     _list("notes", found.notes)
     if any(difference.name.endswith(_POSITION_KEYS) for difference in found.structure.differences):
-        render.note(f"hint: `pigguf repair {found.file}` tells what would mend its positions")
+        render.note(f"hint: `pigguf repair {found.file}` shows how to fix its rope metadata")
     if found.logits.depths:
         click.echo()
-        headers = ["depth", "tokens", "mean KL", "at most", "same top, %", "log p, file", "log p, source", ""]
+        headers = ["depth", "tokens", "mean KL", "limit", "same top, %", "log p, file", "log p, source", ""]
         render.table(headers, map(_row, found.logits.depths), right=headers[:-1])
 
 
@@ -133,8 +132,12 @@ def _list(title: str, discrepancies: Iterable[Discrepancy]) -> None:
     rows = [(found.name, found.description) for found in discrepancies]
     if rows:
         click.echo()
-        more = [("...", f"{len(rows) - _SHOWN:,} more: --json has them all")] if len(rows) > _SHOWN else []
-        render.facts(rows[:_SHOWN] + more, title)
+        more = (
+            [("...", f"{len(rows) - _MAX_SHOWN:,} more: --json has them all")]
+            if len(rows) > _MAX_SHOWN
+            else []
+        )
+        render.facts(rows[:_MAX_SHOWN] + more, title)
 
 
 def _part(part: VerificationPart, what: str = "facts") -> str:
@@ -148,10 +151,10 @@ def _predictions(found: LogitsComparison, window: int) -> str:
     if found.skipped_reason:
         return f"not compared: {found.skipped_reason}"
     deepest = found.depths[-1].depth
-    seen = f"of {found.text}, to {deepest:,} tokens of a window of {window:,}"
+    scope = f"on {found.text}, up to {deepest:,} tokens of a window of {window:,}"
     if found.first_failing_depth is not None:
-        return f"different from depth {found.first_failing_depth:,} on, {seen}"
-    return f"{found.verdict}, {seen}"
+        return f"different from depth {found.first_failing_depth:,}, {scope}"
+    return f"{found.verdict}, {scope}"
 
 
 def _row(depth: DepthComparison) -> tuple[str, ...]:
@@ -163,7 +166,7 @@ def _row(depth: DepthComparison) -> tuple[str, ...]:
         f"{100 * depth.same_top:.1f}",
         f"{depth.log_p:.3f}",
         f"{depth.source_log_p:.3f}",
-        "" if depth.within_limit else "too far",
+        "" if depth.within_limit else "above the limit",
     )
 
 

@@ -1,4 +1,4 @@
-"""`pigguf worker`: this machine's devices for a model that runs on another one."""
+"""`pigguf worker`: provide this machine's devices to a model that runs on another machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 
 from pigguf.cli import render
 from pigguf.cli.options import verbose_option
-from pigguf.common.files import cache_directory
+from pigguf.common.cache_directory import cache_directory
 from pigguf.common.format_bytes import format_memory
 from pigguf.errors import UsageError
 from pigguf.inference.engine import log_to
@@ -38,46 +38,47 @@ def _size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     metavar="HOST:PORT",
     default="127.0.0.1:50052",
     show_default=True,
-    help="Where to listen; port 0 is any that is free.",
+    help="Address to listen on; port 0 is any free port.",
 )
 @click.option(
     "--device",
     "names",
     metavar="NAME,...",
-    help="Devices to lend, by the names of `pigguf doctor`; default: all GPUs, or the CPU without one.",
+    help="Devices to provide, by their names in `pigguf doctor`; default: all GPUs, else the CPU.",
 )
 @click.option(
     "--memory",
     metavar="N(M|G)",
     callback=_size,
-    help="Most memory to lend of each device, in MiB or GiB; default: what is free now.",
+    help="Memory limit for each device, in MiB or GiB; default: the free memory.",
 )
 @click.option(
     "--cache",
-    "most_kept",
+    "cache_bytes",
     metavar="N(M|G)",
     callback=_size,
-    help="Keep up to so much of clients' weights on disk, so that they need not be sent again.",
+    help="Store up to this size of weights on disk, so that clients do not send them again.",
 )
 @click.option(
     "--trust-network",
     is_flag=True,
-    help="Listen where other machines reach it, without authentication or encryption.",
+    help="Listen on an address that other machines can reach, without authentication or encryption.",
 )
 @verbose_option
 def command(
     listen: str,
     names: str | None,
     memory: int | None,
-    most_kept: int | None,
+    cache_bytes: int | None,
     trust_network: bool,
     verbose: bool,
 ) -> None:
-    """Lend this machine's devices to a model that runs on another one, until Ctrl-C.
+    """Provide this machine's devices to a model that runs on another machine, until Ctrl-C.
 
-    The other machine names it with --workers. One client is served at a time. There is no authentication and
-    no encryption: anyone who reaches the port may use it, and read or change what is computed. So it listens
-    on this machine alone, for an SSH tunnel to end at; docs/workers.md shows that, and WireGuard.
+    The other machine connects with --workers. One client is served at a time. There is no authentication and
+    no encryption: anyone who can reach the port can use the worker, and read or change what it computes. So
+    it listens on loopback by default, as the end of an SSH tunnel; docs/workers.md describes that, and
+    WireGuard.
 
     \b
     Examples:
@@ -87,23 +88,23 @@ def command(
     host, port = parse_host_port(listen)
     if not (trust_network or _is_loopback(host)):
         raise UsageError(
-            f"{host} is reached from other machines, and llama.cpp's RPC knows no authentication",
-            "listen on 127.0.0.1 behind an SSH tunnel, or say --trust-network if all of it may use it",
+            f"other machines can reach {host}, and llama.cpp's RPC has no authentication",
+            "listen on 127.0.0.1 behind an SSH tunnel, or give --trust-network to allow it",
         )
     if verbose:
         log_to(render.note)
-    _keep_stdout()
+    _move_stdout()
     chosen = None if names is None else [name.strip() for name in names.split(",")]
-    cache = None if most_kept is None else WeightCache(cache_directory("weights"), most_kept)
+    cache = None if cache_bytes is None else WeightCache(cache_directory("weights"), cache_bytes)
     with Worker(host, port, names=chosen, memory=memory, cache=cache) as worker:
         if not _is_loopback(host):
             render.note(
-                f"warning: whoever reaches {worker.address} can use this worker and see what it computes: "
+                f"warning: anyone who can reach {worker.address} can use this worker and see its data: "
                 "there is no authentication and no encryption"
             )
-        rows = [("listens on", worker.address), *(("lends", _lent(one)) for one in worker.devices)]
+        rows = [("address", worker.address), *(("device", _describe(device)) for device in worker.devices)]
         if cache is not None:
-            rows.append(("keeps", f"up to {format_memory(cache.max_bytes)} of weights in {cache.directory}"))
+            rows.append(("weight cache", f"up to {format_memory(cache.max_bytes)} in {cache.directory}"))
         render.facts(rows)
         sys.stdout.flush()
         worker.serve()
@@ -116,14 +117,14 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _lent(device: Device) -> str:
+def _describe(device: Device) -> str:
     return f"{device.name}: {device.description}, {format_memory(device.memory_free)}"
 
 
-def _keep_stdout() -> None:
-    """The library's server writes there by itself, whenever a client comes or goes: leave it another one."""
+def _move_stdout() -> None:
+    """Move stdout to a new file descriptor, because llama.cpp's RPC server prints to descriptor 1."""
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="backslashreplace")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    os.close(devnull)

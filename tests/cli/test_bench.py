@@ -87,8 +87,8 @@ def test_plots_are_whole_documents_with_every_line(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--depths", "0,4096"), exit_codes.OVERFLOW, "take a window of 4,624, and this one is 4,096"),
-        (("--depths", "3569"), exit_codes.OVERFLOW, "hint: take depths up to 3,568"),
+        (("--depths", "0,4096"), exit_codes.OVERFLOW, "need a context of 4,624 tokens, and this one has 4,096"),
+        (("--depths", "3569"), exit_codes.OVERFLOW, "hint: use depths up to 3,568"),
         (("--depths", "0,x"), exit_codes.USAGE, "depths"),
         (("--depths", "-5"), exit_codes.USAGE, "depths"),
         (("--vs", "fast"), exit_codes.USAGE, "--vs 'fast' is not OPTION=VALUE"),

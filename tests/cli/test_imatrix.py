@@ -70,7 +70,7 @@ def test_without_a_matrix_the_way_to_one_is_told(
     done = run("quantize", gguf, tmp_path / "out.gguf", "--type", "IQ2_XXS")
     assert done.returncode == exit_codes.USAGE.code
     assert "IQ2_XXS makes blk.0.attn_q.weight IQ2_XXS, which needs an importance matrix" in done.stderr
-    assert "hint: make one with `pigguf imatrix MODEL --text FILE`" in done.stderr
+    assert "hint: compute one with `pigguf imatrix MODEL --text FILE`" in done.stderr
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -79,7 +79,7 @@ def test_a_file_that_is_no_matrix_is_refused_by_name(
 ) -> None:
     done = run("quantize", gguf, tmp_path / "out.gguf", "--type", "Q4_K_M", "--imatrix", gguf)
     assert done.returncode == exit_codes.GGUF.code
-    assert f"{gguf} is no importance matrix: it lacks imatrix.datasets" in done.stderr
+    assert f"{gguf} is not an importance matrix: it lacks imatrix.datasets" in done.stderr
     assert "hint: " in done.stderr
 
 
@@ -95,10 +95,10 @@ def test_types_of_single_tensors(run: Callable[..., Done], gguf: Path, tmp_path:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("ffn_dwon=q6_k",), "'ffn_dwon' is found in no matrix of the model"),
+        (("ffn_dwon=q6_k",), "'ffn_dwon' matches no matrix of the model"),
         (("ffn_down=q7_k",), "there is no tensor type 'q7_k'"),
         (("ffn_down",), "'ffn_down' is not PATTERN=TYPE"),
-        (("(=q6_k",), "'(' is no regular expression"),
+        (("(=q6_k",), "'(' is not a regular expression"),
         (("ffn_down=q6_k", "ffn_down=q8_0"), "'ffn_down' is given twice"),
     ],
 )

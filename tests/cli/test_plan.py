@@ -31,7 +31,7 @@ def test_a_table_says_what_is_taken_and_what_fits(run: Run, smollm2_gguf: Path) 
         r"memory +computer",
         r"KV cache, K +45\.0 MiB",
         r"KV cache, V +45\.0 MiB",
-        r"there is room for +[\d.,]+ GiB",
+        r"available +[\d.,]+ GiB",
         r"q8_0 +8,192 +[\d.]+ MiB",
     ):
         assert re.search(line, done.stdout), line
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_shown_and_refused_with_what_does(
     assert done.returncode == 9
     assert "fits             no" in done.stdout
     assert "error: " in done.stderr
-    assert "there is room for 272.0 MiB" in done.stderr
+    assert "272.0 MiB are available" in done.stderr
     hint = next(line for line in done.stderr.splitlines() if line.startswith("hint: "))
     told = json.loads(run("plan", smollm2_gguf, "--ctx", "8192", "--json").stdout)
     assert not told["fits"]

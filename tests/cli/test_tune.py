@@ -39,10 +39,10 @@ def test_what_was_measured_chosen_and_left_out(run: Callable[..., Done], tiny: P
     assert any(line.startswith("flash attention  on") for line in lines)
     assert "Chosen" in lines
     assert any(line.startswith("batch") and "tokens/s)" in line for line in lines)
-    kept = next(line.split(maxsplit=1)[1] for line in lines if line.startswith("kept"))
-    assert Path(kept).is_file()
+    path = next(line.split(maxsplit=2)[2] for line in lines if line.startswith("stored in"))
+    assert Path(path).is_file()
     # the tiny model's heads of 16 dimensions fit no quantized block
-    assert "left out: cache types: q8_0/f16: a KV cache of type q8_0 does not fit" in done.stderr
+    assert "skipped: cache types: q8_0/f16: a KV cache of type q8_0 does not fit" in done.stderr
 
 
 def test_json_is_the_tuning_that_is_found(run: Callable[..., Done], tiny: Path) -> None:

@@ -54,7 +54,7 @@ def program(*arguments: str | Path) -> subprocess.Popen[str]:
 def test_it_says_where_it_listens_and_what_it_lends(start: Start) -> None:
     worker = start("--memory", "1.5G", "--device", "CPU")
     assert re.fullmatch(r"127\.0\.0\.1:\d+", worker.address)
-    assert re.match(r"lends +CPU: .+, 1\.5 GiB$", worker.lends)
+    assert re.match(r"device +CPU: .+, 1\.5 GiB$", worker.device_line)
 
 
 def test_ctrl_c_ends_it_quietly_and_its_port_is_free_again(start: Start) -> None:
@@ -220,7 +220,7 @@ def test_a_worker_that_dies_in_an_answer_is_an_error(start: Start, smollm2_gguf:
     _, err = child.communicate(timeout=30)
     assert time.monotonic() - begun < 10
     assert child.returncode == 8
-    assert f"error: the worker {worker.address} went away" in err
+    assert f"error: the worker {worker.address} disconnected" in err
     assert "hint: " in err
 
 

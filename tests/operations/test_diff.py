@@ -17,11 +17,11 @@ import pigguf
 from pigguf.cli import exit_codes
 from pigguf.cli.diff import command
 from pigguf.errors import GGUFError
-from pigguf.gguf_io import PlannedTensor, TensorType, header_bytes, write_gguf
-from pigguf.gguf_io.metadata import Typed, array, f32, string, u32
+from pigguf.gguf_io import PlannedTensor, TensorType, serialize_header, write_gguf
+from pigguf.gguf_io.metadata import TypedValue, array, f32, string, u32
 from pigguf.quantization import decode, encode
 
-KEYS: Mapping[str, Typed] = {
+KEYS: Mapping[str, TypedValue] = {
     "general.architecture": string("pig"),
     "pig.context_length": u32(64),
     "pig.scale": f32(float("nan")),
@@ -33,7 +33,7 @@ VALUES = np.random.default_rng(0).standard_normal((48, 512)).astype(np.float32)
 def write(
     path: Path,
     values: Mapping[str, np.ndarray],
-    keys: Mapping[str, Typed] = KEYS,
+    keys: Mapping[str, TypedValue] = KEYS,
     kind: TensorType = TensorType.F32,
 ) -> Path:
     write_gguf(path, keys, [planned(name, array_, kind) for name, array_ in values.items()])
@@ -70,7 +70,7 @@ def test_the_same_content_in_another_order_is_the_same(one: Path, tmp_path: Path
 def test_keys_added_removed_and_changed_are_told_with_both_values(one: Path, tmp_path: Path) -> None:
     keys = {
         "general.architecture": string("pig"),
-        "pig.context_length": Typed("u64", 64),
+        "pig.context_length": TypedValue("u64", 64),
         "pig.scale": f32(0.5),
         "pig.words": array("str", ("a", "b", "d", "e")),
         "pig.new": u32(1),
@@ -79,7 +79,7 @@ def test_keys_added_removed_and_changed_are_told_with_both_values(one: Path, tmp
     told = {difference.key: difference for difference in found.metadata}
     assert list(told) == ["pig.context_length", "pig.scale", "pig.words", "pig.new"]
     assert (told["pig.new"].a, told["pig.new"].b) == (None, u32(1))
-    assert (told["pig.context_length"].a, told["pig.context_length"].b) == (u32(64), Typed("u64", 64))
+    assert (told["pig.context_length"].a, told["pig.context_length"].b) == (u32(64), TypedValue("u64", 64))
     assert told["pig.words"].first_difference == 2
     assert (found.same_keys, found.same_tensors, found.same) == (1, 2, False)
 
@@ -95,7 +95,7 @@ def test_an_arrays_first_difference_is_found(
     for name, values in (("a", a), ("b", b)):
         path = tmp_path / name
         path.write_bytes(
-            header_bytes({"general.architecture": string("pig"), "pig.n": array("i32", values)}, ())
+            serialize_header({"general.architecture": string("pig"), "pig.n": array("i32", values)}, ())
         )
         paths.append(path)
     (found,) = pigguf.diff(*paths).metadata
@@ -196,7 +196,7 @@ def test_headers_alone(one: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "b.gguf", {"x": -VALUES, "y": VALUES[0]})
     shown = CliRunner().invoke(command, [str(one), str(other), "--no-data"])
     assert shown.exit_code == 0
-    assert "by shape and type alone" in shown.stdout
+    assert "only by shape and type" in shown.stdout
     assert not pigguf.diff(one, other).same
     quantized = write(tmp_path / "c.gguf", {"x": VALUES, "y": VALUES[0]}, kind=TensorType.Q8_0)
     assert [d.max_abs for d in pigguf.diff(one, quantized, data=False).tensors] == [None, None]
@@ -226,7 +226,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     paths = []
     for name in ("a", "b"):
         tensor = PlannedTensor("x", (25_000_000,), TensorType.F32, (), lambda start, stop: VALUES)
-        header = header_bytes(KEYS, [tensor])
+        header = serialize_header(KEYS, [tensor])
         with open(tmp_path / name, "wb") as file:
             file.write(header)
             file.truncate(len(header) + tensor.nbytes)

@@ -33,7 +33,7 @@ class RunningServer:
         assert process.stderr is not None
         for line in process.stderr:
             self.stderr_lines.append(line)
-            if found := re.search(r"answers at (http://\S+)/v1", line):
+            if found := re.search(r"is served at (http://\S+)/v1", line):
                 self.url = found[1]
                 break
         else:
@@ -77,7 +77,7 @@ def server_with_limits(
         "run = RunConfig(prompt_cache=False)\n"
         f"with listen('127.0.0.1', 0, None) as at, ModelHost(sys.argv[1], run, max_waiting={queue}) as host:\n"
         f"    serve(host, at, limits={limits},\n"
-        "        on_ready=lambda _: print(f'answers at {listener_url(at)}/v1', file=sys.stderr, flush=True))\n",
+        "        on_ready=lambda _: print(f'is served at {listener_url(at)}/v1', file=sys.stderr, flush=True))\n",
         str(path),
     )
 

@@ -36,10 +36,10 @@ class WorkerProcess:
             env={**os.environ, "PYTHONPATH": str(Path(pigguf.__file__).parent.parent)},
         )
         assert self.child.stdout is not None
-        found = re.match(r"listens on +(\S+)", self.child.stdout.readline())
+        found = re.match(r"address +(\S+)", self.child.stdout.readline())
         assert found, self.child.communicate(timeout=10)
         self.address = found[1]
-        self.lends = self.child.stdout.readline()
+        self.device_line = self.child.stdout.readline()
 
     def signal(self, number: int) -> None:
         self.child.send_signal(number)
