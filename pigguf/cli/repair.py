@@ -12,9 +12,10 @@ import click
 from pigguf.cli import exit_codes, render
 from pigguf.cli.metadata_values import as_data, brief, kind
 from pigguf.cli.options import PATH, json_option
+from pigguf.cli.parameter_flags import parameters_as_flags
 from pigguf.cli.signals import tidy_termination
 from pigguf.errors import UsageError
-from pigguf.gguf_io.metadata import Typed, shortest_f32
+from pigguf.gguf_io.metadata import TypedValue, round_to_shortest_f32
 from pigguf.operations.lint import LintFinding, SuggestedFix, certain_fixes
 from pigguf.operations.repair import KeyChange, RepairResult, repair
 from pigguf.rope import RopeOverrides
@@ -124,7 +125,7 @@ def _show_findings(result: RepairResult) -> None:
     count = len(result.findings)
     render.facts([("file", result.source), ("positions", f"{count} fault{'s' if count > 1 else ''} found")])
     for finding in result.findings:
-        rows: list[tuple[str, object]] = [("fault", finding.message)]
+        rows: list[tuple[str, object]] = [("fault", parameters_as_flags(finding.message))]
         rows += [("evidence", evidence) for evidence in finding.evidence]
         rows += [("fix", _fix_with_condition(result.source, fix)) for fix in finding.fixes]
         if not finding.fixes:
@@ -161,13 +162,13 @@ def _flags(fix: SuggestedFix) -> Iterator[tuple[str, str]]:
         yield "--set", f"{key}={_value_text(typed)}"
 
 
-def _value_text(typed: Typed) -> str:
+def _value_text(typed: TypedValue) -> str:
     """Return a value as --set takes it; strings need no type, because the keys of fixes are known ones."""
-    if typed.kind == "str":
+    if typed.type == "str":
         return str(typed.value)
-    if typed.kind == "f32":
-        return f"f32:{shortest_f32(typed.value):.10g}"
-    return f"{typed.kind}:{str(typed.value).lower()}"
+    if typed.type == "f32":
+        return f"f32:{round_to_shortest_f32(typed.value):.10g}"
+    return f"{typed.type}:{str(typed.value).lower()}"
 
 
 # ---- changes -------------------------------------------------------------------------------------------
@@ -177,18 +178,18 @@ def _show_changes(result: RepairResult, dry_run: bool) -> None:
     for change in result.changes:
         render.facts([("-", _typed_value(change.old)), ("+", _typed_value(change.new))], title=change.key)
     for decision in result.decisions:
-        render.note(decision)
+        render.note(parameters_as_flags(decision))
     if not result.changes:
         render.note(f"nothing to change: {result.source} has these values already")
     for finding in result.findings:
-        render.note(f"still wrong: {finding.message}")
+        render.note(f"still wrong: {parameters_as_flags(finding.message)}")
     if result.path is not None:
         render.facts([("written", f"{result.path}, verified, in {result.seconds:.1f} s")])
     elif dry_run:
         render.note("dry run: nothing was written")
 
 
-def _typed_value(typed: Typed | None) -> str:
+def _typed_value(typed: TypedValue | None) -> str:
     return "nothing" if typed is None else f"{brief(typed)} ({kind(typed)})"
 
 
@@ -202,7 +203,7 @@ def _as_data(result: RepairResult) -> dict[str, Any]:
         "findings": [_finding_data(result.source, finding) for finding in result.findings],
         "command": _command_words(result.source, certain_fixes(result.findings)),
         "changes": [_change_data(change) for change in result.changes],
-        "decisions": list(result.decisions),
+        "decisions": [parameters_as_flags(decision) for decision in result.decisions],
         "seconds": round(result.seconds, 3),
     }
 
@@ -210,7 +211,7 @@ def _as_data(result: RepairResult) -> dict[str, Any]:
 def _finding_data(path: Path, finding: LintFinding) -> dict[str, Any]:
     return {
         "problem": finding.problem,
-        "message": finding.message,
+        "message": parameters_as_flags(finding.message),
         "evidence": [
             {"source": evidence.source, "key": evidence.key, "value": evidence.value}
             for evidence in finding.evidence

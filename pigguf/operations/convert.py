@@ -46,11 +46,11 @@ from pigguf.errors import InvalidTensor, UsageError
 from pigguf.gguf_io import (
     PlannedTensor,
     TensorType,
-    file_bytes,
-    planned_files,
-    write_files,
+    file_size,
+    plan_files,
+    write_gguf_files,
 )
-from pigguf.gguf_io.metadata import Typed, string, u32
+from pigguf.gguf_io.metadata import TypedValue, string, u32
 from pigguf.operations.readback import check_tokenization, check_written_gguf
 from pigguf.progress import SILENT, Progress
 from pigguf.quantization import (
@@ -95,7 +95,7 @@ class ConversionPlan:
     vocab: Vocab
     quantization: QuantizationParams
     type_choices: Mapping[str, TensorTypeChoice]
-    metadata: dict[str, Typed]
+    metadata: dict[str, TypedValue]
     tensors: tuple[PlannedTensor, ...]
     bytes: int
     adapter: AdapterSummary | None = None
@@ -151,9 +151,7 @@ def convert(
 ) -> ConversionResult:
     """Convert a checkpoint to a GGUF file.
 
-    The file appears whole and verified, or not at all: its shapes, types and rope keys are read back and
-    compared with the plan, and texts in many languages are tokenized with the source's tokenizer and with
-    the file's.
+    The file appears whole and verified (operations/readback.py), or not at all.
 
     Args:
         source: A directory with config.json, safetensors and tokenizer files; or OWNER/NAME or
@@ -191,16 +189,13 @@ def convert(
         merged = opened.enter_context(Adapter.open(adapter, progress)) if adapter is not None else None
         plan = plan_conversion(checkpoint, params, rope or RopeOverrides(), merged)
         target = Path(output) if output is not None else Path(f"{plan.name}-{plan.recipe.name}.gguf")
-        files = planned_files(target, plan.metadata, plan.tensors, shard_size)
-        plan = replace(plan, bytes=sum(file.bytes for file in files))
+        files = plan_files(target, plan.metadata, plan.tensors, shard_size)
+        plan = replace(plan, bytes=sum(file.size for file in files))
         parts = tuple(file.path for file in files)
         if dry_run:
             return ConversionResult(None, plan, time.monotonic() - begun, parts)
-        for part in parts:
-            _check_not_source("checkpoint", checkpoint.path, part)
-            if merged is not None:
-                _check_not_source("adapter", merged.path, part)
-        write_files(files, progress, partial(_check_written, plan, checkpoint.path))
+        _check_not_sources(parts, checkpoint, merged)
+        write_gguf_files(files, progress, partial(_check_written, plan, checkpoint.path))
     return ConversionResult(parts[0], plan, time.monotonic() - begun, parts)
 
 
@@ -231,7 +226,7 @@ def plan_conversion(
         **vocab.metadata(),
         **(params.imatrix.metadata() if params.imatrix else {}),
     }
-    size = file_bytes(metadata, tensors)
+    size = file_size(metadata, tensors)
     ignored = (family.ignored_tensors_note,) if family.ignored_tensors_note else ()
     notes = checkpoint.notes + ignored + pooling.notes + vocab.notes
     return ConversionPlan(name, hparams, vocab, params, type_choices, metadata, tensors, size, summary, notes)
@@ -251,8 +246,15 @@ def _merged_name(base: str, adapter: str) -> str:
     return adapter if adapter.lower().startswith(base.lower()) else f"{base}-{adapter}"
 
 
+def _check_not_sources(targets: Sequence[Path], checkpoint: Checkpoint, adapter: Adapter | None) -> None:
+    """Raise UsageError if a target is a file of the checkpoint or the adapter: writing would destroy it."""
+    for target in targets:
+        _check_not_source("checkpoint", checkpoint.path, target)
+        if adapter is not None:
+            _check_not_source("adapter", adapter.path, target)
+
+
 def _check_not_source(description: str, source: Path, target: Path) -> None:
-    """Raise UsageError if the target is a file of the source, which writing would destroy."""
     if target.exists() and any(
         file.exists() and target.samefile(file) for file in source.iterdir() if file.suffix != ".gguf"
     ):
@@ -275,7 +277,7 @@ def read_quantization_params(
     return QuantizationParams(recipe, matrix, parse_type_overrides(tensor_types or {}))
 
 
-def general_metadata(architecture: str, name: str, recipe: QuantizationRecipe) -> dict[str, Typed]:
+def general_metadata(architecture: str, name: str, recipe: QuantizationRecipe) -> dict[str, TypedValue]:
     """Return the general.* keys."""
     return {
         "general.architecture": string(architecture),
@@ -286,7 +288,7 @@ def general_metadata(architecture: str, name: str, recipe: QuantizationRecipe) -
     }
 
 
-def _base_model_metadata(name: str) -> dict[str, Typed]:
+def _base_model_metadata(name: str) -> dict[str, TypedValue]:
     """Return the keys that name the base model (llama.cpp gguf-py constants.py)."""
     return {"general.base_model.count": u32(1), "general.base_model.0.name": string(name)}
 
@@ -343,6 +345,6 @@ def _planned_tensor(tensor: LazyTensor, kind: TensorType, importance: Array | No
 
 
 def _check_written(plan: ConversionPlan, source: Path, written: Path) -> None:
-    """Raise VerificationFailed if a file is not as planned, or tokenizes otherwise than its source."""
+    """Raise VerificationFailed if a file is not as planned, or tokenizes differently from its source."""
     check_written_gguf(written, plan.metadata, plan.tensors, plan.rope)
     check_tokenization(written, load_reference_encoder(source), plan.vocab)

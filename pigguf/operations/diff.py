@@ -27,7 +27,7 @@ from pigguf.gguf_io import (
     block_elements,
     read_header,
 )
-from pigguf.gguf_io.metadata import Metadata, Typed
+from pigguf.gguf_io.metadata import Metadata, TypedValue
 from pigguf.progress import SILENT, Progress, stage
 from pigguf.quantization.ggml_kernels import decode
 
@@ -54,8 +54,8 @@ class KeyDifference:
     """
 
     key: str
-    a: Typed | None
-    b: Typed | None
+    a: TypedValue | None
+    b: TypedValue | None
     first_difference: int | None = None
 
 
@@ -148,7 +148,7 @@ def diff(
 def _key_differences(a: Metadata, b: Metadata) -> Iterator[KeyDifference]:
     for key in dict.fromkeys((*a, *b)):
         one, other = a.get(key), b.get(key)
-        if one is None or other is None or (one.kind, one.is_array) != (other.kind, other.is_array):
+        if one is None or other is None or (one.type, one.is_array) != (other.type, other.is_array):
             yield KeyDifference(key, one, other)
         elif one.is_array:
             first = _first_difference(one.value, other.value)

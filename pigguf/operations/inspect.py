@@ -17,11 +17,11 @@ from pigguf.gguf_io import (
     GGUFFile,
     TensorType,
     block_elements,
-    named,
+    errors_name_file,
     read_header,
     row_bytes,
 )
-from pigguf.gguf_io.metadata import Typed, elements, get
+from pigguf.gguf_io.metadata import TypedValue, get_array, get_value
 from pigguf.operations.rope_from_gguf import rope_from_gguf
 from pigguf.rope import Positions
 
@@ -117,7 +117,7 @@ class InspectionReport:
     rope: Positions | None
     position_notes: tuple[str, ...]
     cache: tuple[KVCacheSize, ...]
-    metadata: Mapping[str, Typed]
+    metadata: Mapping[str, TypedValue]
 
 
 def inspect(path: str | os.PathLike[str]) -> InspectionReport:
@@ -129,7 +129,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
         UnsupportedModel: A kind of GGUF that cannot be read.
     """
     file = read_header(path)
-    with named(file.path):
+    with errors_name_file(file.path):
         return inspect_header(file)
 
 
@@ -140,9 +140,9 @@ def inspect_header(file: GGUFFile) -> InspectionReport:
     return InspectionReport(
         path=file.path,
         bytes=file.size,
-        parts=file.parts,
+        parts=file.shards,
         architecture=file.architecture,
-        name=get(file.metadata, "general.name", str),
+        name=get_value(file.metadata, "general.name", str),
         parameters=sum(tensor.elements for tensor in file.tensors.values()),
         types=_bytes_by_type(file),
         layers=keys.number("block_count"),
@@ -172,10 +172,10 @@ class _ArchitectureKeys:
         return (
             None
             if typed is None or typed.is_array
-            else get(self._metadata, f"{self.architecture}.{key}", int)
+            else get_value(self._metadata, f"{self.architecture}.{key}", int)
         )
 
-    def value(self, key: str) -> Typed | None:
+    def value(self, key: str) -> TypedValue | None:
         """Return a key's typed value, or None if it is absent."""
         return self._metadata.get(f"{self.architecture}.{key}")
 
@@ -199,12 +199,12 @@ def _bytes_by_type(file: GGUFFile) -> dict[str, int]:
 
 
 def _tokenizer(file: GGUFFile) -> str | None:
-    model, pre = (get(file.metadata, f"tokenizer.ggml.{key}", str) for key in ("model", "pre"))
+    model, pre = (get_value(file.metadata, f"tokenizer.ggml.{key}", str) for key in ("model", "pre"))
     return f"{model} ({pre})" if model and pre else model
 
 
 def _token_count(file: GGUFFile) -> int | None:
-    tokens = elements(file.metadata, "tokenizer.ggml.tokens")
+    tokens = get_array(file.metadata, "tokenizer.ggml.tokens")
     return None if tokens is None else len(tokens)
 
 

@@ -18,11 +18,11 @@ from pigguf.gguf_io import (
     GGUFFile,
     TensorData,
     TensorType,
-    planned_files,
+    plan_files,
     read_header,
-    write_files,
+    write_gguf_files,
 )
-from pigguf.gguf_io.metadata import Typed, u32
+from pigguf.gguf_io.metadata import TypedValue, u32
 from pigguf.operations.convert import QUANTIZATION_VERSION, plan_tensors, read_quantization_params
 from pigguf.operations.readback import check_written_gguf
 from pigguf.operations.rope_from_gguf import rope_from_gguf
@@ -87,7 +87,7 @@ def quantize(
     _check_not_quantized(file)
     family = family_from_metadata(file.metadata)
     hparams = hparams_from_metadata(family, file.metadata, file.tensors)
-    metadata: dict[str, Typed] = {
+    metadata: dict[str, TypedValue] = {
         **file.metadata,
         "general.file_type": u32(params.recipe.file_type),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
@@ -99,17 +99,17 @@ def quantize(
         check_written = partial(
             check_written_gguf, metadata=metadata, tensors=tensors, rope=rope_from_gguf(file)
         )
-        files = planned_files(target, metadata, tensors, shard_size)
+        files = plan_files(target, metadata, tensors, shard_size)
         parts = tuple(planned.path for planned in files)
         _check_not_source(file, parts)
-        size = write_files(files, progress, check_written)
+        size = write_gguf_files(files, progress, check_written)
     return QuantizationResult(parts[0], params.recipe.name, size, file.size, time.monotonic() - begun, parts)
 
 
 def _check_not_source(source: GGUFFile, targets: tuple[Path, ...]) -> None:
     """Raise UsageError if a target is a file of the source."""
     for target in targets:
-        if target.exists() and any(target.samefile(part) for part in source.parts):
+        if target.exists() and any(target.samefile(part) for part in source.shards):
             raise UsageError(f"{target} is both source and output", "give the output another name")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from pigguf.common.numerics import common_prefix_length
 from pigguf.errors import VerificationFailed
 from pigguf.gguf_io import GGUFFile, PlannedTensor, read_header
-from pigguf.gguf_io.metadata import Metadata, Typed
+from pigguf.gguf_io.metadata import Metadata, TypedValue
 from pigguf.inference.engine.model import Model
 from pigguf.operations.rope_from_gguf import rope_from_gguf
 from pigguf.rope import Positions, RopeScaling
@@ -81,18 +81,18 @@ def _compare_keys(file: GGUFFile, metadata: Metadata) -> None:
             )
 
 
-def _is_same(wanted: Typed, got: Typed) -> bool:
+def _is_same(wanted: TypedValue, got: TypedValue) -> bool:
     """Return whether two values are equal; floats are stored in single precision."""
-    if wanted.kind == "f32" and not wanted.is_array:
-        return got.kind == "f32" and abs(wanted.value - got.value) <= 1e-6 * abs(wanted.value)
+    if wanted.type == "f32" and not wanted.is_array:
+        return got.type == "f32" and abs(wanted.value - got.value) <= 1e-6 * abs(wanted.value)
     return (
-        wanted.kind == got.kind
+        wanted.type == got.type
         and wanted.is_array == got.is_array
-        and (wanted.kind == "f32" or wanted.value == got.value)
+        and (wanted.type == "f32" or wanted.value == got.value)
     )
 
 
-def _brief(typed: Typed | None) -> str:
+def _brief(typed: TypedValue | None) -> str:
     return "nothing" if typed is None else repr(typed.value)[:80]
 
 

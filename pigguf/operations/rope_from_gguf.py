@@ -9,7 +9,7 @@ import numpy as np
 
 from pigguf.errors import GGUFError
 from pigguf.gguf_io import GGUFFile, TensorData, TensorType
-from pigguf.gguf_io.metadata import ANOTHER_MAKE
+from pigguf.gguf_io.metadata import FOREIGN_FILE_HINT
 from pigguf.rope import POSITION_TENSORS, Positions, rope_from_metadata
 
 
@@ -26,7 +26,7 @@ def rope_from_gguf(file: GGUFFile) -> Positions:
         if tensor.type != TensorType.F32 or len(tensor.shape) != 1:
             raise GGUFError(
                 f"{file.path}: {tensor.name} is {tensor.type.name} {tensor.shape}, not an F32 vector",
-                ANOTHER_MAKE,
+                FOREIGN_FILE_HINT,
             )
     if not present:
         return rope_from_metadata(file.metadata, file.architecture)

@@ -1,4 +1,4 @@
-"""Documents in passages; which are near a question; where an answer's words stand."""
+"""Passages of documents, which of them are relevant to a question, and quotes in an answer."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def document(text: str) -> Document:
 
 
 def planted(novel: str, **facts: int) -> Document:
-    """The novel with facts at known lines, from 1 on."""
+    """Return the novel with facts at known lines, counted from 1."""
     lines = novel.split("\n")
     for fact, line in sorted(facts.items(), key=lambda item: item[1]):
         lines.insert(line - 1, fact)
     return document("\n".join(lines))
 
 
-# ---- cutting -------------------------------------------------------------------------------------
+# ---- splitting -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 7, 200, 1500, 10**6])
@@ -42,7 +42,7 @@ def test_passages_are_all_of_the_text_in_order(novel: str, size: int) -> None:
 def test_passages_end_where_paragraphs_do(novel: str) -> None:
     passages = list(split_document(document(novel), 1500))
     ends = [novel[passage.stop : passage.stop + 2] for passage in passages[:-1]]
-    assert all(end[0] == "\n" for end in ends), "a line is cut, where lines are short"
+    assert all(end[0] == "\n" for end in ends), "a line is split, where lines are short"
     assert sum(end == "\n\n" for end in ends) > 0.7 * len(ends), "the rest are paragraphs of a page"
 
 
@@ -56,7 +56,7 @@ def test_passages_end_where_paragraphs_do(novel: str) -> None:
         ("x" * 50, "x" * 22),
     ],
 )
-def test_the_best_border_near_is_taken(text: str, first: str) -> None:
+def test_the_best_separator_near_the_end_is_used(text: str, first: str) -> None:
     assert next(split_document(document(text), 22)).text == first
 
 
@@ -91,15 +91,17 @@ FACTS = {
         ("猫は何匹いますか", 750),
     ],
 )
-def test_the_passage_that_holds_the_answer_is_the_nearest(novel: str, question: str, line: int) -> None:
+def test_the_passage_that_holds_the_answer_has_the_highest_score(
+    novel: str, question: str, line: int
+) -> None:
     text = planted(novel, **FACTS)
     passages = list(split_document(text, 800))
     scores = BM25Index(passages).scores(question)
-    nearest = passages[int(scores.argmax())]
-    assert nearest.location.first <= line <= nearest.location.last
+    best = passages[int(scores.argmax())]
+    assert best.location.first <= line <= best.location.last
 
 
-def test_a_question_without_a_known_word_is_near_nothing(novel: str) -> None:
+def test_a_question_without_a_known_word_has_no_relevant_passage(novel: str) -> None:
     index = BM25Index(list(split_document(document(novel), 800)))
     assert not index.scores("zyzzyva xylograph").any()
     assert not index.scores("?!").any()
@@ -121,10 +123,13 @@ def test_bm25s_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def quotes(answer: str, text: str) -> list[tuple[str, str]]:
-    return [(quote.text, str(quote.location)) for quote in find_quotes(answer, list(split_document(document(text), 120)))]
+    return [
+        (quote.text, str(quote.location))
+        for quote in find_quotes(answer, list(split_document(document(text), 120)))
+    ]
 
 
-def test_words_of_an_answer_are_found_where_they_stand() -> None:
+def test_quoted_words_are_found_with_their_location() -> None:
     text = "Nothing here.\n\nThe password, of the\nlighthouse is 4711. It rains.\n\nThe ferry leaves at nine."
     assert quotes("It is said that “the password of the lighthouse is 4711” there.", text) == [
         ("The password, of the lighthouse is 4711", "a.txt:3-4")

@@ -1,4 +1,4 @@
-"""Every format to text with places, and what is refused of each."""
+"""Every format as text with locations, and what is refused of each."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ MOST = 1_000_000
 FACT = "The password of the lighthouse is 4711."
 
 
-def place_of(document: Document, text: str) -> str:
-    """Where a text stands, without the folder."""
+def location_of(document: Document, text: str) -> str:
+    """Return where a text is, without the folder."""
     start = document.text.index(text)
     return str(document.location(start, start + len(text), document.path.name))
 
@@ -39,10 +39,10 @@ def test_text_is_itself_with_its_own_lines(tmp_path: Path, name: str) -> None:
     document = load_document(path, MOST)
     assert document.text == "Erste Zeile\n\nnaïve 漢字\nlast"
     assert document.unit == "line"
-    assert place_of(document, "Erste") == f"{name}:1"
-    assert place_of(document, "漢字") == f"{name}:3"
-    assert place_of(document, "Zeile\n\nnaïve") == f"{name}:1-3"
-    assert place_of(document, "last") == f"{name}:4"
+    assert location_of(document, "Erste") == f"{name}:1"
+    assert location_of(document, "漢字") == f"{name}:3"
+    assert location_of(document, "Zeile\n\nnaïve") == f"{name}:1-3"
+    assert location_of(document, "last") == f"{name}:4"
 
 
 def test_html_bears_the_lines_of_its_source(tmp_path: Path) -> None:
@@ -68,10 +68,10 @@ def test_html_bears_the_lines_of_its_source(tmp_path: Path) -> None:
         "two": 9,
         "c |": 10,
     }.items():
-        assert place_of(document, text) == f"page.html:{line}"
-    assert place_of(document, "x = 1") == "page.html:11"
-    assert place_of(document, "  y = 2") == "page.html:12"
-    assert place_of(document, "end") == "page.html:12"
+        assert location_of(document, text) == f"page.html:{line}"
+    assert location_of(document, "x = 1") == "page.html:11"
+    assert location_of(document, "  y = 2") == "page.html:12"
+    assert location_of(document, "end") == "page.html:12"
 
 
 def test_html_is_known_by_how_it_begins(tmp_path: Path) -> None:
@@ -83,18 +83,20 @@ def test_html_is_known_by_how_it_begins(tmp_path: Path) -> None:
 def test_a_pdf_has_pages(tmp_path: Path) -> None:
     document = load_document(sample_documents.pdf(tmp_path / "report.PDF", ["One.", FACT, "Three."]), MOST)
     assert document.unit == "page"
-    assert place_of(document, FACT) == "report.PDF, page 2"
-    assert place_of(document, "4711.\n\nThree") == "report.PDF, pages 2-3"
+    assert location_of(document, FACT) == "report.PDF, page 2"
+    assert location_of(document, "4711.\n\nThree") == "report.PDF, pages 2-3"
     renamed = document.path.rename(tmp_path / "report")
     assert FACT in load_document(renamed, MOST).text, "a PDF is known by its first bytes"
 
 
-def test_words_parted_at_a_line_s_end_in_a_pdf_are_whole(tmp_path: Path) -> None:
+def test_words_hyphenated_at_a_line_s_end_in_a_pdf_are_joined(tmp_path: Path) -> None:
     text = load_document(sample_documents.pdf(tmp_path / "a.pdf", ["The light-\nhouse keeper."]), MOST).text
     assert "lighthouse keeper" in text
 
 
-def test_scanned_pages_among_others_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_scanned_pages_among_others_are_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = sample_documents.pdf(tmp_path / "part.pdf", ["One.", None, "", None])
     with caplog.at_level(logging.WARNING, "pigguf"):
         document = load_document(path, MOST)
@@ -108,8 +110,8 @@ def test_a_docx_has_paragraphs(tmp_path: Path) -> None:
     )
     document = load_document(path, MOST)
     assert document.text == f"First.\nTab\there. {FACT}\na | b\nc | "
-    assert place_of(document, FACT) == "a.docx, paragraph 2"
-    assert place_of(document, "a | b\nc") == "a.docx, paragraphs 3-4"
+    assert location_of(document, FACT) == "a.docx, paragraph 2"
+    assert location_of(document, "a | b\nc") == "a.docx, paragraphs 3-4"
 
 
 def test_a_docx_s_text_boxes_insertions_and_controls_are_read_once_and_deletions_not(tmp_path: Path) -> None:
@@ -122,10 +124,10 @@ def test_a_docx_s_text_boxes_insertions_and_controls_are_read_once_and_deletions
         "</w:txbxContent></mc:Choice><mc:Fallback><w:p><w:r><w:t>Boxed.</w:t></w:r></w:p></mc:Fallback>"
         "</mc:AlternateContent></w:r><w:r><w:br/><w:t>below.</w:t></w:r></w:p></w:body></w:document>"
     )
-    path = sample_documents.with_part(
+    path = sample_documents.with_member(
         sample_documents.word(tmp_path / "a.docx", []), "word/document.xml", body.encode()
     )
-    path = sample_documents.with_part(
+    path = sample_documents.with_member(
         path, "word/footnotes.xml", b'<w:f xmlns:w="urn:w"><w:p><w:r><w:t>A note.</w:t></w:r></w:p></w:f>'
     )
     assert load_document(path, MOST).text == "In a control.\nBoxed.\nKept inserted\nbelow.\nA note."
@@ -137,8 +139,8 @@ def test_an_epub_has_titled_chapters(tmp_path: Path) -> None:
     )
     document = load_document(path, MOST)
     assert document.text == f"# I\n\nWind.\n\n{FACT}\n"
-    assert place_of(document, FACT) == "b.epub, chapter 2, “The Calm”"
-    assert place_of(document, f"Wind.\n\n{FACT}") == "b.epub, chapters 1-2, “The Storm” to “The Calm”"
+    assert location_of(document, FACT) == "b.epub, chapter 2, “The Calm”"
+    assert location_of(document, f"Wind.\n\n{FACT}") == "b.epub, chapters 1-2, “The Storm” to “The Calm”"
     renamed = path.rename(tmp_path / "b")
     assert FACT in load_document(renamed, MOST).text, "an EPUB is known by its first bytes"
 
@@ -155,7 +157,7 @@ def test_an_older_epub_s_contents_are_an_ncx(tmp_path: Path) -> None:
     )
     extra = {"OEBPS/toc.ncx": ncx.encode(), "OEBPS/content.opf": package.encode()}
     document = load_document(sample_documents.book(tmp_path / "b.epub", {"x": "Text"}, extra), MOST)
-    assert place_of(document, "Text") == "b.epub, chapter 1, “Old”"
+    assert location_of(document, "Text") == "b.epub, chapter 1, “Old”"
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -186,15 +188,15 @@ def test_a_pdf_whose_password_is_for_changes_alone_is_read(tmp_path: Path) -> No
     assert FACT in load_document(sample_documents.pdf(tmp_path / "a.pdf", [FACT], password=""), MOST).text
 
 
-@pytest.mark.parametrize("kept", [6, 60])
-def test_damaged_documents_are_refused(tmp_path: Path, kept: int) -> None:
+@pytest.mark.parametrize("size", [6, 60])
+def test_damaged_documents_are_refused(tmp_path: Path, size: int) -> None:
     paths = [
         sample_documents.pdf(tmp_path / "a.pdf", [FACT]),
         sample_documents.word(tmp_path / "a.docx", [FACT]),
         sample_documents.book(tmp_path / "a.epub", {"One": FACT}),
     ]
     for path in paths:
-        path.write_bytes(path.read_bytes()[:kept])
+        path.write_bytes(path.read_bytes()[:size])
         error = refused(path)
         assert isinstance(error, TextError)
         assert f"is a damaged {path.suffix[1:].upper()}" in error.message
@@ -240,11 +242,11 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_refused_unread(
 ) -> None:
     path = tmp_path / name
     if name.endswith("docx"):
-        sample_documents.bomb(
+        sample_documents.zip_bomb(
             sample_documents.word(path, [FACT]), "word/document.xml", MAX_UNPACKED_BYTES + (1 << 20)
         )
     else:
-        sample_documents.bomb(
+        sample_documents.zip_bomb(
             sample_documents.book(path, {"One": FACT}),
             "OEBPS/text/chapter 1.xhtml",
             MAX_UNPACKED_BYTES + (1 << 20),
@@ -257,7 +259,7 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size_is_refused_unread(
 
 def test_a_header_that_claims_less_than_a_part_holds_does_not_unpack_more(tmp_path: Path) -> None:
     name = "word/document.xml"
-    path = sample_documents.bomb(sample_documents.word(tmp_path / "a.docx", [FACT]), name, 4 << 20)
+    path = sample_documents.zip_bomb(sample_documents.word(tmp_path / "a.docx", [FACT]), name, 4 << 20)
     data = path.read_bytes()
     central = data.rindex(b"PK\x01\x02", 0, data.rindex(name.encode()))
     lied = data[: central + 24] + (100).to_bytes(4, "little") + data[central + 28 :]
@@ -268,14 +270,14 @@ def test_a_header_that_claims_less_than_a_part_holds_does_not_unpack_more(tmp_pa
 def test_xml_whose_entities_multiply_is_refused(tmp_path: Path) -> None:
     entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
     laughs = f'<!DOCTYPE d [<!ENTITY e0 "{"ha" * 50}">{entities}]><d><p><t>&e11;</t></p></d>'
-    path = sample_documents.with_part(
+    path = sample_documents.with_member(
         sample_documents.word(tmp_path / "a.docx", []), "word/document.xml", laughs.encode()
     )
     assert "is a damaged DOCX" in refused(path).message
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "says"),
+    ("name", "data", "problem"),
     [
         ("a.bin", b"\x01\x02\0\x03", "is a binary file"),
         ("a.txt", b"text\0text", "is a binary file"),
@@ -289,14 +291,14 @@ def test_xml_whose_entities_multiply_is_refused(tmp_path: Path) -> None:
         ("blank.md", b" \n\n", "holds no text"),
     ],
 )
-def test_what_is_no_document_is_refused_by_its_name(
-    tmp_path: Path, name: str, data: bytes, says: str
+def test_files_that_are_not_documents_are_refused_by_name(
+    tmp_path: Path, name: str, data: bytes, problem: str
 ) -> None:
     path = tmp_path / name
     path.write_bytes(data)
     error = refused(path)
     assert isinstance(error, TextError)
-    assert says in error.message
+    assert problem in error.message
 
 
 def test_text_that_is_not_utf_8_is_refused_with_the_byte(tmp_path: Path) -> None:
@@ -342,7 +344,9 @@ def test_no_format_gives_more_than_may_be_held(tmp_path: Path, kind: str) -> Non
 # ---- packages ------------------------------------------------------------------------------------
 
 
-def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_an_error_with_the_way_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = sample_documents.pdf(tmp_path / "a.pdf", [FACT])
     monkeypatch.setitem(sys.modules, "pypdfium2", None)
     with pytest.raises(MissingPackage, match="reading a PDF needs the package pypdfium2") as error:

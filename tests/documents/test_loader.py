@@ -1,4 +1,4 @@
-"""Files and folders: what is met, in what order, and what is left out."""
+"""Files and folders: what is loaded, in what order, and what is skipped."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_folder_without_documents_is_refused(tmp_path: Path) -> None:
         load_documents([tmp_path])
 
 
-def test_a_package_that_a_folder_needs_is_not_passed_over(
+def test_a_missing_package_for_a_file_in_a_folder_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "a.txt")
@@ -110,7 +110,7 @@ def test_names_are_short_where_they_are_clear(tmp_path: Path) -> None:
     assert names == ["c.txt", str(paths[0]), str(paths[1])]
 
 
-class Told:
+class RecordedProgress:
     def __init__(self) -> None:
         self.stages: list[tuple[str, float, str]] = []
         self.done = 0.0
@@ -125,17 +125,17 @@ class Told:
         pass
 
 
-def test_ten_thousand_small_files_take_seconds_and_tell_of_it(tmp_path: Path) -> None:
+def test_ten_thousand_small_files_take_seconds_and_report_progress(tmp_path: Path) -> None:
     for number in range(10_000):
         folder_path = tmp_path / f"{number // 100:03}"
         folder_path.mkdir(exist_ok=True)
         (folder_path / f"{number:05}.txt").write_text(f"note {number}\n")
-    told = Told()
+    progress = RecordedProgress()
     begun = time.process_time()
-    read = load_documents([tmp_path], told)
+    read = load_documents([tmp_path], progress)
     assert time.process_time() - begun < 20
     assert len(read.documents) == 10_000
     assert read.documents[4711].text == "note 4711\n"
-    ((stage, total, unit),) = told.stages
+    ((stage, total, unit),) = progress.stages
     assert (stage, unit) == ("reading documents", "bytes")
-    assert total == told.done == sum(len(document.text) for document in read.documents)
+    assert total == progress.done == sum(len(document.text) for document in read.documents)

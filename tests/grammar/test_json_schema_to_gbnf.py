@@ -1,5 +1,4 @@
-"""A JSON schema as a grammar: what random weights write under it is JSON that the schema accepts, and
-what a grammar cannot hold to is refused."""
+"""JSON schemas as grammars: random weights write JSON that the schema accepts; the rest is refused."""
 
 from __future__ import annotations
 
@@ -97,8 +96,8 @@ ACCEPTED: dict[str, Any] = {
     "a constant": {"const": ""},
     "a list that holds itself": {"$defs": {"node": NODE}, "$ref": "#/$defs/node"},
     "either": {"anyOf": [{"type": "null"}, {"const": True}]},
-    "one, told apart by a member": {"oneOf": [CAT, {"$ref": "#/$defs/pig"}], "$defs": {"pig": PIG}},
-    "one, told apart by type": {"oneOf": [{"type": "integer"}, {"const": "none"}]},
+    "one, distinguished by a member": {"oneOf": [CAT, {"$ref": "#/$defs/pig"}], "$defs": {"pig": PIG}},
+    "one, distinguished by type": {"oneOf": [{"type": "integer"}, {"const": "none"}]},
     "as pydantic refers": {"properties": {"a": {"allOf": [{"$ref": "#/$defs/pig"}]}}, "$defs": {"pig": PIG}},
 }
 
@@ -189,7 +188,7 @@ def test_spaces_and_line_breaks_are_as_models_write_them(accepts: Accepts) -> No
 
 
 @pytest.mark.parametrize(
-    ("schema", "place"),
+    ("schema", "location"),
     [
         ({"type": "integer", "multipleOf": 3}, "#/multipleOf"),
         ({"properties": {"a/b": {"type": "string", "minlength": 3}}}, "#/properties/a~1b/minlength"),
@@ -234,10 +233,10 @@ def test_spaces_and_line_breaks_are_as_models_write_them(accepts: Accepts) -> No
     ],
     ids=str,
 )
-def test_what_a_grammar_cannot_hold_to_is_refused(schema: Any, place: str) -> None:
+def test_what_a_grammar_cannot_enforce_is_refused(schema: Any, location: str) -> None:
     with pytest.raises(UsageError) as refusal:
         json_schema_to_grammar(schema)
-    assert place in refusal.value.message
+    assert location in refusal.value.message
 
 
 def test_nothing_of_a_schema_is_printed(accepts: Accepts, capfd: pytest.CaptureFixture[str]) -> None:
@@ -248,7 +247,7 @@ def test_nothing_of_a_schema_is_printed(accepts: Accepts, capfd: pytest.CaptureF
     assert capfd.readouterr().err == ""
 
 
-def test_a_schema_that_only_begins_with_itself_is_refused(write: Write) -> None:
+def test_a_left_recursive_schema_is_refused(write: Write) -> None:
     grammar = json_schema_to_grammar({"anyOf": [{"$ref": "#"}, {"type": "null"}]})
     with pytest.raises(UsageError, match="left recursion"):
         write(grammar, 0)

@@ -51,11 +51,8 @@ def test_a_grammar_lets_through_what_the_pattern_matches(
         assert accepts(grammar, json.dumps(text, ensure_ascii=False)) is matches, text
 
 
-def test_however_a_pattern_is_written_there_is_one_way_to_read_a_text(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """llama.cpp tries all ways that there are, which would take it hours here; nor does it print what it is
-    given."""
+def test_ambiguous_patterns_have_a_single_path(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Check that llama.cpp does not try every path, which would take hours, and prints nothing."""
     path = write_next_token_model(tmp_path / "tiny.gguf", TEMPLATE, {"abcdefghijklmn!": "x"})
     with Model.open(path, vocab_only=True) as model:
         quote, letters = model.tokenize('"', add_special=False)[-1:], model.tokenize("abcdefghijklmn!")[-1:]
@@ -70,7 +67,7 @@ def test_however_a_pattern_is_written_there_is_one_way_to_read_a_text(
 
 
 @pytest.mark.parametrize(
-    ("pattern", "place"),
+    ("pattern", "position"),
     [
         ("(a", 3),
         ("a)", 2),
@@ -95,14 +92,14 @@ def test_however_a_pattern_is_written_there_is_one_way_to_read_a_text(
         ("\x01", 2),
     ],
 )
-def test_what_is_no_pattern_or_says_too_much_is_refused(pattern: str, place: int) -> None:
-    with pytest.raises(UsageError, match=f"character {place}:"):
+def test_invalid_patterns_and_unsupported_syntax_are_refused(pattern: str, position: int) -> None:
+    with pytest.raises(UsageError, match=f"character {position}:"):
         json_schema_to_grammar({"pattern": pattern})
 
 
 @pytest.mark.parametrize(
     "pattern", ["a" * 20_000, "((a{90}){90}){90}", "^.*a.{20}$", "(a{0,1000}b{0,1000}){4}" * 3]
 )
-def test_what_comes_to_too_many_states_is_refused(pattern: str) -> None:
+def test_patterns_with_too_many_states_are_refused(pattern: str) -> None:
     with pytest.raises(UsageError, match="needs more than 8,192 states"):
         json_schema_to_grammar({"pattern": pattern})

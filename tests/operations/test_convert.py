@@ -53,7 +53,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def convert(checkpoint: Path, **options: Any) -> Path:
-    """Convert beside the checkpoint, to F32 unless told otherwise."""
+    """Convert beside the checkpoint, to F32 by default."""
     target = checkpoint.parent / "model.gguf"
     pigguf.convert(checkpoint, target, **{"type": "F32", **options})
     return target
@@ -62,7 +62,7 @@ def convert(checkpoint: Path, **options: Any) -> Path:
 # ---- what is written -----------------------------------------------------------------------------
 
 
-def test_the_file_says_type_factor_original_and_extended_context(checkpoint: Path) -> None:
+def test_the_file_states_type_factor_original_and_extended_context(checkpoint: Path) -> None:
     metadata = read_header(convert(checkpoint)).metadata
     assert metadata["llama.rope.scaling.type"] == string("linear")
     assert metadata["llama.rope.scaling.factor"] == f32(4.0)
@@ -71,7 +71,7 @@ def test_the_file_says_type_factor_original_and_extended_context(checkpoint: Pat
     assert metadata["general.name"] == string("piglet-4x")
 
 
-def test_the_users_word_overrules_the_checkpoints(checkpoint: Path) -> None:
+def test_overrides_replace_the_checkpoints_numbers(checkpoint: Path) -> None:
     overrides = pigguf.RopeOverrides(factor=2.0, original_context=64, context=128)
     metadata = read_header(convert(checkpoint, rope=overrides)).metadata
     assert metadata["llama.rope.scaling.factor"] == f32(2.0)
@@ -126,7 +126,7 @@ def test_a_dry_run_decides_and_writes_nothing(checkpoint: Path, monkeypatch: pyt
     assert os.listdir(empty) == []
 
 
-def test_a_tokenizer_smaller_than_the_embedding_is_padded_and_said(tmp_path: Path) -> None:
+def test_a_tokenizer_smaller_than_the_embedding_is_padded_and_noted(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "piglet", vocab_size=VOCAB_SIZE + 8)
     result = pigguf.convert(path, dry_run=True)
     assert len(result.plan.vocab.tokens) == VOCAB_SIZE + 8
@@ -259,11 +259,11 @@ def test_a_missing_or_damaged_checkpoint_is_named(checkpoint: Path) -> None:
     refused(CheckpointError, ["config.json is missing"], checkpoint)
 
 
-LFS_POINTER = "version https://git-lfs.github.com/hparams/v1\noid sha256:4d7a2146\nsize 12345\n"
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_pointer_in_a_files_place_is_known(name: str, checkpoint: Path) -> None:
+def test_a_git_lfs_pointer_instead_of_a_file_is_recognized(name: str, checkpoint: Path) -> None:
     (checkpoint / name).write_text(LFS_POINTER)
     with pytest.raises(PigError, match=name) as raised:
         convert(checkpoint)
@@ -443,7 +443,10 @@ def test_a_full_disk_is_an_error_that_harms_nothing(
 @pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="needs files without a name (Linux)")
 def test_kill_minus_nine_in_the_middle_leaves_nothing(checkpoint: Path) -> None:
     (checkpoint.parent / "model.gguf").write_bytes(b"precious")
-    deadly = "import pigguf.common.atomic_write as f; f.AtomicFile.prepare = lambda self: os.kill(os.getpid(), signal.SIGKILL)"
+    deadly = (
+        "import pigguf.common.atomic_write as f; "
+        "f.AtomicFile.prepare = lambda self: os.kill(os.getpid(), signal.SIGKILL)"
+    )
     finished = run_limited(checkpoint, deadly)
     assert finished.returncode == -signal.SIGKILL
     assert sorted(os.listdir(checkpoint.parent)) == ["model.gguf", "piglet-4x"]
@@ -455,7 +458,7 @@ import sys
 from pigguf.cli import render, main
 from pigguf.progress import Silent
 
-class Waiting(Silent):  # says that the work is under way, and waits to be ended
+class Waiting(Silent):  # reports that the work has begun, and waits to be terminated
     def advance(self, amount):
         print("under way", flush=True)
         sys.stdin.read()
@@ -489,15 +492,15 @@ def test_a_signal_in_the_middle_ends_the_process_and_leaves_nothing(
         assert process.stdout is not None
         assert process.stdout.readline() == "under way\n"
         process.send_signal(number)
-        _, told = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=30)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
-    assert "Traceback" not in told
+    assert "Traceback" not in stderr
     assert os.listdir(output) == []
 
 
 @pytest.fixture
 def reachable() -> Iterator[Path]:
-    """A directory that every user can enter, which tmp_path is not."""
+    """Make a directory that every user can enter, unlike tmp_path."""
     with tempfile.TemporaryDirectory() as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
@@ -505,7 +508,7 @@ def reachable() -> Iterator[Path]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs setpriv (Linux)")
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_file_that_may_not_be_read_is_said_so(name: str, checkpoint: Path, reachable: Path) -> None:
+def test_a_file_without_read_permission_is_reported(name: str, checkpoint: Path, reachable: Path) -> None:
     """As another user where this is root, whom no permission stops."""
     other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.getuid() == 0 else []
     copy = Path(shutil.copytree(checkpoint, reachable / "piglet"))
@@ -534,7 +537,7 @@ def test_converting_imports_no_torch(checkpoint: Path) -> None:
 
 def test_quantizing_what_is_quantized_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     quantized = convert(checkpoint, type="Q8_0")
-    with pytest.raises(UnsupportedModel, match="is Q8_0 already"):
+    with pytest.raises(UnsupportedModel, match="is Q8_0, and quantizing it again"):
         pigguf.quantize(quantized, tmp_path / "again.gguf", type="Q4_K_M")
     assert not (tmp_path / "again.gguf").exists()
 

@@ -42,7 +42,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 # ---- what is written -----------------------------------------------------------------------------
 
 
-def test_the_file_has_the_extended_window_and_says_what_it_was_made_from(base: Path, adapter: Path) -> None:
+def test_the_file_has_the_extended_window_and_names_its_base_model(base: Path, adapter: Path) -> None:
     result = pigguf.convert(base, base.parent / "model.gguf", adapter=adapter, type="F32")
     metadata = read_header(base.parent / "model.gguf").metadata
     assert metadata["llama.rope.scaling.type"] == string("linear")
@@ -118,7 +118,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli, ["convert", *map(str, arguments)], catch_exceptions=False)
 
 
-def test_a_dry_run_tells_what_would_be_merged_and_where_the_window_comes_from(
+def test_a_dry_run_shows_what_would_be_merged_and_where_the_window_comes_from(
     base: Path, adapter: Path
 ) -> None:
     before = sorted(os.listdir(base.parent))
@@ -126,8 +126,8 @@ def test_a_dry_run_tells_what_would_be_merged_and_where_the_window_comes_from(
     assert "long: rank 4 in 8 matrices" in shown
     assert "long/config.json: rope_parameters.factor" in shown
     assert "256 tokens" in shown
-    told = json.loads(run(base, "--adapter", adapter, "--dry-run", "--json").stdout)
-    assert told["adapter"] == {
+    data = json.loads(run(base, "--adapter", adapter, "--dry-run", "--json").stdout)
+    assert data["adapter"] == {
         "path": str(adapter),
         "name": "long",
         "base": str(base),
@@ -135,7 +135,7 @@ def test_a_dry_run_tells_what_would_be_merged_and_where_the_window_comes_from(
         "matrices": 8,
         "replaced": [],
     }
-    sources = {(found["source"], found["key"]) for found in told["evidence"]}
+    sources = {(found["source"], found["key"]) for found in data["evidence"]}
     assert ("long/config.json", "max_position_embeddings") in sources
     assert ("config.json", "max_position_embeddings") in sources
     assert sorted(os.listdir(base.parent)) == before
@@ -236,8 +236,8 @@ def test_positions_that_contradict_each_other_stop_the_work(
     assert not (base.parent / "model.gguf").exists()
 
 
-def test_the_users_word_overrules_both_and_must_fit_what_is_left(base: Path, adapter: Path) -> None:
-    with pytest.raises(RopeConflict, match=r"--rope-factor 8.*long/config.json: max_position_embeddings"):
+def test_overrides_replace_both_and_must_fit_the_rest(base: Path, adapter: Path) -> None:
+    with pytest.raises(RopeConflict, match=r"`rope.factor=8.0`.*long/config.json: max_position_embeddings"):
         rope_of(base, adapter, factor=8.0)
     assert rope_of(base, adapter, factor=8.0, original_context=64, context=512) == (8.0, 64, 512)
     edit_config(base, max_position_embeddings=128)
@@ -264,8 +264,8 @@ def test_a_bad_adapter_harms_nothing(base: Path, adapter: Path) -> None:
     assert sorted(os.listdir(base.parent)) == before
 
 
-def test_an_adapter_in_place_of_a_model_says_how_it_is_given(adapter: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds an adapter") as raised:
+def test_an_adapter_instead_of_a_model_is_an_error_with_the_right_command(adapter: Path) -> None:
+    with pytest.raises(CheckpointError, match="has an adapter") as raised:
         pigguf.convert(adapter)
     assert f"pigguf convert BASE --adapter {adapter}" in (raised.value.hint or "")
 
@@ -277,10 +277,10 @@ def test_no_file_of_the_adapter_is_overwritten(base: Path, adapter: Path) -> Non
     assert (adapter / WEIGHTS).read_bytes() == before
 
 
-def test_the_command_says_in_one_line_what_is_wrong(base: Path, tmp_path: Path) -> None:
+def test_the_command_reports_an_error_in_one_line(base: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pigguf", "convert", str(base), "--adapter", str(tmp_path / "absent")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     first, second = finished.stderr.splitlines()
-    assert first == f"error: {tmp_path / 'absent'} is no directory that could hold an adapter"
+    assert first == f"error: {tmp_path / 'absent'} is not a directory"
     assert second.startswith("hint: ")
     assert finished.returncode not in (0, 1)

@@ -48,7 +48,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def superhot(base: Path, path: Path, config: dict[str, object]) -> Path:
-    """A LoRA in adapter_model.bin with an old adapter_config.json, and nothing else."""
+    """Make a LoRA in adapter_model.bin with an old adapter_config.json, and nothing else."""
     make_adapter(base, path, safetensors=False)
     (path / "adapter_config.json").write_text(json.dumps(config))
     (path / "README.md").unlink(missing_ok=True)
@@ -57,7 +57,7 @@ def superhot(base: Path, path: Path, config: dict[str, object]) -> Path:
 
 
 @pytest.mark.parametrize("config", [PEFT_0_2, PEFT_0_3], ids=["peft 0.2", "peft 0.3"])
-def test_a_superhot_adapter_with_the_factor_that_its_page_tells(
+def test_a_superhot_adapter_with_the_factor_that_its_page_states(
     config: dict[str, object], base: Path, tmp_path: Path
 ) -> None:
     adapter = superhot(base, tmp_path / "superhot-8k", config)
@@ -111,7 +111,9 @@ def test_longloras_files_merge_with_a_base_of_the_same_vocabulary(base: Path, tm
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_one_token_more_than_the_base_has_says_how_to_give_it_to_the_base(base: Path, tmp_path: Path) -> None:
+def test_one_token_more_than_the_base_has_is_an_error_with_the_way_to_add_it_to_the_base(
+    base: Path, tmp_path: Path
+) -> None:
     """LongLoRA trains with a [PAD] token added: 32001 rows for a base of 32000."""
     adapter = longlora(base, tmp_path / "longlora", rows=321)
     with pytest.raises(InvalidTensor) as raised:

@@ -1,4 +1,4 @@
-"""diff: what differs between two GGUF files, against numpy's own arithmetic on values known beforehand."""
+"""Diff: differences of two GGUF files, against numpy's own arithmetic on known values."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def test_the_same_content_in_another_order_is_the_same(one: Path, tmp_path: Path
     found = pigguf.diff(one, other)
     assert found.same
     assert (found.same_keys, found.same_tensors, found.metadata, found.tensors) == (4, 2, (), ())
-    told = CliRunner().invoke(command, [str(one), str(other)])
-    assert told.exit_code == 0
-    assert "all 2 are equal" in told.stdout
+    differing = CliRunner().invoke(command, [str(one), str(other)])
+    assert differing.exit_code == 0
+    assert "all 2 are equal" in differing.stdout
 
 
-def test_keys_added_removed_and_changed_are_told_with_both_values(one: Path, tmp_path: Path) -> None:
+def test_keys_added_removed_and_changed_are_shown_with_both_values(one: Path, tmp_path: Path) -> None:
     keys = {
         "general.architecture": string("pig"),
         "pig.context_length": TypedValue("u64", 64),
@@ -76,11 +76,14 @@ def test_keys_added_removed_and_changed_are_told_with_both_values(one: Path, tmp
         "pig.new": u32(1),
     }
     found = pigguf.diff(one, write(tmp_path / "b.gguf", {"x": VALUES, "y": VALUES[0]}, keys))
-    told = {difference.key: difference for difference in found.metadata}
-    assert list(told) == ["pig.context_length", "pig.scale", "pig.words", "pig.new"]
-    assert (told["pig.new"].a, told["pig.new"].b) == (None, u32(1))
-    assert (told["pig.context_length"].a, told["pig.context_length"].b) == (u32(64), TypedValue("u64", 64))
-    assert told["pig.words"].first_difference == 2
+    differing = {difference.key: difference for difference in found.metadata}
+    assert list(differing) == ["pig.context_length", "pig.scale", "pig.words", "pig.new"]
+    assert (differing["pig.new"].a, differing["pig.new"].b) == (None, u32(1))
+    assert (differing["pig.context_length"].a, differing["pig.context_length"].b) == (
+        u32(64),
+        TypedValue("u64", 64),
+    )
+    assert differing["pig.words"].first_difference == 2
     assert (found.same_keys, found.same_tensors, found.same) == (1, 2, False)
 
 
@@ -100,8 +103,12 @@ def test_an_arrays_first_difference_is_found(
         paths.append(path)
     (found,) = pigguf.diff(*paths).metadata
     assert found.first_difference == first
-    told = json.loads(CliRunner().invoke(command, [*map(str, paths), "--json"]).stdout)["metadata"][0]
-    assert (told["first_difference"], told["a"]["length"], told["b"]["length"]) == (first, len(a), len(b))
+    differing = json.loads(CliRunner().invoke(command, [*map(str, paths), "--json"]).stdout)["metadata"][0]
+    assert (differing["first_difference"], differing["a"]["length"], differing["b"]["length"]) == (
+        first,
+        len(a),
+        len(b),
+    )
     assert CliRunner().invoke(command, list(map(str, paths))).exit_code == exit_codes.FOUND.code
 
 
@@ -111,26 +118,26 @@ def test_bytes_rows_and_values_are_counted(one: Path, tmp_path: Path) -> None:
     changed[7, 511] -= 2.0
     changed[40] *= 1.01
     found = pigguf.diff(one, write(tmp_path / "b.gguf", {"x": changed, "y": VALUES[0]}))
-    (told,) = found.tensors
+    (differing,) = found.tensors
     bytes_ = int((VALUES.view(np.uint8) != changed.view(np.uint8)).sum())
-    assert (told.name, told.differing_bytes, told.differing_rows) == ("x", bytes_, 2)
+    assert (differing.name, differing.differing_bytes, differing.differing_rows) == ("x", bytes_, 2)
     difference = VALUES.astype(np.float64) - changed
-    assert told.max_abs == np.abs(difference).max()
+    assert differing.max_abs == np.abs(difference).max()
     expected = np.sqrt((difference**2).sum() / (VALUES.astype(np.float64) ** 2).sum())
-    assert told.rms_relative == pytest.approx(expected, rel=1e-12)
+    assert differing.rms_relative == pytest.approx(expected, rel=1e-12)
     assert found.same_tensors == 1
 
 
 @pytest.mark.parametrize("kind", [TensorType.Q8_0, TensorType.Q4_K, TensorType.Q6_K, TensorType.BF16])
 def test_another_type_is_compared_by_its_decoded_values(kind: TensorType, one: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "b.gguf", {"x": VALUES, "y": VALUES[0]}, kind=kind)
-    told = pigguf.diff(one, other).tensors[0]
+    differing = pigguf.diff(one, other).tensors[0]
     decoded = decode(encode(VALUES, kind), kind, 512).astype(np.float64)
-    assert told.differing_bytes is None
-    assert told.max_abs == np.abs(VALUES - decoded).max()
+    assert differing.differing_bytes is None
+    assert differing.max_abs == np.abs(VALUES - decoded).max()
     expected = np.sqrt(((VALUES - decoded) ** 2).sum() / (VALUES.astype(np.float64) ** 2).sum())
-    assert told.rms_relative == pytest.approx(expected, rel=1e-12)
-    assert 0 < told.rms_relative < 0.1
+    assert differing.rms_relative == pytest.approx(expected, rel=1e-12)
+    assert 0 < differing.rms_relative < 0.1
 
 
 def test_one_type_whose_rows_are_blocks(tmp_path: Path) -> None:
@@ -140,24 +147,24 @@ def test_one_type_whose_rows_are_blocks(tmp_path: Path) -> None:
         write(tmp_path / name, {"x": values}, kind=TensorType.Q4_K)
         for name, values in (("a", VALUES), ("b", changed))
     ]
-    (told,) = pigguf.diff(*paths).tensors
-    assert told.differing_rows == 3
-    assert told.differing_bytes in range(1, 3 * 2 * 144 + 1)
+    (differing,) = pigguf.diff(*paths).tensors
+    assert differing.differing_rows == 3
+    assert differing.differing_bytes in range(1, 3 * 2 * 144 + 1)
 
 
-def test_pieces_do_not_count_a_row_twice(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A piece ends inside a row, and both its halves differ."""
+def test_slabs_do_not_count_a_row_twice(one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare slabs that end inside a row whose halves both differ."""
     other = write(tmp_path / "b.gguf", {"x": -VALUES, "y": VALUES[0]})
-    whole = pigguf.diff(one, other).tensors
+    at_once = pigguf.diff(one, other).tensors
     monkeypatch.setattr("pigguf.operations.diff._SLAB_ELEMENTS", 768)
-    pieces = pigguf.diff(one, other).tensors
-    assert pieces[0].differing_rows == whole[0].differing_rows == 48
-    assert pieces[0].differing_bytes == whole[0].differing_bytes
-    assert pieces[0].max_abs == whole[0].max_abs
-    assert pieces[0].rms_relative == pytest.approx(whole[0].rms_relative, rel=1e-12)
+    in_slabs = pigguf.diff(one, other).tensors
+    assert in_slabs[0].differing_rows == at_once[0].differing_rows == 48
+    assert in_slabs[0].differing_bytes == at_once[0].differing_bytes
+    assert in_slabs[0].max_abs == at_once[0].max_abs
+    assert in_slabs[0].rms_relative == pytest.approx(at_once[0].rms_relative, rel=1e-12)
 
 
-def test_what_is_no_number_is_told_and_what_is_equal_is_not(tmp_path: Path) -> None:
+def test_nan_is_reported_unless_it_is_equal(tmp_path: Path) -> None:
     values = VALUES[:2].copy()
     values[0, :3] = [np.nan, np.inf, -np.inf]
     other, worse = values.copy(), values.copy()
@@ -165,10 +172,10 @@ def test_what_is_no_number_is_told_and_what_is_equal_is_not(tmp_path: Path) -> N
     worse[1, 0] = np.nan
     a = write(tmp_path / "a", {"x": values})
     assert pigguf.diff(a, write(tmp_path / "same", {"x": values})).same
-    (told,) = pigguf.diff(a, write(tmp_path / "b", {"x": other})).tensors
-    assert told.max_abs == pytest.approx(1.0)
-    (told,) = pigguf.diff(a, write(tmp_path / "c", {"x": worse})).tensors
-    assert np.isnan(told.max_abs)
+    (differing,) = pigguf.diff(a, write(tmp_path / "b", {"x": other})).tensors
+    assert differing.max_abs == pytest.approx(1.0)
+    (differing,) = pigguf.diff(a, write(tmp_path / "c", {"x": worse})).tensors
+    assert np.isnan(differing.max_abs)
     data = json.loads(CliRunner().invoke(command, [str(a), str(tmp_path / "c"), "--json"]).stdout)
     assert data["tensors"][0]["max_abs"] == "nan"
 
@@ -176,16 +183,21 @@ def test_what_is_no_number_is_told_and_what_is_equal_is_not(tmp_path: Path) -> N
 def test_whole_numbers_and_zeros(tmp_path: Path) -> None:
     zeros, numbers = np.zeros((4, 32)), np.arange(128).reshape(4, 32)
     a = write(tmp_path / "a", {"x": zeros}, kind=TensorType.I32)
-    (told,) = pigguf.diff(a, write(tmp_path / "b", {"x": numbers}, kind=TensorType.I32)).tensors
-    assert (told.differing_bytes, told.differing_rows, told.max_abs, told.rms_relative) == (127, 4, 127.0, np.inf)
+    (differing,) = pigguf.diff(a, write(tmp_path / "b", {"x": numbers}, kind=TensorType.I32)).tensors
+    assert (
+        differing.differing_bytes,
+        differing.differing_rows,
+        differing.max_abs,
+        differing.rms_relative,
+    ) == (127, 4, 127.0, np.inf)
 
 
 def test_tensors_of_one_file_alone_and_of_other_shapes(one: Path, tmp_path: Path) -> None:
     other = write(tmp_path / "b.gguf", {"x": VALUES.reshape(96, 256), "z": VALUES[0]})
-    told = {difference.name: difference for difference in pigguf.diff(one, other).tensors}
-    assert list(told) == ["x", "y", "z"]
-    assert (told["x"].a.shape, told["x"].b.shape) == ((48, 512), (96, 256))
-    assert (told["y"].b, told["z"].a, told["x"].max_abs) == (None, None, None)
+    differing = {difference.name: difference for difference in pigguf.diff(one, other).tensors}
+    assert list(differing) == ["x", "y", "z"]
+    assert (differing["x"].a.shape, differing["x"].b.shape) == ((48, 512), (96, 256))
+    assert (differing["y"].b, differing["z"].a, differing["x"].max_abs) == (None, None, None)
     shown = CliRunner().invoke(command, [str(one), str(other)])
     assert shown.exit_code == exit_codes.FOUND.code
     assert "F32 [48, 512]" in shown.stdout
@@ -215,7 +227,7 @@ def test_a_models_quantization_and_its_parts(tmp_path: Path) -> None:
     assert found.same_tensors == 5  # the norms
 
 
-def test_trouble_is_an_error(one: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(one: Path, tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match=r"missing\.gguf") as raised:
         pigguf.diff(one, tmp_path / "missing.gguf")
     assert raised.value.hint
@@ -238,7 +250,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
         "import resource, sys, pigguf, pigguf.operations.diff\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "(found,) = pigguf.diff(*sys.argv[1:]).tensors\n"
-        "print(found.bytes, found.rows, found.max_abs, found.rms_relative,\n"
+        "print(found.differing_bytes, found.differing_rows, found.max_abs, found.rms_relative,\n"
         "      resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)

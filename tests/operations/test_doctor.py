@@ -65,9 +65,9 @@ FINDINGS = {
         (False, "NVIDIA GPU", "install the CUDA toolkit"),
     ),
     "no RPC": (replace(WELL, engine=replace(ENGINE, rpc=False)), (False, "RPC", REBUILD)),
-    "an engine of unknown make": (
+    "an engine without a build record": (
         replace(WELL, record=None, outdated="there is no record of how the installed engine was built"),
-        (False, "nothing tells", REBUILD),
+        (False, "no record", REBUILD),
     ),
     "little memory": (replace(WELL, memory=200 << 20), (False, "200 MiB of memory", "close")),
     "little disk": (replace(WELL, disk=300 << 20), (False, "300 MiB", "free some space")),
@@ -87,7 +87,7 @@ FINDINGS = {
 
 
 @pytest.mark.parametrize("name", FINDINGS)
-def test_each_lack_is_found_and_nothing_else(name: str) -> None:
+def test_each_problem_is_found_and_nothing_else(name: str) -> None:
     facts, (failure, message, hint) = FINDINGS[name]
     [finding] = find_problems(facts)
     assert finding.failure == failure
@@ -96,7 +96,7 @@ def test_each_lack_is_found_and_nothing_else(name: str) -> None:
     assert Diagnosis(facts, (finding,)).healthy == (not failure)
 
 
-def test_nothing_is_found_where_all_is_well() -> None:
+def test_nothing_is_found_on_a_healthy_machine() -> None:
     assert find_problems(WELL) == ()
     assert (
         find_problems(replace(WELL, engine=replace(ENGINE, cpu_features=("AMX_INT8", "OPENMP")), machine=AMX))
@@ -143,7 +143,7 @@ def test_the_diagnosis_here() -> None:
 
 # ---- engines that fail, in real child processes --------------------------------------------------
 
-# A llama_cpp that stands in the way of the real one, and what is told of it: message, hint.
+# A llama_cpp that shadows the real one, and what is reported: message, hint.
 BROKEN = {
     "not importable": (
         "raise OSError('libllama.so: cannot open shared object file')",
@@ -160,7 +160,11 @@ BROKEN = {
         "the engine crashed with SIGSEGV while loading its library",
         REBUILD,
     ),
-    "a stranger": ("", "the engine failed while loading its library: ", "self_test --child"),
+    "another package of that name": (
+        "",
+        "the engine failed while loading its library: ",
+        "self_test --child",
+    ),
 }
 
 
@@ -170,9 +174,7 @@ def broken_engine(folder: Path, program: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_engine_is_reported_not_suffered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_broken_engine_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     program, message, hint = BROKEN[name]
     monkeypatch.setenv("PYTHONPATH", broken_engine(tmp_path, program)["PYTHONPATH"])
     report = examine_engine()
@@ -182,7 +184,9 @@ def test_a_broken_engine_is_reported_not_suffered(
     assert report.decoded == 0
 
 
-def test_a_crash_in_the_middle_keeps_what_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_in_the_middle_keeps_the_report_so_far(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real library, and a crash when the first batch is decoded, as with the AMX bug."""
     (tmp_path / "sitecustomize.py").write_text(
         "import faulthandler, sys\n"

@@ -1,4 +1,4 @@
-"""inspect on files of every sort: what it knows it tells, what the keys do not decide it leaves out."""
+"""Inspect on files of every kind: what the keys do not determine is omitted."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pigguf.rope import Llama3Scaling
 import pigguf
 from pigguf.cli.inspect import command
 from pigguf.errors import GGUFError
-from pigguf.gguf_io.metadata import Typed, array, boolean, f32, string, u32
-from pigguf.rope import RopeScaling
+from pigguf.gguf_io.metadata import TypedValue, array, boolean, f32, string, u32
+from pigguf.rope import Llama3Scaling
 
 SHAPE = {
     "context_length": u32(4096),
@@ -28,7 +27,7 @@ SHAPE = {
 
 def make(
     path: Path,
-    keys: dict[str, Typed],
+    keys: dict[str, TypedValue],
     architecture: str = "pig",
     tensor: str = "token_embd",
     values: np.ndarray | None = None,
@@ -50,7 +49,7 @@ def make(
     return path
 
 
-def test_the_cache_of_plain_attention_is_told(tmp_path: Path) -> None:
+def test_the_cache_size_of_plain_attention_is_shown(tmp_path: Path) -> None:
     """A row of 2 heads of 16 for K and one for V, in 4 layers, of 2 bytes each."""
     report = pigguf.inspect(make(tmp_path / "m.gguf", SHAPE))
     assert report.cache[0].bytes_per_token == 2 * 2 * 16 * 4 * 2
@@ -59,7 +58,7 @@ def test_the_cache_of_plain_attention_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "types"), [(64, ["F16"]), (128, ["F16", "Q8_0", "Q4_0"]), (160, ["F16"])])
-def test_a_cache_type_is_told_only_where_a_head_is_whole_blocks(
+def test_a_cache_type_is_shown_only_if_heads_are_whole_blocks(
     width: int, types: list[str], tmp_path: Path
 ) -> None:
     """Heads of 16, 32 and 40: llama.cpp's quantized types have blocks of 32."""
@@ -81,7 +80,9 @@ def test_a_cache_type_is_told_only_where_a_head_is_whole_blocks(
     ],
     ids=str,
 )
-def test_a_cache_that_the_keys_do_not_decide_is_left_out(keys: dict[str, Typed], tmp_path: Path) -> None:
+def test_a_cache_that_the_keys_do_not_determine_is_omitted(
+    keys: dict[str, TypedValue], tmp_path: Path
+) -> None:
     report = pigguf.inspect(make(tmp_path / "m.gguf", {**SHAPE, **keys}))
     assert report.cache == ()
     if "attention.head_count_kv" in keys:
@@ -93,33 +94,40 @@ def test_a_window_that_only_the_graph_knows_counts_too(tmp_path: Path) -> None:
     assert pigguf.inspect(make(tmp_path / "m.gguf", SHAPE, architecture="llama4")).cache == ()
 
 
-def test_a_table_of_positions_is_spoken_of(tmp_path: Path) -> None:
+def test_learned_positions_have_a_note(tmp_path: Path) -> None:
     report = pigguf.inspect(make(tmp_path / "m.gguf", SHAPE, tensor="position_embd"))
     assert len(report.position_notes) == 1
     shown = CliRunner().invoke(command, [str(report.path)]).stdout
     assert report.position_notes[0] in shown
 
 
-LLAMA_3 = Llama3Scaling(rope_theta=5e5, original_context=8192, context_length=4096, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+LLAMA_3 = Llama3Scaling(
+    rope_theta=5e5,
+    original_context=8192,
+    context_length=4096,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+)
 
 
 @pytest.mark.parametrize(
-    ("tensor", "values", "rope", "told"),
+    ("tensor", "values", "rope", "explanation"),
     [
         ("rope_freqs", LLAMA_3.tensors(64)["rope_freqs.weight"], "llama3, factor 8, base 500000", "Llama 3"),
         ("rope_freqs", np.full(32, 2, np.float32), "none, factor 1, base 500000", "rope_freqs.weight"),
         ("rope_factors_long", np.full(32, 2, np.float32), "longrope, base 500000", "LongRoPE"),
     ],
 )
-def test_tensors_that_divide_frequencies_are_read_and_told(
-    tensor: str, values: np.ndarray, rope: str, told: str, tmp_path: Path
+def test_freq_factor_tensors_are_read_and_shown(
+    tensor: str, values: np.ndarray, rope: str, explanation: str, tmp_path: Path
 ) -> None:
     keys = {**SHAPE, "rope.freq_base": f32(5e5)}
     report = pigguf.inspect(make(tmp_path / "m.gguf", keys, tensor=tensor, values=values))
     assert report.rope is not None
     shown = CliRunner().invoke(command, [str(report.path)]).stdout
     assert rope in shown
-    assert told in " ".join(shown.split())
+    assert explanation in " ".join(shown.split())
     data = json.loads(CliRunner().invoke(command, [str(report.path), "--json"]).stdout)
     assert data["rope"]["kind"] == report.rope.rope_type
 
@@ -136,24 +144,26 @@ def test_a_tensor_of_positions_on_which_llama_cpp_aborts_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("keys", "rope", "told"),
+    ("keys", "rope", "explanation"),
     [
         (
             {"rope.scaling.type": string("yarn"), "rope.scaling.factor": f32(4.0)},
             "yarn, factor 4, base 10000",
             "YaRN",
         ),
-        ({"rope.freq_base_swa": f32(1e4), "rope.freq_base": f32(1e6)}, "base 1e+06", "a base of 10000"),
+        ({"rope.freq_base_swa": f32(1e4), "rope.freq_base": f32(1e6)}, "base 1e+06", "a rope_theta of 10000"),
     ],
 )
-def test_other_kinds_are_told(keys: dict[str, Typed], rope: str, told: str, tmp_path: Path) -> None:
+def test_other_rope_types_are_shown(
+    keys: dict[str, TypedValue], rope: str, explanation: str, tmp_path: Path
+) -> None:
     path = make(tmp_path / "m.gguf", {**SHAPE, **keys})
     shown = CliRunner().invoke(command, [str(path)]).stdout
     assert rope in shown
-    assert told in " ".join(shown.split())
+    assert explanation in " ".join(shown.split())
 
 
-def test_a_file_without_a_window_is_told_of_all_the_same(tmp_path: Path) -> None:
+def test_a_file_without_a_context_length_is_inspected_too(tmp_path: Path) -> None:
     """A projector or an adapter: nothing of it is damaged."""
     path = make(tmp_path / "m.gguf", {"general.name": string("eyes")}, architecture="clip")
     report = pigguf.inspect(path)

@@ -1,4 +1,4 @@
-"""repair: every fault is found with its evidence, and what is advised gives the right file's logits again."""
+"""Lint and repair: every fault is found with its evidence, and the suggested fix restores the logits."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from pigguf.errors import GGUFError, PigError, RopeConflict, UsageError
 from pigguf.gguf_io import (
     PlannedTensor,
     TensorType,
-    header_bytes,
     read_header,
-    read_part,
+    read_shard,
+    serialize_header,
     write_gguf,
 )
-from pigguf.gguf_io.metadata import Typed, array, f32, string, u32
-from pigguf.operations.lint import lint
+from pigguf.gguf_io.metadata import TypedValue, array, f32, string, u32
+from pigguf.operations.lint import SuggestedFix, certain_fixes, lint
+from pigguf.operations.repair import apply_fixes
 from pigguf.rope import RopeOverrides
 
 ORIGINAL, FACTOR, EXTENDED, BASE = 2048, 4.0, 8192, 1e6
@@ -38,12 +39,12 @@ PREFIX = "llama"
 CONTEXT, SCALING = f"{PREFIX}.context_length", f"{PREFIX}.rope.scaling"
 TOKENS = random.Random(0).choices(range(VOCAB_SIZE), k=96)
 
-Changes = Mapping[str, Typed | None]
+Changes = Mapping[str, TypedValue | None]
 
 
 @pytest.fixture(scope="module")
 def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama as pigguf converts it: trained at 2048 tokens, interpolated to 8192, base 1e6."""
+    """Convert a tiny Llama: trained at 2048 tokens, interpolated to 8192, rope theta 1e6."""
     path = tmp_path_factory.mktemp("right")
     linear = {"rope_type": "linear", "factor": FACTOR, "rope_theta": BASE}
     checkpoint = make_checkpoint(path / "piglet", rope_parameters=linear, max_position_embeddings=ORIGINAL)
@@ -57,11 +58,11 @@ def yarn(right: Path) -> Path:
 
 
 def changed(source: Path, target: Path, changes: Changes) -> Path:
-    """The file with other keys, written by hand: not by what is tested."""
-    file = read_part(source)
+    """Write the file with other keys, without the code that is tested."""
+    file = read_shard(source)
     metadata = {**file.metadata, **{key: typed for key, typed in changes.items() if typed is not None}}
     metadata = {key: typed for key, typed in metadata.items() if changes.get(key, typed) is not None}
-    header = header_bytes(metadata, tuple(file.tensors.values()))
+    header = serialize_header(metadata, tuple(file.tensors.values()))
     target.write_bytes(header + source.read_bytes()[file.data_offset :])
     return target
 
@@ -83,25 +84,25 @@ def invoke(*arguments: str | Path) -> Any:
     return CliRunner().invoke(command, [str(argument) for argument in arguments])
 
 
-def advised(output: str, condition: str = "") -> list[str]:
-    """The last command that `pigguf repair FILE` prints, of those with the condition."""
-    found = re.findall(r"^fix +(pigguf repair .*?)(?:   \((.*)\))?$", output, re.MULTILINE)
-    return shlex.split([line for line, said in found if condition in said][-1])
+def suggested_command(output: str, condition: str = "") -> list[str]:
+    """Return the last command with a condition that `pigguf repair FILE` prints."""
+    commands = re.findall(r"^fix +(pigguf repair .*?)(?:   \((.*)\))?$", output, re.MULTILINE)
+    return shlex.split([line for line, stated in commands if condition in stated][-1])
 
 
-# ---- faults, found and mended --------------------------------------------------------------------
+# ---- faults and their fixes -----------------------------------------------------------------------
 
 UNSCALED: Changes = {f"{SCALING}.type": None, f"{SCALING}.factor": None}
 
 BROKEN: dict[str, tuple[list[str], Changes]] = {
     "window not multiplied": (["window-not-multiplied"], {CONTEXT: u32(ORIGINAL)}),
-    "window not multiplied, original not said": (
+    "window not multiplied, original missing": (
         ["window-not-multiplied"],
         {CONTEXT: u32(ORIGINAL), f"{SCALING}.original_context_length": None},
     ),
     "factor missing": (["factor-missing"], UNSCALED),
     "factor missing, type left": (["factor-missing"], {f"{SCALING}.factor": None}),
-    "factor missing, only the name knows": (
+    "factor missing, only the name states it": (
         ["factor-missing"],
         {
             **UNSCALED,
@@ -114,7 +115,7 @@ BROKEN: dict[str, tuple[list[str], Changes]] = {
     "type missing": (["no-type"], {f"{SCALING}.type": None}),
     "type none": (["type-none"], {f"{SCALING}.type": string("none")}),
     "type in another case": (["unknown-type"], {f"{SCALING}.type": string("Linear")}),
-    "type unheard of": (["unknown-type"], {f"{SCALING}.type": string("wobbly")}),
+    "type unknown": (["unknown-type"], {f"{SCALING}.type": string("wobbly")}),
     "two factors": (["contradiction"], {f"{PREFIX}.rope.scale_linear": f32(2.0)}),
     "base missing": (
         ["base-missing"],
@@ -124,38 +125,38 @@ BROKEN: dict[str, tuple[list[str], Changes]] = {
         ["base-missing"],
         {f"{PREFIX}.rope.freq_base": f32(1e4), "general.name": string("Phind-CodeLlama-34B")},
     ),
-    "factor in double precision": (["wrong-type"], {f"{SCALING}.factor": Typed("f64", 4.0)}),
+    "factor in double precision": (["wrong-type"], {f"{SCALING}.factor": TypedValue("f64", 4.0)}),
     "factor as text": (["wrong-type"], {f"{SCALING}.factor": string("4.0")}),
-    "window signed": (["wrong-type"], {CONTEXT: Typed("i32", EXTENDED)}),
+    "window signed": (["wrong-type"], {CONTEXT: TypedValue("i32", EXTENDED)}),
     "base whole": (["wrong-type"], {f"{PREFIX}.rope.freq_base": u32(1_000_000)}),
     "window missing": (["no-window"], {CONTEXT: None}),
     "half a head rotated": (["dimension-count"], {f"{PREFIX}.rope.dimension_count": u32(8)}),
     "more than a head rotated": (["dimension-count"], {f"{PREFIX}.rope.dimension_count": u32(32)}),
     "three at once": (
         ["wrong-type", "factor-inverted", "window-not-multiplied"],
-        {CONTEXT: Typed("i32", ORIGINAL), f"{SCALING}.factor": f32(1 / FACTOR)},
+        {CONTEXT: TypedValue("i32", ORIGINAL), f"{SCALING}.factor": f32(1 / FACTOR)},
     ),
 }
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_what_is_advised_gives_the_right_files_logits(
+def test_the_suggested_fix_restores_the_logits(
     fault: str, right: Path, right_logits: np.ndarray, tmp_path: Path
 ) -> None:
     found, changes = BROKEN[fault]
     path = changed(right, tmp_path / "a model.gguf", changes)
-    told = invoke(path)
-    assert told.exit_code == exit_codes.FOUND.code
+    result = invoke(path)
+    assert result.exit_code == exit_codes.FOUND.code
     assert problems(path) == found
     for problem in found:
-        assert f"\n{problem}\n" in told.stdout
-    program, verb, *arguments = advised(told.stdout)
+        assert f"\n{problem}\n" in result.stdout
+    program, verb, *arguments = suggested_command(result.stdout)
     assert (program, verb) == ("pigguf", "repair")
     before = path.read_bytes()
     assert invoke(*arguments, "--dry-run").exit_code == 0
     assert path.read_bytes() == before
-    mended = invoke(*arguments)
-    assert mended.exit_code == 0, mended.output
+    fixed = invoke(*arguments)
+    assert fixed.exit_code == 0, fixed.output
     assert problems(path) == []
     assert invoke(path).exit_code == 0
     assert os.listdir(tmp_path) == ["a model.gguf"]
@@ -170,7 +171,7 @@ def test_what_is_advised_gives_the_right_files_logits(
 def test_a_fault_that_can_be_run_gives_other_logits(
     right: Path, right_logits: np.ndarray, tmp_path: Path
 ) -> None:
-    """What the comparison above would see, had nothing been mended."""
+    """Show that the comparison above would notice an unfixed file."""
     for fault in ("factor missing", "factor inverted", "type none", "base lost"):
         broken = changed(right, tmp_path / "broken.gguf", BROKEN[fault][1])
         assert np.abs(logits(broken) - right_logits).max() > 1e-3
@@ -185,11 +186,11 @@ def test_a_fault_that_can_be_run_gives_other_logits(
         ("factor-inverted", {f"{SCALING}.factor": f32(0.25)}, ""),
     ],
 )
-def test_yarn_is_mended_too(fault: str, changes: Changes, condition: str, yarn: Path, tmp_path: Path) -> None:
+def test_yarn_is_fixed_too(fault: str, changes: Changes, condition: str, yarn: Path, tmp_path: Path) -> None:
     path = changed(yarn, tmp_path / "yarn.gguf", changes)
-    told = invoke(path)
+    result = invoke(path)
     assert problems(path) == [fault]
-    assert invoke(*advised(told.stdout, condition)[2:]).exit_code == 0
+    assert invoke(*suggested_command(result.stdout, condition)[2:]).exit_code == 0
     assert read_header(path).metadata == read_header(yarn).metadata
     np.testing.assert_array_equal(logits(path), logits(yarn))
 
@@ -204,7 +205,7 @@ def test_yarn_is_mended_too(fault: str, changes: Changes, condition: str, yarn: 
         ("Llama-2-7b-longlora-32k", "general.name", 4096, "--rope-factor 8"),
     ],
 )
-def test_a_known_name_tells_the_factor_that_was_lost(
+def test_a_known_name_gives_the_factor_that_was_lost(
     name: str, key: str, window: int, options: str, right: Path, tmp_path: Path
 ) -> None:
     lost: Changes = {
@@ -215,16 +216,16 @@ def test_a_known_name_tells_the_factor_that_was_lost(
         key: string(name),
     }
     path = changed(right, tmp_path / "model.gguf", lost)
-    told = invoke(path)
+    result = invoke(path)
     assert problems(path) == ["factor-missing"]
-    words = advised(told.stdout)
+    words = suggested_command(result.stdout)
     assert shlex.join(words[3:]).startswith(options)
-    assert name in told.stdout
+    assert name in result.stdout
     assert invoke(*words[2:]).exit_code == 0
     assert problems(path) == []
 
 
-def test_a_choice_is_left_to_the_user_and_each_command_settles_it(right: Path, tmp_path: Path) -> None:
+def test_a_choice_is_left_to_the_user_and_each_command_fixes_it(right: Path, tmp_path: Path) -> None:
     """A window of 20000 and a factor of 4: nothing says whether the window is the extended one."""
     changes: Changes = {
         f"{SCALING}.original_context_length": None,
@@ -232,11 +233,11 @@ def test_a_choice_is_left_to_the_user_and_each_command_settles_it(right: Path, t
         CONTEXT: u32(20000),
     }
     path = changed(right, tmp_path / "model.gguf", changes)
-    told = invoke(path)
+    result = invoke(path)
     assert problems(path) == ["windows-contradict"]
     for condition, context in (("trained at 20000", 80000), ("extended to 20000", 20000)):
         copy = tmp_path / "copy.gguf"
-        assert invoke(*advised(told.stdout, condition)[2:], "-o", copy).exit_code == 0
+        assert invoke(*suggested_command(result.stdout, condition)[2:], "-o", copy).exit_code == 0
         assert problems(copy) == []
         assert read_header(copy).metadata[CONTEXT] == u32(context)
     assert problems(path) == ["windows-contradict"]
@@ -250,7 +251,7 @@ SOUND: dict[str, Changes] = {
         f"{SCALING}.original_context_length": None,
     },
     "a factor of 1": {f"{SCALING}.factor": f32(1.0), CONTEXT: u32(ORIGINAL)},
-    "an older file: the legacy key, and a window that is LLaMA's times the factor": {
+    "an older file: the legacy key, and LLaMA's context length times the factor": {
         **UNSCALED,
         f"{SCALING}.original_context_length": None,
         f"{PREFIX}.rope.scale_linear": f32(4.0),
@@ -260,7 +261,7 @@ SOUND: dict[str, Changes] = {
         f"{SCALING}.original_context_length": None,
         "general.name": string("guanaco-52k"),
     },
-    "a name that says what the window is": {"general.name": string("piglet-8k")},
+    "a name with the context length": {"general.name": string("piglet-8k")},
     "CodeLlama-70B was trained with 10000": {
         f"{PREFIX}.rope.freq_base": None,
         "general.name": string("CodeLlama-70b-Instruct"),
@@ -269,39 +270,63 @@ SOUND: dict[str, Changes] = {
 
 
 @pytest.mark.parametrize("case", SOUND)
-def test_what_is_sound_is_called_sound(case: str, right: Path, tmp_path: Path) -> None:
+def test_a_sound_file_has_no_findings(case: str, right: Path, tmp_path: Path) -> None:
     path = changed(right, tmp_path / "model.gguf", SOUND[case])
-    told = invoke(path)
-    assert told.exit_code == 0, told.stdout
-    assert "no faults found" in told.stdout
+    result = invoke(path)
+    assert result.exit_code == 0, result.stdout
+    assert "no faults found" in result.stdout
 
 
-def test_the_demo_model_and_a_file_without_positions_are_sound(smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_the_demo_model_and_a_file_without_positions_have_no_findings(
+    smollm2_gguf: Path, tmp_path: Path
+) -> None:
     assert problems(smollm2_gguf) == []
     path = tmp_path / "adapter.gguf"
-    path.write_bytes(header_bytes({"general.architecture": string("llama")}, ()))
+    path.write_bytes(serialize_header({"general.architecture": string("llama")}, ()))
     assert problems(path) == []
 
 
 def test_frequencies_divided_by_a_tensor_need_no_factor(right: Path, tmp_path: Path) -> None:
     """Llama 3.1 and Phi-3: two windows, no factor, and the numbers in rope_freqs or rope_factors_*."""
     for name, found in (("rope_freqs.weight", []), ("other.weight", ["factor-missing"])):
-        file = read_part(changed(right, tmp_path / "plain.gguf", UNSCALED))
+        file = read_shard(changed(right, tmp_path / "plain.gguf", UNSCALED))
         tensor = PlannedTensor(name, (8,), TensorType.F32, ((0, 8),), lambda start, stop: np.ones(8, "f4"))
         path = tmp_path / "model.gguf"
         write_gguf(path, file.metadata, [tensor])
         assert problems(path) == found
 
 
+@pytest.mark.parametrize("fault", ["window not multiplied", "factor as text", "three at once"])
+def test_certain_fixes_applied_directly_give_the_file_of_the_command(
+    fault: str, right: Path, tmp_path: Path
+) -> None:
+    by_command = changed(right, tmp_path / "command.gguf", BROKEN[fault][1])
+    directly = changed(right, tmp_path / "direct.gguf", BROKEN[fault][1])
+    assert invoke(*suggested_command(invoke(by_command).stdout)[2:]).exit_code == 0
+    result = apply_fixes(directly, certain_fixes(lint(read_header(directly))))
+    assert (result.path, result.findings) == (directly, ())
+    assert directly.read_bytes() == by_command.read_bytes()
+
+
+def test_fixes_are_the_numbers_and_keys_that_repair_takes(right: Path, tmp_path: Path) -> None:
+    path = changed(right, tmp_path / "model.gguf", BROKEN["three at once"][1])
+    wrong_type, inverted, not_multiplied = lint(read_header(path))
+    assert wrong_type.fixes == (SuggestedFix(set={CONTEXT: u32(ORIGINAL)}),)
+    assert inverted.fixes == not_multiplied.fixes == (SuggestedFix(RopeOverrides(factor=FACTOR)),)
+    # the factor writes the context length itself
+    assert certain_fixes([wrong_type, inverted, not_multiplied]) == inverted.fixes
+    assert certain_fixes([wrong_type]) == wrong_type.fixes
+
+
 def test_findings_are_json_with_commands_as_words(right: Path, tmp_path: Path) -> None:
     path = changed(right, tmp_path / "model.gguf", BROKEN["window not multiplied"][1])
-    told = json.loads(invoke(path, "--json").stdout)
-    (finding,) = told["findings"]
+    result = json.loads(invoke(path, "--json").stdout)
+    (finding,) = result["findings"]
     assert finding["problem"] == "window-not-multiplied"
     assert {"source": "GGUF", "key": CONTEXT, "value": ORIGINAL} in finding["evidence"]
-    assert finding["advice"] == [{"command": told["command"], "condition": None}]
-    assert told["command"] == ["pigguf", "repair", str(path), "--rope-factor", "4"]
-    done = json.loads(invoke(*told["command"][2:], "--json").stdout)
+    assert finding["advice"] == [{"command": result["command"], "condition": None}]
+    assert result["command"] == ["pigguf", "repair", str(path), "--rope-factor", "4"]
+    done = json.loads(invoke(*result["command"][2:], "--json").stdout)
     assert done["changes"] == [
         {
             "key": CONTEXT,
@@ -337,9 +362,9 @@ def test_keys_of_every_type_are_set_and_removed_and_the_tensors_stay(right: Path
     assert got.metadata["general.name"] == string("u32:5")
     assert got.metadata["general.description"] == string("Ein Ferkel \u2014 und mehr")
     assert got.metadata["tokenizer.ggml.bos_token_id"] == u32(2)
-    assert got.metadata["my.count"] == Typed("u64", 2**64 - 1)
+    assert got.metadata["my.count"] == TypedValue("u64", 2**64 - 1)
     assert got.metadata["my.scale"] == f32(0.1)
-    assert got.metadata["my.fact"] == Typed("bool", True)
+    assert got.metadata["my.fact"] == TypedValue("bool", True)
     assert got.metadata["my.words"] == array("str", ("a", "\u00fc"))
     assert got.metadata["my.numbers"] == array("i8", (-128, 127))
     assert got.metadata["my.none"] == array("f64", ())
@@ -361,16 +386,16 @@ def test_a_list_already_there_keeps_its_type(right: Path, tmp_path: Path) -> Non
 def test_any_alignment_and_length_of_header_keeps_the_data(
     alignment: int, text: str, right: Path, tmp_path: Path
 ) -> None:
-    file, path = read_part(right), tmp_path / "model.gguf"
+    file, path = read_shard(right), tmp_path / "model.gguf"
     metadata = {**file.metadata, "general.alignment": u32(alignment)}
     tensors = tuple(file.tensors.values())
     body = b"".join(
         (raw := right.read_bytes()[t.offset : t.offset + t.nbytes]) + bytes(-len(raw) % alignment)
         for t in tensors
     )
-    path.write_bytes(header_bytes(metadata, tensors) + body)
+    path.write_bytes(serialize_header(metadata, tensors) + body)
     pigguf.repair(path, set={"general.name": text})
-    written = read_part(path)
+    written = read_shard(path)
     assert written.data_offset % alignment == 0
     assert path.read_bytes()[written.data_offset :] == body
     assert written.metadata["general.name"] == string(text)
@@ -449,8 +474,8 @@ REFUSED: list[tuple[type[PigError], list[str], dict[str, Any]]] = [
     (GGUFError, [f"{PREFIX}.block_count"], {"remove": [f"{PREFIX}.block_count"]}),
     (GGUFError, [f"{PREFIX}.attention.head_count_kv"], {"set": {f"{PREFIX}.attention.head_count_kv": "3"}}),
     (RopeConflict, [CONTEXT, "8192", "2048", "3"], {"rope": RopeOverrides(factor=3.0)}),
-    (RopeConflict, ["--context", "5000"], {"rope": RopeOverrides(context=5000)}),
-    (RopeConflict, ["--rope-factor", "0.25"], {"rope": RopeOverrides(factor=0.25)}),
+    (RopeConflict, ["`rope.context=5000`"], {"rope": RopeOverrides(context=5000)}),
+    (RopeConflict, ["`rope.factor=0.25`"], {"rope": RopeOverrides(factor=0.25)}),
     (RopeConflict, ["`rope_theta=nan`"], {"rope_theta": float("nan")}),
 ]
 

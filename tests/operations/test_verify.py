@@ -1,4 +1,4 @@
-"""verify: right files of every sort are the checkpoint, and files that are wrong in one thing are not."""
+"""Verify: right files of every kind are the checkpoint, and files that are wrong in one thing are not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as torch_load
 from safetensors.torch import save_file as torch_save
-from support.meta_checkpoints import as_meta
+from support.meta_checkpoints import convert_to_meta
 from support.tiny_checkpoints import VOCAB_SIZE, edit_config, make_checkpoint
 
 import pigguf
@@ -31,7 +31,7 @@ PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 def make(path: Path, **config: Any) -> Path:
-    """A model whose weights are as wide as a block of the k-quants, and whose predictions are not flat."""
+    """Make a model with weights as wide as a block of the k-quants and predictions that are not flat."""
     sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
     return make_checkpoint(path, **{**sizes, "rope_parameters": LINEAR, **config})
 
@@ -72,9 +72,9 @@ def differing(found: VerificationResult) -> set[str]:
         ("F32", "same"),
         ("F16", "same"),
         ("BF16", "same"),
-        ("Q8_0", "same but for its quantization"),
-        ("Q4_K_M", "same but for its quantization"),
-        ("Q2_K", "same but for its quantization"),
+        ("Q8_0", "same except for quantization"),
+        ("Q4_K_M", "same except for quantization"),
+        ("Q2_K", "same except for quantization"),
     ],
 )
 def test_a_converted_file_is_its_checkpoint(
@@ -92,7 +92,7 @@ def test_a_converted_file_is_its_checkpoint(
 @pytest.mark.parametrize(
     "kind", [*["gpt2", "bloom", "gptneox", "phi3"], "mixtral, factor 4", "gemma2, factor 4"]
 )
-def test_every_sort_of_position_and_layer_is_compared(kind: str, tmp_path: Path) -> None:
+def test_every_kind_of_position_and_layer_is_compared(kind: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "piglet", kind)
     found = pigguf.verify(converted(checkpoint), checkpoint)
     assert (found.verdict, found.logits.skipped_reason) == ("same", "")
@@ -113,7 +113,7 @@ def test_longrope_beyond_its_original_window_is_compared_by_one_list(tmp_path: P
     assert pigguf.verify(file, checkpoint, depths=[64, 256, 1024]).verdict == "same"
 
 
-def test_a_key_that_transformers_passes_over_counts(checkpoint: Path, right: Path, tmp_path: Path) -> None:
+def test_a_key_that_transformers_ignores_counts(checkpoint: Path, right: Path, tmp_path: Path) -> None:
     """LongChat's: the evidence decides, here as in a conversion."""
     older = copied(checkpoint, tmp_path / "longchat")
     edit_config(older, rope_parameters=..., rope_condense_ratio=FACTOR, rope_theta=10000.0)
@@ -149,9 +149,7 @@ def test_a_text_of_ones_own_is_read_as_far_as_it_goes(checkpoint: Path, right: P
     assert found.verdict == "same"
     assert found.logits.text == str(text)
     assert 16 < depths[-1] < ORIGINAL * FACTOR
-    assert [depth.depth for depth in pigguf.verify(right, checkpoint, tokens=100).logits.depths][
-        -1
-    ] == 100
+    assert [depth.depth for depth in pigguf.verify(right, checkpoint, tokens=100).logits.depths][-1] == 100
 
 
 @pytest.mark.parametrize("form", ["meta", "float8"])
@@ -159,7 +157,7 @@ def test_weights_that_transformers_does_not_read_as_numbers(form: str, tmp_path:
     sizes = {"num_key_value_heads": 8, "intermediate_size": 704}  # that of a Llama of this width
     checkpoint = make(tmp_path / "piglet", rope_parameters=PLAIN, **sizes)
     if form == "meta":
-        as_meta(checkpoint, max_seq_len=ORIGINAL)
+        convert_to_meta(checkpoint, max_seq_len=ORIGINAL)
     else:
         in_float8(checkpoint)
     found = pigguf.verify(converted(checkpoint), checkpoint)
@@ -188,7 +186,7 @@ def test_the_real_model_is_its_checkpoint_and_with_another_base_is_not(
     text, wrong = tmp_path / "novel.txt", tmp_path / "wrong.gguf"
     text.write_text(novel)
     right = pigguf.verify(smollm2_gguf, smollm2_checkpoint, text=text, depths=[256, 1024])
-    assert right.verdict == "same but for its quantization"
+    assert right.verdict == "same except for quantization"
     pigguf.repair(smollm2_gguf, wrong, set={"llama.rope.freq_base": "10000"})
     found = pigguf.verify(wrong, smollm2_checkpoint, text=text, depths=[256, 1024])
     assert found.verdict == "different"
@@ -230,7 +228,7 @@ def test_a_lost_base_is_another_model(type: str, checkpoint: Path, tmp_path: Pat
 
 
 def permuted(state: dict[str, np.ndarray[Any, Any]]) -> None:
-    """The first head of a layer's queries in halves, as a converter that forgot to permute leaves it."""
+    """Reorder the first query head of a layer, as a converter does that does not permute it."""
     query = state["model.layers.0.self_attn.q_proj.weight"]
     query[:32] = query[:32].reshape(2, 16, -1).swapaxes(0, 1).reshape(32, -1)
 
@@ -283,7 +281,7 @@ def test_another_tokenizer_of_the_same_size_is_another_model(checkpoint: Path, t
         ("llama.attention.layer_norm_rms_epsilon", "1e-6", "llama.attention.layer_norm_rms_epsilon"),
     ],
 )
-def test_one_key_that_is_not_the_checkpoints_is_told(
+def test_one_key_that_differs_is_reported(
     key: str, value: str, what: str, checkpoint: Path, right: Path, tmp_path: Path
 ) -> None:
     pigguf.repair(right, tmp_path / "wrong.gguf", set={key: value})
@@ -293,18 +291,20 @@ def test_one_key_that_is_not_the_checkpoints_is_told(
     assert found.logits.depths[-1].depth == ORIGINAL * FACTOR  # the window's end, whatever it claims
 
 
-def test_another_shape_is_told_tensor_by_tensor(right: Path, tmp_path: Path) -> None:
+def test_another_shape_is_reported_tensor_by_tensor(right: Path, tmp_path: Path) -> None:
     other = make(tmp_path / "other", num_hidden_layers=3, vocab_size=VOCAB_SIZE + 8)
     found = pigguf.verify(right, other)
     assert {"llama.block_count", "token_embd.weight", "blk.2.ffn_up.weight", "tokens"} <= differing(found)
     assert found.verdict == "different"
-    assert f"{VOCAB_SIZE} tokens in the file, {VOCAB_SIZE + 8} in the checkpoint" in found.logits.skipped_reason
+    assert (
+        f"{VOCAB_SIZE} tokens in the file, {VOCAB_SIZE + 8} in the checkpoint" in found.logits.skipped_reason
+    )
 
 
 # ---- what cannot be compared ---------------------------------------------------------------------------
 
 
-def test_a_class_that_transformers_lacks_leaves_the_predictions_out(checkpoint: Path, tmp_path: Path) -> None:
+def test_predictions_are_skipped_without_a_class_in_transformers(checkpoint: Path, tmp_path: Path) -> None:
     """InternLM2, whose own code is never run."""
     other = as_internlm2(copied(checkpoint, tmp_path / "intern"))
     found = pigguf.verify(converted(other), other)
@@ -341,7 +341,7 @@ def as_internlm2(path: Path) -> Path:
     return path
 
 
-def test_positions_that_transformers_cannot_scale_leave_the_predictions_out(tmp_path: Path) -> None:
+def test_predictions_are_skipped_if_transformers_cannot_scale_positions(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "piglet", "gptj")
     edit_config(checkpoint, rope_scaling={"type": "linear", "factor": 4.0})
     found = pigguf.verify(converted(checkpoint), checkpoint)
@@ -373,8 +373,10 @@ def test_bad_input_is_named(checkpoint: Path, right: Path, tmp_path: Path) -> No
     refused(errors.ReadError, str(tmp_path), text=tmp_path, **both)
 
 
-def test_weights_that_transformers_would_make_up_stop_the_work(checkpoint: Path, tmp_path: Path) -> None:
-    """It fills in what a file lacks by chance: its own shards without their index, say."""
+def test_weights_that_transformers_would_initialize_at_random_are_an_error(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """Check that missing weights are not initialized at random, for example of shards without their index."""
     other = copied(checkpoint, tmp_path / "other")
     file = converted(other)
     state = load_file(other / "model.safetensors")
@@ -406,22 +408,22 @@ def test_the_extra_brings_every_package() -> None:
 
 
 def test_progress_is_one_stage_in_tokens(checkpoint: Path, right: Path) -> None:
-    told: list[tuple[Any, ...]] = []
+    events: list[tuple[Any, ...]] = []
 
     class Listener:
         def begin(self, stage: str, total: float, unit: str) -> None:
-            told.append((stage, total, unit))
+            events.append((stage, total, unit))
 
         def advance(self, amount: float) -> None:
-            told.append((amount,))
+            events.append((amount,))
 
         def end(self) -> None:
-            told.append(("end",))
+            events.append(("end",))
 
     pigguf.verify(right, checkpoint, progress=Listener())
     size = sum(tensor.nbytes for tensor in read_header(right).tensors.values())
-    assert told[0] == ("comparing weights", size, "bytes")
-    weights = told.index(("end",))
-    assert sum(amount for (amount,) in told[1:weights]) == size
+    assert events[0] == ("comparing weights", size, "bytes")
+    weights = events.index(("end",))
+    assert sum(amount for (amount,) in events[1:weights]) == size
     tokens = ORIGINAL * FACTOR
-    assert told[weights + 1 :] == [("comparing", tokens, "tokens"), (tokens,), ("end",)]
+    assert events[weights + 1 :] == [("comparing", tokens, "tokens"), (tokens,), ("end",)]

@@ -1,4 +1,4 @@
-"""The demo model there and back: GGUF -> checkpoint -> GGUF, against transformers on real prose."""
+"""The demo model converted to a checkpoint and back, against transformers on real prose."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ def test_the_exported_weights_are_the_dequantized_ones_rounded_to_bfloat16(
     smollm2_checkpoint: Path, smollm2_gguf: Path, tmp_path: Path
 ) -> None:
     pigguf.convert(smollm2_checkpoint, tmp_path / "model.gguf", type="BF16")
-    source, made = read_header(smollm2_gguf), read_header(tmp_path / "model.gguf")
-    assert set(made.tensors) == set(source.tensors)
-    with TensorData(source) as before, TensorData(made) as after:
-        made_tensors = {tensor.name: tensor for tensor in float_tensors(made, after)}
+    source, converted = read_header(smollm2_gguf), read_header(tmp_path / "model.gguf")
+    assert set(converted.tensors) == set(source.tensors)
+    with TensorData(source) as before, TensorData(converted) as after:
+        converted_tensors = {tensor.name: tensor for tensor in float_tensors(converted, after)}
         for tensor in float_tensors(source, before):
-            rounded = tensor.load().astype(made_tensors["token_embd.weight"].load().dtype).astype(np.float32)
-            np.testing.assert_array_equal(made_tensors[tensor.name].load().astype(np.float32), rounded)
+            rounded = (
+                tensor.load().astype(converted_tensors["token_embd.weight"].load().dtype).astype(np.float32)
+            )
+            np.testing.assert_array_equal(converted_tensors[tensor.name].load().astype(np.float32), rounded)
 
 
 def test_the_tokenizer_and_the_template_come_back_as_they_were(

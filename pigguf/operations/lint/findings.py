@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from pigguf.gguf_io.metadata import Typed
+from pigguf.gguf_io.metadata import TypedValue
 from pigguf.operations.lint.position_keys import (
     CONTEXT_LENGTH,
     FREQ_BASE,
@@ -35,7 +35,7 @@ class SuggestedFix:
 
     rope: RopeOverrides = NO_OVERRIDES
     rope_theta: float | None = None
-    set: Mapping[str, Typed] = field(default_factory=dict)
+    set: Mapping[str, TypedValue] = field(default_factory=dict)
     condition: str = ""
 
     def if_unconditional(self, condition: str) -> SuggestedFix:
@@ -74,5 +74,5 @@ def certain_fixes(findings: Iterable[LintFinding]) -> tuple[SuggestedFix, ...]:
     return tuple(fix for i, fix in enumerate(changing) if fix not in changing[:i])
 
 
-def _not_written_with_rope(edits: Mapping[str, Typed]) -> dict[str, Typed]:
+def _not_written_with_rope(edits: Mapping[str, TypedValue]) -> dict[str, TypedValue]:
     return {key: typed for key, typed in edits.items() if not key.endswith(_WRITTEN_WITH_ROPE)}

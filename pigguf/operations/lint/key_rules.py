@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pigguf.gguf_io.metadata import Kind, Typed, boolean, f32, u32
+from pigguf.gguf_io.metadata import ValueType, TypedValue, boolean, f32, u32
 from pigguf.operations.lint.findings import LintFinding, SuggestedFix
 from pigguf.operations.lint.fix_suggestions import scaling_type_fixes
 from pigguf.operations.lint.model_names import rope_theta_from_name
@@ -35,9 +35,9 @@ def wrong_types(keys: PositionKeys) -> Iterator[LintFinding]:
     """Yield each key whose type llama.cpp refuses."""
     for key, kind in POSITION_KEYS.items():
         typed = keys.typed(key)
-        if typed is None or (typed.kind == kind and not typed.is_array):
+        if typed is None or (typed.type == kind and not typed.is_array):
             continue
-        stored = f"{typed.kind}[]" if typed.is_array else typed.kind
+        stored = f"{typed.type}[]" if typed.is_array else typed.type
         converted = _converted(keys, key, kind)
         yield LintFinding(
             "wrong-type",
@@ -48,7 +48,7 @@ def wrong_types(keys: PositionKeys) -> Iterator[LintFinding]:
         )
 
 
-def _converted(keys: PositionKeys, key: str, kind: Kind) -> Typed | None:
+def _converted(keys: PositionKeys, key: str, kind: ValueType) -> TypedValue | None:
     """Return a key's value in another type, or None if that would be another value."""
     typed, number = keys.typed(key), keys.number(key)
     if typed is None or typed.is_array:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-from pigguf.gguf_io.metadata import elements
+from pigguf.gguf_io.metadata import get_array
 from pigguf.operations.lint.position_keys import FREQ_BASE, PositionKeys
 from pigguf.rope import Evidence
 from pigguf.rope.known_models import KNOWN_MODELS
@@ -46,7 +46,7 @@ def model_names(keys: PositionKeys) -> list[Evidence]:
     stated = [
         Evidence("GGUF", key, typed.value, "a name")
         for key, typed in keys.file.metadata.items()
-        if typed.kind == "str" and not typed.is_array and _NAME_KEYS.match(key)
+        if typed.type == "str" and not typed.is_array and _NAME_KEYS.match(key)
     ]
     return [*stated, Evidence("file", "name", keys.file.path.name, "a name")]
 
@@ -81,7 +81,7 @@ def factor_from_name(keys: PositionKeys, context_length: int) -> tuple[Evidence,
 
 def rope_theta_from_name(keys: PositionKeys) -> tuple[Evidence, float] | None:
     """Return what identifies a model with a rope theta other than 10000, with that theta, or None."""
-    tokens = elements(keys.file.metadata, "tokenizer.ggml.tokens")
+    tokens = get_array(keys.file.metadata, "tokenizer.ggml.tokens")
     if keys.architecture == "llama" and tokens is not None and len(tokens) == _LLAMA3_VOCAB_SIZE:
         return Evidence("GGUF", "tokenizer.ggml.tokens", len(tokens), "Llama 3's own vocabulary"), 5e5
     return _look_up(keys, _ROPE_THETA)

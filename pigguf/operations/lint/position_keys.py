@@ -11,7 +11,7 @@ from typing import Any
 
 from pigguf.common.json_config import MAX_COUNT
 from pigguf.gguf_io import GGUFFile
-from pigguf.gguf_io.metadata import Kind, Typed, shortest_f32
+from pigguf.gguf_io.metadata import ValueType, TypedValue, round_to_shortest_f32
 from pigguf.rope import Evidence
 
 CONTEXT_LENGTH = "context_length"
@@ -23,7 +23,7 @@ ORIGINAL_CONTEXT_LENGTH = "rope.scaling.original_context_length"
 DIMENSION_COUNT = "rope.dimension_count"
 
 # Every position key that llama.cpp reads, with the one type it accepts.
-POSITION_KEYS: dict[str, Kind] = {
+POSITION_KEYS: dict[str, ValueType] = {
     CONTEXT_LENGTH: "u32",
     DIMENSION_COUNT: "u32",
     "rope.dimension_count_swa": "u32",
@@ -62,7 +62,7 @@ class PositionKeys:
         """Return a key's name with the architecture's prefix."""
         return f"{self.architecture}.{key}"
 
-    def typed(self, key: str) -> Typed | None:
+    def typed(self, key: str) -> TypedValue | None:
         """Return a key's value with its type, or None if the key is absent."""
         return self.file.metadata.get(self.full_name(key))
 
@@ -73,7 +73,7 @@ class PositionKeys:
     def number(self, key: str) -> float | None:
         """Return a key as a number, even if it is stored as another type or as text, or None."""
         typed = self.typed(key)
-        return None if typed is None or typed.is_array or typed.kind == "bool" else _as_number(typed.value)
+        return None if typed is None or typed.is_array or typed.type == "bool" else _as_number(typed.value)
 
     def positive(self, key: str) -> float | None:
         """Return a finite number above 0, or None. llama.cpp treats 0 as absent.
@@ -81,7 +81,7 @@ class PositionKeys:
         The number is the shortest decimal of its single-precision value: 0.1, not 0.10000000149.
         """
         number = self.number(key)
-        return shortest_f32(number) if number is not None and math.isfinite(number) and number > 0 else None
+        return round_to_shortest_f32(number) if number is not None and math.isfinite(number) and number > 0 else None
 
     def count(self, key: str) -> int | None:
         """Return a whole number from 1 up, or None."""
@@ -133,8 +133,8 @@ class PositionKeys:
         """Return a key that is present as evidence, with what it is taken to mean."""
         typed = self.typed(key)
         assert typed is not None
-        is_single = typed.kind == "f32" and not typed.is_array
-        value = shortest_f32(typed.value) if is_single else typed.value
+        is_single = typed.type == "f32" and not typed.is_array
+        value = round_to_shortest_f32(typed.value) if is_single else typed.value
         return Evidence("GGUF", self.full_name(key), value, meaning)
 
 

@@ -26,8 +26,8 @@ from pathlib import Path
 
 from pigguf.common.atomic_write import atomic_write
 from pigguf.errors import GGUFError, PigError, UsageError, VerificationFailed
-from pigguf.gguf_io import GGUFFile, header_bytes, read_header, read_part
-from pigguf.gguf_io.metadata import Typed
+from pigguf.gguf_io import GGUFFile, serialize_header, read_header, read_shard
+from pigguf.gguf_io.metadata import TypedValue
 from pigguf.inference.engine import load_checks
 from pigguf.operations.lint import LintFinding, SuggestedFix, lint
 from pigguf.operations.lint.position_keys import CONTEXT_LENGTH
@@ -69,7 +69,7 @@ def repair(
     *,
     rope: RopeOverrides | None = None,
     rope_theta: float | None = None,
-    set: Mapping[str, str | Typed] | None = None,
+    set: Mapping[str, str | TypedValue] | None = None,
     remove: Iterable[str] = (),
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -110,7 +110,7 @@ def repair(
     path = None
     if not dry_run and (changes or output is not None):
         path = _output_path(file, output)
-        _write(path, read_part(file.path), changes, progress)
+        _write(path, read_shard(file.path), changes, progress)
     return RepairResult(
         source=file.path,
         path=path,
@@ -143,7 +143,7 @@ def apply_fixes(
     Raises:
         PigError: As `repair` does.
     """
-    rope, rope_theta, edits = NO_OVERRIDES, None, dict[str, Typed]()
+    rope, rope_theta, edits = NO_OVERRIDES, None, dict[str, TypedValue]()
     for fix in fixes:
         rope = RopeOverrides(
             factor=fix.rope.factor or rope.factor,
@@ -199,8 +199,8 @@ def _error_of(check: Callable[[GGUFFile], object], file: GGUFFile) -> PigError |
 
 def _check_other_files(file: GGUFFile, changes: Iterable[KeyChange]) -> None:
     """Raise UsageError if a later file of a split model has a changed key too: only the first is written."""
-    for part in file.parts[1:]:
-        metadata = read_part(part).metadata
+    for part in file.shards[1:]:
+        metadata = read_shard(part).metadata
         for change in changes:
             if change.key in metadata:
                 raise UsageError(
@@ -215,9 +215,9 @@ def _check_other_files(file: GGUFFile, changes: Iterable[KeyChange]) -> None:
 def _output_path(file: GGUFFile, output: str | os.PathLike[str] | None) -> Path:
     if output is None:
         return file.path
-    if len(file.parts) > 1:
+    if len(file.shards) > 1:
         raise UsageError(
-            f"{file.path} is one of {len(file.parts)} parts, and a copy of it alone would not be a model",
+            f"{file.path} is one of {len(file.shards)} parts, and a copy of it alone would not be a model",
             "copy all parts and repair the copy in place, or join them: llama-gguf-split --merge",
         )
     return Path(output)
@@ -225,7 +225,7 @@ def _output_path(file: GGUFFile, output: str | os.PathLike[str] | None) -> Path:
 
 def _write(target: Path, source: GGUFFile, changes: Iterable[KeyChange], progress: Progress) -> None:
     """Write the new header, and the old tensor data behind it as one range."""
-    header = header_bytes(with_changes(source.metadata, changes), tuple(source.tensors.values()))
+    header = serialize_header(with_changes(source.metadata, changes), tuple(source.tensors.values()))
     data_bytes = max(0, source.size - source.data_offset)
     total = len(header) + data_bytes
     with atomic_write(target, total) as file:
@@ -238,9 +238,9 @@ def _write(target: Path, source: GGUFFile, changes: Iterable[KeyChange], progres
 
 def _check_written(path: Path, source: GGUFFile, header: bytes) -> None:
     """Raise VerificationFailed unless the header reads back, with every tensor at its offset in the data."""
-    written = read_part(path)
+    written = read_shard(path)
     is_complete = written.size - len(header) == max(0, source.size - source.data_offset)
-    if header_bytes(written.metadata, tuple(written.tensors.values())) != header or not is_complete:
+    if serialize_header(written.metadata, tuple(written.tensors.values())) != header or not is_complete:
         raise VerificationFailed(f"{source.path}: the header that was written reads back differently", _BUG)
     if _data_offsets(written) != _data_offsets(source):
         raise VerificationFailed(f"{source.path}: the tensors are at other offsets in the written file", _BUG)

@@ -17,11 +17,11 @@ import numpy as np
 
 from pigguf.errors import UsageError
 from pigguf.gguf_io import GGUFFile
-from pigguf.gguf_io.metadata import Kind, Metadata, Typed, f32
+from pigguf.gguf_io.metadata import ValueType, Metadata, TypedValue, f32
 from pigguf.operations.lint import POSITION_KEYS
 
 # Keys that a file may lack and whose type is known (gguf-py constants.py).
-_OPTIONAL_KEYS: dict[str, Kind] = {
+_OPTIONAL_KEYS: dict[str, ValueType] = {
     **dict.fromkeys(
         (
             *("general.name", "general.author", "general.version", "general.organization"),
@@ -65,8 +65,8 @@ class KeyChange:
     """
 
     key: str
-    old: Typed | None
-    new: Typed | None
+    old: TypedValue | None
+    new: TypedValue | None
 
 
 def key_changes(old: Metadata, new: Metadata) -> tuple[KeyChange, ...]:
@@ -78,11 +78,11 @@ def key_changes(old: Metadata, new: Metadata) -> tuple[KeyChange, ...]:
     )
 
 
-def _is_same(old: Typed | None, new: Typed | None) -> bool:
+def _is_same(old: TypedValue | None, new: TypedValue | None) -> bool:
     return old is new or old == new  # NaN is not equal to itself, but is the same object
 
 
-def with_changes(metadata: Metadata, changes: Iterable[KeyChange]) -> dict[str, Typed]:
+def with_changes(metadata: Metadata, changes: Iterable[KeyChange]) -> dict[str, TypedValue]:
     """Return metadata with the changes applied; new keys are last."""
     changed = dict(metadata)
     for change in changes:
@@ -93,7 +93,7 @@ def with_changes(metadata: Metadata, changes: Iterable[KeyChange]) -> dict[str, 
     return changed
 
 
-def edit_keys(file: GGUFFile, edits: Mapping[str, str | Typed], removed: Collection[str]) -> dict[str, Typed]:
+def edit_keys(file: GGUFFile, edits: Mapping[str, str | TypedValue], removed: Collection[str]) -> dict[str, TypedValue]:
     """Return a file's metadata with keys set and removed.
 
     Args:
@@ -135,16 +135,16 @@ def _check_token_lists(old_metadata: Metadata, new_metadata: Metadata) -> None:
             )
 
 
-def _parse_value(file: GGUFFile, key: str, text: str) -> Typed:
+def _parse_value(file: GGUFFile, key: str, text: str) -> TypedValue:
     """Return a value given as text, in the type that the key must have, has, or is given."""
     kind, is_array, text = _type_and_text(file, key, text)
     try:
         if not is_array:
-            return Typed(kind, _checked(kind, text if kind == "str" else json.loads(text)))
+            return TypedValue(kind, _checked(kind, text if kind == "str" else json.loads(text)))
         values = json.loads(text)
         if not isinstance(values, list):
             raise ValueError
-        return Typed(kind, tuple(_checked(kind, value) for value in values), is_array=True)
+        return TypedValue(kind, tuple(_checked(kind, value) for value in values), is_array=True)
     except (ValueError, RecursionError):
         expected = (
             f"a JSON array of {kind}"
@@ -154,12 +154,12 @@ def _parse_value(file: GGUFFile, key: str, text: str) -> Typed:
         raise UsageError(f"{key}: {text[:80]!r} is not {expected}", _SET_HINT) from None
 
 
-def _type_and_text(file: GGUFFile, key: str, text: str) -> tuple[Kind, bool, str]:
+def _type_and_text(file: GGUFFile, key: str, text: str) -> tuple[ValueType, bool, str]:
     """Return a value's type, whether it is an array, and its text without a type prefix."""
     required, present = POSITION_KEYS.get(key.removeprefix(f"{file.architecture}.")), file.metadata.get(key)
     prefix = _TYPE_PREFIX.match(text)
     if prefix is not None:
-        kind, is_array = cast(Kind, prefix["kind"]), prefix["array"] is not None
+        kind, is_array = cast(ValueType, prefix["kind"]), prefix["array"] is not None
         if required is not None and (kind, is_array) != (required, False):
             raise UsageError(
                 f"{key} cannot be {kind}{'[]' if is_array else ''}: llama.cpp accepts only {required}",
@@ -169,13 +169,13 @@ def _type_and_text(file: GGUFFile, key: str, text: str) -> tuple[Kind, bool, str
     if required is not None:
         return required, False, text
     if present is not None:
-        return present.kind, present.is_array, text
+        return present.type, present.is_array, text
     if key in _OPTIONAL_KEYS:
         return _OPTIONAL_KEYS[key], False, text
     raise UsageError(f"{key} is a new key of an unknown type", _SET_HINT)
 
 
-def _checked(kind: Kind, value: Any) -> Any:
+def _checked(kind: ValueType, value: Any) -> Any:
     """Return a value as JSON gives it, if the type holds it.
 
     Raises:

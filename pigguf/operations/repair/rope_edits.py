@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pigguf.errors import CheckpointError, RopeConflict
 from pigguf.gguf_io import GGUFFile
-from pigguf.gguf_io.metadata import Typed, f32, u32
+from pigguf.gguf_io.metadata import TypedValue, f32, u32
 from pigguf.operations.lint import PositionKeys, position_claims
 from pigguf.operations.lint.position_keys import (
     CONTEXT_LENGTH,
@@ -28,7 +28,7 @@ from pigguf.rope.scaling_section import MAX_ROPE_THETA
 
 def edit_rope(
     file: GGUFFile, overrides: RopeOverrides, rope_theta: float | None
-) -> tuple[Positions, dict[str, Typed]]:
+) -> tuple[Positions, dict[str, TypedValue]]:
     """Return the rope scaling that the given numbers make of a file's own, and the metadata that states it.
 
     Args:
@@ -63,7 +63,7 @@ def edit_rope(
     return scaling, _linear_metadata(keys, scaling, rope_theta)
 
 
-def _linear_metadata(keys: PositionKeys, scaling: Positions, rope_theta: float | None) -> dict[str, Typed]:
+def _linear_metadata(keys: PositionKeys, scaling: Positions, rope_theta: float | None) -> dict[str, TypedValue]:
     """Return a file's metadata with the keys of linear or unscaled positions; equivalent keys stay."""
     metadata = dict(keys.file.metadata)
     written = scaling.to_gguf(keys.architecture)
@@ -84,7 +84,7 @@ def _linear_metadata(keys: PositionKeys, scaling: Positions, rope_theta: float |
 
 def _set_as_given(
     keys: PositionKeys, overrides: RopeOverrides, rope_theta: float | None
-) -> tuple[Positions, dict[str, Typed]]:
+) -> tuple[Positions, dict[str, TypedValue]]:
     """Return the scaling and metadata of YaRN, LongRoPE or Llama 3 with the numbers as given.
 
     Raises:
@@ -103,7 +103,7 @@ def _set_as_given(
                 "give all of `rope.factor`, `rope.original_context` and `rope.context`, or set only the "
                 f"window: `set={keys.full_name(CONTEXT_LENGTH)}={context}`",
             )
-    given: dict[str, Typed | None] = {
+    given: dict[str, TypedValue | None] = {
         CONTEXT_LENGTH: None if context is None else u32(context),
         ORIGINAL_CONTEXT_LENGTH: None if original is None else u32(original),
         SCALING_FACTOR: None if factor is None else f32(factor),

@@ -54,7 +54,7 @@ _MIN_SHARE = 0.1  # of the weights, for their type to count
 
 
 class KLLimit(NamedTuple):
-    """The largest mean divergence, in nats, for weights of at least so many bits."""
+    """The largest mean divergence, in nats, for weights of at least `bits` bits."""
 
     bits: float
     divergence: float

@@ -14,7 +14,7 @@ from pigguf.architectures import Family, hparams_from_metadata
 from pigguf.architectures.hparams import NORM_EPSILON_KEYS
 from pigguf.errors import PigError
 from pigguf.gguf_io import GGUFFile
-from pigguf.gguf_io.metadata import Typed
+from pigguf.gguf_io.metadata import TypedValue
 from pigguf.operations.convert import ConversionPlan
 from pigguf.operations.rope_from_gguf import rope_from_gguf
 from pigguf.operations.verify.discrepancy import Discrepancy, values_match
@@ -105,5 +105,5 @@ def _key_notes(file: GGUFFile, plan: ConversionPlan) -> Iterator[Discrepancy]:
             yield Discrepancy.between(key, stored, planned)
 
 
-def _value(typed: Typed | None) -> Any:
+def _value(typed: TypedValue | None) -> Any:
     return None if typed is None else typed.value

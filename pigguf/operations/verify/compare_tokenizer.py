@@ -74,7 +74,7 @@ def _differing_tokens(stored: Sequence[str], planned: Sequence[str]) -> Iterator
 def _differing_encodings(
     path: Path, vocab: Vocab, encode: Callable[[str], list[int]], text: str
 ) -> Iterator[Discrepancy]:
-    """Yield texts that llama.cpp tokenizes with the file otherwise than the checkpoint's tokenizer."""
+    """Yield texts that llama.cpp, with the file, tokenizes differently from the checkpoint's tokenizer."""
     try:
         check_tokenization(path, encode, vocab)
     except VerificationFailed as error:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pigguf.operations.verify.discrepancy import Discrepancy
 
-Verdict = Literal["same", "same but for its quantization", "different", "not compared"]
+Verdict = Literal["same", "same except for quantization", "different", "not compared"]
 
 UNQUANTIZED_TYPES = ("F32", "F16", "BF16")
 
@@ -89,7 +89,7 @@ class LogitsComparison:
             return "not compared"
         if self.first_failing_depth is not None:
             return "different"
-        return "same" if self.type in UNQUANTIZED_TYPES else "same but for its quantization"
+        return "same" if self.type in UNQUANTIZED_TYPES else "same except for quantization"
 
 
 @dataclass(frozen=True)
