@@ -25,7 +25,7 @@ from pigguf.chat.tool_calls import (
     tools_as_text,
 )
 from pigguf.errors import TokenizerError
-from pigguf.gguf_io.metadata import elements
+from pigguf.gguf_io.metadata import get_array
 from pigguf.inference.engine import Model
 from pigguf.tokenizer import TokenType
 from pigguf.tokenizer.chat_template import ChatTemplate
@@ -37,7 +37,7 @@ An assistant's message may have "tool_calls": [{"id", "type": "function", "funct
 object}}]. The result of a call is {"role": "tool", "content": text, "tool_call_id", "name"}.
 """
 
-# A character that sentencepiece vocabularies encode as bytes, so that it never merges with the text around it.
+# A character that sentencepiece vocabularies encode as bytes, so it never merges with the text around it.
 _ANCHOR = "\ue000"
 _QUESTION: Message = {"role": "user", "content": "?"}
 
@@ -137,7 +137,7 @@ class ChatFormat:
         return self._model.tokenize(text, add_special=False, parse_special=special)
 
     def _tokenize_continuation(self, text: str, *, special: bool) -> list[int]:
-        """Tokenize text that continues a line, without the space that sentencepiece puts before a beginning."""
+        """Tokenize text that continues a line, without the space that sentencepiece puts before a text."""
         if not text or not self._model.add_space_prefix:
             return self._tokenize(text, special=special)
         return self._tokenize(_ANCHOR + text, special=special)[len(self._tokenize(_ANCHOR, special=False)) :]
@@ -173,8 +173,8 @@ class ChatFormat:
     def _template_token_texts(self) -> Iterator[str]:
         """Yield added tokens that are not control tokens, but that the template uses like control tokens."""
         metadata, template = self._model.file.metadata, self._model.chat_template or ""
-        texts = elements(metadata, "tokenizer.ggml.tokens") or ()
-        token_types = elements(metadata, "tokenizer.ggml.token_type") or ()
+        texts = get_array(metadata, "tokenizer.ggml.tokens") or ()
+        token_types = get_array(metadata, "tokenizer.ggml.token_type") or ()
         for text, token_type in zip(texts, token_types, strict=False):
             if token_type == TokenType.USER_DEFINED and text.strip() and text in template:
                 yield text

@@ -196,8 +196,8 @@ class Summarizer:
 
     def _warn_about_parts(self, document: Document, parts: int) -> None:
         _log.warning(
-            "%s does not fit into the context window of %s tokens: it is summarized in %s parts, and the whole "
-            "from their summaries.",
+            "%s does not fit into the context window of %s tokens: it is summarized in %s parts, and the "
+            "whole from their summaries.",
             document.path,
             f"{self._context_length:,}",
             f"{parts:,}",

@@ -109,7 +109,7 @@ PROMPTED_FORMAT: Final = _HERMES
 
 
 def detect_tool_call_format(template: ChatTemplate) -> ToolCallFormat | None:
-    """Return the format in which a template writes tool calls; None if it has no tools, or an unknown format."""
+    """Return the format in which a template writes tool calls; None if it has none, or an unknown one."""
     description = "probe description"
     probe = Tool("probe", description, {"type": "object", "properties": {}})
     call = {"id": "123456789", "type": "function", "function": {"name": "probe", "arguments": {"a": "b"}}}
@@ -180,7 +180,7 @@ def _tool_rule(call_format: ToolCallFormat, tool: Tool, grammar: GrammarBuilder)
 
 
 def grammar_trigger(call_format: ToolCallFormat) -> GrammarTrigger:
-    """Return the trigger of a lazy grammar: the opening of a call in an answer that may have text before it."""
+    """Return the trigger of a lazy grammar: the opening of a call, which may follow other text."""
     return GrammarTrigger(call_format.opening, call_format.only_at_start)
 
 

@@ -1,8 +1,8 @@
 """The ASGI application: routes, API keys, and every error in OpenAI's form.
 
-Without an API key, only clients on this machine are answered, and only under one of its own names: that refuses
-a web page that points a foreign name at this machine (DNS rebinding). Bodies must be JSON, which a page cannot
-send to another origin without a preflight request; there is no CORS.
+Without an API key, only clients on this machine are answered, and only under one of its own names: that
+refuses a web page that points a foreign name at this machine (DNS rebinding). Bodies must be JSON, which a
+page cannot send to another origin without a preflight request; there is no CORS.
 Not here: what an answer is (service.py), sockets and signals (http_server.py).
 """
 
@@ -73,8 +73,8 @@ def create_app(service: ModelService, *, key: str | None = None) -> Starlette:
 
     Args:
         service: the model.
-        key: the API key that clients send as `Authorization: Bearer KEY`; None answers only clients that reach
-            the server under a name of this machine.
+        key: the API key that clients send as `Authorization: Bearer KEY`; None answers only clients that
+            reach the server under a name of this machine.
     """
     routes = _Routes(service, key)
     return Starlette(

@@ -4,8 +4,8 @@ A subprocess that takes too long is killed; one that crashes, or runs out of mem
 
     text, notes = await read_document_in_subprocess(path, max_characters, timeout)
 
-The subprocess runs this module: it takes the path and the most characters as arguments, and writes the result to
-stdout as JSON.
+The subprocess runs this module: it takes the path and the most characters as arguments, and writes the result
+to stdout as JSON.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Errors of the server, and every PigError as OpenAI's error JSON.
 
-The form is {"error": {"message", "type", "param", "code"}}, with the token counts of a prompt that does not fit.
+The form is {"error": {"message", "type", "param", "code"}}, with the token counts of a prompt that does not
+fit.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class ErrorResponse(NamedTuple):
     headers: dict[str, str]
 
 
-# Error class -> HTTP status and code. The first match in an error's class hierarchy counts; any other error is 500.
+# Error class -> HTTP status and code. The first match in an error's class hierarchy counts; others are 500.
 _STATUS_BY_ERROR: dict[type[BaseException], tuple[int, str | None]] = {
     errors.UsageError: (400, None),
     errors.TokenizerError: (400, None),  # the chat template refuses the conversation

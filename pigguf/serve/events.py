@@ -1,4 +1,4 @@
-"""What the scheduler reports of a request, as events: queue position, prefill progress, text, and how it ended.
+"""Events of a request in the scheduler: queue position, prefill progress, text, and its end.
 
 A request's events come in this order: QueuePosition and PrefillProgress (only if `report_progress` was set),
 TextChunk for each new piece of text, and last either Finished or RequestFailed.

@@ -1,7 +1,8 @@
-"""The HTTP server: its socket, limits of connections, and graceful shutdown. The only module that imports uvicorn.
+"""The HTTP server: its socket, limits of connections, and graceful shutdown.
 
-An address that other machines can reach requires an API key. SIGTERM or Ctrl-C refuses waiting requests and lets
-running ones finish, for `drain_seconds` at most; a second Ctrl-C stops at once.
+The only module that imports uvicorn.
+An address that other machines can reach requires an API key. SIGTERM or Ctrl-C refuses waiting requests and
+lets running ones finish, for `drain_seconds` at most; a second Ctrl-C stops at once.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def serve(
 
 
 class _LimitedConnection(H11Protocol):
-    """uvicorn's connection, refused if there are too many, and closed if a request's headers do not arrive."""
+    """uvicorn's connection, refused if there are too many, and closed if headers do not arrive."""
 
     def __init__(self, limits: ServerLimits, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

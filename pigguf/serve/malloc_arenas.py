@@ -1,8 +1,8 @@
 """glibc malloc settings for a long-running process, so that freed memory goes back to the system.
 
-By default glibc gives threads arenas of their own, up to eight a core, and each keeps the most memory that was
-ever in use in it: 18 MiB after a request body of 10 MB, or the size of a weight after it was sent to a worker.
-With another C library than glibc these functions do nothing.
+By default glibc gives threads arenas of their own, up to eight a core, and each keeps the most memory that
+was ever in use in it: 18 MiB after a request body of 10 MB, or the size of a weight after it was sent to a
+worker. With another C library than glibc these functions do nothing.
 Source: glibc's malloc/malloc.h, mallopt(3), malloc_trim(3).
 """
 

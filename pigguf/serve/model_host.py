@@ -1,16 +1,17 @@
 """ModelHost: keeps a model loaded with its scheduler, and loads it again after a worker or a file failed.
 
     with ModelHost("model.gguf", RunConfig(workers=("10.0.0.2:50052",)), slots=4) as host:
-        host.scheduler.submit(...)       # raises RequestRefused while the model is unavailable; see host.failure
+        host.scheduler.submit(...)       # raises RequestRefused while the model is unavailable; see
+        host.failure
 
-A thread checks every second, busy or not, that the workers respond and that the model's files are unchanged; the
-scheduler checks it before each step. On a failure, running and waiting requests fail with the reason, the model
-is closed, and it is loaded again as soon as that works. The vocabulary is a separate Model that stays open. While
-the server is idle, the thread gives freed memory back to the system.
+A thread checks every second, busy or not, that the workers respond and that the model's files are unchanged;
+the scheduler checks it before each step. On a failure, running and waiting requests fail with the reason, the
+model is closed, and it is loaded again as soon as that works. The vocabulary is a separate Model that stays
+open. While the server is idle, the thread gives freed memory back to the system.
 
-The engine maps the model's files into memory. A file that is replaced (renamed over) stays in use until the server
-is restarted. A file that is written to would give garbage, so the model is closed. A file that is truncated during
-a step kills the process (SIGBUS); a program that maps files cannot prevent that.
+The engine maps the model's files into memory. A file that is replaced (renamed over) stays in use until the
+server is restarted. A file that is written to would give garbage, so the model is closed. A file that is
+truncated during a step kills the process (SIGBUS); a program that maps files cannot prevent that.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class ModelHost:
 
     Args:
         path: the GGUF file.
-        config: how the model is run. The context window that it resolves to first is kept when it is reloaded.
+        config: how the model is run. The context window that it resolves to first is kept when it is
+            reloaded.
         slots: how many requests run at once.
         max_waiting: the most waiting requests of one client (Scheduler).
         progress: of loading the model.
@@ -81,7 +83,7 @@ class ModelHost:
         self._closing = threading.Event()
         with ExitStack() as resources:
             self.model = resources.enter_context(Model.open(path, vocab_only=True, rope=self._config.rope))
-            self._files = resources.enter_context(_OpenFiles(self.model.file.parts))
+            self._files = resources.enter_context(_OpenFiles(self.model.file.shards))
             self._loaded: _LoadedModel | None = _LoadedModel(self, progress)
             self.context_length = self._loaded.context.length
             self._config = replace(self._config, ctx=self.context_length)
@@ -111,7 +113,8 @@ class ModelHost:
 
         Raises:
             RequestRefused: the model is unavailable (503).
-            WorkerLost, GGUFError: a worker or a file failed meanwhile; discard what was computed in the block.
+            WorkerLost, GGUFError: a worker or a file failed meanwhile; discard what was computed in the
+                block.
         """
         loaded = self._require_loaded()
         with loaded.in_use:
@@ -277,7 +280,7 @@ class _OpenFiles:
             if (now.st_size, now.st_mtime_ns) != (opened.st_size, opened.st_mtime_ns):
                 raise GGUFError(
                     f"{path} was written to while it was in use",
-                    "restart the server; to update a model, write the new file under another name and rename it",
+                    "restart the server; to update a model, write another file and rename it",
                 )
 
     def check_not_replaced(self) -> None:

@@ -141,7 +141,7 @@ class RequestFields:
                 raise RequestRefused(
                     400,
                     f"the parameter {name[:80]!r} is unknown",
-                    "remove it; unknown parameters are refused because they might be meant to change the answer",
+                    "remove it: unknown parameters are refused, as they might be meant to change the answer",
                     param=name[:80],
                     code="unknown_parameter",
                 )

@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 description of the server's API, as data.
 
-tests/serve/test_openapi.py compares it with the fields that the request parsers read, and with a real server's
-responses. Not here: the routes of the chat page, and what the fields mean (OpenAI's API reference).
+tests/serve/test_openapi.py compares it with the fields that the request parsers read, and with a real
+server's responses. Not here: the routes of the chat page, and what the fields mean (OpenAI's API reference).
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ class RequestQueue:
     """Requests that wait for a slot. Every method may be called from any thread.
 
     Args:
-        max_waiting: the most waiting requests of one client; all clients together may have four times as many.
+        max_waiting: the most waiting requests of one client; all clients together may have four times as
+            many.
         slot_count: how many requests run at once, to estimate the waiting time.
 
     Attributes:

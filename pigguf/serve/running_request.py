@@ -132,7 +132,10 @@ class RunningRequest:
         return token
 
     def accept(self, token: int, logits: NDArray[np.float32]) -> FinishReason | None:
-        """Record a sampled token, deliver its text, and return why it was the last one, or None if it was not.
+        """Record a sampled token, and deliver its text.
+
+        Returns:
+            Why it was the last token; None if it was not.
 
         Args:
             logits: what it was sampled from, (vocab_size,).

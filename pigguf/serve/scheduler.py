@@ -1,4 +1,4 @@
-"""The scheduler: one thread that owns a context and computes one batch a step for all clients (continuous batching).
+"""The scheduler: one thread computes one batch a step for all clients (continuous batching).
 
     with Scheduler(context) as scheduler:
         handle = scheduler.submit([GenerationRequest(prompt)], deliver)   # deliver(request index, event)
@@ -8,8 +8,8 @@ A step admits waiting requests to free slots, plans a batch, computes it, and sa
 whose logits it has. A long prompt goes to the context's prefill backend, if it has one
 (inference/engine/prefill_backend.py). Steps for all other requests are taken in between, whenever the backend
 reports progress: in the same thread, as both would compete for the same CPU cores.
-When there is nothing to compute, the KV caches of free slots are saved to the prompt cache on disk; that takes
-about a second for each gigabyte. A running request is never preempted.
+When there is nothing to compute, the KV caches of free slots are saved to the prompt cache on disk; that
+takes about a second for each gigabyte. A running request is never preempted.
 
 The parts: request_queue.py (waiting requests, turns between clients), slots.py (which slot, prefix reuse),
 batch_planner.py (which tokens share a batch), running_request.py (sampling, text, end), events.py.
@@ -45,7 +45,8 @@ class Scheduler:
 
     Args:
         context: an open context, all of whose sequences are the scheduler's.
-        max_waiting: the most waiting requests of one client; all clients together may have four times as many.
+        max_waiting: the most waiting requests of one client; all clients together may have four times as
+            many.
         stats: where to count; a new SchedulerStats by default.
         check_model: called before each step; a PigError that it raises fails the requests of that step.
 
@@ -85,8 +86,8 @@ class Scheduler:
         """Queue requests of one client, all of them or none.
 
         Args:
-            deliver: called from the scheduler's thread with a request's index and an event; it must not raise,
-                nor block.
+            deliver: called from the scheduler's thread with a request's index and an event; it must not
+                raise, nor block.
             timeout: seconds after which unfinished requests fail.
 
         Raises:
@@ -178,7 +179,7 @@ class Scheduler:
 
     @contextmanager
     def _fail_all_on_error(self) -> Iterator[None]:
-        """Fail all running requests on an unexpected error, except one whose prompt the backend is computing."""
+        """Fail all running requests on an unexpected error, except one that is in the prefill backend."""
         try:
             yield
         except Exception as error:

@@ -103,7 +103,7 @@ class ModelService:
         return EventStream(self.host.scheduler, requests, self.limits.request_seconds)
 
     def tool_call_parser(self, request: CompletionRequest) -> Callable[[], ToolCallParser] | None:
-        """Return a function that makes a parser for an answer's tool calls; None if the request has no tools."""
+        """Return a function that makes a parser for tool calls; None if the request has no tools."""
         if not request.tools:
             return None
         return partial(
@@ -155,8 +155,8 @@ class ModelService:
         if (size := gbnf.expanded_size(sampling.grammar)) > self.limits.max_grammar_characters:
             raise RequestRefused(
                 400,
-                f"the JSON schema becomes {size:,} characters of grammar with each repetition counted, and the "
-                f"limit is {self.limits.max_grammar_characters:,}",
+                f"the JSON schema becomes {size:,} characters of grammar with each repetition counted, and "
+                f"the limit is {self.limits.max_grammar_characters:,}",
                 "use a smaller schema, or fewer tools",
                 code="schema_too_large",
             )
@@ -189,7 +189,7 @@ class ModelService:
         if len(messages) > self.context_length:  # each message has at least one token
             raise RequestRefused(
                 400,
-                f"{len(messages):,} messages do not fit into a context window of {self.context_length:,} tokens",
+                f"{len(messages):,} messages do not fit into a window of {self.context_length:,} tokens",
                 "leave out the oldest messages",
                 param="messages",
                 code="context_length_exceeded",

@@ -5,8 +5,8 @@
     /count         how many tokens a conversation has
     /documents     the bytes of a document -> its text, as it goes into a prompt, and its tokens
 
-The page's Content-Security-Policy restricts it to this server, and a model's text is never inserted as markup. A
-document's name is only a label: no file of that name is opened.
+The page's Content-Security-Policy restricts it to this server, and a model's text is never inserted as
+markup. A document's name is only a label: no file of that name is opened.
 Not here: access checks (app.py), text extraction (document_process.py).
 """
 
@@ -188,6 +188,6 @@ class _WebUiEndpoints:
 
 
 def _format_suffix(name: str) -> str:
-    """Return the suffix of a known document format in a name, or "". Nothing else of the name reaches the disk."""
+    """Return the suffix of a known document format, or "": nothing else of a name reaches the disk."""
     suffix = PurePath(name).suffix.lower()
     return suffix if any(suffix in known.suffixes for known in DOCUMENT_FORMATS) else ""

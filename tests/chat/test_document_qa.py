@@ -199,7 +199,8 @@ def test_left_out_passages_are_logged(
     documents = {chat.passages[number - 1].document.name for number in numbers}
     assert caplog.messages == [
         f"The documents do not fit into the context window of 8,192 tokens: the prompt has the "
-        f"{len(numbers)} of {total} passages that match the question best, from {len(documents)} of 3 documents."
+        f"{len(numbers)} of {total} passages that match the question best, from {len(documents)} of 3 "
+        "documents."
     ]
 
 

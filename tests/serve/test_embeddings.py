@@ -206,7 +206,7 @@ def test_what_a_changed_file_gives_is_not_told(path: Path, tmp_path: Path) -> No
 
 def test_a_text_that_the_memory_does_not_hold_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pigguf.inference.engine.embeddings.available_memory", lambda: 1 << 20)
-    monkeypatch.setattr("pigguf.inference.engine.embeddings._PLANNED_FROM", 100)
+    monkeypatch.setattr("pigguf.inference.engine.embeddings._MIN_CHECKED_LENGTH", 100)
     with Model.open(path) as model:
         assert embed(model, [text_tokens(50)]).shape == (1, WIDTH)
         with pytest.raises(DoesNotFit, match="a text of 500 tokens takes"):

@@ -76,7 +76,7 @@ def endless(served: RunningServer) -> Iterator[Any]:
     return chunks
 
 
-FAILURES = [(signal.SIGKILL, "went away"), (signal.SIGSTOP, "gave no sign of life")]
+FAILURES = [(signal.SIGKILL, "disconnected"), (signal.SIGSTOP, "did not respond")]
 
 
 @pytest.mark.parametrize(("number", "what"), FAILURES, ids=["killed", "stopped"])

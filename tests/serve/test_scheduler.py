@@ -1,4 +1,4 @@
-"""The scheduler: the tokens of each alone, answers that flow, what is shared, who leaves, who is refused."""
+"""The scheduler: the same answers as a session's, latency, fairness, prefix reuse, cancelling, refusing."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ GREEDY = SamplingParams(temperature=0)
 WINDOW = 4096
 
 
-class Heard:
-    """What comes of requests, with the time at which it came."""
+class EventRecorder:
+    """Records the events of requests, with the time of each."""
 
     def __init__(self) -> None:
         self.events: list[tuple[float, int, RequestEvent]] = []
@@ -45,23 +45,26 @@ class Heard:
             self.events.append((time.monotonic(), index, event))
             self._changed.notify_all()
 
-    def of(self, index: int) -> list[RequestEvent]:
+    def events_of(self, index: int) -> list[RequestEvent]:
         return [event for _, at, event in self.events if at == index]
 
-    def end(self, index: int = 0) -> Finished | RequestFailed:
-        self.until(lambda: any(isinstance(event, Finished | RequestFailed) for event in self.of(index)))
-        last = self.of(index)[-1]
+    def wait_for_end(self, index: int = 0) -> Finished | RequestFailed:
+        self.wait_until(
+            lambda: any(isinstance(event, Finished | RequestFailed) for event in self.events_of(index))
+        )
+        last = self.events_of(index)[-1]
         assert isinstance(last, Finished | RequestFailed)
         return last
 
-    def tokens(self, index: int = 0) -> list[int]:
-        end = self.end(index)
+    def wait_for_tokens(self, index: int = 0) -> list[int]:
+        end = self.wait_for_end(index)
         assert isinstance(end, Finished), end
-        return [one.token for event in self.of(index) if isinstance(event, TextChunk) for one in event.tokens]
+        chunks = [event for event in self.events_of(index) if isinstance(event, TextChunk)]
+        return [sampled.token for chunk in chunks for sampled in chunk.tokens]
 
-    def until(self, come: object) -> None:
+    def wait_until(self, condition: object) -> None:
         with self._changed:
-            assert self._changed.wait_for(come, timeout=60), self.events  # type: ignore[arg-type]
+            assert self._changed.wait_for(condition, timeout=60), self.events  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +82,14 @@ def scheduler(model: Model, request: pytest.FixtureRequest) -> Iterator[Schedule
         yield scheduler
 
 
-def asked(prompt: Sequence[int], most: int = 24, client: str = "") -> GenerationRequest:
-    return GenerationRequest(prompt, GREEDY, most, logprobs=0, client=client)
+def greedy_request(prompt: Sequence[int], max_tokens: int = 24, client: str = "") -> GenerationRequest:
+    return GenerationRequest(prompt, GREEDY, max_tokens, logprobs=0, client=client)
 
 
-def drawn(scheduler: Scheduler, *prompts: Sequence[int], most: int = 24) -> list[list[int]]:
-    heard = Heard()
-    scheduler.submit([asked(prompt, most) for prompt in prompts], heard)
-    return [heard.tokens(index) for index in range(len(prompts))]
+def generate(scheduler: Scheduler, *prompts: Sequence[int], max_tokens: int = 24) -> list[list[int]]:
+    recorder = EventRecorder()
+    scheduler.submit([greedy_request(prompt, max_tokens) for prompt in prompts], recorder)
+    return [recorder.wait_for_tokens(index) for index in range(len(prompts))]
 
 
 def test_answers_are_those_of_a_session_alone(model: Model, scheduler: Scheduler) -> None:
@@ -97,221 +100,227 @@ def test_answers_are_those_of_a_session_alone(model: Model, scheduler: Scheduler
         for prompt in prompts:
             session.set_prompt(prompt)
             expected.append(list(session.generate(GREEDY, 24, prompt_lookup=False)))
-    assert drawn(scheduler, *prompts) == expected
+    assert generate(scheduler, *prompts) == expected
     for prompt, tokens in zip(prompts, expected, strict=True):
-        assert drawn(scheduler, prompt) == [tokens]
+        assert generate(scheduler, prompt) == [tokens]
 
 
-def test_answers_flow_while_a_long_prompt_is_read(scheduler: Scheduler) -> None:
-    flowing, reading = Heard(), Heard()
-    scheduler.submit([asked(text_tokens(5), 2000)], flowing)
-    flowing.until(lambda: len(flowing.events) > 50)
-    begun = time.monotonic()
-    scheduler.submit([asked(text_tokens(4000, seed=2), 1)], reading)
-    reading.end()
-    read = reading.events[0][0]
-    between = [at for at, _, _ in flowing.events if begun < at < read]
+def test_answers_keep_flowing_during_a_long_prefill(scheduler: Scheduler) -> None:
+    generating, prefilling = EventRecorder(), EventRecorder()
+    scheduler.submit([greedy_request(text_tokens(5), 2000)], generating)
+    generating.wait_until(lambda: len(generating.events) > 50)
+    started = time.monotonic()
+    scheduler.submit([greedy_request(text_tokens(4000, seed=2), 1)], prefilling)
+    prefilling.wait_for_end()
+    read = prefilling.events[0][0]
+    between = [at for at, _, _ in generating.events if started < at < read]
     assert len(between) >= 4000 // 128 // 2
     gaps = [later - earlier for earlier, later in pairwise(between)]
-    assert max(gaps) < (read - begun) / 3
+    assert max(gaps) < (read - started) / 3
 
 
 @pytest.mark.parametrize("scheduler", [(3, 64)], indirect=True)
-def test_long_prompts_beside_an_answer_are_read_in_tiles_in_turn(
+def test_long_prompts_beside_an_answer_take_turns_in_chunks_of_tiles(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[Session, int]] = []
 
-    def watched(context: Context, parts: Sequence[BatchEntry]) -> list[int]:
+    def recording_decode(context: Context, parts: Sequence[BatchEntry]) -> list[int]:
         read.extend((part.session, len(part.tokens)) for part in parts if len(part.tokens) > 1)
         return decode_batch(context, parts)
 
     monkeypatch.setattr("pigguf.serve.batch_planner.MAX_STEP_SECONDS", 0)
     monkeypatch.setattr("pigguf.serve.batch_planner._MIN_TILES", 1)
-    monkeypatch.setattr("pigguf.serve.scheduler.decode_batch", watched)
-    flowing, reading = Heard(), Heard()
-    ticket = scheduler.submit([asked(text_tokens(1), 4000)], flowing)
-    flowing.until(lambda: flowing.events)
-    scheduler.submit([asked(text_tokens(650, seed=seed), 1) for seed in (2, 3)], reading)
-    reading.end(0), reading.end(1)
-    ticket.cancel()
-    assert [tokens for _, tokens in read] == [65] * 20  # 64 together, and one with the answer's token
+    monkeypatch.setattr("pigguf.serve.scheduler.decode_batch", recording_decode)
+    generating, prefilling = EventRecorder(), EventRecorder()
+    handle = scheduler.submit([greedy_request(text_tokens(1), 4000)], generating)
+    generating.wait_until(lambda: generating.events)
+    scheduler.submit([greedy_request(text_tokens(650, seed=seed), 1) for seed in (2, 3)], prefilling)
+    prefilling.wait_for_end(0), prefilling.wait_for_end(1)
+    handle.cancel()
+    assert [tokens for _, tokens in read] == [65] * 20  # 64 by themselves, and one with the answer's token
     assert all(one is not other for (one, _), (other, _) in pairwise(read))
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(scheduler: Scheduler) -> None:
-    long, short = Heard(), Heard()
-    scheduler.submit([asked(text_tokens(4000, seed=3), 1)], long)
-    scheduler.submit([asked(text_tokens(20, seed=4), 1)], short)
-    long.end(), short.end()
+    long, short = EventRecorder(), EventRecorder()
+    scheduler.submit([greedy_request(text_tokens(4000, seed=3), 1)], long)
+    scheduler.submit([greedy_request(text_tokens(20, seed=4), 1)], short)
+    long.wait_for_end(), short.wait_for_end()
     assert short.events[0][0] < long.events[0][0]
 
 
-def test_a_conversation_goes_on_where_its_cache_is(scheduler: Scheduler) -> None:
+def test_a_conversation_continues_in_the_slot_with_its_cache(scheduler: Scheduler) -> None:
     first, other = text_tokens(500, seed=5), text_tokens(400, seed=6)
-    drawn(scheduler, first, most=4)
-    drawn(scheduler, other, most=4)
+    generate(scheduler, first, max_tokens=4)
+    generate(scheduler, other, max_tokens=4)
     for prompt in (first, other):
-        heard = Heard()
-        scheduler.submit([asked([*prompt, 70, 71], 4)], heard)
-        end = heard.end()
+        recorder = EventRecorder()
+        scheduler.submit([greedy_request([*prompt, 70, 71], 4)], recorder)
+        end = recorder.wait_for_end()
         assert isinstance(end, Finished)
         assert end.cached_tokens == len(prompt)
 
 
 @pytest.mark.parametrize("scheduler", [(4, 64)], indirect=True)
-def test_a_shared_beginning_is_read_once(scheduler: Scheduler) -> None:
+def test_a_shared_prefix_is_computed_once(scheduler: Scheduler) -> None:
     shared = text_tokens(1000, seed=7)
     prompts = [[*shared, *text_tokens(9, seed=seed)[1:]] for seed in (8, 9, 10, 11)]
-    together = drawn(scheduler, *prompts)
+    together = generate(scheduler, *prompts)
     assert scheduler.stats.prompt_tokens == 1000 + 4 * 8
     assert scheduler.stats.cached_tokens == 3 * 1000
-    assert together == [drawn(scheduler, prompt)[0] for prompt in prompts]
+    assert together == [generate(scheduler, prompt)[0] for prompt in prompts]
 
 
-def test_who_goes_away_frees_the_slot(scheduler: Scheduler) -> None:
-    gone, waiting = Heard(), Heard()
-    ticket = scheduler.submit([asked(text_tokens(6, seed=seed), 3000) for seed in (1, 2)], gone)
-    gone.until(lambda: gone.of(0) and gone.of(1))
-    scheduler.submit([asked(text_tokens(8), 4)], waiting)
+def test_cancelling_frees_the_slot(scheduler: Scheduler) -> None:
+    gone, waiting = EventRecorder(), EventRecorder()
+    handle = scheduler.submit([greedy_request(text_tokens(6, seed=seed), 3000) for seed in (1, 2)], gone)
+    gone.wait_until(lambda: gone.events_of(0) and gone.events_of(1))
+    scheduler.submit([greedy_request(text_tokens(8), 4)], waiting)
     time.sleep(0.05)
     assert not waiting.events
-    ticket.cancel()
-    assert isinstance(waiting.end(), Finished)
-    assert isinstance(gone.end(0), RequestFailed)
-    assert len(gone.of(0)) < 3000
+    handle.cancel()
+    assert isinstance(waiting.wait_for_end(), Finished)
+    assert isinstance(gone.wait_for_end(0), RequestFailed)
+    assert len(gone.events_of(0)) < 3000
 
 
 @pytest.mark.parametrize("scheduler", [(1, 3)], indirect=True)
 def test_a_full_queue_refuses_all_or_nothing(scheduler: Scheduler) -> None:
-    running, queued = Heard(), Heard()
-    ticket = scheduler.submit([asked(text_tokens(6), 3000)], running)
-    running.until(lambda: running.events)
-    scheduler.submit([asked(text_tokens(7), 1), asked(text_tokens(8), 1)], queued)
+    running, queued = EventRecorder(), EventRecorder()
+    handle = scheduler.submit([greedy_request(text_tokens(6), 3000)], running)
+    running.wait_until(lambda: running.events)
+    scheduler.submit([greedy_request(text_tokens(7), 1), greedy_request(text_tokens(8), 1)], queued)
     with pytest.raises(RequestRefused, match="2 requests are waiting, and the limit is 3") as refusal:
-        scheduler.submit([asked(text_tokens(9), 1)] * 2, Heard())
+        scheduler.submit([greedy_request(text_tokens(9), 1)] * 2, EventRecorder())
     assert refusal.value.status == 429
     assert refusal.value.retry_after is not None
     assert scheduler.waiting == 2
-    ticket.cancel()
-    assert isinstance(queued.end(1), Finished)
+    handle.cancel()
+    assert isinstance(queued.wait_for_end(1), Finished)
 
 
 @pytest.mark.parametrize("scheduler", [(1, 64)], indirect=True)
 def test_clients_take_turns(scheduler: Scheduler) -> None:
-    """However many one asks for; its own come in their order."""
+    """However many requests one has; requests of one client keep their order."""
     order: list[str] = []
-    first, many, few = Heard(), Heard(), Heard()
-    ticket = scheduler.submit([asked(text_tokens(6), 3000)], first)
-    first.until(lambda: first.events)
+    first, many, few = EventRecorder(), EventRecorder(), EventRecorder()
+    handle = scheduler.submit([greedy_request(text_tokens(6), 3000)], first)
+    first.wait_until(lambda: first.events)
 
-    def noting(name: str, heard: Heard) -> Callable[[int, RequestEvent], None]:
-        def note(index: int, event: RequestEvent) -> None:
+    def recording(name: str, recorder: EventRecorder) -> Callable[[int, RequestEvent], None]:
+        def record(index: int, event: RequestEvent) -> None:
             if isinstance(event, Finished):
                 order.append(f"{name}{index}")
-            heard(index, event)
+            recorder(index, event)
 
-        return note
+        return record
 
-    scheduler.submit([asked(text_tokens(9, seed), 2, "many") for seed in range(20)], noting("many", many))
-    scheduler.submit([asked(text_tokens(9, seed), 2, "few") for seed in range(3)], noting("few", few))
-    ticket.cancel()
-    many.end(19), few.end(2)
+    scheduler.submit(
+        [greedy_request(text_tokens(9, seed), 2, "many") for seed in range(20)], recording("many", many)
+    )
+    scheduler.submit(
+        [greedy_request(text_tokens(9, seed), 2, "few") for seed in range(3)], recording("few", few)
+    )
+    handle.cancel()
+    many.wait_for_end(19), few.wait_for_end(2)
     assert order[:6] == ["many0", "few0", "many1", "few1", "many2", "few2"]
     assert order[6:] == [f"many{index}" for index in range(3, 20)]
 
 
-def test_a_free_slot_goes_to_who_has_fewest(scheduler: Scheduler) -> None:
-    many, few = Heard(), Heard()
-    ticket = scheduler.submit([asked(text_tokens(6, seed), 3000, "many") for seed in range(9)], many)
-    many.until(lambda: many.of(0) and many.of(1))
-    scheduler.submit([asked(text_tokens(7), 30, "few")] * 2, few)
-    ticket._requests[0].is_cancelled = True
-    assert isinstance(few.end(1), Finished)  # one of the two slots is its own, time and again
-    assert not isinstance(many.of(1)[-1], Finished | RequestFailed)
-    ticket.cancel()
+def test_a_free_slot_goes_to_the_client_with_the_fewest(scheduler: Scheduler) -> None:
+    many, few = EventRecorder(), EventRecorder()
+    handle = scheduler.submit([greedy_request(text_tokens(6, seed), 3000, "many") for seed in range(9)], many)
+    many.wait_until(lambda: many.events_of(0) and many.events_of(1))
+    scheduler.submit([greedy_request(text_tokens(7), 30, "few")] * 2, few)
+    handle._requests[0].is_cancelled = True
+    assert isinstance(few.wait_for_end(1), Finished)  # one of the two slots is its own each time
+    assert not isinstance(many.events_of(1)[-1], Finished | RequestFailed)
+    handle.cancel()
 
 
 @pytest.mark.parametrize("scheduler", [(4, 64)], indirect=True)
-def test_prompts_are_shared_between_clients(scheduler: Scheduler) -> None:
-    """Three prompts of one client take as much of a step as the one of another."""
-    many, few = Heard(), Heard()
+def test_prefill_is_divided_between_clients(scheduler: Scheduler) -> None:
+    """Three prompts of one client get as much of a step as one prompt of another."""
+    many, few = EventRecorder(), EventRecorder()
     prompts = [text_tokens(1200, seed=seed) for seed in (31, 32, 33)]
-    scheduler.submit([asked(prompt, 1, "many") for prompt in prompts], many)
-    scheduler.submit([asked(text_tokens(1200, seed=34), 1, "few")], few)
-    few.end(), [many.end(index) for index in range(3)]
+    scheduler.submit([greedy_request(prompt, 1, "many") for prompt in prompts], many)
+    scheduler.submit([greedy_request(text_tokens(1200, seed=34), 1, "few")], few)
+    few.wait_for_end(), [many.wait_for_end(index) for index in range(3)]
     assert few.events[0][0] < many.events[0][0]
 
 
 @pytest.mark.parametrize("scheduler", [(1, 3)], indirect=True)
-def test_a_full_queue_of_one_client_leaves_room_for_others(scheduler: Scheduler) -> None:
-    heard = Heard()
-    ticket = scheduler.submit([asked(text_tokens(6), 3000)], heard)
-    heard.until(lambda: heard.events)
-    tickets = [ticket]
+def test_a_full_queue_of_one_client_does_not_block_others(scheduler: Scheduler) -> None:
+    recorder = EventRecorder()
+    handle = scheduler.submit([greedy_request(text_tokens(6), 3000)], recorder)
+    recorder.wait_until(lambda: recorder.events)
+    handles = [handle]
     for name in "abcd":
-        tickets.append(scheduler.submit([asked(text_tokens(6), 1, name)] * 3, Heard()))
+        handles.append(scheduler.submit([greedy_request(text_tokens(6), 1, name)] * 3, EventRecorder()))
         with pytest.raises(RequestRefused, match="3 requests are waiting, and the limit is 3"):
-            scheduler.submit([asked(text_tokens(6), 1, name)], Heard())
+            scheduler.submit([greedy_request(text_tokens(6), 1, name)], EventRecorder())
     with pytest.raises(RequestRefused, match="12 requests are waiting, and the limit is 12"):
-        scheduler.submit([asked(text_tokens(6), 1, "e")], Heard())
-    for one in tickets:
+        scheduler.submit([greedy_request(text_tokens(6), 1, "e")], EventRecorder())
+    for one in handles:
         one.cancel()
 
 
 @pytest.mark.parametrize("scheduler", [(1, 64)], indirect=True)
-def test_who_waits_is_told_how_many_come_before(scheduler: Scheduler) -> None:
-    running, others, heard = Heard(), Heard(), Heard()
-    ticket = scheduler.submit([asked(text_tokens(6), 3000, "a")], running)
-    running.until(lambda: running.events)
-    scheduler.submit([asked(text_tokens(7, seed), 200, "b") for seed in (1, 2)], others)
-    scheduler.submit([GenerationRequest(text_tokens(8), GREEDY, 1, report_progress=True, client="b")], heard)
-    heard.until(lambda: heard.events)
-    ticket.cancel()
-    heard.end()
-    assert [event for event in heard.of(0) if isinstance(event, QueuePosition)] == [
+def test_waiting_requests_report_their_position(scheduler: Scheduler) -> None:
+    running, others, recorder = EventRecorder(), EventRecorder(), EventRecorder()
+    handle = scheduler.submit([greedy_request(text_tokens(6), 3000, "a")], running)
+    running.wait_until(lambda: running.events)
+    scheduler.submit([greedy_request(text_tokens(7, seed), 200, "b") for seed in (1, 2)], others)
+    scheduler.submit(
+        [GenerationRequest(text_tokens(8), GREEDY, 1, report_progress=True, client="b")], recorder
+    )
+    recorder.wait_until(lambda: recorder.events)
+    handle.cancel()
+    recorder.wait_for_end()
+    assert [event for event in recorder.events_of(0) if isinstance(event, QueuePosition)] == [
         QueuePosition(2),
         QueuePosition(1),
         QueuePosition(0),
     ]
 
 
-class Kept:
-    """A store that notes what is kept, and how many answers are written then."""
+class RecordingPromptCache:
+    """Records how many tokens are saved, and how many requests run at that time."""
 
     def __init__(self) -> None:
-        self.kept: list[tuple[int, int]] = []
+        self.saved: list[tuple[int, int]] = []
         self.running: Callable[[], int] = lambda: 0
 
-    def recall(self, session: Session, tokens: Sequence[int]) -> None:
+    def restore(self, session: Session, tokens: Sequence[int]) -> None:
         pass
 
-    def keep(self, session: Session) -> None:
-        self.kept.append((session.n_past, self.running()))
+    def save(self, session: Session) -> None:
+        self.saved.append((session.n_past, self.running()))
 
 
-def test_what_was_read_is_kept_when_nobody_waits_for_it(model: Model) -> None:
-    store = Kept()
+def test_caches_are_saved_when_the_scheduler_is_idle(model: Model) -> None:
+    prompt_cache = RecordingPromptCache()
     options = ContextOptions(length=WINDOW, sequences=2, batch=128)
-    with Context(model, options, prompt_cache=store) as context:
+    with Context(model, options, prompt_cache=prompt_cache) as context:
         with Scheduler(context) as scheduler:
-            store.running = lambda: scheduler.running
-            long, short = Heard(), Heard()
-            scheduler.submit([asked(text_tokens(9), 400)], long)
-            scheduler.submit([asked(text_tokens(50, seed=3), 2)], short)
-            short.end()
-            assert not store.kept
-            long.end()
-            wait_until(lambda: len(store.kept) == 2)
-            drawn(scheduler, text_tokens(60, seed=5), most=1)
-        assert {running for _, running in store.kept} == {0}
-        assert {51, 60} < {length for length, _ in store.kept}  # the last one when it was closed
+            prompt_cache.running = lambda: scheduler.running
+            long, short = EventRecorder(), EventRecorder()
+            scheduler.submit([greedy_request(text_tokens(9), 400)], long)
+            scheduler.submit([greedy_request(text_tokens(50, seed=3), 2)], short)
+            short.wait_for_end()
+            assert not prompt_cache.saved
+            long.wait_for_end()
+            wait_until(lambda: len(prompt_cache.saved) == 2)
+            generate(scheduler, text_tokens(60, seed=5), max_tokens=1)
+        assert {running for _, running in prompt_cache.saved} == {0}
+        assert {51, 60} < {length for length, _ in prompt_cache.saved}  # the last one when it was closed
 
 
-def test_what_takes_too_long_fails(scheduler: Scheduler) -> None:
-    heard = Heard()
-    scheduler.submit([asked(text_tokens(6), 4000)], heard, timeout=0.2)
-    end = heard.end()
+def test_a_request_fails_at_its_timeout(scheduler: Scheduler) -> None:
+    recorder = EventRecorder()
+    scheduler.submit([greedy_request(text_tokens(6), 4000)], recorder, timeout=0.2)
+    end = recorder.wait_for_end()
     assert isinstance(end, RequestFailed)
     assert isinstance(end.error, RequestRefused)
     assert end.error.status == 504
@@ -319,67 +328,67 @@ def test_what_takes_too_long_fails(scheduler: Scheduler) -> None:
 
 
 @pytest.mark.parametrize("scheduler", [(1, 64)], indirect=True)
-def test_draining_ends_what_waits_and_finishes_what_runs(scheduler: Scheduler) -> None:
-    running, waiting = Heard(), Heard()
-    scheduler.submit([asked(text_tokens(6), 300)], running)
-    running.until(lambda: running.events)
-    scheduler.submit([asked(text_tokens(7), 1)], waiting)
+def test_draining_refuses_waiting_and_finishes_running_requests(scheduler: Scheduler) -> None:
+    running, waiting = EventRecorder(), EventRecorder()
+    scheduler.submit([greedy_request(text_tokens(6), 300)], running)
+    running.wait_until(lambda: running.events)
+    scheduler.submit([greedy_request(text_tokens(7), 1)], waiting)
     scheduler.drain()
-    end = waiting.end()
+    end = waiting.wait_for_end()
     assert isinstance(end, RequestFailed)
     assert isinstance(end.error, RequestRefused)
     assert end.error.status == 503
     with pytest.raises(RequestRefused, match="shutting down"):
-        scheduler.submit([asked(text_tokens(7), 1)], waiting)
-    assert len(running.tokens()) == 300
+        scheduler.submit([greedy_request(text_tokens(7), 1)], waiting)
+    assert len(running.wait_for_tokens()) == 300
 
 
-def test_a_grammar_that_is_none_fails_alone(scheduler: Scheduler) -> None:
-    heard = Heard()
-    wrong = GenerationRequest(text_tokens(5), SamplingParams(grammar="this is none"), 4)
-    scheduler.submit([wrong, asked(text_tokens(5), 4)], heard)
-    assert isinstance(heard.end(0), RequestFailed)
-    assert len(heard.tokens(1)) == 4
+def test_an_invalid_grammar_fails_alone(scheduler: Scheduler) -> None:
+    recorder = EventRecorder()
+    wrong = GenerationRequest(text_tokens(5), SamplingParams(grammar="not a grammar"), 4)
+    scheduler.submit([wrong, greedy_request(text_tokens(5), 4)], recorder)
+    assert isinstance(recorder.wait_for_end(0), RequestFailed)
+    assert len(recorder.wait_for_tokens(1)) == 4
 
 
 @pytest.fixture
 def opening_brackets(tmp_path: Path) -> Iterator[Scheduler]:
-    """Of a model that writes nothing else."""
+    """Return the scheduler of a model that generates only opening brackets."""
     path = write_next_token_model(tmp_path / "tiny.gguf", TEMPLATE, {"[": "["})
     options = ContextOptions(length=512, sequences=2)
     with Model.open(path) as model, Context(model, options) as context, Scheduler(context) as scheduler:
         yield scheduler
 
 
-def test_a_grammar_that_holds_everybody_up_ends_its_answer(opening_brackets: Scheduler) -> None:
-    """There are twice as many ways to read each bracket as the one before."""
+def test_a_grammar_that_delays_the_others_ends_its_request(opening_brackets: Scheduler) -> None:
+    """Each bracket doubles the ways in which the text can be parsed."""
     arrays = [{"type": "array", "items": {"$ref": "#"}, "maxItems": most} for most in (8, 9)]
     grammar = json_schema_to_grammar({"anyOf": arrays})
     prompt = [3 + ord("[")]
-    held, other = Heard(), Heard()
-    begun = time.monotonic()
+    slow, other = EventRecorder(), EventRecorder()
+    started = time.monotonic()
     opening_brackets.submit(
-        [GenerationRequest(prompt, SamplingParams(temperature=0, grammar=grammar), 200)], held
+        [GenerationRequest(prompt, SamplingParams(temperature=0, grammar=grammar), 200)], slow
     )
-    end = held.end()
+    end = slow.wait_for_end()
     assert isinstance(end, RequestFailed)
     assert isinstance(end.error, RequestRefused)
     assert (end.error.status, end.error.code) == (400, "schema_too_large")
     opening_brackets.submit([GenerationRequest(prompt, GREEDY, 5)], other)
-    assert isinstance(other.end(), Finished)
-    assert time.monotonic() - begun < 40
+    assert isinstance(other.wait_for_end(), Finished)
+    assert time.monotonic() - started < 40
 
 
-def test_nothing_of_a_failure_that_nobody_foresaw_is_logged_but_its_place(
+def test_only_class_and_location_of_an_unexpected_error_are_logged(
     scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(*_: object) -> None:
         raise ValueError("my secret")
 
     monkeypatch.setattr("pigguf.serve.slots.create_sampler", failing)
-    heard = Heard()
-    scheduler.submit([asked(text_tokens(5), 4)], heard)
-    end = heard.end()
+    recorder = EventRecorder()
+    scheduler.submit([greedy_request(text_tokens(5), 4)], recorder)
+    end = recorder.wait_for_end()
     assert isinstance(end, RequestFailed)
     assert end.error.message == "internal server error: ValueError"
     assert "ValueError in failing:" in caplog.text
@@ -387,43 +396,49 @@ def test_nothing_of_a_failure_that_nobody_foresaw_is_logged_but_its_place(
 
 
 def test_a_full_window_ends_an_answer(scheduler: Scheduler) -> None:
-    heard = Heard()
-    scheduler.submit([asked(text_tokens(WINDOW - 3, seed=2), 100)], heard)
-    end = heard.end()
+    recorder = EventRecorder()
+    scheduler.submit([greedy_request(text_tokens(WINDOW - 3, seed=2), 100)], recorder)
+    end = recorder.wait_for_end()
     assert isinstance(end, Finished)
     assert (end.reason, end.generated_tokens) == ("window", 4)
 
 
-def test_probabilities_are_those_of_all_tokens(scheduler: Scheduler, model: Model) -> None:
-    heard = Heard()
-    scheduler.submit([GenerationRequest(text_tokens(5), GREEDY, 3, logprobs=model.vocab_size)], heard)
-    heard.end()
-    for event in heard.of(0)[:-1]:
+def test_logprobs_are_over_the_whole_vocabulary(scheduler: Scheduler, model: Model) -> None:
+    recorder = EventRecorder()
+    scheduler.submit([GenerationRequest(text_tokens(5), GREEDY, 3, logprobs=model.vocab_size)], recorder)
+    recorder.wait_for_end()
+    for event in recorder.events_of(0)[:-1]:
         assert isinstance(event, TextChunk)
-        [one] = event.tokens
-        assert one.top_logprobs[0] == (one.token, one.logprob)
-        probabilities = [2.718281828459045**logprob for _, logprob in one.top_logprobs]
+        [sampled] = event.tokens
+        assert sampled.top_logprobs[0] == (sampled.token, sampled.logprob)
+        probabilities = [2.718281828459045**logprob for _, logprob in sampled.top_logprobs]
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
 
 
-def test_reading_is_told_from_what_was_reused_to_the_end(scheduler: Scheduler) -> None:
+def test_prefill_progress_goes_from_the_cached_tokens_to_all(scheduler: Scheduler) -> None:
     prompt = text_tokens(3000, seed=21)
-    drawn(scheduler, prompt[:500], most=1)
-    heard = Heard()
-    scheduler.submit([GenerationRequest(prompt, GREEDY, 2, report_progress=True)], heard)
-    heard.end()
-    told = [event for event in heard.of(0) if isinstance(event, PrefillProgress)]
-    assert heard.of(0)[: len(told)] == told
-    assert (told[0].prompt_tokens, told[0].cached_tokens, told[0].processed_tokens) == (3000, 500, 500)
-    assert told[-1].processed_tokens == 3000
-    assert [one.processed_tokens for one in told] == sorted(one.processed_tokens for one in told)
-    assert len(told) <= 2 + told[-1].seconds / 0.25
-    assert not any(isinstance(event, PrefillProgress) for event in told_nothing(scheduler, prompt))
+    generate(scheduler, prompt[:500], max_tokens=1)
+    recorder = EventRecorder()
+    scheduler.submit([GenerationRequest(prompt, GREEDY, 2, report_progress=True)], recorder)
+    recorder.wait_for_end()
+    progress = [event for event in recorder.events_of(0) if isinstance(event, PrefillProgress)]
+    assert recorder.events_of(0)[: len(progress)] == progress
+    assert (progress[0].prompt_tokens, progress[0].cached_tokens, progress[0].processed_tokens) == (
+        3000,
+        500,
+        500,
+    )
+    assert progress[-1].processed_tokens == 3000
+    assert [event.processed_tokens for event in progress] == sorted(
+        event.processed_tokens for event in progress
+    )
+    assert len(progress) <= 2 + progress[-1].seconds / 0.25
+    assert not any(isinstance(event, PrefillProgress) for event in events_without_progress(scheduler, prompt))
 
 
-def told_nothing(scheduler: Scheduler, prompt: Sequence[int]) -> list[RequestEvent]:
-    """What comes of a request that did not ask to be told."""
-    heard = Heard()
-    scheduler.submit([GenerationRequest(prompt, GREEDY, 2)], heard)
-    heard.end()
-    return heard.of(0)
+def events_without_progress(scheduler: Scheduler, prompt: Sequence[int]) -> list[RequestEvent]:
+    """Return the events of a request that did not ask for progress."""
+    recorder = EventRecorder()
+    scheduler.submit([GenerationRequest(prompt, GREEDY, 2)], recorder)
+    recorder.wait_for_end()
+    return recorder.events_of(0)

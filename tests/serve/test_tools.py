@@ -241,7 +241,7 @@ def test_the_demo_model_calls_what_it_must(smollm2_gguf: Path) -> None:
             tool_choice={"type": "function", "function": {"name": WEATHER.name}},
             temperature=0,
         )
-        assert "told of them in the system message" in "".join(served.stderr_lines)
+        assert "tools are described in the system message" in "".join(served.stderr_lines)
     [call] = answer.choices[0].message.tool_calls or ()
     check([call])
     assert json.loads(call.function.arguments)["city"] == "Paris"  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Long prompts in PyTorch, and steps for all others in between."""
+"""Long prompts in the PyTorch prefill backend, with steps for all other requests in between."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from serve.test_scheduler import Heard, asked, drawn
+from serve.test_scheduler import EventRecorder, generate, greedy_request
 from support.tiny_gguf import linear, text_tokens, write_tiny
 
 from pigguf.inference.engine import Context, ContextOptions, Model, Session
@@ -22,22 +22,22 @@ from pigguf.serve.scheduler import Scheduler
 WINDOW = 16384
 
 
-class Always(TorchPrefiller):
-    """Worth it for every long prompt, whatever the CPU; notes what it has read."""
+class RecordingPrefiller(TorchPrefiller):
+    """Takes every long prompt, whatever the CPU; records how many tokens it has computed."""
 
     def __init__(self, model: Model, options: ContextOptions) -> None:
         super().__init__(model, options)
         self.counts: list[int] = []
 
-    def should_prefill(self, held: int, count: int) -> bool:
+    def should_prefill(self, n_past: int, count: int) -> bool:
         return self._shape is not None and count > 1000
 
-    def read(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
-        held = session.n_past
+    def prefill(self, session: Session, tokens: Sequence[int], progress: Progress) -> None:
+        n_past = session.n_past
         try:
             super().prefill(session, tokens, progress)
         finally:
-            self.counts.append(session.n_past - held)
+            self.counts.append(session.n_past - n_past)
 
 
 @pytest.fixture(scope="module")
@@ -48,130 +48,133 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 @pytest.fixture(params=[2, 1])
-def served(model: Model, request: pytest.FixtureRequest) -> Iterator[tuple[Scheduler, Always]]:
+def served(model: Model, request: pytest.FixtureRequest) -> Iterator[tuple[Scheduler, RecordingPrefiller]]:
     options = ContextOptions(length=WINDOW, sequences=request.param, batch=256)
-    reader = Always(model, options)
-    with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
-        yield scheduler, reader
+    backend = RecordingPrefiller(model, options)
+    with Context(model, options, prefiller=backend) as context, Scheduler(context) as scheduler:
+        yield scheduler, backend
 
 
 def long_request(count: int) -> GenerationRequest:
     return GenerationRequest(text_tokens(count), max_tokens=4, report_progress=True, client="long")
 
 
-def test_a_long_prompt_alone_is_the_reader_s(served: tuple[Scheduler, Always]) -> None:
-    scheduler, reader = served
-    heard = Heard()
-    scheduler.submit([long_request(9000)], heard)
-    end = heard.end()
+def test_a_long_prompt_alone_goes_to_the_backend(served: tuple[Scheduler, RecordingPrefiller]) -> None:
+    scheduler, backend = served
+    recorder = EventRecorder()
+    scheduler.submit([long_request(9000)], recorder)
+    end = recorder.wait_for_end()
     assert isinstance(end, Finished)
-    assert (reader.counts, end.generated_tokens) == ([8999], 4)
-    told = [event.processed_tokens for event in heard.of(0) if isinstance(event, PrefillProgress)]
-    assert (told[0], told[-1]) == (0, 9000)
-    assert told == sorted(told)
-    assert len(told) > 2
+    assert (backend.counts, end.generated_tokens) == ([8999], 4)
+    progress = [
+        event.processed_tokens for event in recorder.events_of(0) if isinstance(event, PrefillProgress)
+    ]
+    assert (progress[0], progress[-1]) == (0, 9000)
+    assert progress == sorted(progress)
+    assert len(progress) > 2
     assert scheduler.stats.prompt_tokens == 9000
 
 
 @pytest.mark.parametrize("served", [2], indirect=True)
-def test_others_are_answered_meanwhile(served: tuple[Scheduler, Always]) -> None:
-    scheduler, reader = served
-    first, second = Heard(), Heard()
+def test_other_requests_are_answered_meanwhile(served: tuple[Scheduler, RecordingPrefiller]) -> None:
+    scheduler, backend = served
+    first, second = EventRecorder(), EventRecorder()
 
     def deliver(index: int, event: RequestEvent) -> None:
         first(index, event)
         if isinstance(event, PrefillProgress) and event.processed_tokens > 0 and not second.events:
-            scheduler.submit([asked([1, 2, 3], 8, "short")], second)
+            scheduler.submit([greedy_request([1, 2, 3], 8, "short")], second)
 
     scheduler.submit([long_request(16000)], deliver)
-    assert isinstance(second.end(), Finished)
-    assert not reader.counts
-    assert isinstance(first.end(), Finished)
-    assert reader.counts == [15999]
+    assert isinstance(second.wait_for_end(), Finished)
+    assert not backend.counts
+    assert isinstance(first.wait_for_end(), Finished)
+    assert backend.counts == [15999]
     assert scheduler.stats.prompt_tokens == 16000 + 3
-    assert second.tokens() == drawn(scheduler, [1, 2, 3], most=8)[0]
+    assert second.wait_for_tokens() == generate(scheduler, [1, 2, 3], max_tokens=8)[0]
 
 
 @pytest.mark.parametrize("served", [2], indirect=True)
-def test_what_a_reader_is_disturbed_in_comes_out_the_same(served: tuple[Scheduler, Always]) -> None:
-    scheduler, reader = served
-    long, other = Heard(), Heard()
-    scheduler.submit([asked(text_tokens(9000), 12, "long")], long)
-    scheduler.submit([asked(text_tokens(300), 200, "short")], other)
-    disturbed, beside = long.tokens(), other.tokens()
-    assert reader.counts == [8999]
-    scheduler.submit([asked([7, *text_tokens(8999)], 1)] * 2, Heard())  # both caches hold something else then
-    alone = drawn(scheduler, text_tokens(9000), most=12)[0]
-    assert len(disturbed) == len(alone) == 12
-    assert disturbed[0] == alone[0]
-    assert beside == drawn(scheduler, text_tokens(300), most=200)[0]
+def test_steps_in_between_do_not_change_the_result(served: tuple[Scheduler, RecordingPrefiller]) -> None:
+    scheduler, backend = served
+    long, other = EventRecorder(), EventRecorder()
+    scheduler.submit([greedy_request(text_tokens(9000), 12, "long")], long)
+    scheduler.submit([greedy_request(text_tokens(300), 200, "short")], other)
+    interrupted, beside = long.wait_for_tokens(), other.wait_for_tokens()
+    assert backend.counts == [8999]
+    # so that neither cache has the prompts
+    scheduler.submit([greedy_request([7, *text_tokens(8999)], 1)] * 2, EventRecorder())
+    alone = generate(scheduler, text_tokens(9000), max_tokens=12)[0]
+    assert len(interrupted) == len(alone) == 12
+    assert interrupted[0] == alone[0]
+    assert beside == generate(scheduler, text_tokens(300), max_tokens=200)[0]
 
 
-def test_a_second_long_prompt_is_read_meanwhile(model: Model) -> None:
+def test_a_second_long_prompt_is_computed_meanwhile(model: Model) -> None:
     options = ContextOptions(length=WINDOW, sequences=3, batch=256)
-    reader = Always(model, options)
-    a, b = Heard(), Heard()
-    with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
-        scheduler.submit([asked(text_tokens(16000), 4, "a")], a)
+    backend = RecordingPrefiller(model, options)
+    a, b = EventRecorder(), EventRecorder()
+    with Context(model, options, prefiller=backend) as context, Scheduler(context) as scheduler:
+        scheduler.submit([greedy_request(text_tokens(16000), 4, "a")], a)
         second = GenerationRequest([9, *text_tokens(6000)], max_tokens=4, report_progress=True, client="b")
         scheduler.submit([second], b)
-        assert isinstance(a.end(), Finished)
-        assert isinstance(b.end(), Finished)
+        assert isinstance(a.wait_for_end(), Finished)
+        assert isinstance(b.wait_for_end(), Finished)
     first_token = next(at for at, _, event in a.events if isinstance(event, TextChunk))
     assert any(
         isinstance(event, PrefillProgress) and event.processed_tokens and at < first_token
         for at, _, event in b.events
     )
-    assert reader.counts[0] == 15999
+    assert backend.counts[0] == 15999
     assert scheduler.stats.prompt_tokens == 16000 + 6001
 
 
-def test_the_reader_has_as_much_time_as_prompts_beside_it(
+def test_the_backend_gets_as_much_time_as_other_prompts(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ContextOptions(length=WINDOW, sequences=2, batch=256)
-    reader = Always(model, options)
+    backend = RecordingPrefiller(model, options)
     taken: list[tuple[float, float]] = []
 
-    def timed(context: Context, parts: Sequence[BatchEntry]) -> list[int]:
-        begun = time.perf_counter()
-        places = decode_batch(context, parts)
-        if any(len(part.tokens) > 1 for part in parts) and not reader.counts:
-            taken.append((begun, time.perf_counter()))
-        return places
+    def timed(context: Context, entries: Sequence[BatchEntry]) -> list[int]:
+        started = time.perf_counter()
+        indices = decode_batch(context, entries)
+        if any(len(entry.tokens) > 1 for entry in entries) and not backend.counts:
+            taken.append((started, time.perf_counter()))
+        return indices
 
     monkeypatch.setattr("pigguf.serve.scheduler.decode_batch", timed)
-    a, b = Heard(), Heard()
-    with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
-        scheduler.submit([asked(text_tokens(16000), 4, "a")], a)
-        scheduler.submit([asked([9, *text_tokens(16000)], 4, "b")], b)
-        assert isinstance(a.end(), Finished)
+    a, b = EventRecorder(), EventRecorder()
+    with Context(model, options, prefiller=backend) as context, Scheduler(context) as scheduler:
+        scheduler.submit([greedy_request(text_tokens(16000), 4, "a")], a)
+        scheduler.submit([greedy_request([9, *text_tokens(16000)], 4, "b")], b)
+        assert isinstance(a.wait_for_end(), Finished)
     assert len(taken) > 2
-    for (begun, ended), (later, _) in pairwise(taken):
-        assert later - ended >= ended - begun
+    for (started, ended), (later, _) in pairwise(taken):
+        assert later - ended >= ended - started
 
 
-def test_who_goes_away_stops_it(served: tuple[Scheduler, Always]) -> None:
-    scheduler, reader = served
-    heard, after = Heard(), Heard()
+def test_cancelling_stops_the_backend(served: tuple[Scheduler, RecordingPrefiller]) -> None:
+    scheduler, backend = served
+    recorder, after = EventRecorder(), EventRecorder()
 
     def deliver(index: int, event: RequestEvent) -> None:
-        heard(index, event)
+        recorder(index, event)
         if isinstance(event, PrefillProgress) and 0 < event.processed_tokens < 12000:
-            ticket.cancel()
+            handle.cancel()
 
-    ticket = scheduler.submit([long_request(16000)], deliver)
-    assert isinstance(heard.end(), RequestFailed)
-    assert reader.counts[0] < 15999
-    scheduler.submit([asked([1, 2, 3], 8)], after)
-    assert isinstance(after.end(), Finished)
+    handle = scheduler.submit([long_request(16000)], deliver)
+    assert isinstance(recorder.wait_for_end(), RequestFailed)
+    assert backend.counts[0] < 15999
+    scheduler.submit([greedy_request([1, 2, 3], 8)], after)
+    assert isinstance(after.wait_for_end(), Finished)
 
 
-def test_where_nobody_else_could_be_served_it_goes_on(model: Model) -> None:
+def test_a_waiting_request_does_not_stop_the_backend(model: Model) -> None:
     options = ContextOptions(length=WINDOW, batch=256)
-    reader = Always(model, options)
-    first, second = Heard(), Heard()
-    with Context(model, options, prefiller=reader) as context, Scheduler(context) as scheduler:
+    backend = RecordingPrefiller(model, options)
+    first, second = EventRecorder(), EventRecorder()
+    with Context(model, options, prefiller=backend) as context, Scheduler(context) as scheduler:
 
         def deliver(index: int, event: RequestEvent) -> None:
             first(index, event)
@@ -179,11 +182,11 @@ def test_where_nobody_else_could_be_served_it_goes_on(model: Model) -> None:
                 isinstance(event, PrefillProgress)
                 and event.processed_tokens > 0
                 and not second.events
-                and not reader.counts
+                and not backend.counts
             ):
-                scheduler.submit([asked([1, 2, 3], 4, "short")], second)
+                scheduler.submit([greedy_request([1, 2, 3], 4, "short")], second)
 
         scheduler.submit([long_request(9000)], deliver)
-        assert isinstance(first.end(), Finished)
-        assert isinstance(second.end(), Finished)
-    assert reader.counts == [8999]
+        assert isinstance(first.wait_for_end(), Finished)
+        assert isinstance(second.wait_for_end(), Finished)
+    assert backend.counts == [8999]
