@@ -1,10 +1,10 @@
 """Baichuan and Baichuan 2: Llama with queries, keys and values in one matrix; the 13B has ALiBi.
 
 Sources: the code published with baichuan-inc/Baichuan-7B, Baichuan-13B and Baichuan2 (modeling_baichuan.py),
-for transformers has none of its own; llama.cpp src/models/baichuan.cpp and conversion/baichuan.py. The graph
-tells the 7B from the 13B by their layers, 32 and 40, and gives any other model no positions at all.
-Baichuan 2 divides each row of its output matrix by its length (NormHead); vLLM, too, knows it by its
-vocabulary. llama.cpp's converter leaves the rows as they are. An export needs that code again.
+as transformers has no class for it; llama.cpp src/models/baichuan.cpp and conversion/baichuan.py. The graph
+distinguishes the 7B from the 13B by the number of layers, 32 and 40, and gives other models no positions.
+Baichuan 2 normalizes the rows of its output matrix (NormHead); like vLLM, we recognize it by its vocabulary.
+llama.cpp's converter leaves the rows as they are. An export needs the published code again.
 """
 
 from __future__ import annotations
@@ -41,25 +41,26 @@ from pigguf.errors import UnsupportedModel
 from pigguf.rope import ALIBI_LAYER_COUNTS
 
 ROPE_LAYERS, ALIBI_LAYERS = 32, ALIBI_LAYER_COUNTS["baichuan"]
-NORMALIZED_OUTPUT = "output rows of length 1"
+NORMALIZED_OUTPUT = "normalized output rows"
 BAICHUAN2_VOCAB_SIZE = 125696
 
 
 class NormalizedOutput(FeatureFlag):
-    """Whether the code divides each row of the output matrix by its length: Baichuan 2's does."""
+    """Whether the model's code normalizes the rows of the output matrix, as that of Baichuan 2 does."""
 
     def read(self, keys: JsonConfig) -> bool:
+        """Return whether the model is a Baichuan 2."""
         return keys.optional("vocab_size", int, 0) >= BAICHUAN2_VOCAB_SIZE
 
     def write(self, config: dict[str, Any], present: bool) -> None:
-        """Nothing: the vocabulary says it, and the rows are of length 1 by now."""
+        """Write nothing: the vocabulary size shows it, and the rows are normalized by now."""
 
 
 def _check(keys: JsonConfig, hparams: HParams) -> None:
     if hparams.layers not in (ROPE_LAYERS, ALIBI_LAYERS):
         raise UnsupportedModel(
-            f"{keys.describe('num_hidden_layers')}: llama.cpp's {hparams.architecture} graph rotates models of "
-            f"{ROPE_LAYERS} layers and has ALiBi for those of {ALIBI_LAYERS}, and no positions for others",
+            f"{keys.describe('num_hidden_layers')}: llama.cpp's {hparams.architecture} graph has "
+            f"rotary positions with {ROPE_LAYERS} layers, ALiBi for {ALIBI_LAYERS}, and none with others",
             NOT_COMPUTED_HINT,
         )
 

@@ -1,7 +1,7 @@
-"""BLOOM: ALiBi, a norm over the embedding, layer norms and biases everywhere.
+"""BLOOM: ALiBi, a norm after the embedding, layer norms and biases everywhere.
 
-Sources: transformers' modeling_bloom.py; llama.cpp src/models/bloom.cpp and conversion/bloom.py. Nothing
-in the model bounds the window: `seq_length`, where a config has it, says at which it was trained.
+Sources: transformers' modeling_bloom.py; llama.cpp src/models/bloom.cpp and conversion/bloom.py. Nothing in
+the model limits the context; `seq_length`, where a config has it, is the length that it was trained at.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ BLOOM = Family(
     optional_features=TIED_BY_DEFAULT,
     allowed_values={
         "hidden_act": None,
-        "apply_residual_connection_post_layernorm": ((False,), "residuals taken behind the norm"),
+        "apply_residual_connection_post_layernorm": ((False,), "residuals taken after the norm"),
     },
     position_type="alibi",
 )

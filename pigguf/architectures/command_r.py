@@ -1,8 +1,8 @@
-"""Command-R and Aya (Cohere): attention and feed-forward side by side behind one norm, scaled logits.
+"""Command-R and Aya (Cohere): parallel attention and feed-forward with one norm, scaled logits.
 
-Sources: transformers' modeling_cohere.py, which rotates neighbours as the graph does; llama.cpp
-src/models/command-r.cpp and conversion/command_r.py. The embedding is the output matrix. The graph looks
-for norms over queries and keys, which Command-R+ has, in models of 64 layers and more, and in no others.
+Sources: transformers' modeling_cohere.py, which rotates interleaved as the graph does; llama.cpp
+src/models/command-r.cpp and conversion/command_r.py. The embedding is the output matrix. The graph reads
+norms of queries and keys, which Command-R+ has, in models with at least 64 layers, and in no others.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ MIN_LAYERS_WITH_QK_NORM = 64
 
 
 def _check(keys: JsonConfig, hparams: HParams) -> None:
-    if hparams.has_feature(QK_NORM) != (hparams.layers >= MIN_LAYERS_WITH_QK_NORM):
+    has_qk_norm = hparams.has_feature(QK_NORM)
+    if has_qk_norm != (hparams.layers >= MIN_LAYERS_WITH_QK_NORM):
         raise UnsupportedModel(
-            f"config.json: {QK_NORM} is {str(hparams.has_feature(QK_NORM)).lower()} in a model of {hparams.layers} layers, "
-            f"and llama.cpp's {hparams.architecture} graph has those norms from {MIN_LAYERS_WITH_QK_NORM} layers on",
+            f"config.json: {QK_NORM} is {str(has_qk_norm).lower()} in a model of {hparams.layers} layers, "
+            f"and llama.cpp's {hparams.architecture} graph has these norms from "
+            f"{MIN_LAYERS_WITH_QK_NORM} layers on",
             NOT_COMPUTED_HINT,
         )
 
@@ -67,7 +69,7 @@ COMMAND_R = Family(
         lm_head(),
     ),
     ignored_tensors=ROTARY_BUFFERS,
-    # Command-R was trained at the first of the two, and says 8192 for the second.
+    # Command-R was trained at model_max_length; its max_position_embeddings is 8192.
     config_key_aliases={"max_position_embeddings": ("model_max_length", "max_position_embeddings")},
     config_defaults={"max_position_embeddings": 8192, "rope_theta": 500000.0},
     norm_type="layer",

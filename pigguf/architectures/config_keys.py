@@ -1,6 +1,7 @@
 """The keys of config.json under the names that a family gives them.
 
-Families describe their keys by Llama's names (config_key_aliases). Used by config_reader.py and config_writer.py.
+Families describe their keys by Llama's names (config_key_aliases). Used by config_reader.py and
+config_writer.py.
 """
 
 from __future__ import annotations

@@ -36,7 +36,9 @@ def config_from_hparams(family: Family, hparams: HParams) -> dict[str, Any]:
         elif rule.gguf_key == "expert_count":
             rule.write(keys, hparams.experts)
         elif rule.default is not None:  # the graph's default and transformers' may differ
-            raise GGUFError(f"metadata key {family.architecture}.{rule.gguf_key} is missing", FOREIGN_FILE_HINT)
+            raise GGUFError(
+                f"metadata key {family.architecture}.{rule.gguf_key} is missing", FOREIGN_FILE_HINT
+            )
     for feature, flag in family.optional_features.items():
         flag.write(keys, hparams.has_feature(feature))
     family.rotary.write(keys, hparams.rotary_dim, hparams.head_dim)

@@ -1,8 +1,8 @@
-"""Falcon: attention and feed-forward side by side, no biases, few keys; the 40B kind has a norm for each.
+"""Falcon: parallel attention and feed-forward, no biases, few KV heads; the 40B variant has a norm for each.
 
 Sources: transformers' modeling_falcon.py; llama.cpp src/models/falcon.cpp and conversion/falcon.py.
-Queries lie in groups with their key and value here, all queries first there. Falcon-RW, which has ALiBi
-and biases, has no graph.
+Checkpoints store queries in groups with their key and value, the graph reads all queries first. Falcon-RW,
+which has ALiBi and biases, has no graph.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pigguf.architectures.tensor_rules import (
 )
 from pigguf.common.json_config import JsonConfig
 
-PARALLEL_NORMS = "two norms"
+PARALLEL_NORMS = "parallel norms"
 LAYER = "transformer.h.{}"
 
 
@@ -35,15 +35,17 @@ class ParallelNorms(FeatureFlag):
     """Whether attention and feed-forward have a norm each (num_ln_in_parallel_attn)."""
 
     def read(self, keys: JsonConfig) -> bool:
-        newer = keys.optional("new_decoder_architecture", bool, False)
-        return newer and keys.optional("num_ln_in_parallel_attn", int, 2) == 2
+        """Return whether the model has two norms in a layer."""
+        is_new_decoder = keys.optional("new_decoder_architecture", bool, False)
+        return is_new_decoder and keys.optional("num_ln_in_parallel_attn", int, 2) == 2
 
     def write(self, config: dict[str, Any], present: bool) -> None:
+        """Write the number of norms of a layer into a config."""
         config["num_ln_in_parallel_attn"] = 2 if present else 1
 
 
 def _kv_heads(keys: JsonConfig, heads: int) -> int:
-    """num_kv_heads counts only in the newer kind (modeling_falcon.py, FalconAttention)."""
+    """Return the number of KV heads; only the new decoder has num_kv_heads (FalconAttention)."""
     if keys.optional("new_decoder_architecture", bool, False):
         name = next((name for name in ("num_kv_heads", "n_head_kv") if name in keys), "num_kv_heads")
         return keys.optional(name, int, heads)
@@ -51,9 +53,9 @@ def _kv_heads(keys: JsonConfig, heads: int) -> int:
 
 
 def _write(hparams: HParams) -> Mapping[str, Any]:
-    older = hparams.kv_heads in (1, hparams.heads) and not hparams.has_feature(PARALLEL_NORMS)
+    is_old_decoder = hparams.kv_heads in (1, hparams.heads) and not hparams.has_feature(PARALLEL_NORMS)
     return {
-        "new_decoder_architecture": not older,
+        "new_decoder_architecture": not is_old_decoder,
         "multi_query": hparams.kv_heads == 1,
         "num_kv_heads": hparams.kv_heads,
         "parallel_attn": True,
@@ -103,7 +105,7 @@ FALCON = Family(
         "activation": (GELU, "another activation than GELU"),
         "alibi": ((False,), "ALiBi"),
         "bias": ((False,), "biases"),
-        "parallel_attn": ((True,), "attention and feed-forward one after the other"),
+        "parallel_attn": ((True,), "sequential attention and feed-forward"),
     },
     export_config_from_hparams=_write,
 )

@@ -4,8 +4,9 @@ Each family is an instance of Family in a module of its own (llama.py, gemma3.py
 config_reader.py and gguf_reader.py read hyperparameters, config_writer.py writes config.json,
 hparam_checks.py checks, tensor_names.py and tensor_mapping.py map tensors.
 
-Sources: llama.cpp src/models/*.cpp for what a graph computes; transformers' configuration_*.py for config keys
-and their defaults. `pretraining_tp` is not checked: it splits matrix products and leaves their sum unchanged.
+Sources: llama.cpp src/models/*.cpp for what a graph computes; transformers' configuration_*.py for config
+keys and their defaults. `pretraining_tp` is not checked: it splits matrix products and leaves their sum
+unchanged.
 """
 
 from __future__ import annotations
@@ -134,5 +135,5 @@ class Family:
 
 
 def position_type(family: Family, layers: int) -> PositionType:
-    """Return how a model of the family encodes positions, which for Baichuan depends on its number of layers."""
+    """Return how a model encodes positions; for Baichuan that depends on its number of layers."""
     return "alibi" if ALIBI_LAYER_COUNTS.get(family.architecture) == layers else family.position_type

@@ -1,8 +1,8 @@
-"""Gemma: Llama with wide heads, the embedding scaled and used as output matrix, and norms by 1 + weight.
+"""Gemma: Llama with wide heads, a scaled embedding that is also the output matrix, and norms by 1 + weight.
 
-Sources: transformers' modeling_gemma.py; llama.cpp src/models/gemma.cpp and conversion/gemma.py, whose
-norms have the 1 in their weights. The published configs say hidden_act "gelu" and mean its tanh form,
-which is what transformers and the graph compute (configuration_gemma.py).
+Sources: transformers' modeling_gemma.py; llama.cpp src/models/gemma.cpp and conversion/gemma.py, which adds
+the 1 to the weights. The published configs say hidden_act "gelu" and mean its tanh approximation, which is
+what transformers and the graph compute (configuration_gemma.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pigguf.architectures.tensor_rules import HIDDEN_SIZE, TensorRule, ValueTran
 
 TANH_GELU = "gelu_pytorch_tanh"
 GEMMA_ALLOWED_VALUES: dict[str, AllowedValues] = {
-    "hidden_act": (("gelu", TANH_GELU), "another activation than the tanh form of GELU"),
-    "hidden_activation": ((TANH_GELU,), "another activation than the tanh form of GELU"),
+    "hidden_act": (("gelu", TANH_GELU), "another activation than the tanh approximation of GELU"),
+    "hidden_activation": ((TANH_GELU,), "another activation than the tanh approximation of GELU"),
     "attention_bias": ((False,), "biases"),
     "use_bidirectional_attention": ((False,), "attention that is not causal"),
 }
@@ -24,7 +24,7 @@ TIED_EMBEDDINGS_ONLY: dict[str, AllowedValues] = {
 
 
 def gemma_norm(hf: str, gguf: str, size: str = HIDDEN_SIZE) -> TensorRule:
-    """A rule for the weight of a norm that scales by 1 + weight."""
+    """Return the rule for the weight of a norm that scales by 1 + weight."""
     return norm(hf, gguf, size, transform=ValueTransform(offset=1.0))
 
 

@@ -1,8 +1,8 @@
-"""Gemma 2: Gemma with norms behind attention and feed-forward too, capped logits, and a sliding window.
+"""Gemma 2: Gemma with norms also after attention and feed-forward, softcapped logits, and a sliding window.
 
 Sources: transformers' modeling_gemma2.py; llama.cpp src/models/gemma2.cpp and conversion/gemma.py. Every
-other layer looks back over the window alone. The graph has no key for the scale of attention: it goes by
-the width of a head, but in a model of 46 layers, the 27B, by the embedding's share of a head.
+other layer has sliding window attention. The graph has no key for the scale of attention: it uses head_dim,
+but in the 27B, which it recognizes by its 46 layers, hidden_size / num_attention_heads.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOFTCAPPING = (
     HParamRule("attn_logit_softcapping", "attn_logit_softcapping", "f32", 50.0),
     HParamRule("final_logit_softcapping", "final_logit_softcapping", "f32", 30.0),
 )
-NORMS_AROUND_FEED_FORWARD = (
+FEED_FORWARD_NORMS = (
     gemma_norm(f"{LAYER}.post_attention_layernorm", "blk.{}.post_attention_norm"),
     gemma_norm(f"{LAYER}.pre_feedforward_layernorm", "blk.{}.ffn_norm"),
 )
@@ -40,30 +40,35 @@ POST_FEED_FORWARD_NORM = gemma_norm(f"{LAYER}.post_feedforward_layernorm", "blk.
 
 
 def attention_scale_of_graph(hparams: HParams, layers_of_27b: int) -> int:
-    """What the graph divides attention by the root of."""
+    """Return the query_pre_attn_scalar of the graph, which divides attention by its square root."""
     return hparams.embedding_length // hparams.heads if hparams.layers == layers_of_27b else hparams.head_dim
 
 
 def check_attention_scale(keys: JsonConfig, hparams: HParams, layers_of_27b: int) -> None:
-    """Refuse a scale of attention that is not the graph's, which no key can tell it."""
+    """Raise if the config's scale of attention is not the graph's, for which there is no GGUF key.
+
+    Raises:
+        UnsupportedModel: it is not.
+    """
     asked, computed = (
         keys.optional(SCALE, float, DEFAULT_SCALE),
         attention_scale_of_graph(hparams, layers_of_27b),
     )
     if asked != computed:
         raise UnsupportedModel(
-            f"{keys.file}: {keys.prefix}{SCALE} = {asked:g} scales attention otherwise than llama.cpp's "
-            f"{hparams.architecture} graph, which has {computed} for {hparams.layers} layers of {hparams.heads} heads",
+            f"{keys.file}: {keys.prefix}{SCALE} = {asked:g} differs from llama.cpp's "
+            f"{hparams.architecture} graph, which has {computed} for {hparams.layers} layers of "
+            f"{hparams.heads} heads",
             NOT_COMPUTED_HINT,
         )
 
 
 def _check(keys: JsonConfig, hparams: HParams) -> None:
     check_attention_scale(keys, hparams, LAYERS_OF_27B)
-    for rule in SOFTCAPPING:  # null is no cap to transformers, and the graph always has one
+    for rule in SOFTCAPPING:  # null means no softcapping in transformers; the graph always has it
         if keys.values.get(rule.config_key, rule.default) is None:
             raise UnsupportedModel(
-                f"{keys.describe(rule.config_key)} asks for logits without a cap", NOT_COMPUTED_HINT
+                f"{keys.describe(rule.config_key)} asks for logits without softcapping", NOT_COMPUTED_HINT
             )
 
 
@@ -79,7 +84,7 @@ GEMMA2 = Family(
         EMBEDDING,
         ATTENTION_NORM,
         *attention(),
-        *NORMS_AROUND_FEED_FORWARD,
+        *FEED_FORWARD_NORMS,
         *feed_forward(),
         POST_FEED_FORWARD_NORM,
         OUTPUT_NORM,

@@ -1,8 +1,8 @@
-"""Gemma 3: Gemma 2 with norms over queries and keys in place of caps, and sliding layers rotated otherwise.
+"""Gemma 3: Gemma 2 with norms of queries and keys, and sliding layers with a rope_theta of their own.
 
 Sources: transformers' modeling_gemma3.py; llama.cpp src/models/gemma3.cpp and conversion/gemma.py. Five of
-six layers slide; they have a base of their own, and no factor scales them. Of a model that sees, the
-part that reads and writes is converted: its text_config, and the tensors of its language model.
+six layers have sliding window attention; they have a rope_theta of their own and are not scaled. Of a
+multimodal model only the language model is converted: its text_config and its tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pigguf.architectures.gemma import (
     gemma_norm,
 )
 from pigguf.architectures.gemma2 import (
-    NORMS_AROUND_FEED_FORWARD,
+    FEED_FORWARD_NORMS,
     POST_FEED_FORWARD_NORM,
     SCALE,
     attention_scale_of_graph,
@@ -53,14 +53,14 @@ GEMMA3 = Family(
         *attention(),
         gemma_norm(f"{LAYER}.self_attn.q_norm", "blk.{}.attn_q_norm", HEAD_DIM),
         gemma_norm(f"{LAYER}.self_attn.k_norm", "blk.{}.attn_k_norm", HEAD_DIM),
-        *NORMS_AROUND_FEED_FORWARD,
+        *FEED_FORWARD_NORMS,
         *feed_forward(),
         POST_FEED_FORWARD_NORM,
         OUTPUT_NORM,
         lm_head(),
     ),
     ignored_tensors=ROTARY_BUFFERS,
-    config_defaults={  # the published text_config of the 4B says little more than what differs from these
+    config_defaults={  # the published text_config of the 4B omits keys with these values
         "vocab_size": 262208,
         "hidden_size": 2304,
         "intermediate_size": 9216,
@@ -74,7 +74,10 @@ GEMMA3 = Family(
     },
     optional_features=TIED_BY_DEFAULT,
     hparam_rules=(HParamRule("final_logit_softcapping", "final_logit_softcapping", "f32"),),
-    allowed_values={**GEMMA_ALLOWED_VALUES, "attn_logit_softcapping": ((None,), "capped attention")},
+    allowed_values={
+        **GEMMA_ALLOWED_VALUES,
+        "attn_logit_softcapping": ((None,), "attention with softcapping"),
+    },
     has_local_rope_theta=True,
     allows_custom_head_dim=True,
     read_sliding_window=lambda keys: keys.optional("sliding_window", int, 4096),
@@ -90,7 +93,7 @@ GEMMA3_MULTIMODAL = replace(
     model_type="gemma3",
     config_section="text_config",
     ignored_tensors=rf"(model\.)?(vision_tower|multi_modal_projector)\..*|{ROTARY_BUFFERS}",
-    ignored_tensors_note="what sees images (vision_tower, multi_modal_projector) is left out: the file reads text",
+    ignored_tensors_note="vision_tower and multi_modal_projector are ignored: it is the language model only",
     tensor_name_aliases=(
         (r"^(model\.language_model\.|language_model\.model\.)", "model."),
         (r"^language_model\.", ""),

@@ -13,7 +13,14 @@ from pigguf.architectures.hparam_rules import FULL_ROTARY
 from pigguf.architectures.hparams import NORM_EPSILON_KEYS, HParams
 from pigguf.architectures.tensor_rules import TensorRule
 from pigguf.errors import GGUFError, UnsupportedModel
-from pigguf.gguf_io.metadata import FOREIGN_FILE_HINT, Metadata, TypedValue, get_array, get_value, require_value
+from pigguf.gguf_io.metadata import (
+    FOREIGN_FILE_HINT,
+    Metadata,
+    TypedValue,
+    get_array,
+    get_value,
+    require_value,
+)
 from pigguf.llama_cpp_internals.sliding_window import PATTERN_KEY, WINDOW_KEY
 from pigguf.rope import rope_from_metadata
 

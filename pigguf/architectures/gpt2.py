@@ -1,8 +1,8 @@
 """GPT-2: learned positions, layer norms with biases, one matrix for queries, keys and values.
 
-Sources: transformers' modeling_gpt2.py, whose Conv1D keeps matrices the other way round; llama.cpp
-src/models/gpt2.cpp and conversion/gpt2.py. Names without "transformer." before them are those of the
-published checkpoints, which were saved from the bare model.
+Sources: transformers' modeling_gpt2.py, whose Conv1D stores transposed matrices; llama.cpp
+src/models/gpt2.cpp and conversion/gpt2.py. The published checkpoints were saved from the bare model: their
+names lack "transformer.".
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ GPT2 = Family(
     optional_features=TIED_BY_DEFAULT,
     allowed_values={
         "hidden_act": None,
-        "activation_function": (TANH_GELU, "another activation than the tanh form of GELU"),
+        "activation_function": (TANH_GELU, "another activation than the tanh approximation of GELU"),
         "scale_attn_weights": ((True,), "attention that is not scaled"),
         "scale_attn_by_inverse_layer_idx": ((False,), "attention that is scaled by the layer"),
         "add_cross_attention": ((False,), "attention to another model"),

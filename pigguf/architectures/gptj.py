@@ -1,9 +1,8 @@
-"""GPT-J, which has no graph of its own in llama.cpp: it is Phi-2's without biases in attention.
+"""GPT-J, which has no graph in llama.cpp and runs on Phi-2's, without biases in attention.
 
-Phi-2's graph wants those biases, so they are written as zeros. GPT-J rotates neighbouring dimensions of
-a head, Phi-2's graph halves of what is rotated, so rows of queries and keys change places. The GGUF says
-which family it was (CLASS_KEY), and an export makes that again.
-Sources: transformers' modeling_gptj.py; llama.cpp src/models/phi2.cpp.
+Phi-2's graph requires these biases, so they are written as zeros. GPT-J rotates interleaved and Phi-2's graph
+rotate_half, so the rows of queries and keys are permuted. The GGUF has HF_CLASS_KEY, by which an export
+becomes a GPT-J again. Sources: transformers' modeling_gptj.py; llama.cpp src/models/phi2.cpp.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from pigguf.architectures.tensor_rules import (
 LAYER = "transformer.h.{}"
 
 
-def _zeros(gguf: str, size: str) -> TensorRule:
+def _zero_bias(gguf: str, size: str) -> TensorRule:
+    """Return the rule for a bias of zeros, which the checkpoint does not have."""
     return TensorRule((), (TensorPattern(f"{gguf}.bias", (size,)),))
 
 
@@ -44,7 +44,7 @@ TENSORS = (
         None,
         permutation=interleaved_to_rotate_half(query_heads),
     ),
-    _zeros("blk.{}.attn_q", Q_SIZE),
+    _zero_bias("blk.{}.attn_q", Q_SIZE),
     *linear(
         f"{LAYER}.attn.k_proj",
         "blk.{}.attn_k",
@@ -53,11 +53,11 @@ TENSORS = (
         None,
         permutation=interleaved_to_rotate_half(query_heads),
     ),
-    _zeros("blk.{}.attn_k", Q_SIZE),
+    _zero_bias("blk.{}.attn_k", Q_SIZE),
     *linear(f"{LAYER}.attn.v_proj", "blk.{}.attn_v", Q_SIZE, HIDDEN_SIZE, None),
-    _zeros("blk.{}.attn_v", Q_SIZE),
+    _zero_bias("blk.{}.attn_v", Q_SIZE),
     *linear(f"{LAYER}.attn.out_proj", "blk.{}.attn_output", HIDDEN_SIZE, Q_SIZE, None),
-    _zeros("blk.{}.attn_output", HIDDEN_SIZE),
+    _zero_bias("blk.{}.attn_output", HIDDEN_SIZE),
     *linear(f"{LAYER}.mlp.fc_in", "blk.{}.ffn_up", INTERMEDIATE_SIZE, HIDDEN_SIZE),
     *linear(f"{LAYER}.mlp.fc_out", "blk.{}.ffn_down", HIDDEN_SIZE, INTERMEDIATE_SIZE),
     *layer_norm("transformer.ln_f", "output_norm"),
@@ -80,8 +80,8 @@ GPTJ = Family(
     optional_features=UNTIED_BY_DEFAULT,
     allowed_values={
         "hidden_act": None,
-        "activation_function": (TANH_GELU, "another activation than the tanh form of GELU"),
-        "tie_word_embeddings": ((False,), "an output matrix with a bias that is the embedding"),
+        "activation_function": (TANH_GELU, "another activation than the tanh approximation of GELU"),
+        "tie_word_embeddings": ((False,), "the embedding as output matrix, which has a bias"),
     },
     rotary=RotaryDimensions("rotary_dim", 64),
     runs_as_other_architecture=True,

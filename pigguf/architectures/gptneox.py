@@ -1,8 +1,8 @@
-"""GPT-NeoX and Pythia: a quarter of each head rotated, attention and feed-forward side by side.
+"""GPT-NeoX and Pythia: partial rotary (a quarter of a head), parallel attention and feed-forward.
 
 Sources: transformers' modeling_gpt_neox.py; llama.cpp src/models/gptneox.cpp and conversion/gptneox.py.
-Queries, keys and values of a head lie together here, all queries first there. The activation is the
-exact GELU here and its tanh form there, which is what llama.cpp has.
+Checkpoints store the query, key and value of a head together, the graph reads all queries first. transformers
+has the exact GELU, llama.cpp its tanh approximation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TENSORS = (
     *linear(f"{LAYER}.mlp.dense_h_to_4h", "blk.{}.ffn_up", INTERMEDIATE_SIZE, HIDDEN_SIZE),
     *linear(f"{LAYER}.mlp.dense_4h_to_h", "blk.{}.ffn_down", HIDDEN_SIZE, INTERMEDIATE_SIZE),
     *layer_norm("gpt_neox.final_layer_norm", "output_norm"),
-    # The graph wants an output matrix in any case.
+    # The graph requires an output matrix in any case.
     tensor("embed_out.weight", "output.weight", VOCAB_SIZE, HIDDEN_SIZE, when="untied"),
     tensor("gpt_neox.embed_in.weight", "output.weight", VOCAB_SIZE, HIDDEN_SIZE, when="!untied"),
 )

@@ -1,7 +1,7 @@
-"""Granite: Llama with a multiplier each for embeddings, attention, residuals and logits.
+"""Granite: Llama with multipliers for embeddings, attention, residuals and logits.
 
-Sources: transformers' modeling_granite.py; llama.cpp src/models/granite.cpp and conversion/granite.py.
-Logits are divided by theirs, on both sides.
+Sources: transformers' modeling_granite.py; llama.cpp src/models/granite.cpp and conversion/granite.py. Logits
+are divided by their scale on both sides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The building blocks of a Family's config keys: feature flags, extra hyperparameters, rotary dimensions.
 
 Each can read its key from config.json and write it. Keys may be in a section ("attn_config.clip_qkv"). null
-means the same as a missing key. Not here: the keys that every family has (config_reader.py, config_writer.py).
+means the same as a missing key. Not here: the keys that every family has (config_reader.py,
+config_writer.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from pigguf.common.json_config import JsonConfig
 from pigguf.errors import UnsupportedModel
-from pigguf.gguf_io.metadata import ValueType, TypedValue, f32, round_to_shortest_f32
+from pigguf.gguf_io.metadata import TypedValue, ValueType, f32, round_to_shortest_f32
 
 _PYTHON_TYPES: dict[ValueType, type] = {"u32": int, "f32": float, "bool": bool, "str": str}
 

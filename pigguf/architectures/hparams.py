@@ -1,7 +1,7 @@
 """HParams: the hyperparameters of a model, named after GGUF's keys.
 
-Source: llama.cpp src/llama-model.cpp (load_hparams) and gguf-py constants.py. Not here: tensor names, and what
-differs between families (family.py).
+Source: llama.cpp src/llama-model.cpp (load_hparams) and gguf-py constants.py. Not here: tensor names, and
+what differs between families (family.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""InternLM2 and InternLM2.5: Llama under other names, with queries in groups with their key and value.
+"""InternLM2 and InternLM2.5: Llama with other names, and queries in groups with their key and value.
 
-Sources: the code published with internlm/internlm2-7b (modeling_internlm2.py), for transformers has none
-of its own; llama.cpp src/models/internlm2.cpp and conversion/internlm.py. The graph has no biases and
-wants an output matrix. An export needs that code too: its config names no auto_map.
+Sources: the code published with internlm/internlm2-7b (modeling_internlm2.py), as transformers has no class
+for it; llama.cpp src/models/internlm2.cpp and conversion/internlm.py. The graph has no biases and requires an
+output matrix. An export needs the published code again: its config has no auto_map.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pigguf.errors import UnsupportedModel
 LAYER = "model.layers.{}"
 
 
-def _rows(hparams: HParams) -> RowIndices:
+def _ungroup_and_interleave(hparams: HParams) -> RowIndices:
     return ungroup_qkv(hparams)[interleave_concatenated_qkv(hparams)]
 
 
 def _check(keys: JsonConfig, hparams: HParams) -> None:
     if keys.optional("bias", bool, True):
-        raise UnsupportedModel(f"{keys.file}: bias is not false, which asks for biases", NOT_COMPUTED_HINT)
+        raise UnsupportedModel(f"{keys.file}: bias is not false, so the model has biases", NOT_COMPUTED_HINT)
 
 
 INTERNLM2 = Family(
@@ -49,7 +49,7 @@ INTERNLM2 = Family(
         TensorRule(
             (TensorPattern(f"{LAYER}.attention.wqkv.weight", (QKV_SIZE, HIDDEN_SIZE)),),
             SEPARATE_QKV,
-            row_permutation=_rows,
+            row_permutation=_ungroup_and_interleave,
         ),
         *linear(f"{LAYER}.attention.wo", "blk.{}.attn_output", HIDDEN_SIZE, Q_SIZE, None),
         norm(f"{LAYER}.ffn_norm", "blk.{}.ffn_norm"),

@@ -17,7 +17,9 @@ from pigguf.llama_cpp_internals.sliding_window import PATTERN_KEY, WINDOW_KEY, s
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"  # values in layer_types
 
 
-def sliding_window_keys(family: Family, keys: JsonConfig, layers: int, context_length: int) -> dict[str, TypedValue]:
+def sliding_window_keys(
+    family: Family, keys: JsonConfig, layers: int, context_length: int
+) -> dict[str, TypedValue]:
     """Read the sliding window from a config, as GGUF keys without the architecture's prefix.
 
     Args:
@@ -60,7 +62,9 @@ def layer_types_config(family: Family, hparams: HParams) -> dict[str, Any]:
     return {"sliding_window": window.value, "layer_types": layer_types}
 
 
-def _read_layer_types(family: Family, keys: JsonConfig, layers: int, allowed: tuple[str, ...]) -> tuple[str, ...]:
+def _read_layer_types(
+    family: Family, keys: JsonConfig, layers: int, allowed: tuple[str, ...]
+) -> tuple[str, ...]:
     """Return layer_types, or what sliding_window_pattern or the family's default stands for."""
     layer_types = keys.values.get("layer_types")
     if layer_types is None:
@@ -72,7 +76,8 @@ def _read_layer_types(family: Family, keys: JsonConfig, layers: int, allowed: tu
     for layer_type in layer_types:
         if layer_type not in allowed:
             raise UnsupportedModel(
-                f"{keys.file}: {keys.prefix}layer_types has {format_json_value(layer_type)}, not {allowed[0]}",
+                f"{keys.file}: {keys.prefix}layer_types has {format_json_value(layer_type)}, "
+                f"not {allowed[0]}",
                 NOT_COMPUTED_HINT,
             )
     if len(layer_types) != layers:

@@ -1,11 +1,11 @@
-"""Llama: LlamaForCausalLM and what took its shape, which needs nothing of its own here.
+"""Llama: LlamaForCausalLM, and the tensor rules of families with Llama's layers.
 
-Vicuna, LongChat, Code Llama, SmolLM2, Yi and DeepSeek-coder are LlamaForCausalLM to transformers and so
-they are here. What has a class of its own but Llama's layers builds its table from the functions below.
+Vicuna, LongChat, Code Llama, SmolLM2, Yi and DeepSeek-coder are LlamaForCausalLM in transformers and need no
+family of their own.
 
-Sources: transformers' modeling_llama.py; llama.cpp src/models/llama.cpp and conversion/llama.py.
-Queries and keys are rotated in neighbouring pairs there and in halves of a head here, so their rows
-change places. The output matrix may be absent from a GGUF: the embedding then serves as one.
+Sources: transformers' modeling_llama.py; llama.cpp src/models/llama.cpp and conversion/llama.py. The graph
+rotates queries and keys interleaved and the checkpoint rotate_half, so their rows are permuted. A GGUF may
+have no output matrix: the embedding is then used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def attention(
 
 
 def feed_forward(bias: str | None = None) -> tuple[TensorRule, ...]:
-    """Rules for a feed-forward with a gate."""
+    """Return the rules for a gated feed-forward."""
     return (
         *linear(f"{LAYER}.mlp.gate_proj", "blk.{}.ffn_gate", INTERMEDIATE_SIZE, HIDDEN_SIZE, bias),
         *linear(f"{LAYER}.mlp.up_proj", "blk.{}.ffn_up", INTERMEDIATE_SIZE, HIDDEN_SIZE, bias),
@@ -76,7 +76,7 @@ TENSORS = (
     lm_head(),
 )
 
-# Tables of the rotation that old versions saved beside the weights; config.json says what they say.
+# cos/sin tables and frequencies that old versions saved with the weights; they follow from config.json.
 ROTARY_BUFFERS = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)"
 
 LLAMA = Family(

@@ -1,7 +1,7 @@
-"""Mistral: Llama without biases and with a sliding window, in llama.cpp's llama graph, which has none.
+"""Mistral: Llama without biases and with a sliding window, which llama.cpp's llama graph does not have.
 
-The window is the one thing that would change in silence, so it bounds the context length. Source:
-transformers' configuration_mistral.py, where an absent sliding_window is 4096 and null is none.
+Past the window the graph would compute something else without a warning, so the window limits the context
+length. Source: transformers' configuration_mistral.py: a missing sliding_window is 4096, null is none.
 """
 
 from __future__ import annotations

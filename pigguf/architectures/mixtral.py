@@ -1,8 +1,8 @@
-"""Mixtral: Llama without biases, whose every layer has many feed-forwards, of which a token takes a few.
+"""Mixtral: Llama without biases, with a mixture of experts in every layer.
 
-Sources: transformers' modeling_mixtral.py; llama.cpp src/models/llama.cpp, whose graph is Llama's where
-there are no experts, and conversion/llama.py. The experts lie in tensors of their own here, as published
-and as save_pretrained writes them, and in one tensor with three axes there.
+Sources: transformers' modeling_mixtral.py; llama.cpp src/models/llama.cpp, the graph of Llama, and
+conversion/llama.py. Checkpoints, as published and as save_pretrained writes them, have a tensor for each
+expert, the GGUF one tensor of shape (n_expert, n_out, n_in).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOE_BLOCK = f"{LAYER}.block_sparse_moe"
 
 
 def expert_tensors(hf: str, gguf: str, rows: str, columns: str) -> TensorRule:
-    """A rule for a matrix that every expert has."""
+    """Return the rule for a matrix of every expert."""
     return TensorRule(
         (TensorPattern(f"{MOE_BLOCK}.experts.{EXPERT}.{hf}.weight", (rows, columns)),),
         (TensorPattern(f"blk.{{}}.{gguf}.weight", (NUM_EXPERTS, rows, columns)),),

@@ -1,7 +1,7 @@
 """MPT: ALiBi, norms and projections without biases, one matrix for queries, keys and values.
 
-Sources: transformers' modeling_mpt.py, which has no other positions than ALiBi; llama.cpp
-src/models/mpt.cpp and conversion/mpt.py.
+Sources: transformers' modeling_mpt.py, which has only ALiBi; llama.cpp src/models/mpt.cpp and
+conversion/mpt.py.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ TENSORS = (
     lm_head(),
 )
 
-# Keys of attn_config, with the one value that transformers and the graph both compute.
-ATTENTION: dict[str, tuple[Any, ...]] = {
+# Keys of attn_config, with the values that both transformers and the graph compute.
+ALLOWED_ATTENTION_VALUES: dict[str, tuple[Any, ...]] = {
     "alibi": (True,),
     "attn_type": ("multihead_attention",),
     "prefix_lm": (False,),
@@ -52,9 +52,9 @@ ATTENTION: dict[str, tuple[Any, ...]] = {
 
 def _check(keys: JsonConfig, hparams: HParams) -> None:
     section = keys.section("attn_config")
-    for key, values in ATTENTION.items():
+    for key, values in ALLOWED_ATTENTION_VALUES.items():
         if section is not None and key in section and section.values[key] not in values:
-            raise UnsupportedModel(f"{section.describe(key)} asks for another attention", NOT_COMPUTED_HINT)
+            raise UnsupportedModel(f"{section.describe(key)} asks for other attention", NOT_COMPUTED_HINT)
 
 
 def _write(hparams: HParams) -> Mapping[str, Any]:
@@ -74,7 +74,7 @@ MPT = Family(
         "intermediate_size": ("ffn_hidden_size",),
     },
     config_defaults={"max_position_embeddings": 2048},
-    default_intermediate_size=four_times_hidden_size,  # transformers looks at no expansion_ratio
+    default_intermediate_size=four_times_hidden_size,  # transformers ignores expansion_ratio
     read_kv_heads=kv_heads_equal_heads,
     norm_type="layer",
     norm_epsilon_key="layer_norm_epsilon",
@@ -89,7 +89,7 @@ MPT = Family(
         "expansion_ratio": ((4,), "another width of the feed-forward than transformers computes"),
         "no_bias": ((True,), "biases"),
         "logit_scale": ((), "scaled logits"),
-        "learned_pos_emb": None,  # idle beside ALiBi
+        "learned_pos_emb": None,  # has no effect with ALiBi
     },
     position_type="alibi",
     check_config=_check,

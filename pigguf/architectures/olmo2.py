@@ -1,6 +1,6 @@
-"""OLMo 2: Llama with its norms behind attention and feed-forward, and norms over all queries and keys.
+"""OLMo 2: Llama with norms after attention and feed-forward, and norms over all queries and keys.
 
-Sources: transformers' modeling_olmo2.py; llama.cpp src/models/olmo2.cpp, which wants an output matrix.
+Sources: transformers' modeling_olmo2.py; llama.cpp src/models/olmo2.cpp, which requires an output matrix.
 """
 
 from __future__ import annotations

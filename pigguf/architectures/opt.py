@@ -1,11 +1,10 @@
-"""OPT, which has no graph of its own in llama.cpp: it is GPT-2's but for ReLU in place of GELU.
+"""OPT, which has no graph in llama.cpp and runs on GPT-2's, with GELU in place of ReLU.
 
-GELU(K x) / K tends to ReLU(x) (it is off by 0.17 / K at most), so K is folded into the first matrix of the
-feed-forward and 1 / K into the second. K is a power of two, which changes exponents and no digits, so that
-an export has the very weights again. The table of positions begins with two rows for padding, which are
-left out. The GGUF says which family it was (CLASS_KEY).
-Sources: transformers' modeling_opt.py; llama.cpp src/models/gpt2.cpp. OPT-350m, with norms behind its
-layers and a narrower embedding, has no graph.
+GELU(K x) / K tends to ReLU(x); the error is at most 0.17 / K. So K is multiplied into the first matrix of the
+feed-forward and 1 / K into the second. K is a power of two, which changes only exponents, so that an export
+has the same weights again. The table of positions begins with two rows for padding, which are ignored. The
+GGUF has HF_CLASS_KEY. Sources: transformers' modeling_opt.py; llama.cpp src/models/gpt2.cpp. OPT-350m, with
+norms after its layers and a projected embedding, has no graph.
 """
 
 from __future__ import annotations
@@ -32,15 +31,19 @@ from pigguf.architectures.tensor_rules import (
 from pigguf.common.json_config import JsonConfig
 from pigguf.errors import UnsupportedModel
 
-RELU_SCALE = 64.0  # K: mean KL 1e-7 in F32; more would make block scales of quantized types subnormal
+RELU_SCALE = 64.0  # K: a mean KL of 1e-7 in F32; a larger one makes block scales of quantized types subnormal
 
 LAYER = "model.decoder.layers.{}"
 
 
-def _concatenated_qkv(kind: str, *columns: str) -> TensorRule:
-    """Queries, keys and values, one behind another."""
-    pieces = (TensorPattern(f"{LAYER}.self_attn.{one}_proj.{kind}", (Q_SIZE, *columns)) for one in "qkv")
-    return TensorRule(tuple(pieces), (TensorPattern(f"blk.{{}}.attn_qkv.{kind}", (QKV_SIZE, *columns)),))
+def _concatenated_qkv(suffix: str, *columns: str) -> TensorRule:
+    """Return the rule that concatenates queries, keys and values."""
+    projections = (
+        TensorPattern(f"{LAYER}.self_attn.{name}_proj.{suffix}", (Q_SIZE, *columns)) for name in "qkv"
+    )
+    return TensorRule(
+        tuple(projections), (TensorPattern(f"blk.{{}}.attn_qkv.{suffix}", (QKV_SIZE, *columns)),)
+    )
 
 
 TENSORS = (
@@ -78,8 +81,8 @@ def _check(keys: JsonConfig, hparams: HParams) -> None:
     if keys.optional("word_embed_proj_dim", int, hparams.embedding_length) != hparams.embedding_length:
         raise UnsupportedModel(
             f"{keys.describe('word_embed_proj_dim')}, and hidden_size = {hparams.embedding_length}: "
-            "an embedding that is projected, as OPT-350m's, has no graph in llama.cpp",
-            "other sizes of OPT have none",
+            "a projected embedding, as OPT-350m has, is not supported by any graph of llama.cpp",
+            "other sizes of OPT do not project it",
         )
 
 
@@ -98,8 +101,8 @@ OPT = Family(
     allowed_values={
         "hidden_act": None,
         "activation_function": (("relu",), "another activation than ReLU"),
-        "do_layer_norm_before": ((True,), "norms behind the layers, as OPT-350m has them"),
-        "_remove_final_layer_norm": ((False,), "a model without a last norm"),
+        "do_layer_norm_before": ((True,), "norms after the layers, as in OPT-350m"),
+        "_remove_final_layer_norm": ((False,), "a model without a final norm"),
         "enable_bias": ((True,), "projections without biases"),
         "layer_norm_elementwise_affine": ((True,), "norms without weights"),
     },

@@ -1,4 +1,4 @@
-"""Phi-1, Phi-1.5 and Phi-2: attention and feed-forward side by side behind one norm, biases everywhere.
+"""Phi-1, Phi-1.5 and Phi-2: parallel attention and feed-forward with one norm, biases everywhere.
 
 Sources: transformers' modeling_phi.py; llama.cpp src/models/phi2.cpp and conversion/phi.py.
 """
@@ -47,8 +47,8 @@ PHI2 = Family(
     optional_features=UNTIED_BY_DEFAULT,
     allowed_values={
         "hidden_act": (("gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "another activation than GELU"),
-        "tie_word_embeddings": ((False,), "an output matrix with a bias that is the embedding"),
-        "qk_layernorm": ((False,), "norms over queries and keys"),
+        "tie_word_embeddings": ((False,), "the embedding as output matrix, which has a bias"),
+        "qk_layernorm": ((False,), "norms of queries and keys"),
     },
     rotary=PartialRotary(("partial_rotary_factor",), 0.5),
     export_config={"tie_word_embeddings": False},

@@ -1,8 +1,8 @@
 """Phi-3, Phi-3.5 and Phi-4: Llama with queries, keys and values in one matrix, and gate and up in another.
 
-Sources: transformers' modeling_phi3.py; llama.cpp src/models/phi3.cpp, which keeps them so, and
-conversion/phi.py. The graph has no sliding window (its code for one is switched off), so that of
-Phi-3-mini-4k, 2047, bounds the context.
+Sources: transformers' modeling_phi3.py; llama.cpp src/models/phi3.cpp, which keeps these matrices, and
+conversion/phi.py. The graph has no sliding window (its code for one is disabled), so the window of
+Phi-3-mini-4k, 2047, limits the context length.
 """
 
 from __future__ import annotations

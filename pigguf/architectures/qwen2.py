@@ -1,7 +1,7 @@
 """Qwen2 and Qwen2.5: Llama's tensors with biases on queries, keys and values.
 
-Sources: transformers' modeling_qwen2.py; llama.cpp src/models/qwen2.cpp, which rotates halves of a
-head as transformers does, so no rows change places.
+Sources: transformers' modeling_qwen2.py; llama.cpp src/models/qwen2.cpp, which rotates rotate_half as
+transformers does, so no rows are permuted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TENSORS = (
 
 
 def qwen_sliding_window(keys: JsonConfig) -> int | None:
-    """use_sliding_window switches it on for some of the layers; sliding_window is 4096 by default."""
+    """Return the sliding window, 4096 by default, if use_sliding_window switches it on."""
     if not keys.optional("use_sliding_window", bool, False):
         return None
     return keys.optional("sliding_window", int, 4096)

@@ -1,4 +1,4 @@
-"""Qwen3: Qwen2 without biases, with a norm over each head of queries and keys.
+"""Qwen3: Qwen2 without biases, with a norm of each head of queries and keys.
 
 Sources: transformers' modeling_qwen3.py; llama.cpp src/models/qwen3.cpp.
 """

@@ -93,7 +93,7 @@ def family_from_config(config: Mapping[str, Any]) -> Family:
     family = _first_family(matching, keys, "architectures")
     if model_type not in ("", family.model_type, *family.legacy_model_types):
         raise UnsupportedModel(
-            f"config.json: architectures = {format_json_value(names)} contradicts model_type = {format_json_value(model_type)}",
+            f"{keys.describe('architectures')} contradicts model_type = {format_json_value(model_type)}",
             f"the model_type of {names[0]} is {family.model_type}",
         )
     return family

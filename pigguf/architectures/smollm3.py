@@ -1,7 +1,7 @@
-"""SmolLM3: Llama, of whose layers every fourth has no positions at all.
+"""SmolLM3: Llama without positions in every fourth layer.
 
-Sources: transformers' modeling_smollm3.py; llama.cpp src/models/smollm3.cpp, which has no key for which
-layers those are, and no biases.
+Sources: transformers' modeling_smollm3.py; llama.cpp src/models/smollm3.cpp, which has no key for these
+layers, and no biases.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pigguf.architectures.llama import LLAMA, MLP_BIAS
 from pigguf.common.json_config import JsonConfig
 from pigguf.errors import UnsupportedModel
 
-INTERVAL = 4
+NO_ROPE_LAYER_INTERVAL = 4
 
 
 def _window(keys: JsonConfig) -> int | None:
@@ -24,14 +24,14 @@ def _window(keys: JsonConfig) -> int | None:
 
 
 def _check(keys: JsonConfig, hparams: HParams) -> None:
-    """no_rope_layers has 1 for each layer that is rotated, and 0 for one that is not."""
-    key, interval = "no_rope_layers", keys.optional("no_rope_layer_interval", int, INTERVAL)
+    """Raise if other layers have no positions; no_rope_layers is 1 for layers with rotary positions."""
+    key, interval = "no_rope_layers", keys.optional("no_rope_layer_interval", int, NO_ROPE_LAYER_INTERVAL)
     asked = keys.values.get(key)
     if asked is None:
         key, asked = "no_rope_layer_interval", [int((i + 1) % interval != 0) for i in range(hparams.layers)]
-    if asked != [int((i + 1) % INTERVAL != 0) for i in range(hparams.layers)]:
+    if asked != [int((i + 1) % NO_ROPE_LAYER_INTERVAL != 0) for i in range(hparams.layers)]:
         raise UnsupportedModel(
-            f"{keys.describe(key)} leaves other layers without positions than every fourth", NOT_COMPUTED_HINT
+            f"{keys.describe(key)} removes positions from other layers than every fourth", NOT_COMPUTED_HINT
         )
 
 

@@ -1,7 +1,7 @@
-"""StableLM and StableLM 2: Llama with layer norms, of whose heads a quarter is rotated.
+"""StableLM and StableLM 2: Llama with layer norms and partial rotary (a quarter of a head).
 
-Sources: transformers' modeling_stablelm.py; llama.cpp src/models/stablelm.cpp and conversion/stablelm.py.
-The graph wants an output matrix. Left out: norms of each head (qk_layernorm, in StableLM 2 12B).
+Sources: transformers' modeling_stablelm.py; llama.cpp src/models/stablelm.cpp and conversion/stablelm.py. The
+graph requires an output matrix. Not supported: norms of each head (qk_layernorm, StableLM 2 12B).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pigguf.architectures.hparam_rules import FeatureFlag, PartialRotary
 from pigguf.architectures.llama import EMBEDDING, LAYER, ROTARY_BUFFERS, attention, feed_forward
 from pigguf.architectures.tensor_rules import HIDDEN_SIZE, layer_norm, lm_head, tensor
 
-QKV_BIAS, PARALLEL = "use_qkv_bias", "use_parallel_residual"
+QKV_BIAS, PARALLEL_RESIDUAL = "use_qkv_bias", "use_parallel_residual"
 
 STABLELM = Family(
     architecture="stablelm",
@@ -26,7 +26,7 @@ STABLELM = Family(
                 f"{LAYER}.post_attention_layernorm.{kind}",
                 f"blk.{{}}.ffn_norm.{kind}",
                 HIDDEN_SIZE,
-                when=f"!{PARALLEL}",
+                when=f"!{PARALLEL_RESIDUAL}",
             )
             for kind in ("weight", "bias")
         ),
@@ -39,7 +39,11 @@ STABLELM = Family(
     norm_type="layer",
     norm_epsilon_key="layer_norm_eps",
     norm_epsilon_default=1e-5,
-    optional_features={**UNTIED_BY_DEFAULT, QKV_BIAS: FeatureFlag(QKV_BIAS), PARALLEL: FeatureFlag(PARALLEL)},
+    optional_features={
+        **UNTIED_BY_DEFAULT,
+        QKV_BIAS: FeatureFlag(QKV_BIAS),
+        PARALLEL_RESIDUAL: FeatureFlag(PARALLEL_RESIDUAL),
+    },
     allowed_values={
         "tie_word_embeddings": ((False,), "the embedding as output matrix"),
         "qk_layernorm": ((False,), "a norm for each head"),

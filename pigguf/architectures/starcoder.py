@@ -1,7 +1,7 @@
-"""StarCoder and SantaCoder (GPT-BigCode): GPT-2 with one key and value for all queries.
+"""StarCoder and SantaCoder (GPT-BigCode): GPT-2 with multi-query attention.
 
 Sources: transformers' modeling_gpt_bigcode.py; llama.cpp src/models/starcoder.cpp and
-conversion/starcoder.py. Where each query has its own key, the three lie together by heads.
+conversion/starcoder.py. With multi-head attention the query, key and value of a head are stored together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pigguf.architectures.row_permutations import ungroup_qkv
 from pigguf.architectures.tensor_rules import HIDDEN_SIZE, INTERMEDIATE_SIZE, QKV_SIZE, linear
 from pigguf.common.json_config import JsonConfig
 
-# GPT-2's table, but that projections are kept as elsewhere.
+# GPT-2's rules, except that projections are not transposed.
 _PROJECTIONS = {
     rule.gguf[0].name: rule
     for rule in (

@@ -1,7 +1,7 @@
-"""StarCoder2: layer norms and biases everywhere, a plain feed-forward, few keys.
+"""StarCoder2: layer norms and biases everywhere, a feed-forward without gate, few KV heads.
 
 Sources: transformers' modeling_starcoder2.py; llama.cpp src/models/starcoder2.cpp. The graph has no sliding
-window: that of the published models, 4096, bounds the context.
+window, so that of the published models, 4096, limits the context length.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STARCODER2 = Family(
     norm_epsilon_default=1e-5,
     optional_features=TIED_BY_DEFAULT,
     allowed_values={
-        "hidden_act": ((TANH_GELU, "gelu_new"), "another activation than the tanh form of GELU"),
+        "hidden_act": ((TANH_GELU, "gelu_new"), "another activation than the tanh approximation of GELU"),
         "use_bias": ((True,), "projections without biases"),
         "mlp_type": (("default",), "another feed-forward"),
         "norm_type": (("layer_norm",), "another norm"),

@@ -58,9 +58,9 @@ def map_tensors_to_gguf(
 ) -> list[LazyTensor]:
     """Return a checkpoint's tensors under their GGUF names, in the order of the file, freq_factors last.
 
-    The output matrix of a model with tied embeddings is ignored if it equals the embedding; llama.cpp then uses
-    the embedding (src/models/llama.cpp). A different one is an error, as versions of transformers disagree on
-    which of the two to use.
+    The output matrix of a model with tied embeddings is ignored if it equals the embedding; llama.cpp then
+    uses the embedding (src/models/llama.cpp). A different one is an error, as versions of transformers
+    disagree on which of the two to use.
 
     Args:
         family: the model's family.
@@ -91,7 +91,7 @@ def map_tensors_to_gguf(
 def map_tensors_to_hf(
     family: Family, hparams: HParams, tensors: Mapping[str, LazyTensor], source: str
 ) -> list[LazyTensor]:
-    """Return a GGUF's tensors, as floats, under the names of transformers: the inverse of map_tensors_to_gguf.
+    """Return a GGUF's tensors, as floats, under the names of transformers.
 
     Args:
         family: the model's family.

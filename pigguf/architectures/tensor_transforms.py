@@ -148,6 +148,7 @@ def check_constant(value: float, tensor: LazyTensor, source: str) -> None:
     for start, stop in tensor.slabs(SLAB_ELEMENTS):
         if (tensor.read(start, stop) != value).any():
             raise InvalidTensor(
-                f"{source}: {tensor.name} has values other than {value:g}, and this family has no such tensor",
+                f"{source}: {tensor.name} has values other than {value:g}, and this family has no such "
+                "tensor",
                 "the file was made from a model of another family",
             )

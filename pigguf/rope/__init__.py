@@ -2,13 +2,13 @@
 
     decision.py          read_rope: decides from all claims, or raises RopeConflict
                          (factor_decision.py, context_decision.py, conflicts.py)
-    config_claims.py     what the keys of config.json claim (scaling_section.py: rope_scaling, rope_parameters)
-    overrides.py         RopeOverrides: the user's numbers
+    config_claims.py     what the keys of config.json claim (scaling_section.py: rope_scaling,
+    rope_parameters) overrides.py         RopeOverrides: the user's numbers
     evidence.py          Evidence and Claim
     known_models.py      models whose config has no scaling (known_models.json)
     rope_scaling.py      RopeScaling, the base class of the rope types:
-    unscaled.py, linear.py, yarn.py, longrope.py, llama3.py     a class each; dynamic_ntk.py is converted to unscaled
-    rope_types.py        the rope types by their names in configs
+    unscaled.py, linear.py, yarn.py, longrope.py, llama3.py     a class each; dynamic_ntk.py is converted to
+    unscaled rope_types.py        the rope types by their names in configs
     gguf_reader.py       rope_from_metadata: positions of a GGUF (gguf_keys.py: its keys)
     learned_positions.py, alibi.py     positions that are not rotary
     positions.py         Positions: any of them

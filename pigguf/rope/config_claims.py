@@ -1,10 +1,10 @@
 """Claims about positions in a checkpoint: every key that mentions them, checked and turned into claims.
 
-A new dialect is an entry in FACTOR_KEYS, or a rope type in rope_types.py. Where config.json has no scaling, the
-model's name may imply one (known_models.py).
+A new dialect is an entry in FACTOR_KEYS, or a rope type in rope_types.py. Where config.json has no scaling,
+the model's name may imply one (known_models.py).
 
-Sources: transformers' modeling_rope_utils.py for rope_scaling and rope_parameters, configuration_gemma3.py for
-sliding layers; for keys that transformers never had, the code that reads them: LongChat's
+Sources: transformers' modeling_rope_utils.py for rope_scaling and rope_parameters, configuration_gemma3.py
+for sliding layers; for keys that transformers never had, the code that reads them: LongChat's
 llama_condense_monkey_patch.py, Giraffe's interpolate.py (abacusai/Long-Context) and scaled_rope/ of
 jquesnelle/yarn. Not here: deciding between claims (decision.py).
 """

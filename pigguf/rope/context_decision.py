@@ -1,7 +1,7 @@
 """The decision about the original and the extended context length.
 
-In linear scaling and YaRN factor x original context = extended context, and a config rarely says which of the two
-it gives. In Llama 3's scaling and LongRoPE the two are independent numbers.
+In linear scaling and YaRN factor x original context = extended context, and a config rarely says which of the
+two it gives. In Llama 3's scaling and LongRoPE the two are independent numbers.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def decide_independent_contexts(groups: ClaimGroups) -> ContextDecision:
     """
     if not groups.original_contexts:
         raise CheckpointError(
-            f"{join_claims(groups.rope_types)} needs original_max_position_embeddings, and config.json lacks it",
+            f"{join_claims(groups.rope_types)} needs original_max_position_embeddings, and config.json "
+            "lacks it",
             "give it with `rope.original_context`",
         )
     check_agreement(groups.original_contexts, "original context lengths", CONTEXTS_HINT)
@@ -210,6 +211,6 @@ def _infer_from_base_models(groups: ClaimGroups, factor: float, length: int) -> 
         return ContextDecision(length, extended, f"{first} is the original one, as it is that of {model}")
     raise RopeConflict(
         f"{evidence}: nothing says whether the context length is the original or the extended one",
-        f"give `rope.original_context={length}` if the model was trained at it, `rope.context={length}` if it "
-        "was extended to it",
+        f"give `rope.original_context={length}` if the model was trained at it, "
+        f"`rope.context={length}` if it was extended to it",
     )

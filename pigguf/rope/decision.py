@@ -1,7 +1,8 @@
 """The decision about a model's rotary positions, from all claims, with a reason for each number.
 
-The rope type comes first, then the factor (factor_decision.py), then the context lengths (context_decision.py).
-Claims that contradict each other are a RopeConflict that names every key and value involved, and how to resolve it.
+The rope type comes first, then the factor (factor_decision.py), then the context lengths
+(context_decision.py). Claims that contradict each other are a RopeConflict that names every key and value
+involved, and how to resolve it.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def decide_rope(claims: list[Claim]) -> RopeScaling:
 
 
 def _decide_rope_type(groups: ClaimGroups) -> str:
-    """Return the rope type that all claims name; a known model's has priority over a config's "not scaled"."""
+    """Return the rope type that all claims name; a known model's overrides a config's "not scaled"."""
     claims = tuple(claim for claim in groups.rope_types if not groups.model_names or claim.value != "none")
     rope_types = {claim.value for claim in claims}
     hint = FACTOR_HINT if rope_types <= {"none", "linear"} else ROPE_TYPE_HINT
@@ -243,7 +244,7 @@ def _choose_dynamic_context(groups: ClaimGroups, factor: FactorDecision, origina
     else:
         raise RopeConflict(
             f"{groups.rope_types[0]} has another rope_theta for every length of text, and a GGUF has one",
-            f"`rope.context={extended}` takes the one at that length, `rope.context={original}` scales nothing",
+            f"`rope.context={extended}` takes the one at that length, `rope.context={original}` is unscaled",
         )
     if length > MAX_COUNT:
         raise RopeConflict(f"a context length of {length} tokens is beyond 32 bits", PRODUCT_HINT)

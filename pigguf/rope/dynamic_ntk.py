@@ -1,7 +1,7 @@
 """Dynamic NTK scaling, which has another rope_theta for every length of a text; a GGUF has one.
 
-It is converted for one chosen context length, as unscaled positions with the rope_theta of that length. Source:
-transformers' modeling_rope_utils.py.
+It is converted for one chosen context length, as unscaled positions with the rope_theta of that length.
+Source: transformers' modeling_rope_utils.py.
 """
 
 from __future__ import annotations

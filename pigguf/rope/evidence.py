@@ -1,8 +1,8 @@
 """Evidence: what a file or an override says about positions, as claims about single quantities.
 
-A claim is a value for one quantity (a rope type, a factor, a rope_theta, a context length). A key that may mean
-the original or the extended context length claims no more than that. Not here: finding claims (config_claims.py,
-overrides.py), deciding between them (decision.py).
+A claim is a value for one quantity (a rope type, a factor, a rope_theta, a context length). A key that may
+mean the original or the extended context length claims no more than that. Not here: finding claims
+(config_claims.py, overrides.py), deciding between them (decision.py).
 """
 
 from __future__ import annotations

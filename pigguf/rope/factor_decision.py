@@ -46,7 +46,7 @@ def decide_factor(groups: ClaimGroups, rope_type: str) -> FactorDecision:
 
 
 def _infer_factor(groups: ClaimGroups) -> FactorDecision:
-    """Decide the factor where no key gives it: 1, or the ratio of two context lengths if something implies scaling."""
+    """Decide the factor where no key gives it: 1, or the ratio of two context lengths that imply scaling."""
     check_agreement(groups.original_contexts, "original context lengths", CONTEXTS_HINT)
     scaled_types = [claim for claim in groups.rope_types if names_rope_type(claim)]
     contexts = _find_two_contexts(groups)

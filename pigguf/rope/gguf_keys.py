@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pigguf.errors import GGUFError
-from pigguf.gguf_io.metadata import FOREIGN_FILE_HINT, ValueType, Metadata
+from pigguf.gguf_io.metadata import FOREIGN_FILE_HINT, Metadata, ValueType
 from pigguf.llama_cpp_internals.rope_keys import UNSCALED_SLIDING
 from pigguf.rope.evidence import Evidence
 from pigguf.rope.rope_scaling import DEFAULT_ROPE_THETA, FreqFactors

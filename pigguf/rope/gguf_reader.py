@@ -29,9 +29,9 @@ def rope_from_metadata(
 ) -> Positions:
     """Return the positions of a GGUF as llama.cpp reads them (src/llama-model.cpp, load_hparams).
 
-    Missing keys: rope_theta 10000, type linear, factor 1 (or the legacy scale_linear), original context = context
-    length. A GGUF may state the original context length instead of the extended one; it is returned as it is
-    (see RopeScaling.context_matches_factor).
+    Missing keys: rope_theta 10000, type linear, factor 1 (or the legacy scale_linear), original context =
+    context length. A GGUF may state the original context length instead of the extended one; it is returned
+    as it is (see RopeScaling.context_matches_factor).
 
     Args:
         metadata: the file's keys.

@@ -1,11 +1,11 @@
 """Known models: families whose config.json has no scaling although they were trained with it.
 
 known_models.json has an entry for each: `name`; `pattern`, a regular expression that the model's name must
-contain, ignoring case; `config`, the allowed values of keys of config.json (null: missing); `rope_scaling`, what
-the config should have had; `source`, where that is documented.
+contain, ignoring case; `config`, the allowed values of keys of config.json (null: missing); `rope_scaling`,
+what the config should have had; `source`, where that is documented.
 
-A config that has a scaling is believed instead. Having none may be stated ("default", as transformers 5 writes
-it) or not.
+A config that has a scaling is believed instead. Having none may be stated ("default", as transformers 5
+writes it) or not.
 """
 
 from __future__ import annotations

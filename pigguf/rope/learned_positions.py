@@ -2,8 +2,8 @@
 
 For a longer context the table gets more rows. Position m of the new context is m (L - 1) / (L' - 1) of the
 original one, both ends aligned ("align corners", as vision transformers resize their tables), and its row is
-interpolated between two original rows. This is Position Interpolation for learned positions (arXiv 2306.15595,
-Section 4). Not here: the rows themselves (pigguf.architectures.tensor_transforms).
+interpolated between two original rows. This is Position Interpolation for learned positions (arXiv
+2306.15595, Section 4). Not here: the rows themselves (pigguf.architectures.tensor_transforms).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class LearnedPositions:
 
 
 def read_learned_positions(config: Mapping[str, Any], overrides: RopeOverrides) -> LearnedPositions:
-    """Return the learned positions of a checkpoint, with a longer or shorter context if the user asks for one.
+    """Return the learned positions of a checkpoint, with the context length that the user asks for.
 
     Args:
         config: config.json, with the number of the table's rows as max_position_embeddings.
@@ -118,13 +118,15 @@ def read_learned_positions(config: Mapping[str, Any], overrides: RopeOverrides) 
     interpolation = overrides.interpolation or "linear"
     if overrides.original_context not in (None, original):
         raise RopeConflict(
-            f"`rope.original_context={overrides.original_context}` contradicts {evidence}, the rows of the table",
+            f"`rope.original_context={overrides.original_context}` contradicts {evidence}, the rows of the "
+            "table",
             "leave it out: the table itself has the original context length",
         )
     context_length, given = _override_context_length(original, overrides)
     if interpolation == "none" and context_length > original:
         raise RopeConflict(
-            f"`rope.interpolation=none` keeps the table's {original} rows, and {context_length} positions need more",
+            f"`rope.interpolation=none` keeps the table's {original} rows, and {context_length} positions "
+            "need more",
             "give `rope.interpolation=linear` or `rope.interpolation=nearest`, or a smaller `rope.context`",
         )
     change = f"interpolated ({interpolation}) from {original} rows to {context_length}"

@@ -1,7 +1,7 @@
 """Linear scaling, which is Position Interpolation (arXiv 2306.15595).
 
-Position m becomes m / factor, with factor = extended context / original context: RoPE rotates pair i of a head of
-dimension d by m / factor * theta^(-2i/d).
+Position m becomes m / factor, with factor = extended context / original context: RoPE rotates pair i of a
+head of dimension d by m / factor * theta^(-2i/d).
 """
 
 from __future__ import annotations

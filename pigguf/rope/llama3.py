@@ -1,7 +1,7 @@
 """Llama 3's scaling, which divides low frequencies by the factor and keeps high ones.
 
-A GGUF has no key for it but a tensor, rope_freqs.weight, which is computed as conversion/llama.py computes it. The
-config side is transformers' modeling_rope_utils.py.
+A GGUF has no key for it but a tensor, rope_freqs.weight, which is computed as conversion/llama.py computes
+it. The config side is transformers' modeling_rope_utils.py.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Llama3Scaling(RopeScaling):
         return scaling if np.allclose(expected, freq_factors, rtol=RELATIVE_TOLERANCE, atol=0.0) else None
 
     def compute_freq_factors(self, rotary_dim: int) -> FreqFactors:
-        """Return what each frequency is divided by, (rotary_dim / 2,), in single precision as llama.cpp's converter.
+        """Return what each frequency is divided by, (rotary_dim / 2,), computed in single precision.
 
-        1 for wavelengths that fit more than high_freq_factor times into the original context, `factor` for those
-        that fit fewer than low_freq_factor times, and values in between for the others.
+        1 for wavelengths that fit more than high_freq_factor times into the original context, `factor` for
+        those that fit fewer than low_freq_factor times, and values in between for the others.
         """
         low, high, original = self.low_freq_factor, self.high_freq_factor, self.original_context
         exponents = np.arange(0, rotary_dim, 2, dtype=np.float32) / np.float32(rotary_dim)

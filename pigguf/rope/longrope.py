@@ -1,8 +1,8 @@
 """LongRoPE (Phi-3): each frequency is divided by a factor of its own, from one list of two.
 
-llama.cpp and transformers use short_factor up to the original context and long_factor beyond; llama.cpp decides
-by the length of the context, transformers by that of the text. Sources: transformers' modeling_rope_utils.py;
-llama.cpp src/llama-model.cpp (get_rope_factors) and conversion/phi.py.
+llama.cpp and transformers use short_factor up to the original context and long_factor beyond; llama.cpp
+decides by the length of the context, transformers by that of the text. Sources: transformers'
+modeling_rope_utils.py; llama.cpp src/llama-model.cpp (get_rope_factors) and conversion/phi.py.
 """
 
 from __future__ import annotations

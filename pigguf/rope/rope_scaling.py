@@ -2,8 +2,8 @@
 
 The types are UnscaledRope, LinearScaling, YarnScaling, LongRopeScaling and Llama3Scaling, each in a module of
 its own. The GGUF side follows llama.cpp src/llama-model.cpp (load_hparams), src/llama-context.cpp and
-src/models/; the config side transformers' modeling_rope_utils.py. Numbers other than rope_theta and the context
-lengths are rounded to single precision, so that a GGUF and a config give back the same.
+src/models/; the config side transformers' modeling_rope_utils.py. Numbers other than rope_theta and the
+context lengths are rounded to single precision, so that a GGUF and a config give back the same.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class RopeScaling:
         if self.freq_factors:
             sentence += f"; each frequency is also divided by its own number in {ROPE_FREQS}"
         if self.local_rope_theta is not None:
-            sentence += f"; layers with a sliding window are not scaled, with a rope_theta of {self.local_rope_theta:g}"
+            theta = f"{self.local_rope_theta:g}"
+            sentence += f"; layers with a sliding window are not scaled, with a rope_theta of {theta}"
         return sentence
 
     def as_data(self) -> dict[str, Any]:
@@ -138,10 +139,10 @@ class RopeScaling:
     def to_config(self) -> dict[str, Any]:
         """Return the config.json keys of these positions, for an export.
 
-        They include both schemas: rope_parameters for transformers 5 and later, rope_theta and rope_scaling for
-        4.31 and later, spelled as in the first version that had the type (linear and Phi-3's longrope require
-        their keys and no others). max_position_embeddings is the extended context; the original one is where
-        transformers looks for it, which for linear and longrope is the top level.
+        They include both schemas: rope_parameters for transformers 5 and later, rope_theta and rope_scaling
+        for 4.31 and later, spelled as in the first version that had the type (linear and Phi-3's longrope
+        require their keys and no others). max_position_embeddings is the extended context; the original one
+        is where transformers looks for it, which for linear and longrope is the top level.
 
         Raises:
             UnsupportedModel: configs do not have the type, or one of its parameters.
@@ -180,7 +181,8 @@ class RopeScaling:
         """Raise if a config cannot express the scaling."""
         if self.freq_factors:
             raise UnsupportedModel(
-                f"{ROPE_FREQS} does not match Llama 3's scaling of rope_theta = {self.rope_theta:g} from 8192 tokens",
+                f"{ROPE_FREQS} does not match Llama 3's scaling with rope_theta = {self.rope_theta:g} "
+                "from 8192 tokens",
                 "no other scaling with such a tensor is known, and a config cannot express it",
             )
 

@@ -1,7 +1,7 @@
 """The rope types by the names that configs have for them.
 
-A new rope type is a module with a subclass of RopeScaling and an entry here. Not here: the keys that all types
-share (config_claims.py).
+A new rope type is a module with a subclass of RopeScaling and an entry here. Not here: the keys that all
+types share (config_claims.py).
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ class YarnScaling(RopeScaling):
 
     def _config_scaling(self) -> dict[str, Any]:
         betas = {
-            key.removeprefix("yarn_"): round_to_shortest_f32(value) for key, value in self._type_parameters().items()
+            key.removeprefix("yarn_"): round_to_shortest_f32(value)
+            for key, value in self._type_parameters().items()
         }
         keys = {
             "rope_type": "yarn",
@@ -115,7 +116,7 @@ def read_yarn_parameters(scaling: JsonConfig) -> dict[str, Any]:
             )
     if not scaling.optional("truncate", bool, True):
         raise UnsupportedModel(
-            f"{scaling.describe('truncate')}: llama.cpp always rounds the bounds of YaRN's ramp to whole dimensions",
+            f"{scaling.describe('truncate')}: llama.cpp rounds the bounds of YaRN's ramp to whole dimensions",
             "it would compute other frequencies than this model was trained with",
         )
     betas = {
@@ -131,7 +132,7 @@ def read_yarn_parameters(scaling: JsonConfig) -> dict[str, Any]:
     if len(attention.keys() & {"mscale", "mscale_all_dim"}) == 1 and "attention_factor" not in attention:
         (key,) = attention
         raise RopeConflict(
-            f"{scaling.describe(key)} is only one of mscale and mscale_all_dim: transformers then ignores it, "
+            f"{scaling.describe(key)} is only one of mscale and mscale_all_dim: transformers ignores it, "
             "and DeepSeek's code does not",
             "set both, or attention_factor, in config.json",
         )
@@ -139,7 +140,7 @@ def read_yarn_parameters(scaling: JsonConfig) -> dict[str, Any]:
 
 
 def yarn_attn_factor(parameters: dict[str, Any], factor: float) -> float:
-    """Return GGUF's attn_factor: the part of a config's attention scale that llama.cpp does not compute itself.
+    """Return GGUF's attn_factor: a config's attention scale without the part that llama.cpp computes.
 
     Args:
         parameters: as read_yarn_parameters returns them.
