@@ -1,4 +1,4 @@
-"""llm with pigguf's models: its Python API, its command, a real terminal."""
+"""The llm plugin: through llm's Python API, its command, and in a real terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pigguf.plugins.llm_plugin import GGUFModel
 
 LLM = str(Path(sys.executable).parent / "llm")
 QUESTION = "Name the capital of France."
-EXACT = {"temperature": 0, "ctx": 512, "max_tokens": 24, "sessions": False}
+EXACT = {"temperature": 0, "ctx": 512, "max_tokens": 24, "prompt_cache": False}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def model(smollm2_gguf: Path) -> Iterator[GGUFModel]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """llm's own folder."""
+    """Return llm's own folder, for this test."""
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
     return tmp_path / "llm"
 
@@ -50,7 +50,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 # ---- answers -------------------------------------------------------------------------------------
 
 
-def test_an_answer_is_the_librarys(model: GGUFModel, smollm2_gguf: Path) -> None:
+def test_an_answer_equals_the_library_s(model: GGUFModel, smollm2_gguf: Path) -> None:
     with pigguf.open_model(smollm2_gguf, ctx=512) as library:
         expected = "".join(
             library.chat(
@@ -76,14 +76,14 @@ def test_a_conversation_goes_on_from_the_cache(model: GGUFModel) -> None:
     assert "Madrid" in second.text()
     assert second.usage().input > first.usage().input
     assert second.usage().details["cached_tokens"] >= first.usage().input
-    loaded = model._opened
+    loaded = model._loaded
     conversation.prompt("And of Italy?", **{**EXACT, "ctx": 256}).text()
-    assert model._opened is not loaded
-    assert model._opened is not None
-    assert model._opened.context_length == 256
+    assert model._loaded is not loaded
+    assert model._loaded is not None
+    assert model._loaded.context_length == 256
 
 
-def test_an_answer_is_held_to_a_schema(model: GGUFModel) -> None:
+def test_an_answer_follows_a_schema(model: GGUFModel) -> None:
     schema = {
         "type": "object",
         "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
@@ -93,38 +93,38 @@ def test_an_answer_is_held_to_a_schema(model: GGUFModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"temperature": -1}, "temperature is -1.0\nhint: temperature must be 0 or more"),
         ({"ctx": 99_999}, "longer than the 8,192"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
-def test_what_is_refused_says_what_to_do(model: GGUFModel, options: dict[str, float], said: str) -> None:
+def test_errors_have_hints(model: GGUFModel, options: dict[str, float], message: str) -> None:
     with pytest.raises(llm.ModelError, match="\nhint: ") as error:
         model.prompt(QUESTION, **{**EXACT, **options}).text()
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_prompt_that_does_not_fit_is_told_with_counts(model: GGUFModel) -> None:
+def test_a_prompt_that_does_not_fit_is_refused_with_counts(model: GGUFModel) -> None:
     with pytest.raises(llm.ModelError, match=r"6\d\d tokens do not fit: the window is 512 tokens\nhint: "):
         model.prompt("word " * 600, **EXACT).text()
 
 
-def test_what_is_no_text_is_refused(model: GGUFModel) -> None:
+def test_messages_that_are_not_text_are_refused(model: GGUFModel) -> None:
     result = llm.parts.ToolResultPart(name="weather", output="rain")
     messages = [
         llm.parts.Message("user", [llm.parts.TextPart(QUESTION)]),
         llm.parts.Message("tool", [result]),
     ]
-    with pytest.raises(llm.ModelError, match="ToolResultPart, and pigguf takes text alone"):
+    with pytest.raises(llm.ModelError, match="ToolResultPart, and pigguf supports only text"):
         model.prompt(messages=messages, **EXACT).text()
 
 
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def test_models_come_and_go(home: Path, tiny: Path, tmp_path: Path) -> None:
+def test_models_are_added_and_removed(home: Path, tiny: Path, tmp_path: Path) -> None:
     added = command("pigguf", "add", str(tiny), "--name", "pig")
     assert (added.stdout, added.stderr, added.returncode) == ("pigguf/pig\n", "", 0)
     assert command("pigguf", "add", str(tiny), "--name", "pig").returncode == 0
@@ -136,7 +136,7 @@ def test_models_come_and_go(home: Path, tiny: Path, tmp_path: Path) -> None:
     other = write_chat_model(tmp_path / "other.gguf", 512)
     clash = command("pigguf", "add", str(other), "--name", "pig")
     assert clash.returncode == 1
-    assert f"pigguf/pig is {tiny} already" in clash.stderr
+    assert f"pigguf/pig already is {tiny}" in clash.stderr
     assert "llm pigguf remove pig" in clash.stderr
     assert command("pigguf", "remove", "pigguf/pig").returncode == 0
     assert "pigguf/pig" not in command("models").stdout
@@ -151,13 +151,13 @@ def test_a_name_stays_in_the_folder(home: Path, tiny: Path, name: str) -> None:
     assert not list(home.rglob("*.gguf"))
 
 
-def test_what_is_no_model_is_not_added_nor_removed(home: Path, tmp_path: Path) -> None:
+def test_other_files_and_names_are_refused(home: Path, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("a text")
     assert "not a GGUF file" in command("pigguf", "add", str(tmp_path / "text.gguf")).stderr
-    assert "there is no model 'text'" in command("pigguf", "remove", "text").stderr
+    assert "made no model 'text'" in command("pigguf", "remove", "text").stderr
 
 
-def test_a_file_that_went_away_is_named(home: Path, tiny: Path) -> None:
+def test_a_missing_file_is_named(home: Path, tiny: Path) -> None:
     command("pigguf", "add", str(tiny))
     tiny.unlink()
     gone = command("-m", "pigguf/tiny", "Hello")
@@ -166,7 +166,7 @@ def test_a_file_that_went_away_is_named(home: Path, tiny: Path) -> None:
     assert "Traceback" not in gone.stderr
 
 
-def test_ctrl_c_ends_an_answer(home: Path, tiny: Path) -> None:
+def test_ctrl_c_stops_an_answer(home: Path, tiny: Path) -> None:
     command("pigguf", "add", str(tiny))
     terminal = pexpect.spawn(
         LLM,
