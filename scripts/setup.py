@@ -3,15 +3,14 @@
     python3 scripts/setup.py [--extras test,lint] [--demo-model] [--rebuild-engine]
 
 Finished steps are skipped: a stamp in .venv/stamps records what each step was run for, and the build record
-(pigguf/inference/engine_build/build_plan.py) how the engine was built. It uses the standard library only and
-runs on Python 3.10 or newer. The output of pip and of the compiler goes to .venv/setup.log.
+(pigguf/inference/engine_build/build_record.py) how the engine was built. It uses the standard library only
+and runs on Python 3.10 or newer. The output of pip and of the compiler goes to .venv/setup.log.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import os
 import re
 import shlex
@@ -43,7 +42,9 @@ TEST_ROOM = 2400 << 20
 MODEL_ROOM = 300 << 20
 
 sys.path.insert(0, str(ROOT))
-from pigguf.errors import PigError  # noqa: E402  (the package is not installed yet)
+# the package is not installed yet, and these modules use the standard library only
+from pigguf.errors import PigError  # noqa: E402
+from pigguf.inference.engine_build import build_plan, build_record, compilers  # noqa: E402
 
 
 class SetupError(PigError):
@@ -73,25 +74,24 @@ def main() -> None:
 def set_up(extras: Sequence[str], demo_model: bool, rebuild_engine: bool) -> None:
     """Run the steps that are not done yet, in an order that reports missing prerequisites early."""
     discard_broken_venv()
-    build = _load_build()
-    machine = build.find_machine(os.environ)
+    machine = compilers.find_machine(os.environ)
     version = _pin(ENGINE)
-    reason = "rebuild requested" if rebuild_engine else _reason_to_build(build, machine, version)
-    plan = build.plan_build(machine, build.find_compilers(machine)) if reason else None
+    reason = "rebuild requested" if rebuild_engine else _reason_to_build(machine, version)
+    plan = build_plan.plan_build(machine, compilers.find_compilers(machine)) if reason else None
     missing = [name for name in ("package", *extras) if not _is_done(name, _package_fingerprint())]
 
     without_model = demo_model and not DEMO_MODEL.exists()
     check_room(plan is not None, missing, without_model)
     make_venv()
     if plan:
-        build_engine(build, machine, plan, version, reason)
+        build_engine(machine, plan, version, reason)
     if "test" in missing:
         install_torch(machine)
     if missing:
         install_package([name for name in missing if name != "package"])
     if "test" in extras and not _is_done("apart", str(_extra("test-apart"))):
         install_apart(_extra("test-apart"))
-    self_test(build)
+    self_test()
     if without_model:
         download_demo_model()
 
@@ -143,7 +143,7 @@ def make_venv() -> None:
         raise SetupError(f"python -m venv failed: {output[-1]}", f"run it by hand: {shlex.join(command)}")
 
 
-def build_engine(build: Any, machine: Any, plan: Any, version: str, reason: str) -> None:
+def build_engine(machine: Any, plan: Any, version: str, reason: str) -> None:
     """Build the engine from its source package, and write the build record."""
     cores = os.cpu_count() or 1
     minutes = max(1, round(7 / cores))
@@ -152,13 +152,13 @@ def build_engine(build: Any, machine: Any, plan: Any, version: str, reason: str)
     _log(f"  about {minutes} minute{'s' * (minutes > 1)} on {cores} core{'s' * (cores > 1)}{with_cuda}")
     for note in plan.notes:
         _log(f"  note: {note}")
-    command = build.pip_command(str(PYTHON), f"{ENGINE}=={version}")
+    command = build_plan.pip_command(str(PYTHON), f"{ENGINE}=={version}")
     counter = StepCounter("  compiling")
     try:
         run(command, f"building {ENGINE}", env=plan.environment(os.environ), on_line=counter.update)
     finally:
         counter.close()
-    build.write_record(VENV, plan, machine)
+    build_record.write_record(VENV, plan, machine)
 
 
 def install_torch(machine: Any) -> None:
@@ -204,9 +204,9 @@ def install_apart(requirements: Sequence[str]) -> None:
     _mark_done("apart", str(requirements))
 
 
-def self_test(build: Any) -> None:
+def self_test() -> None:
     """Decode tokens in a child process, once for each build of the engine."""
-    fingerprint = build.find_installed(VENV).fingerprint
+    fingerprint = build_record.find_installed(VENV).fingerprint
     if _is_done("self-test", fingerprint):
         return
     result = subprocess.run([str(PYTHON), "-m", "pigguf.inference.engine_build.self_test"], cwd=ROOT)
@@ -232,23 +232,10 @@ def download_demo_model() -> None:
 # ---- state ---------------------------------------------------------------------------------------
 
 
-def _load_build() -> Any:
-    """Import build_plan.py by its path: its package imports dependencies that are not installed yet."""
-    path = ROOT / "pigguf" / "inference" / "engine_build" / "build_plan.py"
-    spec = importlib.util.spec_from_file_location("pigguf_engine_build", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _reason_to_build(build: Any, machine: Any, version: str) -> str | None:
-    reason: str | None = build.reason_to_build(
-        build.read_record(VENV), build.find_installed(VENV), version, machine
+def _reason_to_build(machine: Any, version: str) -> str | None:
+    return build_record.reason_to_build(
+        build_record.read_record(VENV), build_record.find_installed(VENV), version, machine
     )
-    return reason
 
 
 def _pin(package: str) -> str:

@@ -1,9 +1,8 @@
-"""Text as it is drawn, for asyncio: the engine works in a thread, a text ahead of nobody.
+"""Generated text for asyncio: the engine computes in a thread, one text at a time.
 
-Contract: the event loop is never blocked. A text is computed when it is asked for, so nothing piles up
-behind a slow reader. A task that is cancelled stops the computation, be it in the middle of a prompt, and
-the session is free when the cancellation arrives; so it is after aclose(). Errors arrive as they are.
-Left out: what the text is (inference/local_model.py).
+The event loop is never blocked. A text is computed only when it is asked for, so nothing queues up behind a
+slow consumer. A cancelled task stops the computation, even in the middle of a prompt, and the session is free
+when the cancellation arrives; the same holds for aclose(). Exceptions arrive unchanged.
 """
 
 from __future__ import annotations
@@ -16,39 +15,39 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_ASK_AGAIN = 0.01  # seconds
+_INTERRUPT_INTERVAL = 0.01  # seconds
 
 
-async def streamed(
+async def stream_in_thread(
     begin: Callable[[], Generator[str, None, None]], interrupt: Callable[[], None]
 ) -> AsyncGenerator[str, None]:
-    """What a generator yields, computed in a thread of its own.
+    """Yield what a generator yields, computed in a thread of its own.
 
     Args:
-        begin: makes the generator; called in the thread too.
-        interrupt: stops what the thread computes, from any other.
+        begin: makes the generator; called in that thread.
+        interrupt: stops what the thread computes; called from another thread.
     """
     thread = ThreadPoolExecutor(1, thread_name_prefix="pigguf")
     texts: Generator[str, None, None] | None = None
     try:
-        texts = await _result(thread.submit(begin), interrupt)
-        while (text := await _result(thread.submit(next, texts, None), interrupt)) is not None:
+        texts = await _wait_for(thread.submit(begin), interrupt)
+        while (text := await _wait_for(thread.submit(next, texts, None), interrupt)) is not None:
             yield text
     finally:
         if texts is not None:
-            await _result(thread.submit(texts.close), interrupt)
+            await _wait_for(thread.submit(texts.close), interrupt)
         thread.shutdown(wait=False)
 
 
-async def _result(work: Future[T], interrupt: Callable[[], None]) -> T:
-    """What the work comes to. Where the task is cancelled meanwhile, the work is stopped first."""
+async def _wait_for(work: Future[T], interrupt: Callable[[], None]) -> T:
+    """Return the result of the work; if the task is cancelled meanwhile, stop the work first."""
     waiting = asyncio.wrap_future(work)
     try:
         return await asyncio.shield(waiting)
     except asyncio.CancelledError:
         while not waiting.done():
-            interrupt()  # one that comes before the work begins is forgotten
+            interrupt()  # repeated, because an interrupt before the work begins has no effect
             with suppress(asyncio.CancelledError):
-                await asyncio.wait([waiting], timeout=_ASK_AGAIN)
-        waiting.exception()  # looked at, or asyncio would complain: that the work was stopped is no news
+                await asyncio.wait([waiting], timeout=_INTERRUPT_INTERVAL)
+        waiting.exception()  # retrieved, or asyncio would log that it never was; an interrupt is expected
         raise

@@ -1,16 +1,18 @@
-"""How fast a model reads and writes by depth, and how long the first token takes: measured, never foretold.
+"""Benchmark: prefill and decode speed, and time to first token, by depth; measured, never estimated.
 
     report = bench("model.gguf", depths=(0, 2048, 8192), other=RunConfig(flash_attention=False))
 
-At each depth a document of so many random tokens is really read, by the road that chat takes (inference/open_context.py):
+At each depth a document of that many random tokens is prefilled, in the way that chat opens a model
+(inference/open_context.py):
 
-    cold    the document and a question into an empty cache, up to the answer's first token
+    cold    the document and a question into an empty KV cache, up to the answer's first token
     decode  the answer's next tokens
-    warm    another question about the same document, up to its first token; the cache is in memory
+    warm    another question about the same document, up to its first token; the document is in the KV cache
     more    a further passage of 512 tokens at that depth
 
-A second setting is measured in turn with the first, depth by depth, each in a context of its own. What keeps
-documents on disk takes no part. Left out: what the text says, on which only drafts and experts depend.
+A second configuration is measured in turn with the first, depth by depth, each in a context of its own. The
+prompt cache on disk is not used. The text is random, so drafts (prompt lookup) and the choice of experts are
+not those of a real document.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from statistics import median
 from typing import Any
 
 from pigguf.errors import ContextOverflow, UsageError
-from pigguf.evals.report import Lines, Point, Report, Series, Table, versions
+from pigguf.evals.report import EvalReport, LinePlot, PlotPoint, PlotSeries, ReportTable, software_versions
 from pigguf.gguf_io import GGUFFile, read_header
 from pigguf.inference.engine import Model, SamplingParams, Session
-from pigguf.inference.open_context import RunConfig, open_session, settle
+from pigguf.inference.open_context import open_session
+from pigguf.inference.resolve_run import resolve_run
+from pigguf.inference.run_config import RunConfig
 from pigguf.progress import SILENT, Progress
 from pigguf.rope import rope_from_metadata
 
@@ -35,179 +39,196 @@ DEPTHS = (0, 2048, 8192)
 ANSWER = 32  # tokens
 
 _QUESTION, _PASSAGE = 16, 512  # tokens
-_AFTER = _QUESTION + max(ANSWER, _PASSAGE)  # a document
-_WORDS = 1024  # different ones
+_AFTER_DOCUMENT = _QUESTION + max(ANSWER, _PASSAGE)
+_VOCABULARY = 1024  # different tokens
 _DEPTH_STEP = 256
 _GREEDY = SamplingParams(temperature=0)
 
-# Timing's field, the plot's title, what its axis counts
+# DepthTiming's field, the plot's title, the unit of its y axis
 _PLOTS = (
-    ("more", f"Prefill of {_PASSAGE} tokens", "tokens a second"),
-    ("decode", "Decode", "tokens a second"),
-    ("cold", "First token of a document never read", "seconds"),
-    ("warm", "First token of another question", "seconds"),
+    ("prefill_at_depth", f"Prefill of {_PASSAGE} tokens", "tokens per second"),
+    ("decode", "Decode", "tokens per second"),
+    ("ttft_cold", "Time to first token, new document", "seconds"),
+    ("ttft_warm", "Time to first token, another question", "seconds"),
 )
+
+# DepthTiming's field -> its key in JSON, where that is another
+_JSON_KEYS = {"ttft_cold": "cold", "ttft_warm": "warm", "prefill_at_depth": "more"}
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One setting at one depth; medians where it was measured several times.
+class DepthTiming:
+    """The times of one configuration at one depth; medians if it was measured several times.
 
     Attributes:
         depth: tokens of the document.
-        cold, warm: seconds to the first token.
-        prefill: tokens a second of the whole cold prompt; None without a document.
-        more: tokens a second of a further passage at this depth, with moves of the cache where it needs any.
-        decode: tokens a second of the answer after its first token; None where the model ended it at once.
+        ttft_cold, ttft_warm: seconds to the first token, of a new document and of another question about it.
+        prefill: tokens per second of the whole cold prompt; None without a document.
+        prefill_at_depth: tokens per second of a further passage at this depth, with a change of the KV
+            cache's layout if that needs one.
+        decode: tokens per second of the answer after its first token; None if the model ended it at once.
     """
 
     depth: int
-    cold: float
-    warm: float
+    ttft_cold: float
+    ttft_warm: float
     prefill: float | None
-    more: float
+    prefill_at_depth: float
     decode: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the timing as JSON values."""
+        return {_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
 
 def bench(
     path: str | Path,
-    settings: RunConfig | None = None,
+    config: RunConfig | None = None,
     other: RunConfig | None = None,
     *,
     depths: Sequence[int] | None = None,
     rounds: int = 1,
     names: tuple[str, str] = ("first", "second"),
     progress: Progress = SILENT,
-) -> Report:
-    """Measure a model at depths, under one setting or two in turn.
+) -> EvalReport:
+    """Measure a model's speed at several depths, with one configuration or two in turn.
 
     Args:
-        names: what the settings are called in the report.
-        settings, other: how it is run; a window that is None is as long as the measurement needs. Neither
-            keeps or recalls sessions.
-        depths: tokens of the documents; None is DEPTHS, or as deep as the window has room for.
-        rounds: how many times each is measured; medians count.
+        path: a GGUF file.
+        config, other: how the model is run. A `ctx` of None is as long as the measurement needs. Neither uses
+            the prompt cache.
+        depths: tokens of the documents; None is DEPTHS, as far as the context has room.
+        rounds: how many times each is measured; the medians are reported.
+        names: what the configurations are called in the report.
         progress: stages of loading and prefill, one after the other.
 
     Raises:
-        As open_session; UsageError for depths or rounds that are none.
-        ContextOverflow: a depth that the window has no room for.
+        UsageError: no depths, a negative depth, or no rounds.
+        ContextOverflow: a depth that does not fit into the context.
+        And as `open_session` does.
     """
-    wanted = [settings or RunConfig(), *([other] if other else [])]
-    windows = [_window(path, one) for one in wanted]
-    depths = _usual_depths(min(windows)) if depths is None else sorted(set(depths))
+    configs = [config or RunConfig(), *([other] if other else [])]
+    longest = min(_longest_context(path, one) for one in configs)
+    depths = _default_depths(longest) if depths is None else sorted(set(depths))
     if not depths or depths[0] < 0 or rounds < 1:
-        raise UsageError(f"depths {depths} and {rounds} rounds", "give depths from 0, and 1 round at least")
-    _refuse_overflow(depths[-1], min(windows))
-    ready = [replace(one, ctx=one.ctx or depths[-1] + _AFTER, prompt_cache=False) for one in wanted]
-    for one in ready:
-        settle(path, one)  # what cannot be is refused before any of it is measured
-    found: list[dict[int, list[Timing]]] = [{depth: [] for depth in depths} for _ in ready]
-    resolved: list[dict[str, Any]] = [{} for _ in ready]
+        raise UsageError(f"depths {depths} and {rounds} rounds", "give depths from 0, and at least 1 round")
+    _check_overflow(depths[-1], longest)
+    configs = [
+        replace(one, ctx=one.ctx or depths[-1] + _AFTER_DOCUMENT, prompt_cache=False) for one in configs
+    ]
+    for one in configs:
+        resolve_run(path, one)  # raises for a wrong configuration before any of them is measured
+    samples: list[dict[int, list[DepthTiming]]] = [{depth: [] for depth in depths} for _ in configs]
+    resolved: list[dict[str, Any]] = [{} for _ in configs]
     for depth in depths:
         for _ in range(rounds):
-            for number, one in enumerate(ready):
+            for number, one in enumerate(configs):
                 with open_session(path, one, progress) as session:
-                    resolved[number] = _resolved(session)
-                    found[number][depth].append(_timing(session, depth, progress))
-    timings = [[_median(samples) for samples in by_depth.values()] for by_depth in found]
-    return _report(read_header(path), names[: len(ready)], resolved, timings, rounds)
+                    resolved[number] = _resolved_settings(session)
+                    samples[number][depth].append(_measure_depth(session, depth, progress))
+    timings = [[_median_timing(measured) for measured in by_depth.values()] for by_depth in samples]
+    return _report(read_header(path), names[: len(configs)], resolved, timings, rounds)
 
 
-def _window(path: str | Path, settings: RunConfig) -> int:
-    """The longest window that there may be."""
-    if settings.ctx is not None:
-        return settings.ctx
+def _longest_context(path: str | Path, config: RunConfig) -> int:
+    if config.ctx is not None:
+        return config.ctx
     file = read_header(path)
-    said = settings.rope.context_length if settings.rope else None
-    return said or rope_from_metadata(file.metadata, file.architecture).context_length
+    override = config.rope.context_length if config.rope else None
+    return override or rope_from_metadata(file.metadata, file.architecture).context_length
 
 
-def _usual_depths(window: int) -> list[int]:
-    last = max(0, window - _AFTER) // _DEPTH_STEP * _DEPTH_STEP
+def _default_depths(context_length: int) -> list[int]:
+    last = max(0, context_length - _AFTER_DOCUMENT) // _DEPTH_STEP * _DEPTH_STEP
     return sorted({min(depth, last) for depth in DEPTHS})
 
 
-def _refuse_overflow(deepest: int, window: int) -> None:
-    if deepest + _AFTER > window:
+def _check_overflow(deepest: int, context_length: int) -> None:
+    needed = deepest + _AFTER_DOCUMENT
+    if needed > context_length:
         raise ContextOverflow(
-            f"a document of {deepest:,} tokens, and what is measured after it, take a window of "
-            f"{deepest + _AFTER:,}, and this one is {window:,}",
-            f"take depths up to {window - _AFTER:,}" if window > _AFTER else "take a longer window",
+            f"a document of {deepest:,} tokens, and what is measured after it, need a context of {needed:,} "
+            f"tokens, and this one has {context_length:,}",
+            f"use depths up to {context_length - _AFTER_DOCUMENT:,}"
+            if context_length > _AFTER_DOCUMENT
+            else "use a longer context",
         )
 
 
-def _resolved(session: Session) -> dict[str, Any]:
-    """What a session runs with."""
+def _resolved_settings(session: Session) -> dict[str, Any]:
+    """Return what a session runs with, as JSON values."""
     context = session.context
     options = asdict(context.options)
     workers = context.model.workers
     return {
-        **options,
+        **{"handoff" if name == "flash_attention_switch" else name: value for name, value in options.items()},
         "gpu_layers": context.model.gpu_layers,
         "workers": [device.name for device in workers.devices] if workers else [],
-        "prefill": "torch" if context.prefiller else "llama.cpp",
+        "prefill": "torch" if session.prefiller else "llama.cpp",
     }
 
 
-def _timing(session: Session, depth: int, progress: Progress) -> Timing:
-    """All that is measured in one context at one depth."""
-    document, question, another, passage = _texts(session.context.model, depth)
-    begun = time.perf_counter()
+def _measure_depth(session: Session, depth: int, progress: Progress) -> DepthTiming:
+    """Measure everything at one depth in one context."""
+    document, question, another, passage = _random_texts(session.context.model, depth)
+    start = time.perf_counter()
     session.set_prompt([*document, *question], progress)
-    read = time.perf_counter() - begun
-    cold, decode = _answer(session, begun)
+    prefill_seconds = time.perf_counter() - start
+    ttft_cold, decode = _time_answer(session, start)
 
-    begun = time.perf_counter()
+    start = time.perf_counter()
     session.set_prompt([*document, *another], progress)
-    warm, _ = _answer(session, begun, limit=1)
+    ttft_warm, _ = _time_answer(session, start, max_tokens=1)
 
     session.truncate(max(depth, 1))
-    held = session.tokens
-    begun = time.perf_counter()
-    session.set_prompt([*held, *passage], progress)
-    more = len(passage) / (time.perf_counter() - begun)
-    return Timing(depth, cold, warm, (depth + len(question)) / read if depth else None, more, decode)
+    tokens = session.tokens
+    start = time.perf_counter()
+    session.set_prompt([*tokens, *passage], progress)
+    prefill_at_depth = len(passage) / (time.perf_counter() - start)
+    prefill = (depth + len(question)) / prefill_seconds if depth else None
+    return DepthTiming(depth, ttft_cold, ttft_warm, prefill, prefill_at_depth, decode)
 
 
-def _answer(session: Session, begun: float, limit: int = ANSWER) -> tuple[float, float | None]:
-    """Seconds from `begun` to the first token, and tokens a second of those after it.
+def _time_answer(session: Session, start: float, max_tokens: int = ANSWER) -> tuple[float, float | None]:
+    """Return the seconds from `start` to the first token, and the tokens per second of those after it.
 
     A token that ends the answer was computed like any other, and counts.
     """
-    tokens = session.generate(_GREEDY, limit, lookup=False)  # a text that loops would draft itself
-    times = [time.perf_counter() for _ in _and_the_end(tokens)]
-    drawn = len(times) - (session.stop_reason != "end")
-    if drawn < 2:
-        return times[0] - begun, None
-    return times[0] - begun, (drawn - 1) / (times[drawn - 1] - times[0])
+    tokens = session.generate(
+        _GREEDY, max_tokens, prompt_lookup=False
+    )  # a text that repeats would be drafted
+    times = [time.perf_counter() for _ in _tokens_and_end(tokens)]
+    generated = len(times) - (session.stop_reason != "end")
+    if generated < 2:
+        return times[0] - start, None
+    return times[0] - start, (generated - 1) / (times[generated - 1] - times[0])
 
 
-def _and_the_end(tokens: Iterable[int]) -> Iterator[None]:
-    """One item a token, and one for the end."""
+def _tokens_and_end(tokens: Iterable[int]) -> Iterator[None]:
+    """Yield once for each token, and once for the end."""
     for _ in tokens:
         yield
     yield
 
 
-def _texts(model: Model, depth: int) -> tuple[list[int], list[int], list[int], list[int]]:
-    """A document, two questions and a passage of random tokens, the same ones every time."""
-    draw = random.Random(0)
-    drawn = draw.sample(range(model.vocab_size), min(_WORDS, model.vocab_size))
-    words = [token for token in drawn if model.piece(token) and not model.is_end(token)]
+def _random_texts(model: Model, depth: int) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return a document, two questions and a passage of random tokens, the same ones every time."""
+    random_ = random.Random(0)
+    candidates = random_.sample(range(model.vocab_size), min(_VOCABULARY, model.vocab_size))
+    words = [token for token in candidates if model.token_to_piece(token) and not model.is_eog(token)]
     document, question, another, passage = (
-        draw.choices(words, k=count) for count in (depth, _QUESTION, _QUESTION, _PASSAGE)
+        random_.choices(words, k=count) for count in (depth, _QUESTION, _QUESTION, _PASSAGE)
     )
     another[0] = next(word for word in words if word != question[0])
     return document, question, another, passage
 
 
-def _median(timings: Sequence[Timing]) -> Timing:
+def _median_timing(timings: Sequence[DepthTiming]) -> DepthTiming:
     medians: dict[str, Any] = {}
-    for field in fields(Timing):
+    for field in fields(DepthTiming):
         values = [value for timing in timings if (value := getattr(timing, field.name)) is not None]
         medians[field.name] = median(values) if values else None
-    return Timing(**medians)
+    return DepthTiming(**medians)
 
 
 # ---- the report ----------------------------------------------------------------------------------
@@ -217,59 +238,59 @@ def _report(
     file: GGUFFile,
     names: Sequence[str],
     resolved: Sequence[dict[str, Any]],
-    timings: Sequence[Sequence[Timing]],
+    timings: Sequence[Sequence[DepthTiming]],
     rounds: int,
-) -> Report:
-    ratios = (
-        [_ratio(first, second) for first, second in zip(*timings, strict=True)] if len(timings) == 2 else []
+) -> EvalReport:
+    speedups = (
+        [_speedup(first, second) for first, second in zip(*timings, strict=True)] if len(timings) == 2 else []
     )
     tables = [_table(name, rows) for name, rows in zip(names, timings, strict=True)]
-    if ratios:
-        tables.append(_table(f"{names[1]} against {names[0]}: how many times faster", ratios, ""))
-    return Report(
+    if speedups:
+        tables.append(_table(f"{names[1]} against {names[0]}: how many times faster", speedups, ""))
+    return EvalReport(
         "speed",
         {"path": str(file.path), "bytes": file.size, "architecture": file.architecture},
         {"rounds": rounds, "answer tokens": ANSWER, **dict(zip(names, resolved, strict=True))},
-        versions(),
+        software_versions(),
         {
             "settings": [
-                {"name": name, "timings": [asdict(timing) for timing in rows]}
+                {"name": name, "timings": [timing.to_json() for timing in rows]}
                 for name, rows in zip(names, timings, strict=True)
             ],
-            "ratios": [asdict(ratio) for ratio in ratios],
+            "ratios": [speedup.to_json() for speedup in speedups],
         },
         tuple(tables),
         tuple(_plot(field, title, unit, names, timings) for field, title, unit in _PLOTS),
     )
 
 
-def _ratio(first: Timing, second: Timing) -> Timing:
-    """How many times faster the second is, figure by figure."""
-    return Timing(
+def _speedup(first: DepthTiming, second: DepthTiming) -> DepthTiming:
+    """Return how many times faster the second is, field by field."""
+    return DepthTiming(
         first.depth,
-        first.cold / second.cold,
-        first.warm / second.warm,
+        first.ttft_cold / second.ttft_cold,
+        first.ttft_warm / second.ttft_warm,
         second.prefill / first.prefill if second.prefill and first.prefill else None,
-        second.more / first.more,
+        second.prefill_at_depth / first.prefill_at_depth,
         second.decode / first.decode if second.decode and first.decode else None,
     )
 
 
-def _table(title: str, timings: Sequence[Timing], per: str = ", tokens/s") -> Table:
-    wait = ", s" if per else ""
+def _table(title: str, timings: Sequence[DepthTiming], per_second: str = ", tokens/s") -> ReportTable:
+    seconds = ", s" if per_second else ""
     headers = (
-        "depth", f"prefill{per}", f"{_PASSAGE} more{per}", f"decode{per}", f"first token, cold{wait}",
-        f"first token, warm{wait}",
+        "depth", f"prefill{per_second}", f"{_PASSAGE} more{per_second}", f"decode{per_second}",
+        f"first token, cold{seconds}", f"first token, warm{seconds}",
     )  # fmt: skip
-    rows = ((t.depth, t.prefill, t.more, t.decode, t.cold, t.warm) for t in timings)
-    return Table(title, headers, tuple(rows))
+    rows = ((t.depth, t.prefill, t.prefill_at_depth, t.decode, t.ttft_cold, t.ttft_warm) for t in timings)
+    return ReportTable(title, headers, tuple(rows))
 
 
 def _plot(
-    field: str, title: str, unit: str, names: Sequence[str], timings: Sequence[Sequence[Timing]]
-) -> Lines:
-    series = (
-        Series(name, tuple(Point(t.depth, value) for t in rows if (value := getattr(t, field)) is not None))
-        for name, rows in zip(names, timings, strict=True)
-    )
-    return Lines(title, "tokens in the cache", unit, tuple(series))
+    field: str, title: str, unit: str, names: Sequence[str], timings: Sequence[Sequence[DepthTiming]]
+) -> LinePlot:
+    series = []
+    for name, rows in zip(names, timings, strict=True):
+        points = [PlotPoint(t.depth, value) for t in rows if (value := getattr(t, field)) is not None]
+        series.append(PlotSeries(name, tuple(points)))
+    return LinePlot(title, "tokens in the KV cache", unit, tuple(series))

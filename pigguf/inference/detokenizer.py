@@ -1,4 +1,4 @@
-"""Tokens to text while they are drawn."""
+"""Streaming detokenizer: text from tokens while they are generated, in whole characters, to a stop string."""
 
 from __future__ import annotations
 
@@ -9,32 +9,37 @@ from pigguf.errors import UsageError
 from pigguf.inference.engine import Model
 
 
-def characters(model: Model, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of each token as it comes, "" where it only begins a character.
+def stream_text(model: Model, tokens: Iterable[int]) -> Iterator[str]:
+    """Yield the text of each token as it comes, "" for a token that only begins a character.
 
-    A character's bytes may be spread over tokens: it comes whole, with the last of them. Bytes that are
-    no UTF-8 become U+FFFD.
+    The bytes of a character may be spread over several tokens: it is yielded with the last of them. Bytes
+    that are not UTF-8 become U+FFFD.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
-        yield decoder.decode(model.piece(token))
+        yield decoder.decode(model.token_to_piece(token))
     if rest := decoder.decode(b"", final=True):
         yield rest
 
 
-class Text:
-    """A text while its tokens are drawn: whole characters, and nothing from a stop string on.
+class StreamingDetokenizer:
+    """A text while its tokens are generated: whole characters, and nothing from a stop string on.
 
-        text = Text(model, stop=["\\n\\n"])
+        detokenizer = StreamingDetokenizer(model, stop=["\\n\\n"])
         for token in tokens:
-            shown = text.add(token)      what is certain by now, mostly this token's text
-            if text.stopped: break
-        shown = text.end()               what was held back
+            text = detokenizer.add_token(token)      mostly this token's text
+            if detokenizer.stopped: break
+        text = detokenizer.finalize()                what was held back
+
+    Attributes:
+        stopped: a stop string was found; the text before it is complete.
 
     Args:
-        stop: the text ends before the first of these.
-        without_first_space: sentencepiece begins a word with a space that the template has put already.
-        shown: a control token whose name is text here.
+        model: the model whose tokens they are.
+        stop: the text ends before the first of these strings.
+        strip_first_space: remove a space at the beginning, which sentencepiece puts before a word and the
+            template has already.
+        visible_token: a control token whose name is part of the text.
 
     Raises:
         UsageError: a stop string is empty.
@@ -45,8 +50,8 @@ class Text:
         model: Model,
         stop: Sequence[str] = (),
         *,
-        without_first_space: bool = False,
-        shown: int | None = None,
+        strip_first_space: bool = False,
+        visible_token: int | None = None,
     ) -> None:
         if isinstance(stop, str) or not all(stop):
             raise UsageError(
@@ -55,41 +60,44 @@ class Text:
         self.stopped = False
         self._model = model
         self._stop = stop
-        self._drops_space = without_first_space
-        self._shown_token = shown
+        self._strip_first_space = strip_first_space
+        self._visible_token = visible_token
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""
+        self._pending = ""
 
-    def add(self, token: int) -> str:
-        """What is certain with one token more: "" where a character or a stop string may begin."""
-        piece = self._model.piece(token, special=token == self._shown_token)
-        return self._take(self._decoder.decode(piece))
+    def add_token(self, token: int) -> str:
+        """Return the text that is certain with this token, up to a possible start of a stop string."""
+        piece = self._model.token_to_piece(token, special=token == self._visible_token)
+        return self._add_text(self._decoder.decode(piece))
 
-    def end(self) -> str:
-        """What was held back, now that no token comes any more."""
-        shown = self._take(self._decoder.decode(b"", final=True))
-        rest, self._held = self._held, ""
-        return shown + self._shown(rest)
+    def finalize(self) -> str:
+        """Return what was held back; no token follows."""
+        text = self._add_text(self._decoder.decode(b"", final=True))
+        rest, self._pending = self._pending, ""
+        return text + self._without_first_space(rest)
 
-    def _take(self, text: str) -> str:
-        self._held += text
-        found = min((self._held.index(stop) for stop in self._stop if stop in self._held), default=None)
-        if found is not None:
+    def _add_text(self, text: str) -> str:
+        self._pending += text
+        stop_at = min(
+            (self._pending.index(stop) for stop in self._stop if stop in self._pending), default=None
+        )
+        if stop_at is not None:
             self.stopped = True
-            certain, self._held = self._held[:found], ""
+            certain, self._pending = self._pending[:stop_at], ""
         else:
-            safe = len(self._held) - max((overlap(self._held, stop) for stop in self._stop), default=0)
-            certain, self._held = self._held[:safe], self._held[safe:]
-        return self._shown(certain)
+            held_back = max((partial_match_length(self._pending, stop) for stop in self._stop), default=0)
+            certain_length = len(self._pending) - held_back
+            certain, self._pending = self._pending[:certain_length], self._pending[certain_length:]
+        return self._without_first_space(certain)
 
-    def _shown(self, text: str) -> str:
-        if text and self._drops_space:
-            self._drops_space = False
+    def _without_first_space(self, text: str) -> str:
+        if text and self._strip_first_space:
+            self._strip_first_space = False
             return text.removeprefix(" ")
         return text
 
 
-def overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text may be the beginning of the stop string."""
+def partial_match_length(text: str, stop: str) -> int:
+    """Return how many characters at the end of the text may be the beginning of the stop string."""
     most = min(len(text), len(stop) - 1)
     return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)

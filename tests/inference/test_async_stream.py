@@ -13,7 +13,7 @@ import pytest
 
 import pigguf
 from pigguf.errors import ContextOverflow, TokenizerError, UsageError
-from pigguf.inference.async_stream import streamed
+from pigguf.inference.async_stream import stream_in_thread
 from pigguf.inference.engine import SamplingParams
 from pigguf.inference.local_model import LocalModel
 from pigguf.progress import Silent
@@ -171,7 +171,7 @@ def test_nothing_is_computed_ahead_of_the_reader() -> None:
             yield str(number)
 
     async def read() -> None:
-        async for text in streamed(count, lambda: None):
+        async for text in stream_in_thread(count, lambda: None):
             await asyncio.sleep(0.002)
             assert computed[-1] == int(text)
 

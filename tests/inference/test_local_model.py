@@ -1,4 +1,4 @@
-"""open_model: text in, text out; whole characters, stop strings, one cache for what calls share."""
+"""open_model: text in, text out; whole characters, stop strings, one KV cache that calls share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.tiny_gguf import FIRST_BYTE, write_tiny
 
 import pigguf
 from pigguf.errors import ContextOverflow, EngineError, TokenizerError, UsageError
-from pigguf.inference.detokenizer import Text
+from pigguf.inference.detokenizer import StreamingDetokenizer
 from pigguf.inference.engine import SamplingParams
 from pigguf.inference.local_model import LocalModel, open_model
 from pigguf.progress import Silent
@@ -32,10 +32,10 @@ def model(smollm2_gguf: Path) -> Iterator[LocalModel]:
 
 class Tokens(Silent):
     def __init__(self) -> None:
-        self.fed = 0.0
+        self.advanced = 0.0
 
     def advance(self, amount: float) -> None:
-        self.fed += amount
+        self.advanced += amount
 
 
 def test_a_chat_answers_by_the_models_template(model: LocalModel) -> None:
@@ -53,15 +53,15 @@ _RENDERED = (
 )
 
 
-def test_what_calls_share_is_not_computed_again(model: LocalModel) -> None:
+def test_a_common_prefix_of_two_calls_is_not_computed_again(model: LocalModel) -> None:
     answer = "".join(model.chat(QUESTION, GREEDY))
     more = [*QUESTION, {"role": "assistant", "content": answer}, {"role": "user", "content": "And of Spain?"}]
     tokens = Tokens()
     assert "Madrid" in "".join(model.chat(more, GREEDY, progress=tokens))
-    assert tokens.fed < 30  # the question and what the template puts around it
+    assert tokens.advanced < 30  # the question and what the template puts around it
     tokens = Tokens()
     assert "".join(model.chat(QUESTION, GREEDY, progress=tokens)) == answer
-    assert tokens.fed == 0
+    assert tokens.advanced == 0
 
 
 def test_generate_continues_text_or_tokens(model: LocalModel) -> None:
@@ -72,25 +72,25 @@ def test_generate_continues_text_or_tokens(model: LocalModel) -> None:
     assert "".join(model.generate(model.tokenize(prompt), GREEDY, max_tokens=6)) == text
 
 
-def texts_of(text: Text, tokens: Iterable[int]) -> list[str]:
-    """What is shown of a text, up to its end or a stop string."""
-    shown = []
+def texts_of(detokenizer: StreamingDetokenizer, tokens: Iterable[int]) -> list[str]:
+    """Return the texts of a detokenizer, up to its end or a stop string."""
+    texts = []
     for token in tokens:
-        shown.append(text.add(token))
-        if text.stopped:
+        texts.append(detokenizer.add_token(token))
+        if detokenizer.stopped:
             break
-    return [piece for piece in (*shown, text.end()) if piece]
+    return [text for text in (*texts, detokenizer.finalize()) if text]
 
 
 def test_texts_never_cut_a_character(model: LocalModel) -> None:
     word = "caf\u00e9 \U0001f600\U0001f680 \u4f60\u597d"
     tokens = model.tokenize(word)
-    pieces = texts_of(Text(model.model), tokens)
+    pieces = texts_of(StreamingDetokenizer(model.model), tokens)
     assert "".join(pieces) == word
     assert "\ufffd" not in "".join(pieces)
     assert len(tokens) > len(pieces)
-    # A character that never ends is told as such, once all is said.
-    assert texts_of(Text(model.model), tokens[:-1])[-1].endswith("\ufffd")
+    # A character that is never completed becomes U+FFFD at the end.
+    assert texts_of(StreamingDetokenizer(model.model), tokens[:-1])[-1].endswith("\ufffd")
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,15 @@ def test_stop_strings_work_across_tokens(model: LocalModel, stop: tuple[str, ...
             for start in range(0, 18, size)
             for token in model.tokenize("one two three four"[start : start + size])
         ]
-        text = Text(model.model, stop)
+        text = StreamingDetokenizer(model.model, stop)
         assert "".join(texts_of(text, tokens)) == expected
         assert text.stopped == (expected != "one two three four")
 
 
 def test_a_stop_string_ends_the_text(model: LocalModel) -> None:
     whole = "".join(model.generate("One, two, three,", GREEDY, max_tokens=12))
-    place = whole.index("six")
-    assert "".join(model.generate("One, two, three,", GREEDY, max_tokens=12, stop=["six"])) == whole[:place]
+    stop_at = whole.index("six")
+    assert "".join(model.generate("One, two, three,", GREEDY, max_tokens=12, stop=["six"])) == whole[:stop_at]
     assert model.stop_reason == "stop"
     for wrong in ("six", [""], ["six", ""]):
         with pytest.raises(UsageError, match="stop strings"):
@@ -134,15 +134,15 @@ def test_closing_the_iterator_is_an_interruption(model: LocalModel) -> None:
     assert model.stop_reason == "interrupted"
 
 
-def test_a_text_that_another_one_cut_off_says_so(model: LocalModel) -> None:
+def test_a_text_that_another_one_ended_raises(model: LocalModel) -> None:
     first = model.generate("Once upon a time", GREEDY, max_tokens=8)
-    begun = next(first)
+    first_text = next(first)
     expected = "".join(model.generate("The pig", GREEDY, max_tokens=8))
     with pytest.raises(EngineError, match="put to another use"):
         next(first)
     assert model.stop_reason == "length", "the last text's"
     assert "".join(model.generate("The pig", GREEDY, max_tokens=8)) == expected
-    assert next(model.generate("Once upon a time", GREEDY)) == begun
+    assert next(model.generate("Once upon a time", GREEDY)) == first_text
 
 
 def test_threads_on_one_model_get_their_text_or_an_error(model: LocalModel) -> None:
@@ -171,7 +171,7 @@ def test_a_sentencepiece_answer_does_not_begin_with_a_space(tmp_path: Path) -> N
     with open_model(path, ctx=64) as model:
         prompt = model.tokenize("an", add_special=True)
         assert model.detokenize(prompt) == "an"
-        assert [model.model.piece(t) for t in prompt] == [b"", b" ", b"an"]
+        assert [model.model.token_to_piece(t) for t in prompt] == [b"", b" ", b"an"]
         with pytest.raises(TokenizerError, match="no chat template"):
             model.chat(QUESTION)
         assert model.tokenize("\n")[-1] == FIRST_BYTE + 10
@@ -194,7 +194,7 @@ def test_a_failed_opening_leaves_nothing_open(tmp_path: Path) -> None:
         open_model(path, ctx=100_000)
 
 
-def test_a_text_is_held_to_a_json_schema(model: LocalModel) -> None:
+def test_a_text_is_constrained_by_a_json_schema(model: LocalModel) -> None:
     schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
     answer = json.loads("".join(model.chat(QUESTION, GREEDY, json_schema=schema)))
     assert answer == {"city": "Paris"}
@@ -205,7 +205,7 @@ def test_a_text_is_held_to_a_json_schema(model: LocalModel) -> None:
         True,
         False,
     )
-    with pytest.raises(UsageError, match="schema and a grammar"):
+    with pytest.raises(UsageError, match="`json_schema` and `sampling.grammar` are both given"):
         model.chat(QUESTION, SamplingParams(grammar='root ::= "a"'), json_schema=schema)
     with pytest.raises(UsageError, match="#/not"):
         model.generate("a", json_schema={"not": {}})

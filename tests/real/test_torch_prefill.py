@@ -1,4 +1,4 @@
-"""The real model: prompts read in PyTorch are followed as those that llama.cpp reads."""
+"""The real model: after a prefill in PyTorch it generates what it does after llama.cpp's."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ LENGTHS = (200, 800)  # of prompts
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not bfloat16_instructions(), reason="this CPU has no arithmetic in bfloat16"),
+    pytest.mark.skipif(not bfloat16_instructions(), reason="this CPU has no bfloat16 instructions"),
 ]
 
 
 @contextmanager
 def sessions(path: Path, **options: object) -> Iterator[tuple[Session, Session, list[int]]]:
-    """One that reads in PyTorch, one that llama.cpp's own prefill fills, and the tokens of a novel."""
-    made = ContextOptions(**{"length": 6000, **options})  # type: ignore[arg-type]
+    """Yield a session with prefill in PyTorch, one with llama.cpp's own, and the tokens of a novel."""
+    context_options = ContextOptions(**{"length": 6000, **options})  # type: ignore[arg-type]
     novel = Path(__file__).parent.parent / "data" / "persuasion-chapters-3-5.txt"
     with Model.open(path, gpu_layers=0) as model:
-        reader = TorchPrefiller(model, made, min_tokens=LENGTHS[0] - 1)
-        assert reader.is_supported
+        prefiller = TorchPrefiller(model, context_options, min_tokens=LENGTHS[0] - 1)
+        assert prefiller.is_supported
         with (
-            Context(model, made, prefiller=reader) as hybrid,
-            Context(model, made) as plain,
-            hybrid.sequence() as ours,
+            Context(model, context_options, prefiller=prefiller) as with_torch,
+            Context(model, context_options) as plain,
+            with_torch.sequence() as ours,
             plain.sequence() as theirs,
         ):
             yield ours, theirs, model.tokenize(novel.read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ from types import ModuleType
 
 import pytest
 
-from pigguf.inference.engine_build.build_plan import Machine
+from pigguf.inference.engine_build.compilers import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("demo", "test", "check", "build-engine")
@@ -38,7 +38,12 @@ def clone(tmp_path: Path) -> Path:
         "pyproject.toml",
         "pigguf/__init__.py",
         "pigguf/errors.py",
+        "pigguf/_version.py",
+        "pigguf/inference/__init__.py",
+        "pigguf/inference/engine_build/__init__.py",
         "pigguf/inference/engine_build/build_plan.py",
+        "pigguf/inference/engine_build/build_record.py",
+        "pigguf/inference/engine_build/compilers.py",
     ):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, clone / name)

@@ -1,4 +1,4 @@
-"""A tiny model with a long window, opened anew as another process would, and documents for it."""
+"""A tiny model with a long context, opened again as another process would, and documents for it."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def write_model(path: Path) -> Path:
 def opened(
     path: Path, store: PromptCacheStore | None, rope: RuntimeRope | None = None, **options: object
 ) -> Iterator[Session]:
-    """The last sequence of a context with this store."""
-    chosen = ContextOptions(**{"length": WINDOW, "cache_k": "f32", "cache_v": "f32", **options})  # type: ignore[arg-type]
-    with Model.open(path, rope=rope) as model, Context(model, chosen, prompt_cache=store) as context:
-        sessions = [context.sequence() for _ in range(chosen.sequences)]
+    """Open a model with a prompt cache, and yield the last sequence of a context."""
+    context_options = ContextOptions(**{"length": WINDOW, "cache_k": "f32", "cache_v": "f32", **options})  # type: ignore[arg-type]
+    with Model.open(path, rope=rope) as model, Context(model, context_options, prompt_cache=store) as context:
+        sessions = [context.sequence() for _ in range(context_options.sequences)]
         yield sessions[-1]
 
 
 def answer(session: Session, prompt: list[int], count: int = 24) -> tuple[int, list[int], np.ndarray]:
-    """How many tokens of the prompt were there, what follows greedily, and the logits after the prompt."""
-    there = session.set_prompt(prompt)
-    drawing = session.generate(GREEDY, count)
-    drawn = [next(drawing)]
+    """Return how many tokens of the prompt were cached, the greedy continuation, and the logits before it."""
+    cached = session.set_prompt(prompt)
+    tokens = session.generate(GREEDY, count)
+    first = next(tokens)
     logits = session.context.logits(-1).copy()
-    return there, drawn + list(drawing), logits
+    return cached, [first, *tokens], logits

@@ -1,14 +1,12 @@
-"""Does the engine compute on this machine? Asked in a child process, for the answer may be a crash.
+"""Test whether the engine computes correctly on this machine, in a child process because it may crash.
 
-    report = examine_engine()          what the child told before it ended, and how it ended
-    python -m pigguf.inference.engine_build.self_test  the same as a line for a person, and an exit status
+    report = examine_engine()                          what the child reported, and how it ended
+    python -m pigguf.inference.engine_build.self_test  the same as one line of text, and an exit status
 
-The child loads the library, lists what it can run on, and decodes tokens with a tiny seeded Llama
-whose matrices are of all the quantized types that ggml has AMX kernels for (ggml-cpu/amx/common.h,
-qtype_has_amx_kernels), at sizes those kernels take: first as one batch, then one by one. Both
-must give the same logits, up to the rounding of activations to 8 bits.
-
-Left out: how good any real model is, and how fast.
+The child loads the library, lists its devices, and decodes tokens with a tiny random Llama. The model's
+matrices are of all quantized types that ggml has AMX kernels for (ggml-cpu/amx/common.h,
+qtype_has_amx_kernels), in shapes that those kernels support. The tokens are decoded as one batch, then one by
+one: both must give the same logits, up to the rounding of activations to 8 bits.
 """
 
 from __future__ import annotations
@@ -30,12 +28,13 @@ import numpy as np
 from pigguf.common.lazy_tensor import Array
 from pigguf.errors import BackendUnavailable, EngineError, PigError
 from pigguf.gguf_io import PlannedTensor, TensorType, write_gguf
-from pigguf.gguf_io.metadata import Typed, array, f32, string, u32
+from pigguf.gguf_io.metadata import TypedValue, array, f32, string, u32
 from pigguf.inference.engine import devices
-from pigguf.inference.engine.context import Context, ContextOptions
+from pigguf.inference.engine.context import Context
+from pigguf.inference.engine.context_options import ContextOptions
 from pigguf.inference.engine.devices import Device
 from pigguf.inference.engine.model import Model
-from pigguf.inference.engine_build import build_plan
+from pigguf.inference.engine_build import build_plan, build_record
 from pigguf.quantization.ggml_kernels import encode
 
 TIMEOUT = 300  # seconds; the first use of a GPU may compile kernels
@@ -45,15 +44,15 @@ TOLERANCE = 0.1  # relative difference of the logits; rounding makes about 0.01,
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What the child found out, as far as it came.
+    """What the child process reported before it ended.
 
     Attributes:
-        version: of llama-cpp-python; None where it is not installed.
-        devices: everything ggml can compute on; empty where the library could not be loaded.
-        cpu_features: what the CPU backend was compiled with and uses.
-        rpc: layers can be given to other machines; None where the library could not be loaded.
-        decoded: tokens decoded, each in a batch and again alone.
-        failure, hint: what went wrong and what to do about it; None where all is well.
+        version: the version of llama-cpp-python; None if it is not installed.
+        devices: everything ggml can compute on; empty if the library could not be loaded.
+        cpu_features: the CPU features that the CPU backend was compiled with and uses.
+        rpc: whether it can use workers on other machines; None if the library could not be loaded.
+        decoded: how many tokens were decoded, each in a batch and again alone.
+        failure, hint: what failed and what to do about it; None if nothing did.
     """
 
     version: str | None
@@ -66,7 +65,7 @@ class EngineReport:
 
 
 def examine_engine() -> EngineReport:
-    """Load the engine and decode with it in a child process, and report what came of it."""
+    """Load the engine and decode with it in a child process, and return the result."""
     try:
         version = packages.version("llama-cpp-python")
     except packages.PackageNotFoundError:
@@ -80,42 +79,51 @@ def examine_engine() -> EngineReport:
         output, status, errors = child.stdout, child.returncode, child.stderr
     except subprocess.TimeoutExpired as expired:
         output, status, errors = expired.stdout or b"", None, expired.stderr or b""
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for line in output.decode(errors="replace").splitlines():
-        told |= json.loads(line)
-    told["devices"] = tuple(Device(**device) for device in told.get("devices", ()))
-    told["cpu_features"] = tuple(told.get("cpu_features", ()))
-    doing = told.pop("doing", "starting")
-    if status != 0 and "failure" not in told:
-        told["failure"], told["hint"] = _explain(status, doing, errors.decode(errors="replace"))
-    return EngineReport(version, **told)
+        result |= json.loads(line)
+    result["devices"] = tuple(Device(**device) for device in result.get("devices", ()))
+    result["cpu_features"] = tuple(result.get("cpu_features", ()))
+    doing = result.pop("doing", "starting")
+    if status != 0 and "failure" not in result:
+        result["failure"], result["hint"] = _explain(status, doing, errors.decode(errors="replace"))
+    return EngineReport(version, **result)
 
 
 def _explain(status: int | None, doing: str, errors: str) -> tuple[str, str]:
-    """Message and hint for a child that ended without a word of its own."""
+    """Return message and hint for a child that ended without reporting a failure."""
     if status is None:
-        return f"the engine hung while {doing}: no end after {TIMEOUT} s", f"run {build_plan.REBUILD}"
+        return (
+            f"the engine hung while {doing}: it did not end within {TIMEOUT} s",
+            f"run {build_plan.REBUILD}",
+        )
     if status > 0:
         last = errors.strip().rpartition("\n")[2]
         return (
             f"the engine failed while {doing}: {last}",
-            f"all it says: {sys.executable} -m pigguf.inference.engine_build.self_test --child",
+            f"for its whole output run {sys.executable} -m pigguf.inference.engine_build.self_test --child",
         )
     name = signal.Signals(-status).name
     return f"the engine crashed with {name} while {doing}", _crash_hint(
-        -status, build_plan.read_record(Path(sys.prefix))
+        -status, build_record.read_record(Path(sys.prefix))
     )
 
 
-def _crash_hint(number: int, record: build_plan.BuildRecord | None) -> str:
+def _crash_hint(number: int, record: build_record.BuildRecord | None) -> str:
     if record is None:
-        return f"nothing tells how this engine was built: build it for this machine with {build_plan.REBUILD}"
+        return (
+            "there is no record of how this engine was built: build it for this machine with "
+            f"{build_plan.REBUILD}"
+        )
     if number == signal.SIGILL:
         return f"it was built for a CPU with other features: build it for this one with {build_plan.REBUILD}"
     if "amx_int8" not in record.cpu or record.flags:
         return f"build it with another compiler: CC=... CXX=... {build_plan.REBUILD}"
     if not record.compiler.modern_clang:
-        return f"it was built with {record.compiler.name}: install {build_plan.CLANG_HINT}, then run {build_plan.REBUILD}"
+        return (
+            f"it was built with {record.compiler.name}: install {build_plan.CLANG_HINT}, then run "
+            f"{build_plan.REBUILD}"
+        )
     off = " ".join(build_plan.AMX_OFF)
     return f"build it without AMX: CFLAGS='{off}' CXXFLAGS='{off}' {build_plan.REBUILD}"
 
@@ -123,18 +131,18 @@ def _crash_hint(number: int, record: build_plan.BuildRecord | None) -> str:
 # ---- in the child --------------------------------------------------------------------------------
 
 
-def _findings() -> Iterator[dict[str, Any]]:
-    """Steps, each told before and after it is done, so that a crash shows how far it came."""
+def _test_steps() -> Iterator[dict[str, Any]]:
+    """Run the steps, and yield before and after each, so that a crash shows how far it came."""
     yield {"doing": "loading its library"}
     yield {"rpc": devices.has_rpc(), "cpu_features": devices.cpu_features()}
     yield {"doing": "looking for devices"}
     yield {"devices": [asdict(device) for device in devices.list_devices()]}
     yield {"doing": "decoding"}
-    yield {"decoded": decode_both_ways()}
+    yield {"decoded": compare_batch_with_single()}
 
 
-def decode_both_ways() -> int:
-    """Decode the same tokens as one batch and one by one; return how many.
+def compare_batch_with_single() -> int:
+    """Decode the same tokens as one batch and one by one, and return how many.
 
     Raises:
         EngineError: the logits are not finite, or differ between the two.
@@ -145,13 +153,13 @@ def decode_both_ways() -> int:
         tokens = [int(token) for token in np.random.default_rng(1).integers(3, VOCABULARY, TOKENS)]
         options = ContextOptions(length=2 * TOKENS)
         with Model.open(path) as model, Context(model, options) as context, context.sequence() as session:
-            [(_, together)] = session.evaluate(tokens, [TOKENS - 1])
+            [(_, batch_logits)] = session.evaluate(tokens, [TOKENS - 1])
             session.truncate(0)
             for token in tokens:
-                [(_, alone)] = session.evaluate([token], [0])
-    if not (np.isfinite(together).all() and np.isfinite(alone).all()):
-        raise EngineError("the engine computes logits that are not numbers", f"run {build_plan.REBUILD}")
-    difference = float(np.linalg.norm(together - alone) / np.linalg.norm(alone))
+                [(_, single_logits)] = session.evaluate([token], [0])
+    if not (np.isfinite(batch_logits).all() and np.isfinite(single_logits).all()):
+        raise EngineError("the engine computes logits that are NaN or infinite", f"run {build_plan.REBUILD}")
+    difference = float(np.linalg.norm(batch_logits - single_logits) / np.linalg.norm(single_logits))
     if difference > TOLERANCE:
         raise EngineError(
             f"the engine computes other logits for a batch than for its tokens one by one: "
@@ -166,7 +174,7 @@ def decode_both_ways() -> int:
 VOCABULARY, WIDTH, FEED_FORWARD, HEADS, KV_HEADS, LAYERS = 288, 256, 512, 4, 2, 2
 _KV_WIDTH = WIDTH * KV_HEADS // HEADS
 
-# name -> rows, columns, type: every quantized type with an AMX kernel, rows in 32s, columns in 256s.
+# name -> rows, columns, type: all quantized types with an AMX kernel; rows in 32s, columns in 256s
 _LAYER_MATRICES = {
     "attn_q": (WIDTH, WIDTH, TensorType.Q4_0),
     "attn_k": (_KV_WIDTH, WIDTH, TensorType.Q8_0),
@@ -179,7 +187,7 @@ _LAYER_MATRICES = {
 
 
 def write_tiny_model(path: Path) -> None:
-    """A seeded Llama of 1.3M random weights, with a vocabulary of bytes; about 1 MB."""
+    """Write a Llama of 1.3M random weights, always the same, with a vocabulary of bytes; about 1 MB."""
     random = np.random.default_rng(0)
     tensors = [
         _matrix(random, "token_embd", VOCABULARY, WIDTH, TensorType.Q8_0),
@@ -212,7 +220,7 @@ def _vector(name: str) -> PlannedTensor:
     )
 
 
-def _metadata() -> dict[str, Typed]:
+def _metadata() -> dict[str, TypedValue]:
     special = ("<unk>", "<s>", "</s>")
     raw = tuple(f"<0x{byte:02X}>" for byte in range(256))
     unused = tuple(f"<unused{i}>" for i in range(VOCABULARY - len(special) - len(raw)))
@@ -245,11 +253,11 @@ def _metadata() -> dict[str, Typed]:
 
 def _run_child() -> int:
     try:
-        for finding in _findings():
-            sys.stdout.write(json.dumps(finding) + "\n")
+        for step in _test_steps():
+            sys.stdout.write(json.dumps(step) + "\n")
             sys.stdout.flush()
     except PigError as error:
-        # load() sends people to `pigguf doctor`, which is where this is shown.
+        # library.load() refers to `pigguf doctor`, which shows this hint.
         hint = f"run {build_plan.REBUILD}" if isinstance(error, BackendUnavailable) else error.hint
         sys.stdout.write(json.dumps({"failure": error.message, "hint": hint}) + "\n")
         return 1

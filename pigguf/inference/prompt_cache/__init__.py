@@ -1,21 +1,21 @@
-"""Documents that stay read: KV states of sequences on disk, for the next process that is asked about them.
+"""Prompt cache: KV states of prompts on disk, so that the next process does not prefill them again.
 
-    place        where they are kept, and how much room they may take
-    identity     what a state depends on: the model's bytes, positions, cache types, the library
-    kept_file    one kept session: a file, whole or not at all, that proves what it holds
-    store        PromptCacheStore: the longest kept beginning is recalled, long prompts are kept
+    cache_directory   where the states are, and how many bytes they may take
+    cache_key         what a state depends on: the model's bytes, RoPE, KV cache types, the library
+    state_file        one cached prompt: a file that is written atomically and verified before use
+    store             PromptCacheStore: restore the longest common prefix, save long prompts
 
-    store = open_store()                                       None where there is no place to keep
-    with Model.open(path) as model, Context(model, store=store) as context, context.sequence() as session:
-        session.set_prompt(tokens)
+    store = open_prompt_cache()                                None if there is no directory for it
+    with Model.open(path) as model, Context(model, prompt_cache=store) as context, context.sequence() as
+        session: session.set_prompt(tokens)
 
-A kept session is lost rather than trusted: what is damaged, of another model or of another library is
-computed again. Left out: when it happens (inference/engine/session.py), and the prompts' text, which is never stored
-(their tokens are).
+A state that is damaged, of another model or of another library is not used: the prompt is prefilled again.
+Prompts are stored as tokens, not as text. Not here: when states are saved and restored
+(inference/engine/session.py).
 """
 
-from pigguf.inference.prompt_cache.cache_directory import sessions_directory
-from pigguf.inference.prompt_cache.state_file import Kept
-from pigguf.inference.prompt_cache.store import PromptCacheStore, open_store
+from pigguf.inference.prompt_cache.cache_directory import prompt_cache_directory
+from pigguf.inference.prompt_cache.state_file import CachedPrompt
+from pigguf.inference.prompt_cache.store import PromptCacheStore, open_prompt_cache
 
-__all__ = ["Kept", "PromptCacheStore", "open_store", "sessions_directory"]
+__all__ = ["CachedPrompt", "PromptCacheStore", "open_prompt_cache", "prompt_cache_directory"]

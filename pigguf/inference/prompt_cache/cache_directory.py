@@ -1,4 +1,7 @@
-"""Where sessions are kept, and how much room they may take: two environment variables, and no options."""
+"""Where the prompt cache is on disk, and how many bytes it may take.
+
+XDG_CACHE_HOME moves the directory, PIGGUF_PROMPT_CACHE_BUDGET sets the budget; there are no options for them.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,37 @@ import os
 import re
 from pathlib import Path
 
-from pigguf.common.files import cache_directory
+from pigguf.common.cache_directory import cache_directory
 from pigguf.errors import UsageError
 
-BUDGET_VARIABLE = "PIGGUF_SESSIONS_BUDGET"
-MOST_BYTES = 10 * 10**9  # where the variable says nothing
-DISK_SHARE = 0.25  # of what the disk has free, where that is less
+BUDGET_VARIABLE = "PIGGUF_PROMPT_CACHE_BUDGET"
+DEFAULT_BUDGET_BYTES = 10 * 10**9  # if the variable is not set
+DISK_FRACTION = 0.25  # of the free disk space, if that is less
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def sessions_directory() -> Path:
-    """The user's, which may not be there yet.
+def prompt_cache_directory() -> Path:
+    """Return the user's prompt cache directory, which may not exist yet.
 
     Raises:
-        UsageError: the system knows no home of this user.
+        UsageError: the system has no home directory for this user.
     """
-    return cache_directory("sessions")
+    return cache_directory("prompt-cache")
 
 
-def stated_budget() -> int | None:
-    """Bytes that the environment allows for kept sessions, 0 for none of them; None where it says nothing.
+def budget_from_environment() -> int | None:
+    """Return the bytes that PIGGUF_PROMPT_CACHE_BUDGET allows, 0 to cache nothing; None if it is not set.
 
     Raises:
-        UsageError: it says something that is no size.
+        UsageError: its value is not a size.
     """
-    said = os.environ.get(BUDGET_VARIABLE, "")
-    if not said:
+    value = os.environ.get(BUDGET_VARIABLE, "")
+    if not value:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]?)B?", said.strip(), re.ASCII)
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT]?)B?", value.strip(), re.ASCII)
+    if not match:
         raise UsageError(
-            f"{BUDGET_VARIABLE} is {said!r}, which is no size", "say 500M or 20G, or 0 to keep no sessions"
+            f"{BUDGET_VARIABLE} is {value!r}, which is not a size",
+            "set it to a size like 500M or 20G, or to 0 to cache no prompts",
         )
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(float(match[1]) * _UNITS[match[2]])

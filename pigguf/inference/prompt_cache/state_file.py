@@ -1,12 +1,12 @@
-"""One kept session: the file llama.cpp streams a sequence into, and what pigguf knows of it behind.
+"""One cached prompt: the state file that llama.cpp writes for a sequence, with pigguf's metadata at its end.
 
-    u32 magic, u32 version, u32 count, count x i32 token, the KV state         llama.cpp's own
-    JSON: model, key, checksum of llama.cpp's part, ...                        the facts
-    u64 bytes of the JSON, u32 CRC-32 of the JSON, 8 bytes of our magic        the end
+    u32 magic, u32 version, u32 count, count x i32 token, the KV state         llama.cpp's part
+    JSON: model, key, checksum of llama.cpp's part, ...                        metadata
+    u64 bytes of the JSON, u32 CRC-32 of the JSON, 8 bytes of our magic        footer
 
-llama.cpp reads its part from the file's beginning and never looks beyond it. Every byte is under a
-checksum, and a file takes its name when it is whole; it is not waited for on its way to the disk, for
-where the power fails the checksum tells. Changed it never is: the time of last use is the file's own.
+llama.cpp reads its part from the beginning and ignores the rest. Every byte is covered by a checksum, and a
+file gets its name when it is complete. It is not synced to disk: after a power failure the checksum shows
+whether it is intact. A file is never changed: the time of last use is its modification time.
 
 Upstream: llama.cpp src/llama-context.cpp (state_seq_save_file, state_seq_load_file).
 """
@@ -27,32 +27,34 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pigguf.common.files import read_exactly
-from pigguf.llama_cpp_internals.kv_state_layout import BEGINNING
+from pigguf.common.file_io import read_exactly
+from pigguf.llama_cpp_internals.kv_state_layout import IN_MEMORY_HEADER
 
 SUFFIX = ".kv"
 _MAGIC = b"pigguf\x01\n"
-_END = struct.Struct("<QI8s")
-_HEAD = struct.Struct("<3I")
-_READ_BYTES = 8 << 20
+_FOOTER = struct.Struct("<QI8s")
+_HEADER = struct.Struct("<3I")
+_CHUNK_BYTES = 8 << 20
 
 
-class Damaged(Exception):
-    """A file that is not what was once kept."""
+class DamagedStateFile(Exception):
+    """A file that does not have the bytes that were written."""
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A kept session, as its file says.
+class CachedPrompt:
+    """A cached prompt, as the metadata of its file states it.
 
     Attributes:
-        path: its file; id: the part of the name by which people call it.
-        model, stamp: hash of the model's bytes, and stamp of its files (identity.py).
-        model_path: where that model was.
-        tokens: how many.
-        state_bytes: llama.cpp's part of the file; checksum: of it.
-        bytes: of the file.
-        made, used: seconds since the epoch.
+        path: the file.
+        model: the hash of the model's bytes (cache_key.py).
+        stamp: the stamp of the model's files (cache_key.py).
+        model_path: where the model was.
+        tokens: how many tokens the state has.
+        state_bytes: the size of llama.cpp's part of the file.
+        checksum: the checksum of that part.
+        bytes: the size of the file.
+        made, used: when it was made and last used, in seconds since the epoch.
     """
 
     path: Path
@@ -68,110 +70,110 @@ class Kept:
 
     @property
     def id(self) -> str:
+        """The part of the file's name that identifies it to users."""
         return self.path.stem.rpartition("-")[2]
 
 
-def seal(path: Path, state_bytes: int, *, model: str, stamp: str, model_path: str, made: float) -> None:
-    """Put facts and checksum behind what llama.cpp wrote.
+def finalize(path: Path, state_bytes: int, *, model: str, stamp: str, model_path: str, made: float) -> None:
+    """Append metadata and checksum to the file that llama.cpp wrote.
 
     Raises:
         OSError: the disk is full or failing.
     """
-    facts = {"model": model, "stamp": stamp, "model_path": model_path, "made": made}
+    metadata = {"model": model, "stamp": stamp, "model_path": model_path, "made": made}
     with open(path, "r+b") as file:
-        facts |= {"state_bytes": state_bytes, "checksum": _checksum(file.fileno(), state_bytes)}
-        data = json.dumps(facts).encode()
+        metadata |= {"state_bytes": state_bytes, "checksum": _checksum(file.fileno(), state_bytes)}
+        data = json.dumps(metadata).encode()
         file.seek(state_bytes)
-        file.write(data + _END.pack(len(data), zlib.crc32(data), _MAGIC))
+        file.write(data + _FOOTER.pack(len(data), zlib.crc32(data), _MAGIC))
 
 
-def read_kept(path: Path) -> Kept:
-    """What a kept file says of itself; whether its state is whole is not looked at.
+def read_entry(path: Path) -> CachedPrompt:
+    """Return the metadata of a state file; the checksum of the state is not verified.
 
     Raises:
-        Damaged: it is not one, or not any more.
-        OSError: it cannot be read, or is gone.
+        DamagedStateFile: it is not a state file, or not any more.
+        OSError: it cannot be read, or does not exist any more.
     """
     with open(path, "rb") as file:
         stat = os.fstat(file.fileno())
-        facts = _facts(file.fileno(), stat.st_size)
-        head = os.pread(file.fileno(), _HEAD.size, 0)
-    tokens = _HEAD.unpack(head)[2]
-    if facts["state_bytes"] < _HEAD.size + 4 * tokens:
-        raise Damaged("it is too short for its tokens")
-    return Kept(path=path, tokens=tokens, bytes=stat.st_size, used=stat.st_mtime, **facts)
+        metadata = _read_metadata(file.fileno(), stat.st_size)
+        header = os.pread(file.fileno(), _HEADER.size, 0)
+    tokens = _HEADER.unpack(header)[2]
+    if metadata["state_bytes"] < _HEADER.size + 4 * tokens:
+        raise DamagedStateFile("it is too short for its tokens")
+    return CachedPrompt(path=path, tokens=tokens, bytes=stat.st_size, used=stat.st_mtime, **metadata)
 
 
-def _facts(descriptor: int, size: int) -> dict[str, Any]:
-    end = os.pread(descriptor, _END.size, max(0, size - _END.size))
-    if len(end) < _END.size:
-        raise Damaged("it is too short")
-    length, crc, magic = _END.unpack(end)
-    if magic != _MAGIC or length > size - _END.size:
-        raise Damaged("it has another end")
-    data = os.pread(descriptor, length, size - _END.size - length)
+def _read_metadata(descriptor: int, size: int) -> dict[str, Any]:
+    footer = os.pread(descriptor, _FOOTER.size, max(0, size - _FOOTER.size))
+    if len(footer) < _FOOTER.size:
+        raise DamagedStateFile("it is too short")
+    length, crc, magic = _FOOTER.unpack(footer)
+    if magic != _MAGIC or length > size - _FOOTER.size:
+        raise DamagedStateFile("its footer is wrong")
+    data = os.pread(descriptor, length, size - _FOOTER.size - length)
     if zlib.crc32(data) != crc:
-        raise Damaged("its facts do not have their checksum")
-    facts: dict[str, Any] = json.loads(data)
-    if facts["state_bytes"] != size - _END.size - length:
-        raise Damaged("it is of another length")
-    return facts
+        raise DamagedStateFile("the checksum of its metadata is wrong")
+    metadata: dict[str, Any] = json.loads(data)
+    if metadata["state_bytes"] != size - _FOOTER.size - length:
+        raise DamagedStateFile("its length is wrong")
+    return metadata
 
 
-def read_tokens(kept: Kept) -> NDArray[np.int32]:
-    """The tokens that a kept file says it holds: (tokens,).
+def read_tokens(entry: CachedPrompt) -> NDArray[np.int32]:
+    """Return the tokens of a state file: (n_tokens,) int32.
 
     Raises:
-        OSError: it cannot be read, or is gone.
+        OSError: it cannot be read, or does not exist any more.
     """
-    return np.fromfile(kept.path, "<i4", kept.tokens, offset=_HEAD.size)
+    return np.fromfile(entry.path, "<i4", entry.tokens, offset=_HEADER.size)
 
 
 @contextmanager
-def proven(kept: Kept) -> Iterator[Path]:
-    """A path to the kept file's bytes, after all of them were found to be what was written.
+def verified(entry: CachedPrompt) -> Iterator[Path]:
+    """Verify all bytes of a state file, and yield a path to them.
 
-    On Linux it leads to these very bytes, even where another process removes the file meanwhile.
+    On Linux the path leads to the verified bytes even if another process removes the file meanwhile.
 
     Raises:
-        Damaged: they are not.
-        OSError: it cannot be read, or is gone.
+        DamagedStateFile: a checksum is wrong.
+        OSError: it cannot be read, or does not exist any more.
     """
-    descriptor = os.open(kept.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(entry.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        if _facts(descriptor, os.fstat(descriptor).st_size)["checksum"] != _checksum(
-            descriptor, kept.state_bytes
-        ):
-            raise Damaged("its state does not have its checksum")
-        same = Path(f"/proc/self/fd/{descriptor}")
-        yield same if same.exists() else kept.path
+        metadata = _read_metadata(descriptor, os.fstat(descriptor).st_size)
+        if metadata["checksum"] != _checksum(descriptor, entry.state_bytes):
+            raise DamagedStateFile("the checksum of its state is wrong")
+        open_file = Path(f"/proc/self/fd/{descriptor}")
+        yield open_file if open_file.exists() else entry.path
     finally:
         os.close(descriptor)
 
 
-def read_state(path: Path, kept: Kept) -> bytearray:
-    """The KV state alone, as kv_state.py reads it.
+def read_state(path: Path, entry: CachedPrompt) -> bytearray:
+    """Return the KV state alone, in the form of llama_cpp_internals/kv_state_layout.py.
 
     Raises:
         ReadError, OSError: it cannot be read.
     """
-    start = _HEAD.size + 4 * kept.tokens
-    state = bytearray(len(BEGINNING) + kept.state_bytes - start)
-    state[: len(BEGINNING)] = BEGINNING
+    start = _HEADER.size + 4 * entry.tokens
+    state = bytearray(len(IN_MEMORY_HEADER) + entry.state_bytes - start)
+    state[: len(IN_MEMORY_HEADER)] = IN_MEMORY_HEADER
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        read_exactly(descriptor, memoryview(state)[len(BEGINNING) :], start, path)
+        read_exactly(descriptor, memoryview(state)[len(IN_MEMORY_HEADER) :], start, path)
     finally:
         os.close(descriptor)
     return state
 
 
 def _checksum(descriptor: int, count: int) -> str:
-    """XXH3 (128 bits) of the first `count` bytes of a file."""
-    hashed = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(min(_READ_BYTES, count)))
-    at = 0
-    while at < count and (got := os.preadv(descriptor, [buffer[: count - at]], at)):
-        hashed.update(buffer[:got])
-        at += got
-    return hashed.hexdigest()
+    """Return the XXH3 (128 bits) of the first `count` bytes of a file."""
+    digest = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, count)))
+    offset = 0
+    while offset < count and (read := os.preadv(descriptor, [buffer[: count - offset]], offset)):
+        digest.update(buffer[:read])
+        offset += read
+    return digest.hexdigest()

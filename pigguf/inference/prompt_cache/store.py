@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pigguf.common.format_bytes import format_memory
 from pigguf.common.numerics import common_prefix_length
 from pigguf.errors import EngineError, OutputError, PigError, UsageError
-from pigguf.inference.engine import Model, Session
+from pigguf.inference.engine import KVSequence, Model
 from pigguf.inference.prompt_cache import cache_directory
 from pigguf.inference.prompt_cache.cache_key import changed_at, model_hash, model_stamp, state_key
 from pigguf.inference.prompt_cache.state_file import (
@@ -88,7 +88,7 @@ class PromptCacheStore:
 
     # ---- for sessions ----------------------------------------------------------------------------
 
-    def restore(self, session: Session, tokens: Sequence[int]) -> None:
+    def restore(self, session: KVSequence, tokens: Sequence[int]) -> None:
         """Restore the longest cached prefix of `tokens` into the session.
 
         Nothing happens if the session has as long a prefix already, or if computing it is faster than loading
@@ -101,7 +101,7 @@ class PromptCacheStore:
         except (OSError, PigError, MemoryError) as error:
             self._warn_once(f"no cached prompt was restored: {_reason(error)}")
 
-    def save(self, session: Session) -> None:
+    def save(self, session: KVSequence) -> None:
         """Save the session's state if enough of its tokens are new; warn if it cannot be written."""
         try:
             if session.n_past >= MIN_NEW_TOKENS and self._is_cacheable(session.context.model):
@@ -109,7 +109,7 @@ class PromptCacheStore:
         except (OSError, PigError, MemoryError) as error:
             self._warn_once(f"the prompt is not cached: {_reason(error)}")
 
-    def _restore_longest(self, session: Session, tokens: NDArray[np.int32]) -> None:
+    def _restore_longest(self, session: KVSequence, tokens: NDArray[np.int32]) -> None:
         context = session.context
         matches = [m for m in self._matches(session, tokens) if m.entry.tokens <= context.length]
         for match in sorted(matches, key=lambda match: (-match.length, match.entry.tokens)):
@@ -120,7 +120,7 @@ class PromptCacheStore:
                 session.truncate(match.length)
                 return
 
-    def _load(self, session: Session, entry: CachedPrompt) -> bool:
+    def _load(self, session: KVSequence, entry: CachedPrompt) -> bool:
         """Load a state into the session, and return whether that succeeded."""
         try:
             with verified(entry) as path:
@@ -138,7 +138,7 @@ class PromptCacheStore:
             os.utime(entry.path)
         return True
 
-    def _save(self, session: Session) -> None:
+    def _save(self, session: KVSequence) -> None:
         model, tokens = session.context.model, np.array(session.tokens, np.int32)
         stamp, model_hash_ = model_stamp(model), self._model_hash(model)
         matches = [m for m in self._matches(session, tokens) if m.entry.model == model_hash_]
@@ -161,7 +161,7 @@ class PromptCacheStore:
             partial.replace(self.directory / name)
         _unlink(replaced)
 
-    def _matches(self, session: Session, tokens: NDArray[np.int32]) -> Iterator[PrefixMatch]:
+    def _matches(self, session: KVSequence, tokens: NDArray[np.int32]) -> Iterator[PrefixMatch]:
         """Yield the cached prompts with this state key that have a common prefix with `tokens`."""
         for path in self._paths(f"{state_key(session.context)}-*"):
             if entry := self._read_entry(path):
@@ -320,7 +320,7 @@ class PrefixMatch:
     length: int
 
 
-def _convert_layout(state: bytearray, session: Session) -> bytearray:
+def _convert_layout(state: bytearray, session: KVSequence) -> bytearray:
     """Convert a state in place to the layout of the session's context.
 
     Raises:
@@ -333,7 +333,7 @@ def _convert_layout(state: bytearray, session: Session) -> bytearray:
     return state
 
 
-def _estimate_state_bytes(session: Session) -> int:
+def _estimate_state_bytes(session: KVSequence) -> int:
     """Return about how many bytes the session's state takes: its K and V."""
     options = session.context.options
     return session.context.model.kv_cache_bytes(session.n_past, options.cache_k, options.cache_v)

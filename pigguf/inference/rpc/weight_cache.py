@@ -1,12 +1,12 @@
-"""Weights that clients sent to a worker, kept on its disk so that they need not come again.
+"""A worker's cache on disk of the weights that clients sent, so that they are not sent again.
 
-Before the library sends a large weight (more than 10 MiB) it asks by the hash of its bytes whether the worker
-has it. Its own server can keep them, too, but writes files that a kill leaves cut short, believes what it
-finds in them, and knows no bound. Here a file appears whole or not at all, is proven before it is used, and
-what was used longest ago makes room.
+Before llama.cpp sends a large weight (more than 10 MiB) it asks by the hash of its bytes whether the worker
+has it. Its own server has a cache too, but writes files that are truncated if it is killed, does not verify
+them, and has no size limit. Here files are written atomically and verified before use, and the least recently
+used ones are evicted.
 
-Left out: the library's hash (64 bits of FNV-1a) is not computed again. A client with ill intent may leave
-other bytes under it than it says, which is why only those should reach a worker who may.
+llama.cpp's hash (64 bits of FNV-1a) is not verified: a malicious client can store other bytes under it, which
+is one reason why only trusted clients should reach a worker.
 Upstream: ggml/src/ggml-rpc/ggml-rpc.cpp (rpc_use_hash_cache, set_tensor_hash).
 """
 
@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pigguf.common.files import atomic_write
+from pigguf.common.atomic_write import atomic_write
 from pigguf.errors import OutputError
 
 _CHUNK = 1 << 20
-_PROOF = 16  # bytes of the check sum after the weights
+_CHECKSUM_BYTES = 16  # after the weights
 
 _log = logging.getLogger("pigguf")
 
@@ -32,78 +32,83 @@ class WeightCache:
     """Files in a directory, each named by its hash.
 
     Attributes:
-        directory: made where it is missing; nobody else can read it then.
-        most: bytes of all files together.
+        directory: where the files are; created if it is missing, readable by the user only.
+        max_bytes: the most bytes of all files together.
 
     Raises:
-        OSError: there can be no such directory.
+        OSError: the directory cannot be created.
     """
 
-    def __init__(self, directory: Path, most: int) -> None:
+    def __init__(self, directory: Path, max_bytes: int) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
-        self.most = most
+        self.max_bytes = max_bytes
 
-    def find(self, hashed: bytes) -> tuple[int, Iterator[bytes]] | None:
-        """How many bytes are kept under a hash, and the bytes; None where none are. Damaged ones go."""
-        path = self._path(hashed)
+    def load(self, content_hash: bytes) -> tuple[int, Iterator[bytes]] | None:
+        """Return the size and the chunks of the weights with a hash, or None; remove a damaged file."""
+        path = self._path(content_hash)
         try:
-            size = path.stat().st_size - _PROOF
-            proof = hashlib.blake2b(digest_size=_PROOF)
+            size = path.stat().st_size - _CHECKSUM_BYTES
+            checksum = hashlib.blake2b(digest_size=_CHECKSUM_BYTES)
             for chunk in _read(path, 0, size):
-                proof.update(chunk)
-            if b"".join(_read(path, size, _PROOF)) == proof.digest():
+                checksum.update(chunk)
+            if b"".join(_read(path, size, _CHECKSUM_BYTES)) == checksum.digest():
                 os.utime(path)
                 return size, _read(path, 0, size)
-        except OSError:  # there is none, or none of that length
+        except OSError:  # it does not exist, or is too short
             pass
         path.unlink(missing_ok=True)
         return None
 
-    def keep(self, hashed: bytes, size: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """Hand on `size` bytes as they come, and keep them once all have; a disk that refuses is a warning.
+    def store(self, content_hash: bytes, size: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        """Yield the chunks as they come, and store them when they are complete; warn if the disk fails.
+
+        Args:
+            content_hash: the hash of the bytes.
+            size: how many bytes.
+            chunks: the bytes.
 
         Raises:
-            Whatever `chunks` raises.
+            What `chunks` raises.
         """
-        if size + _PROOF > self.most:
+        if size + _CHECKSUM_BYTES > self.max_bytes:
             yield from chunks
             return
-        proof = hashlib.blake2b(digest_size=_PROOF)
+        checksum = hashlib.blake2b(digest_size=_CHECKSUM_BYTES)
         try:
-            self._make_room(size + _PROOF)
-            with atomic_write(self._path(hashed), size + _PROOF) as file:
+            self._evict(size + _CHECKSUM_BYTES)
+            with atomic_write(self._path(content_hash), size + _CHECKSUM_BYTES) as file:
                 for chunk in chunks:
                     yield chunk
-                    proof.update(chunk)
+                    checksum.update(chunk)
                     file.write(chunk)
-                file.write(proof.digest())
+                file.write(checksum.digest())
         except OutputError as error:
-            if isinstance(error.__cause__, ConnectionError):  # no matter of the disk: the sender left
+            if isinstance(error.__cause__, ConnectionError):  # not a disk error: the sender disconnected
                 raise error.__cause__ from None
-            _log.warning("weights are not kept for the next time: %s", error.message)
+            _log.warning("the weights are not cached: %s", error.message)
             yield from chunks
 
-    def _path(self, hashed: bytes) -> Path:
-        return self.directory / hashed.hex()
+    def _path(self, content_hash: bytes) -> Path:
+        return self.directory / content_hash.hex()
 
-    def _make_room(self, size: int) -> None:
-        """Remove what was used longest ago, until so many bytes more are within the bound."""
-        with suppress(OSError):  # another worker keeps here, too
-            kept = {path: path.stat() for path in self.directory.iterdir()}
-            taken = sum(stat.st_size for stat in kept.values())
-            for path in sorted(kept, key=lambda path: kept[path].st_mtime_ns):
-                if taken + size <= self.most:
+    def _evict(self, size: int) -> None:
+        """Remove the least recently used files until `size` more bytes fit."""
+        with suppress(OSError):  # another worker uses the directory too
+            stats = {path: path.stat() for path in self.directory.iterdir()}
+            total = sum(stat.st_size for stat in stats.values())
+            for path in sorted(stats, key=lambda path: stats[path].st_mtime_ns):
+                if total + size <= self.max_bytes:
                     return
                 path.unlink(missing_ok=True)
-                taken -= kept[path].st_size
+                total -= stats[path].st_size
 
 
 def _read(path: Path, start: int, count: int) -> Iterator[bytes]:
-    """That part of a file.
+    """Yield the chunks of a part of a file.
 
     Raises:
-        OSError: there is no such file, or it is shorter.
+        OSError: the file does not exist, or is too short.
     """
     with path.open("rb") as file:
         file.seek(start)

@@ -1,8 +1,9 @@
-"""Forward: a part of a prompt through all layers, up to the K and V of the last one.
+"""One chunk of a prompt through all layers, up to the K and V of the last one.
 
-The residual stream is float32, products are bfloat16, and what lies between them is computed in float32 and
-rounded once. The last layer's attention and feed-forward would only matter for logits, which are llama.cpp's.
-Upstream: llama.cpp src/models/llama.cpp, qwen2.cpp, qwen3.cpp; src/llama-graph.cpp (build_qkv, build_ffn).
+The residual stream is float32, matrix products are bfloat16, and what is between them is computed in float32
+and rounded once. The last layer's attention and feed-forward are only needed for logits, which llama.cpp
+computes. Upstream: llama.cpp src/models/llama.cpp, qwen2.cpp, qwen3.cpp; src/llama-graph.cpp (build_qkv,
+build_ffn).
 """
 
 from __future__ import annotations
@@ -12,113 +13,142 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import linear, rms_norm, silu
 
-from pigguf.inference.torch_prefill.attention import Attention, Step
-from pigguf.inference.torch_prefill.kv_cache import Cache
-from pigguf.inference.torch_prefill.layer_weights import Layer, Weights
-from pigguf.inference.torch_prefill.rotary import turned, turns
-from pigguf.inference.torch_prefill.supported_models import Shape
+from pigguf.inference.torch_prefill.attention import AttentionKernel, OnProgress
+from pigguf.inference.torch_prefill.kv_cache import KVCacheTensors
+from pigguf.inference.torch_prefill.layer_weights import LayerWeights, WeightLoader
+from pigguf.inference.torch_prefill.rotary import apply_rotary_emb, compute_freqs_cis
+from pigguf.inference.torch_prefill.supported_models import ModelShape
 from pigguf.rope import RopeScaling
 
-_ROWS = 1024  # of the feed-forward at once, whose inner vectors are wide
-_MOST_APART = 0.3  # relative; rounding makes hundredths of it, positions read otherwise more than all
+_FFN_ROWS = 1024  # tokens of the feed-forward at once, whose activations are wide
+_MAX_DIFFERENCE = 0.3  # relative; rounding makes hundredths of it, wrong RoPE parameters more than all of it
 
 
-class Unproved(Exception):
-    """K or V came out otherwise than llama.cpp has computed them."""
+class PrefillMismatch(Exception):
+    """K or V that differ from what llama.cpp has computed for the same tokens."""
 
 
-class Forward:
-    """Reads parts of a prompt into a cache, one after the other.
+class PrefillForward:
+    """A model's forward pass without logits, for one chunk of a prompt after the other.
 
     Args:
-        rope: of a kind in graph.ROPE_KINDS.
+        shape: the model's dimensions.
+        rope: RoPE parameters of a class in `supported_models.ROPE_CLASSES`.
+        weights: the weights.
+        attention: computes one layer's attention at a time.
+        cache: receives K and V.
     """
 
     def __init__(
-        self, shape: Shape, rope: RopeScaling, weights: Weights, attention: Attention, cache: Cache
+        self,
+        shape: ModelShape,
+        rope: RopeScaling,
+        weights: WeightLoader,
+        attention: AttentionKernel,
+        cache: KVCacheTensors,
     ) -> None:
         self._shape = shape
         self._rope = rope
         self._weights = weights
-        self._divisors = weights.divisors
+        self._freq_factors = weights.freq_factors
         self._attention = attention
         self._cache = cache
 
     @torch.inference_mode()
-    def read(self, tokens: Sequence[int], start: int, known: int, step: Step) -> None:
-        """Write the K and V of tokens at the positions from `start` on, before which all are written.
+    def prefill_chunk(self, tokens: Sequence[int], start: int, n_known: int, on_progress: OnProgress) -> None:
+        """Write the K and V of tokens at the positions from `start` on; all earlier ones must be written.
 
         Args:
-            known: of so many of the first tokens they are written too, and must come out as they are.
-            step: called after each part of the work with its share of the whole; it may raise.
+            tokens: the chunk.
+            start: the position of its first token.
+            n_known: the K and V of this many of its first tokens are in the KV cache already, from llama.cpp;
+                they are compared instead of written.
+            on_progress: called after each part of the work with its share of the whole; it may raise.
 
         Raises:
-            Unproved: they do not.
+            PrefillMismatch: the known K or V differ.
             ReadError: the file became shorter.
         """
-        layers, stop = self._shape.layers, start + len(tokens)
-        by = turns(self._rope, self._divisors, self._shape.head_dim, start, stop)
-        hidden = self._weights.embedded(tokens)
-        for number in range(layers):
-            layer = self._weights.layer(number)
-            queries, keys, values = self._projected(layer, hidden, by)
+        n_layer, stop = self._shape.n_layer, start + len(tokens)
+        freqs_cis = compute_freqs_cis(self._rope, self._freq_factors, self._shape.head_dim, start, stop)
+        hidden = self._weights.embed_tokens(tokens)  # (n_tokens, n_embd)
+        for layer in range(n_layer):
+            weights = self._weights.load_layer(layer)
+            queries, keys, values = self._project_qkv(weights, hidden, freqs_cis)
             for name, cached, computed in (
-                ("K", self._cache.keys(number)[start:stop], keys),
-                ("V", self._cache.values(number)[start:stop], values),
+                ("K", self._cache.keys(layer)[start:stop], keys),
+                ("V", self._cache.values(layer)[start:stop], values),
             ):
-                _refuse_apart(f"{name} of layer {number}", cached[:known].float(), computed[:known])
-                cached[known:] = computed[known:]
-            if number < layers - 1:
-                self._attend(number, layer, hidden, queries, stop, lambda share: step(share / layers))
-                self._feed_forward(layer, hidden)
-        step(1 / layers)
+                _check_equal(f"{name} of layer {layer}", cached[:n_known].float(), computed[:n_known])
+                cached[n_known:] = computed[n_known:]
+            if layer < n_layer - 1:
+                self._attend(
+                    layer, weights, hidden, queries, stop, lambda share: on_progress(share / n_layer)
+                )
+                self._feed_forward(weights, hidden)
+        on_progress(1 / n_layer)
 
-    def _projected(
-        self, layer: Layer, hidden: torch.Tensor, by: torch.Tensor
+    def _project_qkv(
+        self, weights: LayerWeights, hidden: torch.Tensor, freqs_cis: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries and keys at their positions, and values: (positions, heads, head_dim) float32."""
+        """Return queries and keys with RoPE applied, and values: (n_tokens, heads, head_dim) float32."""
         shape = self._shape
-        normed = rms_norm(hidden, (shape.width,), layer.attention_norm, shape.epsilon)
-        projected = linear(normed.bfloat16(), layer.qkv).float()
-        if layer.qkv_bias is not None:
-            projected += layer.qkv_bias
+        normed = rms_norm(hidden, (shape.n_embd,), weights.attention_norm, shape.rms_eps)
+        projected = linear(normed.bfloat16(), weights.qkv).float()
+        if weights.qkv_bias is not None:
+            projected += weights.qkv_bias
         heads = projected.view(len(hidden), -1, shape.head_dim)
-        both = shape.heads + shape.kv_heads
-        queries, keys, values = heads[:, : shape.heads], heads[:, shape.heads : both], heads[:, both:]
-        if layer.query_norm is not None:
-            queries = rms_norm(queries, (shape.head_dim,), layer.query_norm, shape.epsilon)
-        if layer.key_norm is not None:
-            keys = rms_norm(keys, (shape.head_dim,), layer.key_norm, shape.epsilon)
-        neighbours = shape.neighbours
-        return turned(queries, by, neighbours=neighbours), turned(keys, by, neighbours=neighbours), values
+        n_query_key = shape.n_head + shape.n_head_kv
+        queries, keys, values = (
+            heads[:, : shape.n_head],
+            heads[:, shape.n_head : n_query_key],
+            heads[:, n_query_key:],
+        )
+        if weights.query_norm is not None:
+            queries = rms_norm(queries, (shape.head_dim,), weights.query_norm, shape.rms_eps)
+        if weights.key_norm is not None:
+            keys = rms_norm(keys, (shape.head_dim,), weights.key_norm, shape.rms_eps)
+        queries = apply_rotary_emb(queries, freqs_cis, interleaved=shape.interleaved)
+        keys = apply_rotary_emb(keys, freqs_cis, interleaved=shape.interleaved)
+        return queries, keys, values
 
     def _attend(
-        self, number: int, layer: Layer, hidden: torch.Tensor, queries: torch.Tensor, stop: int, step: Step
+        self,
+        layer: int,
+        weights: LayerWeights,
+        hidden: torch.Tensor,
+        queries: torch.Tensor,
+        stop: int,
+        on_progress: OnProgress,
     ) -> None:
-        """Add what the queries see to the hidden vectors."""
-        self._attention.hold(self._cache.keys(number)[:stop], self._cache.values(number)[:stop])
-        hidden += linear(self._attention.attend(queries, step), layer.output)
-        if layer.output_bias is not None:
-            hidden += layer.output_bias
+        """Add the attention's output to the residual stream, in place."""
+        self._attention.set_kv(self._cache.keys(layer)[:stop], self._cache.values(layer)[:stop])
+        hidden += linear(self._attention.forward(queries, on_progress), weights.output)
+        if weights.output_bias is not None:
+            hidden += weights.output_bias
 
-    def _feed_forward(self, layer: Layer, hidden: torch.Tensor) -> None:
+    def _feed_forward(self, weights: LayerWeights, hidden: torch.Tensor) -> None:
+        """Add the feed-forward's output to the residual stream, in place."""
         shape = self._shape
-        for rows in torch.split(hidden, _ROWS):
-            normed = rms_norm(rows, (shape.width,), layer.feed_forward_norm, shape.epsilon)
-            inner = linear(normed.bfloat16(), layer.gate_up)
-            if layer.gate_up_bias is not None:
-                inner += layer.gate_up_bias
-            gate, up = inner.chunk(2, -1)
-            rows += linear(silu(gate).mul_(up), layer.down)
-            if layer.down_bias is not None:
-                rows += layer.down_bias
+        for rows in torch.split(hidden, _FFN_ROWS):
+            normed = rms_norm(rows, (shape.n_embd,), weights.feed_forward_norm, shape.rms_eps)
+            gate_up = linear(normed.bfloat16(), weights.gate_up)
+            if weights.gate_up_bias is not None:
+                gate_up += weights.gate_up_bias
+            gate, up = gate_up.chunk(2, -1)
+            rows += linear(silu(gate).mul_(up), weights.down)
+            if weights.down_bias is not None:
+                rows += weights.down_bias
 
 
-def _refuse_apart(what: str, cached: torch.Tensor, computed: torch.Tensor) -> None:
-    """
+def _check_equal(name: str, cached: torch.Tensor, computed: torch.Tensor) -> None:
+    """Raise if two tensors differ by more than rounding.
+
     Raises:
-        Unproved: they differ by more than rounding.
+        PrefillMismatch: they do.
     """
-    apart = float((computed - cached).norm() / cached.norm()) if len(cached) else 0.0
-    if not apart <= _MOST_APART:
-        raise Unproved(f"{what} comes out otherwise than in llama.cpp, {apart:.2g} of it apart")
+    difference = float((computed - cached).norm() / cached.norm()) if len(cached) else 0.0
+    if not difference <= _MAX_DIFFERENCE:
+        raise PrefillMismatch(
+            f"{name} differs from what llama.cpp computes (relative difference {difference:.2g})"
+        )

@@ -1,8 +1,8 @@
-"""Weights: a GGUF's layers in bfloat16, one held at a time, and the vectors of tokens.
+"""A GGUF file's weights in bfloat16, one layer at a time, and the embeddings of tokens.
 
-Quantized tensors are decoded by ggml's own kernels, in slabs of rows on all cores, straight into the matrix
-they belong to: queries, keys and values are one product, and so are the two inputs of the feed-forward.
-Norms and biases stay float32.
+Quantized tensors are dequantized by ggml's own kernels, in slabs of rows on all cores, directly into the
+matrix they are part of: queries, keys and values are one matrix product, and so are gate and up of the
+feed-forward. Norms and biases stay float32.
 """
 
 from __future__ import annotations
@@ -17,22 +17,26 @@ import numpy as np
 import torch
 
 from pigguf.common.lazy_tensor import SLAB_ELEMENTS, Array, LazyTensor
-from pigguf.common.parallel import computed_ahead
+from pigguf.common.parallel import map_ahead
 from pigguf.gguf_io import GGUFFile, TensorData
-from pigguf.inference.torch_prefill.supported_models import Shape
+from pigguf.inference.torch_prefill.supported_models import ModelShape
 from pigguf.quantization.dequantize import float_tensors
-from pigguf.rope.frequencies import FREQUENCIES, Divisors
+from pigguf.rope.rope_scaling import ROPE_FREQS, FreqFactors
 
 _QKV = ("attn_q", "attn_k", "attn_v")
 _GATE_UP = ("ffn_gate", "ffn_up")
 
 
-class Layer(NamedTuple):
-    """A layer's weights: matrices bfloat16 (outputs, inputs), the rest float32; None is absent.
+class LayerWeights(NamedTuple):
+    """One layer's weights: matrices (outputs, inputs) bfloat16, the rest float32; None is absent.
 
     Attributes:
-        attention_norm, feed_forward_norm: (width,).
-        qkv, gate_up: rows of several tensors, one after the other; their biases alike.
+        attention_norm, feed_forward_norm: (n_embd,).
+        qkv: attn_q, attn_k and attn_v, ((n_head + 2 * n_head_kv) * head_dim, n_embd), and the bias alike.
+        gate_up: ffn_gate and ffn_up, (2 * n_ff, n_embd), and the bias alike.
+        query_norm, key_norm: (head_dim,).
+        output: attn_output, (n_embd, n_head * head_dim).
+        down: ffn_down, (n_embd, n_ff).
     """
 
     attention_norm: torch.Tensor
@@ -49,37 +53,41 @@ class Layer(NamedTuple):
     down_bias: torch.Tensor | None
 
 
-class Weights:
-    """A file's weights; a context manager, as it holds the file open.
+class WeightLoader:
+    """A file's weights; a context manager, because it keeps the file open.
+
+    Args:
+        file: the header.
+        shape: the model's dimensions.
 
     Raises:
-        ReadError: a part of it cannot be opened.
+        ReadError: a shard of it cannot be opened.
     """
 
-    def __init__(self, file: GGUFFile, shape: Shape) -> None:
+    def __init__(self, file: GGUFFile, shape: ModelShape) -> None:
         self._data = TensorData(file)
         self._tensors = {tensor.name: tensor for tensor in float_tensors(file, self._data)}
-        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        self._qkv = _matrix(queries + 2 * keys, shape.width)
-        self._output = _matrix(shape.width, queries)
-        self._gate_up = _matrix(2 * shape.inner, shape.width)
-        self._down = _matrix(shape.width, shape.inner)
+        queries, keys = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
+        self._qkv = _matrix(queries + 2 * keys, shape.n_embd)
+        self._output = _matrix(shape.n_embd, queries)
+        self._gate_up = _matrix(2 * shape.n_ff, shape.n_embd)
+        self._down = _matrix(shape.n_embd, shape.n_ff)
 
     @property
-    def divisors(self) -> Divisors | None:
-        """Of rope_freqs.weight."""
-        tensor = self._tensors.get(FREQUENCIES)
+    def freq_factors(self) -> FreqFactors | None:
+        """The values of rope_freqs.weight, or None."""
+        tensor = self._tensors.get(ROPE_FREQS)
         return None if tensor is None else tensor.load().astype(np.float32)
 
-    def embedded(self, tokens: Sequence[int]) -> torch.Tensor:
-        """The vectors of tokens: (tokens, width) float32."""
+    def embed_tokens(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Return the embeddings of tokens: (n_tokens, n_embd) float32."""
         table = self._tensors["token_embd.weight"]
-        ids, places = np.unique(np.asarray(tokens), return_inverse=True)
+        ids, indices = np.unique(np.asarray(tokens), return_inverse=True)
         rows = np.concatenate([table.read(token, token + 1) for token in ids.tolist()]).astype(np.float32)
-        return torch.from_numpy(rows[places])
+        return torch.from_numpy(rows[indices])
 
-    def layer(self, number: int) -> Layer:
-        """A layer's weights, whose matrices are valid until the next call.
+    def load_layer(self, number: int) -> LayerWeights:
+        """Return a layer's weights; its matrices are valid until the next call.
 
         Raises:
             ReadError: the file became shorter.
@@ -99,7 +107,7 @@ class Weights:
             )
             for slab in _slabs(matrix, [named[f"{name}.weight"] for name in names])
         )
-        return Layer(
+        return LayerWeights(
             attention_norm=_floats(named["attn_norm.weight"]),
             qkv=_as_torch(self._qkv),
             qkv_bias=_biases(named, _QKV),
@@ -115,9 +123,10 @@ class Weights:
         )
 
     def close(self) -> None:
+        """Close the file."""
         self._data.close()
 
-    def __enter__(self) -> Weights:
+    def __enter__(self) -> WeightLoader:
         return self
 
     def __exit__(
@@ -131,18 +140,21 @@ def _matrix(rows: int, columns: int) -> Array:
 
 
 def _compute(slabs: Iterable[partial[None]]) -> None:
-    """Numpy rounds to bfloat16 on the thread that decodes: torch would start a team of threads in each."""
-    for _ in computed_ahead(slabs):
+    """Compute slabs on all cores.
+
+    numpy rounds to bfloat16 in the thread that dequantizes; torch would start more threads in each.
+    """
+    for _ in map_ahead(slabs):
         pass
 
 
 def _slabs(matrix: Array, tensors: list[LazyTensor]) -> Iterator[partial[None]]:
-    """The work of putting tensors into a matrix, one after the other."""
-    at = 0
+    """Yield the tasks that copy tensors into a matrix, one below the other."""
+    row = 0
     for tensor in tensors:
         for start, stop in tensor.slabs(SLAB_ELEMENTS):
-            yield partial(_fill_rows, matrix[at + start : at + stop], tensor, start, stop)
-        at += tensor.rows
+            yield partial(_fill_rows, matrix[row + start : row + stop], tensor, start, stop)
+        row += tensor.rows
 
 
 def _fill_rows(rows: Array, tensor: LazyTensor, start: int, stop: int) -> None:
@@ -150,7 +162,7 @@ def _fill_rows(rows: Array, tensor: LazyTensor, start: int, stop: int) -> None:
 
 
 def _as_torch(matrix: Array) -> torch.Tensor:
-    """A bfloat16 array as a tensor over the same memory; numpy's own conversion does not know the type."""
+    """Return a tensor over the memory of a bfloat16 array, a type that torch.from_numpy does not know."""
     return torch.from_numpy(matrix.view(np.int16)).view(torch.bfloat16)
 
 
@@ -163,11 +175,11 @@ def _optional(tensor: LazyTensor | None) -> torch.Tensor | None:
 
 
 def _biases(named: dict[str, LazyTensor], names: tuple[str, ...]) -> torch.Tensor | None:
-    """Biases one after the other, zeros for one that is absent among others that are not."""
-    found = [named.get(f"{name}.bias") for name in names]
-    if not any(found):
+    """Return biases concatenated, with zeros for a missing one; None if all are missing."""
+    biases = [named.get(f"{name}.bias") for name in names]
+    if not any(biases):
         return None
     rows = [named[f"{name}.weight"].rows for name in names]
     return torch.cat(
-        [torch.zeros(n) if bias is None else _floats(bias) for bias, n in zip(found, rows, strict=True)]
+        [torch.zeros(n) if bias is None else _floats(bias) for bias, n in zip(biases, rows, strict=True)]
     )

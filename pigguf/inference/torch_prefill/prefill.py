@@ -1,8 +1,8 @@
-"""Reading: a prompt in PyTorch, a part of some thousand tokens after the other, into a session.
+"""Prefill a whole prompt in PyTorch, one chunk of some thousand tokens after the other, into a session.
 
-Every reading is proved as it goes: llama.cpp reads the first few tokens, the first part begins with them once
-more, and in each layer their K and V must come out as they lie in its cache (forward.py). Parts that were
-done when the work was stopped are kept.
+Each prefill is verified: llama.cpp prefills the first few tokens, the first chunk begins with the same
+tokens, and in each layer their K and V must equal those in llama.cpp's KV cache (forward.py). Chunks that
+were complete when the work was interrupted are kept.
 """
 
 from __future__ import annotations
@@ -13,65 +13,71 @@ from contextlib import contextmanager
 import torch
 
 from pigguf.errors import Interrupted
-from pigguf.inference.engine.session import Session
-from pigguf.inference.torch_prefill.attention import Attention, BlockedAttention, FusedAttention
-from pigguf.inference.torch_prefill.backend import PART, bfloat16_arithmetic, cache_types
-from pigguf.inference.torch_prefill.forward import Forward
-from pigguf.inference.torch_prefill.kv_cache import Cache
-from pigguf.inference.torch_prefill.layer_weights import Weights
-from pigguf.inference.torch_prefill.supported_models import Shape
+from pigguf.inference.engine.kv_sequence import KVSequence
+from pigguf.inference.torch_prefill.attention import AttentionKernel, BlockedAttention, SdpaAttention
+from pigguf.inference.torch_prefill.backend import CHUNK_TOKENS, bfloat16_instructions, kv_tensor_types
+from pigguf.inference.torch_prefill.forward import PrefillForward
+from pigguf.inference.torch_prefill.kv_cache import KVCacheTensors
+from pigguf.inference.torch_prefill.layer_weights import WeightLoader
+from pigguf.inference.torch_prefill.supported_models import ModelShape
 from pigguf.llama_cpp_internals import kv_state_layout
 from pigguf.progress import SILENT, Progress
+from pigguf.rope import RopeScaling
 
-_PROOF = 16  # tokens that are computed here and by llama.cpp
+_VERIFIED_TOKENS = 16  # tokens that are computed both here and by llama.cpp
 
 
-def read_prompt(shape: Shape, session: Session, tokens: Sequence[int], progress: Progress) -> None:
-    """Append tokens to what the session holds, and tell progress of them.
+def prefill_prompt(shape: ModelShape, session: KVSequence, tokens: Sequence[int], progress: Progress) -> None:
+    """Append tokens to the session, and advance progress by them.
 
     Raises:
-        Unproved: what comes out is not what llama.cpp computes.
+        PrefillMismatch: the results differ from what llama.cpp computes.
         Interrupted: session.interrupted became true.
-        RuntimeError, MemoryError: torch's.
+        RuntimeError, MemoryError: torch failed.
     """
     prompt = [*session.tokens, *tokens]
-    session.prefill(tokens[:_PROOF], SILENT)
-    progress.advance(len(tokens[:_PROOF]))
+    n_verified = len(tokens[:_VERIFIED_TOKENS])
+    session.prefill(tokens[:_VERIFIED_TOKENS], SILENT)
+    progress.advance(n_verified)
     first = done = session.n_past
     model, options = session.context.model, session.context.options
-    with _threads(options.prefill_threads or options.threads), Weights(model.file, shape) as weights:
+    with (
+        _torch_threads(options.prefill_threads or options.threads),
+        WeightLoader(model.file, shape) as weights,
+    ):
         transposed = session.context.values_transposed
-        cache = Cache(shape, len(prompt), *cache_types(options), transposed=transposed)
-        cache.take(session.export_state())
-        forward = Forward(shape, model.rope, weights, _attention(shape, len(prompt)), cache)
+        cache = KVCacheTensors(shape, len(prompt), *kv_tensor_types(options), transposed=transposed)
+        cache.load_state(session.export_state())
+        assert isinstance(model.rope, RopeScaling)  # supported_models.py checked it
+        forward = PrefillForward(shape, model.rope, weights, _create_attention(shape, len(prompt)), cache)
 
-        def step(share: float) -> None:
-            progress.advance(share * (min(len(prompt), done + PART) - done))
+        def on_progress(share: float) -> None:
+            progress.advance(share * (min(len(prompt), done + CHUNK_TOKENS) - done))
             if session.interrupted:
                 raise Interrupted(f"prefill was interrupted after {done:,} tokens")
 
         try:
             while done < len(prompt):
-                known = len(tokens[:_PROOF]) if done == first else 0
-                stop = min(len(prompt), done + PART)
-                forward.read(prompt[done - known : stop], done - known, known, step)
+                n_known = n_verified if done == first else 0
+                stop = min(len(prompt), done + CHUNK_TOKENS)
+                forward.prefill_chunk(prompt[done - n_known : stop], done - n_known, n_known, on_progress)
                 done = stop
         finally:
             if done > first:
-                state = cache.first(done)
-                kv_state_layout.set_streams(state, session.context.options.sequences)
+                state = cache.truncated_state(done)
+                kv_state_layout.set_stream_count(state, session.context.options.sequences)
                 session.import_state(state, prompt[:done])
 
 
-def _attention(shape: Shape, cells: int) -> Attention:
-    """torch's own kernel is the faster one where the CPU multiplies tiles."""
-    tiles = "amx_bf16" in bfloat16_arithmetic()
-    return FusedAttention(shape, cells) if tiles else BlockedAttention(shape, cells)
+def _create_attention(shape: ModelShape, max_cells: int) -> AttentionKernel:
+    """Return the faster attention: torch's own kernel on CPUs with matrix tiles."""
+    has_tiles = "amx_bf16" in bfloat16_instructions()
+    return SdpaAttention(shape, max_cells) if has_tiles else BlockedAttention(shape, max_cells)
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Have torch compute with so many threads; None is as many as it likes."""
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """Make torch use `count` threads in the block; None leaves its own number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

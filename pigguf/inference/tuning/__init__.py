@@ -1,27 +1,31 @@
-"""How a model runs fastest on this machine: measured once, kept, and found before every load.
+"""Tuning: how a model runs fastest on this machine; measured once, stored, and loaded before every load.
 
-    tuning = find_tuning(file)            what was measured, or a short built-in rule; a few milliseconds
+    profile = load_tuning_profile(file)   what was measured, or a built-in default; a few milliseconds
     result = tune(path, progress=...)     a minute or two
 
-    values  what is measured and kept          keys   what it holds for: the machine, the model's shape
-    choice  pure functions from speeds to it   store  where it is kept
-    probe   the speed of a setting at a depth  rule   what goes for a machine that was never tuned
-    rounds  comparisons within a budget        run    the tuning itself
+    profile            TuningProfile and the measured speeds, as plain values
+    profile_store      tuning profiles on disk
+    machine_key        what a profile applies to: the machine, the model's shape
+    default_profiles   the profile of a machine that was never tuned
+    measure_speed      the speed of one setting at one depth
+    compare_settings   comparisons of settings within a time budget
+    choose_settings    from measured speeds to settings; pure functions
+    tune               the tuning itself
 
-Chosen is only what changes no answer. Left out: memory (inference/planning.py), and who applies it (inference/open_context.py).
+Only settings that change no answer are chosen. Not here: memory (inference/memory_planning), and applying a
+profile (inference/resolve_run.py).
 """
 
-from pigguf.inference.tuning.profile import Measurement, Speed, Tuning
-from pigguf.inference.tuning.tune import BUDGET, Choice, TuningResult, tune
-from pigguf.inference.tuning.tuning_files import find_tuning
+from pigguf.inference.tuning.profile import Measurement, SpeedAtDepth, TuningProfile
+from pigguf.inference.tuning.profile_store import load_tuning_profile
+from pigguf.inference.tuning.tune import BUDGET, TuningResult, tune
 
 __all__ = [
     "BUDGET",
-    "Choice",
     "Measurement",
-    "Speed",
-    "Tuning",
+    "SpeedAtDepth",
+    "TuningProfile",
     "TuningResult",
-    "find_tuning",
+    "load_tuning_profile",
     "tune",
 ]

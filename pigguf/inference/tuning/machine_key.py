@@ -1,8 +1,8 @@
-"""What a tuning holds for: this machine as the engine finds it, and models of one shape.
+"""What a tuning profile applies to: this machine as the engine sees it, and models of one shape.
 
-Two files of one shape run alike, whatever their weights say and wherever they lie; another quantization, a
-longer window or a rebuilt engine does not. Neither key is a secret or a fingerprint of a person: both are
-kept beside the tuning, for a person to read.
+Two files of one shape run at the same speed, whatever their weights and paths; another quantization, a longer
+context or a rebuilt engine changes the key. Both keys are stored in the profile in readable form, and neither
+identifies a person.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from pigguf.common.parallel import usable_cores
 from pigguf.gguf_io import GGUFFile
 from pigguf.inference.engine import GpuLayers
-from pigguf.inference.engine.context import default_threads
+from pigguf.inference.engine.context_options import default_threads
 from pigguf.inference.engine.devices import cpu_features, list_devices
 
 Key = Mapping[str, Any]
 
-# The sizes that decide how long a token takes, and over which depths it was measured.
+# The hyperparameters that decide how long a token takes, and at which depths it was measured.
 _SHAPE = (
     "context_length", "block_count", "embedding_length", "feed_forward_length", "expert_count",
     "expert_used_count", "expert_feed_forward_length", "attention.head_count", "attention.head_count_kv",
@@ -29,7 +29,7 @@ _SHAPE = (
 
 
 def machine_key(gpu_layers: GpuLayers = "auto") -> Key:
-    """The machine and its engine; without GPUs where no layer is to go there.
+    """Return the machine and its engine; without GPUs if no layer is to go there.
 
     Raises:
         BackendUnavailable: the engine cannot be loaded.
@@ -48,18 +48,18 @@ def machine_key(gpu_layers: GpuLayers = "auto") -> Key:
 
 
 def shape_key(file: GGUFFile) -> Key:
-    """What of a file decides its speed."""
+    """Return what of a file decides its speed."""
     sizes: Counter[str] = Counter()
     for tensor in file.tensors.values():
         sizes[tensor.type.name] += tensor.nbytes
-    found = ((name, file.metadata.get(f"{file.architecture}.{name}")) for name in _SHAPE)
+    shape_keys = ((name, file.metadata.get(f"{file.architecture}.{name}")) for name in _SHAPE)
     return {
         "architecture": file.architecture,
         "bytes": dict(sorted(sizes.items())),
-        **{name: _plain(typed.value) for name, typed in found if typed is not None},
+        **{name: _plain(typed.value) for name, typed in shape_keys if typed is not None},
     }
 
 
 def _plain(value: Any) -> Any:
-    """A key's value as JSON gives it back; arrays have a number a layer."""
+    """Return a metadata value as JSON values; arrays have one number per layer."""
     return [int(one) for one in value] if isinstance(value, (list, tuple)) else int(value)

@@ -1,95 +1,108 @@
-"""How fast a setting is at a depth: the real engine, over a cache that was filled without being computed.
+"""Measure how fast a setting is at a depth: the real engine, with a KV cache filled without computing it.
 
-    speed = measure(model, Visit(setting, depth, prompt=512, steps=8))
+    speed = measure_speed(model, SpeedSample(options, depth, prompt=512, steps=8))
 
-What lies in a KV cache does not change how long attention over it takes, so random keys and values stand in
-for a document: a depth of 8192 costs a copy, not a prefill. Where they cannot (two caches of sliding layers),
-tokens are read. Left out: which visits are worth their time (run.py).
+The values in a KV cache do not change how long attention takes, so the cache is filled with random keys and
+values: a depth of 8192 costs a copy instead of a prefill. Models with sliding-window layers have two caches,
+which cannot be filled like that; there the tokens are prefilled. Which samples are worth their time is
+decided in compare_settings.py.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
 
 import numpy as np
 
-from pigguf.common.system_memory import available_memory, in_words
+from pigguf.common.format_bytes import format_memory
+from pigguf.common.system_memory import available_memory
 from pigguf.errors import DoesNotFit
 from pigguf.gguf_io import TensorType, block_elements, row_bytes
 from pigguf.inference.engine import Context, ContextOptions, FlashAttentionSwitch, Model, Session
 from pigguf.inference.torch_prefill import TorchPrefiller
-from pigguf.inference.tuning.choose_settings import Move
-from pigguf.inference.tuning.profile import Setting, Speed
+from pigguf.inference.tuning.choose_settings import SwitchCost
+from pigguf.inference.tuning.profile import SpeedAtDepth
 from pigguf.llama_cpp_internals import kv_state_layout
 from pigguf.progress import SILENT
 from pigguf.quantization.ggml_kernels import encode
 
 _SEQUENCE = 0  # the first one of a context
-_PATTERN_ROWS = 64  # of random keys and values, over and over
-_SHALLOW = 32  # tokens; a move of so few costs what every move does
+_PATTERN_ROWS = 64  # rows of random keys and values, which are repeated
+_SHALLOW = 32  # tokens; a switch with so few costs what every switch does
 
 
 @dataclass(frozen=True)
-class Visit:
-    """What to measure after `depth` tokens: a prompt of so many tokens, so many single ones; 0 is neither."""
+class SpeedSample:
+    """What to measure with `depth` tokens in the KV cache.
 
-    setting: Setting
+    Attributes:
+        options: the context's options; the length is set by the sample.
+        depth: tokens in the KV cache before.
+        prompt: tokens of a prompt to prefill; 0 measures no prefill.
+        steps: single tokens to decode; 0 measures no decode.
+    """
+
+    options: ContextOptions
     depth: int
     prompt: int
     steps: int
 
     @property
     def length(self) -> int:
+        """The context length that the sample needs, in tokens."""
         return self.depth + max(self.prompt, self.steps + 1)
 
 
-def measure(model: Model, visit: Visit) -> Speed:
-    """One sample of a setting's speed.
+def measure_speed(model: Model, sample: SpeedSample) -> SpeedAtDepth:
+    """Measure one sample of a setting's speed.
 
     Raises:
-        DoesNotFit: no memory for the cache, or for what fills it.
-        EngineError: the setting is none for this model, or llama.cpp failed.
+        DoesNotFit: no memory for the KV cache, or for what fills it.
+        EngineError: this model cannot run with the setting, or llama.cpp failed.
     """
-    with Context(model, visit.setting.options(visit.length)) as context, context.sequence() as session:
-        fill(session, visit.depth)
-        return Speed(visit.depth, _prefill(session, visit.prompt), _decode(session, visit.steps))
+    options = replace(sample.options, length=sample.length)
+    with Context(model, options) as context, context.sequence() as session:
+        fill_cache(session, sample.depth)
+        return SpeedAtDepth(
+            sample.depth, _measure_prefill(session, sample.prompt), _measure_decode(session, sample.steps)
+        )
 
 
-def measure_move(model: Model, depth: int) -> Move:
-    """What it costs to lay a cache of f16 out the other way, from one at `depth` and a shallow one.
+def measure_switch_cost(model: Model, depth: int) -> SwitchCost:
+    """Measure what it costs to change the layout of an f16 KV cache, at `depth` and with few tokens.
 
     Raises:
-        As measure does.
+        DoesNotFit, EngineError: as `measure_speed` does.
     """
     shallow = min(_SHALLOW, depth)
-    few, many = _move(model, shallow), _move(model, depth)
-    a_token = max(0.0, many - few) / max(1, depth - shallow)
-    return Move(max(0.0, few - a_token * shallow), a_token)
+    shallow_seconds, deep_seconds = _measure_switch(model, shallow), _measure_switch(model, depth)
+    per_token = max(0.0, deep_seconds - shallow_seconds) / max(1, depth - shallow)
+    return SwitchCost(max(0.0, shallow_seconds - per_token * shallow), per_token)
 
 
-def measure_torch(model: Model, setting: Setting, tokens: int) -> float | None:
-    """Seconds in which torch reads a whole prompt; None where it cannot.
+def measure_torch_prefill(model: Model, options: ContextOptions, tokens: int) -> float | None:
+    """Return the seconds in which torch prefills a whole prompt; None if it cannot.
 
     Raises:
-        As measure does.
+        DoesNotFit, EngineError: as `measure_speed` does.
     """
-    options = setting.options(tokens)
-    reader = TorchPrefiller(model, options, least=1)
-    with Context(model, options, prefiller=reader) as context, context.sequence() as session:
-        if not reader.is_worth(0, tokens):
+    options = replace(options, length=tokens)
+    prefiller = TorchPrefiller(model, options, min_tokens=1)
+    with Context(model, options, prefiller=prefiller) as context, context.sequence() as session:
+        if not prefiller.should_prefill(0, tokens):
             return None
-        begun = time.perf_counter()
-        reader.prefill(session, some_tokens(model, tokens), SILENT)
-        return time.perf_counter() - begun if session.n_past == tokens else None
+        start = time.perf_counter()
+        prefiller.prefill(session, random_tokens(model, tokens), SILENT)
+        return time.perf_counter() - start if session.n_past == tokens else None
 
 
-def fill(session: Session, depth: int) -> None:
-    """Make an empty session hold `depth` tokens."""
-    tokens = some_tokens(session.context.model, depth)
+def fill_cache(session: Session, depth: int) -> None:
+    """Fill an empty session with `depth` tokens."""
+    tokens = random_tokens(session.context.model, depth)
     if not tokens:
         return
     if session.context.model.sliding_window:
@@ -98,84 +111,85 @@ def fill(session: Session, depth: int) -> None:
         session.import_state(_random_state(session, depth), tokens)
 
 
-def some_tokens(model: Model, count: int) -> list[int]:
-    """Tokens of the vocabulary, the same ones every time."""
+def random_tokens(model: Model, count: int) -> list[int]:
+    """Return random tokens of the vocabulary, the same ones every time."""
     return random.Random(0).choices(range(model.vocab_size), k=count)
 
 
-def _prefill(session: Session, count: int) -> float | None:
-    """Tokens a second of a prompt; the session is as it was."""
+def _measure_prefill(session: Session, count: int) -> float | None:
+    """Return the tokens per second of a prompt, and restore the session."""
     if not count:
         return None
-    depth, tokens = session.n_past, some_tokens(session.context.model, count)
-    begun = time.perf_counter()
+    depth, tokens = session.n_past, random_tokens(session.context.model, count)
+    start = time.perf_counter()
     session.prefill(tokens)
-    took = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     session.truncate(depth)
-    return count / took
+    return count / seconds
 
 
-def _decode(session: Session, steps: int) -> float | None:
-    """Tokens a second of single tokens, after one that warms up.
+def _measure_decode(session: Session, steps: int) -> float | None:
+    """Return the tokens per second of single tokens, after one that warms up.
 
-    Straight through the context, as generate computes them: feed looks for Ctrl-C between operators, which
-    costs a small model as much as its decode, and what generate draws might end it.
+    This calls the context directly, as `generate` does: Session.prefill checks for Ctrl-C between operators,
+    which costs a small model as much as its decode, and what `generate` samples might end the answer.
     """
     if not steps:
         return None
     context, depth = session.context, session.n_past
     times = []
-    for position, token in enumerate(some_tokens(context.model, steps + 1), depth):
-        begun = time.perf_counter()
+    for position, token in enumerate(random_tokens(context.model, steps + 1), depth):
+        start = time.perf_counter()
         context.decode(_SEQUENCE, (token,), position, (0,))
         context.logits(0)  # which waits for a GPU
-        times.append(time.perf_counter() - begun)
-    context.cut(_SEQUENCE, depth)
+        times.append(time.perf_counter() - start)
+    context.truncate(_SEQUENCE, depth)
     return 1 / median(times[1:])
 
 
-def _move(model: Model, depth: int) -> float:
-    options = ContextOptions(length=depth + 1, handoff=FlashAttentionSwitch(decode=1))
+def _measure_switch(model: Model, depth: int) -> float:
+    options = ContextOptions(length=depth + 1, flash_attention_switch=FlashAttentionSwitch(decode=1))
     with Context(model, options) as context, context.sequence() as session:
-        fill(session, depth)
-        begun = time.perf_counter()
+        fill_cache(session, depth)
+        start = time.perf_counter()
         context.choose_flash_attention(depth, 1)
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
 
-# ---- states that nothing was computed for --------------------------------------------------------
+# ---- KV states that were not computed ------------------------------------------------------------
 
 
 def _random_state(session: Session, depth: int) -> bytearray:
-    """A state of random keys and values, as this session's cache has them."""
+    """Return a state with random keys and values, in the layout of this session's KV cache."""
     context = session.context
-    session.prefill(some_tokens(context.model, 1))
-    like = kv_state_layout.read_layout(session.export_state())
+    session.prefill(random_tokens(context.model, 1))
+    one_token = kv_state_layout.read_layout(session.export_state())
     session.truncate(0)
-    block = block_elements(like.key_types[0])
-    _refuse_too_large(depth * sum(like.key_bytes) * 2)
-    key_type, value_type = like.key_types[0], like.value_types[0]
-    widths = tuple(size // row_bytes(key_type, block) * block for size in like.key_bytes)  # of values too
+    key_type, value_type = one_token.key_types[0], one_token.value_types[0]
+    _check_fits(depth * sum(one_token.key_bytes) * 2)
+    block = block_elements(key_type)
+    # the widths of values are those of keys
+    widths = tuple(size // row_bytes(key_type, block) * block for size in one_token.key_bytes)
     state, layout = kv_state_layout.new_state(
         depth, key_type, value_type, widths, transposed=context.values_transposed
     )
     for type_, regions in ((key_type, layout.keys), (value_type, layout.values)):
-        for where, width in zip(regions, widths, strict=True):
-            rows = np.frombuffer(state, np.uint8, where.stop - where.start, where.start)
-            rows[:] = np.resize(_pattern(type_, width), rows.size)
+        for region, width in zip(regions, widths, strict=True):
+            rows = np.frombuffer(state, np.uint8, region.stop - region.start, region.start)
+            rows[:] = np.resize(_random_rows(type_, width), rows.size)
     return state
 
 
 @lru_cache(maxsize=8)
-def _pattern(type_: TensorType, width: int) -> np.ndarray:
-    """Bytes of rows of normal numbers, to be repeated."""
+def _random_rows(type_: TensorType, width: int) -> np.ndarray:
+    """Return the bytes of rows of normally distributed numbers, to be repeated."""
     numbers = np.random.default_rng(0).standard_normal((_PATTERN_ROWS, width)).astype(np.float32)
     return encode(numbers, type_).reshape(-1)
 
 
-def _refuse_too_large(size: int) -> None:
+def _check_fits(size: int) -> None:
     available = available_memory()
     if available is not None and size > available:
         raise DoesNotFit(
-            f"what fills the cache takes {in_words(size)}, and {in_words(available)} of memory are free"
+            f"filling the KV cache needs {format_memory(size)}, and {format_memory(available)} are free"
         )

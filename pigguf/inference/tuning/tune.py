@@ -1,10 +1,10 @@
-"""The tuning of a model on this machine: what is compared, in which order, and what is made of it.
+"""Tune a model on this machine: what is compared, in which order, and what is chosen.
 
-    result = tune("model.gguf", progress=...)      kept for every load of a model of this shape
+    result = tune("model.gguf", progress=...)      stored for every load of a model of this shape
 
-Contract: it ends within about its budget of seconds, whatever the model's size (rounds.py), and what there
-was no time or memory for is told. Nothing that changes an answer is chosen: types of the KV cache are
-measured and left to the user. Interrupted, it leaves nothing behind.
+It ends within about its budget of seconds, whatever the model's size (compare_settings.py), and reports what
+there was no time or memory for. Nothing that changes an answer is chosen: KV cache types are measured and
+left to the user. An interrupted tuning stores nothing.
 """
 
 from __future__ import annotations
@@ -17,64 +17,64 @@ from pathlib import Path
 
 from pigguf.common.parallel import usable_cores
 from pigguf.errors import EngineError, UsageError
-from pigguf.inference.engine import CacheType, FlashAttentionSwitch, GpuLayers, Model
-from pigguf.inference.engine.context import UNQUANTIZED, default_threads
+from pigguf.inference.engine import CacheType, ContextOptions, FlashAttentionSwitch, GpuLayers, Model
+from pigguf.inference.engine.context_options import UNQUANTIZED_CACHE_TYPES, default_threads
+from pigguf.inference.setting_decision import SettingDecision
 from pigguf.inference.torch_prefill import TorchPrefiller
 from pigguf.inference.tuning import choose_settings
-from pigguf.inference.tuning.choose_settings import Move
-from pigguf.inference.tuning.measure_speed import measure_move, measure_torch
-from pigguf.inference.tuning.profile import Measurement, Setting, Speed, Tuning
-from pigguf.inference.tuning.time_budget import PROMPT, Candidate, Group, Rounds, Speeds
-from pigguf.inference.tuning.tuning_files import keep_tuning
-from pigguf.inference.tuning.untuned_defaults import ON_CPU, TORCH_FROM
+from pigguf.inference.tuning.choose_settings import SwitchCost
+from pigguf.inference.tuning.compare_settings import (
+    PROMPT,
+    ComparisonGroup,
+    SettingComparison,
+    SpeedsByCandidate,
+    TuningCandidate,
+)
+from pigguf.inference.tuning.default_profiles import ON_CPU, TORCH_MIN_PROMPT
+from pigguf.inference.tuning.measure_speed import measure_switch_cost, measure_torch_prefill
+from pigguf.inference.tuning.profile import Measurement, SpeedAtDepth, TuningProfile
+from pigguf.inference.tuning.profile_store import save_tuning_profile
 from pigguf.progress import SILENT, Progress, stage
 
 BUDGET = 90.0  # seconds
 
-THREADS, FLASH, TORCH = Group("threads", 0.2), Group("flash attention", 0.6), Group("prefill backend", 0.8)
-BATCH, CACHE = Group("batch", 0.9), Group("cache types", 1.0)
+THREADS, FLASH = ComparisonGroup("threads", 0.2), ComparisonGroup("flash attention", 0.6)
+TORCH, BATCH = ComparisonGroup("prefill backend", 0.8), ComparisonGroup("batch", 0.9)
+CACHE = ComparisonGroup("cache types", 1.0)
 
-_DEPTHS = (0, 2048, 8192)  # and near the end of the window
+_DEPTHS = (0, 2048, 8192)  # and one near the end of the context
 _DEPTH_STEP = 256
 _BATCHES = {"cpu": (256, 512, 1024), "gpu": (512, 1024, 2048)}
-_CACHE_DEPTH = 2048
-_CACHES: tuple[tuple[CacheType, CacheType], ...] = (
+_CACHE_TYPES_DEPTH = 2048
+_CACHE_TYPE_PAIRS: tuple[tuple[CacheType, CacheType], ...] = (
     ("f16", "f16"), ("q8_0", "f16"), ("q8_0", "q8_0"), ("q4_0", "q4_0"),
 )  # fmt: skip
 _TORCH_PROMPTS = (1024, 2048, 4096, 8192)
 _TORCH_WARM_UP = 64
 _ON, _OFF = "on", "off"
-_BUSY = 0.5  # of the cores
+_BUSY_SHARE = 0.5  # of the cores
+_NOT_MEASURED = "the built-in default, because it was not measured"
 
 _log = logging.getLogger("pigguf")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was chosen for one thing, and why, in words."""
-
-    what: str
-    value: str
-    why: str
-
-
-@dataclass(frozen=True)
 class TuningResult:
-    """What came of a tuning.
+    """The result of a tuning.
 
     Attributes:
-        tuning: what is kept, and used from now on.
+        profile: what is stored, and used from now on.
         measurements: all that was measured.
-        choices: what follows, in words.
-        left_out: what was not measured, and why.
-        seconds: that it took, without loading.
-        path: where it is kept.
+        decisions: what was chosen, with the measured reason in words.
+        skipped: what was not measured, and why.
+        seconds: how long it took, without loading.
+        path: the file of the profile.
     """
 
-    tuning: Tuning
+    profile: TuningProfile
     measurements: tuple[Measurement, ...]
-    choices: tuple[Choice, ...]
-    left_out: tuple[str, ...]
+    decisions: tuple[SettingDecision, ...]
+    skipped: tuple[str, ...]
     seconds: float
     path: Path
 
@@ -86,269 +86,288 @@ def tune(
     budget: float = BUDGET,
     progress: Progress = SILENT,
 ) -> TuningResult:
-    """Measure how a model runs fastest here, and keep it for every load of a model of its shape.
+    """Measure how a model runs fastest here, and store it for every load of a model of its shape.
 
     Args:
+        path: a GGUF file.
         gpu_layers: as the model is going to be run.
-        budget: seconds, about, without loading.
+        budget: about how many seconds it may take, without loading.
         progress: one stage for each comparison, in steps.
 
     Raises:
-        As Model.open; UsageError for a budget that is none; OutputError where the result cannot be kept.
+        UsageError: a budget that is not above 0.
+        OutputError: the profile cannot be written.
+        And as `Model.open` does.
     """
     if budget <= 0:
         raise UsageError(f"a budget of {budget:g} seconds", "give more than 0")
     _warn_if_busy()
     with Model.open(path, gpu_layers=gpu_layers, progress=progress) as model:
-        run = _Run(Rounds(model, budget, progress), progress)
-        tuning = run.all()
-        kept = keep_tuning(model.file, gpu_layers, tuning, run.rounds.measurements)
-    rounds = run.rounds
+        comparison = SettingComparison(model, budget, progress)
+        tuner = _Tuner(comparison, progress)
+        profile = tuner.tune_all()
+        stored = save_tuning_profile(model.file, gpu_layers, profile, comparison.measurements)
     return TuningResult(
-        tuning, tuple(rounds.measurements), tuple(run.choices), tuple(rounds.left_out), rounds.elapsed, kept
+        profile,
+        tuple(comparison.measurements),
+        tuple(tuner.decisions),
+        tuple(comparison.skipped),
+        comparison.elapsed,
+        stored,
     )
 
 
-class _Run:
-    """One tuning: each step takes what the steps before have chosen."""
+class _Tuner:
+    """One tuning: each step uses what the steps before have chosen."""
 
-    def __init__(self, rounds: Rounds, progress: Progress) -> None:
-        self.rounds = rounds
-        self.choices: list[Choice] = []
-        self._model = rounds.model
+    def __init__(self, comparison: SettingComparison, progress: Progress) -> None:
+        self.comparison = comparison
+        self.decisions: list[SettingDecision] = []
+        self._model = comparison.model
         self._progress = progress
         self._on_gpu = bool(self._model.gpu_layers)
 
-    def all(self) -> Tuning:
-        self.rounds.warm_up()
-        setting = self._threads(Setting())
-        flash, handoff, speeds = self._flash_attention(setting)
-        setting = replace(setting, flash_attention=True if handoff else flash)
-        torch_from = self._torch(setting, handoff, speeds)
-        setting = self._batch(setting)
-        self._cache_types(setting)
-        return Tuning(
-            setting.threads,
-            setting.prefill_threads,
-            setting.batch,
-            flash,
-            handoff,
-            torch_from,
-            speeds,
-            "measured",
+    def tune_all(self) -> TuningProfile:
+        """Run all steps and return the profile."""
+        self.comparison.warm_up()
+        options = self._choose_threads(ContextOptions())
+        flash, switch, speeds = self._choose_flash_attention(options)
+        options = replace(options, flash_attention=True if switch else flash)
+        min_prompt = self._choose_torch(options, switch, speeds)
+        options = self._choose_batch(options)
+        self._measure_cache_types(options)
+        return TuningProfile(
+            threads=options.threads,
+            prefill_threads=options.prefill_threads,
+            batch=options.batch,
+            flash_attention=flash,
+            flash_attention_switch=switch,
+            torch_min_prompt=min_prompt,
+            speeds=speeds,
+            source="measured",
         )
 
     # ---- steps -----------------------------------------------------------------------------------
 
-    def _threads(self, setting: Setting) -> Setting:
+    def _choose_threads(self, options: ContextOptions) -> ContextOptions:
         default = default_threads()
         counts = [default, *sorted({usable_cores(), default // 2, default - 1} - {default, 0}, reverse=True)]
         if len(counts) == 1 or self._model.gpu_layers > self._model.layers:
-            return setting
-        candidates = [Candidate(_threads(count), replace(setting, threads=count)) for count in counts]
-        speeds = self.rounds.compare(THREADS, candidates)
+            return options
+        candidates = [
+            TuningCandidate(_name_threads(count), replace(options, threads=count)) for count in counts
+        ]
+        speeds = self.comparison.compare(THREADS, candidates)
         chosen = {}
-        for what, rates in (("decode", _decode_rates(speeds)), ("prefill", _prefill_rates(speeds))):
-            chosen[what] = choose_settings.fastest(
-                {count: rates.get(_threads(count), 0.0) for count in counts}, default
+        for phase, rates in (("decode", _decode_rates(speeds)), ("prefill", _prefill_rates(speeds))):
+            chosen[phase] = choose_settings.fastest_setting(
+                {count: rates.get(_name_threads(count), 0.0) for count in counts}, default
             )
-            self._choose(f"threads of {what}", str(chosen[what]), _told(rates))
+            self._record(f"threads of {phase}", str(chosen[phase]), _format_rates(rates))
         decode, prefill = (
-            None if chosen[what] == default else chosen[what] for what in ("decode", "prefill")
+            None if chosen[phase] == default else chosen[phase] for phase in ("decode", "prefill")
         )
         if decode is not None and prefill is None:
-            prefill = default  # which would follow decode's
-        return replace(setting, threads=decode, prefill_threads=prefill)
+            prefill = default  # None would follow decode's
+        return replace(options, threads=decode, prefill_threads=prefill)
 
-    def _flash_attention(
-        self, setting: Setting
-    ) -> tuple[bool | None, FlashAttentionSwitch | None, tuple[Speed, ...]]:
+    def _choose_flash_attention(
+        self, options: ContextOptions
+    ) -> tuple[bool | None, FlashAttentionSwitch | None, tuple[SpeedAtDepth, ...]]:
         candidates = [
-            Candidate(name, replace(setting, flash_attention=name == _ON), depth)
+            TuningCandidate(name, replace(options, flash_attention=name == _ON), depth)
             for depth in self._depths()
             for name in (_ON, _OFF)
         ]
-        found = self.rounds.compare(FLASH, candidates)
-        depths = [d for d in self._depths() if (_ON, d) in found and (_OFF, d) in found]
-        on, off = ([found[name, depth] for depth in depths] for name in (_ON, _OFF))
-        move = self._move(depths[-1]) if depths else None
-        flash, handoff = choose_settings.flash_attention(on, off, move)
-        usual = None if self._model.sliding_window or self._on_gpu else ON_CPU.handoff
-        if usual and depths != self._depths() and (not depths or depths[-1] < usual.decode):
-            flash, handoff = None, usual  # how it is that deep there was no time to see
-        self._choose("flash attention", *_flash_in_words(flash, handoff, on, off, move))
+        speeds = self.comparison.compare(FLASH, candidates)
+        depths = [d for d in self._depths() if (_ON, d) in speeds and (_OFF, d) in speeds]
+        on, off = ([speeds[name, depth] for depth in depths] for name in (_ON, _OFF))
+        cost = self._measure_switch_cost(depths[-1]) if depths else None
+        flash, switch = choose_settings.choose_flash_attention(on, off, cost)
+        default = None if self._model.sliding_window or self._on_gpu else ON_CPU.flash_attention_switch
+        if default and depths != self._depths() and (not depths or depths[-1] < default.decode):
+            flash, switch = None, default  # there was no time to measure that deep
+        self._record("flash attention", *_explain_flash_attention(flash, switch, on, off, cost))
         return (
             flash,
-            handoff,
-            tuple(_fastest_road(flash, handoff, *pair) for pair in zip(on, off, strict=True)),
+            switch,
+            tuple(_fastest_speeds(flash, switch, *pair) for pair in zip(on, off, strict=True)),
         )
 
-    def _move(self, depth: int) -> Move | None:
-        """What a handoff costs; None where there is none."""
+    def _measure_switch_cost(self, depth: int) -> SwitchCost | None:
+        """Return what a flash-attention switch costs; None if the model cannot switch."""
         if self._model.sliding_window:
             return None
         try:
-            return measure_move(self._model, depth)
+            return measure_switch_cost(self._model, depth)
         except EngineError as error:
-            self.rounds.left_out.append(f"handoff: {error.message}")
+            self.comparison.skipped.append(f"flash-attention switch: {error.message}")
             return None
 
-    def _batch(self, setting: Setting) -> Setting:
-        usual = _BATCHES["gpu" if self._on_gpu else "cpu"]
-        sizes = [size for size in usual if size < self._model.context_length]
+    def _choose_batch(self, options: ContextOptions) -> ContextOptions:
+        sizes = [
+            size for size in _BATCHES["gpu" if self._on_gpu else "cpu"] if size < self._model.context_length
+        ]
         if len(sizes) < 2:
-            return setting
+            return options
         candidates = [
-            Candidate(f"{size} tokens", replace(setting, batch=size), prompt=max(sizes), decodes=False)
+            TuningCandidate(f"{size} tokens", replace(options, batch=size), prompt=max(sizes), decodes=False)
             for size in sizes
         ]
-        rates = _prefill_rates(self.rounds.compare(BATCH, candidates))
+        rates = _prefill_rates(self.comparison.compare(BATCH, candidates))
         measured = {size: rates[f"{size} tokens"] for size in sizes if f"{size} tokens" in rates}
-        best = choose_settings.fastest(measured, setting.batch)
-        self._choose("batch", f"{best} tokens", _told(rates))
-        return replace(setting, batch=best)
+        best = choose_settings.fastest_setting(measured, options.batch)
+        self._record("batch", f"{best} tokens", _format_rates(rates))
+        return replace(options, batch=best)
 
-    def _cache_types(self, setting: Setting) -> None:
-        """Measured for the user to read: none but f16 is ever chosen, for they change answers."""
-        depth = max(d for d in self._depths() if d <= _CACHE_DEPTH)
+    def _measure_cache_types(self, options: ContextOptions) -> None:
+        """Measure KV cache types for the report; only f16 is ever used, because the others change answers."""
+        depth = max(d for d in self._depths() if d <= _CACHE_TYPES_DEPTH)
         candidates = []
-        for k, v in _CACHES:
+        for k, v in _CACHE_TYPE_PAIRS:
             try:
-                size = self._model.cache_bytes(self._model.context_length, k, v)
+                size = self._model.kv_cache_bytes(self._model.context_length, k, v)
             except UsageError as error:
-                self.rounds.left_out.append(f"{CACHE.name}: {k}/{v}: {error.message}")
+                self.comparison.skipped.append(f"{CACHE.name}: {k}/{v}: {error.message}")
                 continue
-            flash = setting.flash_attention if v in UNQUANTIZED else True
-            of_types = replace(setting, cache_k=k, cache_v=v, flash_attention=flash)
-            candidates.append(Candidate(f"{k}/{v}", of_types, depth, cache_bytes=size))
-        self.rounds.compare(CACHE, candidates)
+            flash = options.flash_attention if v in UNQUANTIZED_CACHE_TYPES else True
+            with_types = replace(options, cache_k=k, cache_v=v, flash_attention=flash)
+            candidates.append(TuningCandidate(f"{k}/{v}", with_types, depth, cache_bytes=size))
+        self.comparison.compare(CACHE, candidates)
 
-    def _torch(
-        self, setting: Setting, handoff: FlashAttentionSwitch | None, speeds: Sequence[Speed]
+    def _choose_torch(
+        self,
+        options: ContextOptions,
+        switch: FlashAttentionSwitch | None,
+        speeds: Sequence[SpeedAtDepth],
     ) -> int | None:
-        """From how many tokens on torch reads prompts; what importing it takes is not counted."""
-        setting = replace(setting, flash_attention=False if handoff else setting.flash_attention)
+        """Return from how many tokens on torch prefills prompts; the time to import it is not counted."""
+        options = replace(options, flash_attention=False if switch else options.flash_attention)
         window = self._model.context_length
         prompts = [count for count in _TORCH_PROMPTS if count < window]
-        if not (prompts and TorchPrefiller(self._model, setting.options(window)).is_supported):
+        if not (prompts and TorchPrefiller(self._model, replace(options, length=window)).is_supported):
             return None
         curve = choose_settings.prefill_curve(speeds)
-        times = self._torch_times(setting, prompts, curve) if curve else []
+        times = self._measure_torch(options, prompts, curve) if curve else []
         if not times:
-            self._choose(TORCH.name, f"torch from {TORCH_FROM:,} tokens on", "the rule: it was not measured")
-            return TORCH_FROM
-        found = choose_settings.torch_from(times, curve)
-        why = ", ".join(
-            f"{took:.1f} s against {choose_settings.seconds(curve, count):.1f} s for {count:,} tokens"
-            for count, took in times
+            self._record(TORCH.name, f"torch from {TORCH_MIN_PROMPT:,} tokens on", _NOT_MEASURED)
+            return TORCH_MIN_PROMPT
+        min_prompt = choose_settings.torch_min_prompt(times, curve)
+        reason = ", ".join(
+            f"{seconds:.1f} s against {choose_settings.prefill_seconds(curve, count):.1f} s "
+            f"for {count:,} tokens"
+            for count, seconds in times
         )
-        self._choose(TORCH.name, "llama.cpp" if found is None else f"torch from {found:,} tokens on", why)
-        return found
+        value = "llama.cpp" if min_prompt is None else f"torch from {min_prompt:,} tokens on"
+        self._record(TORCH.name, value, reason)
+        return min_prompt
 
-    def _torch_times(
-        self, setting: Setting, prompts: Sequence[int], llama: choose_settings.Curve
+    def _measure_torch(
+        self, options: ContextOptions, prompts: Sequence[int], llama: choose_settings.Curve
     ) -> list[tuple[int, float]]:
-        """(tokens, seconds) of whole prompts that torch read, as long as there is time for longer ones."""
+        """Return (tokens, seconds) of the prompts that torch prefilled in the time there was."""
         times: list[tuple[int, float]] = []
         with stage(self._progress, TORCH.name, len(prompts) + 1, "steps"):
-            for count in (_TORCH_WARM_UP, *prompts):
-                expected = _torch_expected(times, count, llama)
-                took = None
-                if self.rounds.has_time_for(TORCH, expected):
-                    took = measure_torch(self._model, setting, count)
-                    why = "it cannot read them"
+            for count in (_TORCH_WARM_UP, *prompts):  # the first imports torch
+                expected = _expected_torch_seconds(times, count, llama)
+                seconds = None
+                if self.comparison.has_time_for(TORCH, expected):
+                    seconds = measure_torch_prefill(self._model, options, count)
+                    reason = "torch cannot prefill them"
                 else:
-                    why = f"it would take {expected:,.0f} s"
-                if took is None:
-                    self.rounds.left_out.append(f"{TORCH.name}: torch, {count:,} tokens: {why}")
+                    reason = f"it would take {expected:,.0f} s"
+                if seconds is None:
+                    self.comparison.skipped.append(f"{TORCH.name}: torch, {count:,} tokens: {reason}")
                     break
-                if count != _TORCH_WARM_UP:  # which imports torch
-                    times.append((count, took))
-                    speed = Speed(0, count / took, None)
-                    self.rounds.measurements.append(
+                if count != _TORCH_WARM_UP:
+                    times.append((count, seconds))
+                    speed = SpeedAtDepth(0, count / seconds, None)
+                    self.comparison.measurements.append(
                         Measurement(TORCH.name, f"torch, {count:,} tokens", speed, 1)
                     )
                 self._progress.advance(1)
         return times
 
-    # ---- pieces ----------------------------------------------------------------------------------
-
     def _depths(self) -> list[int]:
-        """Where flash attention is compared: the usual depths, and one near the end of the window."""
+        """Return where flash attention is compared: the usual depths, and one near the end of the context."""
         window = self._model.context_length
         last = max(0, window - min(PROMPT, window // 2) - 1) // _DEPTH_STEP * _DEPTH_STEP
         return [*(depth for depth in _DEPTHS if depth < last), last]
 
-    def _choose(self, what: str, value: str, why: str) -> None:
-        self.choices.append(Choice(what, value, why))
+    def _record(self, setting: str, value: str, reason: str) -> None:
+        self.decisions.append(SettingDecision(setting, value, reason))
 
 
-def _fastest_road(flash: bool | None, handoff: FlashAttentionSwitch | None, on: Speed, off: Speed) -> Speed:
-    """What a long prompt and single tokens reach at a depth with these settings."""
-    if handoff is None:
+def _fastest_speeds(
+    flash: bool | None, switch: FlashAttentionSwitch | None, on: SpeedAtDepth, off: SpeedAtDepth
+) -> SpeedAtDepth:
+    """Return the speeds of a long prompt and of single tokens at a depth with the chosen settings."""
+    if switch is None:
         return off if flash is False else on
-    prompt_on = handoff.wants_flash(on.depth, handoff.prompt) is not False
-    token_on = handoff.wants_flash(on.depth, 1) is not False
-    return Speed(on.depth, (on if prompt_on else off).prefill, (on if token_on else off).decode)
+    prompt_on = switch.wants_flash_attention(on.depth, switch.prompt) is not False
+    token_on = switch.wants_flash_attention(on.depth, 1) is not False
+    return SpeedAtDepth(on.depth, (on if prompt_on else off).prefill, (on if token_on else off).decode)
 
 
-def _torch_expected(times: Sequence[tuple[int, float]], count: int, llama: choose_settings.Curve) -> float:
-    """Seconds that torch may take for a prompt: by the one before, or half of what llama.cpp takes."""
+def _expected_torch_seconds(
+    times: Sequence[tuple[int, float]], count: int, llama: choose_settings.Curve
+) -> float:
+    """Return the seconds torch may take: scaled from the prompt before, or half of what llama.cpp takes."""
     if not times:
-        return choose_settings.seconds(llama, count) / 2
-    before, took = times[-1]
-    return 1.2 * took * count / before
+        return choose_settings.prefill_seconds(llama, count) / 2
+    tokens, seconds = times[-1]
+    return 1.2 * seconds * count / tokens
 
 
 def _warn_if_busy() -> None:
-    """What is measured beside other work is kept, and would be believed."""
+    """Warn if other programs use the CPU, because the profile is stored and used from then on."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > _BUSY * usable_cores():
+    if load > _BUSY_SHARE * usable_cores():
         _log.warning("other programs keep %.1f cores busy: tune again when nothing else runs", load)
 
 
-# ---- in words ------------------------------------------------------------------------------------
+# ---- texts ---------------------------------------------------------------------------------------
 
 
-def _threads(count: int) -> str:
+def _name_threads(count: int) -> str:
     return f"{count} thread" if count == 1 else f"{count} threads"
 
 
-def _decode_rates(speeds: Speeds) -> dict[str, float]:
+def _decode_rates(speeds: SpeedsByCandidate) -> dict[str, float]:
     return {name: speed.decode for (name, _), speed in speeds.items() if speed.decode}
 
 
-def _prefill_rates(speeds: Speeds) -> dict[str, float]:
+def _prefill_rates(speeds: SpeedsByCandidate) -> dict[str, float]:
     return {name: speed.prefill for (name, _), speed in speeds.items() if speed.prefill}
 
 
-def _told(rates: Mapping[str, float]) -> str:
-    """ "512 tokens: 900 tokens/s, 256 tokens: 880 tokens/s"."""
+def _format_rates(rates: Mapping[str, float]) -> str:
+    """Return, for instance, "512 tokens: 900 tokens/s, 256 tokens: 880 tokens/s"."""
     return ", ".join(f"{name}: {rate:,.4g} tokens/s" for name, rate in rates.items()) or "not measured"
 
 
-def _flash_in_words(
+def _explain_flash_attention(
     flash: bool | None,
-    handoff: FlashAttentionSwitch | None,
-    on: Sequence[Speed],
-    off: Sequence[Speed],
-    move: Move | None,
+    switch: FlashAttentionSwitch | None,
+    on: Sequence[SpeedAtDepth],
+    off: Sequence[SpeedAtDepth],
+    cost: SwitchCost | None,
 ) -> tuple[str, str]:
-    """The choice, and the figures at the deepest place behind it."""
-    if handoff is None:
-        value = {None: "as llama.cpp chooses", True: _ON, False: _OFF}[flash]
+    """Return the decision in words, and its reason: the speeds at the deepest measured depth."""
+    if switch is None:
+        value = {None: "llama.cpp's choice", True: _ON, False: _OFF}[flash]
     else:
-        value = f"single tokens without it from {handoff.decode:,} tokens on"
-    if handoff and handoff.prefill is not None:
-        value += f", prompts from {handoff.prefill:,} on"
+        value = f"off for single tokens from {switch.decode:,} tokens on"
+    if switch and switch.prefill is not None:
+        value += f", for prompts from {switch.prefill:,} on"
     if not on:
-        return value, "the rule: it was not measured"
-    figures = [
-        f"{what} {one:,.4g} tokens/s with it, {other:,.4g} without"
-        for what in ("prefill", "decode")
-        if (one := getattr(on[-1], what)) and (other := getattr(off[-1], what))
+        return value, _NOT_MEASURED
+    rates = [
+        f"{phase} {with_it:,.4g} tokens/s with it, {without:,.4g} without"
+        for phase in ("prefill", "decode")
+        if (with_it := getattr(on[-1], phase)) and (without := getattr(off[-1], phase))
     ]
-    why = f"at {on[-1].depth:,} tokens {', '.join(figures)}"
-    if move is not None:
-        why += f"; the cache is laid out the other way in {move.seconds(on[-1].depth):.1f} s"
-    return value, why
+    reason = f"at {on[-1].depth:,} tokens {', '.join(rates)}"
+    if cost is not None:
+        reason += f"; a switch takes {cost.seconds(on[-1].depth):.1f} s"
+    return value, reason

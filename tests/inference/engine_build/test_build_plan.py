@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from pigguf.errors import BackendUnavailable
-from pigguf.inference.engine_build import build_plan
-from pigguf.inference.engine_build.build_plan import AMX_OFF, Compiler, Machine
+from pigguf.inference.engine_build import build_plan, build_record, compilers
+from pigguf.inference.engine_build.build_plan import AMX_OFF
+from pigguf.inference.engine_build.compilers import Compiler, Machine
 
 
 def clang(version: str, openmp: bool = True) -> Compiler:
@@ -94,7 +95,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_follow_the_machine(name: str) -> None:
     machine, expected = OPTIONS[name]
-    assert build_plan.options(machine) == expected
+    assert build_plan.cmake_options(machine) == expected
     plan = build_plan.plan_build(machine, [gcc("13.3.0")])
     assert plan.cmake == expected
     assert plan.nvcc == (machine.nvcc if machine.nvidia_gpu else None)
@@ -143,7 +144,7 @@ def test_the_environment_adds_to_the_users_flags_and_builds_for_this_cpu() -> No
 
 
 def test_the_compilers_here_are_found_and_told_apart() -> None:
-    found = build_plan.find_compilers(build_plan.find_machine(os.environ))
+    found = compilers.find_compilers(compilers.find_machine(os.environ))
     if shutil.which("gcc") and not os.environ.get("CC"):
         banner = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
         assert platform.system() == "Darwin" or f"gcc {banner}" in [compiler.name for compiler in found]
@@ -161,50 +162,47 @@ def test_a_compiler_that_cannot_build_is_not_taken(tmp_path: Path) -> None:
     broken = tmp_path / "clang-99"
     broken.write_text(f'#!/bin/sh\ncase "$*" in *-dM*) exec {real} "$@";; esac\nexit 1\n')
     broken.chmod(0o755)
-    machine = build_plan.find_machine({"CC": str(broken), "CXX": real})
-    assert build_plan.find_compilers(machine) == ()
+    machine = compilers.find_machine({"CC": str(broken), "CXX": real})
+    assert compilers.find_compilers(machine) == ()
 
 
 def test_the_users_compiler_is_the_only_candidate() -> None:
     real = shutil.which("g++")
     if real is None or platform.system() == "Darwin":
         pytest.skip("no g++ here")
-    [compiler] = build_plan.find_compilers(build_plan.find_machine({"CXX": "g++"}))
+    [compiler] = compilers.find_compilers(compilers.find_machine({"CXX": "g++"}))
     assert (compiler.family, compiler.cc, compiler.cxx) == ("gcc", real.replace("g++", "gcc"), real)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is x86's")
 def test_the_flags_switch_amx_off_in_every_compiler_here() -> None:
-    """ggml takes AMX where __AMX_INT8__ is defined; CMake puts our flags in front of -march=native."""
+    """Ggml takes AMX where __AMX_INT8__ is defined; CMake puts our flags in front of -march=native."""
 
     def has_amx(cc: str, *flags: str) -> bool:
         command = [cc, *flags, "-march=sapphirerapids", "-dM", "-E", "-x", "c", os.devnull]
         macros = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return "__AMX_INT8__" in macros or "__AMX_TILE__" in macros
 
-    compilers = [
+    with_amx = [
         c
-        for c in build_plan.find_compilers(build_plan.find_machine({"PATH": os.environ["PATH"]}))
+        for c in compilers.find_compilers(compilers.find_machine({"PATH": os.environ["PATH"]}))
         if c.knows_amx
     ]
-    if not compilers:
+    if not with_amx:
         pytest.skip("no compiler here knows AMX")
-    for compiler in compilers:
+    for compiler in with_amx:
         assert has_amx(compiler.cc)
         assert not has_amx(compiler.cc, *AMX_OFF)
 
 
-def test_the_module_needs_nothing_that_is_not_in_the_standard_library() -> None:
-    """It runs before anything is installed: by its path, in a Python without site-packages."""
+def test_the_modules_need_the_standard_library_only() -> None:
+    """scripts/setup.py imports them before anything is installed, in a Python without site-packages."""
     root = Path(build_plan.__file__).parents[3]
     program = f"""
-import sys, importlib.util
+import sys
 sys.path.insert(0, {str(root)!r})
-spec = importlib.util.spec_from_file_location("build", {build_plan.__file__!r})
-module = importlib.util.module_from_spec(spec)
-sys.modules["build"] = module
-spec.loader.exec_module(module)
-print(module.options(module.Machine("Linux")))
+from pigguf.inference.engine_build import build_plan, build_record, compilers
+print(build_plan.cmake_options(compilers.Machine("Linux")))
 """
     result = subprocess.run([sys.executable, "-S", "-I", "-c", program], capture_output=True, text=True)
     assert result.stdout.strip() == "('-DGGML_RPC=ON', '-DLLAVA_BUILD=OFF')", result.stderr
@@ -224,13 +222,13 @@ def installed_engine(prefix: Path, files: str = "llama_cpp/lib/libllama.so,sha25
 @pytest.fixture
 def prefix(tmp_path: Path) -> Path:
     installed_engine(tmp_path)
-    build_plan.write_record(tmp_path, build_plan.plan_build(MACHINE, [gcc("12.2.0")]), MACHINE)
+    build_record.write_record(tmp_path, build_plan.plan_build(MACHINE, [gcc("12.2.0")]), MACHINE)
     return tmp_path
 
 
 def reason(prefix: Path, version: str = "0.3.36", machine: Machine = MACHINE) -> str | None:
-    return build_plan.reason_to_build(
-        build_plan.read_record(prefix), build_plan.find_installed(prefix), version, machine
+    return build_record.reason_to_build(
+        build_record.read_record(prefix), build_record.find_installed(prefix), version, machine
     )
 
 
@@ -240,8 +238,8 @@ def test_a_recorded_engine_is_kept(prefix: Path) -> None:
 
 def test_the_record_reads_back_as_written(prefix: Path) -> None:
     machine = Machine("Linux", AMX)
-    record = build_plan.write_record(prefix, build_plan.plan_build(machine, [gcc("12.2.0")]), machine)
-    assert build_plan.read_record(prefix) == record
+    record = build_record.write_record(prefix, build_plan.plan_build(machine, [gcc("12.2.0")]), machine)
+    assert build_record.read_record(prefix) == record
     assert record.notes
     assert set(record.cpu) == AMX
 
@@ -249,20 +247,20 @@ def test_the_record_reads_back_as_written(prefix: Path) -> None:
 def test_no_engine_no_record(tmp_path: Path) -> None:
     assert reason(tmp_path) == "there is no engine yet"
     with pytest.raises(BackendUnavailable, match="no llama-cpp-python"):
-        build_plan.write_record(tmp_path, build_plan.plan_build(MACHINE, [gcc("12.2.0")]), MACHINE)
+        build_record.write_record(tmp_path, build_plan.plan_build(MACHINE, [gcc("12.2.0")]), MACHINE)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"version": "0.3.36"}'])
 def test_an_engine_without_a_readable_record_is_not_adopted(prefix: Path, damage: str) -> None:
-    (prefix / build_plan.RECORD_NAME).write_text(damage)
-    assert reason(prefix) == "nothing tells how the engine that is there was built"
-    (prefix / build_plan.RECORD_NAME).unlink()
-    assert reason(prefix) == "nothing tells how the engine that is there was built"
+    (prefix / build_record.RECORD_NAME).write_text(damage)
+    assert reason(prefix) == "there is no record of how the installed engine was built"
+    (prefix / build_record.RECORD_NAME).unlink()
+    assert reason(prefix) == "there is no record of how the installed engine was built"
 
 
 def test_an_engine_put_there_by_other_means_is_noticed(prefix: Path) -> None:
     installed_engine(prefix, "llama_cpp/lib/libllama.so,sha256=def,1\n")
-    assert reason(prefix) == "the engine that is there was not built by these scripts"
+    assert reason(prefix) == "the installed engine was not built by these scripts"
 
 
 # machine -> part of the reason, or None
@@ -292,6 +290,6 @@ def test_another_version_is_a_reason_to_build(prefix: Path) -> None:
 
 
 def test_the_record_is_plain_json(prefix: Path) -> None:
-    fields = json.loads((prefix / build_plan.RECORD_NAME).read_text())
+    fields = json.loads((prefix / build_record.RECORD_NAME).read_text())
     assert fields["compiler"]["version"] == [12, 2, 0]
     assert fields["cmake"] == ["-DGGML_RPC=ON", "-DLLAVA_BUILD=OFF"]

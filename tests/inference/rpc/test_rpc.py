@@ -24,10 +24,18 @@ from support.worker_process import WorkerProcess, started_workers
 from pigguf.errors import DoesNotFit, EngineError, UsageError, WorkerLost
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
 from pigguf.inference.local_model import open_model
-from pigguf.inference.open_context import RunConfig, open_session
-from pigguf.inference.planning import Resources, choose, find_resources, plan
-from pigguf.inference.rpc.client import Workers, connect, connected
-from pigguf.llama_cpp_internals.rpc_protocol import GRAPHS, HELLO_DATA, VERSION, Command, Peer, host_and_port
+from pigguf.inference.memory_planning import FreeMemory, fit_to_memory, measure_free_memory, plan
+from pigguf.inference.open_context import open_session
+from pigguf.inference.rpc.client import Workers, connect, connect_or_none
+from pigguf.inference.run_config import RunConfig
+from pigguf.llama_cpp_internals.rpc_protocol import (
+    GRAPH_COMMANDS,
+    HELLO_DATA,
+    VERSION,
+    RpcCommand,
+    RpcConnection,
+    parse_host_port,
+)
 from pigguf.progress import Silent
 
 Start = Callable[..., WorkerProcess]
@@ -60,7 +68,7 @@ def running(path: Path, workers: Workers | None, options: ContextOptions = OPTIO
 
 def greedy(session: Session, prompt: list[int], count: int) -> list[int]:
     session.prefill(prompt)
-    return list(session.generate(SamplingParams(temperature=0), limit=count))
+    return list(session.generate(SamplingParams(temperature=0), max_tokens=count))
 
 
 def addresses(workers: list[WorkerProcess]) -> list[str]:
@@ -118,11 +126,11 @@ def test_a_state_goes_to_workers_and_comes_back(start: Start, tiny: Path) -> Non
     prompt = text_tokens(200)
     with running(tiny, None) as session:
         session.prefill(prompt)
-        state = session.context.state(0)
+        state = session.context.export_state(0)
     with connect([start().address, start().address]) as workers, running(tiny, workers) as session:
-        session.context.set_state(0, state)
-        assert session.context.state(0) == state
-        assert session.context.cached(0) == len(prompt)
+        session.context.import_state(0, state)
+        assert session.context.export_state(0) == state
+        assert session.context.n_past(0) == len(prompt)
 
 
 @pytest.mark.parametrize("kept_by", ["workers", "one machine"])
@@ -137,7 +145,7 @@ def test_what_was_read_stays_read_for_both(
     for settings in (spread, alone) if kept_by == "workers" else (alone, spread):
         with open_session(path, settings) as session:
             found.append(session.set_prompt(text_tokens(1200)))
-            drawn.append(list(session.generate(SamplingParams(temperature=0), limit=8)))
+            drawn.append(list(session.generate(SamplingParams(temperature=0), max_tokens=8)))
     assert found == [0, 1200]
     assert drawn[0] == drawn[1]
 
@@ -163,10 +171,10 @@ def test_a_plan_is_what_the_workers_then_hold(start: Start, smollm2_gguf: Path) 
 
 def free_of(worker: WorkerProcess) -> int:
     """What it says it has left, which it tells anybody at any time."""
-    connection = socket.create_connection(host_and_port(worker.address), timeout=SOON)
-    with closing(Peer(connection)) as peer:
-        peer.ask(Command.HELLO, HELLO_DATA)
-        free, _ = struct.unpack("<QQ", peer.ask(Command.GET_DEVICE_MEMORY, struct.pack("<I", 0)))
+    connection = socket.create_connection(parse_host_port(worker.address), timeout=SOON)
+    with closing(RpcConnection(connection)) as peer:
+        peer.request(RpcCommand.HELLO, HELLO_DATA)
+        free, _ = struct.unpack("<QQ", peer.request(RpcCommand.GET_DEVICE_MEMORY, struct.pack("<I", 0)))
     return int(free)
 
 
@@ -182,7 +190,7 @@ def test_what_one_or_two_workers_cannot_hold_runs_over_three(start: Start, smoll
         with connect(addresses(three[:count])) as workers:
             planned = plan(smollm2_gguf, options, gpu_layers="all", workers=workers)
             with pytest.raises(DoesNotFit, match=three[count - 1].address):
-                planned.check()
+                planned.require_fit()
             if count == 1:  # two lack a little of what the plan keeps free
                 with pytest.raises(EngineError), running(smollm2_gguf, workers, planned.options):
                     pass  # it keeps to what it lends though nobody asked the plan
@@ -190,7 +198,7 @@ def test_what_one_or_two_workers_cannot_hold_runs_over_three(start: Start, smoll
         prompt = session.context.model.tokenize("It is a truth universally acknowledged, that")
         expected = greedy(session, prompt, 16)
     with connect(addresses(three)) as workers:
-        planned = choose(smollm2_gguf, options, gpu_layers="all", workers=workers)
+        planned = fit_to_memory(smollm2_gguf, options, gpu_layers="all", workers=workers)
         host, *others = planned.devices
         assert sum(device.sizes.weights + device.sizes.cache for device in others) > lent
         assert (host.sizes.weights, host.sizes.cache) == (0, 0)
@@ -219,7 +227,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 def test_resources_are_the_workers_in_place_of_gpus(start: Start) -> None:
     worker = start("--memory", "64M")
     with connect([worker.address]) as workers:
-        found: Resources = find_resources(workers)
+        found: FreeMemory = measure_free_memory(workers)
     assert [(gpu.name, gpu.memory_free) for gpu in found.gpus] == [(worker.address, 64 << 20)]
 
 
@@ -231,7 +239,7 @@ class Failure(NamedTuple):
     words: str
 
 
-FAILURES = [Failure(signal.SIGKILL, "went away"), Failure(signal.SIGSTOP, "no sign of life")]
+FAILURES = [Failure(signal.SIGKILL, "disconnected"), Failure(signal.SIGSTOP, "did not respond")]
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=["killed", "stopped"])
@@ -245,7 +253,7 @@ def test_one_that_fails_in_the_middle_of_an_answer(
         drawn = 0
         begun = time.monotonic()
         with pytest.raises(WorkerLost, match=f"{two[which].address} .*{failure.words}"):
-            for _ in session.generate(SamplingParams(temperature=0), limit=1000):
+            for _ in session.generate(SamplingParams(temperature=0), max_tokens=1000):
                 drawn += 1
                 if drawn == 5:
                     two[which].signal(failure.number)
@@ -255,7 +263,7 @@ def test_one_that_fails_in_the_middle_of_an_answer(
         with pytest.raises(WorkerLost):
             session.prefill([1])
         with pytest.raises(WorkerLost):
-            session.context.state(0)
+            session.context.export_state(0)
     assert time.monotonic() - begun < SOON
 
 
@@ -281,7 +289,7 @@ def test_one_that_fails_between_requests(start: Start, tiny: Path, tmp_path: Pat
         greedy(session, text_tokens(20), 3)
         worker.signal(signal.SIGKILL)
         begun = time.monotonic()
-        with pytest.raises(WorkerLost, match="went away"):
+        with pytest.raises(WorkerLost, match="disconnected"):
             greedy(session, text_tokens(20), 3)
         with pytest.raises(WorkerLost):  # what is kept on disk must be what was computed
             session.context.save_state(0, str(tmp_path / "state"), session.tokens)
@@ -318,11 +326,11 @@ def test_one_that_dies_in_the_middle_of_a_load_leaves_nothing_open(start: Start,
     settings = RunConfig(1024, prompt_cache=False, workers=tuple(addresses(two)))
     dying = Partway(lambda: two[1].signal(signal.SIGKILL))
     with (
-        pytest.raises(WorkerLost, match=f"{two[1].address} went away"),
+        pytest.raises(WorkerLost, match=f"{two[1].address} disconnected"),
         open_session(smollm2_gguf, settings, dying),
     ):
         pass
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pulse of")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("heartbeat of")]
     wait_until(lambda: free_of(two[0]) == 1 << 30)
     connect([two[0].address]).close()
 
@@ -363,8 +371,8 @@ def test_one_that_computes_for_long_is_not_taken_for_lost(
     start: Start, smollm2_gguf: Path, novel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch that takes several times as long as a worker has for a sign of life."""
-    monkeypatch.setattr("pigguf.inference.rpc.client.TIMEOUT", 0.5)
-    monkeypatch.setattr("pigguf.inference.rpc.client.PULSE", 0.1)
+    monkeypatch.setattr("pigguf.inference.rpc.worker_connection.TIMEOUT", 0.5)
+    monkeypatch.setattr("pigguf.inference.rpc.worker_connection.HEARTBEAT_INTERVAL", 0.1)
     options = ContextOptions(length=4096, batch=2048)
     with connect([start().address]) as workers, running(smollm2_gguf, workers, options) as session:
         tokens = session.context.model.tokenize(novel)[:2048]
@@ -377,20 +385,20 @@ def test_a_prompt_is_not_sent_ahead_of_what_is_computed(
     start: Start, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it would look read long before it is, and be computed to its end after Ctrl-C."""
-    sent: list[Command] = []
-    send = Peer.send
+    sent: list[RpcCommand] = []
+    send = RpcConnection.send
 
-    def noted(self: Peer, command: Command, length: int, data: bytes) -> None:
+    def noted(self: RpcConnection, command: RpcCommand, length: int, data: bytes) -> None:
         sent.append(command)
         send(self, command, length, data)
 
     with connect([start().address]) as workers, running(tiny, workers, replace(OPTIONS, batch=64)) as session:
-        monkeypatch.setattr(Peer, "send", noted)
+        monkeypatch.setattr(RpcConnection, "send", noted)
         session.prefill(text_tokens(640))
     waits = [
-        command in GRAPHS
+        command in GRAPH_COMMANDS
         for command in sent
-        if command in (*GRAPHS, Command.GET_ALIGNMENT, Command.GET_TENSOR)
+        if command in (*GRAPH_COMMANDS, RpcCommand.GET_ALIGNMENT, RpcCommand.GET_TENSOR)
     ]
     assert sum(waits) >= 10
     assert (True, True) not in pairwise(waits)
@@ -435,7 +443,7 @@ def test_one_that_was_stopped(start: Start) -> None:
 def test_a_tunnel_with_nothing_behind_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: server.accept()[0].close()).start()
-        assert "hung up" in refusal(f"127.0.0.1:{server.getsockname()[1]}")
+        assert "closed the connection" in refusal(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 @pytest.mark.parametrize("version", [(6, 1, 0), (7, 1, 0), (7, 0, 1)])
@@ -443,11 +451,11 @@ def test_another_version(version: tuple[int, int, int]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
-            with closing(Peer(server.accept()[0])) as peer:
-                request = peer.request()
+            with closing(RpcConnection(server.accept()[0])) as peer:
+                request = peer.read_request()
                 assert request is not None
-                peer.data(request[1])
-                peer.answer(bytes((*version, 0)) + HELLO_DATA)
+                peer.read_data(request[1])
+                peer.respond(bytes((*version, 0)) + HELLO_DATA)
 
         answering = threading.Thread(target=answer)
         answering.start()
@@ -458,9 +466,9 @@ def test_another_version(version: tuple[int, int, int]) -> None:
 
 
 def test_the_version_is_the_library_s_own(start: Start) -> None:
-    connection = socket.create_connection(host_and_port(start().address))
-    with closing(Peer(connection)) as peer:
-        assert tuple(peer.ask(Command.HELLO, HELLO_DATA)[:3]) == VERSION
+    connection = socket.create_connection(parse_host_port(start().address))
+    with closing(RpcConnection(connection)) as peer:
+        assert tuple(peer.request(RpcCommand.HELLO, HELLO_DATA)[:3]) == VERSION
 
 
 def test_a_second_client_is_told_and_the_first_one_goes_on(start: Start, tiny: Path) -> None:
@@ -468,7 +476,7 @@ def test_a_second_client_is_told_and_the_first_one_goes_on(start: Start, tiny: P
     with connect([worker.address]) as workers, running(tiny, workers) as session:
         session.prefill(prompt)
         assert refusal(worker.address) == f"the worker {worker.address} serves another client"
-        assert len(list(session.generate(SamplingParams(temperature=0), limit=5))) == 5
+        assert len(list(session.generate(SamplingParams(temperature=0), max_tokens=5))) == 5
     connect([worker.address]).close()
 
 
@@ -477,7 +485,7 @@ def test_one_that_computes_for_a_client_that_left_is_not_free_yet(start: Start, 
     options = ContextOptions(length=8192, batch=4096)
     with connect([worker.address]) as workers, running(smollm2_gguf, workers, options) as session:
         threading.Timer(1.0, workers.close).start()
-        with pytest.raises(WorkerLost, match="was left"):
+        with pytest.raises(WorkerLost, match="was disconnected by this client"):
             session.prefill([1] * 8192)
     assert refusal(worker.address) == f"the worker {worker.address} serves another client"
 
@@ -488,7 +496,7 @@ def test_a_client_with_nonsense_does_not_end_the_worker(start: Start) -> None:
     for nonsense in (
         b"GET / HTTP/1.1\r\n\r\n", b"\x0e" + b"\xff" * 40, b"\x06" + bytes(8), b"\xff" * 100, *short,
     ):  # fmt: skip
-        with socket.create_connection(host_and_port(worker.address), timeout=SOON) as connection:
+        with socket.create_connection(parse_host_port(worker.address), timeout=SOON) as connection:
             connection.sendall(nonsense)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):
@@ -502,7 +510,7 @@ def test_more_connections_than_it_can_have_do_not_end_the_worker(start: Start) -
     worker = start(on=("sh", "-c", 'ulimit -n 64; exec "$0" "$@"'))
     with ExitStack() as opened, suppress(TimeoutError):
         for _ in range(100):
-            opened.enter_context(socket.create_connection(host_and_port(worker.address), timeout=0.5))
+            opened.enter_context(socket.create_connection(parse_host_port(worker.address), timeout=0.5))
             time.sleep(0.01)  # its queue is short
     connect([worker.address]).close()
 
@@ -529,5 +537,5 @@ def test_a_split_that_does_not_fit(start: Start, split: tuple[float, ...]) -> No
 
 
 def test_a_split_of_nothing() -> None:
-    with pytest.raises(UsageError, match="without workers"), connected((), (1, 1)):
+    with pytest.raises(UsageError, match="without workers"), connect_or_none((), (1, 1)):
         pass

@@ -13,7 +13,7 @@ from support.worker_process import WorkerProcess, started_workers
 
 from pigguf.inference.rpc.client import connect
 from pigguf.inference.rpc.weight_cache import WeightCache
-from pigguf.llama_cpp_internals.rpc_protocol import Command, Peer
+from pigguf.llama_cpp_internals.rpc_protocol import RpcCommand, RpcConnection
 
 Start = Callable[..., WorkerProcess]
 
@@ -32,11 +32,11 @@ def cache(tmp_path: Path) -> WeightCache:
 
 
 def keep(cache: WeightCache, hashed: bytes, chunks: list[bytes] = WEIGHTS) -> None:
-    assert b"".join(cache.keep(hashed, sum(map(len, chunks)), iter(chunks))) == b"".join(chunks)
+    assert b"".join(cache.store(hashed, sum(map(len, chunks)), iter(chunks))) == b"".join(chunks)
 
 
 def found(cache: WeightCache, hashed: bytes) -> bytes | None:
-    kept = cache.find(hashed)
+    kept = cache.load(hashed)
     if kept is None:
         return None
     size, chunks = kept
@@ -85,7 +85,7 @@ def test_what_a_sender_leaves_unfinished_is_not_kept(cache: WeightCache, tmp_pat
         raise ConnectionError("the other end hung up")
 
     with pytest.raises(ConnectionError):
-        list(cache.keep(ONE, 2, leaving()))
+        list(cache.store(ONE, 2, leaving()))
     assert list((tmp_path / "weights").iterdir()) == []
 
 
@@ -104,14 +104,14 @@ def test_large_weights_come_once(
     """Of SmolLM2 that is the output matrix: 29 MiB of 92."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     sent = 0
-    send = Peer.send
+    send = RpcConnection.send
 
-    def counted(self: Peer, command: Command, length: int, data: bytes) -> None:
+    def counted(self: RpcConnection, command: RpcCommand, length: int, data: bytes) -> None:
         nonlocal sent
         sent += length
         send(self, command, length, data)
 
-    monkeypatch.setattr(Peer, "send", counted)
+    monkeypatch.setattr(RpcConnection, "send", counted)
     costs, texts = [], []
     prompt = list(range(100, 140))
     for damaged in (False, False, True):

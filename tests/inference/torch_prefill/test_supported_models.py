@@ -1,4 +1,4 @@
-"""Which files are read in PyTorch: those whose every key and tensor is known, and no others."""
+"""Which files PyTorch can prefill: those whose keys and tensors are all known, and no others."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import pytest
 from support.tiny_gguf import GRAPHS, SHAPES, WIDTH, linear, write_tiny
 
 from pigguf.gguf_io import TensorType, read_header
-from pigguf.gguf_io.metadata import Typed, array, f32, string, u32
+from pigguf.gguf_io.metadata import TypedValue, array, f32, string, u32
 from pigguf.inference.engine import ContextOptions, Model
 from pigguf.inference.torch_prefill import TorchPrefiller, backend
-from pigguf.inference.torch_prefill.supported_models import Shape, read_shape
+from pigguf.inference.torch_prefill.supported_models import ModelShape, read_model_shape
 from pigguf.rope import rope_from_metadata
 
 
-def shape_of(path: Path) -> Shape | None:
+def shape_of(path: Path) -> ModelShape | None:
     file = read_header(path)
-    return read_shape(file, rope_from_metadata(file.metadata, file.architecture))
+    return read_model_shape(file, rope_from_metadata(file.metadata, file.architecture))
 
 
-def test_a_llamas_sizes_are_read(tmp_path: Path) -> None:
-    found = shape_of(write_tiny(tmp_path / "tiny.gguf", linear(4.0)))
-    assert found is not None
-    assert found == replace(found, layers=2, width=WIDTH, inner=96, heads=4, kv_heads=2, head_dim=16)
-    assert found.neighbours
-    assert found.group == 2
-    assert found.layer_elements == sum(
+def test_a_llamas_dimensions_are_read(tmp_path: Path) -> None:
+    shape = shape_of(write_tiny(tmp_path / "tiny.gguf", linear(4.0)))
+    assert shape is not None
+    assert shape == replace(shape, n_layer=2, n_embd=WIDTH, n_ff=96, n_head=4, n_head_kv=2, head_dim=16)
+    assert shape.interleaved
+    assert shape.gqa_group == 2
+    assert shape.layer_elements == sum(
         rows * columns
         for name, (rows, *rest) in SHAPES.items()
         for columns in rest
@@ -37,10 +37,10 @@ def test_a_llamas_sizes_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_of_every_graph_that_runs_three_are_read(name: str, tmp_path: Path) -> None:
-    found = shape_of(write_tiny(tmp_path / "tiny.gguf", model=GRAPHS[name]))
+def test_three_architectures_are_supported(name: str, tmp_path: Path) -> None:
+    shape = shape_of(write_tiny(tmp_path / "tiny.gguf", model=GRAPHS[name]))
     known = GRAPHS[name].architecture in ("llama", "qwen2", "qwen3") and "Mixtral" not in name
-    assert (found is not None) == known
+    assert (shape is not None) == known
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_of_every_graph_that_runs_three_are_read(name: str, tmp_path: Path) -> N
     ],
 )
 def test_a_key_that_is_not_known_leaves_the_file_to_llama_cpp(
-    metadata: dict[str, Typed], tmp_path: Path
+    metadata: dict[str, TypedValue], tmp_path: Path
 ) -> None:
     assert shape_of(write_tiny(tmp_path / "tiny.gguf", metadata)) is None
 
@@ -82,7 +82,7 @@ def test_a_tensor_of_whole_numbers_leaves_the_file_to_llama_cpp(tmp_path: Path) 
     assert shape_of(path) is None
 
 
-# ---- when it is worth it -----------------------------------------------------------------------------
+# ---- when it is used ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -93,40 +93,40 @@ def model(tmp_path: Path) -> Model:
 
 @pytest.fixture
 def with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU with arithmetic in bfloat16, whatever this one has."""
-    monkeypatch.setattr(backend, "bfloat16_arithmetic", lambda: frozenset({"avx512_bf16"}))
+    """Pretend that the CPU has bfloat16 instructions."""
+    monkeypatch.setattr(backend, "bfloat16_instructions", lambda: frozenset({"avx512_bf16"}))
 
 
 @pytest.mark.usefixtures("with_bfloat16")
-def test_long_prompts_are_worth_it_and_short_ones_not(model: Model) -> None:
-    found = TorchPrefiller(model, ContextOptions(), least=3000)
-    assert found.is_supported
-    assert [found.is_worth(held, 3000) for held in (0, 9000)] == [True, True]
-    assert not found.is_worth(9000, 2999)
+def test_long_prompts_are_prefilled_and_short_ones_not(model: Model) -> None:
+    prefiller = TorchPrefiller(model, ContextOptions(), min_tokens=3000)
+    assert prefiller.is_supported
+    assert [prefiller.should_prefill(n_past, 3000) for n_past in (0, 9000)] == [True, True]
+    assert not prefiller.should_prefill(9000, 2999)
 
 
 @pytest.mark.usefixtures("with_bfloat16")
 @pytest.mark.parametrize("options", [{"cache_k": "q8_0"}, {"cache_v": "q8_0"}])
 def test_a_quantized_cache_is_left_to_llama_cpp(model: Model, options: dict[str, str]) -> None:
-    assert not TorchPrefiller(model, ContextOptions(**options)).is_worth(0, 10000)  # type: ignore[arg-type]
+    assert not TorchPrefiller(model, ContextOptions(**options)).should_prefill(0, 10000)  # type: ignore[arg-type]
 
 
 def test_a_cpu_without_bfloat16_is_left_to_llama_cpp(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "bfloat16_arithmetic", frozenset)
-    assert not TorchPrefiller(model, ContextOptions()).is_worth(0, 10000)
+    monkeypatch.setattr(backend, "bfloat16_instructions", frozenset)
+    assert not TorchPrefiller(model, ContextOptions()).should_prefill(0, 10000)
 
 
 @pytest.mark.usefixtures("with_bfloat16")
 def test_what_does_not_fit_into_memory_is_left_to_llama_cpp(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = TorchPrefiller(model, ContextOptions())
-    assert found.is_worth(0, 10000)
+    prefiller = TorchPrefiller(model, ContextOptions())
+    assert prefiller.should_prefill(0, 10000)
     monkeypatch.setattr(backend, "available_memory", lambda: 4 << 20)
-    assert not found.is_worth(0, 10000)
+    assert not prefiller.should_prefill(0, 10000)
 
 
 @pytest.mark.usefixtures("with_bfloat16")
-def test_without_torch_nothing_is_worth_it(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_nothing_is_prefilled(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not TorchPrefiller(model, ContextOptions()).is_worth(0, 10000)
+    assert not TorchPrefiller(model, ContextOptions()).should_prefill(0, 10000)

@@ -12,12 +12,17 @@ from support.tiny_gguf import GRAPHS, linear, write_tiny
 from pigguf.errors import UsageError
 from pigguf.gguf_io import TensorType, read_header
 from pigguf.gguf_io.metadata import u32
-from pigguf.inference.engine import CacheType, Context, Model
-from pigguf.inference.tuning import TuningResult, find_tuning, tune
-from pigguf.inference.tuning.measure_speed import Visit, fill, measure, measure_move, some_tokens
-from pigguf.inference.tuning.profile import Setting
-from pigguf.inference.tuning.time_budget import ROUNDS
-from pigguf.inference.tuning.untuned_defaults import ON_CPU
+from pigguf.inference.engine import CacheType, Context, ContextOptions, Model
+from pigguf.inference.tuning import TuningResult, load_tuning_profile, tune
+from pigguf.inference.tuning.compare_settings import ROUNDS
+from pigguf.inference.tuning.default_profiles import ON_CPU
+from pigguf.inference.tuning.measure_speed import (
+    SpeedSample,
+    fill_cache,
+    measure_speed,
+    measure_switch_cost,
+    random_tokens,
+)
 from pigguf.llama_cpp_internals import kv_state_layout
 from pigguf.progress import Silent
 
@@ -66,7 +71,7 @@ def tuned(tiny: Path) -> tuple[TuningResult, Stages]:
 
 def test_everything_is_measured_where_there_is_time(tuned: tuple[TuningResult, Stages]) -> None:
     result, stages = tuned
-    assert result.left_out == ()
+    assert result.skipped == ()
     assert {one.samples for one in result.measurements} <= {1, ROUNDS}
     of = {(one.group, one.setting, one.speed.depth) for one in result.measurements}
     assert {("flash attention", name, depth) for name in ("on", "off") for depth in (0, 2048, 3328)} <= of
@@ -86,31 +91,33 @@ def test_what_is_chosen_was_measured_and_is_found_again(
     tiny: Path, tuned: tuple[TuningResult, Stages]
 ) -> None:
     result, _ = tuned
-    tuning = result.tuning
-    assert tuning.source == "measured"
-    assert find_tuning(read_header(tiny)) == tuning
+    profile = result.profile
+    assert profile.source == "measured"
+    assert load_tuning_profile(read_header(tiny)) == profile
     batches = {one.setting for one in result.measurements if one.group == "batch"}
-    assert f"{tuning.batch} tokens" in batches
+    assert f"{profile.batch} tokens" in batches
     measured = {
         (one.speed.depth, rate)
         for one in result.measurements
         if one.group == "flash attention"
         for rate in (one.speed.prefill, one.speed.decode)
     }
-    assert [speed.depth for speed in tuning.speeds] == [0, 2048, 3328]
-    assert {(s.depth, rate) for s in tuning.speeds for rate in (s.prefill, s.decode)} <= measured
-    assert {"flash attention", "batch"} <= {one.what for one in result.choices}
-    assert all("tokens/s" in one.why or " s against " in one.why for one in result.choices)
+    assert [speed.depth for speed in profile.speeds] == [0, 2048, 3328]
+    assert {(s.depth, rate) for s in profile.speeds for rate in (s.prefill, s.decode)} <= measured
+    assert {"flash attention", "batch"} <= {one.setting for one in result.decisions}
+    assert all("tokens/s" in one.reason or " s against " in one.reason for one in result.decisions)
 
 
 def test_a_budget_of_nothing_leaves_everything_out_and_says_so(tiny: Path) -> None:
     result = tune(tiny, budget=1e-6)
     assert result.measurements == ()
-    assert any("flash attention: on at 2,048 tokens: it would take" in line for line in result.left_out)
-    tuning = result.tuning
-    assert (tuning.threads, tuning.batch, tuning.flash_attention) == (None, 512, None)
-    assert tuning.handoff == ON_CPU.handoff  # what was not measured goes by the rule
-    assert tuning.speeds == ()
+    assert any("flash attention: on at 2,048 tokens: it would take" in line for line in result.skipped)
+    profile = result.profile
+    assert (profile.threads, profile.batch, profile.flash_attention) == (None, 512, None)
+    assert (
+        profile.flash_attention_switch == ON_CPU.flash_attention_switch
+    )  # what was not measured goes by the rule
+    assert profile.speeds == ()
     with pytest.raises(UsageError, match="budget"):
         tune(tiny, budget=0)
 
@@ -118,7 +125,7 @@ def test_a_budget_of_nothing_leaves_everything_out_and_says_so(tiny: Path) -> No
 def test_two_caches_are_filled_by_reading_and_never_moved(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "gemma3.gguf", model=GEMMA3)
     result = tune(path, budget=30)
-    assert result.tuning.handoff is None
+    assert result.profile.flash_attention_switch is None
     assert {one.speed.depth for one in result.measurements if one.group == "flash attention"} == {0}
 
 
@@ -126,14 +133,14 @@ def test_two_caches_are_filled_by_reading_and_never_moved(tmp_path: Path) -> Non
 @pytest.mark.parametrize("cache_k", get_args(CacheType))
 def test_a_cache_of_any_type_is_filled_without_prefill(tiny: Path, cache_k: CacheType, flash: bool) -> None:
     cache_v: CacheType = cache_k if flash else "f16"
-    setting = Setting(cache_k=cache_k, cache_v=cache_v, flash_attention=flash)
+    options = ContextOptions(length=512, cache_k=cache_k, cache_v=cache_v, flash_attention=flash)
     with (
         Model.open(tiny) as model,
-        Context(model, setting.options(512)) as context,
+        Context(model, options) as context,
         context.sequence() as session,
     ):
-        fill(session, 300)
-        assert session.tokens == some_tokens(model, 300)
+        fill_cache(session, 300)
+        assert session.tokens == random_tokens(model, 300)
         layout = kv_state_layout.read_layout(session.export_state())
         assert (layout.cells, layout.key_types[0]) == (300, TensorType[cache_k.upper()])
         [(_, logits)] = session.evaluate([5], [0])
@@ -142,12 +149,12 @@ def test_a_cache_of_any_type_is_filled_without_prefill(tiny: Path, cache_k: Cach
 
 def test_a_sample_leaves_nothing_out_that_was_asked(tiny: Path) -> None:
     with Model.open(tiny) as model:
-        speed = measure(model, Visit(Setting(), 100, 32, 3))
+        speed = measure_speed(model, SpeedSample(ContextOptions(), 100, 32, 3))
         assert speed.depth == 100
         assert speed.prefill
         assert speed.decode
-        assert measure(model, Visit(Setting(), 0, 32, 0)).decode is None
-        move = measure_move(model, 2048)
+        assert measure_speed(model, SpeedSample(ContextOptions(), 0, 32, 0)).decode is None
+        move = measure_switch_cost(model, 2048)
         assert move.seconds(2048) > 0
 
 

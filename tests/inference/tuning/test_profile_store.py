@@ -18,22 +18,22 @@ from pigguf.gguf_io.metadata import string
 from pigguf.inference.engine import FlashAttentionSwitch, Model
 from pigguf.inference.tuning import (
     Measurement,
-    Speed,
-    Tuning,
-    find_tuning,
-    tuning_files,
-    untuned_defaults,
+    SpeedAtDepth,
+    TuningProfile,
+    default_profiles,
+    load_tuning_profile,
+    profile_store,
 )
 from pigguf.inference.tuning.machine_key import machine_key, shape_key
-from pigguf.inference.tuning.tuning_files import keep_tuning
+from pigguf.inference.tuning.profile_store import save_tuning_profile
 
-TUNING = Tuning(
+TUNING = TuningProfile(
     threads=3,
     prefill_threads=4,
     batch=256,
-    handoff=FlashAttentionSwitch(1024, 4096, 384),
-    torch_from=2048,
-    speeds=(Speed(0, 900.5, 45.25), Speed(4096, None, 20.0)),
+    flash_attention_switch=FlashAttentionSwitch(1024, 4096, 384),
+    torch_min_prompt=2048,
+    speeds=(SpeedAtDepth(0, 900.5, 45.25), SpeedAtDepth(4096, None, 20.0)),
     source="measured",
 )
 MEASURED = (Measurement("threads", "3 threads", TUNING.speeds[0], 3),)
@@ -51,45 +51,50 @@ def file(tmp_path: Path) -> GGUFFile:
 
 
 def test_what_is_kept_is_found_by_header_and_by_model(file: GGUFFile, cache: Path) -> None:
-    path = keep_tuning(file, "auto", TUNING, MEASURED)
+    path = save_tuning_profile(file, "auto", TUNING, MEASURED)
     assert path.parent == cache / "pigguf" / "tuning"
-    assert find_tuning(file) == TUNING
+    assert load_tuning_profile(file) == TUNING
     with Model.open(file.path, vocab_only=True) as model:
-        assert find_tuning(model) == TUNING
+        assert load_tuning_profile(model) == TUNING
     assert json.loads(path.read_text())["measurements"][0]["setting"] == "3 threads"
 
 
 def test_a_later_tuning_takes_an_earlier_ones_place(file: GGUFFile) -> None:
-    path = keep_tuning(file, "auto", TUNING, MEASURED)
-    assert keep_tuning(file, "auto", replace(TUNING, handoff=None, flash_attention=False), ()) == path
-    assert find_tuning(file) == replace(TUNING, handoff=None, flash_attention=False)
+    path = save_tuning_profile(file, "auto", TUNING, MEASURED)
+    assert (
+        save_tuning_profile(
+            file, "auto", replace(TUNING, flash_attention_switch=None, flash_attention=False), ()
+        )
+        == path
+    )
+    assert load_tuning_profile(file) == replace(TUNING, flash_attention_switch=None, flash_attention=False)
 
 
 def test_only_what_decides_speed_is_in_the_key(file: GGUFFile, tmp_path: Path) -> None:
-    keep_tuning(file, "auto", TUNING, MEASURED)
+    save_tuning_profile(file, "auto", TUNING, MEASURED)
     (tmp_path / "elsewhere").mkdir()
     like = write_tiny(tmp_path / "elsewhere" / "other.gguf", {"general.name": string("another")})
-    assert find_tuning(read_header(like)) == TUNING
+    assert load_tuning_profile(read_header(like)) == TUNING
     for name, keys, types in (
         ("window", linear(2.0, 2048), None),
         ("types", None, {"output.weight": TensorType.F16}),
     ):
         other = read_header(write_tiny(tmp_path / f"{name}.gguf", keys, types))
-        assert find_tuning(other).source == "rule", name
+        assert load_tuning_profile(other).source == "rule", name
 
 
 @pytest.mark.parametrize("part", ["cpu", "cores", "engine", "engine_features", "gpus"])
 def test_another_machine_has_another_tuning(
     file: GGUFFile, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep_tuning(file, "auto", TUNING, MEASURED)
+    save_tuning_profile(file, "auto", TUNING, MEASURED)
     other = {**machine_key(), part: ["another"]}
-    monkeypatch.setattr(tuning_files, "machine_key", lambda gpu_layers: other)
-    assert find_tuning(file).source == "rule"
+    monkeypatch.setattr(profile_store, "machine_key", lambda gpu_layers: other)
+    assert load_tuning_profile(file).source == "rule"
 
 
 def _edited(**changes: Any) -> Callable[[bytes], bytes]:
-    """The file with parts of its tuning changed."""
+    """Return a function that changes parts of the profile in a file."""
 
     def edit(data: bytes) -> bytes:
         content = json.loads(data)
@@ -128,34 +133,34 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_or_foreign_file_is_passed_over_with_a_warning(
     file: GGUFFile, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = keep_tuning(file, "auto", TUNING, MEASURED)
+    path = save_tuning_profile(file, "auto", TUNING, MEASURED)
     before = path.read_bytes()
     path.write_bytes(DAMAGES[damage](before))
     assert path.read_bytes() != before
     with caplog.at_level(logging.WARNING, "pigguf"):
-        assert find_tuning(file) == untuned_defaults.rule(machine_key())
+        assert load_tuning_profile(file) == default_profiles.default_profile(machine_key())
     (record,) = caplog.records
     assert str(path) in record.getMessage()
-    keep_tuning(file, "auto", TUNING, MEASURED)
-    assert find_tuning(file) == TUNING
+    save_tuning_profile(file, "auto", TUNING, MEASURED)
+    assert load_tuning_profile(file) == TUNING
 
 
-def test_a_directory_in_its_place_is_passed_over_too(
+def test_a_directory_in_its_place_is_ignored_too(
     file: GGUFFile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = keep_tuning(file, "auto", TUNING, MEASURED)
+    path = save_tuning_profile(file, "auto", TUNING, MEASURED)
     path.unlink()
     path.mkdir()
-    assert find_tuning(file).source == "rule"
-    assert "is passed over" in caplog.text
+    assert load_tuning_profile(file).source == "rule"
+    assert "is ignored" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(file: GGUFFile, cache: Path) -> None:
     cache.write_text("in the way")
     with pytest.raises(OutputError, match="cache") as raised:
-        keep_tuning(file, "auto", TUNING, MEASURED)
+        save_tuning_profile(file, "auto", TUNING, MEASURED)
     assert "XDG_CACHE_HOME" in str(raised.value.hint)
-    assert find_tuning(file).source == "rule"
+    assert load_tuning_profile(file).source == "rule"
 
 
 # ---- the rule ----------------------------------------------------------------------------------------
@@ -163,12 +168,14 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(file: GGUFFile
 
 def test_a_gpu_is_left_to_llama_cpp_and_a_cpu_changes_at_depth(file: GGUFFile) -> None:
     machine = machine_key()
-    gpu = untuned_defaults.rule({**machine, "gpus": [["NVIDIA H100", "CUDA", 80 << 30]]})
-    assert (gpu.flash_attention, gpu.handoff, gpu.torch_from) == (None, None, None)
-    cpu = untuned_defaults.rule({**machine, "gpus": []})
-    assert cpu.handoff is not None
-    assert cpu.handoff.decode == 4096
-    assert cpu.torch_from == (untuned_defaults.TORCH_FROM if untuned_defaults.torch_is_fast() else None)
+    gpu = default_profiles.default_profile({**machine, "gpus": [["NVIDIA H100", "CUDA", 80 << 30]]})
+    assert (gpu.flash_attention, gpu.flash_attention_switch, gpu.torch_min_prompt) == (None, None, None)
+    cpu = default_profiles.default_profile({**machine, "gpus": []})
+    assert cpu.flash_attention_switch is not None
+    assert cpu.flash_attention_switch.decode == 4096
+    assert cpu.torch_min_prompt == (
+        default_profiles.TORCH_MIN_PROMPT if default_profiles.has_fast_torch() else None
+    )
     assert cpu.source == gpu.source == "rule"
 
 
