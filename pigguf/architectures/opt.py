@@ -1,4 +1,4 @@
-"""OPT, which has no graph in llama.cpp and runs on GPT-2's, with GELU in place of ReLU.
+"""OPT, which has no graph in llama.cpp and runs on GPT-2's, with GELU instead of ReLU.
 
 GELU(K x) / K tends to ReLU(x); the error is at most 0.17 / K. So K is multiplied into the first matrix of the
 feed-forward and 1 / K into the second. K is a power of two, which changes only exponents, so that an export

@@ -46,10 +46,10 @@ class AlibiPositions:
 
     def explain(self) -> str:
         """Return what the positions are, in a sentence."""
-        return (
-            f"attention decreases with distance (ALiBi), up to {self.context_length} tokens: "
-            "nothing is scaled"
-        )def as_data(self) -> dict[str, Any]:
+        distances = f"attention decreases with distance (ALiBi), up to {self.context_length} tokens"
+        return f"{distances}: nothing is scaled"
+
+    def as_data(self) -> dict[str, Any]:
         """Return the positions as JSON output has them, with the same keys as rotary positions."""
         return {
             "kind": self.rope_type,
