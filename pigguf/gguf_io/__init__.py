@@ -1,34 +1,37 @@
-"""GGUF files: read a header and check it, read tensor rows, write files as streams, whole or in parts.
+"""GGUF files: checked headers, tensor rows, and writing of files as streams, whole or in shards.
 
-The only importer of the `gguf` package, for its tables of types; reading and writing are our own.
+This is the only package that imports `gguf`, for its tables of types; reading and writing are our own.
 
-    layout   what a file is made of, and a header as a value
-    read     one file's header, tensor rows
-    split    how a model is cut into files: names, keys, which tensor goes where
-    join     read_header: the header of a model, from one file or all its parts
-    write    a header's bytes, files as streams
+    layout         value and tensor types, limits, and a header as a value (GGUFFile, GGUFTensor)
+    metadata       typed values of keys, and typed access to them
+    header_reader  the header of one file
+    read_header    the header of a model, from one file or all its shards
+    tensor_data    tensor rows
+    shard_plan     how a model is split into shards: names, keys, which tensor goes where
+    writer         serialized headers, and files as streams
 """
 
+from pigguf.gguf_io.header_reader import read_shard
 from pigguf.gguf_io.layout import (
     DEFAULT_ALIGNMENT,
     GGUFFile,
     GGUFTensor,
     TensorType,
     block_elements,
-    named,
+    errors_name_file,
     row_bytes,
 )
-from pigguf.gguf_io.read_shards import read_header
-from pigguf.gguf_io.reader import TensorData, read_part
-from pigguf.gguf_io.shard_plan import planned_files
+from pigguf.gguf_io.read_header import read_header
+from pigguf.gguf_io.shard_plan import plan_files
+from pigguf.gguf_io.tensor_data import TensorData
 from pigguf.gguf_io.writer import (
     PlannedFile,
     PlannedTensor,
     TensorInfo,
-    file_bytes,
-    header_bytes,
-    write_files,
+    file_size,
+    serialize_header,
     write_gguf,
+    write_gguf_files,
 )
 
 __all__ = [
@@ -41,13 +44,13 @@ __all__ = [
     "TensorInfo",
     "TensorType",
     "block_elements",
-    "file_bytes",
-    "header_bytes",
-    "named",
-    "planned_files",
+    "errors_name_file",
+    "file_size",
+    "plan_files",
     "read_header",
-    "read_part",
+    "read_shard",
     "row_bytes",
-    "write_files",
+    "serialize_header",
     "write_gguf",
+    "write_gguf_files",
 ]

@@ -1,7 +1,7 @@
-"""What a GGUF file is made of: value and tensor types, limits, and a header as a value.
+"""The layout of GGUF files: value and tensor types, limits, and a header as a value.
 
-Format: ggml docs/gguf.md; the limits are those of llama.cpp ggml/src/gguf.cpp and ggml.h, where no
-other source is named.
+Format: ggml docs/gguf.md. The limits are those of llama.cpp ggml/src/gguf.cpp and ggml.h, unless another
+source is named.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from pathlib import Path
 import gguf
 
 from pigguf.errors import GGUFError, PigError
-from pigguf.gguf_io.metadata import Kind, Metadata, Typed, get
+from pigguf.gguf_io.metadata import Metadata, TypedValue, ValueType, get_value
 
 TensorType = gguf.GGMLQuantizationType
 
 MAGIC = b"GGUF"
-VERSION = 3  # what we write; 2 differs only in what big-endian machines write
+VERSION = 3  # what we write; version 2 differs only on big-endian machines
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME - 1
 DEFAULT_ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
-MAX_ALIGNMENT = 1 << 24  # ours: larger than any page of memory
+MAX_ALIGNMENT = 1 << 24  # our own limit: larger than any memory page
 
-# GGUF value types: number -> (our kind, struct code); strings and arrays are read by hand.
-SCALARS: dict[int, tuple[Kind, str]] = {
+# GGUF value types: number -> (our name, struct code); strings and arrays are special.
+SCALAR_TYPES: dict[int, tuple[ValueType, str]] = {
     0: ("u8", "B"),
     1: ("i8", "b"),
     2: ("u16", "H"),
@@ -40,46 +40,46 @@ SCALARS: dict[int, tuple[Kind, str]] = {
     11: ("i64", "q"),
     12: ("f64", "d"),
 }
-STRING, ARRAY = 8, 9
+STRING_TYPE, ARRAY_TYPE = 8, 9
 
 
-def block_elements(kind: TensorType) -> int:
-    """How many elements one block of this type holds (1 for float types)."""
-    return int(gguf.GGML_QUANT_SIZES[kind][0])
+def block_elements(tensor_type: TensorType) -> int:
+    """Return the number of elements in a block of the type (1 for float types)."""
+    return int(gguf.GGML_QUANT_SIZES[tensor_type][0])
 
 
-def row_bytes(kind: TensorType, elements: int) -> int:
-    """Bytes of a row of `elements` values.
+def row_bytes(tensor_type: TensorType, elements: int) -> int:
+    """Return the bytes of a row of `elements` values.
 
     Raises:
         GGUFError: the row is not a whole number of blocks.
     """
-    per_block, block_size = gguf.GGML_QUANT_SIZES[kind]
+    per_block, block_size = gguf.GGML_QUANT_SIZES[tensor_type]
     if elements % per_block:
         raise GGUFError(
-            f"a row of {elements} elements is not a whole number of {kind.name} blocks of {per_block}"
+            f"a row of {elements} elements is not a whole number of {tensor_type.name} blocks of {per_block}"
         )
     return int(elements // per_block * block_size)
 
 
-def tensor_bytes(kind: TensorType, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor whose shape is rows first.
+def tensor_bytes(tensor_type: TensorType, shape: tuple[int, ...]) -> int:
+    """Return the bytes of a tensor; the last axis of `shape` is a row.
 
     Raises:
-        GGUFError: its rows are not whole blocks.
+        GGUFError: a row is not a whole number of blocks.
     """
-    return row_bytes(kind, shape[-1]) * math.prod(shape[:-1])
+    return row_bytes(tensor_type, shape[-1]) * math.prod(shape[:-1])
 
 
-def alignment_of(metadata: Metadata) -> int:
-    """To how many bytes the data of a file with these keys is aligned.
+def get_alignment(metadata: Metadata) -> int:
+    """Return the alignment of a file's data in bytes, from its keys.
 
     Raises:
-        GGUFError: general.alignment is no u32, no power of two, or absurdly large.
+        GGUFError: general.alignment is not a u32, not a power of two, or absurdly large.
     """
-    typed = metadata.get("general.alignment", Typed("u32", DEFAULT_ALIGNMENT))
-    if typed.kind != "u32" or typed.is_array:
-        raise GGUFError(f"general.alignment is {typed.kind}{'[]' if typed.is_array else ''}, not u32")
+    typed = metadata.get("general.alignment", TypedValue("u32", DEFAULT_ALIGNMENT))
+    if typed.type != "u32" or typed.is_array:
+        raise GGUFError(f"general.alignment is {typed.type}{'[]' if typed.is_array else ''}, not u32")
     alignment = int(typed.value)
     if alignment <= 0 or alignment & (alignment - 1):
         raise GGUFError(f"general.alignment is {alignment}, not a power of two")
@@ -89,8 +89,8 @@ def alignment_of(metadata: Metadata) -> int:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Let what is refused of keys and values, which do not know their file, name it."""
+def errors_name_file(path: Path) -> Iterator[None]:
+    """Add the path to the message of errors about keys and values, which do not know their file."""
     try:
         yield
     except PigError as error:
@@ -100,16 +100,22 @@ def named(path: Path) -> Iterator[None]:
         raise
 
 
-def padded(nbytes: int, alignment: int) -> int:
-    """The next multiple of the alignment."""
+def padded_size(nbytes: int, alignment: int) -> int:
+    """Return `nbytes`, rounded up to a multiple of the alignment."""
     return -(-nbytes // alignment) * alignment
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """Where a tensor lies. `shape` is rows first; `offset` counts from the start of its own file.
+    """A tensor of a GGUF file.
 
-    `part` is the number, from 0, of the file that holds it: an index of GGUFFile.parts.
+    Attributes:
+        name: its name.
+        shape: its shape, rows first as in numpy: the reverse of ggml's ne.
+        type: its type.
+        offset: the offset of its data from the start of its own file.
+        nbytes: the size of its data.
+        shard: the index of its file in GGUFFile.shards.
     """
 
     name: str
@@ -117,44 +123,47 @@ class GGUFTensor:
     type: TensorType
     offset: int
     nbytes: int
-    part: int = 0
+    shard: int = 0
 
     @property
     def elements(self) -> int:
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def row_elements(self) -> int:
+        """The number of elements of a row."""
         return self.shape[-1]
 
     @property
     def rows(self) -> int:
+        """The number of rows."""
         return self.elements // self.row_elements
 
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """The header of a GGUF, one file or several parts, whose every length has been checked.
+    """The checked header of a GGUF: of one file, or of all shards of a split model.
 
     Attributes:
-        path: the file, or the first part.
-        version: of the format.
+        path: the file, or the first shard.
+        version: the version of the format.
         metadata: every key in file order.
-        tensors: every tensor in file order, all parts' one after another.
-        data_offset: where the data of the file at `path` begins.
-        size: bytes of all parts together.
-        alignment: of the data, the least of all parts.
-        parts: every file, in order; one where it is not split.
+        tensors: every tensor in file order, shard after shard.
+        data_offset: where the data of the file at `path` starts.
+        size: the bytes of all shards together.
+        alignment: the alignment of the data; the smallest of all shards.
+        shards: every file, in order; one if the model is not split.
     """
 
     path: Path
     version: int
-    metadata: dict[str, Typed]
+    metadata: dict[str, TypedValue]
     tensors: dict[str, GGUFTensor]
     data_offset: int
     size: int
     alignment: int
-    parts: tuple[Path, ...]
+    shards: tuple[Path, ...]
 
     @property
     def architecture(self) -> str:
@@ -163,10 +172,10 @@ class GGUFFile:
         Raises:
             GGUFError: the key is missing or not a string.
         """
-        with named(self.path):
-            value = get(self.metadata, "general.architecture", str)
+        with errors_name_file(self.path):
+            value = get_value(self.metadata, "general.architecture", str)
         if value is None:
             raise GGUFError(
-                f"{self.path}: general.architecture is missing", "the file does not say what model it holds"
+                f"{self.path}: general.architecture is missing", "the file does not state which model it is"
             )
         return value

@@ -1,4 +1,4 @@
-"""GGUF metadata as pigguf holds it between steps: keys with typed values, in file order.
+"""GGUF metadata: keys with typed values, in file order, and typed access to them.
 
 Upstream names and types: ggml's docs/gguf.md and gguf-py constants.py.
 """
@@ -12,56 +12,60 @@ import numpy as np
 
 from pigguf.errors import GGUFError
 
-Kind = Literal["u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "bool", "str"]
+ValueType = Literal["u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64", "f32", "f64", "bool", "str"]
 
 
-class Typed(NamedTuple):
+class TypedValue(NamedTuple):
     """A value with its GGUF type; an array's `value` is a tuple of elements of type `kind`."""
 
-    kind: Kind
+    type: ValueType
     value: Any
     is_array: bool = False
 
 
-Metadata = Mapping[str, Typed]
+Metadata = Mapping[str, TypedValue]
 
 T = TypeVar("T")
 
-# The hint for keys that no converter of this sort would write.
-ANOTHER_MAKE = "the file is damaged or was made by something else: convert the checkpoint again"
+# The hint for keys that no converter of such a model writes.
+FOREIGN_FILE_HINT = "the file is damaged, or another program made it: convert the checkpoint again"
 
 
-def u32(value: int) -> Typed:
-    return Typed("u32", value)
+def u32(value: int) -> TypedValue:
+    """Return a u32 value."""
+    return TypedValue("u32", value)
 
 
-def f32(value: float) -> Typed:
-    """The value as a file will hold it: 1e-5 becomes 9.999999747378752e-06."""
-    return Typed("f32", float(np.float32(value)))
+def f32(value: float) -> TypedValue:
+    """Return an f32 value, rounded as in a file: 1e-5 becomes 9.999999747378752e-06."""
+    return TypedValue("f32", float(np.float32(value)))
 
 
-def shortest_f32(value: float) -> float:
-    """The shortest decimal that is the same single-precision number: 1e-05 for 9.999999747378752e-06."""
+def round_to_shortest_f32(value: float) -> float:
+    """Return the shortest decimal with the same float32 value: 1e-05 for 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
-def boolean(value: bool) -> Typed:
-    return Typed("bool", value)
+def boolean(value: bool) -> TypedValue:
+    """Return a bool value."""
+    return TypedValue("bool", value)
 
 
-def string(value: str) -> Typed:
-    return Typed("str", value)
+def string(value: str) -> TypedValue:
+    """Return a string value."""
+    return TypedValue("str", value)
 
 
-def array(kind: Kind, values: tuple[Any, ...]) -> Typed:
-    return Typed(kind, values, is_array=True)
+def array(element_type: ValueType, values: tuple[Any, ...]) -> TypedValue:
+    """Return an array value."""
+    return TypedValue(element_type, values, is_array=True)
 
 
-def get(metadata: Metadata, key: str, expected: type[T], default: T | None = None) -> T | None:
-    """The plain value of a scalar key, or `default` where the key is absent.
+def get_value(metadata: Metadata, key: str, expected: type[T], default: T | None = None) -> T | None:
+    """Return the value of a scalar key, or `default` if the key is missing.
 
     Raises:
-        GGUFError: the key holds another type than `expected` (int is accepted for float).
+        GGUFError: the value is not of the type `expected` (int is accepted for float).
     """
     typed = metadata.get(key)
     if typed is None:
@@ -71,25 +75,25 @@ def get(metadata: Metadata, key: str, expected: type[T], default: T | None = Non
         return float(value)  # type: ignore[return-value]
     wrong_bool = isinstance(value, bool) and expected is not bool
     if typed.is_array or wrong_bool or not isinstance(value, expected):
-        kept = f"{typed.kind}{'[]' if typed.is_array else ''}"
-        raise GGUFError(f"metadata key {key} is {kept}, not {expected.__name__}", ANOTHER_MAKE)
+        actual = f"{typed.type}{'[]' if typed.is_array else ''}"
+        raise GGUFError(f"metadata key {key} is {actual}, not {expected.__name__}", FOREIGN_FILE_HINT)
     return value
 
 
-def need(metadata: Metadata, key: str, expected: type[T]) -> T:
-    """Like get, for a key that must be there.
+def require_value(metadata: Metadata, key: str, expected: type[T]) -> T:
+    """Return the value of a required scalar key.
 
     Raises:
         GGUFError: the key is missing or of another type.
     """
-    value = get(metadata, key, expected)
+    value = get_value(metadata, key, expected)
     if value is None:
-        raise GGUFError(f"metadata key {key} is missing", ANOTHER_MAKE)
+        raise GGUFError(f"metadata key {key} is missing", FOREIGN_FILE_HINT)
     return value
 
 
-def elements(metadata: Metadata, key: str) -> tuple[Any, ...] | None:
-    """An array key's elements, or None where the key is absent.
+def get_array(metadata: Metadata, key: str) -> tuple[Any, ...] | None:
+    """Return the elements of an array key, or None if the key is missing.
 
     Raises:
         GGUFError: the key is not an array.
@@ -98,5 +102,5 @@ def elements(metadata: Metadata, key: str) -> tuple[Any, ...] | None:
     if typed is None:
         return None
     if not typed.is_array:
-        raise GGUFError(f"metadata key {key} is {typed.kind}, not an array", ANOTHER_MAKE)
+        raise GGUFError(f"metadata key {key} is {typed.type}, not an array", FOREIGN_FILE_HINT)
     return tuple(typed.value)

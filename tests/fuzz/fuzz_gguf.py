@@ -1,13 +1,13 @@
-"""Reads damaged GGUFs one after another: `python fuzz.py DIRECTORY SEED COUNT`, a child of the tests.
+"""Read damaged GGUFs one after another: `python fuzz_gguf.py DIRECTORY SEED COUNT`, a child of the tests.
 
-Whole files of our writer (plain, of every kind of array, split) are changed at random: bits, ranges cut out,
-put in and moved, ends cut off, and the header's own numbers (counts, lengths, types, shapes, offsets) set to
-odd values. The reader may refuse with a PigError, or read; what it reads must be consistent: its tensors can
-be read to the end, `inspect` has a word for it, and its header written again reads the same.
+Valid files of our writer (plain, with every type of array, split) are changed at random: bits flipped, ranges
+removed, inserted and moved, ends truncated, and numbers of the header (counts, lengths, types, shapes,
+offsets) set to odd values. The reader may raise a PigError, or read the file; then the file must be
+consistent: its tensors can be read to the end, `inspect` works, and its header, written again, reads the same.
 
-Anything else ends the process, with the seed that makes the case: another exception, 64 MB more memory than
-at the start (RLIMIT_AS), or five seconds of computing. Left out: what llama.cpp makes of what is read
-(tests/fuzz/fuzz_engine.py).
+Anything else ends the process, with the seed that reproduces the case: another exception, 64 MB more memory
+than at the start (RLIMIT_AS), or five seconds of CPU time. Not here: what llama.cpp does with such files
+(fuzz_engine.py).
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from pigguf.gguf_io import (
     PlannedTensor,
     TensorData,
     TensorType,
-    header_bytes,
-    planned_files,
+    plan_files,
     read_header,
-    read_part,
+    read_shard,
     row_bytes,
-    write_files,
+    serialize_header,
     write_gguf,
+    write_gguf_files,
 )
-from pigguf.gguf_io.metadata import Typed, array, boolean, f32, string, u32
+from pigguf.gguf_io.metadata import TypedValue, array, boolean, f32, string, u32
 
 MEMORY = 64 << 20
 SECONDS = 5
@@ -52,7 +52,7 @@ METADATA = {
     "llama.context_length": u32(8192),
     "llama.embedding_length": u32(64),
     "llama.block_count": u32(2),
-    "llama.attention.head_count": u32(4),
+    "llama.offsettention.head_count": u32(4),
     "llama.rope.scaling.type": string("linear"),
     "llama.rope.scaling.factor": f32(4.0),
     "llama.rope.freq_base": f32(1e4),
@@ -60,7 +60,7 @@ METADATA = {
     "tokenizer.ggml.tokens": array("str", ("<s>", "猪", "a b", "")),
     "tokenizer.ggml.token_type": array("i32", (3, 1, 1, 1)),
 }
-ARRAYS: dict[str, Typed] = {
+ARRAYS: dict[str, TypedValue] = {
     "general.alignment": u32(64),
     "none": array("str", ()),
     **{
@@ -69,41 +69,41 @@ ARRAYS: dict[str, Typed] = {
     },
     "array.bool": array("bool", (True, False)),
     **{
-        f"one.{kind}": Typed(kind, 7)  # type: ignore[arg-type]
+        f"one.{kind}": TypedValue(kind, 7)  # type: ignore[arg-type]
         for kind in ("u8", "i8", "u16", "i16", "i32", "u64", "i64", "f64")
     },
 }
 SHAPES = {
     "token_embd.weight": ((4, 64), TensorType.F16),
     "output_norm.weight": ((64,), TensorType.F32),
-    "blk.0.attn_q.weight": ((4, 64), TensorType.Q8_0),
+    "blk.0.offsettn_q.weight": ((4, 64), TensorType.Q8_0),
     "blk.0.ffn.weight": ((2, 3, 32), TensorType.Q4_0),
     "blk.1.ffn.weight": ((2, 256), TensorType.Q4_K),
 }
 
 
 class Field(NamedTuple):
-    """Where a number of a header lies, and how many bytes it has."""
+    """The offset of a number of a header, and its width in bytes."""
 
-    at: int
+    offset: int
     width: int
 
 
 class Sample(NamedTuple):
-    """Whole files by name, and the fields of each; the first is what is opened."""
+    """Valid files by name, and the fields of each; the first file is the one that is opened."""
 
     files: dict[str, bytes]
     fields: dict[str, list[Field]]
 
 
-# ---- what is damaged -----------------------------------------------------------------------------
+# ---- valid files ---------------------------------------------------------------------------------
 
 
 def samples(directory: Path) -> list[Sample]:
     write_gguf(directory / "plain.gguf", METADATA, tensors())
     write_gguf(directory / "arrays.gguf", {**METADATA, **ARRAYS}, tensors())
-    files = planned_files(directory / "parts.gguf", METADATA, tensors(), 700)
-    write_files(files)
+    files = plan_files(directory / "parts.gguf", METADATA, tensors(), 700)
+    write_gguf_files(files)
     written = [[directory / "plain.gguf"], [directory / "arrays.gguf"], [file.path for file in files]]
     assert len(written[2]) > 1
     return [
@@ -124,23 +124,23 @@ def tensors() -> list[PlannedTensor]:
 
 
 def fields(whole: bytes) -> list[Field]:
-    """Every number of a header that says how the rest is to be read (docs/gguf.md)."""
-    found: list[Field] = []
-    at = 4
+    """Return every number of a header that decides how the rest is read (docs/gguf.md)."""
+    result: list[Field] = []
+    offset = 4
 
     def number(width: int) -> int:
-        nonlocal at
-        found.append(Field(at, width))
-        at += width
-        return int.from_bytes(whole[at - width : at], "little")
+        nonlocal offset
+        result.append(Field(offset, width))
+        offset += width
+        return int.from_bytes(whole[offset - width : offset], "little")
 
     def text() -> None:
-        nonlocal at
+        nonlocal offset
         length = number(8)
-        at += length
+        offset += length
 
     def value(kind: int) -> None:
-        nonlocal at
+        nonlocal offset
         if kind == 8:
             text()
         elif kind == 9:
@@ -161,10 +161,10 @@ def fields(whole: bytes) -> list[Field]:
             number(8)
         number(4)
         number(8)
-    return found
+    return result
 
 
-# ---- how it is damaged ---------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------
 
 Damage = Callable[[random.Random, bytearray, list[Field]], None]
 
@@ -177,34 +177,34 @@ def flip_bits(chance: random.Random, data: bytearray, fields: list[Field]) -> No
 
 def set_fields(chance: random.Random, data: bytearray, fields: list[Field]) -> None:
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
-        at, width = chance.choice(fields)
-        old = int.from_bytes(data[at : at + width], "little")
+        offset, width = chance.choice(fields)
+        old = int.from_bytes(data[offset : offset + width], "little")
         new = chance.choice((*ODD, old + 1, old - 1, old * 2, chance.getrandbits(8 * width)))
-        data[at : at + width] = (new % 256**width).to_bytes(width, "little")
+        data[offset : offset + width] = (new % 256**width).to_bytes(width, "little")
 
 
 def swap_fields(chance: random.Random, data: bytearray, fields: list[Field]) -> None:
     one, two = chance.sample(fields, 2)
     width = min(one.width, two.width)
-    here, there = data[one.at : one.at + width], data[two.at : two.at + width]
-    data[one.at : one.at + width], data[two.at : two.at + width] = there, here
+    first, second = data[one.offset : one.offset + width], data[two.offset : two.offset + width]
+    data[one.offset : one.offset + width], data[two.offset : two.offset + width] = second, first
 
 
 def cut_end(chance: random.Random, data: bytearray, fields: list[Field]) -> None:
-    del data[chance.choice((chance.randrange(len(data) + 1), chance.choice(fields).at)) :]
+    del data[chance.choice((chance.randrange(len(data) + 1), chance.choice(fields).offset)) :]
 
 
 def splice(chance: random.Random, data: bytearray, fields: list[Field]) -> None:
-    """A range, from field to field or anywhere, goes to another place: over what is there, or between."""
-    places = sorted(field.at for field in fields) if chance.random() < 0.6 else range(len(data) + 1)
-    begin, end = sorted((chance.choice(places), chance.choice(places)))
+    """Copy a range, from field to field or anywhere, to another offset: overwriting, or inserted."""
+    offsets = sorted(field.offset for field in fields) if chance.random() < 0.6 else range(len(data) + 1)
+    begin, end = sorted((chance.choice(offsets), chance.choice(offsets)))
     moved = data[begin : min(end, begin + 400)]
-    to = chance.choice(places)
+    to = chance.choice(offsets)
     data[to : to + chance.choice((0, len(moved)))] = moved
 
 
 def drop(chance: random.Random, data: bytearray, fields: list[Field]) -> None:
-    begin, end = sorted((chance.choice(fields).at, chance.choice(fields).at))
+    begin, end = sorted((chance.choice(fields).offset, chance.choice(fields).offset))
     del data[begin : begin + min(end - begin, chance.choice((1, 4, 8, 100)))]
 
 
@@ -212,7 +212,7 @@ DAMAGES: tuple[Damage, ...] = (flip_bits, set_fields, swap_fields, cut_end, spli
 
 
 def cases(directory: Path, seed: int, count: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """So many cases: which damages were done, and every file of the case."""
+    """Yield `count` cases: the damages that were done, and every file of the case."""
     whole = samples(directory)
     for number in range(count):
         chance = random.Random(f"{seed}:{number}")
@@ -221,37 +221,37 @@ def cases(directory: Path, seed: int, count: int) -> Iterator[tuple[str, dict[st
         data = bytearray(sample.files[name])
         done = chance.choices(DAMAGES, k=chance.choice((1, 1, 1, 2, 3)))
         for damage in done:
-            left = [field for field in sample.fields[name] if field.at + field.width <= len(data)]
+            left = [field for field in sample.fields[name] if field.offset + field.width <= len(data)]
             damage(chance, data, left if len(left) > 1 else [Field(0, 0)] * 2)
         kinds = "+".join(sorted({damage.__name__ for damage in done}))
         yield kinds, {**sample.files, name: bytes(data)}
 
 
-# ---- what is looked for --------------------------------------------------------------------------
+# ---- checks --------------------------------------------------------------------------------------
 
 
 def try_one(path: Path) -> None:
-    """Read a model as far as it can be.
+    """Read a model completely.
 
     Raises:
-        PigError: it is refused.
+        PigError: the file is refused.
     """
     file = read_header(path)
     with TensorData(file) as data:
         for tensor in file.tensors.values():
             data.rows(tensor, 0, tensor.rows)
-    again = path.with_name("again.gguf")
-    for part in map(read_part, file.parts):
-        header = header_bytes(part.metadata, list(part.tensors.values()))
-        again.write_bytes(header + part.path.read_bytes()[part.data_offset :])
-        read = read_part(again)
-        assert list(read.tensors) == list(part.tensors)
-        assert header_bytes(read.metadata, list(read.tensors.values())) == header
+    copy = path.with_name("copy.gguf")
+    for shard in map(read_shard, file.shards):
+        header = serialize_header(shard.metadata, list(shard.tensors.values()))
+        copy.write_bytes(header + shard.path.read_bytes()[shard.data_offset :])
+        read = read_shard(copy)
+        assert list(read.tensors) == list(shard.tensors)
+        assert serialize_header(read.metadata, list(read.tensors.values())) == header
     pigguf.inspect(path)
 
 
 class OutOfTime(BaseException):
-    """Like nothing that the reader might take for a bad file; Python's own TimeoutError is an OSError."""
+    """The time is up; not an OSError like TimeoutError, which the reader could take for a bad file."""
 
 
 def out_of_time(*_: object) -> None:
@@ -260,8 +260,8 @@ def out_of_time(*_: object) -> None:
 
 def limit() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    maximum = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (maximum, maximum))
     signal.signal(signal.SIGVTALRM, out_of_time)
 
 
@@ -269,7 +269,7 @@ def main() -> None:
     directory, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     refused: Counter[str] = Counter()
     accepted: Counter[str] = Counter()
-    places: set[str] = set()
+    raised_at: set[str] = set()
     every = cases(directory, seed, count)
     case = directory / "case"
     case.mkdir()
@@ -287,13 +287,13 @@ def main() -> None:
             if not error.hint or not error.message.startswith(str(case)):
                 sys.exit(f"no hint or no file: {error.message} ({error.hint})")
             *_, frame = traceback.extract_tb(error.__traceback__)
-            places.add(f"{Path(frame.filename).name}:{frame.lineno}")
+            raised_at.add(f"{Path(frame.filename).name}:{frame.lineno}")
         except BaseException as error:
             sys.exit(
                 f"case {number} of seed {seed} ({kinds}), kept in {case}: {error!r}\n{traceback.format_exc()}"
             )
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-    sys.stdout.write(json.dumps({"refused": refused, "accepted": accepted, "places": sorted(places)}))
+    sys.stdout.write(json.dumps({"refused": refused, "accepted": accepted, "raised_at": sorted(raised_at)}))
 
 
 if __name__ == "__main__":

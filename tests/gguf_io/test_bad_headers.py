@@ -1,4 +1,4 @@
-"""Headers that cannot be: each one refused by name, at once, and without memory to speak of."""
+"""Invalid headers: each one is refused with its file named, at once, and without using much memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support import raw_gguf
 
 from pigguf.errors import GGUFError
 from pigguf.gguf_io import read_header
-from pigguf.gguf_io.reader import MAX_HEADER_BYTES
+from pigguf.gguf_io.header_reader import MAX_HEADER_BYTES
 
 ARCHITECTURE = raw_gguf.scalar("general.architecture", raw_gguf.STR, "llama")
 ONE = raw_gguf.tensor("a", [32])  # 128 bytes of data
@@ -33,7 +33,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     # counts and lengths
     "2^32 keys": (
         raw_gguf.header([ARCHITECTURE], key_count=2**32),
-        "4294967296 metadata keys, more than a file",
+        "4294967296 metadata keys, more than fit in a file",
     ),
     "2^64-1 keys": (raw_gguf.header(key_count=2**64 - 1), "18446744073709551615 metadata keys"),
     "2^63 tensors": (raw_gguf.header([ARCHITECTURE], tensor_count=2**63), "9223372036854775808 tensors"),
@@ -71,18 +71,18 @@ BAD: dict[str, tuple[bytes, str]] = {
     # keys
     "a key twice": (
         raw_gguf.header([ARCHITECTURE, ARCHITECTURE]),
-        "metadata key general.architecture stands twice",
+        "metadata key general.architecture is there twice",
     ),
     "an empty key": (raw_gguf.header([raw_gguf.scalar("", raw_gguf.U32, 1)]), "a metadata key is empty"),
-    "a key that is no text": (
+    "a key that is not text": (
         raw_gguf.header([raw_gguf.scalar(b"\xff\xfe", raw_gguf.U32, 1)]),
         "a metadata key is not UTF-8",
     ),
-    "a value that is no text": (
+    "a value that is not text": (
         raw_gguf.header([raw_gguf.scalar("k", raw_gguf.STR, b"a\xff")]),
         "value of k is not UTF-8.*byte 1",
     ),
-    "an element that is no text": (
+    "an element that is not text": (
         raw_gguf.header([raw_gguf.array("k", raw_gguf.STR, 2, raw_gguf.text("a") + raw_gguf.text(b"\xff"))]),
         "element 1 of k is not UTF-8",
     ),
@@ -109,27 +109,27 @@ BAD: dict[str, tuple[bytes, str]] = {
     # tensors
     "a tensor twice": (
         whole([], [ONE, raw_gguf.tensor("a", [32], 128)], DATA * 2),
-        "tensor a stands twice",
+        "tensor a is there twice",
     ),
     "tensors that overlap": (
         whole([], [ONE, raw_gguf.tensor(NAME, [32], 64)], DATA * 2),
-        f"tensor {NAME} lies at offset 64, not 128",
+        f"tensor {NAME} has the offset 64, not 128",
     ),
-    "two tensors in one place": (
+    "two tensors at one offset": (
         whole([], [ONE, raw_gguf.tensor(NAME, [32], 0)], DATA * 2),
-        f"tensor {NAME} lies at offset 0, not 128",
+        f"tensor {NAME} has the offset 0, not 128",
     ),
     "a tensor that is not aligned": (
         whole([], [ONE, raw_gguf.tensor(NAME, [32], 130)], DATA * 3),
-        f"tensor {NAME} lies at offset 130, not 128",
+        f"tensor {NAME} has the offset 130, not 128",
     ),
     "an offset beyond the file": (
         whole([], [raw_gguf.tensor(NAME, [32], 2**40)], DATA),
-        f"tensor {NAME} lies at offset 1099511627776, not 0",
+        f"tensor {NAME} has the offset 1099511627776, not 0",
     ),
     "an offset of 2^64-1": (
         whole([], [raw_gguf.tensor(NAME, [32], 2**64 - 1)], DATA),
-        f"tensor {NAME} lies at",
+        f"tensor {NAME} has the offset",
     ),
     "a tensor larger than the file": (
         whole([], [raw_gguf.tensor(NAME, [2**40])], DATA),
@@ -148,15 +148,15 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "a dimension of 0": (
         whole([], [raw_gguf.tensor(NAME, [32, 0])], DATA),
-        rf"{NAME} has the impossible shape \(0, 32\)",
+        rf"{NAME} has the invalid shape \(0, 32\)",
     ),
     "a dimension of 2^63": (
         whole([], [raw_gguf.tensor(NAME, [2**63])], DATA),
-        f"{NAME} has the impossible shape",
+        f"{NAME} has the invalid shape",
     ),
     "more elements than can be counted": (
         whole([], [raw_gguf.tensor(NAME, [2**32, 2**32, 2**32])], DATA),
-        f"{NAME} has the impossible shape",
+        f"{NAME} has the invalid shape",
     ),
     "an unknown tensor type": (
         whole([], [raw_gguf.tensor(NAME, [32], kind=200)], DATA),
@@ -170,7 +170,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_header_that_cannot_be_is_refused_at_once(case: str, tmp_path: Path) -> None:
+def test_an_invalid_header_is_refused_at_once(case: str, tmp_path: Path) -> None:
     content, words = BAD[case]
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)
@@ -182,7 +182,7 @@ def test_a_header_that_cannot_be_is_refused_at_once(case: str, tmp_path: Path) -
     assert refusal.value.hint
 
 
-def test_the_same_bytes_without_the_fault_are_read(tmp_path: Path) -> None:
+def test_the_same_bytes_without_an_error_are_read(tmp_path: Path) -> None:
     path = tmp_path / "good.gguf"
     path.write_bytes(
         whole([ARCHITECTURE, aligned_to(64)], [ONE, raw_gguf.tensor(NAME, [32, 2], 128)], DATA * 4)
@@ -213,7 +213,7 @@ def test_a_message_shows_little_of_a_long_key(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_count_in_a_large_file_does_not_read_the_model_as_metadata(key: bytes, tmp_path: Path) -> None:
-    """16 GB that lie nowhere: the count fits into the file, and into no header."""
+    """Truncate a file to 16 GB of nothing: the count fits into the file, but not into a header."""
     path = tmp_path / "large.gguf"
     path.write_bytes(raw_gguf.header([key]))
     with path.open("r+b") as file:
@@ -230,7 +230,7 @@ def test_a_bad_count_in_a_large_file_does_not_read_the_model_as_metadata(key: by
 
 
 SIZE = 1 << 18
-RANDOM = random.Random(0).randbytes(4 * SIZE)  # of 16-bit numbers each one is held once: 9 MB for all
+RANDOM = random.Random(0).randbytes(4 * SIZE)  # each 16-bit number is one object: 9 MB for all
 WORDS = [f"{number:04x}" for number in range(SIZE // 18)]
 FULL: dict[str, bytes] = {
     **{

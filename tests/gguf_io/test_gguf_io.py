@@ -1,4 +1,4 @@
-"""GGUF reading and writing against gguf-py's own reader and writer, and against damage."""
+"""GGUF reading and writing compared with gguf-py's reader and writer, and of damaged files."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pigguf.gguf_io import (
     PlannedTensor,
     TensorData,
     TensorType,
-    file_bytes,
-    header_bytes,
+    file_size,
     read_header,
+    serialize_header,
     write_gguf,
 )
-from pigguf.gguf_io.metadata import Typed, array, boolean, f32, string, u32
+from pigguf.gguf_io.metadata import TypedValue, array, boolean, f32, string, u32
 
 METADATA = {
     "general.architecture": string("llama"),
@@ -88,7 +88,7 @@ def test_we_read_what_gguf_py_writes(tmp_path: Path) -> None:
     file = read_header(path)
     assert file.architecture == "llama"
     assert file.metadata["llama.block_count"] == u32(2)
-    assert file.metadata["numbers"] == Typed("f32", (1.5, 2.5), is_array=True)
+    assert file.metadata["numbers"] == TypedValue("f32", (1.5, 2.5), is_array=True)
     assert file.tensors["a.weight"].shape == (4, 64)
     with TensorData(file) as data:
         np.testing.assert_array_equal(data.rows(file.tensors["a.weight"], 1, 3), packed[1:3])
@@ -115,11 +115,11 @@ def test_a_header_is_what_gguf_py_writes_byte_for_byte(alignment: int, tmp_path:
 
     file = read_header(path)
     assert file.alignment == alignment
-    header = header_bytes(file.metadata, list(file.tensors.values()))
+    header = serialize_header(file.metadata, list(file.tensors.values()))
     assert header == path.read_bytes()[: file.data_offset]
 
 
-def test_tensors_lie_as_the_files_own_alignment_says(tmp_path: Path) -> None:
+def test_tensors_are_aligned_to_general_alignment(tmp_path: Path) -> None:
     path = tmp_path / "wide.gguf"
     write_gguf(path, {**METADATA, "general.alignment": u32(256)}, small_tensors())
     file = read_header(path)
@@ -132,11 +132,11 @@ def test_tensors_lie_as_the_files_own_alignment_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "words"),
-    [(u32(2**32), "odd.*u32"), (Typed("f32", 1e300), "odd.*f32"), (string("\ud800"), "odd")],
+    [(u32(2**32), "odd.*u32"), (TypedValue("f32", 1e300), "odd.*f32"), (string("\ud800"), "odd")],
 )
-def test_a_value_that_its_type_cannot_hold_is_named(typed: Typed, words: str) -> None:
+def test_a_value_that_does_not_fit_its_type_is_named(typed: TypedValue, words: str) -> None:
     with pytest.raises(GGUFError, match=words) as raised:
-        header_bytes({"odd": typed}, [])
+        serialize_header({"odd": typed}, [])
     assert raised.value.hint
 
 
@@ -148,7 +148,7 @@ def test_an_empty_array_is_kept(tmp_path: Path) -> None:
 def test_round_trip_keeps_every_key_and_the_size(small_file: Path) -> None:
     file = read_header(small_file)
     assert file.metadata == METADATA
-    assert file.size == file_bytes(METADATA, small_tensors()) == small_file.stat().st_size
+    assert file.size == file_size(METADATA, small_tensors()) == small_file.stat().st_size
 
 
 def test_a_file_cut_at_any_byte_is_refused(small_file: Path, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_file_cut_at_any_byte_is_refused(small_file: Path, tmp_path: Path) -> 
     cut = tmp_path / "cut.gguf"
     for length in range(last.offset + last.nbytes):
         cut.write_bytes(whole[:length])
-        with pytest.raises(GGUFError, match=r"ends|cut|not a GGUF|bytes long|more than a file"):
+        with pytest.raises(GGUFError, match=r"ends|truncated|not a GGUF|bytes long|more than fit in a file"):
             read_header(cut)
 
 
@@ -186,11 +186,11 @@ def test_any_flipped_byte_of_the_header_is_read_or_refused_but_never_anything_el
         (b"hi\n", GGUFError, "not a GGUF file"),
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), UnsupportedModel, "version 1"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), UnsupportedModel, "big-endian"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), GGUFError, "tensors, more than a file"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), GGUFError, "tensors, more than fit in a file"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), GGUFError, "metadata keys, more than"),
     ],
 )
-def test_what_is_not_a_gguf_is_named(tmp_path: Path, content: bytes, error: type, words: str) -> None:
+def test_other_files_are_refused_by_name(tmp_path: Path, content: bytes, error: type, words: str) -> None:
     path = tmp_path / "wrong.gguf"
     path.write_bytes(content)
     with pytest.raises(error, match=words) as raised:
@@ -265,7 +265,7 @@ def test_a_write_that_fails_midway_is_an_error_that_leaves_nothing(tmp_path: Pat
     assert os.listdir(tmp_path) == []
 
 
-def test_too_little_room_is_refused_before_a_byte_is_written(tmp_path: Path) -> None:
+def test_too_little_disk_space_is_refused_before_a_byte_is_written(tmp_path: Path) -> None:
     huge = PlannedTensor(
         "x.weight", (1 << 40, 256), TensorType.F32, [(0, 1)], lambda start, stop: np.zeros(0)
     )
@@ -274,7 +274,7 @@ def test_too_little_room_is_refused_before_a_byte_is_written(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == []
 
 
-def test_no_directory_is_made_up(tmp_path: Path) -> None:
+def test_directories_are_not_created(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is not a directory"):
         write_gguf(tmp_path / "absent" / "model.gguf", METADATA, small_tensors())
     with pytest.raises(OutputError, match="is a directory"):

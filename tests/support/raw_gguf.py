@@ -1,4 +1,4 @@
-"""GGUF headers byte by byte, as no writer would make them."""
+"""GGUF headers byte by byte, such as no writer makes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def array(key: str, kind: int, count: int, data: bytes = b"") -> bytes:
 
 
 def tensor(name: str | bytes, shape: Sequence[int], offset: int = 0, kind: int = 0) -> bytes:
-    """`shape` is as it lies in the file, columns first; the type is F32 unless told otherwise."""
+    """Return a tensor entry; `shape` is as in the file, columns first, and the default type is F32."""
     return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
 
 
