@@ -30,7 +30,7 @@ from peers import machine
 
 from pigguf.checkpoint.adapter import ADAPTER_WEIGHT_FILES
 from pigguf.evals.multiple_choice import ACCURACY_MEASURES, compare_paired
-from pigguf.evals.passkey import k_max
+from pigguf.evals.passkey_report import k_max
 
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTER = ROOT / "models" / "SmolLM2-135M-Instruct-PI-32k"
@@ -75,7 +75,9 @@ def main() -> None:
 def converted(options: argparse.Namespace, name: str, kind: str) -> Path:
     target: Path = options.work / f"{name}-{kind}.gguf"
     extended = name == "adapter"
-    if is_older(target, options.adapter / ADAPTER_WEIGHT_FILES[0] if extended else options.base / "config.json"):
+    if is_older(
+        target, options.adapter / ADAPTER_WEIGHT_FILES[0] if extended else options.base / "config.json"
+    ):
         adapter = ("--adapter", options.adapter) if extended else ()
         pigguf("convert", options.base, *adapter, "--type", kind, "-o", target, "--json")
     return target
@@ -133,7 +135,8 @@ def choices(files: dict[str, Path], options: argparse.Namespace) -> None:
         base = name.replace("adapter", "base")
         pair = compare_paired(base, answers[base], name, answers[name], "accuracy")
         right, normalised = (
-            sum(answer[field] == answer["answer"] for answer in answers[name]) for field in ACCURACY_MEASURES.values()
+            sum(answer[field] == answer["answer"] for answer in answers[name])
+            for field in ACCURACY_MEASURES.values()
         )
         row(name, len(answers[name]), right, normalised, pair.second_only, pair.first_only, f"{pair.p:.2f}")
 

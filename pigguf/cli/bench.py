@@ -13,14 +13,15 @@ import click
 from click.core import ParameterSource
 
 from pigguf.cli import render
-from pigguf.cli.evals.options import comma_separated, print_report
-from pigguf.cli.options import PATH, json_option, setting_options, verbose_option
-from pigguf.cli.signals import tidy_termination
+from pigguf.cli.evals.options import comma_separated
+from pigguf.cli.evals.report_output import print_report
+from pigguf.cli.options import FILE_PATH, json_option, performance_options, verbose_option
+from pigguf.cli.signals import cleanup_on_termination
 from pigguf.common.atomic_write import atomic_write
 from pigguf.errors import UsageError
 from pigguf.evals.html_report import render_page
-from pigguf.evals.svg_document import render_svg_document
 from pigguf.evals.report import EvalReport, LinePlot
+from pigguf.evals.svg_document import render_svg_document
 from pigguf.inference.benchmark import bench
 from pigguf.inference.engine import log_to
 from pigguf.inference.run_config import RunConfig
@@ -33,7 +34,7 @@ _PLOT_FORMATS: dict[str, Callable[[EvalReport], str]] = {
 
 
 @click.command(add_help_option=False)
-@setting_options
+@performance_options
 def _vs_options(**values: Any) -> None:
     """Parse the options that --vs may change."""
 
@@ -60,7 +61,7 @@ def _with_changes(config: RunConfig, changes: str) -> RunConfig:
 
 
 @click.command()
-@click.argument("model", metavar="MODEL", type=PATH)
+@click.argument("model", metavar="MODEL", type=FILE_PATH)
 @click.option(
     "--depths",
     callback=comma_separated(int, "depths"),
@@ -81,9 +82,9 @@ def _with_changes(config: RunConfig, changes: str) -> RunConfig:
     help="Compare with a second configuration: the options below, with these changes.",
 )
 @click.option(
-    "--plot", type=PATH, metavar="FILE", help="Write a plot (.svg), or a page with plots and tables (.html)."
+    "--plot", type=FILE_PATH, metavar="FILE", help="Write a plot (.svg), or a page with plots and tables (.html)."
 )
-@setting_options
+@performance_options
 @json_option
 @verbose_option
 def command(
@@ -115,7 +116,7 @@ def command(
     config = RunConfig(**setting)
     other = None if vs is None else _with_changes(config, vs)
     with ExitStack() as stack:
-        stack.enter_context(tidy_termination())
+        stack.enter_context(cleanup_on_termination())
         file = stack.enter_context(atomic_write(plot)) if plot else None
         report = bench(
             model,

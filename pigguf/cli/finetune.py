@@ -1,4 +1,4 @@
-"""`pigguf finetune`: a checkpoint and text -> an adapter or a checkpoint with a longer window."""
+"""`pigguf finetune`: fine-tune a checkpoint to a longer context window, as an adapter or in full."""
 
 from __future__ import annotations
 
@@ -11,59 +11,59 @@ from typing import Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.formatting import duration
-from pigguf.cli.options import PATH, SOURCE, json_option, verbose_option
+from pigguf.cli.formatting import format_duration
+from pigguf.cli.options import CHECKPOINT_SOURCE, FILE_PATH, json_option, verbose_option
 from pigguf.errors import TextError
 from pigguf.finetuning.finetune import FinetuneResult, finetune
 from pigguf.finetuning.settings import FinetuneSettings
 from pigguf.finetuning.training_log import StepMetrics
 
-TEXT_ENDINGS = (".txt", ".jsonl")
-NOTE_SECONDS = 15.0  # between two lines that tell of steps
+TEXT_SUFFIXES = (".txt", ".jsonl")
+SECONDS_BETWEEN_REPORTS = 15.0
 
 
 @click.command()
-@click.argument("source", metavar="SOURCE", type=SOURCE)
-@click.argument("more_text", metavar="", type=PATH, nargs=-1)
+@click.argument("source", metavar="SOURCE", type=CHECKPOINT_SOURCE)
+@click.argument("more_text", metavar="", type=FILE_PATH, nargs=-1)
 @click.option(
     "--factor",
     type=click.FloatRange(min=1, min_open=True),
     required=True,
     metavar="N",
-    help="Divide positions by N: the window becomes N times the original one.",
+    help="Linear rope scaling factor: the context window becomes N times the original one.",
 )
 @click.option(
     "--text",
-    type=PATH,
+    type=FILE_PATH,
     multiple=True,
     required=True,
     metavar="PATH...",
-    help="Text to train on: *.txt, *.jsonl, or folders of them.",
+    help="Text to train on: *.txt, *.jsonl, or directories of them.",
 )
-@click.option("-o", "--output", type=PATH, required=True, metavar="OUT", help="The directory to make.")
+@click.option("-o", "--output", type=FILE_PATH, required=True, metavar="OUT", help="Output directory.")
 @click.option(
     "--method",
     type=click.Choice(["lora", "full"]),
     default="lora",
     show_default=True,
-    help="Train an adapter, or every weight.",
+    help="Train a LoRA adapter, or all weights.",
 )
-@click.option("--rank", type=click.IntRange(min=1), default=32, show_default=True, help="LoRA's rank.")
-@click.option("--alpha", type=click.IntRange(min=1), metavar="N", help="LoRA's alpha.  [default: 2 x rank]")
+@click.option("--rank", type=click.IntRange(min=1), default=32, show_default=True, help="LoRA rank.")
+@click.option("--alpha", type=click.IntRange(min=1), metavar="N", help="LoRA alpha.  [default: 2 x rank]")
 @click.option(
     "--train",
     type=click.Choice(["norms", "embeddings"]),
     multiple=True,
-    help="With LoRA, train these too, whole; may be given twice.",
+    help="With LoRA, train these modules in full, too; may be given twice.",
 )
 @click.option(
-    "--adapter", type=SOURCE, metavar="DIR", help="Begin from the adapter of an earlier fine-tuning."
+    "--adapter", type=CHECKPOINT_SOURCE, metavar="DIR", help="Start from the adapter of an earlier run."
 )
 @click.option(
     "--sequence-length",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Tokens of a training sequence.  [default: the extended window]",
+    help="Tokens per training sequence.  [default: the extended window]",
 )
 @click.option(
     "--position-skipping",
@@ -71,19 +71,19 @@ NOTE_SECONDS = 15.0  # between two lines that tell of steps
     help="Spread the positions of shorter sequences over the extended window (PoSE).",
 )
 @click.option("--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Optimizer steps.")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Sequences a step.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Sequences per step.")
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="R",
-    help="Its peak.  [default: 2e-5 for full, 2e-4 for lora]",
+    help="Peak learning rate.  [default: 2e-5 for full, 2e-4 for lora]",
 )
 @click.option(
     "--schedule",
     type=click.Choice(["cosine", "constant"]),
     default="cosine",
     show_default=True,
-    help="What the learning rate does after 20 steps of warm-up.",
+    help="Learning rate schedule after 20 warm-up steps.",
 )
 @click.option(
     "--held-out",
@@ -91,7 +91,7 @@ NOTE_SECONDS = 15.0  # between two lines that tell of steps
     default=8,
     show_default=True,
     metavar="N",
-    help="Sequences to measure on and never train on.",
+    help="Held-out sequences, to measure the loss on.",
 )
 @click.option(
     "--every",
@@ -99,18 +99,18 @@ NOTE_SECONDS = 15.0  # between two lines that tell of steps
     default=50,
     show_default=True,
     metavar="N",
-    help="Steps between measurements, after each of which the state is saved.",
+    help="Steps between measurements; the state is saved after each.",
 )
-@click.option("--gradient-checkpointing", is_flag=True, help="Take more time and less memory.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Recompute activations to save memory.")
 @click.option(
     "--dtype",
     type=click.Choice(["bf16", "f32"]),
     default="bf16",
     show_default=True,
-    help="What to compute in.",
+    help="Dtype of the computation.",
 )
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Draw the same again.")
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Random seed.")
 @json_option
 @verbose_option
 def command(
@@ -125,17 +125,17 @@ def command(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Extend the window of the checkpoint SOURCE by Position Interpolation, and fine-tune it on text.
+    """Fine-tune the checkpoint SOURCE to a longer context window by Position Interpolation.
 
-    SOURCE is a directory, or a hub's OWNER/NAME[@REVISION], as `pigguf convert` takes them.
+    SOURCE is a directory, or OWNER/NAME[@REVISION] of the Hugging Face Hub, as for `pigguf convert`.
 
-    The loss is that of the next token. A *.txt file is a document; a line of a *.jsonl file is
-    {"text"}, {"prompt", "completion"} or {"messages"}, and of the latter two only the completion
-    and the assistant's words count. Sequences are held out, never trained on, and measured.
+    A *.txt file is a document; a line of a *.jsonl file is {"text"}, {"prompt", "completion"} or
+    {"messages"}. For the latter two, the loss covers the completion and the assistant's messages only.
+    Some sequences are held out and measured, but not trained on.
 
-    OUT becomes a PEFT adapter for `pigguf convert SOURCE --adapter OUT`, or with --method full a
-    checkpoint for `pigguf convert OUT`. Until then OUT.training/ holds the last saved state and
-    log.jsonl, a line a step: the same command goes on where a killed one was.
+    OUT becomes a PEFT adapter for `pigguf convert SOURCE --adapter OUT`, or with --method full
+    a checkpoint for `pigguf convert OUT`. During training, OUT.training/ has the last saved state and
+    log.jsonl, a line per step. If the process is killed, the same command resumes.
 
     \b
     Examples:
@@ -154,51 +154,51 @@ def command(
             settings,
             adapter=adapter,
             progress=render.progress(),
-            on_step=_Teller(settings.steps),
+            on_step=_StepReporter(settings.steps),
         )
     except KeyboardInterrupt:
-        render.note(f"the last saved state is in {output}.training: the same command goes on from there")
+        render.note(f"the last saved state is in {output}.training: the same command resumes")
         raise
     if as_json:
         render.json(_as_data(result))
         return
-    render.facts(_rows(result, source))
+    render.key_values(_rows(result, source))
 
 
 def _text_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files themselves, and those in folders, by name."""
+    """Yield files as they are given, and the text files in directories, sorted by name."""
     for path in paths:
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix in TEXT_ENDINGS)
+            files = sorted(file for file in path.iterdir() if file.suffix in TEXT_SUFFIXES)
             if not files:
-                raise TextError(f"{path} holds no {' or '.join(TEXT_ENDINGS)} file")
+                raise TextError(f"{path} holds no {' or '.join(TEXT_SUFFIXES)} file")
             yield from files
         else:
             yield path
 
 
-class _Teller:
-    """Tells of the loss on stderr: a line every few seconds, and at every measurement."""
+class _StepReporter:
+    """Prints the loss on stderr: every few seconds, and at each measurement of the held-out loss."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
-        self._told_at = -math.inf
+        self._reported_at = -math.inf
 
-    def __call__(self, step: StepMetrics) -> None:
+    def __call__(self, metrics: StepMetrics) -> None:
         now = time.monotonic()
-        if step.held_out is None and now - self._told_at < NOTE_SECONDS:
+        if metrics.held_out is None and now - self._reported_at < SECONDS_BETWEEN_REPORTS:
             return
-        self._told_at = now
-        parts = [f"step {step.step} of {self._steps}"]
-        if step.loss is not None:
-            parts.append(f"loss {_loss(step.loss)}")
-        if step.held_out:
-            measured = ", ".join(f"{kind} {_loss(loss)}" for kind, loss in step.held_out.items())
-            parts.append(f"held out: {measured}")
+        self._reported_at = now
+        parts = [f"step {metrics.step} of {self._steps}"]
+        if metrics.loss is not None:
+            parts.append(f"loss {_format_loss(metrics.loss)}")
+        if metrics.held_out:
+            losses = ", ".join(f"{kind} {_format_loss(loss)}" for kind, loss in metrics.held_out.items())
+            parts.append(f"held out: {losses}")
         render.note("; ".join(parts))
 
 
-def _loss(loss: float) -> str:
+def _format_loss(loss: float) -> str:
     return f"{loss:.3f} (perplexity {math.exp(min(loss, 700)):.4g})"
 
 
@@ -209,14 +209,14 @@ def _rows(result: FinetuneResult, source: str) -> list[tuple[str, object]]:
         ("window", f"{result.rope.context_length:,} tokens, {result.rope.explain()}"),
         (
             "trained",
-            f"{result.trained_parameters:,} numbers, {last['tokens']:,} tokens, {last['step']} steps",
+            f"{result.trained_parameters:,} parameters, {last['tokens']:,} tokens, {last['step']} steps",
         ),
     ]
     rows += [
-        ("held out", f"{kind}: {_loss(first['held_out'][kind])} before, {_loss(loss)} after")
+        ("held out", f"{kind}: {_format_loss(first['held_out'][kind])} before, {_format_loss(loss)} after")
         for kind, loss in last["held_out"].items()
     ]
-    rows.append(("took", duration(result.seconds)))
+    rows.append(("took", format_duration(result.seconds)))
     adapter = (result.path / "adapter_config.json").exists()
     next_step = (
         f"pigguf convert {source} --adapter {result.path}" if adapter else f"pigguf convert {result.path}"

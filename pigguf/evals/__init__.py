@@ -1,9 +1,11 @@
-"""Evaluations: what a GGUF file is worth, measured through the engine by the paper's own yardsticks.
+"""Evaluations of a GGUF file, run through the engine: perplexity, passkey, KL divergence and others.
 
     report = pigguf.evaluate("perplexity", "model.gguf", text=["novel.txt"], windows=[2048, 8192])
 
-An evaluation is a module with a function of its own name that takes a model and returns a Report
-(report.py), and a row in EVALUATIONS. Modules are imported only when their evaluation runs.
+Each evaluation is a module with a function of the evaluation's name, which takes a model file and returns an
+EvalReport (report.py), and is listed in EVALUATIONS. They are all built on evaluation.py: the model under
+test, its position variants, a resumable journal and the report. Modules are imported when their evaluation
+runs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pigguf.errors import UsageError
 if TYPE_CHECKING:
     from pigguf.evals.report import EvalReport
 
-# name, which is also its function's -> module
+# the evaluation's name, which is also the name of its function -> its module
 EVALUATIONS: dict[str, str] = {
     "perplexity": "pigguf.evals.perplexity",
     "passkey": "pigguf.evals.passkey",
@@ -30,18 +32,18 @@ EVALUATIONS: dict[str, str] = {
 
 
 def evaluate(name: str, model: str | Path, **options: Any) -> EvalReport:
-    """Run one evaluation.
+    """Run one evaluation on a GGUF file and return its report.
 
     Args:
-        name: of EVALUATIONS.
-        model: a GGUF file.
-        options: of the evaluation's own function.
+        name: one of EVALUATIONS.
+        model: the path of a GGUF file.
+        options: the keyword arguments of the evaluation's own function.
 
     Raises:
-        UsageError: no such evaluation.
-        Whatever the evaluation raises.
+        UsageError: if there is no evaluation of this name.
+        PigError: whatever the evaluation raises.
     """
     if name not in EVALUATIONS:
-        raise UsageError(f"there is no evaluation {name!r}", f"one of {', '.join(EVALUATIONS)}")
+        raise UsageError(f"unknown evaluation {name!r}", f"use one of {', '.join(EVALUATIONS)}")
     function: Callable[..., EvalReport] = getattr(importlib.import_module(EVALUATIONS[name]), name)
     return function(model, **options)

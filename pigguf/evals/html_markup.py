@@ -1,4 +1,4 @@
-"""Pieces of HTML and SVG that are well-formed XML too: elements, safe text, figures as people read them."""
+"""HTML and SVG elements that are well-formed XML, escaped text, and numbers as people read them."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from pigguf.evals.report import Cell
 
 
 def element(tag: str, *children: str, **attributes: Any) -> str:
-    """An element. Children are markup already; attributes are escaped here.
+    """Return the markup of an element.
 
-    A trailing underscore of an attribute's name is dropped (class_), others become hyphens; numbers are
-    rounded to a hundredth.
+    Args:
+        tag: the name of the element.
+        children: markup, which is not escaped.
+        attributes: values, which are escaped; floats are rounded to a hundredth. A trailing underscore of a
+            name is removed (class_), other underscores become hyphens.
     """
-    written = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{escape_text(_attribute(value))}"'
+    attribute_markup = "".join(
+        f' {name.rstrip("_").replace("_", "-")}="{escape_text(_attribute_text(value))}"'
         for name, value in attributes.items()
     )
-    return f"<{tag}{written}>{''.join(children)}</{tag}>"
+    return f"<{tag}{attribute_markup}>{''.join(children)}</{tag}>"
 
 
-def _attribute(value: Any) -> str:
+def _attribute_text(value: Any) -> str:
     return f"{round(value, 2):g}" if isinstance(value, float) else str(value)
 
 
 def escape_text(text: str) -> str:
-    """Text that means nothing but itself; what cannot be shown, and could mislead, is shown as its escape."""
-    return html.escape("".join(map(_visible, text)))
+    """Escape text for HTML; characters that are not printable, and could mislead, become escape sequences."""
+    return html.escape("".join(map(_printable, text)))
 
 
-def _visible(character: str) -> str:
+def _printable(character: str) -> str:
     if character.isprintable() or character in "\t\n":
         return character
     return character.encode("unicode_escape").decode()
 
 
 def format_cell(cell: Cell) -> str:
-    """A cell as a person reads it: five significant digits; a dash where there is no figure."""
+    """Return a cell's text: numbers with five significant digits, a dash if there is no value."""
     if cell is None:
         return "–"
     if isinstance(cell, float):
@@ -50,20 +53,24 @@ def format_cell(cell: Cell) -> str:
 
 
 def format_column(column: Sequence[Cell]) -> list[str]:
-    """Figures that stand in one column, or on one axis: all with as many decimals as the least needs for
-    four significant digits, if any of them has so many."""
-    plain = [format_cell(cell) for cell in column]
-    numbers = {text: abs(cell) for cell, text in zip(column, plain, strict=True) if _is_real(cell)}
+    """Return the texts of the cells of one column, or one axis, all with the same number of decimals.
+
+    That is the number with which the smallest value has four significant digits, if any cell has that many
+    decimals.
+    """
+    texts = [format_cell(cell) for cell in column]
+    numbers = {text: abs(cell) for cell, text in zip(column, texts, strict=True) if _is_finite_float(cell)}
     if not numbers or any("e" in text for text in numbers):
-        return plain
-    least = min((number for number in numbers.values() if number), default=1.0)
+        return texts
+    smallest = min((number for number in numbers.values() if number), default=1.0)
     decimals = min(
-        max(len(text.partition(".")[2]) for text in numbers), max(0, 3 - math.floor(math.log10(least)))
+        max(len(text.partition(".")[2]) for text in numbers), max(0, 3 - math.floor(math.log10(smallest)))
     )
     return [
-        f"{cell:,.{decimals}f}" if _is_real(cell) else text for cell, text in zip(column, plain, strict=True)
+        f"{cell:,.{decimals}f}" if _is_finite_float(cell) else text
+        for cell, text in zip(column, texts, strict=True)
     ]
 
 
-def _is_real(cell: Cell) -> TypeGuard[float]:
+def _is_finite_float(cell: Cell) -> TypeGuard[float]:
     return isinstance(cell, float) and math.isfinite(cell)

@@ -1,13 +1,14 @@
-"""Finished pieces of an evaluation on disk, so that a run that was interrupted or killed goes on.
+"""A journal of the finished items of an evaluation, on disk, so that an interrupted run can be resumed.
 
-    with Journal(subject.sha256, "perplexity", settings, versions()) as journal:
-        value = journal.once("2048/17", compute)      computed, or read back
+    with Journal(model.sha256, "perplexity", settings, software_versions()) as journal:
+        value = journal.get_or_compute("2048/17", compute)
 
-Contract: a piece is on the disk when `once` returns. The same model, evaluation, settings and versions
-find the same journal; any other difference begins anew. A block that ends well deletes it.
+An item is on disk when `get_or_compute` returns. The same model, evaluation, settings and versions find the
+same journal; any difference starts a new one. A `with` block that ends without an error deletes the journal.
 
-It is a file of JSON lines in the cache directory that is only appended to; a kill can tear its last line,
-which is then ignored. Left out: whether two runs at the same time share pieces (each computes its own).
+The file has JSON lines, [key, value] each, and is only appended to. A process that is killed may leave a
+truncated last line, which is ignored. Two processes that run the same evaluation at the same time compute
+each item twice.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from typing import Any, TypeVar
 from pigguf.common.cache_directory import cache_directory
 from pigguf.errors import OutputError
 
-Value = TypeVar("Value")  # what JSON can hold
+Value = TypeVar("Value")  # JSON-serializable
 
 
 def evals_cache_directory() -> Path:
-    """Where evaluations keep what they need again, made if missing.
+    """Return the directory for journals, file hashes and temporary references; create it if it is missing.
 
     Raises:
-        OutputError: it cannot be made.
-        UsageError: the system knows no home of this user.
+        OutputError: if the directory cannot be created.
+        UsageError: if the user has no home directory.
     """
     directory = cache_directory("evals")
     try:
@@ -42,51 +43,51 @@ def evals_cache_directory() -> Path:
 
 
 class Journal:
-    """The finished pieces of one evaluation. A context manager.
+    """The finished items of one evaluation. A context manager.
 
     Args:
-        sha256: of the model's file.
-        evaluation: its name.
-        settings: everything that decides the figures, as JSON can hold it.
-        versions: what computes them.
+        sha256: the hash of the model's file.
+        evaluation: the evaluation's name.
+        settings: everything that determines the results, JSON-serializable.
+        versions: the versions of the software that computes them.
 
     Raises:
-        OutputError: the cache directory cannot be written.
+        OutputError: if the cache directory cannot be written.
     """
 
     def __init__(
         self, sha256: str, evaluation: str, settings: Mapping[str, Any], versions: Mapping[str, str]
     ) -> None:
         identity = json.dumps([sha256, evaluation, dict(settings), dict(versions)], sort_keys=True)
-        key = hashlib.sha256(identity.encode()).hexdigest()[:24]
-        self.path = evals_cache_directory() / f"{evaluation}-{key}.jsonl"
-        self._done = _read(self.path)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:24]
+        self.path = evals_cache_directory() / f"{evaluation}-{digest}.jsonl"
+        self._values = _read_journal(self.path)
         try:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
             raise cache_write_error(self.path, error) from error
-        self._begin_line()
+        self._end_truncated_line()
 
     def __contains__(self, key: str) -> bool:
-        """Whether this piece is finished."""
-        return key in self._done
+        """Return whether an item is finished."""
+        return key in self._values
 
     def __getitem__(self, key: str) -> Any:
-        """A finished piece's value.
+        """Return the value of a finished item.
 
         Raises:
-            KeyError: it is not finished.
+            KeyError: if the item is not finished.
         """
-        return self._done[key]
+        return self._values[key]
 
     def get_or_compute(self, key: str, compute: Callable[[], Value]) -> Value:
-        """The piece's value as JSON keeps it: computed now, or read back.
+        """Return an item's value after a round trip through JSON: computed and written now, or read back.
 
         Raises:
-            OutputError: it cannot be written.
-            Whatever `compute` raises; the piece is then not finished.
+            OutputError: if the journal cannot be written.
+            Exception: whatever `compute` raises; the item is then not finished.
         """
-        if key not in self._done:
+        if key not in self._values:
             line = json.dumps([key, compute()])
             try:
                 self._file.write(line + "\n")
@@ -94,8 +95,8 @@ class Journal:
                 os.fsync(self._file.fileno())
             except OSError as error:
                 raise cache_write_error(self.path, error) from error
-            self._done[key] = json.loads(line)[1]  # a resumed run sees the same: lists, not tuples
-        value: Value = self._done[key]
+            self._values[key] = json.loads(line)[1]  # the same as a resumed run reads: lists, not tuples
+        value: Value = self._values[key]
         return value
 
     def __enter__(self) -> Journal:
@@ -105,37 +106,37 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        if error is None or not self._done:
+        if error is None or not self._values:
             self.path.unlink(missing_ok=True)
 
-    def _begin_line(self) -> None:
-        """End a torn last line, so that it does not tear the next."""
+    def _end_truncated_line(self) -> None:
+        """End a truncated last line, so that the next item starts on a line of its own."""
         if self._file.tell() and not self.path.read_bytes().endswith(b"\n"):
             self._file.write("\n")
 
 
 def cache_write_error(path: Path, error: OSError) -> OutputError:
-    """What to raise where the cache cannot be written."""
+    """Return the error to raise if the cache directory cannot be written."""
     return OutputError(
         f"{path}: {error.strerror or error}",
-        "an evaluation keeps what is finished there, to go on after an interruption; "
-        "free some room, or name another place in XDG_CACHE_HOME",
+        "an evaluation saves finished items there, to resume after an interruption; "
+        "free some disk space, or set XDG_CACHE_HOME to another directory",
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The pieces on the disk; a line that a kill has torn is none."""
+def _read_journal(path: Path) -> dict[str, Any]:
+    """Return the values by key; lines that are not [key, value] in JSON are ignored."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise cache_write_error(path, error) from error
-    pieces = {}
+    values = {}
     for line in lines:
         try:
             key, value = json.loads(line)
         except (ValueError, TypeError):
             continue
-        pieces[key] = value
-    return pieces
+        values[key] = value
+    return values

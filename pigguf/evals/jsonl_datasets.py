@@ -1,6 +1,6 @@
-"""Data sets as JSON lines: an object a line, each with the place it came from, so that an error can name it.
+"""Data sets in JSON lines: one object a line, with its file and line number for error messages.
 
-Empty lines are left out. Left out: what the keys mean.
+Empty lines are skipped. What the keys mean is up to the evaluation (multiple_choice_formats.py, rouge.py).
 """
 
 from __future__ import annotations
@@ -13,17 +13,23 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pigguf.common.file_io import read_error
-from pigguf.common.text_decoding import decode_text, parse_json_lines, format_json_value
+from pigguf.common.text_decoding import decode_text, format_json_value, parse_json_lines
 from pigguf.errors import TextError, UsageError
 
 T = TypeVar("T")
-_FORM = "give a file of JSON lines: an object a line"
-_NAMES: dict[type, str] = {str: "a text", bool: "true or false", list: "a list"}
+_FORMAT_HINT = "give a file of JSON lines: an object a line"
+_TYPE_NAMES: dict[type, str] = {str: "a text", bool: "true or false", list: "a list"}
 
 
 @dataclass(frozen=True)
 class JsonlRecord:
-    """The object of one line."""
+    """The JSON object of one line.
+
+    Attributes:
+        path: the file.
+        line: the line number, from 1.
+        values: the object's keys and values.
+    """
 
     path: Path
     line: int
@@ -31,24 +37,25 @@ class JsonlRecord:
 
     @property
     def location(self) -> str:
+        """The file and line number, as error messages name them."""
         return f"{self.path}, line {self.line}"
 
     def get(self, key: str, kind: type[T]) -> T:
-        """The value of a key, as str, bool or list.
+        """Return the value of a key, which must be of type `kind`: str, bool or list.
 
         Raises:
-            TextError: the key is missing or holds something else.
+            TextError: if the key is missing or its value has another type.
         """
         value = self.values.get(key)
         if type(value) is not kind:
-            raise self.value_error(key, _NAMES[kind])
+            raise self.value_error(key, _TYPE_NAMES[kind])
         return value
 
     def get_text(self, key: str) -> str:
-        """The text of a key, which is not empty.
+        """Return the value of a key, which must be a non-blank string.
 
         Raises:
-            TextError: it is missing, no text, or blank.
+            TextError: if the key is missing, or its value is not a string or is blank.
         """
         text = self.get(key, str)
         if not text.strip():
@@ -56,44 +63,56 @@ class JsonlRecord:
         return text
 
     def value_error(self, key: str, expected: str) -> TextError:
-        """What to raise where a key does not hold what it should."""
+        """Return the error to raise if a key is missing or its value is not what is expected."""
         if key not in self.values:
             return TextError(f"{self.location} lacks {key!r}", f"it should hold {expected}")
-        return TextError(f"{self.location}: {key!r} is {format_json_value(self.values[key])}", f"it should hold {expected}")
+        value = format_json_value(self.values[key])
+        return TextError(f"{self.location}: {key!r} is {value}", f"it should hold {expected}")
 
 
 @dataclass(frozen=True)
 class JsonlDataset(Generic[T]):
-    """A file's items in its order, and the file as a report names it."""
+    """The parsed items of one file, in its order.
+
+    Attributes:
+        path: the file.
+        sha256: the hash of its bytes.
+        items: what the records were parsed into.
+    """
 
     path: Path
     sha256: str
     items: tuple[T, ...]
 
     def as_data(self) -> dict[str, Any]:
+        """Return how a report's settings name the data set."""
         return {"name": str(self.path), "sha256": self.sha256, "items": len(self.items)}
 
 
-def load_datasets(files: Sequence[str | Path], item: Callable[[JsonlRecord], T]) -> list[JsonlDataset[T]]:
-    """What `item` makes of each record of each file.
+def load_datasets(files: Sequence[str | Path], parse: Callable[[JsonlRecord], T]) -> list[JsonlDataset[T]]:
+    """Read files of JSON lines and parse each record.
+
+    Args:
+        files: the paths.
+        parse: turns a record into an item, or raises a TextError.
 
     Raises:
-        UsageError: no file, or one that is no UTF-8 text.
-        ReadError: a file that cannot be read.
-        TextError: a line that is no JSON object, a file without any, and what `item` raises.
+        UsageError: if there is no file, or a file is not UTF-8 text.
+        ReadError: if a file cannot be read.
+        TextError: if a line is not a JSON object, or a file has no records; and what `parse` raises.
     """
     if isinstance(files, (str, os.PathLike)) or not files:
         raise UsageError(f"the data sets are {files!r}", "give a sequence of one or more files")
-    return [_read(Path(file), item) for file in files]
+    return [_load_dataset(Path(file), parse) for file in files]
 
 
-def _read(path: Path, item: Callable[[JsonlRecord], T]) -> JsonlDataset[T]:
+def _load_dataset(path: Path, parse: Callable[[JsonlRecord], T]) -> JsonlDataset[T]:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise read_error(path, error) from error
-    lines = parse_json_lines(decode_text(data, str(path)), str(path), _FORM)
-    items = tuple(item(JsonlRecord(path, number, values)) for number, values in lines)
+    lines = parse_json_lines(decode_text(data, str(path)), str(path), _FORMAT_HINT)
+    items = tuple(parse(JsonlRecord(path, number, values)) for number, values in lines)
     if not items:
-        raise TextError(f"{path} holds no records", _FORM)
+        raise TextError(f"{path} holds no records", _FORMAT_HINT)
     return JsonlDataset(path, hashlib.sha256(data).hexdigest(), items)

@@ -1,20 +1,20 @@
-"""kl: how far a model's predictions are from a reference's, token by token, and how far at depth.
+"""KL divergence of a model's predictions from a reference's, token by token and by position in the window.
 
     report = kl("model-Q4_K_M.gguf", ["novel.txt"], reference="checkpoint/", window=8192)
 
-At every position of a text, D(reference || model) = sum of p log(p / q) over the vocabulary, in nats, with
-p the reference's distribution over the next token and q the model's; and whether both would say the same
-token. The text is cut into windows end to end; a window's position i is the prediction after i + 1 of its
-tokens. By position: what quantization costs at depth; and with the same file as reference, what a type of
-the KV cache costs, for the reference's is always f16.
+At each position of a text it measures D(reference || model) = sum of p log(p / q) over the vocabulary, in
+nats, where p and q are the reference's and the model's distributions over the next token, and whether the
+most likely token is the same. The text is split into adjacent windows; position i of a window is the
+prediction after i of its tokens. The divergence by position shows what quantization costs at depth. With the
+same file as reference it shows what a KV cache type costs, because the reference always runs with f16.
 
-Both models are open at once and compute the same batch in turn, so that logits of one batch of each are
-held, however long the window. Logits are float32, what is made of them float64. llama.cpp
-tools/perplexity/perplexity.cpp measures the same in two runs, through a file of the reference's logits
-rounded to 16 bits; here nothing is rounded.
+Both models are loaded at the same time and decode the same batch in turn, so only one batch of logits of each
+is in memory, whatever the window length. Logits are float32, the rest is float64. llama.cpp's
+tools/perplexity/perplexity.cpp measures the same in two runs, by way of a file of the reference's logits
+rounded to 16 bits; nothing is rounded here.
 
-A checkpoint as reference is converted to F32 in the cache directory, for as long as it is measured.
-Intervals take the positions as independent, as llama.cpp's do. Left out: the terminal and the page.
+If the reference is a checkpoint, it is converted to a temporary F32 file in the cache directory. Confidence
+intervals treat positions as independent, as llama.cpp's do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,38 +34,56 @@ from numpy.typing import NDArray
 from pigguf.common.numerics import Logits, kl_divergence
 from pigguf.common.parallel import usable_cores
 from pigguf.errors import UsageError
-from pigguf.evals.confidence_intervals import wilson
-from pigguf.evals.journal import Journal, evals_cache_directory
-from pigguf.evals.log_likelihood import map_in_parallel, NestedProgress
+from pigguf.evals.confidence_intervals import Z_95, wilson
+from pigguf.evals.evaluation import Evaluation
+from pigguf.evals.journal import evals_cache_directory
+from pigguf.evals.log_likelihood import map_in_parallel
 from pigguf.evals.model_under_test import ModelUnderTest
-from pigguf.inference.run_config import EngineConfig
-from pigguf.evals.perplexity import MIN_WINDOW, TokenizedText, ScoredWindow, WindowSelection, tokenize_texts, check_texts_fill_window
-from pigguf.evals.report import LinePlot, PlotPoint, Report, PlotSeries, ReportTable, software_versions
-from pigguf.gguf_io.metadata import elements
+from pigguf.evals.report import EvalReport, LinePlot, PlotPoint, PlotSeries, ReportTable
+from pigguf.evals.text_windows import (
+    MIN_WINDOW,
+    ScoredWindow,
+    TokenizedText,
+    WindowSelection,
+    check_max_windows,
+    check_texts_fill_window,
+    texts_as_data,
+    tokenize_texts,
+)
+from pigguf.gguf_io.metadata import get_array
 from pigguf.inference.engine import Session
-from pigguf.progress import SILENT, Progress, stage
+from pigguf.inference.run_config import EngineConfig
+from pigguf.progress import SILENT, Progress
 
-FIRST_BUCKET = 1024  # positions; each further bucket reaches twice as far
-_IN_95_PERCENT = 1.959963984540054  # standard errors of a normal distribution
-_COLUMNS = 4  # what `divergence` returns
+FIRST_BUCKET = 1024  # positions; each further bucket is twice as long as all before it
+_COLUMNS = 4  # the values that `kl_divergence` returns
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class KLStatistics:
-    """How far the model is from the reference over some positions.
+    """Statistics of the divergence over a range of positions. Its attributes are the JSON keys of a report.
 
     Attributes:
-        first, last: the positions, of a window.
+        first: the first position in the window.
+        last: the last position.
         tokens: how many predictions were compared.
-        mean, low, high: KL in nats, with its interval of 95 %; None where one token tells no spread.
-        median, percentile_99, most: of the KL of single predictions.
-        same_top, same_top_low, same_top_high: the share of predictions whose likeliest token is the
-            reference's, with its interval of 95 %.
-        perplexity, reference_perplexity: of the text at these positions.
-        ratio, ratio_low, ratio_high: of the two perplexities. Both read the same tokens, so that its
-            interval of 95 % is narrower than theirs.
+        mean: the mean KL divergence, in nats.
+        low: the lower end of its 95 % confidence interval; None if only one prediction was compared.
+        high: the upper end.
+        median: the median KL divergence of a prediction.
+        percentile_99: the 99th percentile.
+        most: the maximum.
+        same_top: the share of predictions whose most likely token is the reference's.
+        same_top_low: the lower end of its 95 % confidence interval.
+        same_top_high: the upper end.
+        perplexity: the model's perplexity on the text at these positions.
+        reference_perplexity: the reference's.
+        ratio: perplexity / reference_perplexity.
+        ratio_low: the lower end of its 95 % confidence interval, which is narrower than those of the
+            perplexities, because both models predict the same tokens.
+        ratio_high: the upper end.
     """
 
     first: int
@@ -97,52 +114,47 @@ def kl(
     max_windows: int | None = None,
     engine: EngineConfig | None = None,
     progress: Progress = SILENT,
-) -> Report:
-    """Measure how far a GGUF file is from a reference. Interrupted, it goes on where it was when run again.
+) -> EvalReport:
+    """Measure how far a GGUF file's predictions are from a reference's. Resumes if it was interrupted.
 
     Args:
-        model: a GGUF file.
-        text: files of UTF-8 text, none shorter than the window.
-        reference: a GGUF file of the same vocabulary, or the directory of a checkpoint. It runs with a
-            KV cache of f16, whatever the model's is.
-        window: in tokens; None is the longest that both are made for.
-        max_windows: compute so many windows at most, spread evenly over the text.
-        progress: "writing" of a converted reference, then a stage in tokens computed.
+        model: the path of a GGUF file.
+        text: paths of UTF-8 text files, none shorter than the window.
+        reference: a GGUF file with the same vocabulary, or the directory of a checkpoint. It runs with a KV
+            cache of f16, whatever the model's is.
+        window: the window length, in tokens; None is the longest that both models support.
+        max_windows: the most windows to compute, spread evenly over the text; None is all.
+        engine: how the engine runs the models; None is the default configuration.
+        progress: receives "writing" while a reference is converted, then a stage in tokens.
 
     Raises:
-        UsageError: options that do not fit together, or files whose vocabularies differ.
-        TextError: a text that is shorter than the window.
-        ContextOverflow: a window beyond one of the models'.
-        OutputError: the cache directory cannot be written.
-        As Subject.of, Subject.open and, for a checkpoint, `pigguf.convert` do.
+        UsageError: if options are not valid, or the two vocabularies differ.
+        TextError: if a text is shorter than the window.
+        ContextOverflow: if the window is longer than one of the models supports.
+        OutputError: if the cache directory cannot be written.
+        PigError: whatever reading and loading the models raise, and for a checkpoint `pigguf.convert`.
     """
     subject = ModelUnderTest.from_file(model, engine, progress)
-    with _as_gguf(Path(reference), progress) as file:
-        other = ModelUnderTest.from_file(file, replace(subject.engine, cache_k="f16", cache_v="f16"), progress)
-        _refuse_other_vocabulary(subject, other, Path(reference))
-        length = _checked_window(window, subject, other)
-        if max_windows is not None and max_windows < 1:
-            raise UsageError(f"the most windows are {max_windows}", "give a number from 1")
-        documents = tokenize_texts(subject, text, None)
-        check_texts_fill_window(documents, length)
+    with _reference_as_gguf(Path(reference), progress) as file:
+        f16_cache = replace(subject.engine, cache_k="f16", cache_v="f16")
+        reference_model = ModelUnderTest.from_file(file, f16_cache, progress)
+        _check_same_vocabulary(subject, reference_model, Path(reference))
+        length = _check_window(window, subject, reference_model)
+        check_max_windows(max_windows)
+        texts = tokenize_texts(subject, text, None)
+        check_texts_fill_window(texts, length)
         settings = {
-            "reference": {**other.as_data(), "path": str(reference), "cache_type": "f16"},
+            "reference": {**reference_model.as_data(), "path": str(reference), "cache_type": "f16"},
             "window": length,
             "max_windows": max_windows,
-            "text": [{"name": d.name, "sha256": d.sha256, "tokens": len(d.tokens)} for d in documents],
-            **subject.engine_settings(),
+            "text": texts_as_data(texts),
         }
-        pieces = WindowSelection("whole", None, max_windows).windows(documents, length)
-        made_by = software_versions()
-        with Journal(subject.sha256, "kl", settings, made_by) as journal:
-            measured = _measured(subject, other, documents, pieces, length, journal, progress)
+        windows = WindowSelection("whole", None, max_windows).windows(texts, length)
+        with Evaluation("kl", subject, settings, progress) as evaluation:
+            measured = _compare_models(evaluation, subject, reference_model, texts, windows, length)
     overall = summarize_positions(measured, 1, length)
     by_position = [summarize_positions(measured, first, end) for first, end in position_buckets(length)]
-    return Report(
-        evaluation="kl",
-        subject=subject.as_data(),
-        settings=settings,
-        versions=made_by,
+    return evaluation.report(
         results={
             "verdict": describe_verdict(overall, by_position),
             "overall": vars(overall),
@@ -154,7 +166,7 @@ def kl(
 
 
 def position_buckets(length: int) -> list[tuple[int, int]]:
-    """The positions of a window as 1-1023, 1024-2047, 2048-4095 and so on: each [first, end)."""
+    """Split the positions of a window into 1-1023, 1024-2047, 2048-4095 and so on: each [first, end)."""
     starts = [1]
     start = FIRST_BUCKET
     while start < length:
@@ -163,190 +175,201 @@ def position_buckets(length: int) -> list[tuple[int, int]]:
     return list(zip(starts, (*starts[1:], length), strict=True))
 
 
-# ---- what is compared ----------------------------------------------------------------------------
+# ---- the reference -------------------------------------------------------------------------------
 
 
 @contextmanager
-def _as_gguf(reference: Path, progress: Progress) -> Iterator[Path]:
-    """The reference as a GGUF file; a checkpoint is converted for the time being."""
+def _reference_as_gguf(reference: Path, progress: Progress) -> Iterator[Path]:
+    """Yield the reference as a GGUF file; a checkpoint is converted to a temporary one."""
     if not reference.is_dir():
         yield reference
         return
     from pigguf.operations.convert import convert
 
-    with tempfile.TemporaryDirectory(prefix="reference-", dir=evals_cache_directory()) as folder:
-        target = Path(folder) / "reference.gguf"
+    with tempfile.TemporaryDirectory(prefix="reference-", dir=evals_cache_directory()) as directory:
+        target = Path(directory) / "reference.gguf"
         convert(reference, target, type="F32", progress=progress)
         yield target
 
 
-def _refuse_other_vocabulary(subject: ModelUnderTest, other: ModelUnderTest, reference: Path) -> None:
-    """
-    Raises:
-        UsageError: a token of one is not the same token of the other.
-    """
-    ours, theirs = (elements(s.file.metadata, "tokenizer.ggml.tokens") or () for s in (subject, other))
+def _check_same_vocabulary(model: ModelUnderTest, reference: ModelUnderTest, reference_path: Path) -> None:
+    """Raise a UsageError if a token id stands for different tokens in the two models."""
+    ours, theirs = (get_array(m.file.metadata, "tokenizer.ggml.tokens") or () for m in (model, reference))
     if tuple(ours) == tuple(theirs):
         return
     if len(ours) != len(theirs):
-        different = f"{len(ours):,} tokens and {len(theirs):,}"
+        difference = f"{len(ours):,} tokens and {len(theirs):,}"
     else:
-        place = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-        different = f"token {place:,} is {ours[place]!r} and {theirs[place]!r}"
+        token = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        difference = f"token {token:,} is {ours[token]!r} and {theirs[token]!r}"
     raise UsageError(
-        f"{subject.path} and {reference} have different vocabularies: {different}",
-        "a reference is the same model in another type, or another training of it",
+        f"{model.path} and {reference_path} have different vocabularies: {difference}",
+        "use the same model in another type, or another fine-tuning of it, as the reference",
     )
 
 
-def _checked_window(window: int | None, subject: ModelUnderTest, other: ModelUnderTest) -> int:
+def _check_window(window: int | None, model: ModelUnderTest, reference: ModelUnderTest) -> int:
+    """Return the window length to evaluate; raise if it is too short, or too long for one of the models."""
     if window is None:
-        return min(subject.context_length, other.context_length)
+        return min(model.context_length, reference.context_length)
     if window < MIN_WINDOW:
-        raise UsageError(f"the window is {window}", f"give {MIN_WINDOW} tokens at least")
-    subject.check_window(window)
-    other.check_window(window)
+        raise UsageError(f"the window is {window}", f"give at least {MIN_WINDOW} tokens")
+    model.check_window(window)
+    reference.check_window(window)
     return window
 
 
-# ---- the work ------------------------------------------------------------------------------------
+# ---- comparing the logits ------------------------------------------------------------------------
 
 
-def _measured(
-    subject: ModelUnderTest,
-    other: ModelUnderTest,
-    documents: Sequence[TokenizedText],
-    pieces: Sequence[ScoredWindow],
+def _compare_models(
+    evaluation: Evaluation,
+    model: ModelUnderTest,
+    reference: ModelUnderTest,
+    texts: Sequence[TokenizedText],
+    windows: Sequence[ScoredWindow],
     length: int,
-    journal: Journal,
-    progress: Progress,
 ) -> Floats:
-    """What `summarized` takes, of all windows: from the journal, or computed."""
-    keys = {piece: f"{piece.text_index}/{piece.start}" for piece in pieces}
-    missing = [piece for piece in pieces if keys[piece] not in journal]
-    if missing:
+    """Return what `kl_divergence` gives at all positions: (4, n_windows, length - 1), float64."""
+
+    @contextmanager
+    def open_sessions(missing: Sequence[ScoredWindow]) -> Iterator[tuple[Session, Session]]:
         with (
-            subject.open(length, progress=progress) as ours,
-            other.open(length, progress=progress) as theirs,
-            ours.sequence() as session,
-            theirs.sequence() as reference,
-            stage(progress, f"comparing, window {length:,}", len(missing) * (length - 1), "tokens"),
+            model.open(length, progress=evaluation.progress) as model_context,
+            reference.open(length, progress=evaluation.progress) as reference_context,
+            model_context.sequence() as session,
+            reference_context.sequence() as reference_session,
         ):
-            for piece in missing:
-                tokens = documents[piece.text_index].tokens[piece.start : piece.start + length]
-                journal.get_or_compute(keys[piece], partial(_compared, session, reference, tokens, NestedProgress(progress)))
-    windows = [_unpacked(journal[keys[piece]]) for piece in pieces]
-    return np.stack(windows, axis=1)
+            yield session, reference_session
+
+    def compute(sessions: tuple[Session, Session], window: ScoredWindow) -> str:
+        tokens = texts[window.text_index].tokens[window.start : window.start + length]
+        return _compare_window(*sessions, tokens, evaluation.item_progress)
+
+    packed = evaluation.run_items(
+        f"comparing, window {length:,}",
+        {f"{window.text_index}/{window.start}": window for window in windows},
+        open_sessions,
+        compute,
+        lambda missing: len(missing) * (length - 1),
+    )
+    return np.stack([_unpack(value) for value in packed], axis=1)
 
 
-def _compared(session: Session, reference: Session, tokens: list[int], progress: Progress) -> str:
-    """One window's divergences, packed for the journal.
+def _compare_window(session: Session, reference: Session, tokens: list[int], progress: Progress) -> str:
+    """Return the divergences of one window, (4, length - 1), packed for the journal.
 
     Raises:
-        EngineError: llama.cpp failed, or a model computes logits that are not numbers.
+        EngineError: if llama.cpp fails, or a model computes logits that are NaN or infinite.
     """
     session.truncate(0)
     reference.truncate(0)
-    given, wanted = tokens[:-1], range(len(tokens) - 1)
-    expected = reference.evaluate_batches(given, wanted, lambda indices, rows: (indices, np.array(rows)))
+    inputs, wanted = tokens[:-1], range(len(tokens) - 1)
+    reference_batches = reference.evaluate_batches(
+        inputs, wanted, lambda indices, rows: (indices, np.array(rows))
+    )
     with ThreadPoolExecutor(usable_cores()) as threads:
 
         def compare(indices: list[int], rows: list[Logits]) -> list[tuple[float, ...]]:
-            same_indices, theirs = next(expected)
-            if same_indices != indices:
-                raise AssertionError(f"batches differ: {same_indices[:1]} and {indices[:1]}")
-            nexts = (tokens[i + 1] for i in indices)
-            return map_in_parallel(threads, kl_divergence, zip(theirs, rows, nexts, strict=True))
+            reference_indices, reference_rows = next(reference_batches)
+            if reference_indices != indices:
+                raise AssertionError(f"batches differ: {reference_indices[:1]} and {indices[:1]}")
+            targets = (tokens[i + 1] for i in indices)
+            return map_in_parallel(threads, kl_divergence, zip(reference_rows, rows, targets, strict=True))
 
-        batches = session.evaluate_batches(given, wanted, compare, progress)
-        found = np.array([row for batch in batches for row in batch]).T
-    for numbers, whose in ((found[2], session), (found[3], reference)):
-        if not np.isfinite(numbers).all():
-            raise whose.nonfinite_logits_error()
-    return base64.b64encode(found.astype("<f8").tobytes()).decode()
+        batches = session.evaluate_batches(inputs, wanted, compare, progress)
+        columns = np.array([row for batch in batches for row in batch]).T  # (4, length - 1)
+    for log_probs, computed_by in ((columns[2], session), (columns[3], reference)):
+        if not np.isfinite(log_probs).all():
+            raise computed_by.nonfinite_logits_error()
+    return base64.b64encode(columns.astype("<f8").tobytes()).decode()
 
 
-def _unpacked(packed: str) -> Floats:
+def _unpack(packed: str) -> Floats:
     return np.frombuffer(base64.b64decode(packed), "<f8").reshape(_COLUMNS, -1)
 
 
-# ---- what it comes to ----------------------------------------------------------------------------
+# ---- statistics ----------------------------------------------------------------------------------
 
 
 def summarize_positions(measured: Floats, first: int, end: int) -> KLStatistics:
-    """The figures of positions [first, end) of all windows.
+    """Summarize the positions [first, end) of all windows.
 
     Args:
-        measured: of each window and each position from 1 on what `divergence` returns: shape (4, windows,
-            positions).
+        measured: what `kl_divergence` returns for each window and each position from 1 on:
+            (4, n_windows, n_positions), float64.
+        first: the first position.
+        end: the position after the last one.
     """
-    distances, same, model, reference = (column.ravel() for column in measured[:, :, first - 1 : end - 1])
-    mean, low, high = _mean(distances)
-    lost, lost_low, lost_high = _mean(reference - model)
-    right = int(same.sum())
-    same_low, same_high = wilson(right, same.size)
+    divergences, same_top, model, reference = (
+        column.ravel() for column in measured[:, :, first - 1 : end - 1]
+    )
+    mean, low, high = _mean_with_interval(divergences)
+    log_ratio, log_ratio_low, log_ratio_high = _mean_with_interval(reference - model)
+    n_same = int(same_top.sum())
+    same_low, same_high = wilson(n_same, same_top.size)
     return KLStatistics(
         first=first,
         last=end - 1,
-        tokens=distances.size,
+        tokens=divergences.size,
         mean=mean,
         low=low,
         high=high,
-        median=float(np.median(distances)),
-        percentile_99=float(np.percentile(distances, 99)),
-        most=float(distances.max()),
-        same_top=right / same.size,
+        median=float(np.median(divergences)),
+        percentile_99=float(np.percentile(divergences, 99)),
+        most=float(divergences.max()),
+        same_top=n_same / same_top.size,
         same_top_low=same_low,
         same_top_high=same_high,
         perplexity=math.exp(-model.mean()),
         reference_perplexity=math.exp(-reference.mean()),
-        ratio=math.exp(lost),
-        ratio_low=None if lost_low is None else math.exp(lost_low),
-        ratio_high=None if lost_high is None else math.exp(lost_high),
+        ratio=math.exp(log_ratio),
+        ratio_low=None if log_ratio_low is None else math.exp(log_ratio_low),
+        ratio_high=None if log_ratio_high is None else math.exp(log_ratio_high),
     )
 
 
-def _mean(values: Floats) -> tuple[float, float | None, float | None]:
-    """The mean, and its interval of 95 %."""
+def _mean_with_interval(values: Floats) -> tuple[float, float | None, float | None]:
+    """Return the mean and the ends of its 95 % confidence interval."""
     mean = float(values.mean())
     if values.size < 2:
         return mean, None, None
-    reach = _IN_95_PERCENT * float(values.std(ddof=1)) / math.sqrt(values.size)
-    return mean, mean - reach, mean + reach
+    margin = Z_95 * float(values.std(ddof=1)) / math.sqrt(values.size)
+    return mean, mean - margin, mean + margin
 
 
 def describe_verdict(overall: KLStatistics, by_position: Sequence[KLStatistics]) -> str:
-    """The figures in words, and whether the model is further from the reference at depth."""
-    parts = [
-        f"On average the predictions are {overall.mean:.3g} nats from the reference's, and the likeliest "
+    """Describe the results in words, and whether the model diverges more at depth."""
+    sentences = [
+        f"On average the predictions are {overall.mean:.3g} nats from the reference's, and the most likely "
         f"token is the same in {overall.same_top:.1%} of them.",
         f"The text's perplexity is {overall.perplexity:.5g}, the reference's "
-        f"{overall.reference_perplexity:.5g}: {_percent(overall.ratio)}.",
+        f"{overall.reference_perplexity:.5g}: {_percent_change(overall.ratio)}.",
     ]
     near, deep = by_position[0], by_position[-1]
     if near is not deep:
-        parts.append(
-            f"{_depth(near, deep)}: {near.mean:.3g} nats up to position {near.last:,}, {deep.mean:.3g} "
-            f"from {deep.first:,} on."
+        sentences.append(
+            f"{_describe_depth(near, deep)}: {near.mean:.3g} nats up to position {near.last:,}, "
+            f"{deep.mean:.3g} from {deep.first:,} on."
         )
-    return " ".join(parts)
+    return " ".join(sentences)
 
 
-def _percent(ratio: float) -> str:
+def _percent_change(ratio: float) -> str:
     change = abs(ratio - 1)
     return f"{change:.2%} {'higher' if ratio > 1 else 'lower'}" if change >= 5e-5 else "the same"
 
 
-def _depth(near: KLStatistics, deep: KLStatistics) -> str:
-    """Whether the model is further from the reference at depth, where the intervals tell."""
-    if None not in (near.high, deep.low) and deep.low > near.high:  # type: ignore[operator]
+def _describe_depth(near: KLStatistics, deep: KLStatistics) -> str:
+    """Describe whether the model diverges more at depth, if the confidence intervals do not overlap."""
+    if near.high is not None and deep.low is not None and deep.low > near.high:
         return "It is further from the reference at depth"
-    if None not in (near.low, deep.high) and deep.high < near.low:  # type: ignore[operator]
+    if near.low is not None and deep.high is not None and deep.high < near.low:
         return "It is nearer to the reference at depth"
-    return "It is as near to the reference at depth, as far as the intervals tell"
+    return "It is as near to the reference at depth, as far as the intervals show"
 
 
-# ---- what it looks like --------------------------------------------------------------------------
+# ---- tables and plots ----------------------------------------------------------------------------
 
 
 def _table(overall: KLStatistics, by_position: Sequence[KLStatistics]) -> ReportTable:
@@ -354,15 +377,15 @@ def _table(overall: KLStatistics, by_position: Sequence[KLStatistics]) -> Report
         *("positions", "tokens", "mean KL", "from (95 %)", "to", "median KL", "99 % below"),
         *("same top, %", "perplexity", "reference's", "ratio"),
     )
-    named = [(f"{d.first:,}–{d.last:,}", d) for d in by_position]
+    named = [(f"{s.first:,}–{s.last:,}", s) for s in by_position]
     if len(named) > 1:
         named.append(("all", overall))
     rows = tuple(
         (
-            *(name, d.tokens, d.mean, d.low, d.high, d.median, d.percentile_99),
-            *(100 * d.same_top, d.perplexity, d.reference_perplexity, d.ratio),
+            *(name, s.tokens, s.mean, s.low, s.high, s.median, s.percentile_99),
+            *(100 * s.same_top, s.perplexity, s.reference_perplexity, s.ratio),
         )
-        for name, d in named
+        for name, s in named
     )
     return ReportTable("KL divergence from the reference in nats, by position in the window", headers, rows)
 
@@ -370,14 +393,14 @@ def _table(overall: KLStatistics, by_position: Sequence[KLStatistics]) -> Report
 def _plots(by_position: Sequence[KLStatistics]) -> tuple[LinePlot, ...]:
     if len(by_position) < 2:
         return ()
-    ends = [float(d.last + 1) for d in by_position]
-    mean = tuple(PlotPoint(x, d.mean, d.low, d.high) for x, d in zip(ends, by_position, strict=True))
-    same = tuple(
-        PlotPoint(x, 100 * d.same_top, 100 * d.same_top_low, 100 * d.same_top_high)
-        for x, d in zip(ends, by_position, strict=True)
+    divergence = tuple(PlotPoint(float(s.last + 1), s.mean, s.low, s.high) for s in by_position)
+    same_top = tuple(
+        PlotPoint(float(s.last + 1), 100 * s.same_top, 100 * s.same_top_low, 100 * s.same_top_high)
+        for s in by_position
     )
-    label = "positions up to"
+    kl_series, same_series = (PlotSeries("KL", divergence),), (PlotSeries("same", same_top),)
+    x_label = "positions up to"
     return (
-        LinePlot("KL divergence by position", label, "mean KL, nats", (PlotSeries("KL", mean),), log_x=True),
-        LinePlot("Same likeliest token by position", label, "%", (PlotSeries("same", same),), log_x=True),
+        LinePlot("KL divergence by position", x_label, "mean KL, nats", kl_series, log_x=True),
+        LinePlot("Same most likely token by position", x_label, "%", same_series, log_x=True),
     )

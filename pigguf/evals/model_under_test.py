@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pigguf.errors import ContextOverflow
 from pigguf.evals.file_hash import sha256_of_shards
 from pigguf.evals.position_variants import PositionVariant, parse_variants
 from pigguf.gguf_io import GGUFFile, read_header
-from pigguf.gguf_io.metadata import get
+from pigguf.gguf_io.metadata import get_value
 from pigguf.inference.engine import Context, ContextOptions, Model, Session
 from pigguf.inference.rpc.client import connect_or_none
 from pigguf.inference.run_config import EngineConfig
@@ -43,8 +43,8 @@ class ModelUnderTest:
 
     file: GGUFFile
     sha256: str
-    engine: EngineConfig = EngineConfig()
-    variant: PositionVariant = PositionVariant()
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    variant: PositionVariant = field(default_factory=PositionVariant)
 
     @classmethod
     def from_file(
@@ -63,7 +63,7 @@ class ModelUnderTest:
             OutputError: if the cache directory cannot be written.
         """
         file = read_header(path)
-        return cls(file, sha256_of_shards(file.parts, progress), engine or EngineConfig())
+        return cls(file, sha256_of_shards(file.shards, progress), engine or EngineConfig())
 
     def with_variant(self, variant: PositionVariant) -> ModelUnderTest:
         """Return the same file under another variant."""
@@ -185,7 +185,7 @@ class ModelUnderTest:
 
 def _quantization_name(file: GGUFFile) -> str:
     """Return the recipe that `general.file_type` states, or the tensor type that most bytes have."""
-    number = get(file.metadata, "general.file_type", int)
+    number = get_value(file.metadata, "general.file_type", int)
     recipe_name = next((recipe.name for recipe in RECIPES.values() if recipe.file_type == number), None)
     if recipe_name:
         return recipe_name

@@ -1,16 +1,16 @@
-"""Choice: questions with answers to choose from, the likeliest being the model's (arXiv 2306.15595, Table 5).
+"""Zero-shot multiple choice, answered by likelihood (arXiv 2306.15595, Table 5).
 
-    report = choice("model.gguf", "piqa.jsonl")
+    report = choice("model.gguf", ["piqa.jsonl"])
 
-Contract: no example is shown and nothing is drawn. A choice's likelihood is the sum of log p of the tokens
-by which context and continuation differ from the context alone, in float64; the continuation begins with a
-space. `accuracy` counts the questions whose right choice has the largest sum; `accuracy_normalised` divides
-the sums by the continuation's bytes of UTF-8 first (its space left out), so that a long answer is not worse
-for being long. Each has its 95 % interval by Wilson. Of equals the first is taken.
+The likelihood of a choice is the sum of log p of the tokens that context and continuation have after those of
+the context alone, in float64; the continuation starts with a space. `accuracy` counts the questions whose
+right choice has the highest sum. `accuracy_normalised` first divides the sums by the length of the
+continuation in bytes of UTF-8 (without its space), so that long answers are not at a disadvantage. Both have
+Wilson's 95 % confidence interval. Of equal choices the first is taken. Nothing is sampled.
 
-These are lm-evaluation-harness's acc and acc_norm (lm_eval/api/task.py), which counts characters, not bytes.
-What the choices of a question share is computed once: the cache is cut back to it. Left out: the words of
-the prompts (questions.py).
+These are acc and acc_norm of lm-evaluation-harness (lm_eval/api/task.py), which counts characters instead of
+bytes. What the choices of a question share is computed once, because the KV cache is truncated to it. The
+formats of questions and their prompts are in multiple_choice_formats.py.
 """
 
 from __future__ import annotations
@@ -18,25 +18,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pigguf.common.numerics import common_prefix_length
 from pigguf.errors import TextError, UsageError
 from pigguf.evals.confidence_intervals import mcnemar, wilson
-from pigguf.evals.journal import Journal
+from pigguf.evals.evaluation import Evaluation
 from pigguf.evals.jsonl_datasets import load_datasets
-from pigguf.evals.log_likelihood import log_likelihoods, NestedProgress
+from pigguf.evals.log_likelihood import log_likelihoods
 from pigguf.evals.model_under_test import ModelUnderTest
-from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.multiple_choice_formats import MultipleChoiceQuestion, parse_question
-from pigguf.evals.position_variants import parse_variants
 from pigguf.evals.prompt_tokens import encode_prompt
-from pigguf.evals.report import Cell, EvalReport, ReportTable, software_versions
+from pigguf.evals.report import Cell, EvalReport, ReportTable
 from pigguf.inference.engine import Model, Session
-from pigguf.progress import SILENT, Progress, stage
+from pigguf.inference.run_config import EngineConfig
+from pigguf.progress import SILENT, Progress
+
+QuestionResult = dict[str, Any]
+"""One question: file, line, form (its format), answer (the right choice), log_likelihoods of the choices, and
+chosen and chosen_normalised, the model's choices by both measures."""
+
+# measure -> the key of the model's choice in a QuestionResult
+ACCURACY_MEASURES = {"accuracy": "chosen", "accuracy_normalised": "chosen_normalised"}
 
 
 def choice(
@@ -47,136 +53,132 @@ def choice(
     engine: EngineConfig | None = None,
     progress: Progress = SILENT,
 ) -> EvalReport:
-    """How many questions the model answers right. Interrupted, it goes on where it was when run again.
+    """Measure how many multiple-choice questions a GGUF file answers right. Resumes if it was interrupted.
 
     Args:
-        model: a GGUF file.
-        data: files of JSON lines, a question each, in the forms of FORMS.
-        compare: baselines to run beside the file as shipped (baselines.py).
-        engine: how the engine runs it.
-        progress: one stage a baseline, in tokens.
+        model: the path of a GGUF file.
+        data: paths of JSON lines files with a question a line, in one of QUESTION_FORMATS.
+        compare: further position variants (position_variants.py), compared with the file as shipped.
+        engine: how the engine runs the model; None is the default configuration.
+        progress: receives a stage for each variant, in tokens.
 
     Raises:
-        UsageError: no file.
-        TextError: a record that is no question, or does not fit into the window.
-        OutputError: the cache directory cannot be written.
-        As Subject.of and Subject.open do.
+        UsageError: if there is no file, or a variant is not valid.
+        TextError: if a record is not a question, or does not fit into the context window.
+        OutputError: if the cache directory cannot be written.
+        PigError: whatever reading and loading the model raise.
     """
     subject = ModelUnderTest.from_file(model, engine, progress)
-    sets = load_datasets(data, parse_question)
-    readings = [
-        subject.with_variant(b.name, b.rope) for b in parse_variants(compare, subject.file, subject.context_length)
-    ]
-    with Model.open(subject.path, vocab_only=True) as vocabulary:
-        asked = [
-            _asked(vocabulary, question, number, subject)
-            for number, question in enumerate(question for each in sets for question in each.items)
+    datasets = load_datasets(data, parse_question)
+    variants = subject.variants(compare, subject.context_length)
+    with Model.open(subject.path, vocab_only=True) as vocab:
+        questions = [
+            _encode_question(vocab, question, subject.context_length)
+            for dataset in datasets
+            for question in dataset.items
         ]
     settings = {
-        "data": [each.as_data() for each in sets],
-        "compare": [reading.name for reading in readings[1:]],
-        **subject.engine_settings(),
+        "data": [dataset.as_data() for dataset in datasets],
+        "compare": [variant.variant.name for variant in variants[1:]],
     }
-    made_by = software_versions()
-    with Journal(subject.sha256, "choice", settings, made_by) as journal:
-        found = {reading.name: _run(reading, asked, journal, progress) for reading in readings}
-    pairs = _pairs(found)
-    return EvalReport(
-        evaluation="choice",
-        subject=subject.as_data(),
-        settings=settings,
-        versions=made_by,
+    with Evaluation("choice", subject, settings, progress) as evaluation:
+        results = {
+            variant.variant.name: _answer_questions(evaluation, variant, questions) for variant in variants
+        }
+    comparisons = _compare_with_shipped(results)
+    return evaluation.report(
         results={
             "readings": {
-                name: {"sets": [score.as_data() for score in accuracy_by_file(answers)], "questions": answers}
-                for name, answers in found.items()
+                name: {
+                    "sets": [score.as_data() for score in accuracy_by_file(variant_results)],
+                    "questions": variant_results,
+                }
+                for name, variant_results in results.items()
             },
-            "paired": [pair.as_data() for pair in pairs],
+            "paired": [comparison.as_data() for comparison in comparisons],
         },
-        tables=_tables(found, pairs),
-        plots=(),
+        tables=_tables(results, comparisons),
     )
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A question as tokens: for each choice all of them, and the index of the first that is scored.
+class EncodedQuestion:
+    """A question as token ids.
 
-    Its number is that among all questions.
+    Attributes:
+        question: the question as texts.
+        choices: for each choice all its tokens, and the index of the first one that is scored.
     """
 
     question: MultipleChoiceQuestion
-    number: int
     choices: tuple[tuple[list[int], int], ...]
 
     @property
     def longest(self) -> int:
+        """The tokens of the longest choice with its context."""
         return max(len(tokens) for tokens, _ in self.choices)
 
     @property
-    def cost(self) -> int:
-        """Tokens to compute: the first choice whole, of the others what they do not share."""
+    def n_tokens(self) -> int:
+        """The tokens to compute: all of the first choice, and of the others what differs from it."""
         (first, _), *others = self.choices
-        return len(first) - 1 + sum(len(tokens) - scored for tokens, scored in others)
+        return len(first) - 1 + sum(len(tokens) - first_scored for tokens, first_scored in others)
 
 
-def _asked(model: Model, question: MultipleChoiceQuestion, number: int, subject: ModelUnderTest) -> _Asked:
-    """
-    Raises:
-        TextError: the question does not fit, or there is nothing before its choices.
-    """
-    asked = _Asked(question, number, tuple(_tokens(model, question, *texts) for texts in question.choices))
-    if asked.longest > subject.context_length:
+def _encode_question(vocab: Model, question: MultipleChoiceQuestion, context_length: int) -> EncodedQuestion:
+    """Encode a question; raise a TextError if it does not fit into the window, or has no context."""
+    choices = tuple(_encode_choice(vocab, question, *texts) for texts in question.choices)
+    encoded = EncodedQuestion(question, choices)
+    if encoded.longest > context_length:
         raise TextError(
-            f"{question.record.location}: a question of {asked.longest:,} tokens does not fit the window of "
-            f"{subject.context_length:,}",
-            "leave it out, or take a model with a larger window",
+            f"{question.record.location}: a question of {encoded.longest:,} tokens does not fit the "
+            f"window of {context_length:,}",
+            "remove it, or use a model with a larger window",
         )
-    return asked
+    return encoded
 
 
-def _tokens(model: Model, question: MultipleChoiceQuestion, context: str, continuation: str) -> tuple[list[int], int]:
-    whole = encode_prompt(model, f"{context} {continuation}")
-    alone = encode_prompt(model, context)
-    scored = next(
-        (i for i, (x, y) in enumerate(zip(alone, whole, strict=False)) if x != y), min(len(alone), len(whole))
-    )
-    if scored == 0:
+def _encode_choice(
+    vocab: Model, question: MultipleChoiceQuestion, context: str, continuation: str
+) -> tuple[list[int], int]:
+    tokens = encode_prompt(vocab, f"{context} {continuation}")
+    first_scored = common_prefix_length(encode_prompt(vocab, context), tokens)
+    if first_scored == 0:
         raise TextError(
-            f"{question.record.location}: nothing stands before the choices, and the model has no BOS",
+            f"{question.record.location}: there is no text before the choices, and the model adds no BOS",
             "the first token of a text has no likelihood: give a context",
         )
-    return whole, scored
+    return tokens, first_scored
 
 
-Answer = dict[str, Any]
-"""One question: file, line, form, answer, log_likelihoods of its choices, chosen and chosen_normalised."""
+def _answer_questions(
+    evaluation: Evaluation, model: ModelUnderTest, questions: Sequence[EncodedQuestion]
+) -> list[QuestionResult]:
+    """Return the results of one position variant; the items of the evaluation are the questions."""
+    name = model.variant.name
 
+    def sum_log_likelihoods(session: Session, question: EncodedQuestion) -> list[float]:
+        return [
+            math.fsum(log_likelihoods(session, tokens, first_scored, evaluation.item_progress))
+            for tokens, first_scored in question.choices
+        ]
 
-def _run(reading: ModelUnderTest, asked: Sequence[_Asked], journal: Journal, progress: Progress) -> list[Answer]:
-    """The answers under one reading of positions, from the journal or computed."""
-    keys = [f"{reading.name}/{one.number}" for one in asked]
-    missing = [one for one in asked if keys[one.number] not in journal]
-    if missing:
-        length = max(one.longest for one in missing)
-        with (
-            reading.open(length, progress=progress) as context,
-            context.sequence() as session,
-            stage(progress, f"choice, {reading.name}", sum(one.cost for one in missing), "tokens"),
-        ):
-            for one in missing:
-                journal.get_or_compute(keys[one.number], partial(_sums, session, one, progress))
-    return [_answer(one.question, journal[keys[one.number]]) for one in asked]
-
-
-def _sums(session: Session, asked: _Asked, progress: Progress) -> list[float]:
+    sums = evaluation.run_items(
+        f"choice, {name}",
+        {f"{name}/{number}": question for number, question in enumerate(questions)},
+        lambda missing: model.open_session(
+            max(question.longest for question in missing), progress=evaluation.progress
+        ),
+        sum_log_likelihoods,
+        lambda missing: sum(question.n_tokens for question in missing),
+    )
     return [
-        math.fsum(log_likelihoods(session, tokens, scored, NestedProgress(progress)))
-        for tokens, scored in asked.choices
+        _question_result(question.question, question_sums)
+        for question, question_sums in zip(questions, sums, strict=True)
     ]
 
 
-def _answer(question: MultipleChoiceQuestion, sums: Sequence[float]) -> Answer:
+def _question_result(question: MultipleChoiceQuestion, sums: Sequence[float]) -> QuestionResult:
     sizes = [len(continuation.encode()) for _, continuation in question.choices]
     return {
         "file": str(question.record.path),
@@ -189,14 +191,20 @@ def _answer(question: MultipleChoiceQuestion, sums: Sequence[float]) -> Answer:
     }
 
 
-# ---- what it comes to ----------------------------------------------------------------------------
-
-ACCURACY_MEASURES = {"accuracy": "chosen", "accuracy_normalised": "chosen_normalised"}
+# ---- scores --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class AccuracyScore:
-    """How many questions of one form in one file were right, by both measures; names are "" for all."""
+    """How many questions were answered right. Its attributes are JSON keys of a report.
+
+    Attributes:
+        file: the path of the data set; "" for the total.
+        form: the format of the questions; "" for the total.
+        questions: the number of questions.
+        right: those answered right by `accuracy`.
+        right_normalised: those answered right by `accuracy_normalised`.
+    """
 
     file: str
     form: str
@@ -205,6 +213,7 @@ class AccuracyScore:
     right_normalised: int
 
     def as_data(self) -> dict[str, Any]:
+        """Return the counts, and both accuracies with their confidence intervals, for a report."""
         data = asdict(self)
         for measure, right in (("accuracy", self.right), ("accuracy_normalised", self.right_normalised)):
             data[measure] = right / self.questions
@@ -212,31 +221,36 @@ class AccuracyScore:
         return data
 
 
-def accuracy_by_file(answers: Sequence[Answer]) -> list[AccuracyScore]:
-    """A score for each form in each file, in the data's order, and one for all where there are several."""
-    groups: dict[tuple[str, str], list[Answer]] = {}
-    for answer in answers:
-        groups.setdefault((answer["file"], answer["form"]), []).append(answer)
+def accuracy_by_file(results: Sequence[QuestionResult]) -> list[AccuracyScore]:
+    """Return a score for each format in each file, in order, and the total if there are several."""
+    groups: dict[tuple[str, str], list[QuestionResult]] = {}
+    for result in results:
+        groups.setdefault((result["file"], result["form"]), []).append(result)
     if len(groups) > 1:
-        groups["", ""] = list(answers)
+        groups["", ""] = list(results)
     return [
-        AccuracyScore(file, form, len(group), _right(group, "chosen"), _right(group, "chosen_normalised"))
+        AccuracyScore(
+            file, form, len(group), _count_right(group, "chosen"), _count_right(group, "chosen_normalised")
+        )
         for (file, form), group in groups.items()
     ]
 
 
-def _right(answers: Sequence[Answer], chosen: str) -> int:
-    return sum(answer[chosen] == answer["answer"] for answer in answers)
+def _count_right(results: Sequence[QuestionResult], chosen: str) -> int:
+    return sum(result[chosen] == result["answer"] for result in results)
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """Two answers to the same questions compared: how often only one was right, and how sure that is.
+    """Two models, or two variants, on the same questions. Its attributes are JSON keys of a report.
 
     Attributes:
-        first, second: names of readings, or of models.
+        first: the name of the first model or variant.
+        second: the name of the second one.
         measure: "accuracy" or "accuracy_normalised".
-        p: of McNemar's exact test.
+        first_only: the number of questions that only the first answered right.
+        second_only: the number of questions that only the second answered right.
+        p: the p-value of McNemar's exact test.
     """
 
     first: str
@@ -247,73 +261,83 @@ class PairedComparison:
     p: float
 
     def as_data(self) -> dict[str, Any]:
+        """Return the comparison for a report."""
         return asdict(self)
 
 
 def compare_paired(
-    first: str, answers: Sequence[Answer], second: str, others: Sequence[Answer], measure: str
+    first: str,
+    first_results: Sequence[QuestionResult],
+    second: str,
+    second_results: Sequence[QuestionResult],
+    measure: str,
 ) -> PairedComparison:
-    """Compare two models, or two readings of one, by their answers to the same questions in one order.
+    """Compare the answers of two models, or two variants, to the same questions in the same order.
+
+    Args:
+        first: the name of the first model or variant.
+        first_results: its results.
+        second: the name of the second one.
+        second_results: its results.
+        measure: one of ACCURACY_MEASURES.
 
     Raises:
-        UsageError: the questions are not the same.
+        UsageError: if the questions are not the same.
     """
     chosen = ACCURACY_MEASURES[measure]
-    if [_identity(answer) for answer in answers] != [_identity(answer) for answer in others]:
+    if [_question_identity(r) for r in first_results] != [_question_identity(r) for r in second_results]:
         raise UsageError(
             f"{first} and {second} answered different questions", "compare them on the same data"
         )
-    rights = [
+    right = [
         (one[chosen] == one["answer"], other[chosen] == other["answer"])
-        for one, other in zip(answers, others, strict=True)
+        for one, other in zip(first_results, second_results, strict=True)
     ]
-    first_only, second_only = rights.count((True, False)), rights.count((False, True))
+    first_only, second_only = right.count((True, False)), right.count((False, True))
     return PairedComparison(first, second, measure, first_only, second_only, mcnemar(first_only, second_only))
 
 
-def _identity(answer: Answer) -> tuple[Any, ...]:
-    return answer["line"], answer["form"], answer["answer"], len(answer["log_likelihoods"])
+def _question_identity(result: QuestionResult) -> tuple[Any, ...]:
+    return result["line"], result["form"], result["answer"], len(result["log_likelihoods"])
 
 
-def _pairs(found: Mapping[str, Sequence[Answer]]) -> list[PairedComparison]:
-    """The file as shipped with each other reading of it."""
-    (shipped, answers), *others = found.items()
-    return [compare_paired(shipped, answers, name, theirs, m) for name, theirs in others for m in ACCURACY_MEASURES]
+def _compare_with_shipped(results: Mapping[str, Sequence[QuestionResult]]) -> list[PairedComparison]:
+    """Compare the file as shipped, which is the first, with each other variant."""
+    (shipped, shipped_results), *others = results.items()
+    return [
+        compare_paired(shipped, shipped_results, name, variant_results, measure)
+        for name, variant_results in others
+        for measure in ACCURACY_MEASURES
+    ]
 
 
-def _tables(found: Mapping[str, Sequence[Answer]], pairs: Sequence[PairedComparison]) -> tuple[ReportTable, ...]:
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def _tables(
+    results: Mapping[str, Sequence[QuestionResult]], comparisons: Sequence[PairedComparison]
+) -> tuple[ReportTable, ...]:
     rows: list[tuple[Cell, ...]] = []
-    for name, answers in found.items():
-        for score in accuracy_by_file(answers):
+    for name, variant_results in results.items():
+        for score in accuracy_by_file(variant_results):
             cells: list[Cell] = [name, Path(score.file).name or "all", score.form or "all", score.questions]
             for right in (score.right, score.right_normalised):
                 low, high = wilson(right, score.questions)
-                cells += [_percent(right / score.questions), f"{100 * low:.1f} to {100 * high:.1f}"]
+                cells += [round(100 * right / score.questions, 1), f"{100 * low:.1f} to {100 * high:.1f}"]
             rows.append(tuple(cells))
     accuracy = ReportTable(
         "Zero-shot accuracy",
         ("positions", "file", "form", "questions", "right, %", "interval", "normalised, %", "its interval"),
         tuple(rows),
     )
-    if not pairs:
+    if not comparisons:
         return (accuracy,)
-    against = ReportTable(
-        "The same questions under two readings (McNemar's exact test)",
+    paired = ReportTable(
+        "The same questions under two position variants (McNemar's exact test)",
         ("positions", "against", "measure", "only the first right", "only the second", "p"),
         tuple(
-            (
-                pair.first,
-                pair.second,
-                pair.measure.replace("_", " "),
-                pair.first_only,
-                pair.second_only,
-                pair.p,
-            )
-            for pair in pairs
+            (c.first, c.second, c.measure.replace("_", " "), c.first_only, c.second_only, c.p)
+            for c in comparisons
         ),
     )
-    return accuracy, against
-
-
-def _percent(share: float) -> float:
-    return round(100 * share, 1)
+    return accuracy, paired

@@ -1,8 +1,8 @@
-"""Ways to hide a number in a text and to ask for it: data, one entry a wording.
+"""Prompts of the passkey test: the wordings as data, and their encoding by a model's tokenizer.
 
-A prompt is the header, filler, the sentence with the number, filler, and the question, a line each. A
-name with "-chat" behind it puts the text into the model's chat template as the user's message, with the
-question alone at its end; the answer is then the assistant's.
+A prompt is the header, filler, the sentence with the passkey, filler, and the question, each on a line. A
+wording whose name ends in "-chat" is sent as a user message in the model's chat template, with only the
+question at its end; the answer is then the assistant's.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ CHAT_SUFFIX = "-chat"
 
 @dataclass(frozen=True)
 class PasskeyWording:
-    """The words of a passkey test.
+    """The texts of a passkey test. Its attributes are JSON keys of a report.
 
     Attributes:
-        header: what the text begins with.
-        filler: sentences that say nothing, repeated in this order.
-        passkey: the sentence with the number, which is written {key}.
-        question: what is asked.
-        answer: how the answer begins, where the model continues a text.
+        header: the beginning of the prompt.
+        filler: irrelevant sentences, repeated in this order.
+        passkey: the sentence with the passkey, which stands for {key}.
+        question: the question.
+        answer: the beginning of the answer, for a model that continues the text.
     """
 
     header: str
@@ -37,7 +37,7 @@ class PasskeyWording:
 
 
 WORDINGS: dict[str, PasskeyWording] = {
-    # arXiv 2306.15595, Section 3.3, which takes it from Mohtashami and Jaggi (arXiv 2305.16300)
+    # arXiv 2306.15595, Section 3.3, which has it from Mohtashami and Jaggi (arXiv 2305.16300)
     "paper": PasskeyWording(
         header="There is an important info hidden inside a lot of irrelevant text. "
         "Find it and memorize them. I will quiz you about the important information there.",
@@ -52,7 +52,7 @@ WORDINGS: dict[str, PasskeyWording] = {
         question="What is the pass key?",
         answer="The pass key is",
     ),
-    # Ours; no model of this project is trained on it.
+    # Held out: no model of this project is trained on it.
     "locker": PasskeyWording(
         header="These notes say somewhere which combination opens a locker, a number of five digits. "
         "Look out for it; at the end it is asked for.",
@@ -72,38 +72,45 @@ WORDING_NAMES = (*WORDINGS, *(name + CHAT_SUFFIX for name in WORDINGS))
 
 
 class PasskeyPrompts:
-    """The prompts of one wording as tokens of one model.
+    """Builds the prompts of one wording as token ids of one model.
 
     Args:
-        name: of NAMES.
+        model: the model, or its vocabulary alone.
+        name: one of WORDING_NAMES.
 
     Attributes:
-        wording: its words.
-        answer_tokens: most tokens in which the number is looked for.
+        wording: the texts.
+        max_answer_tokens: the most tokens to generate for an answer.
 
     Raises:
-        UsageError: no such wording.
-        TokenizerError: a chat wording for a model without a chat template.
+        UsageError: if there is no wording of this name.
+        TokenizerError: if it is a chat wording and the model has no chat template.
     """
 
     def __init__(self, model: Model, name: str) -> None:
         if name not in WORDING_NAMES:
-            raise UsageError(f"there is no wording {name!r}", f"one of {', '.join(WORDING_NAMES)}")
+            raise UsageError(f"unknown wording {name!r}", f"use one of {', '.join(WORDING_NAMES)}")
         chat = name.endswith(CHAT_SUFFIX)
         self.wording = WORDINGS[name.removesuffix(CHAT_SUFFIX)]
-        self.max_answer_tokens = 32 if chat else 8  # an assistant may answer with a sentence
-        self._tokens = prompt_encoder(model, chat=chat)
-        words = self.wording
-        self._question = words.question if chat else f"{words.question} {words.answer}"
+        self.max_answer_tokens = 32 if chat else 8  # an assistant may answer with a whole sentence
+        self._encode = prompt_encoder(model, chat=chat)
+        wording = self.wording
+        self._question = wording.question if chat else f"{wording.question} {wording.answer}"
 
-    def encode(self, key: str, before: int, after: int) -> list[int]:
-        """The prompt with so many sentences of filler before and after the number."""
+    def encode(self, key: str, sentences_before: int, sentences_after: int) -> list[int]:
+        """Return the token ids of a prompt.
+
+        Args:
+            key: the passkey.
+            sentences_before: the number of filler sentences before the passkey.
+            sentences_after: the number of filler sentences between the passkey and the question.
+        """
         filler = self.wording.filler
         lines = (
             self.wording.header,
-            " ".join(islice(cycle(filler), before)),
+            " ".join(islice(cycle(filler), sentences_before)),
             self.wording.passkey.format(key=key),
-            " ".join(islice(cycle(filler), after)),
+            " ".join(islice(cycle(filler), sentences_after)),
             self._question,
         )
-        return self._tokens("\n".join(line for line in lines if line))
+        return self._encode("\n".join(line for line in lines if line))

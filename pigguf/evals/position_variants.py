@@ -1,24 +1,23 @@
-"""Baselines: one file under several readings of positions, named as people compare them.
+"""Position variants: the same model file under other rope settings, as runtime overrides.
 
-    compared(["none", "yarn:4"], read_header(path), window=32768)
-    -> (Baseline("as shipped", None), Baseline("none", ...), Baseline("yarn:4", ...))
+    parse_variants(["none", "yarn:4"], read_header(path), window=32768)
+    -> (PositionVariant("as shipped"), PositionVariant("none", ...), PositionVariant("yarn:4", ...))
 
-The paper's comparison (arXiv 2306.15595, Section 3) for anyone's model, with nothing but overrides at
-run time. A name is METHOD or METHOD:FACTOR; without a factor, the one by which the file's original
-window reaches the window asked for:
+This repeats the comparison of the Position Interpolation paper (arXiv 2306.15595, Section 3) on any model. A
+name is METHOD or METHOD:FACTOR. Without a factor, it is the one that extends the file's original context
+window to the requested window:
 
-    none       direct extrapolation: positions as they are, whatever the file says
-    linear:F   Position Interpolation: position m is read as m / F
+    none       direct extrapolation: positions unscaled, whatever the file states
+    linear:F   Position Interpolation: position m becomes m / F
     yarn:F     YaRN (arXiv 2309.00071) from the file's original window
-    ntk:F      NTK-aware base: theta * F^(d / (d - 2)), d the dimensions of a head; positions as they are
+    ntk:F      NTK-aware scaling: rope theta becomes theta * F^(d / (d - 2)), with d the head dimension
 
-llama.cpp's YaRN is transformers' with its defaults: beta 32 and 1, the ramp's ends rounded outwards
-(`truncate`), cosine and sine times 0.1 ln F + 1 (`attention_factor`): src/llama-context.cpp takes that
-factor out once, because ggml-cpu/ops.cpp, rope_yarn, puts it in.
+llama.cpp's YaRN is that of transformers with its defaults: beta_fast 32 and beta_slow 1, the ends of the ramp
+rounded outwards (`truncate`), cos and sin multiplied by 0.1 ln F + 1 (`attention_factor`).
+src/llama-context.cpp divides by that factor once, because rope_yarn in ggml-cpu/ops.cpp multiplies by it.
 
-Left out: ALiBi and learned positions, which are no rope, and files whose frequencies are divided one
-by one (rope_freqs.weight, Llama 3.1): no override takes that back, so that no baseline would be what
-it is called.
+Not supported: ALiBi and learned positions, which are not rotary, and files that scale each frequency by its
+own factor (rope_freqs.weight of Llama 3.1), which no runtime override can undo.
 """
 
 from __future__ import annotations
@@ -31,99 +30,117 @@ from pigguf.errors import UsageError
 from pigguf.gguf_io import GGUFFile
 from pigguf.inference.engine import RuntimeRope
 from pigguf.inference.engine.load_checks import check_loadable
-from pigguf.rope import RopeScaling, rope_from_metadata
+from pigguf.rope import Positions, RopeScaling, rope_from_metadata
+from pigguf.rope.rope_scaling import DEFAULT_ROPE_THETA
 
 AS_SHIPPED = "as shipped"
-_OWN_FREQUENCIES = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_FREQ_FACTOR_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 @dataclass(frozen=True)
 class PositionVariant:
-    """A reading of positions: its name in tables, and what the engine is told; None is nothing."""
+    """Rope settings under which a model file is evaluated.
 
-    name: str
+    Attributes:
+        name: how tables and the journal name it, such as "linear:4"; "as shipped" is the file's own.
+        rope: the runtime override; None for the file's own settings.
+    """
+
+    name: str = AS_SHIPPED
     rope: RuntimeRope | None = None
 
 
-def _ntk(factor: float, base: float, head_length: int) -> RuntimeRope:
-    return RuntimeRope(factor=1.0, theta=ntk_rope_theta(base, factor, head_length), scaling_type="linear")
+def _ntk(factor: float, rope_theta: float, head_dim: int) -> RuntimeRope:
+    return RuntimeRope(factor=1.0, theta=ntk_rope_theta(rope_theta, factor, head_dim), scaling_type="linear")
 
 
-# what a method tells the engine of a factor, the file's own base, and the length of a head
+# method -> the override for a factor, the file's rope theta and its head dimension
 VARIANT_METHODS: dict[str, Callable[[float, float, int], RuntimeRope]] = {
-    "none": lambda factor, base, head_length: RuntimeRope(factor=1.0, scaling_type="linear"),
-    "linear": lambda factor, base, head_length: RuntimeRope(factor=factor, scaling_type="linear"),
-    "yarn": lambda factor, base, head_length: RuntimeRope(factor=factor, scaling_type="yarn"),
+    "none": lambda factor, rope_theta, head_dim: RuntimeRope(factor=1.0, scaling_type="linear"),
+    "linear": lambda factor, rope_theta, head_dim: RuntimeRope(factor=factor, scaling_type="linear"),
+    "yarn": lambda factor, rope_theta, head_dim: RuntimeRope(factor=factor, scaling_type="yarn"),
     "ntk": _ntk,
 }
-VARIANT_SYNTAX = "none, linear:F, yarn:F, ntk:F, with F a factor from 1, or without it to reach the window"
+VARIANT_SYNTAX = (
+    "none, linear:F, yarn:F, ntk:F, with a factor F of 1 or more, or without it to reach the window"
+)
 
 
-def ntk_rope_theta(base: float, factor: float, head_length: int) -> float:
-    """The rope base whose lowest frequency is divided by `factor` and whose highest is kept.
+def ntk_rope_theta(rope_theta: float, factor: float, head_dim: int) -> float:
+    """Return the rope theta that divides the lowest frequency by `factor` and keeps the highest.
 
     Raises:
-        UsageError: heads of 2 dimensions, which have one frequency.
+        UsageError: if the heads have 2 dimensions, and so a single frequency.
     """
-    if head_length <= 2:
-        raise UsageError("heads of 2 dimensions have no NTK-aware base", "leave ntk out")
-    exponent: float = head_length / (head_length - 2)
-    return base * math.pow(factor, exponent)
+    if head_dim <= 2:
+        raise UsageError(
+            "NTK-aware scaling does not apply to heads of 2 dimensions", "leave the variant ntk out"
+        )
+    exponent: float = head_dim / (head_dim - 2)
+    return rope_theta * math.pow(factor, exponent)
 
 
 def parse_variants(names: Sequence[str], file: GGUFFile, window: int) -> tuple[PositionVariant, ...]:
-    """The file as shipped, then each of `names`, in order.
+    """Return the file as shipped, followed by the named variants in their order.
 
     Args:
-        window: the longest context, in tokens, that will be asked of them; each permits it.
+        names: such as "none", "linear:4" or "yarn".
+        file: the header of the model file.
+        window: the longest context that will be evaluated, in tokens; each variant allows it.
 
     Raises:
-        UsageError: a name that says no baseline, or the same twice; a file whose positions no override
-            can replace.
+        UsageError: if a name is not valid, a variant is given twice, or no override can replace the file's
+            rope settings.
     """
     if not names:
-        return (PositionVariant(AS_SHIPPED),)
+        return (PositionVariant(),)
     check_rope_replaceable(file)
-    own = rope_from_metadata(file.metadata, file.architecture)
-    baselines = [PositionVariant(AS_SHIPPED)]
+    file_rope = rope_from_metadata(file.metadata, file.architecture)
+    variants = [PositionVariant()]
     for name in names:
-        baseline = _baseline(name, own, check_loadable(file).head_length, window)
-        if baseline in baselines:
-            raise UsageError(f"the baseline {baseline.name} is there twice", "name each once")
-        if baseline.rope is not None:
-            baseline.rope.metadata(file)  # refuses before anything is computed
-        baselines.append(baseline)
-    return tuple(baselines)
+        variant = _parse_variant(name, file_rope, check_loadable(file).head_dim, window)
+        if variant in variants:
+            raise UsageError(f"the variant {variant.name} is given twice", "give each variant once")
+        if variant.rope is not None:
+            variant.rope.metadata(file)  # raises before anything is computed
+        variants.append(variant)
+    return tuple(variants)
 
 
 def check_rope_replaceable(file: GGUFFile) -> None:
-    """
+    """Raise if the file scales each rope frequency by its own factor, which no override can undo.
+
     Raises:
-        UsageError: the file divides its frequencies one by one, which no override takes back.
+        UsageError: if the file has a tensor of frequency factors.
     """
-    for name in _OWN_FREQUENCIES:
+    for name in _FREQ_FACTOR_TENSORS:
         if name in file.tensors:
             raise UsageError(
-                f"{file.path} divides each rope frequency by its own number in {name}, which no override "
-                "takes back, so that no other scaling can be tried on it",
-                "measure it as shipped",
+                f"{file.path} divides each rope frequency by its own factor in {name}, which no override "
+                "can undo, so other scalings cannot be evaluated on it",
+                "evaluate it as shipped",
             )
 
 
-def _baseline(name: str, own: RopeScaling, head_length: int, window: int) -> PositionVariant:
+def _parse_variant(name: str, file_rope: Positions, head_dim: int, window: int) -> PositionVariant:
     method, colon, number = name.partition(":")
     if method not in VARIANT_METHODS or (method == "none" and colon):
-        raise UsageError(f"there is no baseline {name!r}", f"there are {VARIANT_SYNTAX}")
-    factor = _factor(name, number) if colon else max(1.0, window / own.original_context)
-    rope = replace(VARIANT_METHODS[method](factor, own.rope_theta, head_length), context_length=window)
-    return PositionVariant("none" if method == "none" else f"{method}:{factor:g}", rope)
+        raise UsageError(f"unknown position variant {name!r}", f"use {VARIANT_SYNTAX}")
+    factor = _parse_factor(name, number) if colon else max(1.0, window / file_rope.original_context)
+    theta = file_rope.rope_theta if isinstance(file_rope, RopeScaling) else DEFAULT_ROPE_THETA
+    override = VARIANT_METHODS[method](factor, theta, head_dim)
+    variant_name = "none" if method == "none" else f"{method}:{factor:g}"
+    return PositionVariant(variant_name, replace(override, context_length=window))
 
 
-def _factor(name: str, number: str) -> float:
+def _parse_factor(name: str, number: str) -> float:
     try:
         factor = float(number)
     except ValueError:
         factor = math.nan
     if not 1 <= factor < math.inf:
-        raise UsageError(f"the baseline {name!r} has no factor from 1", f"there are {VARIANT_SYNTAX}")
+        raise UsageError(
+            f"the factor of the position variant {name!r} is not a number of 1 or more",
+            f"use {VARIANT_SYNTAX}",
+        )
     return factor

@@ -1,4 +1,4 @@
-"""A prompt as tokens: a text that the model is to go on with, or a message that it is to answer."""
+"""Prompts of evaluations as token ids: plain text to continue, or a user message in the chat template."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pigguf.inference.engine import Model
 
 
 def prompt_encoder(model: Model, *, chat: bool) -> Callable[[str], list[int]]:
-    """What makes tokens of a prompt; with `chat`, as the user's message in the model's chat template.
+    """Return the function that encodes a prompt: as plain text, or with `chat` in the model's chat template.
 
     Raises:
-        TokenizerError: the model has no chat template, or one that is not understood.
+        TokenizerError: if the model has no chat template, or one that is not supported.
     """
     if not chat:
         return partial(encode_prompt, model)
@@ -22,9 +22,9 @@ def prompt_encoder(model: Model, *, chat: bool) -> Callable[[str], list[int]]:
 
 
 def encode_prompt(model: Model, text: str) -> list[int]:
-    """The text's tokens behind BOS, where the model wants one, and without the EOS that some put at its end.
+    """Return the token ids of a text to continue: with BOS if the model adds one, and never with EOS.
 
-    A special token's name in the text is plain text.
+    The text of a special token inside the prompt is encoded as plain text.
     """
     bos = [token for token in model.tokenize("")[:1] if token == model.bos]
     return bos + model.tokenize(text, add_special=False)

@@ -1,7 +1,7 @@
-"""What an evaluation found: figures for programs, tables and plots for people, and how to get them again.
+"""The report of an evaluation: results for programs, tables and plots for people, and how to reproduce them.
 
-Contract: frozen values that are plain data, so that a Report becomes JSON, a terminal's tables (cli/) or
-a page (page.py) without another look at the model. Left out: how any of these look.
+All are frozen dataclasses of plain data, so that a report can be written as JSON (`EvalReport.as_data`),
+printed in a terminal (cli/evals/) or rendered as HTML (html_report.py) without the model.
 """
 
 from __future__ import annotations
@@ -14,12 +14,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-Cell = str | int | float | None
+Cell = str | int | float | None  # None: there is no value
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """Rows under headers; None is a figure that there is not."""
+    """A table.
+
+    Attributes:
+        title: its heading.
+        headers: a header for each column.
+        rows: the cells of each row; None where there is no value.
+    """
 
     title: str
     headers: tuple[str, ...]
@@ -28,7 +34,14 @@ class ReportTable:
 
 @dataclass(frozen=True)
 class PlotPoint:
-    """A figure, with its 95 % confidence interval where it has one."""
+    """A point of a line plot.
+
+    Attributes:
+        x: the value on the x axis.
+        y: the value on the y axis.
+        low: the lower end of the 95 % confidence interval of y, if there is one.
+        high: its upper end.
+    """
 
     x: float
     y: float
@@ -38,7 +51,12 @@ class PlotPoint:
 
 @dataclass(frozen=True)
 class PlotSeries:
-    """Points in the order of x that belong together: one model under one reading of positions."""
+    """A line of a line plot, such as one position variant.
+
+    Attributes:
+        name: its name in the legend.
+        points: its points, in ascending order of x.
+    """
 
     name: str
     points: tuple[PlotPoint, ...]
@@ -46,7 +64,16 @@ class PlotSeries:
 
 @dataclass(frozen=True)
 class LinePlot:
-    """A plot of one line a series."""
+    """A plot with one line for each series.
+
+    Attributes:
+        title: its heading.
+        x_label: what the x axis shows, with its unit.
+        y_label: what the y axis shows, with its unit.
+        series: the lines.
+        log_x: whether the x axis is logarithmic.
+        log_y: whether the y axis is logarithmic.
+    """
 
     title: str
     x_label: str
@@ -58,10 +85,14 @@ class LinePlot:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A plot of shares between 0 and 1 over two quantities.
+    """A heat map of shares between 0 and 1 over two quantities.
 
     Attributes:
-        x, y: the values along each side, ascending.
+        title: its heading.
+        x_label: what the columns are.
+        y_label: what the rows are.
+        x: the value of each column, ascending.
+        y: the value of each row, ascending.
         values: values[row][column] at (x[column], y[row]); None where nothing was measured.
     """
 
@@ -78,15 +109,16 @@ Plot = LinePlot | HeatMap
 
 @dataclass(frozen=True)
 class EvalReport:
-    """One evaluation's result.
+    """The result of one evaluation.
 
     Attributes:
-        evaluation: its name, "perplexity".
-        subject: the file that was measured: path, sha256, bytes, architecture, type, rope.
-        settings: everything that decides the figures.
-        versions: of pigguf, the engine, Python and the machine.
-        results: all figures, for programs.
-        tables, plots: the same for people.
+        evaluation: the evaluation's name, such as "perplexity".
+        subject: the model file: path, sha256, bytes, architecture, type, rope.
+        settings: everything that determines the results.
+        versions: the versions of pigguf, the engine and Python, and the machine.
+        results: all results, for programs.
+        tables: the results as tables, for people.
+        plots: the results as plots.
     """
 
     evaluation: str
@@ -98,25 +130,25 @@ class EvalReport:
     plots: tuple[Plot, ...]
 
     def as_data(self) -> dict[str, Any]:
-        """The report as JSON has it; a plot says what it is under "kind": "lines" or "heat map"."""
+        """Return the report for JSON; the key "kind" of a plot is "lines" or "heat map"."""
         data = asdict(self)
-        for plot, plain in zip(self.plots, data["plots"], strict=True):
-            plain["kind"] = "heat map" if isinstance(plot, HeatMap) else "lines"
+        for plot, plot_data in zip(self.plots, data["plots"], strict=True):
+            plot_data["kind"] = "heat map" if isinstance(plot, HeatMap) else "lines"
         return data
 
 
 def software_versions() -> dict[str, str]:
-    """What computes here, as a report names it."""
+    """Return the software versions and the machine, for a report."""
     return {
         "pigguf": version("pigguf"),
         "llama-cpp-python": version("llama-cpp-python"),
         "python": platform.python_version(),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{_processor_name()}, {os.cpu_count()} cores, {platform.system()}",
     }
 
 
-def _processor() -> str:
-    """The processor's name as the kernel tells it, or its architecture."""
+def _processor_name() -> str:
+    """Return the processor's name from /proc/cpuinfo, or its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

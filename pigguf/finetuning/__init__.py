@@ -1,11 +1,18 @@
-"""Position Interpolation: fine-tuning a model to a window several times its own (arXiv 2306.15595).
+"""Position Interpolation: fine-tune a model to several times its context window (arXiv 2306.15595).
 
     settings = FinetuneSettings(factor=4, sequence_length=2048, position_skipping=True, steps=400)
     finetune("path/to/checkpoint", ["books/emma.txt", "questions.jsonl"], "adapter", settings)
 
-The steps, a module each: data (text -> sequences), positions (which places they stand at), model (the
-checkpoint with its factor, and what of it is trained), loss, training (the loop), state (what survives
-a kill), run (all of it, read top to bottom).
+    settings.py            FinetuneSettings: all hyperparameters
+    finetune.py            finetune(): checks, loads, trains and writes the result
+    dataset.py             text files -> training sequences: tokenization and packing
+    position_skipping.py   the position ids of a sequence: contiguous, or PoSE
+    trained_model.py       the checkpoint with interpolated positions, LoRA or full
+    loss.py                cross entropy with the logits of one chunk of tokens in memory
+    training.py            the training loop: optimizer, schedule, held-out loss
+    training_state.py      the state on disk from which an interrupted run resumes
+    training_log.py        the metrics of a step
 
-This is the only room that imports transformers and peft; it needs the extra `pigguf[finetune]`.
+transformers does the forward pass and peft the LoRA; both are in the extra
+`pigguf[finetune]`.
 """

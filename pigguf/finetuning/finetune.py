@@ -1,10 +1,9 @@
-"""finetune: a checkpoint and text -> a checkpoint or an adapter with a window several times as long.
+"""Fine-tune a checkpoint to a longer context window: the checks, the training and the result.
 
-Source of the method: Position Interpolation (Chen et al. 2023, arXiv 2306.15595), Sections 2 and 3.1.
-The result carries the rope facts in its config.json, and is what `pigguf convert` and
-`pigguf convert --adapter` take.
-
-Left out: several GPUs, other optimizers, models whose positions are not rotary.
+The method is Position Interpolation (Chen et al. 2023, arXiv 2306.15595, Sections 2 and 3.1). The result is
+a checkpoint or a PEFT adapter whose config.json states the extended positions, for `pigguf convert` and
+`pigguf convert --adapter`. Not supported: several GPUs, other optimizers, and positions that are neither
+rotary nor learned.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,23 +30,23 @@ from pigguf.architectures import (
 from pigguf.architectures.hparams import HParams
 from pigguf.checkpoint import Checkpoint
 from pigguf.checkpoint.adapter import ADAPTER_FILES, ADAPTER_WEIGHT_FILES
-from pigguf.checkpoint.adapter_config import ADAPTER_CONFIG_FILE as ADAPTER_CONFIG
+from pigguf.checkpoint.adapter_config import ADAPTER_CONFIG_FILE
 from pigguf.checkpoint.json_file import read_json
 from pigguf.checkpoint.resolve_source import resolve_source
 from pigguf.common.atomic_directory import atomic_directory, require_empty_directory
 from pigguf.common.file_io import write_json
 from pigguf.errors import MissingPackage, OutputError, RopeConflict, UnsupportedModel, UsageError
-from pigguf.finetuning.dataset import load_training_sequences
+from pigguf.finetuning.dataset import TrainingSequence, load_training_sequences
 from pigguf.finetuning.settings import FinetuneSettings
 from pigguf.finetuning.training_log import StepCallback
 from pigguf.progress import SILENT, Progress
-from pigguf.rope import RopeOverrides, RopeScaling
+from pigguf.rope import LinearScaling, Positions, RopeOverrides, UnscaledRope
 from pigguf.tokenizer import read_vocab
 from pigguf.tokenizer.tokenizer_files import TOKENIZER_FILE_NAMES
 
 if TYPE_CHECKING:
     from pigguf.finetuning.trained_model import TrainedModel
-    from pigguf.finetuning.training_state import TrainingDirectory
+    from pigguf.finetuning.training_state import TrainingDirectory, TrainingState
 
 ADAPTER_WEIGHTS = ADAPTER_WEIGHT_FILES[0]  # what peft writes
 PACKAGES = ("torch", "transformers", "peft")
@@ -60,18 +59,18 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What was made.
+    """The result of a fine-tuning run.
 
     Attributes:
-        path: a checkpoint directory (full), or a PEFT adapter directory (LoRA).
+        path: the directory of a checkpoint (full) or of a PEFT adapter (LoRA).
         rope: the positions of the result.
-        steps: the log, a line a step.
-        trained_parameters: how many numbers were trained.
+        steps: the log, a dict of metrics for each step (training_log.StepMetrics).
+        trained_parameters: the number of trained parameters.
         seconds: how long this call took.
     """
 
     path: Path
-    rope: RopeScaling
+    rope: Positions
     steps: tuple[dict[str, Any], ...]
     trained_parameters: int
     seconds: float
@@ -85,146 +84,181 @@ def finetune(
     *,
     adapter: str | os.PathLike[str] | None = None,
     progress: Progress = SILENT,
-    on_step: StepCallback = lambda step: None,
+    on_step: StepCallback = lambda metrics: None,
 ) -> FinetuneResult:
-    """Fine-tune a checkpoint at divided positions.
+    """Fine-tune a checkpoint at interpolated positions.
 
-    Killed at any time, the same call goes on from the last saved step: `OUTPUT.training/` holds it and
-    the log (log.jsonl), and is removed when the result stands.
+    If the process is killed, the same call resumes from the last saved step. It is in the directory
+    `OUTPUT.training/` with the log (log.jsonl), which is removed when the result is complete.
 
     Args:
-        source: a checkpoint of a family that convert knows: a directory or a hub's name, as for convert.
-        text: files of prose (*.txt) and of records (*.jsonl; finetuning/dataset.py tells their forms).
-        output: the directory to make; it must not exist, or be empty.
-        settings: how.
-        adapter: a LoRA adapter that an earlier fine-tuning with the same rank, alpha and extras made: this
-            one begins from it, with an optimizer and a schedule of its own.
-        progress: told of the bytes fetched and of the steps.
-        listen: told of each step's loss.
+        source: a checkpoint of a supported family: a directory or a Hub name, as for `convert`.
+        text: files of prose (*.txt) and of records (*.jsonl); dataset.py describes the formats.
+        output: the directory of the result, which must not exist or be empty.
+        settings: the hyperparameters.
+        adapter: a LoRA adapter of an earlier run with the same rank, alpha and extra modules, to start from.
+            The optimizer and the learning rate schedule start anew.
+        progress: receives the stages: bytes downloaded, bytes of text read, and steps.
+        on_step: is called with the metrics of each step.
 
     Raises:
-        MissingPackage: the extra pigguf[finetune] is not installed.
-        CheckpointError, HubError, TokenizerError, UnsupportedModel, RopeConflict: as convert does.
-        TextError: the text is not what it should be, or too short.
-        UsageError: settings that do not fit the model, or an unfinished run of other settings.
-        TrainingError: the loss is no number; the last good state is kept.
-        DoesNotFit: not enough memory.
-        OutputError: the result or the state cannot be written.
+        MissingPackage: if the extra pigguf[finetune] is not installed.
+        PigError: what `convert` raises for the checkpoint.
+        TextError: if the text is not in a supported format, or too short.
+        UsageError: if settings do not fit the model, or there is an unfinished run with other settings.
+        TrainingError: if the loss is NaN or infinite; the last saved state is kept.
+        DoesNotFit: if the memory is not sufficient.
+        OutputError: if the result or the state cannot be written.
     """
     _require_packages()
-    from pigguf.finetuning.trained_model import load_model
-    from pigguf.finetuning.training import train
     from pigguf.finetuning.training_state import TrainingDirectory
 
-    begun = time.monotonic()
+    started = time.monotonic()
     target = Path(output)
     paths = [Path(path) for path in text]
-    require_empty_directory(target)  # at once, and not after hours
-    begin_from = None if adapter is None else resolve_source(adapter, ADAPTER_FILES, progress)
+    require_empty_directory(target)  # before training, not after hours of it
+    adapter_path = None if adapter is None else resolve_source(adapter, ADAPTER_FILES, progress)
     with Checkpoint.open(source, progress) as checkpoint:
         rope = extended_rope(checkpoint, settings.factor)
-        _refuse_untrained_table(checkpoint, rope, settings)
-        hparams = _refuse_what_convert_refuses(checkpoint, rope)
+        hparams = _check_checkpoint(checkpoint, rope, settings)
         vocab = read_vocab(checkpoint.path, checkpoint.config, hparams.vocab_size)
-    if begin_from is not None:
-        _refuse_another_adapter(begin_from, rope, settings)
-    length = _sequence_length(settings, rope)
+    if adapter_path is not None:
+        _check_adapter(adapter_path, rope, settings)
+    length = _check_sequence_length(settings, rope)
     sequences = load_training_sequences(paths, checkpoint.path, vocab, length, progress)
-    workplace = TrainingDirectory(target)
-    state = workplace.open(settings, _fingerprints(checkpoint, paths, begin_from))
-    family = family_from_config(checkpoint.config)
-    config = config_with_positions(family, checkpoint.config, hparams)
-    model = load_model(checkpoint.path, config, family, hparams, settings, begin_from)
-    train(model, sequences, rope.context_length, settings, workplace, state, progress, on_step)
-    _write(target, model, checkpoint, config, settings, workplace)
-    log = tuple(workplace.read_log())
-    shutil.rmtree(workplace.path)
-    trained = sum(parameter.numel() for parameter in model.trained.values())
-    return FinetuneResult(target, rope, log, trained, time.monotonic() - begun)
+    directory = TrainingDirectory(target)
+    state = directory.open(settings, _fingerprints(checkpoint, paths, adapter_path))
+    run = _Run(checkpoint, hparams, settings, adapter_path, directory)
+    n_parameters = _train_and_write(run, target, sequences, state, progress, on_step)
+    log = tuple(directory.read_log())
+    shutil.rmtree(directory.path)
+    return FinetuneResult(target, rope, log, n_parameters, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run trains, after all checks."""
+
+    checkpoint: Checkpoint
+    hparams: HParams
+    settings: FinetuneSettings
+    adapter: Path | None
+    directory: TrainingDirectory
+
+
+def _train_and_write(
+    run: _Run,
+    target: Path,
+    sequences: Sequence[TrainingSequence],
+    state: TrainingState | None,
+    progress: Progress,
+    on_step: StepCallback,
+) -> int:
+    """Load the model, train it, write the result, and return the number of trained parameters."""
+    from pigguf.finetuning.trained_model import load_model
+    from pigguf.finetuning.training import train
+
+    family = family_from_config(run.checkpoint.config)
+    config = config_with_positions(family, run.checkpoint.config, run.hparams)
+    model = load_model(run.checkpoint.path, config, family, run.hparams, run.settings, run.adapter)
+    window = run.hparams.rope.context_length
+    train(model, sequences, window, run.settings, run.directory, state, progress, on_step)
+    _write_result(target, model, config, run)
+    return sum(parameter.numel() for parameter in model.trained_parameters.values())
 
 
 def _require_packages() -> None:
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
             raise MissingPackage(
-                f"fine-tuning needs the package {name}",
-                'install them all: pip install -e ".[finetune]" in the clone',
+                f"fine-tuning needs the package {name}, which is not installed",
+                'install all that it needs: pip install -e ".[finetune]" in the clone',
             )
 
 
-def extended_rope(checkpoint: Checkpoint, factor: float) -> RopeScaling:
-    """The checkpoint's positions with the window `factor` times its original one.
+def extended_rope(checkpoint: Checkpoint, factor: float) -> Positions:
+    """Return a checkpoint's positions with its window extended to `factor` times the original one.
 
     Raises:
-        UnsupportedModel: they are scaled in a way that is not interpolation.
-        RopeConflict: as convert does, or the checkpoint is extended further already.
+        UnsupportedModel: if the positions are neither unscaled, nor linearly scaled, nor learned.
+        RopeConflict: if the checkpoint contradicts itself, or is already extended by a larger factor.
     """
     family = family_from_config(checkpoint.config)
     rope = positions_from_config(family, checkpoint.config, checkpoint.tokenizer_config)
     if rope.rope_type == "learned":
         return positions_from_config(family, checkpoint.config, {}, RopeOverrides(factor))
-    if rope.rope_type not in ("none", "linear"):
+    if not isinstance(rope, UnscaledRope | LinearScaling):
         raise UnsupportedModel(
-            f"{checkpoint.path} has positions of kind {rope.rope_type}",
-            "Position Interpolation starts from positions that are plain, or divided by a factor",
+            f"{checkpoint.path} has positions of type {rope.rope_type}",
+            "Position Interpolation needs rotary positions that are unscaled or linearly scaled",
         )
     if rope.factor > factor:
         raise RopeConflict(
-            f"{checkpoint.path} is extended by {rope.factor:g} already, more than --factor {factor:g}",
-            f"the factor counts from the original {rope.original_context} tokens",
+            f"{checkpoint.path} is already extended by {rope.factor:g}, more than `factor={factor:g}`",
+            f"the factor is relative to the original window of {rope.original_context} tokens",
         )
-    window = round(rope.original_context * factor)
-    return replace(rope, rope_type="linear", factor=factor, context_length=window, evidence=(), decisions=())
+    return LinearScaling(
+        rope_theta=rope.rope_theta,
+        original_context=rope.original_context,
+        context_length=round(rope.original_context * factor),
+        factor=factor,
+        local_rope_theta=rope.local_rope_theta,
+    )
 
 
-def _refuse_what_convert_refuses(checkpoint: Checkpoint, rope: RopeScaling) -> HParams:
-    """transformers would fill a missing tensor with random numbers, and leave out one it does not know."""
+def _check_checkpoint(checkpoint: Checkpoint, rope: Positions, settings: FinetuneSettings) -> HParams:
+    """Return the hyperparameters with the extended positions; raise if the result could not be converted.
+
+    The tensors are checked here, because transformers initializes missing ones with random values, and
+    ignores those that it does not know.
+    """
+    if rope.rope_type == "learned" and settings.method == "lora":
+        raise UsageError(
+            f"{checkpoint.path} has learned positions, whose new rows must be trained in full",
+            "use `method=full`: models with learned positions are small",
+        )
     family = family_from_config(checkpoint.config)
     hparams = hparams_from_config(family, checkpoint.config, rope)
     map_tensors_to_gguf(family, hparams, checkpoint.tensors, str(checkpoint.path))
     return hparams
 
 
-def _refuse_untrained_table(checkpoint: Checkpoint, rope: RopeScaling, settings: FinetuneSettings) -> None:
-    if rope.rope_type == "learned" and settings.method == "lora":
-        raise UsageError(
-            f"{checkpoint.path} has a table of learned positions, whose new rows must be trained as a whole",
-            "give --method full: models with such tables are small",
-        )
-
-
-def _refuse_another_adapter(adapter: Path, rope: RopeScaling, settings: FinetuneSettings) -> None:
+def _check_adapter(adapter: Path, rope: Positions, settings: FinetuneSettings) -> None:
+    """Raise if training cannot start from an adapter."""
     if settings.method != "lora":
-        raise UsageError("an adapter is begun from with LoRA alone", "leave --method full or --adapter out")
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        raise UsageError(
+            "training can start from an adapter with LoRA only", "leave `method=full` or `adapter` out"
+        )
+    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS):
         if not (adapter / name).is_file():
-            raise UsageError(f"{adapter / name} is missing", "give a directory that `pigguf finetune` made")
-    trained = read_json(adapter / "config.json", optional=True).get("rope_parameters")
-    if trained != rope.to_config()["rope_parameters"]:
+            raise UsageError(f"{adapter / name} is missing", "give a directory that `pigguf finetune` wrote")
+    rope_parameters = rope.to_config()["rope_parameters"]
+    trained_with = read_json(adapter / "config.json", optional=True).get("rope_parameters")
+    if trained_with != rope_parameters:
         raise RopeConflict(
-            f"{adapter}/config.json: rope_parameters = {trained}, and here they are "
-            f"{rope.to_config()['rope_parameters']}",
-            "give the --factor that the adapter was trained with",
+            f"{adapter}/config.json: rope_parameters = {trained_with}, and here they are {rope_parameters}",
+            "give the `factor` that the adapter was trained with",
         )
 
 
-def _sequence_length(settings: FinetuneSettings, rope: RopeScaling) -> int:
+def _check_sequence_length(settings: FinetuneSettings, rope: Positions) -> int:
+    """Return the tokens of a training sequence; raise a UsageError if they do not fit the window."""
     length = settings.sequence_length or rope.context_length
     if length > rope.context_length:
         raise UsageError(
             f"a sequence of {length:,} tokens is longer than the extended window of {rope.context_length:,}",
-            "take a shorter --sequence-length, or a larger --factor",
+            "use a smaller `sequence_length`, or a larger `factor`",
         )
     if length < rope.context_length and not settings.position_skipping:
         raise UsageError(
             f"sequences of {length:,} tokens never reach the positions up to {rope.context_length:,}",
-            "add --position-skipping, or leave --sequence-length out",
+            "add `position_skipping`, or leave `sequence_length` out",
         )
     return length
 
 
 def _fingerprints(checkpoint: Checkpoint, paths: Sequence[Path], adapter: Path | None) -> dict[str, Any]:
-    """What a run was begun with, beside its settings."""
+    """Return what identifies a run beside its settings: the hashes of its inputs."""
     return {
         "adapter": None if adapter is None else _sha256(adapter / ADAPTER_WEIGHTS),
         "source": str(checkpoint.path.resolve()),
@@ -237,17 +271,10 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write(
-    target: Path,
-    model: TrainedModel,
-    checkpoint: Checkpoint,
-    config: dict[str, Any],
-    settings: FinetuneSettings,
-    workplace: TrainingDirectory,
-) -> None:
-    """The result: peft's adapter files or a checkpoint's, the rope facts, and how it was trained.
+def _write_result(target: Path, model: TrainedModel, config: dict[str, Any], run: _Run) -> None:
+    """Write the adapter or the checkpoint with its config, the settings and the log.
 
-    Weights are rounded to bfloat16, in which they were computed with.
+    Weights are rounded to bfloat16, the dtype of the computation by default.
     """
     with atomic_directory(target) as directory:
         try:
@@ -255,12 +282,12 @@ def _write(
         except SafetensorError as error:
             raise OutputError(
                 f"{target} cannot be written: {error}",
-                f"make room and run the same again: the training is kept in {workplace.path}",
+                f"free some disk space and run the same again: the trained state is in {run.directory.path}",
             ) from error
         write_json(directory / "config.json", config)
-        write_json(directory / "training.json", settings.as_data())
-        shutil.copyfile(workplace.log_path, directory / workplace.log_path.name)
-        if settings.method == "full":
+        write_json(directory / "training.json", run.settings.as_data())
+        shutil.copyfile(run.directory.log_path, directory / run.directory.log_path.name)
+        if run.settings.method == "full":
             for name in TOKENIZER_FILES:
-                if (checkpoint.path / name).exists():
-                    shutil.copyfile(checkpoint.path / name, directory / name)
+                if (run.checkpoint.path / name).exists():
+                    shutil.copyfile(run.checkpoint.path / name, directory / name)

@@ -1,7 +1,8 @@
-"""The positions at which a sequence's tokens stand while they are trained on.
+"""Position ids of training sequences: contiguous, or with PoSE (positional skip-wise training).
 
-PoSE (Zhu et al. 2023, arXiv 2309.10400, Section 3): a sequence shorter than the window is cut in two
-and the parts are moved apart, so that over many sequences every distance inside the window is seen.
+PoSE (Zhu et al. 2023, arXiv 2309.10400, Section 3) splits a sequence that is shorter than the context window
+into two chunks and shifts the second one, so that over many sequences all relative distances in the window
+occur.
 """
 
 from __future__ import annotations
@@ -11,26 +12,30 @@ from numpy.typing import NDArray
 
 
 def contiguous_positions(length: int) -> NDArray[np.int64]:
-    """0, 1, ..., length - 1."""
+    """Return the position ids 0, 1, ..., length - 1: (length,), int64."""
     return np.arange(length, dtype=np.int64)
 
 
-def pose_positions(length: int, window: int, random: np.random.Generator) -> NDArray[np.int64]:
-    """Ascending positions within [0, window): consecutive but for one jump at a random place.
+def pose_positions(length: int, window: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return ascending position ids in [0, window) that are consecutive except for one random skip.
 
-    The jump is drawn evenly from the window, and cut to the longest that fits: so the distances near the
-    window's end, which only the longest jumps reach, are seen as often as others. Where the first part
-    begins is drawn from what is left.
+    The length of the skip is uniform over the window, and clipped to the longest that fits. So distances
+    close to the window's length, which only the longest skips reach, occur as often as others. The start of
+    the first chunk is uniform over what is left of the window.
 
     Args:
-        length: tokens, at most `window`.
-        window: the extended window, in tokens.
+        length: the length of the sequence, at most `window`.
+        window: the extended context window, in tokens.
+        rng: the random number generator.
+
+    Returns:
+        The position ids, (length,), int64.
     """
     positions = contiguous_positions(length)
     if length < 2:
         return positions
-    jump = min(int(random.integers(0, window)), window - length)
-    start = int(random.integers(0, window - length - jump + 1))
-    cut = int(random.integers(1, length))
-    positions[cut:] += jump
+    skip = min(int(rng.integers(0, window)), window - length)
+    start = int(rng.integers(0, window - length - skip + 1))
+    split = int(rng.integers(1, length))  # index of the second chunk's first token
+    positions[split:] += skip
     return positions + start

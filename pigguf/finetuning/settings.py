@@ -1,4 +1,4 @@
-"""What a fine-tuning is asked to do, in one frozen value."""
+"""FinetuneSettings: the hyperparameters of a fine-tuning run."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ FinetuneMethod = Literal["full", "lora"]
 ExtraModules = Literal["norms", "embeddings"]
 LearningRateSchedule = Literal["constant", "cosine"]
 
-# A run may be gone on with other values of these: they do not change what was done so far.
-CHANGEABLE = ("steps", "learning_rate", "every")
+# A run may be resumed with other values of these, because they do not change the steps already done.
+RESUMABLE_CHANGES = ("steps", "learning_rate", "every")
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """How to fine-tune; the defaults are the paper's where it tells them (Section 3.1).
+    """The hyperparameters of a fine-tuning run. Defaults are the paper's where it states them (Section 3.1).
 
     Attributes:
-        factor: positions are divided by it; the window grows by it. It counts from the original window.
-        method: "lora" trains matrices of low rank beside the attention's, "full" every weight.
-        rank, alpha: of LoRA; its product is scaled by alpha / rank.
-        train: what LoRA trains besides, whole (LongLoRA, arXiv 2309.12307, Section 3.3).
-        sequence_length: tokens of a training sequence; None is the whole extended window.
-        position_skipping: cut each sequence in two and shift the parts, so that their positions spread
-            over the extended window (PoSE, arXiv 2309.10400).
-        steps: optimizer steps.
-        batch: sequences a step.
-        learning_rate: its peak; None is the paper's 2e-5 for "full", and 2e-4 for "lora".
-        schedule: what follows the warm-up; the paper does not tell.
-        held_out: sequences that are measured and never trained on.
-        every: steps between measurements of them, after each of which the state is saved.
-        gradient_checkpointing: compute activations twice instead of keeping them.
-        dtype: what is computed in; trained weights and their updates are float32 always.
-        device: "cpu", "cuda", or None for a GPU where there is one.
-        seed: of everything that is drawn.
+        factor: the linear rope scaling factor, over 1; the context window becomes `factor` times the original
+            one.
+        method: "lora" trains low-rank adapters of the attention projections, "full" all weights.
+        rank: the rank of the LoRA matrices.
+        alpha: the LoRA scaling: the product of the matrices is multiplied by alpha / rank.
+        train: modules that are trained in full beside LoRA (LongLoRA, arXiv 2309.12307, Section 3.3).
+        sequence_length: the tokens of a training sequence; None is the extended context window.
+        position_skipping: whether to skip positions in each sequence, so that the positions of sequences that
+            are shorter than the extended window spread over it (PoSE, arXiv 2309.10400).
+        steps: the number of optimizer steps.
+        batch: the number of sequences a step; gradients are accumulated over them.
+        learning_rate: the peak learning rate; None is 2e-5 for "full", as in the paper, and 2e-4 for "lora".
+        schedule: the learning rate after the warm-up; the paper does not state it.
+        held_out: the number of sequences that are not trained on, to measure the loss on.
+        every: the number of steps between measurements, after each of which the state is saved.
+        gradient_checkpointing: whether to recompute activations in the backward pass, to save memory.
+        dtype: the dtype of the computation; trained weights and optimizer states are always float32.
+        device: a PyTorch device such as "cpu" or "cuda:1"; None is a GPU if there is one.
+        seed: of the order of sequences, the skipped positions and the LoRA initialization.
 
     Raises:
-        UsageError: a number that makes no sense.
+        UsageError: if a value is out of range.
     """
 
     factor: float
@@ -68,9 +70,9 @@ class FinetuneSettings:
             )
         for name in ("rank", "alpha", "steps", "batch", "held_out", "every"):
             if getattr(self, name) <= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}", "give a number from 1")
+                raise UsageError(f"`{name}` is {getattr(self, name)}", "give a number of 1 or more")
         if self.sequence_length is not None and self.sequence_length < 2:
-            raise UsageError(f"a sequence of {self.sequence_length} tokens has nothing to predict")
+            raise UsageError(f"a sequence of {self.sequence_length} tokens has no next token to predict")
         if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
             raise UsageError(f"the learning rate is {self.learning_rate}", "give a number such as 2e-5")
 
@@ -82,12 +84,16 @@ class FinetuneSettings:
         return 2e-5 if self.method == "full" else 2e-4
 
     def as_data(self) -> dict[str, Any]:
-        """The settings as JSON tells them."""
+        """Return the settings for JSON: those of training.json."""
         return {**asdict(self), "train": list(self.train)}
 
     def difference(self, earlier: Mapping[str, Any]) -> str | None:
-        """What forbids going on with a run of earlier settings, in words; None where nothing does."""
+        """Return the first setting that prevents resuming a run, in words; None if the run can be resumed.
+
+        Args:
+            earlier: the settings of that run, from `as_data`.
+        """
         for name, value in self.as_data().items():
-            if name not in CHANGEABLE and earlier.get(name) != value:
+            if name not in RESUMABLE_CHANGES and earlier.get(name) != value:
                 return f"{name} was {earlier.get(name)!r} and is {value!r}"
         return None

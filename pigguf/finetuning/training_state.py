@@ -1,9 +1,10 @@
-"""What survives a kill: the trained weights and the optimizer after some step, and the log up to it.
+"""The state of a training run on disk, from which an interrupted run resumes: weights, optimizer and log.
 
-A run works in `OUTPUT.training/` until its result stands at OUTPUT:
-    run.json     settings and data, so that nobody goes on with another run by mistake
-    state.pt     after the last saved step; replaced whole or not at all
-    log.jsonl    a line a step, cut back to the saved step when a run goes on
+A run works in the directory `OUTPUT.training/` until its result is at OUTPUT:
+
+    run.json     the settings and the data, so that a run is not resumed with others by mistake
+    state.pt     the state after the last saved step; replaced atomically
+    log.jsonl    a line of metrics a step; truncated to the saved step when a run resumes
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from pigguf.finetuning.settings import FinetuneSettings
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A run after `step` steps: the trained parameters by name, and the optimizer's own state."""
+    """The state of a run after a step.
+
+    Attributes:
+        step: the number of the step.
+        parameters: the trained parameters by name.
+        optimizer: the state dict of the optimizer.
+    """
 
     step: int
     parameters: dict[str, torch.Tensor]
@@ -32,69 +39,89 @@ class TrainingState:
 
 
 class TrainingDirectory:
-    """The folder of a run that is not finished."""
+    """The directory of a run that is not finished.
+
+    Args:
+        output: the path of the result.
+
+    Attributes:
+        path: the directory, OUTPUT.training.
+        log_path: the log in it.
+    """
 
     def __init__(self, output: Path) -> None:
         self.path = output.with_name(output.name + ".training")
-        self._run, self._state, self.log_path = (
+        self._run_path, self._state_path, self.log_path = (
             self.path / name for name in ("run.json", "state.pt", "log.jsonl")
         )
 
     def open(self, settings: FinetuneSettings, data: Mapping[str, Any]) -> TrainingState | None:
-        """Make the folder, or find what an earlier run of the same settings and data left in it.
+        """Create the directory, or load the state that an earlier run with the same settings and data saved.
+
+        Args:
+            settings: the settings of this run.
+            data: identifies the checkpoint, the text and the adapter.
+
+        Returns:
+            The saved state, or None if there is none.
 
         Raises:
-            UsageError: another run's state lies here.
-            TrainingError: the state cannot be read.
-            OutputError: the folder cannot be made.
+            UsageError: if the directory has the state of another run.
+            TrainingError: if the state cannot be read.
+            OutputError: if the directory cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{self.path} cannot be made: {error.strerror}") from error
-        if self._run.exists():
-            self._refuse_another_run(settings, data)
-        _write(self._run, json.dumps({"settings": settings.as_data(), "data": dict(data)}, indent=2).encode())
-        return self._load() if self._state.exists() else None
+            raise OutputError(f"{self.path} cannot be created: {error.strerror}") from error
+        if self._run_path.exists():
+            self._check_same_run(settings, data)
+        run = json.dumps({"settings": settings.as_data(), "data": dict(data)}, indent=2)
+        _write_atomically(self._run_path, run.encode())
+        return self._load_state() if self._state_path.exists() else None
 
-    def _refuse_another_run(self, settings: FinetuneSettings, data: Mapping[str, Any]) -> None:
-        earlier = json.loads(self._run.read_text(encoding="utf-8"))
+    def _check_same_run(self, settings: FinetuneSettings, data: Mapping[str, Any]) -> None:
+        earlier = json.loads(self._run_path.read_text(encoding="utf-8"))
         difference = settings.difference(earlier["settings"])
         for name, value in data.items():
             if difference is None and earlier["data"].get(name) != value:
-                difference = f"{name} is not what it was"
+                difference = f"{name} has changed"
         if difference:
             raise UsageError(
-                f"{self.path} holds a run that was begun otherwise: {difference}",
-                "give what it was begun with to go on, or remove the folder to begin anew",
+                f"{self.path} holds an unfinished run with other settings: {difference}",
+                "give the settings of that run to resume it, or remove the directory to start over",
             )
 
-    def _load(self) -> TrainingState:
+    def _load_state(self) -> TrainingState:
         try:
-            return TrainingState(**torch.load(self._state, map_location="cpu", weights_only=True))
-        except Exception as error:  # torch raises whatever the unpickler met
+            return TrainingState(**torch.load(self._state_path, map_location="cpu", weights_only=True))
+        except Exception as error:  # torch raises whatever its unpickler meets
             raise TrainingError(
-                f"{self._state} cannot be read: {error}", "remove the folder to begin anew"
+                f"{self._state_path} cannot be read: {error}", "remove the directory to start over"
             ) from error
 
     def save_state(self, state: TrainingState) -> None:
-        """Replace the saved state, whole or not at all.
+        """Replace the saved state atomically.
 
         Raises:
-            OutputError: no room, or no right; the state before it is still there.
+            OutputError: if it cannot be written; the state before it is kept.
         """
         buffer = io.BytesIO()
         torch.save({"step": state.step, "parameters": state.parameters, "optimizer": state.optimizer}, buffer)
-        _write(self._state, buffer.getbuffer())
+        _write_atomically(self._state_path, buffer.getbuffer())
 
-    def truncate_log(self, steps: int) -> list[dict[str, Any]]:
-        """Cut the log back to its first `steps` steps, and return them."""
-        lines = list(self.read_log())[:steps] if self.log_path.exists() else []
-        _write(self.log_path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    def truncate_log(self, n_lines: int) -> list[dict[str, Any]]:
+        """Truncate the log to its first lines, and return them."""
+        lines = list(self.read_log())[:n_lines] if self.log_path.exists() else []
+        _write_atomically(self.log_path, "".join(json.dumps(line) + "\n" for line in lines).encode())
         return lines
 
     def append_log(self, line: Mapping[str, Any]) -> None:
-        """Add a step to the log."""
+        """Append the metrics of a step to the log.
+
+        Raises:
+            OutputError: if the log cannot be written.
+        """
         try:
             with self.log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
@@ -102,7 +129,7 @@ class TrainingDirectory:
             raise OutputError(f"{self.log_path} cannot be written: {error.strerror}") from error
 
     def read_log(self) -> Iterable[dict[str, Any]]:
-        """The steps so far; a last line that a kill has torn is left out."""
+        """Yield the lines of the log up to the first that is not JSON, which a killed process left."""
         for line in self.log_path.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
@@ -110,6 +137,6 @@ class TrainingDirectory:
                 return
 
 
-def _write(path: Path, content: bytes | memoryview) -> None:
+def _write_atomically(path: Path, content: bytes | memoryview) -> None:
     with atomic_write(path, len(content)) as file:
         file.write(content)

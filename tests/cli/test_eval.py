@@ -107,7 +107,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--windows", "64,x"], 2, "'64,x' are not numbers of tokens with commas"),
+        (["--windows", "64,x"], 2, "'64,x' is not a comma-separated list of numbers of tokens"),
         (["--windows", "256"], 10, "256 tokens is beyond the 128"),
         (["--windows", "64", "--max-tokens", "10"], 2, "first 10 tokens of a text do not fill"),
         (["--windows", "4096", "--compare", "none"], 11, "tokens; a window of 4,096 needs as many"),

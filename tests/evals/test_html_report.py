@@ -13,10 +13,12 @@ from xml.etree import ElementTree
 import pytest
 
 from pigguf.evals import EVALUATIONS
-from pigguf.evals.html_markup import format_column, escape_text, format_cell
-from pigguf.evals.html_report import EVALUATION_DESCRIPTIONS, NARROW, STYLE, WIDE, render_page
-from pigguf.evals.report import HeatMap, LinePlot, Plot, PlotPoint, EvalReport, PlotSeries, ReportTable
-from pigguf.evals.svg_plots import VIRIDIS, fit_axis, viridis_colour, render_plot, format_token_count
+from pigguf.evals.html_markup import escape_text, format_cell, format_column
+from pigguf.evals.html_report import EVALUATION_DESCRIPTIONS, render_page
+from pigguf.evals.html_style import STYLE
+from pigguf.evals.report import EvalReport, HeatMap, LinePlot, Plot, PlotPoint, PlotSeries, ReportTable
+from pigguf.evals.svg_axis import fit_axis, format_token_count
+from pigguf.evals.svg_plots import NARROW, VIRIDIS, WIDE, render_plot, viridis_colour
 
 WINDOWS = (2048, 8192, 32768)
 SHIPPED = (31.8125, 30.0625, 28.1875)
@@ -26,9 +28,12 @@ LINES = LinePlot(
     "perplexity",
     (
         PlotSeries(
-            "as shipped", tuple(PlotPoint(w, y, y - 0.5, y + 0.75) for w, y in zip(WINDOWS, SHIPPED, strict=True))
+            "as shipped",
+            tuple(PlotPoint(w, y, y - 0.5, y + 0.75) for w, y in zip(WINDOWS, SHIPPED, strict=True)),
         ),
-        PlotSeries("none", tuple(PlotPoint(w, y) for w, y in zip(WINDOWS, (31.4, 29.6, 1434.5), strict=True))),
+        PlotSeries(
+            "none", tuple(PlotPoint(w, y) for w, y in zip(WINDOWS, (31.4, 29.6, 1434.5), strict=True))
+        ),
     ),
     log_x=True,
     log_y=True,
@@ -189,24 +194,33 @@ def test_text_that_is_shown_as_it_is() -> None:
 
 
 def test_ticks_of_windows_are_powers_of_two_and_of_other_values_round() -> None:
-    windows = fit_axis([2048, 4096, 8192, 16384, 32768], 0, 100, log=True, pad=0.03, most=8)
+    windows = fit_axis([2048, 4096, 8192, 16384, 32768], 0, 100, log=True, padding=0.03, max_ticks=8)
     assert windows.labels() == ["2k", "4k", "8k", "16k", "32k"]
     assert windows.to_pixel(8192) == pytest.approx(50)
-    positions = fit_axis([512, 16384, 32256], 0, 100, log=False, pad=0.0, most=8)
+    positions = fit_axis([512, 16384, 32256], 0, 100, log=False, padding=0.0, max_ticks=8)
     assert positions.labels() == ["4k", "8k", "12k", "16k", "20k", "24k", "28k"]
-    assert fit_axis([0.002, 0.0149], 0, 1, log=False, pad=0, most=4).labels() == ["0.005", "0.010"]
-    assert fit_axis([7.2, 1400], 0, 1, log=True, pad=0, most=8).labels() == [
+    assert fit_axis([0.002, 0.0149], 0, 1, log=False, padding=0, max_ticks=4).labels() == ["0.005", "0.010"]
+    assert fit_axis([7.2, 1400], 0, 1, log=True, padding=0, max_ticks=8).labels() == [
         *("10", "20", "50", "100", "200", "500", "1,000")
     ]
-    assert fit_axis([28.1, 31.8], 0, 1, log=True, pad=0, most=5).labels() == ["29", "30", "31"]
-    assert fit_axis([64, 128, 512], 0, 1, log=True, pad=0.03, most=8).labels() == ["64", "128", "256", "512"]
-    assert [format_token_count(1000), format_token_count(1536), format_token_count(131072)] == ["1,000", "1,536", "128k"]
+    assert fit_axis([28.1, 31.8], 0, 1, log=True, padding=0, max_ticks=5).labels() == ["29", "30", "31"]
+    assert fit_axis([64, 128, 512], 0, 1, log=True, padding=0.03, max_ticks=8).labels() == [
+        "64",
+        "128",
+        "256",
+        "512",
+    ]
+    assert [format_token_count(1000), format_token_count(1536), format_token_count(131072)] == [
+        "1,000",
+        "1,536",
+        "128k",
+    ]
 
 
 @pytest.mark.parametrize("values", [[5.0], [0.0], [3.0, 3.0], [1e-9, 1e9], [-2.0, 2.0], [1024.0]])
 def test_an_axis_holds_its_values_whatever_they_are(values: list[float]) -> None:
     for log in {False, min(values) > 0}:
-        made = fit_axis(values, 0, 100, log=log, pad=0.05, most=6)
+        made = fit_axis(values, 0, 100, log=log, padding=0.05, max_ticks=6)
         assert all(0 <= made.to_pixel(value) <= 100 for value in values)
         assert made.ticks
         assert all(0 <= made.to_pixel(tick) <= 100 for tick in made.ticks)
@@ -226,7 +240,12 @@ def test_a_line_goes_up_where_its_values_do_and_stays_inside() -> None:
 
 
 def test_what_cannot_be_drawn_is_left_out_and_the_rest_is_drawn() -> None:
-    points = (PlotPoint(0, 5.0), PlotPoint(1024, math.inf), PlotPoint(2048, 3.0, 0.0, 4.0), PlotPoint(4096, 2.0))
+    points = (
+        PlotPoint(0, 5.0),
+        PlotPoint(1024, math.inf),
+        PlotPoint(2048, 3.0, 0.0, 4.0),
+        PlotPoint(4096, 2.0),
+    )
     odd = replace(LINES, series=(PlotSeries("odd", points), PlotSeries("empty", ())))
     assert tooltips(odd) == ["odd: 3 at 2,048", "odd: 2 at 4,096"]
     nothing = replace(LINES, series=(PlotSeries("odd", (PlotPoint(1, math.nan),)),))

@@ -22,11 +22,11 @@ from pigguf import evaluate
 from pigguf.common.numerics import kl_divergence
 from pigguf.errors import ContextOverflow, EngineError, GGUFError, TextError, UsageError
 from pigguf.evals.html_report import render_page
-from pigguf.evals.kl_divergence import position_buckets, kl, summarize_positions, describe_verdict
-from pigguf.inference.run_config import EngineConfig
-from pigguf.evals.report import Report
+from pigguf.evals.kl_divergence import describe_verdict, kl, position_buckets, summarize_positions
+from pigguf.evals.report import EvalReport
 from pigguf.gguf_io import read_header
 from pigguf.inference.engine import Context, ContextOptions, Model
+from pigguf.inference.run_config import EngineConfig
 from pigguf.progress import Silent, Unit
 
 EXACT = EngineConfig(cache_k="f32", cache_v="f32", flash_attention=False)
@@ -235,7 +235,9 @@ def test_depth_is_told_where_the_intervals_tell(deep: float, said: str) -> None:
     distances = rng.exponential(1.0, (3, 2047)) * np.where(np.arange(1, 2048) < 1024, 0.2, deep)
     same = rng.random((3, 2047)) < 0.9
     measured = np.stack([distances, same, np.full_like(distances, -2.1), np.full_like(distances, -2.0)])
-    overall, *by_position = (summarize_positions(measured, *ends) for ends in ((1, 2048), (1, 1024), (1024, 2048)))
+    overall, *by_position = (
+        summarize_positions(measured, *ends) for ends in ((1, 2048), (1, 1024), (1024, 2048))
+    )
     words = describe_verdict(overall, by_position)
     assert said in words
     assert f"{distances[:, :1023].mean():.3g} nats up to position 1,023" in words
@@ -260,7 +262,7 @@ def test_a_run_that_was_stopped_goes_on_and_finds_the_same(models: Path, short: 
                 if self.left < 0:
                     raise KeyboardInterrupt
 
-    def run(progress: Stopped) -> Report:
+    def run(progress: Stopped) -> EvalReport:
         arguments = {"reference": models / "reference.gguf", "window": 64}
         return kl(models / "q8_0.gguf", [short], **arguments, progress=progress)  # type: ignore[arg-type]
 
@@ -326,7 +328,7 @@ def test_what_cannot_be_compared_is_refused(models: Path, short: Path, tmp_path:
         kl(model, [short], reference=reference)
     with pytest.raises(UsageError, match="the window is 7"):
         kl(model, [short], reference=reference, window=7)
-    with pytest.raises(UsageError, match="the most windows are 0"):
+    with pytest.raises(UsageError, match="`max_windows` is 0"):
         kl(model, [short], reference=reference, window=64, max_windows=0)
     with pytest.raises(GGUFError, match=r"nowhere\.gguf"):
         kl(model, [short], reference=tmp_path / "nowhere.gguf", window=64)

@@ -11,8 +11,9 @@ import pytest
 import pigguf
 from pigguf.errors import ContextOverflow, GGUFError
 from pigguf.evals.model_under_test import ModelUnderTest
-from pigguf.inference.run_config import EngineConfig
+from pigguf.evals.position_variants import PositionVariant
 from pigguf.inference.engine import RuntimeRope
+from pigguf.inference.run_config import EngineConfig
 
 
 class Stages:
@@ -78,18 +79,19 @@ def test_a_window_beyond_the_models_is_refused_with_what_to_do(model: Path) -> N
     assert not subject.supports_window(129)
     with pytest.raises(ContextOverflow, match=r"129 tokens is beyond the 128 that .*model\.gguf") as refusal:
         subject.open(129).__enter__()
-    assert "--compare" in str(refusal.value.hint)
+    assert "`compare=none`" in str(refusal.value.hint)
 
 
 def test_an_override_takes_any_window_or_its_own(model: Path) -> None:
     subject = ModelUnderTest.from_file(model, EngineConfig(cache_k="bf16", cache_v="bf16"))
-    any_window = subject.with_variant("linear:4", RuntimeRope(factor=4.0))
+    any_window = subject.with_variant(PositionVariant("linear:4", RuntimeRope(factor=4.0)))
     assert any_window.supports_window(512)
     with any_window.open(512) as context:
         assert context.length == 512
         assert context.model.rope.factor == 4.0
         assert context.options.cache_v == "bf16"
-    assert not subject.with_variant("none", RuntimeRope(factor=1.0, context_length=256)).supports_window(512)
+    own_window = PositionVariant("none", RuntimeRope(factor=1.0, context_length=256))
+    assert not subject.with_variant(own_window).supports_window(512)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ import pigguf
 from pigguf.errors import ReadError, TextError, UsageError
 from pigguf.evals.confidence_intervals import bootstrap, mcnemar, wilson
 from pigguf.evals.jsonl_datasets import JsonlRecord, load_datasets
-from pigguf.inference.run_config import EngineConfig
-from pigguf.evals.multiple_choice import PairedComparison, choice, compare_paired, accuracy_by_file
+from pigguf.evals.multiple_choice import PairedComparison, accuracy_by_file, choice, compare_paired
 from pigguf.evals.multiple_choice_formats import QUESTION_FORMATS, parse_question
 from pigguf.evals.report import EvalReport
 from pigguf.inference.engine import Context
+from pigguf.inference.run_config import EngineConfig
 
 DATA = Path(__file__).parent.parent / "data" / "evals"
 SETS = [DATA / f"{name}.jsonl" for name in ("boolq", "piqa", "race", "winogrande", "choices")]
@@ -190,7 +190,7 @@ def test_a_question_that_does_not_fit_is_refused_by_its_line(gguf: Path, tmp_pat
 
 def test_a_question_with_nothing_before_its_choices_is_refused(gguf: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "bare.jsonl", {**CHOICES, "context": ""})
-    with pytest.raises(TextError, match="line 1: nothing stands before the choices"):
+    with pytest.raises(TextError, match="line 1: there is no text before the choices"):
         choice(gguf, [path])
 
 
@@ -347,7 +347,9 @@ def answer(line: int, chosen: int, right: int = 0, form: str = "PIQA") -> dict[s
 def test_two_models_are_compared_question_by_question() -> None:
     one = [answer(line, chosen) for line, chosen in enumerate([0, 0, 0, 1, 1, 0])]
     other = [answer(line, chosen) for line, chosen in enumerate([0, 1, 1, 0, 1, 1])]
-    assert compare_paired("a", one, "b", other, "accuracy") == PairedComparison("a", "b", "accuracy", 3, 1, 2 * (1 + 4) / 16)
+    assert compare_paired("a", one, "b", other, "accuracy") == PairedComparison(
+        "a", "b", "accuracy", 3, 1, 2 * (1 + 4) / 16
+    )
     assert compare_paired("a", one, "b", other, "accuracy_normalised").p == 1.0
     with pytest.raises(UsageError, match="different questions"):
         compare_paired("a", one, "b", other[:-1], "accuracy")
@@ -355,6 +357,9 @@ def test_two_models_are_compared_question_by_question() -> None:
 
 def test_scores_are_by_form_and_file() -> None:
     mixed = [answer(1, 0), answer(2, 1), answer(3, 1, right=1, form="RACE")]
-    found = [(score.form, score.questions, score.right, score.right_normalised) for score in accuracy_by_file(mixed)]
+    found = [
+        (score.form, score.questions, score.right, score.right_normalised)
+        for score in accuracy_by_file(mixed)
+    ]
     assert found == [("PIQA", 2, 1, 2), ("RACE", 1, 1, 0), ("", 3, 2, 2)]
     assert len(accuracy_by_file(mixed[:2])) == 1

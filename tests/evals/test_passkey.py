@@ -20,12 +20,13 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import pigguf
 from pigguf.chat.prompt_format import ChatFormat
 from pigguf.errors import ContextOverflow, TokenizerError, UsageError
-from pigguf.inference.run_config import EngineConfig
-from pigguf.evals.passkey import extract_digits, random_keys, k_max, passkey
-from pigguf.evals.passkey_plan import PasskeyPlan, plan_passes
+from pigguf.evals.passkey import extract_digits, passkey, random_keys
+from pigguf.evals.passkey_plan import PasskeyPlan, plan_passkey_test
 from pigguf.evals.passkey_prompts import WORDING_NAMES, WORDINGS, PasskeyPrompts
-from pigguf.evals.report import HeatMap, LinePlot, EvalReport
+from pigguf.evals.passkey_report import k_max
+from pigguf.evals.report import EvalReport, HeatMap, LinePlot
 from pigguf.inference.engine import Context, Model
+from pigguf.inference.run_config import EngineConfig
 
 EXACT = EngineConfig(threads=1, cache_k="f32", cache_v="f32", flash_attention=False)
 WINDOW = 1200  # the tiny tokenizer has few words: the shortest prompt takes some 300 tokens
@@ -106,7 +107,7 @@ def test_unknown_wordings_and_models_that_cannot_chat_are_refused(checkpoint: Pa
     pigguf.convert(base, tmp_path / "base.gguf", type="F32")
     with pytest.raises(TokenizerError, match="no chat template"):
         passkey(tmp_path / "base.gguf", wording="paper-chat")
-    with pytest.raises(UsageError, match="no wording 'poem'"):
+    with pytest.raises(UsageError, match="unknown wording 'poem'"):
         passkey(tmp_path / "base.gguf", wording="poem")
 
 
@@ -119,7 +120,7 @@ def test_a_plan_fills_the_grid_and_never_the_room_of_an_answer(
     vocabulary: Model, name: str, window: int, distances: int, depths: int
 ) -> None:
     prompts = PasskeyPrompts(vocabulary, name)
-    plan = plan_passes(prompts, "98765", window, distances, depths)
+    plan = plan_passkey_test(prompts, "98765", window, distances, depths)
     room = window - prompts.max_answer_tokens
     sentence = 30  # tokens of the longest, in this vocabulary
     assert [place.grid_tokens for place in plan.distances] == [
@@ -142,8 +143,12 @@ def test_a_plan_fills_the_grid_and_never_the_room_of_an_answer(
 
 
 def test_starts_lie_on_the_grid_of_the_distances(vocabulary: Model) -> None:
-    plan: PasskeyPlan = plan_passes(PasskeyPrompts(vocabulary, "paper"), "12345", 4096, 8, 3)
-    assert [start.grid_tokens for start in plan.depths] == [0, 1024, 2560]  # steps 0, 8 / 3 and 16 / 3, whole ones
+    plan: PasskeyPlan = plan_passkey_test(PasskeyPrompts(vocabulary, "paper"), "12345", 4096, 8, 3)
+    assert [start.grid_tokens for start in plan.depths] == [
+        0,
+        1024,
+        2560,
+    ]  # steps 0, 8 / 3 and 16 / 3, whole ones
     assert [len(plan.distances_from(start)) for start in plan.depths] == [8, 6, 3]
 
 
@@ -192,7 +197,7 @@ def test_each_answer_is_what_transformers_says_after_that_prompt_alone(
     report = passkey(gguf, **SMALL)
     prompts = PasskeyPrompts(vocabulary, "paper")
     keys = random_keys(0, 4)
-    plan = plan_passes(prompts, max(keys, key=lambda key: len(prompts.encode(key, 0, 0))), WINDOW, 3, 2)
+    plan = plan_passkey_test(prompts, max(keys, key=lambda key: len(prompts.encode(key, 0, 0))), WINDOW, 3, 2)
     found = iter(answers(report))
     for number, start in enumerate(plan.depths):
         for key in keys[2 * number : 2 * number + 2]:
@@ -204,7 +209,9 @@ def test_each_answer_is_what_transformers_says_after_that_prompt_alone(
                 expected = greedy(checkpoint, prompt, prompts.max_answer_tokens)
                 ends = [i for i, token in enumerate(expected) if vocabulary.is_eog(token)]
                 expected = expected[: ends[0]] if ends else expected
-                text = b"".join(vocabulary.token_to_piece(token) for token in expected).decode("utf-8", "replace")
+                text = b"".join(vocabulary.token_to_piece(token) for token in expected).decode(
+                    "utf-8", "replace"
+                )
                 assert text.startswith(answer["answer"])
                 assert answer["answer"] == text or len(extract_digits(answer["answer"])) == 5
                 assert answer["right"] is (extract_digits(text) == key)
@@ -230,7 +237,7 @@ def test_the_tokens_told_are_those_that_were_computed(gguf: Path, monkeypatch: p
 
 
 def test_32_distances_cost_a_tenth_of_separate_prefills_and_less(vocabulary: Model) -> None:
-    plan = plan_passes(PasskeyPrompts(vocabulary, "paper"), "12345", 32768, 32, 1)
+    plan = plan_passkey_test(PasskeyPrompts(vocabulary, "paper"), "12345", 32768, 32, 1)
     separate = sum(plan.depths[0].n_tokens + distance.n_tokens for distance in plan.distances)
     assert plan.prefill_tokens(plan.depths[0]) < separate / 13
 

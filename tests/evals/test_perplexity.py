@@ -22,10 +22,11 @@ from transformers import AutoModelForCausalLM
 
 from pigguf import evaluate
 from pigguf.errors import ContextOverflow, PigError, ReadError, TextError, UsageError
-from pigguf.inference.run_config import EngineConfig
-from pigguf.evals.perplexity import TokenizedText, WindowSelection, default_windows, perplexity
-from pigguf.evals.report import LinePlot, EvalReport
+from pigguf.evals.perplexity import perplexity
+from pigguf.evals.report import EvalReport, LinePlot
+from pigguf.evals.text_windows import TokenizedText, WindowSelection, default_windows
 from pigguf.inference.engine import Model
+from pigguf.inference.run_config import EngineConfig
 
 EXACT = EngineConfig(cache_k="f32", cache_v="f32", flash_attention=False)
 WINDOW, STRIDE = 64, 16
@@ -56,7 +57,7 @@ def tokens_of(gguf: Path, text: Path) -> list[int]:
 
 
 def scores(checkpoint: Path, window: Sequence[int], first: int) -> list[float]:
-    """log p of a window's tokens from `first` on, by transformers."""
+    """Log p of a window's tokens from `first` on, by transformers."""
     with torch.no_grad():
         rows = in_transformers(checkpoint)(torch.tensor([list(window)])).logits[0].double().log_softmax(-1)
     return [float(rows[i - 1, window[i]]) for i in range(first, len(window))]
@@ -279,7 +280,7 @@ def test_baselines_stand_beside_the_model_as_shipped(tiny, text: Path) -> None:
     [
         ({"windows": [64, 256]}, ContextOverflow, "256 tokens is beyond the 128"),
         ({"windows": []}, UsageError, r"the windows are \[\]"),
-        ({"windows": [4]}, UsageError, "8 tokens at least|the windows are"),
+        ({"windows": [4]}, UsageError, r"the windows are \[4\]"),
         ({"windows": [-64]}, UsageError, "the windows are"),
         ({"windows": [64], "stride": 16}, UsageError, "half-window has no stride"),
         (
@@ -288,10 +289,10 @@ def test_baselines_stand_beside_the_model_as_shipped(tiny, text: Path) -> None:
             "stride of 256 tokens does not fit a window of 64",
         ),
         ({"windows": [64], "method": "sliding", "stride": 0}, UsageError, "stride of 0"),
-        ({"windows": [64], "method": "slding"}, UsageError, "no method 'slding'"),
+        ({"windows": [64], "method": "slding"}, UsageError, "unknown method 'slding'"),
         ({"windows": [64], "max_tokens": 63}, UsageError, "first 63 tokens of a text do not fill"),
-        ({"windows": [64], "max_windows": 0}, UsageError, "most windows are 0"),
-        ({"windows": [64], "compare": ["nope"]}, UsageError, "no baseline 'nope'"),
+        ({"windows": [64], "max_windows": 0}, UsageError, "`max_windows` is 0"),
+        ({"windows": [64], "compare": ["nope"]}, UsageError, "unknown position variant 'nope'"),
         (
             {"windows": [4096], "compare": ["none"]},
             TextError,
@@ -322,7 +323,7 @@ def test_texts_that_are_none_are_refused(tiny, tmp_path: Path) -> None:
         perplexity(tiny.gguf, [], windows=[64])
     with pytest.raises(UsageError, match="the texts are"):
         perplexity(tiny.gguf, str(tmp_path / "empty.txt"), windows=[64])
-    with pytest.raises(UsageError, match="no evaluation 'perplex'"):
+    with pytest.raises(UsageError, match="unknown evaluation 'perplex'"):
         evaluate("perplex", tiny.gguf)
 
 
@@ -406,7 +407,7 @@ def test_ctrl_c_ends_it_at_once_and_says_how_to_go_on(tiny, novel: str, tmp_path
     interrupted = stopped(command(tiny.gguf, text), cache, signal.SIGINT)
     assert interrupted.returncode == 130
     assert interrupted.stdout == ""
-    assert "the same command goes on from there" in interrupted.stderr
+    assert "the same command resumes" in interrupted.stderr
     assert "Traceback" not in interrupted.stderr
     assert list(cache.glob("*.jsonl"))
     finished = subprocess.run(

@@ -12,7 +12,7 @@ from support.tiny_checkpoints import VOCAB_SIZE, edit_config, make_checkpoint
 
 import pigguf
 from pigguf.errors import ContextOverflow, UsageError
-from pigguf.evals.position_variants import AS_SHIPPED, PositionVariant, parse_variants, ntk_rope_theta
+from pigguf.evals.position_variants import AS_SHIPPED, PositionVariant, ntk_rope_theta, parse_variants
 from pigguf.gguf_io import read_header
 from pigguf.gguf_io.metadata import f32
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope
@@ -131,7 +131,7 @@ def test_an_unknown_baseline_is_refused_with_those_that_there_are(name: str, pla
 
 
 def test_one_baseline_twice_is_refused_even_under_two_names(plain: Path) -> None:
-    with pytest.raises(UsageError, match=r"linear:4 is there twice"):
+    with pytest.raises(UsageError, match=r"linear:4 is given twice"):
         parse_variants(["linear:4", "linear"], read_header(plain / "model.gguf"), WINDOW)
 
 

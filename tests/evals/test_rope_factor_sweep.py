@@ -23,10 +23,10 @@ import pigguf
 from pigguf import evaluate
 from pigguf.errors import TextError, UsageError
 from pigguf.evals.html_report import render_page
-from pigguf.inference.run_config import EngineConfig
 from pigguf.evals.perplexity import PerplexityResult
-from pigguf.evals.report import HeatMap, LinePlot, Report
-from pigguf.evals.rope_factor_sweep import FACTORS, SweepVerdict, convert_options, describe_verdict, judge_factors, sweep
+from pigguf.evals.report import EvalReport, HeatMap, LinePlot
+from pigguf.evals.rope_factor_sweep import FACTORS, sweep
+from pigguf.evals.sweep_verdict import SweepVerdict, convert_options, describe_verdict, judge_factors
 from pigguf.gguf_io import (
     PlannedTensor,
     TensorData,
@@ -35,7 +35,8 @@ from pigguf.gguf_io import (
     write_gguf,
 )
 from pigguf.gguf_io.metadata import f32
-from pigguf.rope import RopeScaling
+from pigguf.inference.run_config import EngineConfig
+from pigguf.rope import LinearScaling, RopeScaling, UnscaledRope
 
 PERIOD, WINDOW = 12, 256
 BACK = PERIOD - 1  # from a letter to the one that the next will be like
@@ -116,7 +117,7 @@ def lost(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(lost: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+def found(lost: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> EvalReport:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         return sweep(lost / "model.gguf", [text], windows=[64, 128, 256, 512], engine=EXACT)
@@ -125,7 +126,7 @@ def found(lost: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 # ---- a model that lost its factor --------------------------------------------------------------------
 
 
-def test_a_lost_factor_is_found_at_every_window(found: Report) -> None:
+def test_a_lost_factor_is_found_at_every_window(found: EvalReport) -> None:
     results = found.results
     assert (results["factor"], results["clear"]) == (4.0, True)
     assert [(fit["window"], fit["factor"], fit["clear"]) for fit in results["fits"]] == [
@@ -137,7 +138,7 @@ def test_a_lost_factor_is_found_at_every_window(found: Report) -> None:
     assert all(1.5 < best[window] < 4 and unscaled[window] > 2 * best[window] for window in best)
 
 
-def test_the_verdict_says_so_and_what_to_do(found: Report) -> None:
+def test_the_verdict_says_so_and_what_to_do(found: EvalReport) -> None:
     words = found.results["verdict"]
     assert words.startswith(
         "Factor 4 fits best, clearly, at 64, 128, 256 and 512: at 64 tokens its perplexity is"
@@ -151,7 +152,7 @@ def test_the_verdict_says_so_and_what_to_do(found: Report) -> None:
 
 
 def test_convert_takes_its_word_and_the_file_is_then_said_to_be_right(
-    found: Report, lost: Path, text: Path, tmp_path: Path
+    found: EvalReport, lost: Path, text: Path, tmp_path: Path
 ) -> None:
     options = dict(zip(*[iter(shlex.split(found.results["convert"]))] * 2, strict=True))
     rope = pigguf.RopeOverrides(
@@ -185,7 +186,7 @@ def test_too_little_text_is_not_clear(lost: Path, text: Path) -> None:
     report = sweep(lost / "model.gguf", [text], factors=[4, 4.05], windows=[16], max_windows=1, engine=EXACT)
     assert report.results["clear"] is False
     assert "but not clearly: at 16 tokens the intervals of factor" in report.results["verdict"]
-    assert report.results["verdict"].endswith("(--max-windows, a longer --text).")
+    assert report.results["verdict"].endswith("Measure more windows, or a longer text, before relying on it.")
 
 
 def test_the_default_windows_reach_twice_the_files_where_the_text_does(lost: Path, text: Path) -> None:
@@ -197,7 +198,7 @@ def test_the_default_windows_reach_twice_the_files_where_the_text_does(lost: Pat
     assert FACTORS == (1.0, 2.0, 4.0, 8.0)
 
 
-def test_the_tables_and_pictures_have_every_figure(found: Report) -> None:
+def test_the_tables_and_pictures_have_every_figure(found: EvalReport) -> None:
     by_factor, best = found.tables
     figures = {(f["factor"], f["window"]): f["perplexity"] for f in found.results["perplexity"]}
     assert by_factor.headers == ("factor", "64", "128", "256", "512")
@@ -219,7 +220,9 @@ def test_the_tables_and_pictures_have_every_figure(found: Report) -> None:
 # ---- what figures come to ----------------------------------------------------------------------------
 
 
-def figures(values: dict[float, list[float]], spread: float = 0.02) -> dict[tuple[float, int], PerplexityResult]:
+def figures(
+    values: dict[float, list[float]], spread: float = 0.02
+) -> dict[tuple[float, int], PerplexityResult]:
     """Perplexities at 2048, 4096 and so on, with intervals of +/- `spread` of each."""
     return {
         (factor, 2048 << i): PerplexityResult(
@@ -231,7 +234,7 @@ def figures(values: dict[float, list[float]], spread: float = 0.02) -> dict[tupl
     }
 
 
-PLAIN = RopeScaling("none", 1.0, 10000.0, 4096, 4096)
+PLAIN = UnscaledRope(rope_theta=10000.0, original_context=4096, context_length=4096)
 # The trial's base model (perplexity by window, PI without tuning at factor 4), rounded.
 BASE = {1.0: [31.5, 30.0, 29.6, 58.1], 2.0: [45.0, 44.0, 43.0, 44.0], 4.0: [159.5, 160.0, 162.0, 165.0]}
 
@@ -258,7 +261,9 @@ def test_an_untuned_base_has_factor_one_though_a_larger_one_is_less_bad_beyond_i
 
 
 def test_a_file_that_states_another_factor_is_to_be_converted_again() -> None:
-    _, words = said(BASE, replace(PLAIN, rope_type="linear", factor=4.0, context_length=16384))
+    _, words = said(
+        BASE, LinearScaling(rope_theta=10000.0, original_context=4096, context_length=16384, factor=4.0)
+    )
     assert words.endswith(
         "The file states linear, factor 4: convert the checkpoint again with --rope-factor 1 --context 8192."
     )
@@ -307,13 +312,13 @@ def test_a_rise_that_the_intervals_or_a_tenth_allow_is_none() -> None:
 def test_what_cannot_be_swept_is_refused(lost: Path, text: Path) -> None:
     model = lost / "model.gguf"
     for factors in ([0.5], [0.0], [math.nan], [math.inf]):
-        with pytest.raises(UsageError, match="is none that stretches a window"):
+        with pytest.raises(UsageError, match="does not extend a window"):
             sweep(model, [text], factors=factors)
-    with pytest.raises(UsageError, match="factor 1 alone is no sweep"):
+    with pytest.raises(UsageError, match="factor 1 alone is not a sweep"):
         sweep(model, [text], factors=[1])
     with pytest.raises(UsageError, match=r"the windows are \[4\]"):
         sweep(model, [text], windows=[4])
-    with pytest.raises(UsageError, match="the most windows are 0"):
+    with pytest.raises(UsageError, match="`max_windows` is 0"):
         sweep(model, [text], max_windows=0)
     with pytest.raises(TextError, match="a window of 8,192 needs as many"):
         sweep(model, [text], windows=[64, 8192])

@@ -17,9 +17,9 @@ import pigguf
 from pigguf.chat.prompt_format import ChatFormat
 from pigguf.errors import MissingPackage, TextError, UsageError
 from pigguf.evals.jsonl_datasets import JsonlRecord
-from pigguf.inference.run_config import EngineConfig
-from pigguf.evals.rouge import ROUGE_MEASURES, SummaryPrompts, parse_example, rouge, load_rouge_scorer
+from pigguf.evals.rouge import ROUGE_MEASURES, SummaryPrompts, load_rouge_scorer, parse_example, rouge
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
+from pigguf.inference.run_config import EngineConfig
 
 DATA = Path(__file__).parent.parent / "data" / "evals" / "summaries.jsonl"
 WINDOW = 1024
@@ -116,7 +116,7 @@ def test_a_cut_inside_a_character_leaves_it_out(vocabulary: Model) -> None:
 def test_a_window_without_room_is_refused(gguf: Path) -> None:
     with pytest.raises(UsageError, match="window of 1,024 tokens has no room") as refusal:
         rouge(gguf, [DATA], max_output=WINDOW - 60)
-    assert "--max-output" in str(refusal.value.hint)
+    assert "`max_output`" in str(refusal.value.hint)
 
 
 @pytest.mark.parametrize("options", [{"max_input": 0}, {"max_output": 0}])

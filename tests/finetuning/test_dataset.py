@@ -55,7 +55,7 @@ def test_prose_is_cut_into_whole_sequences_that_follow_each_other(checkpoint: Pa
     assert joined == [*expected, END][: len(joined)]
     assert len(joined) > len(expected) - 16
     assert all(sequence.kind == "text" for sequence in sequences)
-    assert all(not s.counts[0] and s.counts[1:].all() for s in sequences)
+    assert all(not s.loss_mask[0] and s.loss_mask[1:].all() for s in sequences)
 
 
 def test_documents_are_joined_by_the_end_token(read: Any) -> None:

@@ -60,8 +60,8 @@ def test_an_adapter_cannot_carry_a_table_and_alibi_has_nothing_to_divide(tmp_pat
     checkpoint = make_checkpoint(tmp_path / "gpt2", "gpt2")
     with pytest.raises(UsageError) as caught:
         pigguf.finetune(checkpoint, [text], tmp_path / "out", FinetuneSettings(4, steps=1))
-    assert "--method full" in (caught.value.hint or "")
+    assert "`method=full`" in (caught.value.hint or "")
     bloom = make_checkpoint(tmp_path / "bloom", "bloom")
-    with pytest.raises(UnsupportedModel, match="kind alibi"):
+    with pytest.raises(UnsupportedModel, match="type alibi"):
         pigguf.finetune(bloom, [text], tmp_path / "out", SETTINGS)
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,9 @@ from pigguf.finetuning.loss import chunked_cross_entropy
 def test_loss_and_gradients_are_those_of_all_logits_at_once(
     trains_the_head: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 7 * 50)  # 23 rows are four chunks, the last one short
+    monkeypatch.setattr(
+        loss_module, "MAX_CHUNK_LOGITS", 7 * 50
+    )  # 23 rows are four chunks, the last one short
     torch.manual_seed(0)
     hidden = torch.randn(23, 16, requires_grad=True)
     head = torch.randn(50, 16, requires_grad=trains_the_head)
@@ -32,7 +34,7 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(
 
 
 def test_no_chunk_holds_more_logits_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 7 * 50)
+    monkeypatch.setattr(loss_module, "MAX_CHUNK_LOGITS", 7 * 50)
     seen: list[int] = []
     exponential = torch.Tensor.exp_
     monkeypatch.setattr(torch.Tensor, "exp_", lambda self: (seen.append(self.numel()), exponential(self))[1])

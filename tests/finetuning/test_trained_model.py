@@ -9,7 +9,7 @@ import torch
 from support.tiny_checkpoints import FAMILIES, make_checkpoint
 from transformers import AutoModelForCausalLM
 
-from pigguf.architectures import family_from_config
+from pigguf.architectures import config_with_positions, family_from_config, hparams_from_config
 from pigguf.checkpoint import Checkpoint
 from pigguf.finetuning.finetune import extended_rope
 from pigguf.finetuning.settings import FinetuneSettings
@@ -33,8 +33,10 @@ def trained_loss(
 def loaded(path: Path, settings: FinetuneSettings) -> TrainedModel:
     with Checkpoint.open(path) as checkpoint:
         family, rope = family_from_config(checkpoint.config), extended_rope(checkpoint, settings.factor)
-        hparams = family.read_hparams(checkpoint.config, rope)
-    return load_model(path, family.with_positions(checkpoint.config, hparams), family, hparams, settings)
+        hparams = hparams_from_config(family, checkpoint.config, rope)
+    return load_model(
+        path, config_with_positions(family, checkpoint.config, hparams), family, hparams, settings
+    )
 
 
 def reference_loss(path: Path, tokens: torch.Tensor, positions: torch.Tensor, first: int = 1) -> torch.Tensor:
@@ -80,4 +82,4 @@ def test_bf16_is_close_and_trained_weights_stay_float32(tmp_path: Path) -> None:
             float(trained_loss(path, SETTINGS, tokens)), rel=0.02
         )
     model = loaded(path, lora)
-    assert {parameter.dtype for parameter in model.trained.values()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.trained_parameters.values()} == {torch.float32}

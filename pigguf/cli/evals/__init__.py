@@ -1,1 +1,1 @@
-"""The commands of `pigguf eval`, one short file each; the table of them is cli/eval.py."""
+"""The subcommands of `pigguf eval`, one module each; cli/eval.py lists them."""

@@ -1,4 +1,4 @@
-"""`pigguf eval kl`: how far a model's predictions are from a reference's, and at depth."""
+"""`pigguf eval kl`: KL divergence from a reference, by position in the window."""
 
 from __future__ import annotations
 
@@ -6,34 +6,28 @@ from pathlib import Path
 
 import click
 
-from pigguf.cli.evals.options import (
-    ReportOutput,
-    engine_options,
-    max_windows_option,
-    output_options,
-    run_evaluation,
-    text_option,
-)
-from pigguf.cli.options import PATH
+from pigguf.cli.evals.options import engine_options, max_windows_option, output_options, text_option
+from pigguf.cli.evals.report_output import ReportOutput, run_evaluation
+from pigguf.cli.options import FILE_PATH
 from pigguf.evals.kl_divergence import kl
 from pigguf.inference.run_config import EngineConfig
 
 
 @click.command()
-@click.argument("model", metavar="MODEL", type=PATH)
+@click.argument("model", metavar="MODEL", type=FILE_PATH)
 @click.option(
     "--reference",
     metavar="REF",
-    type=PATH,
+    type=FILE_PATH,
     required=True,
-    help="What to compare with: a GGUF file, or the directory of a checkpoint.",
+    help="The reference: a GGUF file, or the directory of a checkpoint.",
 )
 @text_option
 @click.option(
     "--window",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Window in tokens; default: the longest that both are made for.",
+    help="Window in tokens; default: the longest that both models support.",
 )
 @max_windows_option
 @engine_options
@@ -49,8 +43,8 @@ def command(
 ) -> None:
     """Measure how far the predictions of the GGUF file MODEL are from a reference's, by position.
 
-    The reference runs with a KV cache of f16, so that the same file under another --cache-type tells what
-    that type costs at depth. A checkpoint is converted to F32 for the time being.
+    The reference runs with a KV cache of f16, so with the same file as reference, --cache-type shows what
+    that type costs at depth. A checkpoint is converted to a temporary F32 file.
 
     \b
     Examples:

@@ -1,50 +1,35 @@
-"""Options that the evaluations share, and the one way in which each of them runs and shows its report.
+"""Options that several evaluations share.
 
     @click.command()
     @click.argument("model", metavar="MODEL", type=PATH)
     @engine_options            passed as `engine`: EngineConfig
-    @compare_option            passed as `compare`: names of readings of positions, as written
+    @compare_option            passed as `compare`: a tuple of names of position variants
     @seed_option               passed as `seed`
-    @output_options            passed as `output`: Output
+    @output_options            passed as `output`: ReportOutput
     def command(model, engine, compare, seed, output):
-        run(output, lambda progress: perplexity(model, ..., progress=progress))
+        run_evaluation(output, lambda progress: perplexity(model, ..., progress=progress))
 
-Left out: an evaluation's own options, which live with it.
+Options of a single evaluation are in its own module; running it and printing its report, in report_output.py.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from pigguf.cli import render, terminal
-from pigguf.cli.options import PATH, Command, json_option, verbose_option, workers_options
+from pigguf.cli.evals.report_output import ReportOutput
+from pigguf.cli.options import FILE_PATH, Command, json_option, verbose_option, workers_options
 from pigguf.cli.options import engine_options as _device_options
-from pigguf.common.files import atomic_write
-from pigguf.evals.html_markup import format_cell
-from pigguf.evals.report import EvalReport, ReportTable
-from pigguf.inference.engine import CacheType, log_to
+from pigguf.inference.engine import CacheType
 from pigguf.inference.run_config import EngineConfig
-from pigguf.progress import Progress
-
-
-@dataclass(frozen=True)
-class ReportOutput:
-    """Where a report goes: tables on stdout, or JSON; and a page, if a file is named."""
-
-    as_json: bool
-    html: Path | None
-    verbose: bool
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How the engine runs the model. Passed as `engine`: EngineConfig."""
+    """Add the options of how the engine runs the model. Passed as `engine`: EngineConfig."""
 
     @_device_options
     @workers_options
@@ -64,7 +49,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         cache_type: CacheType,
         workers: tuple[str, ...],
         split: tuple[float, ...] | None,
-        **rest: Any,
+        **options: Any,
     ) -> Any:
         engine = EngineConfig(
             gpu_layers=gpu_layers,
@@ -74,131 +59,91 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             workers=workers,
             split=split,
         )
-        return command(engine=engine, **rest)
+        return command(engine=engine, **options)
 
     return with_engine
 
 
 def compare_option(command: Command) -> Command:
-    """--compare: readings of positions to measure beside the file's own. Passed as `compare`, a tuple."""
+    """Add --compare, further position variants to evaluate. Passed as `compare`, a tuple."""
     return click.option(
         "--compare",
         metavar="NAME,...",
         default="",
-        callback=_names,
-        help="Measure also with positions read in other ways: none, linear:4, yarn:4, ntk.",
+        callback=_comma_separated_names,
+        help="Evaluate other rope settings, too: none, linear:4, yarn:4, ntk.",
     )(command)
 
 
 def text_option(command: Command) -> Command:
-    """--text, one or more files. Passed as `text`, a tuple."""
+    """Add --text, one or more files. Passed as `text`, a tuple."""
     return click.option(
         "--text",
         metavar="FILE",
-        type=PATH,
+        type=FILE_PATH,
         multiple=True,
         required=True,
-        help="A text file; may be repeated. No window spans two.",
+        help="A text file; may be repeated. No window spans two files.",
     )(command)
 
 
 def max_windows_option(command: Command) -> Command:
-    """--max-windows, for a sample of the windows. Passed as `max_windows`."""
+    """Add --max-windows, to evaluate a sample of the windows. Passed as `max_windows`."""
     return click.option(
         "--max-windows",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Compute N windows at most, spread evenly over the text.",
+        help="Compute at most N windows, spread evenly over the text.",
     )(command)
 
 
-def comma_separated(kind: type[int] | type[float], what: str = "numbers") -> Callable[..., tuple[float, ...] | None]:
-    """The callback of an option that takes numbers with commas; None where it is not given."""
+def comma_separated(
+    kind: type[int] | type[float], what: str = "numbers"
+) -> Callable[..., tuple[float, ...] | None]:
+    """Return a click callback that parses comma-separated numbers; None if the option is not given.
 
-    def read(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    Args:
+        kind: int or float.
+        what: how the error message names the numbers.
+    """
+
+    def parse(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
         if value is None:
             return None
         try:
             return tuple(kind(number) for number in value.split(","))
         except ValueError:
-            raise click.BadParameter(f"{value!r} are not {what} with commas", ctx, parameter) from None
+            raise click.BadParameter(
+                f"{value!r} is not a comma-separated list of {what}", ctx, parameter
+            ) from None
 
-    return read
+    return parse
 
 
 def seed_option(command: Command) -> Command:
-    """--seed, for what is drawn at random. Passed as `seed`."""
+    """Add --seed, of what is random in the evaluation. Passed as `seed`."""
     return click.option(
-        "--seed", type=int, metavar="N", default=0, show_default=True, help="Draw the same items again."
+        "--seed",
+        type=int,
+        metavar="N",
+        default=0,
+        show_default=True,
+        help="Random seed; the same seed gives the same items.",
     )(command)
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--html, --json and --verbose. Passed as `output`: Output, for `run`."""
+    """Add --html, --json and --verbose. Passed as `output`: ReportOutput, for `run_evaluation`."""
 
-    @click.option("--html", type=PATH, metavar="FILE", help="Write one page with tables and plots.")
+    @click.option("--html", type=FILE_PATH, metavar="FILE", help="Write an HTML page with tables and plots.")
     @json_option
     @verbose_option
     @functools.wraps(command)
-    def with_output(*, html: Path | None, as_json: bool, verbose: bool, **rest: Any) -> Any:
-        return command(output=ReportOutput(as_json, html, verbose), **rest)
+    def with_output(*, html: Path | None, as_json: bool, verbose: bool, **options: Any) -> Any:
+        return command(output=ReportOutput(as_json, html, verbose), **options)
 
     return with_output
 
 
-def run_evaluation(output: ReportOutput, evaluate: Callable[[Progress], EvalReport]) -> None:
-    """Evaluate, and show the report. A page that could not be written is refused before the work.
-
-    Raises:
-        OutputError: the page cannot be written.
-        Whatever the evaluation raises.
-    """
-    if output.verbose:
-        log_to(render.note)
-    with ExitStack() as stack:
-        stack.enter_context(terminal.left_as_found())
-        page = stack.enter_context(atomic_write(output.html)) if output.html else None
-        report = _evaluated(evaluate)
-        if page is not None:
-            from pigguf.evals.html_report import render_page as as_page
-
-            page.write(as_page(report).encode())
-    if output.as_json:
-        render.json(report.as_data())
-    else:
-        print_report(report)
-    if output.html:
-        render.note(f"The page is {output.html}.")
-
-
-def _evaluated(evaluate: Callable[[Progress], EvalReport]) -> EvalReport:
-    try:
-        return evaluate(render.progress(keep=False))
-    except KeyboardInterrupt:
-        render.note("What is finished is kept: the same command goes on from there.")
-        raise
-
-
-def print_report(report: EvalReport) -> None:
-    """Print a report's tables, and its verdict if it has one."""
-    for number, table in enumerate(report.tables):
-        render.facts((), title=f"\n{table.title}" if number else table.title)
-        rows = [[format_cell(cell) for cell in row] for row in table.rows]
-        render.table(table.headers, rows, right=_numeric(table))
-    if verdict := report.results.get("verdict"):
-        render.facts((), title="")
-        render.facts((), title=verdict)
-
-
-def _numeric(table: ReportTable) -> list[str]:
-    """The headers of the columns that hold numbers only."""
-    columns = zip(*table.rows, strict=True)
-    return [
-        header
-        for header, column in zip(table.headers, columns, strict=False)
-        if not any(isinstance(cell, str) for cell in column)
-    ]
-
-
-def _names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+def _comma_separated_names(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in value.split(",") if name.strip())

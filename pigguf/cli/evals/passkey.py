@@ -1,4 +1,4 @@
-"""`pigguf eval passkey`: from how far back a model finds a number."""
+"""`pigguf eval passkey`: from how far back a model retrieves a number, the effective context window."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ from pathlib import Path
 
 import click
 
-from pigguf.cli.evals.options import (
-    ReportOutput,
-    compare_option,
-    engine_options,
-    output_options,
-    run_evaluation,
-    seed_option,
-)
-from pigguf.cli.options import PATH
+from pigguf.cli.evals.options import compare_option, engine_options, output_options, seed_option
+from pigguf.cli.evals.report_output import ReportOutput, run_evaluation
+from pigguf.cli.options import FILE_PATH
 from pigguf.evals.passkey import passkey
 from pigguf.evals.passkey_prompts import WORDING_NAMES
 from pigguf.inference.run_config import EngineConfig
 
 
 @click.command()
-@click.argument("model", metavar="MODEL", type=PATH)
+@click.argument("model", metavar="MODEL", type=FILE_PATH)
 @click.option(
     "--max-length",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Longest input in tokens, with its answer; default: the model's window.",
+    help="Longest prompt in tokens, with its answer; default: the model's window.",
 )
 @click.option(
     "--distances",
@@ -34,7 +28,7 @@ from pigguf.inference.run_config import EngineConfig
     metavar="N",
     default=32,
     show_default=True,
-    help="Distances of the number from the end, spread evenly over the length.",
+    help="Distances of the number from the end, spread evenly over the window.",
 )
 @click.option(
     "--trials",
@@ -50,14 +44,14 @@ from pigguf.inference.run_config import EngineConfig
     metavar="N",
     default=4,
     show_default=True,
-    help="Places where the number is hidden, from the beginning on; 1 is the cheapest.",
+    help="Positions at which the number is hidden, from the beginning on; 1 is the fastest.",
 )
 @click.option(
     "--wording",
     type=click.Choice(WORDING_NAMES),
     default="paper",
     show_default=True,
-    help="How the number is hidden and asked for; -chat asks through the chat template.",
+    help="Wording of the prompt; -chat asks through the chat template.",
 )
 @compare_option
 @seed_option
@@ -75,12 +69,11 @@ def command(
     engine: EngineConfig,
     output: ReportOutput,
 ) -> None:
-    """Hide a number in a long text and ask for it at its end, from every distance: the paper's test of
-    the effective window.
+    """Hide a number in a long text and ask for it: the paper's test of the effective context window.
 
     k_max is the largest distance such that it and all smaller ones are answered right in at least 20 %
-    of the trials. A trial is one pass over the window that stops at each distance to ask: 32 distances
-    cost a sixteenth of the tokens that an input for each would.
+    of the trials. A trial is one pass over the window that asks at each distance: 32 distances cost
+    a sixteenth of the tokens of separate prompts.
 
     \b
     Examples:

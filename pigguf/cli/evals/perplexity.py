@@ -1,4 +1,4 @@
-"""`pigguf eval perplexity`: how well a model foretells a text, by window."""
+"""`pigguf eval perplexity`: perplexity on texts, by the length of the context window."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from pathlib import Path
 import click
 
 from pigguf.cli.evals.options import (
-    ReportOutput,
     comma_separated,
     compare_option,
     engine_options,
     max_windows_option,
     output_options,
-    run_evaluation,
     text_option,
 )
-from pigguf.cli.options import PATH
-from pigguf.evals.perplexity import DEFAULT_STRIDE, WINDOW_METHODS, WindowMethod, perplexity
+from pigguf.cli.evals.report_output import ReportOutput, run_evaluation
+from pigguf.cli.options import FILE_PATH
+from pigguf.evals.perplexity import DEFAULT_STRIDE, perplexity
+from pigguf.evals.text_windows import WINDOW_METHODS, WindowMethod
 from pigguf.inference.run_config import EngineConfig
 
 EPILOG = """\b
 Methods; L is the window, S the stride:
-  half-window  windows end to end, their second half scored: llama-perplexity's figures
-  sliding      windows S apart, the last S tokens of each scored: the paper's, which
-               computes L/S tokens for each that is scored
-  whole        windows end to end, all but their first token scored: transformers' loss
+  half-window  adjacent windows, the second half of each is scored: as llama-perplexity
+  sliding      windows S tokens apart, the last S tokens of each are scored: as the
+               paper; it computes L/S tokens for each scored one
+  whole        adjacent windows, all tokens but the first are scored: as transformers' loss
 """
 
 
 @click.command(epilog=EPILOG)
-@click.argument("model", metavar="MODEL", type=PATH)
+@click.argument("model", metavar="MODEL", type=FILE_PATH)
 @text_option
 @click.option(
     "--windows",
@@ -43,13 +43,16 @@ Methods; L is the window, S the stride:
     type=click.Choice(list(WINDOW_METHODS)),
     default="half-window",
     show_default=True,
-    help="Which tokens are scored, see below.",
+    help="Which tokens are scored; see below.",
 )
 @click.option(
-    "--stride", type=int, metavar="S", help=f"Tokens between sliding windows; default: {DEFAULT_STRIDE}, the paper's."
+    "--stride",
+    type=int,
+    metavar="S",
+    help=f"Tokens between sliding windows; default: {DEFAULT_STRIDE}.",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Take the first N tokens of each text."
+    "--max-tokens", type=click.IntRange(min=1), metavar="N", help="Use the first N tokens of each text."
 )
 @max_windows_option
 @compare_option
@@ -67,9 +70,9 @@ def command(
     engine: EngineConfig,
     output: ReportOutput,
 ) -> None:
-    """Measure how well the model in the GGUF file MODEL foretells a text, by the window it is given.
+    """Measure the perplexity of the GGUF file MODEL on texts, by the length of the context window.
 
-    Perplexity that falls as the window grows is the sign of a window that is used.
+    Perplexity that falls as the window grows shows that the model uses its whole window.
 
     \b
     Examples:

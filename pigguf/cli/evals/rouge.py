@@ -1,4 +1,4 @@
-"""`pigguf eval rouge`: summaries compared with people's."""
+"""`pigguf eval rouge`: ROUGE scores of summaries against reference summaries."""
 
 from __future__ import annotations
 
@@ -6,29 +6,23 @@ from pathlib import Path
 
 import click
 
-from pigguf.cli.evals.options import (
-    ReportOutput,
-    compare_option,
-    engine_options,
-    output_options,
-    run_evaluation,
-    seed_option,
-)
-from pigguf.cli.options import PATH
+from pigguf.cli.evals.options import compare_option, engine_options, output_options, seed_option
+from pigguf.cli.evals.report_output import ReportOutput, run_evaluation
+from pigguf.cli.options import FILE_PATH
 from pigguf.evals.rouge import MAX_INPUT, MAX_OUTPUT, rouge
 from pigguf.inference.run_config import EngineConfig
 
 
 @click.command()
-@click.argument("model", metavar="MODEL", type=PATH)
-@click.argument("data", metavar="DATA...", type=PATH, nargs=-1, required=True)
+@click.argument("model", metavar="MODEL", type=FILE_PATH)
+@click.argument("data", metavar="DATA...", type=FILE_PATH, nargs=-1, required=True)
 @click.option(
     "--max-input",
     type=click.IntRange(min=1),
     metavar="N",
     default=MAX_INPUT,
     show_default=True,
-    help="Tokens of a document to read; fewer where the window ends before.",
+    help="Most tokens of a document; fewer if the window is smaller.",
 )
 @click.option(
     "--max-output",
@@ -38,7 +32,7 @@ from pigguf.inference.run_config import EngineConfig
     show_default=True,
     help="Most tokens of a summary.",
 )
-@click.option("--chat", is_flag=True, help="Ask through the model's chat template.")
+@click.option("--chat", is_flag=True, help="Use the model's chat template.")
 @compare_option
 @seed_option
 @engine_options
@@ -54,11 +48,11 @@ def command(
     engine: EngineConfig,
     output: ReportOutput,
 ) -> None:
-    """Summarize documents and compare with the summaries that people wrote of them, by ROUGE.
+    """Summarize documents and compare the summaries with reference summaries, by ROUGE.
 
     DATA are files of JSON lines: {"document": ..., "summary": ...}, or GovReport's "report" for
     "document". The prompt and the sampling (temperature 0.5, top-p 0.95) are those of the Position
-    Interpolation paper. It needs the package rouge-score: pip install -e ".[evals]" in the clone.
+    Interpolation paper. The package rouge-score is required: pip install -e ".[evals]" in the clone.
 
     \b
     Examples:

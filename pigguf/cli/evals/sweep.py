@@ -1,4 +1,4 @@
-"""`pigguf eval sweep`: which rope scaling factor suits a model."""
+"""`pigguf eval sweep`: find the rope scaling factor that suits a model."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ from pathlib import Path
 
 import click
 
-from pigguf.cli.evals.options import (
-    ReportOutput,
-    comma_separated,
-    engine_options,
-    output_options,
-    run_evaluation,
-    text_option,
-)
-from pigguf.cli.options import PATH
+from pigguf.cli.evals.options import comma_separated, engine_options, output_options, text_option
+from pigguf.cli.evals.report_output import ReportOutput, run_evaluation
+from pigguf.cli.options import FILE_PATH
 from pigguf.evals.rope_factor_sweep import FACTORS, MAX_WINDOWS, sweep
 from pigguf.inference.run_config import EngineConfig
 
 
 @click.command()
-@click.argument("model", metavar="MODEL", type=PATH)
+@click.argument("model", metavar="MODEL", type=FILE_PATH)
 @text_option
 @click.option(
     "--factors",
@@ -28,7 +22,7 @@ from pigguf.inference.run_config import EngineConfig
     callback=comma_separated(float),
     default=",".join(f"{factor:g}" for factor in FACTORS),
     show_default=True,
-    help="Factors to try, beside 1 and the file's own.",
+    help="Factors to evaluate, beside 1 and the file's own.",
 )
 @click.option(
     "--windows",
@@ -42,7 +36,7 @@ from pigguf.inference.run_config import EngineConfig
     metavar="N",
     default=MAX_WINDOWS,
     show_default=True,
-    help="Compute N windows of each length at most, spread evenly over the text.",
+    help="Compute at most N windows of each length, spread evenly over the text.",
 )
 @engine_options
 @output_options
@@ -55,11 +49,11 @@ def command(
     engine: EngineConfig,
     output: ReportOutput,
 ) -> None:
-    """Find the rope scaling factor that suits the GGUF file MODEL: its perplexity under each, by window.
+    """Find the rope scaling factor that suits the GGUF file MODEL, by its perplexity under several.
 
-    For a checkpoint whose factor was lost, or an untuned base. Every factor divides positions linearly, in
-    place of what the file says; the verdict says which fits best, how surely, up to which window, and what
-    to give to `pigguf convert`.
+    For a checkpoint whose factor is not known, or a base model that was not fine-tuned. Each factor divides
+    positions linearly and replaces what the file states. The verdict states which factor fits best, how
+    certainly, up to which window, and the options for `pigguf convert`.
 
     \b
     Examples:
