@@ -11,9 +11,9 @@ import click
 
 from pigguf.cli import exit_codes, render
 from pigguf.cli.metadata_values import as_data, brief, kind
-from pigguf.cli.options import PATH, json_option
+from pigguf.cli.options import FILE_PATH, json_option
 from pigguf.cli.parameter_flags import parameters_as_flags
-from pigguf.cli.signals import tidy_termination
+from pigguf.cli.signals import cleanup_on_termination
 from pigguf.errors import UsageError
 from pigguf.gguf_io.metadata import TypedValue, round_to_shortest_f32
 from pigguf.operations.lint import LintFinding, SuggestedFix, certain_fixes
@@ -22,7 +22,7 @@ from pigguf.rope import RopeOverrides
 
 
 @click.command()
-@click.argument("path", metavar="FILE", type=PATH)
+@click.argument("path", metavar="FILE", type=FILE_PATH)
 @click.option("--rope-factor", type=float, metavar="F", help="Scaling factor; 1: positions are not scaled.")
 @click.option(
     "--context", "rope_context", type=int, metavar="N", help="Context length it can be used at, in tokens."
@@ -43,7 +43,7 @@ from pigguf.rope import RopeOverrides
     help="Set a key, new or not; arrays as JSON. KEY=TYPE:VALUE gives its type: u32, f32, str, i32[], ...",
 )
 @click.option("--remove", metavar="KEY", multiple=True, help="Remove a key.")
-@click.option("-o", "--output", metavar="COPY", type=PATH, help="Write a copy; default: replace FILE itself.")
+@click.option("-o", "--output", metavar="COPY", type=FILE_PATH, help="Write a copy; default: replace FILE itself.")
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
 @json_option
 @click.pass_context
@@ -79,7 +79,7 @@ def command(
       pigguf repair model.gguf --set general.name=Piglet --remove general.url -o copy.gguf
     """
     rope = RopeOverrides(factor=rope_factor, original_context=rope_original_context, context=rope_context)
-    with tidy_termination():
+    with cleanup_on_termination():
         result = repair(
             path,
             output,
@@ -120,20 +120,20 @@ def _parse_edits(edits: Sequence[str]) -> dict[str, str]:
 
 def _show_findings(result: RepairResult) -> None:
     if not result.findings:
-        render.facts([("file", result.source), ("positions", "no faults found")])
+        render.key_values([("file", result.source), ("positions", "no faults found")])
         return
     count = len(result.findings)
-    render.facts([("file", result.source), ("positions", f"{count} fault{'s' if count > 1 else ''} found")])
+    render.key_values([("file", result.source), ("positions", f"{count} fault{'s' if count > 1 else ''} found")])
     for finding in result.findings:
         rows: list[tuple[str, object]] = [("fault", parameters_as_flags(finding.message))]
         rows += [("evidence", evidence) for evidence in finding.evidence]
         rows += [("fix", _fix_with_condition(result.source, fix)) for fix in finding.fixes]
         if not finding.fixes:
             rows.append(("fix", "not known from the file: use --rope-factor, --context, --set or --remove"))
-        render.facts(rows, title=f"\n{finding.problem}")
+        render.key_values(rows, title=f"\n{finding.problem}")
     words = _command_words(result.source, certain_fixes(result.findings))
     if words is not None and count > 1:
-        render.facts([("fix", shlex.join(words))], title="\nall faults with a certain fix, at once")
+        render.key_values([("fix", shlex.join(words))], title="\nall faults with a certain fix, at once")
 
 
 def _fix_with_condition(path: Path, fix: SuggestedFix) -> str:
@@ -176,7 +176,7 @@ def _value_text(typed: TypedValue) -> str:
 
 def _show_changes(result: RepairResult, dry_run: bool) -> None:
     for change in result.changes:
-        render.facts([("-", _typed_value(change.old)), ("+", _typed_value(change.new))], title=change.key)
+        render.key_values([("-", _typed_value(change.old)), ("+", _typed_value(change.new))], title=change.key)
     for decision in result.decisions:
         render.note(parameters_as_flags(decision))
     if not result.changes:
@@ -184,7 +184,7 @@ def _show_changes(result: RepairResult, dry_run: bool) -> None:
     for finding in result.findings:
         render.note(f"still wrong: {parameters_as_flags(finding.message)}")
     if result.path is not None:
-        render.facts([("written", f"{result.path}, verified, in {result.seconds:.1f} s")])
+        render.key_values([("written", f"{result.path}, verified, in {result.seconds:.1f} s")])
     elif dry_run:
         render.note("dry run: nothing was written")
 

@@ -41,7 +41,7 @@ def test_the_program_exits_as_the_page_says(clamped: Path) -> None:
     assert (done.returncode, done.stderr) == (15, "")
 
 
-def test_found_shown_mended_and_sound(clamped: Path, run: Callable[..., Done], tmp_path: Path) -> None:
+def test_found_shown_fixed_and_sound(clamped: Path, run: Callable[..., Done], tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(clamped.read_bytes())
     found = run(path)
@@ -56,20 +56,20 @@ def test_found_shown_mended_and_sound(clamped: Path, run: Callable[..., Done], t
     assert "nothing was written" in shown.stderr
     assert "extended from 64 to 256" in shown.stderr
 
-    mended = run(path, "--rope-factor", "4")
-    assert mended.returncode == 0
-    assert f"written  {path}, verified" in mended.stdout
+    fixed = run(path, "--rope-factor", "4")
+    assert fixed.returncode == 0
+    assert f"written  {path}, verified" in fixed.stdout
     assert read_header(path).metadata["llama.context_length"] == u32(256)
 
     sound = run(path)
     assert (sound.returncode, sound.stderr) == (0, "")
-    assert "nothing is wrong" in sound.stdout
+    assert "no faults found" in sound.stdout
     again = run(path, "--rope-factor", "4")
     assert (again.returncode, again.stdout) == (0, "")
     assert "nothing to change" in again.stderr
 
 
-def test_what_stays_wrong_is_said(clamped: Path, run: Callable[..., Done], tmp_path: Path) -> None:
+def test_remaining_faults_are_noted(clamped: Path, run: Callable[..., Done], tmp_path: Path) -> None:
     done = run(clamped, "--set", "general.name=Piglet", "-o", tmp_path / "copy.gguf")
     assert done.returncode == 0
     assert "still wrong: llama.context_length is 64" in done.stderr

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pigguf.gguf_io.metadata import ValueType, TypedValue, boolean, f32, u32
+from pigguf.gguf_io.metadata import TypedValue, ValueType, boolean, f32, u32
 from pigguf.operations.lint.findings import LintFinding, SuggestedFix
 from pigguf.operations.lint.fix_suggestions import scaling_type_fixes
 from pigguf.operations.lint.model_names import rope_theta_from_name
@@ -111,8 +111,7 @@ def wrong_rope_theta(keys: PositionKeys) -> Iterator[LintFinding]:
         state = "is missing, which means 10000" if number is None else "is 10000"
         yield LintFinding(
             "base-missing",
-            f"{keys.full_name(FREQ_BASE)} {state}, but {name} is the name of a model trained with "
-            f"{rope_theta:g}",
+            f"{keys.full_name(FREQ_BASE)} {state}, but {name} identifies a model trained with {rope_theta:g}",
             (name, *keys.evidence_of(FREQ_BASE)),
             (SuggestedFix(rope_theta=rope_theta, condition="if the file is of that model"),),
         )

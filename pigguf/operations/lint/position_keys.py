@@ -11,7 +11,7 @@ from typing import Any
 
 from pigguf.common.json_config import MAX_COUNT
 from pigguf.gguf_io import GGUFFile
-from pigguf.gguf_io.metadata import ValueType, TypedValue, round_to_shortest_f32
+from pigguf.gguf_io.metadata import TypedValue, ValueType, round_to_shortest_f32
 from pigguf.rope import Evidence
 
 CONTEXT_LENGTH = "context_length"
@@ -81,7 +81,11 @@ class PositionKeys:
         The number is the shortest decimal of its single-precision value: 0.1, not 0.10000000149.
         """
         number = self.number(key)
-        return round_to_shortest_f32(number) if number is not None and math.isfinite(number) and number > 0 else None
+        return (
+            round_to_shortest_f32(number)
+            if number is not None and math.isfinite(number) and number > 0
+            else None
+        )
 
     def count(self, key: str) -> int | None:
         """Return a whole number from 1 up, or None."""

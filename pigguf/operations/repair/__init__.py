@@ -26,7 +26,7 @@ from pathlib import Path
 
 from pigguf.common.atomic_write import atomic_write
 from pigguf.errors import GGUFError, PigError, UsageError, VerificationFailed
-from pigguf.gguf_io import GGUFFile, serialize_header, read_header, read_shard
+from pigguf.gguf_io import GGUFFile, read_header, read_shard, serialize_header
 from pigguf.gguf_io.metadata import TypedValue
 from pigguf.inference.engine import load_checks
 from pigguf.operations.lint import LintFinding, SuggestedFix, lint

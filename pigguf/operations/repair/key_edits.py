@@ -17,7 +17,7 @@ import numpy as np
 
 from pigguf.errors import UsageError
 from pigguf.gguf_io import GGUFFile
-from pigguf.gguf_io.metadata import ValueType, Metadata, TypedValue, f32
+from pigguf.gguf_io.metadata import Metadata, TypedValue, ValueType, f32
 from pigguf.operations.lint import POSITION_KEYS
 
 # Keys that a file may lack and whose type is known (gguf-py constants.py).
@@ -93,7 +93,9 @@ def with_changes(metadata: Metadata, changes: Iterable[KeyChange]) -> dict[str, 
     return changed
 
 
-def edit_keys(file: GGUFFile, edits: Mapping[str, str | TypedValue], removed: Collection[str]) -> dict[str, TypedValue]:
+def edit_keys(
+    file: GGUFFile, edits: Mapping[str, str | TypedValue], removed: Collection[str]
+) -> dict[str, TypedValue]:
     """Return a file's metadata with keys set and removed.
 
     Args:

@@ -63,7 +63,9 @@ def edit_rope(
     return scaling, _linear_metadata(keys, scaling, rope_theta)
 
 
-def _linear_metadata(keys: PositionKeys, scaling: Positions, rope_theta: float | None) -> dict[str, TypedValue]:
+def _linear_metadata(
+    keys: PositionKeys, scaling: Positions, rope_theta: float | None
+) -> dict[str, TypedValue]:
     """Return a file's metadata with the keys of linear or unscaled positions; equivalent keys stay."""
     metadata = dict(keys.file.metadata)
     written = scaling.to_gguf(keys.architecture)
