@@ -1,4 +1,4 @@
-"""Opens bad files one after another and runs those that open: `python fuzz.py DIRECTORY SET:SEEDxCOUNT...`.
+"""Opens bad files one after another and runs those that open: `python fuzz_engine.py DIRECTORY SET:SEEDxCOUNT...`.
 
 A child process of the tests, for what it looks for is the end of the process. It writes each case before
 it tries it, and after a set how many were refused and how many ran.
@@ -25,7 +25,7 @@ from support.tiny_gguf import (
     VOCABULARY,
     WIDE_GRAPHS,
     WIDTH,
-    Tiny,
+    TinyModel,
     graph,
     text_tokens,
     write_tiny,
@@ -34,7 +34,7 @@ from support.tiny_gguf import (
 from pigguf.architectures import FAMILIES
 from pigguf.errors import PigError
 from pigguf.gguf_io import TensorType, read_header
-from pigguf.gguf_io.metadata import Typed, array, boolean, f32, string, u32
+from pigguf.gguf_io.metadata import TypedValue, array, boolean, f32, string, u32
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
 
 Write = Callable[[Path], None]
@@ -56,7 +56,7 @@ TEXTS = (
     "qwen2",
     "mamba",
 )
-OTHER_KEYS: dict[str, Typed] = {
+OTHER_KEYS: dict[str, TypedValue] = {
     "llama.attention.key_length": u32(16),
     "llama.attention.value_length": u32(16),
     "llama.attention.causal": boolean(True),
@@ -98,7 +98,7 @@ OTHER_KEYS: dict[str, Typed] = {
 }
 
 # Keys of the graphs beyond Llama's, without the architecture's name (llama-arch.cpp), and tensors.
-GRAPH_KEYS: dict[str, Typed] = {
+GRAPH_KEYS: dict[str, TypedValue] = {
     "attention.sliding_window": u32(16),
     "attention.sliding_window_pattern": u32(2),
     "attention.value_length_swa": u32(16),
@@ -156,7 +156,7 @@ OTHER_TENSORS: dict[str, tuple[int, ...]] = {
 
 
 def truncations(_: random.Random) -> Iterator[Case]:
-    """The file cut at every place in its header's beginning, and at many after."""
+    """Cut the file at every offset in its header's beginning, and at many after."""
     whole = _whole()
     for size in (*range(400), *range(400, len(whole), 331), len(whole) - 1):
         yield f"cut at {size}", _bytes(whole[:size])
@@ -168,10 +168,10 @@ def flips(chance: random.Random) -> Iterator[Case]:
     end = read_header(_sample()).data_offset
     while True:
         changed = bytearray(whole)
-        places = [chance.randrange(end) for _ in range(chance.choice((1, 1, 2, 8)))]
-        for place in places:
-            changed[place] = chance.randrange(256)
-        yield f"bytes {places} changed", _bytes(bytes(changed))
+        offsets = [chance.randrange(end) for _ in range(chance.choice((1, 1, 2, 8)))]
+        for offset in offsets:
+            changed[offset] = chance.randrange(256)
+        yield f"bytes {offsets} changed", _bytes(bytes(changed))
 
 
 def keys(_: random.Random) -> Iterator[Case]:
@@ -179,7 +179,7 @@ def keys(_: random.Random) -> Iterator[Case]:
     for name, typed in {**METADATA, **OTHER_KEYS}.items():
         yield f"{name} gone", _model(metadata={name: None})
         for value in _odd_values(typed):
-            shown = f"{value.kind}[{len(value.value)}]" if value.is_array else f"{value.kind} {value.value!r}"
+            shown = f"{value.type}[{len(value.value)}]" if value.is_array else f"{value.type} {value.value!r}"
             yield f"{name} = {shown}", _model(metadata={name: value})
 
 
@@ -322,14 +322,14 @@ PRE_TOKENIZERS = (
 
 
 def weights(chance: random.Random) -> Iterator[Case]:
-    """Numbers in the weights replaced by what is no number, or very large."""
+    """Numbers in the weights replaced by NaN, infinity or very large values."""
     whole = _whole()
     for tensor in read_header(_sample()).tensors.values():
         for value in (float("nan"), float("inf"), -3e38):
             changed = bytearray(whole)
-            place = tensor.offset + 4 * chance.randrange(tensor.nbytes // 4)
-            changed[place : place + 4] = struct.pack("<f", value)
-            yield f"{tensor.name} holds {value} at byte {place}", _bytes(bytes(changed))
+            position = tensor.offset + 4 * chance.randrange(tensor.nbytes // 4)
+            changed[position : position + 4] = struct.pack("<f", value)
+            yield f"{tensor.name} holds {value} at byte {position}", _bytes(bytes(changed))
 
 
 def graphs(_: random.Random) -> Iterator[Case]:
@@ -383,10 +383,10 @@ def graph_pairs(chance: random.Random) -> Iterator[Case]:
 
 def graph_sizes(chance: random.Random) -> Iterator[Case]:
     """In a graph other sizes, with tensors that fit them; and a key with an odd value."""
-    families = [family for family in FAMILIES if not family.folded]
+    families = [family for family in FAMILIES if not family.runs_as_other_architecture]
     while True:
         family, layers = chance.choice(families), chance.choice((1, 2, 2, 3))
-        parts = frozenset(part for part in family.parts if chance.random() < 0.5)
+        parts = frozenset(part for part in family.optional_features if chance.random() < 0.5)
         changed = chance.sample(sorted(SIZES), chance.choice((1, 1, 2, 3)))
         sizes = {size: chance.choice(SIZES[size]) for size in changed}
         tiny = graph(family, layers, parts, **sizes)
@@ -413,15 +413,15 @@ SIZES: dict[str, tuple[int, ...]] = {
 }
 
 
-def _keys_of(tiny: Tiny) -> dict[str, Typed]:
-    """The keys of a model, and those that only other graphs or other models have."""
+def _keys_of(tiny: TinyModel) -> dict[str, TypedValue]:
+    """Return the keys of a model, and those that only other graphs or other models have."""
     own = {key: typed for key, typed in tiny.metadata.items() if not key.startswith("tokenizer.")}
     prefix = f"{tiny.architecture}."
     others = {key.replace("llama.", prefix): typed for key, typed in OTHER_KEYS.items() if "llama." in key}
     return {**others, **{prefix + key: typed for key, typed in GRAPH_KEYS.items()}, **own}
 
 
-def _others(tiny: Tiny) -> dict[str, tuple[int, ...]]:
+def _others(tiny: TinyModel) -> dict[str, tuple[int, ...]]:
     """Tensors that other models have, in the sizes of this one."""
     width = tiny.shapes["output_norm.weight"][0]
     return {name: shape for name, shape in _every_tensor(width).items() if name not in tiny.shapes}
@@ -439,13 +439,13 @@ def _every_tensor(width: int) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in found.items() if not re.match(r"blk\.[1-9]", name)}
 
 
-def _odd_shapes(tiny: Tiny, tensor: str) -> Iterator[tuple[int, ...]]:
+def _odd_shapes(tiny: TinyModel, tensor: str) -> Iterator[tuple[int, ...]]:
     own = tiny.shapes.get(tensor) or _others(tiny)[tensor]
     yield from (own, own[::-1], (*own, 1), (1, *own), own[1:] or (1,), (2 * own[0], *own[1:]))
     yield from ((own[0], 2 * own[-1]), (1,), (WIDTH,), (1, WIDTH), (WIDTH, WIDTH), (WIDTH // 4, 4))
 
 
-def _uneven(tiny: Tiny) -> Iterator[Typed]:
+def _uneven(tiny: TinyModel) -> Iterator[TypedValue]:
     """Numbers that differ between layers, and the ones that sizes are made of."""
     layers = int(tiny.metadata[f"{tiny.architecture}.block_count"].value)
     yield from (u32(number) for number in (4, 5, 8, 16, 32, 64, 128))
@@ -456,10 +456,10 @@ def _uneven(tiny: Tiny) -> Iterator[Typed]:
         yield array("bool", flags * (layers // 2))
 
 
-def _shown(value: Typed) -> str:
+def _shown(value: TypedValue) -> str:
     if value.is_array:
-        return f"{value.kind}[{len(value.value)}] {value.value[:2]!s}"
-    return f"{value.kind} {value.value!r}"
+        return f"{value.type}[{len(value.value)}] {value.value[:2]!s}"
+    return f"{value.type} {value.value!r}"
 
 
 SETS: dict[str, Callable[[random.Random], Iterator[Case]]] = {
@@ -493,20 +493,30 @@ def run(path: Path) -> None:
             list(session.generate(SamplingParams(seed=1, repeat_penalty=1.1), 3))
 
 
-def _odd_values(typed: Typed) -> Iterator[Typed]:
+def _odd_values(typed: TypedValue) -> Iterator[TypedValue]:
     if typed.is_array:
         yield from (
-            array(typed.kind, ()),
-            array(typed.kind, typed.value[:1]),
+            array(typed.type, ()),
+            array(typed.type, typed.value[:1]),
             array("i32", (1, 2)),
             array("str", ("a",)),
         )
-        yield from (array("u8", (1,)), u32(1), Typed(typed.kind, typed.value + typed.value, is_array=True))
+        yield from (
+            array("u8", (1,)),
+            u32(1),
+            TypedValue(typed.type, typed.value + typed.value, is_array=True),
+        )
         return
     yield from (u32(number) for number in NUMBERS)
     yield from (f32(number) for number in REALS)
     yield from (string(text) for text in TEXTS)
-    yield from (boolean(True), boolean(False), Typed("u64", 2**63), Typed("i32", -1), Typed("u16", 1))
+    yield from (
+        boolean(True),
+        boolean(False),
+        TypedValue("u64", 2**63),
+        TypedValue("i32", -1),
+        TypedValue("u16", 1),
+    )
     yield from (
         array("u32", (2,)),
         array("u32", (4,) * LAYERS),
@@ -546,13 +556,13 @@ def main() -> None:
     for wanted in sys.argv[2:]:
         name, seed, count = re.fullmatch(r"(\w+):(\d+)x(\d+)", wanted).groups()
         refused = ran = 0
-        for told, write in _chosen(name, int(seed), int(count)):
+        for case, write in _chosen(name, int(seed), int(count)):
             path.unlink(missing_ok=True)
             try:
                 write(path)
             except (PigError, ArithmeticError, LookupError, TypeError, ValueError):
                 continue  # our own writer refuses it
-            sys.stdout.write(f"{name}: {told}\n")
+            sys.stdout.write(f"{name}: {case}\n")
             sys.stdout.flush()
             try:
                 run(path)
@@ -563,7 +573,7 @@ def main() -> None:
 
 
 def _chosen(name: str, seed: int, count: int) -> list[Case]:
-    """So many cases of a set, drawn from all of them."""
+    """Return `count` cases of a set, chosen at random."""
     chance = random.Random(seed)
     cases = SETS[name](chance)
     if name in ENDLESS:

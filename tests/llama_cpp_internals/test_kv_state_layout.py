@@ -1,4 +1,4 @@
-"""KV states, as the pinned library lays them out: read, turned over, made, moved, shifted, saved."""
+"""KV states, as the pinned library lays them out: read, transposed, built, switched, shifted, saved."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_byte_of_the_librarys_state_is_accounted_for(tiny: Path, cache_typ
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
-def test_a_state_turned_over_is_the_librarys_own_without_flash_attention(tiny: Path, cache_type: str) -> None:
+def test_a_transposed_state_is_the_librarys_own_without_flash_attention(tiny: Path, cache_type: str) -> None:
     states = []
     for flash in (True, False):
         with session_of(tiny, cache_k=cache_type, cache_v=cache_type, flash_attention=flash) as session:
@@ -89,12 +89,12 @@ def test_a_state_turned_over_is_the_librarys_own_without_flash_attention(tiny: P
     layout = kv_state_layout.read_layout(without)
     assert len(with_flash) == len(without)
     assert with_flash[: layout.keys[0].stop] == without[: layout.keys[0].stop]
-    where = slice(layout.values[0].start - 12, layout.values[0].stop)  # with its head
-    assert with_flash[where] == without[where]
+    rows = slice(layout.values[0].start - 12, layout.values[0].stop)  # with its head
+    assert with_flash[rows] == without[rows]
 
 
 @pytest.mark.parametrize("cells", [1, 37, 5000])
-def test_turning_over_twice_gives_the_same_bytes_and_once_the_transpose(cells: int) -> None:
+def test_transposing_twice_gives_the_same_bytes_and_once_the_transpose(cells: int) -> None:
     state, layout = kv_state_layout.new_state(
         cells, TensorType.F16, TensorType.F32, (48, 2100), transposed=False
     )
@@ -103,8 +103,8 @@ def test_turning_over_twice_gives_the_same_bytes_and_once_the_transpose(cells: i
         state[rows] = random.bytes(rows.stop - rows.start)
     before = bytes(state)
     kv_state_layout.transpose_values(state)
-    turned = kv_state_layout.read_layout(state)
-    assert turned.transposed
+    transposed_layout = kv_state_layout.read_layout(state)
+    assert transposed_layout.transposed
     for rows, width in zip(layout.values, (48, 2100), strict=True):
         values = np.frombuffer(before[rows], np.uint32).reshape(cells, width)
         assert np.frombuffer(state[rows], np.uint32).tobytes() == values.T.tobytes()
@@ -150,11 +150,11 @@ def test_two_caches_of_a_model_with_sliding_layers_are_refused(tmp_path: Path) -
             kv_state_layout.read_layout(session.export_state())
 
 
-# ---- handoff -----------------------------------------------------------------------------------------
+# ---- flash attention switch --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cache_k", ["f16", "f32"])
-def test_decode_after_a_handoff_is_plain_decode(tiny: Path, cache_k: str) -> None:
+def test_decode_after_the_switch_is_plain_decode(tiny: Path, cache_k: str) -> None:
     with session_of(tiny, cache_k=cache_k, flash_attention=True) as session:
         session.prefill(TOKENS)
         expected = list(session.generate(GREEDY, max_tokens=24))
@@ -168,7 +168,7 @@ def test_decode_after_a_handoff_is_plain_decode(tiny: Path, cache_k: str) -> Non
         assert session.tokens == TOKENS + expected[:-1]
 
 
-def test_a_handoff_goes_back_for_a_long_prompt_and_not_for_a_short_one(tiny: Path) -> None:
+def test_the_switch_goes_back_for_a_long_prompt_and_not_for_a_short_one(tiny: Path) -> None:
     with session_of(tiny, flash_attention_switch=FlashAttentionSwitch(decode=32, prompt=16)) as session:
         session.prefill(TOKENS)
         texts = session.generate(GREEDY, max_tokens=2)
@@ -179,13 +179,13 @@ def test_a_handoff_goes_back_for_a_long_prompt_and_not_for_a_short_one(tiny: Pat
         assert session.context.values_transposed
         session.prefill(TOKENS)
         assert not session.context.values_transposed
-        moved = last_logits(session, TOKENS[:1])
+        switched = last_logits(session, TOKENS[:1])
         tokens = session.tokens
     with session_of(tiny) as session:
-        assert kl_divergence(last_logits(session, tokens), moved, 0)[0] < 1e-5
+        assert kl_divergence(last_logits(session, tokens), switched, 0)[0] < 1e-5
 
 
-def test_prompts_leave_flash_attention_at_the_depth_that_is_said(tiny: Path) -> None:
+def test_prompts_leave_flash_attention_at_the_given_depth(tiny: Path) -> None:
     with session_of(
         tiny, flash_attention_switch=FlashAttentionSwitch(decode=64, prefill=64, prompt=16)
     ) as session:
@@ -204,11 +204,11 @@ def test_an_answer_that_grows_past_the_depth_moves_on_its_way(tiny: Path) -> Non
     ) as session:
         session.prefill(TOKENS)
         texts = session.generate(GREEDY, max_tokens=24)
-        drawn = [next(texts) for _ in range(4)]
+        generated = [next(texts) for _ in range(4)]
         assert not session.context.values_transposed
-        drawn += texts
+        generated += texts
         assert session.context.values_transposed
-    assert drawn == expected
+    assert generated == expected
 
 
 def test_several_sequences_move_together(tiny: Path) -> None:
@@ -221,14 +221,14 @@ def test_several_sequences_move_together(tiny: Path) -> None:
             session.prefill(TOKENS[number:])
         next(sessions[1].generate(GREEDY, max_tokens=1))
         assert context.values_transposed
-        drawn = [list(session.generate(GREEDY, max_tokens=8)) for session in sessions]
-    for number, answer in enumerate(drawn):
+        generated = [list(session.generate(GREEDY, max_tokens=8)) for session in sessions]
+    for number, answer in enumerate(generated):
         with session_of(tiny) as session:
             session.prefill(TOKENS[number:])
             assert list(session.generate(GREEDY, max_tokens=8)) == answer
 
 
-def test_a_layout_that_was_not_understood_costs_a_second_reading_and_says_so(
+def test_a_layout_that_was_not_understood_costs_a_second_prefill_and_a_warning(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with session_of(tiny) as session:
@@ -236,11 +236,11 @@ def test_a_layout_that_was_not_understood_costs_a_second_reading_and_says_so(
         expected = list(session.generate(GREEDY, max_tokens=16))
 
     def garble(state: bytearray) -> None:
-        turn_over(state)
+        transpose(state)
         for rows in kv_state_layout.read_layout(state).values:
             state[rows] = np.frombuffer(state[rows], np.uint16)[::-1].tobytes()
 
-    turn_over = kv_state_layout.transpose_values
+    transpose = kv_state_layout.transpose_values
     monkeypatch.setattr(kv_state_layout, "transpose_values", garble)
     with (
         caplog.at_level(logging.WARNING, logger="pigguf"),
@@ -264,7 +264,7 @@ def test_models_with_sliding_layers_stay_as_they_are(tmp_path: Path) -> None:
         assert not session.context.values_transposed
 
 
-def test_a_handoff_beside_options_that_settle_flash_attention_is_refused() -> None:
+def test_a_switch_beside_options_that_fix_flash_attention_is_refused() -> None:
     with pytest.raises(UsageError, match="flash attention switch"):
         ContextOptions(flash_attention=True, flash_attention_switch=FlashAttentionSwitch(decode=1))
     with pytest.raises(UsageError, match="flash attention switch"):
@@ -325,28 +325,31 @@ def one_layer_of(path: Path, heads: int) -> Path:
 def test_after_a_drop_the_keys_are_those_of_a_fresh_prefill(
     tmp_path: Path, cache_k: str, heads: int, most: float
 ) -> None:
-    """With one head of 64 dimensions llama.cpp keeps quantized keys in another basis (attn_rot); the type
-    itself costs this model 0.02, tokens at wrong positions 3."""
+    """Compare K shift with a new prefill.
+
+    With one head of 64 dimensions llama.cpp rotates quantized keys (attn_rot). The type itself costs this
+    model 0.02 nats, tokens at wrong positions 3.
+    """
     path = one_layer_of(tmp_path / "one.gguf", heads)
-    kept = TOKENS[:10] + TOKENS[30:]
+    remaining = TOKENS[:10] + TOKENS[30:]
     with session_of(path, cache_k=cache_k, cache_v="f32", flash_attention=False) as session:
         session.prefill(TOKENS)
         session.shift(10, 30)
-        assert session.tokens == kept
+        assert session.tokens == remaining
         shifted = last_logits(session, TOKENS[:5])
         session.truncate(0)
-        fresh = last_logits(session, kept + TOKENS[:5])
+        fresh = last_logits(session, remaining + TOKENS[:5])
     assert kl_divergence(fresh, shifted, 0)[0] < most
 
 
 def test_a_drop_by_another_factor_or_none_would_be_seen(tmp_path: Path) -> None:
     """What the test above holds on to: the same tokens at other positions give other logits."""
     one_layer = one_layer_of(tmp_path / "one.gguf", heads=4)
-    kept = TOKENS[:10] + TOKENS[30:] + TOKENS[:5]
+    remaining = TOKENS[:10] + TOKENS[30:] + TOKENS[:5]
     logits = []
     for rope in (None, RuntimeRope(factor=1.0, context_length=1024)):
         with session_of(one_layer, rope=rope) as session:
-            logits.append(last_logits(session, kept))
+            logits.append(last_logits(session, remaining))
     assert kl_divergence(logits[0], logits[1], 0)[0] > 1e-4
 
 
@@ -363,7 +366,7 @@ def test_what_llama_cpp_would_move_wrongly_or_crash_on_is_refused(tmp_path: Path
         last_logits(session, TOKENS[:5])
 
 
-def test_what_is_not_there_cannot_be_dropped(tiny: Path) -> None:
+def test_tokens_outside_the_cache_cannot_be_removed(tiny: Path) -> None:
     with session_of(tiny) as session:
         session.prefill(TOKENS[:20])
         for start, stop in ((-1, 5), (5, 5), (5, 20), (30, 40)):
@@ -372,24 +375,24 @@ def test_what_is_not_there_cannot_be_dropped(tiny: Path) -> None:
         assert session.tokens == TOKENS[:20]
 
 
-class Shelf:
-    """A PromptCache that only notes what it is to keep."""
+class RecordingCache:
+    """A PromptCache that records what is saved."""
 
     def __init__(self) -> None:
-        self.kept: list[list[int]] = []
+        self.saved: list[list[int]] = []
 
     def restore(self, session: Session, tokens: Sequence[int]) -> None:
         pass
 
     def save(self, session: Session) -> None:
-        self.kept.append(session.tokens)
+        self.saved.append(session.tokens)
 
 
-def test_what_remembers_dropped_tokens_is_not_kept_for_others(tiny: Path) -> None:
-    shelf = Shelf()
+def test_what_depends_on_removed_tokens_is_not_saved(tiny: Path) -> None:
+    cache = RecordingCache()
     with (
         Model.open(tiny) as model,
-        Context(model, ContextOptions(length=512), prompt_cache=shelf) as context,
+        Context(model, ContextOptions(length=512), prompt_cache=cache) as context,
         context.sequence() as session,
     ):
         session.set_prompt(TOKENS)
@@ -397,4 +400,4 @@ def test_what_remembers_dropped_tokens_is_not_kept_for_others(tiny: Path) -> Non
         session.shift(5, 8)
         session.set_prompt(session.tokens + TOKENS[:4])
         session.set_prompt(TOKENS[:5] + TOKENS)
-    assert shelf.kept == [TOKENS, TOKENS[:5] + TOKENS]
+    assert cache.saved == [TOKENS, TOKENS[:5] + TOKENS]

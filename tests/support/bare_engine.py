@@ -1,4 +1,4 @@
-"""llama.cpp itself on a model without a vocabulary: no pigguf between the file and the logits."""
+"""llama.cpp itself on a model without a vocabulary, with no pigguf code between file and logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How close a GGUF in the engine is to a checkpoint in transformers, position by position."""
+"""Compare the logits of a GGUF in the engine with those of a checkpoint in transformers, by position."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def transformers_logits(checkpoint: Path, tokens: Sequence[int]) -> Iterator[NDA
 
 @torch.no_grad()
 def continued_logits(model: Any, tokens: Sequence[int], cache: DynamicCache) -> torch.Tensor:
-    """transformers' logits, (n, vocab_size), of tokens behind those that a cache holds; it then holds both.
+    """Return transformers' logits, (n_tokens, vocab_size), of tokens after those in a cache, and append them.
 
     The cache's keyword is `cache` since transformers 5.24, and was past_key_values.
     """

@@ -1,4 +1,4 @@
-"""The reference: the same work by a bare llama_decode loop, straight on llama_cpp's functions."""
+"""The reference: a plain llama_decode loop on llama_cpp's functions, without pigguf's engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pigguf.inference.engine import library
 
 @contextmanager
 def bare_context(path: Path, length: int, batch: int = 512, *, exact: bool = False) -> Iterator[Any]:
-    """A llama_context at llama.cpp's defaults; `exact` computes attention in single precision."""
+    """Open a llama_context with llama.cpp's defaults; `exact` computes attention in single precision."""
     library.load()  # for its quiet log
     parameters = llama_cpp.llama_model_default_params()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
@@ -36,7 +36,7 @@ def bare_context(path: Path, length: int, batch: int = 512, *, exact: bool = Fal
 
 
 def decode(context: Any, tokens: Sequence[int]) -> None:
-    """One llama_decode at the next positions of sequence 0; the last token's logits are kept."""
+    """Decode tokens at the next positions of sequence 0 in one batch; the last one's logits are kept."""
     array = (ctypes.c_int32 * len(tokens))(*tokens)
     assert llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(tokens))) == 0
 
@@ -48,18 +48,18 @@ def last_logits(context: Any) -> NDArray[np.float32]:
 
 
 def greedy(path: Path, prompt: Sequence[int], count: int, length: int) -> list[int]:
-    """The likeliest token, `count` times, each decoded by itself."""
-    drawn: list[int] = []
+    """Return `count` most likely tokens, each decoded by itself."""
+    generated: list[int] = []
     with bare_context(path, length) as context:
         decode(context, prompt)
         for _ in range(count):
-            drawn.append(int(last_logits(context).argmax()))
-            decode(context, drawn[-1:])
-    return drawn
+            generated.append(int(last_logits(context).argmax()))
+            decode(context, generated[-1:])
+    return generated
 
 
 def logits_after_each(path: Path, tokens: Sequence[int], length: int) -> NDArray[np.float32]:
-    """(len(tokens), vocabulary): each token decoded by itself, in single precision."""
+    """Return (n_tokens, vocab_size) logits, each token decoded by itself in single precision."""
     rows = []
     with bare_context(path, length, exact=True) as context:
         for token in tokens:

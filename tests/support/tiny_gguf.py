@@ -156,7 +156,7 @@ UNSUPPORTED_FEATURE = ("qwen3", "attention_bias")  # which is a bias of the outp
 def graph(
     family: Family, layers: int, features: frozenset[str], width: int = WIDTH, **sizes: int
 ) -> TinyModel:
-    """Return the tiny model of a family, with a window of 64 tokens, optional features and sizes of HParams."""
+    """Return the tiny model of a family: a window of 64 tokens, optional features, sizes of HParams."""
     window, experts = 64, 4 if family.has_experts else 0
     hparams = HParams(
         architecture=family.architecture,
@@ -204,7 +204,7 @@ def _extra_keys(family: Family, layers: int) -> dict[str, TypedValue]:
 
 
 def _graphs(width: int) -> dict[str, TinyModel]:
-    """Return every graph with as few and as many optional features as it can have; the output stays untied."""
+    """Return every graph with as few and as many optional features as it can have, the output untied."""
     models: dict[str, TinyModel] = {}
     for family in (family for family in FAMILIES if not family.runs_as_other_architecture):
         own = {

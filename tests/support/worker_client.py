@@ -1,8 +1,8 @@
 """A client of workers in a process of its own, to be run on another host.
 
-usage: drawer.py MODEL COUNT WORKER...
+usage: worker_client.py MODEL COUNT WORKER...
 
-Reads a prompt and draws COUNT tokens greedily, one a line; where a worker is lost, its message goes to stderr
+Prefills a prompt and prints COUNT greedy tokens, one a line. If a worker is lost, the message goes to stderr
 and the exit status is 8.
 """
 
@@ -20,10 +20,10 @@ from pigguf.inference.run_config import RunConfig
 PROMPT = text_tokens(200)
 
 
-def draw(model: str, count: int, workers: tuple[str, ...]) -> None:
+def generate(model: str, count: int, workers: tuple[str, ...]) -> None:
     settings = RunConfig(
-        1024, gpu_layers="all" if workers else 0, prefill="llama.cpp", flash_attention=True, prompt_cache=False,
-        workers=workers,
+        1024, gpu_layers="all" if workers else 0, prefill="llama.cpp", flash_attention=True,
+        prompt_cache=False, workers=workers,
     )  # fmt: skip
     with open_session(model, settings) as session:
         session.set_prompt(PROMPT)
@@ -34,7 +34,7 @@ def draw(model: str, count: int, workers: tuple[str, ...]) -> None:
 
 if __name__ == "__main__":
     try:
-        draw(sys.argv[1], int(sys.argv[2]), tuple(sys.argv[3:]))
+        generate(sys.argv[1], int(sys.argv[2]), tuple(sys.argv[3:]))
     except WorkerLost as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(8) from None

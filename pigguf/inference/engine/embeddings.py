@@ -2,10 +2,9 @@
 
     embed(model, [tokens, tokens], ContextOptions(threads=4)) -> (2, embedding_length)
 
-The states are those after the last norm, which transformers calls last_hidden_state; an embedding has length
-1. Pooling is done here and not by the library, which pools what one batch holds: a text may be as long as the
-  context
-window. The context is a temporary one, as long as the longest text.
+The states are those after the last norm, which transformers calls last_hidden_state. An embedding has length
+1. Pooling is done here and not by the library, which pools what one batch holds, and a text may be as long as
+the context window. The context is a temporary one, as long as the longest text.
 Not supported: rerankers, whose pooling returns a score; several texts in one batch.
 Upstream: llama.cpp src/llama-graph.cpp, build_pooling; common/common.cpp, common_embd_normalize.
 """
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from pigguf.common.format_bytes import format_memory
 from pigguf.common.system_memory import available_memory
 from pigguf.errors import DoesNotFit, Interrupted, UsageError
-from pigguf.gguf_io.metadata import get
+from pigguf.gguf_io.metadata import get_value
 from pigguf.inference.engine.context_options import ContextOptions
 from pigguf.inference.engine.llama_context import LlamaContext
 from pigguf.inference.engine.memory_estimate import MemoryEstimator
@@ -35,7 +34,7 @@ _MIN_CHECKED_LENGTH = 1024  # tokens; shorter texts take little memory
 
 def pooling_type(model: Model) -> PoolingType | None:
     """Return how the model's file pools hidden states, or None if the model gives no embeddings."""
-    return POOLING_TYPES.get(get(model.file.metadata, f"{model.file.architecture}.pooling_type", int))
+    return POOLING_TYPES.get(get_value(model.file.metadata, f"{model.file.architecture}.pooling_type", int))
 
 
 def embed(

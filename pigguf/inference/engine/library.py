@@ -1,10 +1,9 @@
 """llama.cpp's library: loaded on first use, its log kept off stderr, and parts of the log captured.
 
-    llama = library.load()                       the llama_cpp module, its backends initialized
-    library.log_to(listener)                     every log line goes to listener(line); None, the default, is
-    silence with library.capture_errors() as errors:     the errors that llama.cpp logs meanwhile, to say why
-    a call failed with library.capture_log() as lines:         all that this thread logs meanwhile, to read
-    sizes from
+    llama = library.load()                      the llama_cpp module, its backends initialized
+    library.log_to(listener)                    each line goes to listener(line); None is silence, the default
+    with library.capture_errors() as errors:    the errors logged meanwhile, which say why a call failed
+    with library.capture_log() as lines:        all that this thread logs meanwhile, to read sizes from
 
 The library's lines never reach stderr by themselves. Debug lines are dropped: there are several a token.
 """

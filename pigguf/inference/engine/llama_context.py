@@ -450,7 +450,7 @@ def _flash_attention_switch(model: Model, options: ContextOptions) -> FlashAtten
 def _checked_cache_bytes(model: Model, options: ContextOptions, length: int) -> int:
     """Return the size of the KV cache, if it fits into free memory; on a GPU its own allocation is the check.
 
-    Sliding layers are counted as if they kept all tokens; inference/planning.py has their true size.
+    Sliding layers are counted as if they kept all tokens; inference/memory_planning/ has their true size.
     """
     n_cells = kv_cells(replace(options, length=length))
     needed = model.kv_cache_bytes(n_cells, options.cache_k, options.cache_v)

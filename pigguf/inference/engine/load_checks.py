@@ -20,7 +20,7 @@ from pigguf.architectures.hparam_rules import FULL_ROTARY
 from pigguf.architectures.hparams import NORM_EPSILON_KEYS
 from pigguf.errors import GGUFError, UnsupportedModel
 from pigguf.gguf_io import GGUFFile, TensorType
-from pigguf.gguf_io.metadata import elements, get, need
+from pigguf.gguf_io.metadata import get_array, get_value, require_value
 from pigguf.llama_cpp_internals.graph_inputs import (
     ELEMENTWISE_SUFFIXES,
     FREE_HEAD_DIM,
@@ -95,13 +95,13 @@ class _ArchitectureKeys:
 
     def integer(self, key: str, default: int | None = None) -> int:
         if default is None:
-            return need(self.metadata, self.full_key(key), int)
-        value = get(self.metadata, self.full_key(key), int, default)
+            return require_value(self.metadata, self.full_key(key), int)
+        value = get_value(self.metadata, self.full_key(key), int, default)
         assert value is not None
         return value
 
     def real(self, key: str, default: float) -> float:
-        value = get(self.metadata, self.full_key(key), float, default)
+        value = get_value(self.metadata, self.full_key(key), float, default)
         assert value is not None
         return value
 
@@ -149,7 +149,7 @@ def _check_sizes(keys: _ArchitectureKeys) -> None:
         epsilon = keys.real(key, 0.0)
         if not 0 <= epsilon < math.inf:
             raise keys.error(key, epsilon, "not a small positive number")
-    if get(keys.metadata, keys.full_key("attention.causal"), bool, True) is False:
+    if get_value(keys.metadata, keys.full_key("attention.causal"), bool, True) is False:
         raise keys.error("attention.causal", False, "and a model without causal attention cannot be run")
 
 
@@ -213,7 +213,7 @@ def _check_sliding_layers(keys: _ArchitectureKeys, head_dim: int) -> None:
 def _check_positions(keys: _ArchitectureKeys) -> None:
     """Raise if the rope keys are invalid; llama.cpp reads them for models without rotary positions too."""
     rope_from_metadata(keys.metadata, keys.architecture)
-    kind = get(keys.metadata, keys.full_key("rope.scaling.type"), str, GGUF_ROPE_TYPES[0])
+    kind = get_value(keys.metadata, keys.full_key("rope.scaling.type"), str, GGUF_ROPE_TYPES[0])
     if kind not in GGUF_ROPE_TYPES:
         raise keys.error("rope.scaling.type", kind, f"none of {', '.join(GGUF_ROPE_TYPES)}")
 
@@ -238,7 +238,7 @@ def _check_experts(keys: _ArchitectureKeys, n_tensors: int) -> None:
 
 
 def _check_vocabulary(keys: _ArchitectureKeys) -> None:
-    model = need(keys.metadata, "tokenizer.ggml.model", str)
+    model = require_value(keys.metadata, "tokenizer.ggml.model", str)
     if model not in TOKENIZER_MODELS:
         raise UnsupportedModel(
             f"tokenizer.ggml.model is {model!r}", f"these can be run: {', '.join(TOKENIZER_MODELS)}"
@@ -246,20 +246,20 @@ def _check_vocabulary(keys: _ArchitectureKeys) -> None:
     tokens = _distinct_tokens(keys)
     if model == "llama":
         _check_byte_tokens(tokens)
-    pre = get(keys.metadata, "tokenizer.ggml.pre", str)
+    pre = get_value(keys.metadata, "tokenizer.ggml.pre", str)
     if pre in UNSAFE_PRE_TOKENIZERS:
         raise GGUFError(f"tokenizer.ggml.pre is {pre!r}, which belongs to other architectures")
     for name in ("bos", "eos"):
         key = f"tokenizer.ggml.{name}_token_id"
-        token = get(keys.metadata, key, int)
+        token = get_value(keys.metadata, key, int)
         if token is not None and not 0 <= token < len(tokens):
             raise GGUFError(f"{key} is {token}, outside the vocabulary of {len(tokens)} tokens")
 
 
 def _distinct_tokens(keys: _ArchitectureKeys) -> set[str]:
     """Return the vocabulary; llama.cpp names an empty token by its index, and asserts that all differ."""
-    texts = elements(keys.metadata, "tokenizer.ggml.tokens")
-    if not texts or keys.metadata["tokenizer.ggml.tokens"].kind != "str":
+    texts = get_array(keys.metadata, "tokenizer.ggml.tokens")
+    if not texts or keys.metadata["tokenizer.ggml.tokens"].type != "str":
         raise GGUFError(
             "tokenizer.ggml.tokens holds no tokens", "convert the model again, with its tokenizer"
         )

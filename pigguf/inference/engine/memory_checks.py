@@ -1,7 +1,7 @@
 """Whether weights and KV caches fit into free memory, from their sizes alone, before allocation.
 
 Not here: exact sizes from the engine itself (memory_estimate.py), and choosing settings that fit
-(inference/planning.py).
+(inference/memory_planning/).
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ context.
 
 Upstream: llama.cpp src/llama-context.cpp (sched_reserve, llama_graph_reserve), src/llama-model.cpp and
 src/llama-kv-cache.cpp (no_alloc), common/fit.cpp, which does the same for --fit.
-Not here: whether it fits (inference/planning.py); memory outside the library's buffers (scratch space of the
-CPU's operators, the vocabulary).
+Not here: whether it fits (inference/memory_planning/); memory outside the library's buffers (scratch space of
+the CPU's operators, the vocabulary).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError
 from pigguf.gguf_io import DEFAULT_ALIGNMENT, GGUFFile
-from pigguf.gguf_io.metadata import elements
+from pigguf.gguf_io.metadata import get_array
 from pigguf.inference.engine import devices, library, load_checks
 from pigguf.inference.engine.context_options import ContextOptions, context_parameters
 from pigguf.inference.engine.ggml_library import ggml_with_tensors
@@ -129,7 +129,7 @@ class MemoryEstimator:
         self._other_devices = dict.fromkeys((worker_buffers if workers else gpu_buffers).values())
         self._file = file
         self._use_mmap = use_mmap and file.alignment >= DEFAULT_ALIGNMENT
-        self._vocab_size = len(elements(file.metadata, "tokenizer.ggml.tokens") or ())
+        self._vocab_size = len(get_array(file.metadata, "tokenizer.ggml.tokens") or ())
         overrides = rope.metadata(file) if rope else {}
         self._handle = load_weights(file, overrides, gpu_layers, no_alloc=True, workers=workers)
 

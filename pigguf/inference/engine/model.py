@@ -15,7 +15,7 @@ from typing import Any
 
 from pigguf.errors import EngineError, GGUFError
 from pigguf.gguf_io import DEFAULT_ALIGNMENT, GGUFFile, read_header
-from pigguf.gguf_io.metadata import get
+from pigguf.gguf_io.metadata import get_value
 from pigguf.inference.engine import load_checks
 from pigguf.inference.engine.memory_checks import check_weights_fit, kv_row_bytes
 from pigguf.inference.engine.protocols import Closable, RemoteDevices
@@ -71,7 +71,7 @@ class Model(Vocabulary):
         self.workers = workers
         self.sliding_window: int = self._llama.llama_model_n_swa(handle)
         self.description = f"{self.architecture} {_short_count(self.parameters)} {self._type_name()}"
-        self.chat_template = get(file.metadata, "tokenizer.chat_template", str)
+        self.chat_template = get_value(file.metadata, "tokenizer.chat_template", str)
 
     # ---- opening and closing ---------------------------------------------------------------------
 

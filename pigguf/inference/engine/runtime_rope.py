@@ -12,7 +12,7 @@ from typing import Literal
 
 from pigguf.errors import ContextOverflow, UsageError
 from pigguf.gguf_io import GGUFFile
-from pigguf.gguf_io.metadata import Typed, f32, string, u32
+from pigguf.gguf_io.metadata import TypedValue, f32, string, u32
 from pigguf.llama_cpp_internals.graph_inputs import POSITION_EMBEDDINGS
 from pigguf.rope import AlibiPositions, LearnedPositions, RopeScaling, rope_from_metadata
 
@@ -51,7 +51,7 @@ class RuntimeRope:
         if self.scaling_type == "yarn" and self.factor is not None and self.factor < 1:
             raise UsageError(f"the YaRN factor is {self.factor}", "it extends the window: give 1 or more")
 
-    def metadata(self, file: GGUFFile) -> dict[str, Typed]:
+    def metadata(self, file: GGUFFile) -> dict[str, TypedValue]:
         """Return the metadata keys that override the file's own.
 
         Raises:
@@ -60,7 +60,7 @@ class RuntimeRope:
             ContextOverflow: the window is longer than the file's table of learned positions.
         """
         own = rope_from_metadata(file.metadata, file.architecture)
-        keys: dict[str, Typed] = {}
+        keys: dict[str, TypedValue] = {}
         if isinstance(own, LearnedPositions | AlibiPositions):
             self._check_unrotated(file, own)
         elif self.factor is not None:
@@ -92,7 +92,7 @@ class RuntimeRope:
             "a shorter context needs no override",
         )
 
-    def _scaling_keys(self, file: GGUFFile, own: RopeScaling, factor: float) -> dict[str, Typed]:
+    def _scaling_keys(self, file: GGUFFile, own: RopeScaling, factor: float) -> dict[str, TypedValue]:
         prefix = f"{file.architecture}.rope.scaling"
         if self.scaling_type is None and own.rope_type not in ("none", "linear"):
             raise UsageError(

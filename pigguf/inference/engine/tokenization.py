@@ -14,7 +14,7 @@ from typing import Any
 from pigguf.common.format_bytes import format_memory
 from pigguf.errors import EngineError, UsageError
 from pigguf.gguf_io import GGUFFile
-from pigguf.gguf_io.metadata import elements, get
+from pigguf.gguf_io.metadata import get_array, get_value
 from pigguf.inference.engine import library
 from pigguf.inference.engine.large_stack import run_with_large_stack
 from pigguf.tokenizer.vocab import SPECIAL_TOKEN_TYPES, TokenType
@@ -44,11 +44,11 @@ class Vocabulary:
         self.vocab_size: int = llama.llama_vocab_n_tokens(self._vocab)
         self.bos, self.bos_text = self._special_token(llama.llama_vocab_bos(self._vocab))
         self.eos, self.eos_text = self._special_token(llama.llama_vocab_eos(self._vocab))
-        texts = elements(file.metadata, "tokenizer.ggml.tokens") or ()
+        texts = get_array(file.metadata, "tokenizer.ggml.tokens") or ()
         self.max_piece_bytes = max(len(text.encode()) for text in texts)
-        is_sentencepiece = get(file.metadata, "tokenizer.ggml.model", str) == "llama"
+        is_sentencepiece = get_value(file.metadata, "tokenizer.ggml.model", str) == "llama"
         self.add_space_prefix = bool(
-            get(file.metadata, "tokenizer.ggml.add_space_prefix", bool, is_sentencepiece)
+            get_value(file.metadata, "tokenizer.ggml.add_space_prefix", bool, is_sentencepiece)
         )
 
     @property
@@ -112,8 +112,8 @@ class Vocabulary:
     @cached_property
     def _special_texts(self) -> list[tuple[str, int]]:
         """The texts that are one token wherever they occur, with their token types, in llama.cpp's order."""
-        texts = elements(self.file.metadata, "tokenizer.ggml.tokens") or ()
-        types = elements(self.file.metadata, "tokenizer.ggml.token_type") or ()
+        texts = get_array(self.file.metadata, "tokenizer.ggml.tokens") or ()
+        types = get_array(self.file.metadata, "tokenizer.ggml.token_type") or ()
         special = [
             pair for pair in zip(texts, types, strict=False) if pair[0] and pair[1] in SPECIAL_TOKEN_TYPES
         ]

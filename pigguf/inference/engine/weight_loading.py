@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pigguf.common.format_bytes import format_memory
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError, GGUFError, Interrupted, UsageError
 from pigguf.gguf_io import GGUFFile
-from pigguf.gguf_io.metadata import Typed
+from pigguf.gguf_io.metadata import TypedValue
 from pigguf.inference.engine import devices, library
 from pigguf.inference.engine.protocols import RemoteDevices
 from pigguf.inference.engine.sigint import defer_sigint
@@ -30,7 +30,7 @@ _AUTO_GPU_SHARE = 0.8  # of free GPU memory for weights under "auto"; the rest i
 
 def load_weights(
     file: GGUFFile,
-    overrides: dict[str, Typed],
+    overrides: dict[str, TypedValue],
     gpu_layers: int,
     *,
     vocab_only: bool = False,
@@ -141,13 +141,13 @@ def _loader_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="pigguf-load")
 
 
-def _c_overrides(llama: Any, overrides: dict[str, Typed]) -> Any:
+def _c_overrides(llama: Any, overrides: dict[str, TypedValue]) -> Any:
     """Return an array of llama_model_kv_override, which ends with an empty key."""
     array = (llama.llama_model_kv_override * (len(overrides) + 1))()
     for slot, (key, typed) in zip(array, overrides.items(), strict=False):
-        slot.tag, field = KV_OVERRIDE_TAGS[typed.kind]
+        slot.tag, field = KV_OVERRIDE_TAGS[typed.type]
         slot.key = key.encode()
-        setattr(slot.value, field, typed.value.encode() if typed.kind == "str" else typed.value)
+        setattr(slot.value, field, typed.value.encode() if typed.type == "str" else typed.value)
     return array
 
 
@@ -176,8 +176,7 @@ def _load_error(file: GGUFFile, errors: list[str]) -> EngineError | GGUFError:
 def choose_gpu_layers(wanted: GpuLayers, file: GGUFFile, n_layers: int, workers: RemoteDevices | None) -> int:
     """Return how many layers to offload, where llama.cpp counts the output as one more.
 
-    "auto" is a guess from the size of the weights: the context is not known here (inference/planning.py has
-    it).
+    "auto" is a guess from the size of the weights; inference/memory_planning/ also knows the context.
 
     Raises:
         BackendUnavailable: layers are to be offloaded and there is no GPU.

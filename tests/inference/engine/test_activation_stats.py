@@ -40,7 +40,7 @@ def text(tmp_path: Path, novel: str) -> Path:
     return path
 
 
-def made(tmp_path: Path, kind: str, type: str = "F32", **config: Any) -> tuple[Path, Path]:
+def converted(tmp_path: Path, kind: str, type: str = "F32", **config: Any) -> tuple[Path, Path]:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", kind, **config)
     pigguf.convert(checkpoint, tmp_path / "model.gguf", type=type)
     return checkpoint, tmp_path / "model.gguf"
@@ -58,7 +58,7 @@ def table(file: Path, name: str) -> np.ndarray[Any, Any]:
 
 
 def test_sums_are_those_of_transformers_inputs(tmp_path: Path, text: Path) -> None:
-    checkpoint, gguf = made(tmp_path, "llama")
+    checkpoint, gguf = converted(tmp_path, "llama")
     result = pigguf.imatrix(gguf, [text], tmp_path / "matrix.gguf", window=WINDOW, max_windows=3)
     assert (result.windows, result.window, result.tensors) == (3, WINDOW, 14)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
@@ -83,7 +83,7 @@ def test_sums_are_those_of_transformers_inputs(tmp_path: Path, text: Path) -> No
 
 
 def test_sums_of_experts_are_of_what_transformers_sends_to_each(tmp_path: Path, text: Path) -> None:
-    checkpoint, gguf = made(tmp_path, "mixtral")
+    checkpoint, gguf = converted(tmp_path, "mixtral")
     result = pigguf.imatrix(gguf, [text], tmp_path / "matrix.gguf", window=WINDOW, max_windows=2)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     experts = len(model.model.layers[0].mlp.experts.down_proj)
@@ -125,16 +125,16 @@ def test_a_batch_that_is_given_up_and_done_again_counts_once(tmp_path: Path) -> 
     with Model.open(write_tiny(tmp_path / "model.gguf")) as model:
         sums = []
         for given_up in ((), (5, 20, 30)):  # at which question; of forty in a batch
-            observer = ActivationCollector()
-            with Context(model, ContextOptions(length=64, threads=1), observer) as context:
+            collector = ActivationCollector()
+            with Context(model, ContextOptions(length=64, threads=1), collector) as context:
                 for after in given_up:
                     asked = iter(range(after))
                     assert not context.decode(
                         0, tokens, 0, every, lambda asked=asked: next(asked, None) is None
                     )
-                    assert observer.sums == {}
+                    assert collector.sums == {}
                 assert context.decode(0, tokens, 0, every)
-            sums.append(observer.sums)
+            sums.append(collector.sums)
     assert sums[0].keys() == sums[1].keys()
     assert len(sums[0]) == 14
     for name, once in sums[0].items():
@@ -155,11 +155,11 @@ def test_inputs_that_are_not_numbers_are_refused_by_tensor(tmp_path: Path, text:
 
 def test_an_interrupted_measurement_leaves_what_was_there(tmp_path: Path, text: Path) -> None:
     class Interrupter(Silent):
-        told = 0.0
+        advanced = 0.0
 
         def advance(self, amount: float) -> None:
-            self.told += amount
-            if self.told > 200:  # the loading's hundred percent, and some windows
+            self.advanced += amount
+            if self.advanced > 200:  # the loading's hundred percent, and some windows
                 raise KeyboardInterrupt
 
     matrix = tmp_path / "matrix.gguf"
@@ -173,7 +173,7 @@ def test_an_interrupted_measurement_leaves_what_was_there(tmp_path: Path, text: 
 
 def test_the_matrix_makes_low_bit_types_and_is_named_in_the_file(tmp_path: Path, text: Path) -> None:
     wide = {"hidden_size": 256, "intermediate_size": 256}
-    checkpoint, gguf = made(tmp_path, "llama", **wide)
+    checkpoint, gguf = converted(tmp_path, "llama", **wide)
     with pytest.raises(UsageError) as caught:
         pigguf.convert(checkpoint, tmp_path / "iq2.gguf", type="IQ2_XXS")
     assert "pigguf imatrix" in (caught.value.hint or "")
@@ -199,13 +199,13 @@ def test_the_matrix_makes_low_bit_types_and_is_named_in_the_file(tmp_path: Path,
     [
         ({"window": 4}, UsageError, "4 tokens is too small"),
         ({"window": 1024}, ContextOverflow, "1,024"),
-        ({"text": []}, UsageError, "texts"),
+        ({"text": []}, UsageError, "`text` is []"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
     options: dict[str, Any], error: type[PigError], part: str, tmp_path: Path, text: Path
 ) -> None:
-    _, gguf = made(tmp_path, "llama")
+    _, gguf = converted(tmp_path, "llama")
     arguments: dict[str, Any] = {"text": [text], "window": WINDOW, **options}
     with pytest.raises(error) as caught:
         pigguf.imatrix(gguf, output=tmp_path / "matrix.gguf", **arguments)
@@ -215,7 +215,7 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_a_text_that_fills_no_window_and_a_matrix_of_another_model(tmp_path: Path, text: Path) -> None:
-    checkpoint, gguf = made(tmp_path, "llama")
+    checkpoint, gguf = converted(tmp_path, "llama")
     short = tmp_path / "short.txt"
     short.write_text("Hm.")
     with pytest.raises(TextError, match=r"short\.txt"):

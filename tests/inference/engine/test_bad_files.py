@@ -1,20 +1,23 @@
-"""The process never aborts: thousands of bad files, opened in a child whose end would be seen."""
+"""The process never aborts: thousands of bad files, opened in a child process."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-FUZZ = Path(__file__).parents[2] / "fuzz" / "fuzz_engine.py"
+TESTS = Path(__file__).parents[2]
+FUZZER = TESTS / "fuzz" / "fuzz_engine.py"
 
 
 def survive(tmp_path: Path, *sets: str) -> dict[str, tuple[int, int]]:
-    """Refused and run files of each set, when the child came to its end."""
-    command = [sys.executable, "-W", "error", str(FUZZ), str(tmp_path), *sets]
-    child = subprocess.run(command, capture_output=True, text=True)
+    """Return how many files of each set were refused and how many ran, if the child survives."""
+    command = [sys.executable, "-W", "error", str(FUZZER), str(tmp_path), *sets]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    child = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = child.stdout.splitlines()
     assert child.returncode == 0, f"after {lines[-1:]}: {child.stderr[-2000:]}"
     summaries = [line.split() for line in lines if line.endswith(" ran")]

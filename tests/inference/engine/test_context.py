@@ -1,4 +1,4 @@
-"""Contexts: options that are refused early, caches of all types, sequences that do not disturb each other."""
+"""Contexts: rejected options, caches of all types, sequences that do not disturb each other."""
 
 from __future__ import annotations
 
@@ -87,18 +87,18 @@ def smollm2(smollm2_gguf: Path) -> Iterator[Model]:
         yield model
 
 
-def test_the_cache_is_as_large_as_said(smollm2: Model) -> None:
+def test_the_cache_is_as_large_as_reported(smollm2: Model) -> None:
     from pigguf.inference.engine import log_to
 
     lines: list[str] = []
     log_to(lines.append)
     try:
         with Context(smollm2, ContextOptions(length=1000, sequences=2, cache_k="q8_0")) as context:
-            said = context.cache_bytes / 2**20
+            expected = context.cache_bytes / 2**20
     finally:
         log_to(None)
-    [told] = [line for line in lines if "KV buffer size" in line]
-    assert f"{said:.2f} MiB" in told
+    [logged] = [line for line in lines if "KV buffer size" in line]
+    assert f"{expected:.2f} MiB" in logged
 
 
 def test_sequences_do_not_disturb_each_other(model: Model) -> None:
@@ -114,10 +114,10 @@ def test_sequences_do_not_disturb_each_other(model: Model) -> None:
             context.sequence()
         first.prefill(one)
         second.prefill(two)
-        drawn = list(zip(first.generate(GREEDY, 20), second.generate(GREEDY, 20), strict=False))
-        # Their tokens come in turns, each drawn from its own logits.
-        assert [list(tokens) for tokens in zip(*drawn, strict=True)] == [
-            tokens[: len(drawn)] for tokens in alone
+        pairs = list(zip(first.generate(GREEDY, 20), second.generate(GREEDY, 20), strict=False))
+        # Their tokens come in turns, each pairs from its own logits.
+        assert [list(tokens) for tokens in zip(*pairs, strict=True)] == [
+            tokens[: len(pairs)] for tokens in alone
         ]
         second.close()
         with context.sequence() as third:

@@ -1,6 +1,6 @@
 """What a graph aborts on is refused with file, key and value, and what is only next to it runs.
 
-Without the check each file of REFUSED ends the process (a GGML_ASSERT, a null pointer), but for
+Without the check each file of REFUSED ends the process (a GGML_ASSERT, a null pointer), except for
 "gemma2 does not see": its attention then has nothing to attend to.
 """
 
@@ -158,14 +158,14 @@ RUNS: dict[str, tuple[TinyModel, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("tiny", "keys", "shapes", "said"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("tiny", "keys", "shapes", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_a_graph_aborts_on_is_refused(
-    tiny: TinyModel, keys: dict[str, Any], shapes: dict[str, Any], said: str, tmp_path: Path
+    tiny: TinyModel, keys: dict[str, Any], shapes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     path = write_tiny(tmp_path / "m.gguf", keys, shapes=shapes, model=tiny)
     with pytest.raises(GGUFError) as caught:
         Model.open(path)
-    assert caught.value.message.startswith(f"{path}: {said}")
+    assert caught.value.message.startswith(f"{path}: {message}")
     assert "download or convert it again" in (caught.value.hint or "")
 
 

@@ -1,4 +1,4 @@
-"""A dry run's sizes against the buffers that llama.cpp then allocates, by its own log of them."""
+"""Memory estimates compared with the buffers that llama.cpp then allocates, by its own log of them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def logged(lines: list[str]) -> Counter[str]:
 
 
 def compare(path: Path, *options: ContextOptions, rope: RuntimeRope | None = None) -> None:
-    """Dry runs against real loads, whose weights are read into memory, so that all of them are counted."""
+    """Compare estimates with real loads, whose weights are read into memory so that all are counted."""
     with MemoryEstimator(read_header(path), rope=rope, use_mmap=False) as run:
         planned = [run.estimate(each) for each in options]
     with library.capture_log() as lines:
@@ -62,14 +62,14 @@ def compare(path: Path, *options: ContextOptions, rope: RuntimeRope | None = Non
             assert host.total == pytest.approx(real.total(), rel=0.05), each
 
 
-def dry(path: Path, options: ContextOptions) -> BufferSizes:
+def estimate(path: Path, options: ContextOptions) -> BufferSizes:
     with MemoryEstimator(read_header(path), use_mmap=False) as run:
         [host] = run.estimate(options)
     return host
 
 
 @pytest.mark.parametrize("name", WIDE_GRAPHS)
-def test_every_graph_takes_what_its_dry_run_says(name: str, tmp_path: Path) -> None:
+def test_every_graph_takes_what_was_estimated(name: str, tmp_path: Path) -> None:
     model = WIDE_GRAPHS[name]
     learned = model.shapes.get("position_embd.weight")
     rows = {"position_embd.weight": (2048, learned[1])} if learned else {}
@@ -78,7 +78,7 @@ def test_every_graph_takes_what_its_dry_run_says(name: str, tmp_path: Path) -> N
     compare(path, *OPTIONS)
 
 
-def test_a_real_model_takes_what_its_dry_run_says(smollm2_gguf: Path) -> None:
+def test_a_real_model_takes_what_was_estimated(smollm2_gguf: Path) -> None:
     compare(smollm2_gguf, *OPTIONS, ContextOptions(length=8192))
 
 
@@ -100,9 +100,9 @@ def test_a_window_past_the_files_own_is_measured_by_its_override(smollm2_gguf: P
     compare(smollm2_gguf, ContextOptions(length=16384), rope=RuntimeRope(2.0, context_length=16384))
 
 
-def test_weights_in_the_files_pages_are_told_apart(smollm2_gguf: Path) -> None:
+def test_weights_in_the_files_pages_are_counted_apart(smollm2_gguf: Path) -> None:
     options = ContextOptions(length=256)
-    read = dry(smollm2_gguf, options)
+    read = estimate(smollm2_gguf, options)
     with MemoryEstimator(read_header(smollm2_gguf)) as run:
         [mapped] = run.estimate(options)
     assert mapped.device == HOST
@@ -154,7 +154,7 @@ def child(code: str, path: Path) -> tuple[int, int]:
     return planned, measured
 
 
-def test_a_dry_run_takes_no_memory_to_speak_of(smollm2_gguf: Path) -> None:
+def test_an_estimate_takes_little_memory(smollm2_gguf: Path) -> None:
     planned, taken = child(COST, smollm2_gguf)
     assert planned > 300e6
     assert taken < 64e6
@@ -168,7 +168,7 @@ def test_what_a_process_grows_by_is_what_was_planned(smollm2_gguf: Path) -> None
 def test_two_at_once_read_each_its_own_lines(tmp_path: Path, smollm2_gguf: Path) -> None:
     tiny = write_tiny(tmp_path / "m.gguf")
     cases = ((tiny, ContextOptions(length=512)), (smollm2_gguf, ContextOptions(length=4096)))
-    alone = [dry(*case) for case in cases]
+    alone = [estimate(*case) for case in cases]
     found: dict[int, list[BufferSizes]] = {0: [], 1: []}
 
     def again(number: int) -> None:
@@ -198,7 +198,7 @@ def test_a_cache_type_that_does_not_fit_the_heads_is_wrong_usage(tmp_path: Path)
         run.estimate(ContextOptions(length=64, cache_k="q8_0"))
 
 
-def test_more_tokens_than_a_dry_run_is_made_with_are_refused(tmp_path: Path) -> None:
+def test_more_cells_than_can_be_estimated_are_refused(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf")
     with MemoryEstimator(read_header(path), rope=RuntimeRope(context_length=2**31 - 1)) as run:
         [longest] = run.estimate(ContextOptions(length=MAX_CELLS))
@@ -208,7 +208,9 @@ def test_more_tokens_than_a_dry_run_is_made_with_are_refused(tmp_path: Path) -> 
                 run.estimate(options)
 
 
-def test_a_library_that_says_no_sizes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_the_log_lines_or_the_function_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_tiny(tmp_path / "m.gguf")
     monkeypatch.setitem(log_lines.BUFFER_SIZE_LINES, "compute", re.compile("scratch size = "))
     with (
@@ -223,27 +225,27 @@ def test_a_library_that_says_no_sizes_is_named(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", WIDE_GRAPHS)
-def test_inspect_says_of_the_cache_what_a_dry_run_says(name: str, tmp_path: Path) -> None:
-    """inspect reads headers alone, also of what is not run here; where both speak they agree."""
+def test_inspect_computes_the_cache_size_that_is_estimated(name: str, tmp_path: Path) -> None:
+    """Compare with inspect, which computes sizes from headers alone, of all architectures."""
     path = write_tiny(tmp_path / "m.gguf", model=WIDE_GRAPHS[name])
     for cache in inspect(path).cache:
         kind = cache.type.lower()
-        sizes = dry(path, ContextOptions(length=64, cache_k=kind, cache_v=kind))
+        sizes = estimate(path, ContextOptions(length=64, cache_k=kind, cache_v=kind))
         assert sizes.cache == cache.bytes_per_token * 256  # llama.cpp's least window
 
 
 def test_a_log_that_another_package_took_is_read_all_the_same_and_given_back(tmp_path: Path) -> None:
     """llama_cpp.Llama takes the library's only log when it is imported, and so may any program beside us."""
-    llama, heard = library.load(), []
-    theirs = llama.llama_log_callback(lambda level, text, data: heard.append(text))
+    llama, received = library.load(), []
+    theirs = llama.llama_log_callback(lambda level, text, data: received.append(text))
     llama.llama_log_set(theirs, None)
     try:
         with MemoryEstimator(read_header(write_tiny(tmp_path / "m.gguf"))) as run:
             [host] = run.estimate(ContextOptions(length=64))
         assert host.compute > 0
-        before = len(heard)
+        before = len(received)
         llama.llama_model_load_from_file(b"nothing", llama.llama_model_default_params())
-        assert len(heard) > before
+        assert len(received) > before
     finally:
         llama.llama_log_set(library._router.callback(llama), None)
 

@@ -28,7 +28,7 @@ from pigguf.errors import (
     UsageError,
 )
 from pigguf.gguf_io import TensorType
-from pigguf.gguf_io.metadata import Typed, array, boolean, f32, string, u32
+from pigguf.gguf_io.metadata import TypedValue, array, boolean, f32, string, u32
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope, log_to
 from pigguf.progress import Silent
 
@@ -50,10 +50,10 @@ class Listener(Silent):
         self.ended += 1
 
 
-# ---- what a model tells ------------------------------------------------------------------------------
+# ---- what a model reports---------------------------------------------------------------------------
 
 
-def test_a_model_tells_what_its_file_says(smollm2_gguf: Path) -> None:
+def test_a_model_reports_what_its_file_states(smollm2_gguf: Path) -> None:
     with Model.open(smollm2_gguf) as model:
         assert model.architecture == "llama"
         assert model.description == "llama 135M Q4_1"
@@ -121,7 +121,7 @@ def test_tokens_outside_the_vocabulary_are_refused(smollm2_gguf: Path) -> None:
 # ---- opening and closing -----------------------------------------------------------------------------
 
 
-def test_loading_is_told_up_to_the_end(smollm2_gguf: Path) -> None:
+def test_loading_progress_reaches_the_end(smollm2_gguf: Path) -> None:
     listener = Listener()
     Model.open(smollm2_gguf, progress=listener).close()
     assert listener.stages == [("loading", 100, "percent")]
@@ -143,7 +143,7 @@ def test_ctrl_c_stops_the_loading(smollm2_gguf: Path) -> None:
     Model.open(smollm2_gguf).close()
 
 
-def test_a_listeners_error_stops_the_loading_and_arrives(smollm2_gguf: Path) -> None:
+def test_a_listeners_exception_stops_the_loading_and_arrives(smollm2_gguf: Path) -> None:
     class Broken(Listener):
         def advance(self, amount: float) -> None:
             raise ZeroDivisionError
@@ -214,7 +214,7 @@ def test_a_listener_that_fails_does_not_stop_the_work(
 
 # ---- what is refused ---------------------------------------------------------------------------------
 
-Changes = dict[str, Typed | None]
+Changes = dict[str, TypedValue | None]
 BAD_KEYS: dict[str, tuple[Changes, str]] = {
     "an unknown rope type": (
         {"llama.rope.scaling.type": string("dynamic")},
@@ -226,8 +226,8 @@ BAD_KEYS: dict[str, tuple[Changes, str]] = {
     "heads that do not divide": ({"llama.attention.head_count_kv": u32(3)}, "head_count_kv is 3"),
     "no heads": ({"llama.attention.head_count": u32(0)}, "head_count is 0"),
     "an odd head": ({"llama.attention.key_length": u32(15)}, "key_length is 15"),
-    "a negative base": ({"llama.rope.freq_base": f32(-1)}, "rope.freq_base is -1"),
-    "a factor that is no number": ({"llama.rope.scaling.factor": f32(float("nan"))}, "scaling.factor is nan"),
+    "a negative rope theta": ({"llama.rope.freq_base": f32(-1)}, "rope.freq_base is -1"),
+    "a factor that is nan": ({"llama.rope.scaling.factor": f32(float("nan"))}, "scaling.factor is nan"),
     "experts without use": ({"llama.expert_count": u32(8)}, "expert_used_count is 0"),
     "no tokens": ({"tokenizer.ggml.tokens": array("str", ())}, "tokenizer.ggml.tokens holds no tokens"),
     "a token twice": (
@@ -250,14 +250,14 @@ def test_what_would_abort_the_process_is_refused(tmp_path: Path, case: str) -> N
     assert "\n" not in refusal.value.message
 
 
-def test_what_llama_cpp_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+def test_an_error_of_llama_cpp_is_quoted(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "bad.gguf", shapes={"blk.1.ffn_up.weight": None})
     with pytest.raises(GGUFError, match=r"cannot load it: .*missing tensor 'blk.1.ffn_up.weight'|not found"):
         Model.open(path)
 
 
 @pytest.mark.parametrize("kind", [TensorType.I32, TensorType.F64, TensorType.I8])
-def test_weights_that_are_no_weights_are_refused(tmp_path: Path, kind: TensorType) -> None:
+def test_types_that_cannot_be_weights_are_refused(tmp_path: Path, kind: TensorType) -> None:
     path = write_tiny(tmp_path / "bad.gguf", types={"blk.0.ffn_up.weight": kind})
     with pytest.raises(GGUFError, match=rf"blk.0.ffn_up.weight is of type {kind.name}"):
         Model.open(path)
@@ -339,8 +339,8 @@ def test_the_window_is_the_files_or_the_overrides(tmp_path: Path) -> None:
         assert (context.length, model.rope.factor) == (4 * WINDOW, 4.0)
 
 
-def test_an_override_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
-    for wrong in ({"factor": 0.0}, {"factor": float("inf")}, {"base": -1.0}, {"context_length": 0}):
+def test_an_override_out_of_range_is_refused(tmp_path: Path) -> None:
+    for wrong in ({"factor": 0.0}, {"factor": float("inf")}, {"theta": -1.0}, {"context_length": 0}):
         with pytest.raises(UsageError):
             RuntimeRope(**wrong)  # type: ignore[arg-type]
     yarn = write_tiny(tmp_path / "yarn.gguf", {**linear(2.0), "llama.rope.scaling.type": string("yarn")})
@@ -349,7 +349,7 @@ def test_an_override_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     Model.open(yarn).close()
 
 
-def test_a_kind_replaces_any_scaling_that_the_file_has(tmp_path: Path) -> None:
+def test_a_scaling_type_replaces_any_scaling_that_the_file_has(tmp_path: Path) -> None:
     plain = write_tiny(tmp_path / "plain.gguf")
     keys = {**linear(4.0, 4 * WINDOW), "llama.rope.scaling.original_context_length": u32(WINDOW)}
     yarn = write_tiny(tmp_path / "yarn.gguf", {**keys, "llama.rope.scaling.type": string("yarn")})
@@ -365,7 +365,7 @@ def test_a_kind_replaces_any_scaling_that_the_file_has(tmp_path: Path) -> None:
     longrope = write_tiny(tmp_path / "longrope.gguf", {**keys, "llama.rope.scaling.type": string("longrope")})
     with pytest.raises(UsageError, match=r"longrope scaling .* cannot be replaced by linear"):
         Model.open(longrope, rope=RuntimeRope(1.0, scaling_type="linear"))
-    for wrong in ({"kind": "yarn"}, {"kind": "yarn", "factor": 0.5}):
+    for wrong in ({"scaling_type": "yarn"}, {"scaling_type": "yarn", "factor": 0.5}):
         with pytest.raises(UsageError):
             RuntimeRope(**wrong)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Lookup decoding: what is drafted, when it pays, and that it draws what plain decoding draws."""
+"""Prompt lookup decoding: what is drafted, when it pays, and that the text is that of plain decoding."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from support.tiny_gguf import FIRST_BYTE, text_tokens, write_tiny
 
 from pigguf.errors import EngineError
 from pigguf.gguf_io import read_header
-from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
-from pigguf.inference.engine import generation
-from pigguf.inference.engine.prompt_lookup import DRAFT_LENGTHS, MAX_DRAFT_TOKENS, NGRAM_SIZE, DraftCostModel, PromptLookup
+from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session, generation
+from pigguf.inference.engine.prompt_lookup import (
+    DRAFT_LENGTHS,
+    MAX_DRAFT_TOKENS,
+    NGRAM_SIZE,
+    DraftCostModel,
+    PromptLookup,
+)
 from pigguf.llama_cpp_internals import kv_state_layout
 
 GREEDY = SamplingParams(temperature=0)
@@ -24,8 +29,8 @@ WINDOW = 512
 END = 2
 
 
-class Eager(DraftCostModel):
-    """Drafts whatever there is, so that a test does not hang on the clock."""
+class AlwaysDraft(DraftCostModel):
+    """Drafts whenever there is a match, so that a test does not depend on the clock."""
 
     def __init__(self, length: int = MAX_DRAFT_TOKENS) -> None:
         super().__init__()
@@ -37,8 +42,10 @@ class Eager(DraftCostModel):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that soon repeats itself and never ends: the last token tells most about the next, what stood
-    before tells a little."""
+    """Write a model that soon repeats itself and never ends.
+
+    The last token determines most of the next, and those before it a little.
+    """
     path = write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf")
     data = bytearray(path.read_bytes())
     for name, tensor in read_header(path).tensors.items():
@@ -60,20 +67,20 @@ def session(tiny: Path) -> Iterator[Session]:
 
 @contextmanager
 def session_of(path: Path, length: int = WINDOW) -> Iterator[Session]:
-    """A session that drafts eagerly, in single precision."""
+    """Open a session that drafts whenever it can, in single precision."""
     options = ContextOptions(length=length, cache_k="f32", cache_v="f32", flash_attention=False)
     with Model.open(path) as model, Context(model, options) as context, context.sequence() as session:
-        session.draft_costs = Eager()
+        session.draft_costs = AlwaysDraft()
         yield session
 
 
 def prompt_of(seed: int) -> list[int]:
-    """A passage twice and its beginning, so that there is something to draft at once."""
+    """Return a passage twice and its beginning, so that there is a draft at once."""
     passage = text_tokens(40, seed)[1:]
     return [1, *passage, *passage, *passage[:5]]
 
 
-def drawn(
+def generate(
     session: Session, prompt: list[int], sampling: SamplingParams, limit: int, lookup: bool
 ) -> list[int]:
     session.truncate(0)
@@ -81,7 +88,7 @@ def drawn(
     return list(session.generate(sampling, limit, prompt_lookup=lookup))
 
 
-def rows_in_cache(session: Session) -> int:
+def cached_tokens(session: Session) -> int:
     return session.context.n_past(session.seq_id)
 
 
@@ -93,8 +100,9 @@ def test_a_draft_is_what_came_after_these_tokens_when_they_last_stood_there() ->
     hits = 0
     for _ in range(300):
         tokens = [int(token) for token in random.integers(1, 5, random.integers(1, 60))]
-        found = PromptLookup(tokens, Eager()).draft(4)
-        ends = [end for end in range(NGRAM_SIZE, len(tokens)) if tokens[end - NGRAM_SIZE : end] == tokens[-NGRAM_SIZE:]]
+        found = PromptLookup(tokens, AlwaysDraft()).draft(4)
+        n = NGRAM_SIZE
+        ends = [end for end in range(n, len(tokens)) if tokens[end - n : end] == tokens[-n:]]
         after = tokens[ends[-1] :] if ends and len(tokens) > NGRAM_SIZE else []
         assert found == (after * 4)[:4]
         hits += bool(found)
@@ -102,7 +110,7 @@ def test_a_draft_is_what_came_after_these_tokens_when_they_last_stood_there() ->
 
 
 def test_a_repetition_is_followed_while_it_is_right_and_left_where_it_is_not() -> None:
-    lookup = PromptLookup([1, 2, 3, 10, 11, 12, 13, 9, 1, 2, 3], Eager())
+    lookup = PromptLookup([1, 2, 3, 10, 11, 12, 13, 9, 1, 2, 3], AlwaysDraft())
     assert lookup.draft(3) == [10, 11, 12]
     lookup.extend([10, 11])
     assert lookup.draft(2) == [12, 13]
@@ -113,65 +121,66 @@ def test_a_repetition_is_followed_while_it_is_right_and_left_where_it_is_not() -
 
 
 def test_a_repetition_that_reaches_the_end_goes_round() -> None:
-    assert PromptLookup([7, 8, 7, 8, 7], Eager()).draft(5) == [8, 7, 8, 7, 8]
-    assert PromptLookup([4, 4, 4, 4], Eager()).draft(3) == [4, 4, 4]
+    assert PromptLookup([7, 8, 7, 8, 7], AlwaysDraft()).draft(5) == [8, 7, 8, 7, 8]
+    assert PromptLookup([4, 4, 4, 4], AlwaysDraft()).draft(3) == [4, 4, 4]
 
 
 # ---- when it pays ------------------------------------------------------------------------------------
 
 
-def paced(cost: float, chance: float, length: int = 16) -> DraftCostModel:
-    """A Pace that has seen steps of 10 ms, batches at this cost, and this share of right tokens."""
-    pace = DraftCostModel()
+def measured_costs(cost: float, acceptance: float, length: int = 16) -> DraftCostModel:
+    """Return a cost model of 10 ms steps, batches at this cost, and this share of accepted tokens."""
+    costs = DraftCostModel()
     for _ in range(100):
-        pace.record_step(1, 0.010)
+        costs.record_step(1, 0.010)
     for i in range(1000):
-        pace.record_step(8, 0.010 * (1 + 7 * cost))
-        pace.record_match(length, int(i * chance) != int((i + 1) * chance))
-    return pace
+        costs.record_step(8, 0.010 * (1 + 7 * cost))
+        costs.record_match(length, int(i * acceptance) != int((i + 1) * acceptance))
+    return costs
 
 
 def test_drafts_are_long_where_they_are_right_and_cheap_and_none_where_they_do_not_pay() -> None:
     assert DraftCostModel().best_draft_length(16, 31) == 0  # nothing was measured yet
-    assert paced(0.05, 1.0).best_draft_length(16, 31) == MAX_DRAFT_TOKENS
-    assert paced(0.05, 1.0).best_draft_length(16, 6) == 6
-    assert 0 < paced(0.3, 0.8).best_draft_length(16, 31) < 8
-    assert paced(0.5, 0.4).best_draft_length(16, 31) == 0
-    assert paced(1.1, 1.0).best_draft_length(16, 31) == 0
-    assert set(DRAFT_LENGTHS) >= {paced(0.2, chance / 10).best_draft_length(16, 31) or 1 for chance in range(11)}
+    assert measured_costs(0.05, 1.0).best_draft_length(16, 31) == MAX_DRAFT_TOKENS
+    assert measured_costs(0.05, 1.0).best_draft_length(16, 6) == 6
+    assert 0 < measured_costs(0.3, 0.8).best_draft_length(16, 31) < 8
+    assert measured_costs(0.5, 0.4).best_draft_length(16, 31) == 0
+    assert measured_costs(1.1, 1.0).best_draft_length(16, 31) == 0
+    best = {measured_costs(0.2, share / 10).best_draft_length(16, 31) or 1 for share in range(11)}
+    assert set(DRAFT_LENGTHS) >= best
 
 
 def test_short_and_long_repetitions_are_trusted_apart() -> None:
-    pace = paced(0.3, 1.0, length=16)
+    costs = measured_costs(0.3, 1.0, length=16)
     for _ in range(50):
-        pace.record_match(NGRAM_SIZE, False)
-    assert pace.best_draft_length(NGRAM_SIZE, 31) == 0
-    assert pace.best_draft_length(16, 31) > 0
+        costs.record_match(NGRAM_SIZE, False)
+    assert costs.best_draft_length(NGRAM_SIZE, 31) == 0
+    assert costs.best_draft_length(16, 31) > 0
 
 
-def test_batches_that_were_too_dear_are_tried_again_after_a_while() -> None:
-    pace = paced(1.5, 1.0)
-    tried = next(i for i in range(10_000) if pace.best_draft_length(16, 31))
+def test_batches_that_cost_too_much_are_tried_again_after_a_while() -> None:
+    costs = measured_costs(1.5, 1.0)
+    tried = next(i for i in range(10_000) if costs.best_draft_length(16, 31))
     assert 100 < tried < 2000
 
 
 def test_one_slow_step_does_not_end_lookups() -> None:
-    pace = paced(0.2, 1.0)
-    pace.record_step(8, 60.0)
-    assert pace.best_draft_length(16, 31) > 0
+    costs = measured_costs(0.2, 1.0)
+    costs.record_step(8, 60.0)
+    assert costs.best_draft_length(16, 31) > 0
 
 
-# ---- what is drawn -----------------------------------------------------------------------------------
+# ---- what is generated -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [1, 4, MAX_DRAFT_TOKENS])
 @pytest.mark.parametrize("seed", range(4))
 def test_greedy_text_is_that_of_plain_decoding(session: Session, seed: int, length: int) -> None:
-    session.draft_costs = Eager(length)
+    session.draft_costs = AlwaysDraft(length)
     prompt = prompt_of(seed)
-    plain = drawn(session, prompt, GREEDY, 300, lookup=False)
+    plain = generate(session, prompt, GREEDY, 300, lookup=False)
     assert session.n_drafted == 0
-    assert drawn(session, prompt, GREEDY, 300, lookup=True) == plain
+    assert generate(session, prompt, GREEDY, 300, lookup=True) == plain
     assert session.n_accepted > 0
     assert session.n_drafted > session.n_accepted
 
@@ -188,12 +197,12 @@ def test_greedy_text_is_that_of_plain_decoding(session: Session, seed: int, leng
     ],
     ids=str,
 )
-def test_the_sampler_sees_each_drawn_token_once_and_no_rejected_one(
+def test_the_sampler_sees_each_generated_token_once_and_no_rejected_one(
     session: Session, sampling: SamplingParams
 ) -> None:
     prompt = prompt_of(5)
-    plain = drawn(session, prompt, sampling, 200, lookup=False)
-    assert drawn(session, prompt, sampling, 200, lookup=True) == plain
+    plain = generate(session, prompt, sampling, 200, lookup=False)
+    assert generate(session, prompt, sampling, 200, lookup=True) == plain
     assert session.n_drafted > 0
 
 
@@ -201,9 +210,9 @@ def test_what_is_not_clear_is_computed_as_plain_decoding_does(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = prompt_of(1)
-    plain = drawn(session, prompt, GREEDY, 100, lookup=False)
+    plain = generate(session, prompt, GREEDY, 100, lookup=False)
     monkeypatch.setattr(generation, "_MIN_LOGIT_MARGIN", math.inf)
-    assert drawn(session, prompt, GREEDY, 100, lookup=True) == plain
+    assert generate(session, prompt, GREEDY, 100, lookup=True) == plain
     assert session.n_drafted > 0
     assert session.n_accepted == 0
 
@@ -213,10 +222,10 @@ def test_an_end_inside_a_draft_ends_the_text(session: Session) -> None:
     prompt = [1, *letters, END, *letters, END]
     for lookup in (False, True):
         sampling = SamplingParams(temperature=0, grammar='root ::= "abcdefgh"')
-        assert drawn(session, prompt, sampling, 100, lookup) == letters
+        assert generate(session, prompt, sampling, 100, lookup) == letters
         assert session.stop_reason == "end"
         assert session.tokens == prompt + letters
-        assert rows_in_cache(session) == session.n_past
+        assert cached_tokens(session) == session.n_past
     assert session.n_accepted >= 4
 
 
@@ -231,44 +240,44 @@ def test_tokens_are_those_asked_for_at_every_moment(session: Session) -> None:
     for token in session.generate(GREEDY, 120):
         assert session.tokens == prompt + seen
         assert session.tokens_left == WINDOW - len(prompt) - len(seen)
-        was_ahead |= rows_in_cache(session) > session.n_past
+        was_ahead |= cached_tokens(session) > session.n_past
         seen.append(token)
     assert was_ahead
-    assert rows_in_cache(session) == session.n_past == len(prompt) + 119
+    assert cached_tokens(session) == session.n_past == len(prompt) + 119
 
 
 @pytest.mark.parametrize("count", [*range(1, 12), 40])
 @pytest.mark.parametrize(
     "leave",
     [
-        lambda session, drawing: drawing.close(),
-        lambda session, drawing: session.interrupt() or list(drawing),
-        lambda session, drawing: session.prefill([]),
-        lambda session, drawing: session.truncate(session.n_past),
-        lambda session, drawing: session.generate(GREEDY),
-        lambda session, drawing: session.export_state(),
+        lambda session, generation_iterator: generation_iterator.close(),
+        lambda session, generation_iterator: session.interrupt() or list(generation_iterator),
+        lambda session, generation_iterator: session.prefill([]),
+        lambda session, generation_iterator: session.truncate(session.n_past),
+        lambda session, generation_iterator: session.generate(GREEDY),
+        lambda session, generation_iterator: session.export_state(),
     ],
-    ids=["close", "interrupt", "feed", "keep", "generate", "export"],
+    ids=["close", "interrupt", "prefill", "truncate", "generate", "export"],
 )
 def test_a_text_left_in_the_middle_leaves_what_was_asked_for(
     session: Session, count: int, leave: Callable[[Session, Iterator[int]], object]
 ) -> None:
     prompt = prompt_of(0)
-    plain = drawn(session, prompt, GREEDY, 60, lookup=False)
+    plain = generate(session, prompt, GREEDY, 60, lookup=False)
     session.truncate(0)
     session.prefill(prompt)
-    drawing = session.generate(GREEDY)
-    some = [next(drawing) for _ in range(count)]
-    leave(session, drawing)
+    generation_iterator = session.generate(GREEDY)
+    some = [next(generation_iterator) for _ in range(count)]
+    leave(session, generation_iterator)
     assert session.tokens == prompt + some[:-1]
-    assert rows_in_cache(session) == session.n_past
+    assert cached_tokens(session) == session.n_past
     session.set_prompt(prompt + some)
     assert some + list(session.generate(GREEDY, 60 - count)) == plain
 
 
 def test_a_text_goes_on_after_its_state_was_taken(session: Session) -> None:
     prompt = prompt_of(0)
-    plain = drawn(session, prompt, GREEDY, 60, lookup=False)
+    plain = generate(session, prompt, GREEDY, 60, lookup=False)
     session.truncate(0)
     session.prefill(prompt)
     some = []
@@ -281,24 +290,24 @@ def test_a_text_goes_on_after_its_state_was_taken(session: Session) -> None:
 
 def test_an_iterator_whose_tokens_changed_says_so_among_accepted_tokens(session: Session) -> None:
     session.prefill(prompt_of(0))
-    drawing = session.generate(GREEDY)
-    while rows_in_cache(session) == session.n_past:
-        next(drawing)
+    generation_iterator = session.generate(GREEDY)
+    while cached_tokens(session) == session.n_past:
+        next(generation_iterator)
     session.prefill([FIRST_BYTE])
     with pytest.raises(EngineError, match="put to another use"):
-        next(drawing)
-    assert rows_in_cache(session) == session.n_past
+        next(generation_iterator)
+    assert cached_tokens(session) == session.n_past
 
 
 def test_the_limit_and_the_window_end_a_text_where_they_end_plain_decoding(session: Session) -> None:
     prompt = prompt_of(3)
     for limit in range(12):
-        plain = drawn(session, prompt, GREEDY, limit, lookup=False)
+        plain = generate(session, prompt, GREEDY, limit, lookup=False)
         before = session.tokens, session.stop_reason
-        assert drawn(session, prompt, GREEDY, limit, lookup=True) == plain
+        assert generate(session, prompt, GREEDY, limit, lookup=True) == plain
         assert (session.tokens, session.stop_reason) == before
-    plain = drawn(session, prompt, GREEDY, WINDOW, lookup=False)
-    assert drawn(session, prompt, GREEDY, WINDOW, lookup=True) == plain
+    plain = generate(session, prompt, GREEDY, WINDOW, lookup=False)
+    assert generate(session, prompt, GREEDY, WINDOW, lookup=True) == plain
     assert session.stop_reason == "window"
     assert session.tokens_left == 0
     assert len(plain) == WINDOW - len(prompt) + 1
@@ -306,7 +315,7 @@ def test_the_limit_and_the_window_end_a_text_where_they_end_plain_decoding(sessi
 
 def test_ctrl_c_at_any_moment_leaves_tokens_as_the_cache(session: Session) -> None:
     prompt = prompt_of(0)
-    plain = drawn(session, prompt, GREEDY, 200, lookup=False)
+    plain = generate(session, prompt, GREEDY, 200, lookup=False)
     previous = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     stopped = 0
     try:
@@ -323,11 +332,11 @@ def test_ctrl_c_at_any_moment_leaves_tokens_as_the_cache(session: Session) -> No
                     signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 stopped += 1
-            assert rows_in_cache(session) == session.n_past
+            assert cached_tokens(session) == session.n_past
             assert session.tokens[: len(prompt)] == prompt
-            held = session.tokens[len(prompt) :]
-            assert held == plain[: len(held)]
-            assert len(some) - 2 <= len(held) <= len(some)
+            generated = session.tokens[len(prompt) :]
+            assert generated == plain[: len(generated)]
+            assert len(some) - 2 <= len(generated) <= len(some)
     finally:
         signal.signal(signal.SIGALRM, previous)
     assert stopped > 20
@@ -338,8 +347,10 @@ def test_ctrl_c_at_any_moment_leaves_tokens_as_the_cache(session: Session) -> No
 
 @pytest.mark.slow
 def test_a_passage_is_copied_as_plain_decoding_copies_it(smollm2_gguf: Path, novel: str) -> None:
-    """Batches round otherwise than single steps, and in quantized products by up to 1.2 logits (docs/LOG.md):
-    where texts part, plain decoding had two tokens to choose from that were no further apart."""
+    """Compare texts that may differ where plain decoding had two tokens of about the same logit.
+
+    Batches round differently than single steps, in quantized products by up to 1.2 logits (docs/LOG.md).
+    """
     options = ContextOptions(length=2048)
     compared = 0
     with (
@@ -358,7 +369,7 @@ def test_a_passage_is_copied_as_plain_decoding_copies_it(smollm2_gguf: Path, nov
                 second, first = np.partition(context.logits(-1), -2)[-2:]
                 leads.append(first - second)
             before = session.n_accepted
-            copied = drawn(session, prompt, GREEDY, 300, lookup=True)
+            copied = generate(session, prompt, GREEDY, 300, lookup=True)
             assert session.n_accepted - before > len(copied) / 2
             pairs = enumerate(zip(plain, copied, strict=False))
             same = next((i for i, (one, other) in pairs if one != other), None)

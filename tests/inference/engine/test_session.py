@@ -1,4 +1,4 @@
-"""Sessions against a bare llama_decode loop: fed, cut back, continued, interrupted, evaluated."""
+"""Sessions against a bare llama_decode loop: prefilled, truncated, continued, interrupted, evaluated."""
 
 from __future__ import annotations
 
@@ -165,10 +165,10 @@ def test_progress_counts_tokens(session: Session) -> None:
     assert (counter.total, counter.amounts, counter.ended) == (150, [64, 64, 22], True)
 
 
-# ---- keeping, advancing, overflow --------------------------------------------------------------------
+# ---- truncate, set_prompt, overflow-------------------------------------------------------------------
 
 
-def test_keeping_a_prefix_is_as_if_the_rest_had_never_been(session: Session) -> None:
+def test_a_truncated_session_is_as_if_the_rest_had_never_been(session: Session) -> None:
     tokens = text_tokens(100)
     session.prefill(tokens[:50])
     straight = list(session.generate(GREEDY, 10))
@@ -178,7 +178,7 @@ def test_keeping_a_prefix_is_as_if_the_rest_had_never_been(session: Session) -> 
     assert list(session.generate(GREEDY, 10)) == straight
 
 
-def test_advancing_keeps_what_is_common_and_feeds_the_rest(session: Session) -> None:
+def test_set_prompt_keeps_the_common_prefix_and_prefills_the_rest(session: Session) -> None:
     old = text_tokens(90)
     new = old[:40] + text_tokens(50, seed=9)[1:]
     counter = Counter()
@@ -186,10 +186,10 @@ def test_advancing_keeps_what_is_common_and_feeds_the_rest(session: Session) -> 
     assert session.set_prompt(new, counter) == 40
     assert sum(counter.amounts) == 49
     assert session.tokens == new
-    advanced = list(session.generate(GREEDY, 10))
+    continued = list(session.generate(GREEDY, 10))
     session.truncate(0)
     session.prefill(new)
-    assert list(session.generate(GREEDY, 10)) == advanced
+    assert list(session.generate(GREEDY, 10)) == continued
     assert session.set_prompt(new) == len(new)
 
 
@@ -217,21 +217,21 @@ def test_what_does_not_fit_is_refused_before_anything_happens(session: Session) 
 def test_greedy_tokens_are_those_of_a_bare_loop(tiny: Path, session: Session) -> None:
     prompt = text_tokens(40)
     session.prefill(prompt)
-    drawn = list(session.generate(GREEDY, 60))
-    assert drawn == reference_decode.greedy(tiny, prompt, 60, WINDOW)[: len(drawn)]
-    assert session.tokens == prompt + drawn[:-1]
+    generated = list(session.generate(GREEDY, 60))
+    assert generated == reference_decode.greedy(tiny, prompt, 60, WINDOW)[: len(generated)]
+    assert session.tokens == prompt + generated[:-1]
 
 
 def test_greedy_tokens_of_the_real_model_are_those_of_a_bare_loop(smollm2_gguf: Path) -> None:
     with session_of(smollm2_gguf) as session:
         prompt = session.context.model.tokenize("The capital of France is")
         session.prefill(prompt)
-        drawn = list(session.generate(GREEDY, 24))
-        assert "Paris" in session.context.model.detokenize(drawn)
-    assert drawn == reference_decode.greedy(smollm2_gguf, prompt, 24, WINDOW)[: len(drawn)]
+        generated = list(session.generate(GREEDY, 24))
+        assert "Paris" in session.context.model.detokenize(generated)
+    assert generated == reference_decode.greedy(smollm2_gguf, prompt, 24, WINDOW)[: len(generated)]
 
 
-def test_generation_says_why_it_stopped(smollm2_gguf: Path) -> None:
+def test_generation_has_a_stop_reason(smollm2_gguf: Path) -> None:
     with session_of(smollm2_gguf, length=64) as session:
         model = session.context.model
         assert session.stop_reason is None
@@ -253,9 +253,9 @@ def test_generation_says_why_it_stopped(smollm2_gguf: Path) -> None:
 
 def test_a_full_window_ends_the_text(session: Session) -> None:
     session.prefill(text_tokens(WINDOW - 3))
-    drawn = list(session.generate(GREEDY))
+    generated = list(session.generate(GREEDY))
     assert session.stop_reason == "window"
-    assert len(drawn) == 4  # three that have a place, and the one drawn after them
+    assert len(generated) == 4  # three that fit into the window, and the one sampled after them
     assert session.tokens_left == 0
 
 
@@ -263,29 +263,29 @@ def test_an_interrupted_text_goes_on_as_if_nothing_had_been(session: Session) ->
     session.prefill(text_tokens(40))
     straight = list(session.generate(GREEDY, 20))
     session.truncate(40)
-    drawn = []
+    generated = []
     for token in session.generate(GREEDY, 20):
-        drawn.append(token)
-        if len(drawn) == 8:
+        generated.append(token)
+        if len(generated) == 8:
             session.interrupt()
     assert session.stop_reason == "interrupted"
-    assert drawn == straight[:8]
-    session.set_prompt(text_tokens(40) + drawn)
-    assert drawn + list(session.generate(GREEDY, 12)) == straight
+    assert generated == straight[:8]
+    session.set_prompt(text_tokens(40) + generated)
+    assert generated + list(session.generate(GREEDY, 12)) == straight
 
 
 @pytest.mark.parametrize(
     "change", [lambda s: s.prefill([5]), lambda s: s.truncate(3), lambda s: s.generate(GREEDY)]
 )
-def test_an_iterator_whose_tokens_changed_says_so(
+def test_an_iterator_whose_tokens_changed_raises(
     session: Session, change: Callable[[Session], object]
 ) -> None:
     session.prefill(text_tokens(40))
-    drawing = session.generate(GREEDY)
-    next(drawing)
+    generation = session.generate(GREEDY)
+    next(generation)
     change(session)
     with pytest.raises(EngineError, match="put to another use"):
-        next(drawing)
+        next(generation)
     evaluating = session.evaluate(text_tokens(100), range(100))
     next(evaluating)
     change(session)
@@ -306,14 +306,14 @@ def test_sessions_of_one_context_take_turns_in_threads(tiny: Path) -> None:
             assert list(threads.map(text, sessions, range(4))) == alone
 
 
-def test_nothing_cannot_be_continued(session: Session) -> None:
+def test_an_empty_session_cannot_be_continued(session: Session) -> None:
     with pytest.raises(UsageError, match="nothing to continue"):
         session.generate(GREEDY)
     with pytest.raises(UsageError, match="max_tokens=-1` is negative"):
         session.generate(GREEDY, -1)
 
 
-def test_a_model_that_computes_no_numbers_is_named(tmp_path: Path, tiny: Path) -> None:
+def test_a_model_with_nonfinite_logits_is_named(tmp_path: Path, tiny: Path) -> None:
     from pigguf.gguf_io import read_header
 
     tensor = read_header(tiny).tensors["output_norm.weight"]
@@ -404,13 +404,13 @@ def test_a_handler_that_does_not_raise_lets_the_work_go_on(session: Session) -> 
 
 def test_ctrl_c_during_decode_leaves_tokens_as_the_cache(session: Session) -> None:
     session.prefill(text_tokens(40))
-    drawn = []
+    generated = []
     with pytest.raises(KeyboardInterrupt):
         for token in session.generate(GREEDY, 20):
-            drawn.append(token)
-            if len(drawn) == 5:
+            generated.append(token)
+            if len(generated) == 5:
                 signal.raise_signal(signal.SIGINT)
-    assert session.tokens == text_tokens(40) + drawn[:4]
+    assert session.tokens == text_tokens(40) + generated[:4]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    session.prefill(drawn[4:])
+    session.prefill(generated[4:])
     assert session.n_past == 45

@@ -1,4 +1,4 @@
-"""One batch of many sessions: each computes what it does alone, and holds what it did before a failure."""
+"""One batch of many sessions: each computes what it does alone, and is unchanged by a failure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_mixed_batch_computes_what_each_computes_alone(context: Context) -> No
             BatchEntry(sessions[1], texts[1][:3], False),
         ],
     )
-    places = decode_batch(
+    indices = decode_batch(
         context,
         [
             BatchEntry(sessions[0], texts[0][20:]),
@@ -55,9 +55,9 @@ def test_a_mixed_batch_computes_what_each_computes_alone(context: Context) -> No
             BatchEntry(sessions[2], texts[2]),
         ],
     )
-    assert places == [19, 23, 24]
-    for place, logits in zip(places, expected, strict=True):
-        assert np.allclose(context.logits(place), logits, atol=1e-4)
+    assert indices == [19, 23, 24]
+    for index, logits in zip(indices, expected, strict=True):
+        assert np.allclose(context.logits(index), logits, atol=1e-4)
     assert [session.tokens for session in sessions] == texts
     # The same sessions go on alone, and as if they had always been.
     list(sessions[0].generate(GREEDY, 4))
@@ -76,16 +76,16 @@ def test_what_does_not_fit_leaves_all_as_they_were(context: Context) -> None:
     assert (one.tokens_left, two.n_past) == (0, 10)
 
 
-def test_a_copied_beginning_is_as_good_as_a_read_one(context: Context) -> None:
-    read, more = text_tokens(60), text_tokens(20, seed=5)
-    expected = alone(context, [*read[:50], *more])
+def test_a_copied_beginning_is_as_good_as_a_computed_one(context: Context) -> None:
+    prefix, more = text_tokens(60), text_tokens(20, seed=5)
+    expected = alone(context, [*prefix[:50], *more])
     one, two = context.sequence(), context.sequence()
-    one.prefill(read)
+    one.prefill(prefix)
     two.prefill(text_tokens(5, seed=9))
     two.copy_prefix_from(one, 50)
-    assert two.tokens == read[:50]
-    [place] = decode_batch(context, [BatchEntry(two, more)])
-    assert np.allclose(context.logits(place), expected, atol=1e-4)
-    assert one.tokens == read
+    assert two.tokens == prefix[:50]
+    [index] = decode_batch(context, [BatchEntry(two, more)])
+    assert np.allclose(context.logits(index), expected, atol=1e-4)
+    assert one.tokens == prefix
     with pytest.raises(UsageError, match="61 tokens cannot be copied of 60"):
         two.copy_prefix_from(one, 61)

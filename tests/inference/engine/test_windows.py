@@ -45,7 +45,9 @@ def test_a_learned_table_is_used_to_its_last_row(tiny: TinyModel, tmp_path: Path
 
 @pytest.mark.parametrize("tiny", WITH_TABLE.values(), ids=WITH_TABLE)
 @pytest.mark.parametrize("rope", [None, RuntimeRope(context_length=65), RuntimeRope(1.0, context_length=128)])
-def test_nothing_reaches_past_a_learned_table(rope: RuntimeRope | None, tiny: TinyModel, tmp_path: Path) -> None:
+def test_nothing_reaches_past_a_learned_table(
+    rope: RuntimeRope | None, tiny: TinyModel, tmp_path: Path
+) -> None:
     path = write_tiny(tmp_path / "m.gguf", model=tiny)
     with pytest.raises(ContextOverflow) as caught:
         logits_at_end(path, WINDOW + 1, rope)
@@ -57,7 +59,7 @@ def test_nothing_reaches_past_a_learned_table(rope: RuntimeRope | None, tiny: Ti
 
 
 @pytest.mark.parametrize("tiny", LEARNED.values(), ids=LEARNED)
-def test_how_a_learned_table_gets_longer_is_told(tiny: TinyModel, tmp_path: Path) -> None:
+def test_the_hint_says_how_a_learned_table_gets_longer(tiny: TinyModel, tmp_path: Path) -> None:
     with (
         Model.open(write_tiny(tmp_path / "m.gguf", model=tiny)) as model,
         pytest.raises(ContextOverflow) as caught,
@@ -91,9 +93,11 @@ def test_distances_reach_past_the_window_when_asked(tiny: TinyModel, tmp_path: P
 @pytest.mark.parametrize(
     "rope",
     [RuntimeRope(4.0), RuntimeRope(4.0, scaling_type="yarn"), RuntimeRope(theta=5e5)],
-    ids=["factor", "yarn", "base"],
+    ids=["factor", "yarn", "theta"],
 )
-def test_nothing_is_scaled_that_does_not_rotate(rope: RuntimeRope, tiny: TinyModel, tmp_path: Path) -> None:
+def test_models_without_rotary_positions_take_no_rope_override(
+    rope: RuntimeRope, tiny: TinyModel, tmp_path: Path
+) -> None:
     path = write_tiny(tmp_path / "m.gguf", model=tiny)
     with pytest.raises(UsageError) as caught:
         Model.open(path, rope=rope)
