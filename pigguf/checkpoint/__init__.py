@@ -1,42 +1,41 @@
-"""Checkpoints on disk -> config files and lazy tensors.
+"""Read checkpoints and LoRA adapters: config files and lazy tensors.
 
     with Checkpoint.open("path/to/checkpoint") as checkpoint:
         checkpoint.config["max_position_embeddings"], checkpoint.tensors["lm_head.weight"].shape
 
-A checkpoint is a directory with a tokenizer's files and, in one of these forms, weights and a config:
-
-    safetensors_file.py   config.json with safetensors, in one file or in shards with an index (weights.py)
-    torch_file.py         the same with pytorch_model.bin, whose pickles run no code
-    meta.py               Meta's params.json with consolidated.*.pth, whose pieces are joined
-    pooling.py            how sentence-transformers pools its states
-    float8.py             matrices of eight bits with scales beside them become numbers again
-
-A hub's name, OWNER/NAME@REVISION, stands for what is fetched from there. Nothing is loaded before it is
-read, and tensors are read in rows with positioned reads, not mapped, so that memory stays flat.
-
     with Adapter.open("path/to/adapter") as adapter:
-        tensors = with_adapter(checkpoint, adapter)
+        tensors = merge_adapter(checkpoint, adapter)
 
-An adapter is a directory as PEFT saves it (LoRA); its tensors may be in a .bin of torch's.
+A checkpoint is a directory with config files, a tokenizer's files, and weights in one of these formats:
 
-Left out, and refused with a reason: weights quantized in other ways (GPTQ, AWQ, bitsandbytes, ...), and
-adapters for more tokens than their base has.
+    safetensors_file.py        safetensors, in one file or in shards with an index (weight_files.py)
+    torch_file.py              pytorch_model.bin, whose pickle is read without running code
+    meta_llama_checkpoint.py   Meta's params.json with consolidated.NN.pth, whose shards are put together
+    fp8.py                     float8 weights with scales, which are dequantized
+    pooling_config.py          how sentence-transformers pools the hidden states
+
+An adapter is a directory as PEFT saves it (adapter.py, adapter_merge.py). OWNER/NAME@REVISION is a repository
+on the Hugging Face hub (resolve_source.py, hub_download.py). Tensors are read in rows with positioned
+reads instead of a memory map, so memory stays flat.
+
+Refused with a reason: weights quantized in other ways (GPTQ, AWQ, bitsandbytes, ...), and adapters with more
+tokens than their base model.
 """
 
 from __future__ import annotations
 
-from pigguf.checkpoint.adapter import Adapter, AdapterFacts
-from pigguf.checkpoint.checkpoint import Checkpoint, model_name
-from pigguf.checkpoint.merge_adapter import with_adapter
-from pigguf.checkpoint.pooling_config import read_pooling
+from pigguf.checkpoint.adapter import Adapter, AdapterSummary
+from pigguf.checkpoint.adapter_merge import merge_adapter
+from pigguf.checkpoint.checkpoint import Checkpoint, model_name_from_path
+from pigguf.checkpoint.pooling_config import read_pooling_config
 from pigguf.checkpoint.safetensors_file import write_safetensors
 
 __all__ = [
     "Adapter",
-    "AdapterFacts",
+    "AdapterSummary",
     "Checkpoint",
-    "model_name",
-    "read_pooling",
-    "with_adapter",
+    "merge_adapter",
+    "model_name_from_path",
+    "read_pooling_config",
     "write_safetensors",
 ]

@@ -1,16 +1,17 @@
-"""An adapter directory as PEFT saves it: what it makes of which tensor of its base.
+"""Open an adapter directory as PEFT saves it (LoRA), and map its tensors to the base model's tensors.
 
     with Adapter.open("path/to/adapter") as adapter:
-        adapter.changes["model.layers.0.self_attn.q_proj.weight"].update.scale
+        adapter.changes["model.layers.0.self_attn.q_proj.weight"].lora.scaling
 
-It holds adapter_config.json and adapter_model.safetensors or .bin: pairs of low-rank matrices, and
-whole tensors that were trained beside them (modules_to_save, biases). LongLoRA keeps whole tensors in
-trainable_params.bin, to be loaded into the base before the pairs are added. A config.json of the
-extended model may lie there too.
+The directory has adapter_config.json and adapter_model.safetensors or .bin: pairs of low-rank matrices, and
+whole tensors that were trained too (modules_to_save, biases). LongLoRA saves whole tensors in
+trainable_params.bin; they are loaded into the base model before the low-rank matrices are added. A
+config.json of the model with a longer context may be there too.
 
-Source: peft 0.21's utils/save_and_load.py and tuners/lora/ for names and forms; LongLoRA's
-get_trainable_weights.py. Every tensor has one use; one that has none stops the work.
-Left out: the base (merge.py), the tokenizer's files that trainers save beside an adapter.
+Every tensor must have exactly one use; a tensor without one is an error.
+Not here: merging with the base model (adapter_merge.py), and tokenizer files beside an adapter.
+Source: peft 0.21's utils/save_and_load.py and tuners/lora/ for names and layouts; LongLoRA's
+get_trainable_weights.py.
 """
 
 from __future__ import annotations
@@ -34,17 +35,13 @@ from pigguf.checkpoint.adapter_config import (
 from pigguf.checkpoint.checkpoint import model_name_from_path
 from pigguf.checkpoint.json_file import read_json
 from pigguf.checkpoint.resolve_source import SourceFiles, resolve_source
-from pigguf.checkpoint.safetensors_file import SafetensorsFile
-from pigguf.checkpoint.torch_file import TorchFile
+from pigguf.checkpoint.weight_files import WeightFile, open_files
 from pigguf.common.json_config import JsonConfig
 from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import CheckpointError, InvalidTensor, MissingTensor, UnmappedTensor, UnsupportedModel
 from pigguf.progress import SILENT, Progress
 
-ADAPTER_WEIGHT_FILES = (
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-)  # peft takes the first where both are there
+ADAPTER_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # peft prefers the first
 LONGLORA_WEIGHTS = "trainable_params.bin"
 ADAPTER_FILES = SourceFiles(
     "an adapter",
@@ -53,28 +50,28 @@ ADAPTER_FILES = SourceFiles(
 )
 PEFT_PREFIX = "base_model.model."
 
-# What a tensor is, by its name without the prefix. An adapter's own name ("default") may stand in it,
-# as in a state dict that peft did not clean.
-_ROLES = {
-    "lora_A": r"(?P<module>.+)\.lora_A(\.[^.]+)?\.(?P<kind>weight)",
-    "lora_B": r"(?P<module>.+)\.lora_B(\.[^.]+)?\.(?P<kind>weight)",
+# Role of a tensor -> pattern of its name without the prefix. The name of the adapter ("default") may be part
+# of it, as in a state dict that was not saved with peft.
+_ROLE_PATTERNS = {
+    "lora_A": r"(?P<module>.+)\.lora_A(\.[^.]+)?\.(?P<param>weight)",
+    "lora_B": r"(?P<module>.+)\.lora_B(\.[^.]+)?\.(?P<param>weight)",
     "lora_embedding_A": r"(?P<module>.+)\.lora_embedding_A(\.[^.]+)?",
     "lora_embedding_B": r"(?P<module>.+)\.lora_embedding_B(\.[^.]+)?",
     "lora_magnitude_vector": r"(?P<module>.+)\.lora_magnitude_vector(\.(?!weight$)[^.]+)?(\.weight)?",
-    "base": r"(?P<module>.+)\.base_layer\.(?P<kind>weight|bias)",
-    "whole": r"(?P<module>.+?)(\.modules_to_save(\.[^.]+)?)?\.(?P<kind>weight|bias)",
+    "base_replacement": r"(?P<module>.+)\.base_layer\.(?P<param>weight|bias)",
+    "replacement": r"(?P<module>.+?)(\.modules_to_save(\.[^.]+)?)?\.(?P<param>weight|bias)",
 }
 
 
 @dataclass(frozen=True)
 class LoraUpdate:
-    """scale * left @ right, to be added to a matrix of shape (n_out, n_in).
+    """A low-rank update, scaling * lora_b @ lora_a, of a matrix of shape (n_out, n_in).
 
     Attributes:
-        left: (n_out, rank); PEFT's B, of an embedding A transposed.
-        right: (rank, n_in); PEFT's A, of an embedding B transposed.
-        scale: alpha / rank, or alpha / sqrt(rank).
-        magnitude: (n_out,), the length that each row has after the addition (DoRA), or None.
+        lora_b: (n_out, rank); for an embedding PEFT's lora_embedding_A, transposed.
+        lora_a: (rank, n_in); for an embedding PEFT's lora_embedding_B, transposed.
+        scaling: alpha / rank, or alpha / sqrt(rank) with rsLoRA.
+        dora_magnitude: (n_out,), the norm of each row after the update (DoRA), or None.
     """
 
     lora_b: LazyTensor
@@ -83,25 +80,33 @@ class LoraUpdate:
     dora_magnitude: LazyTensor | None = None
 
     def add_to_rows(self, rows: Array, start: int, stop: int) -> Array:
-        """Rows [start, stop) of the merged matrix, from those of the base; float32."""
-        left, right = _float32(self.lora_b.read(start, stop)), _float32(self.lora_a.load())
-        with np.errstate(all="ignore"):  # a sum that is no number is refused where it is encoded
-            merged: Array = rows + np.float32(self.scaling) * (left @ right)
+        """Return rows [start, stop) of the merged matrix.
+
+        Args:
+            rows: the base model's rows, (stop - start, n_in), float32.
+            start, stop: which rows they are.
+
+        Returns:
+            (stop - start, n_in), float32.
+        """
+        lora_b, lora_a = _float32(self.lora_b.read(start, stop)), _float32(self.lora_a.load())
+        with np.errstate(all="ignore"):  # values that are not finite are refused when they are encoded
+            merged: Array = rows + np.float32(self.scaling) * (lora_b @ lora_a)
             if self.dora_magnitude is not None:
-                lengths = np.linalg.norm(merged, axis=1)
-                merged *= (_float32(self.dora_magnitude.read(start, stop)) / lengths)[:, None]
+                norms = np.linalg.norm(merged, axis=1)
+                merged *= (_float32(self.dora_magnitude.read(start, stop)) / norms)[:, None]
         return merged
 
 
 @dataclass(frozen=True)
 class TensorChange:
-    """What an adapter makes of one tensor.
+    """How an adapter changes one tensor of the base model.
 
     Attributes:
-        base: takes the base's place before anything is added; where the base ties its output matrix to
-            the embedding, both follow, for peft loads it into the one tensor.
-        whole: takes the tensor's place; nothing else follows it.
-        update: is added.
+        base_replacement: replaces the base model's tensor before the update is added; where the base ties
+            lm_head to the embedding it replaces both, because peft loads it into the one tensor.
+        replacement: replaces the tensor; nothing is added to it.
+        lora: is added to the tensor.
     """
 
     base_replacement: LazyTensor | None = None
@@ -111,15 +116,15 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class AdapterSummary:
-    """What an adapter is, to be told.
+    """The facts about an adapter that a user wants to see.
 
     Attributes:
         path: its directory.
         name: the directory's name.
-        base: what it says it was trained on; "" where it does not.
+        base_model: base_model_name_or_path of adapter_config.json; "" where it is missing.
         ranks: the ranks that occur, ascending.
-        matrices: how many matrices get something added.
-        replaced: the tensors that are replaced whole.
+        lora_matrices: how many matrices get a low-rank update.
+        replaced_tensors: names of the tensors that are replaced whole.
     """
 
     path: Path
@@ -130,17 +135,16 @@ class AdapterSummary:
     replaced_tensors: tuple[str, ...]
 
     def describe(self) -> str:
-        """As in "rank 16 in 210 matrices, 61 tensors replaced"."""
-        parts = []
+        """Return one phrase, as in "rank 16 in 210 matrices, 61 tensors replaced"."""
+        phrases = []
         if self.lora_matrices:
             ranks = " and ".join(map(str, self.ranks))
-            parts.append(
-                f"rank {ranks} in {self.lora_matrices} {'matrix' if self.lora_matrices == 1 else 'matrices'}"
-            )
+            noun = "matrix" if self.lora_matrices == 1 else "matrices"
+            phrases.append(f"rank {ranks} in {self.lora_matrices} {noun}")
         if self.replaced_tensors:
             count = len(self.replaced_tensors)
-            parts.append(f"{count} {'tensor' if count == 1 else 'tensors'} replaced")
-        return ", ".join(parts)
+            phrases.append(f"{count} {'tensor' if count == 1 else 'tensors'} replaced")
+        return ", ".join(phrases)
 
 
 class Adapter:
@@ -148,54 +152,52 @@ class Adapter:
 
     Attributes:
         path: the directory.
-        settings: adapter_config.json.
-        extended: config.json of the model with the adapter, where the directory has one.
-        changes: tensor of the base -> what becomes of it.
+        lora_config: adapter_config.json.
+        model_config: config.json of the model with the adapter, where the directory has one.
+        changes: name of a base model's tensor -> how it is changed.
     """
 
-    def __init__(self, path: Path, settings: LoraConfig, files: list[SafetensorsFile | TorchFile]) -> None:
+    def __init__(self, path: Path, lora_config: LoraConfig, files: list[WeightFile]) -> None:
         self.path = path
-        self.lora_config = settings
-        self.model_config = _extended_config(path)
+        self.lora_config = lora_config
+        self.model_config = _read_model_config(path)
         self.changes: Mapping[str, TensorChange] = {
-            target: _change(target, parts, settings, files[0].path)
-            for target, parts in _by_target(files).items()
+            target: _tensor_change(target, by_role, lora_config, files[0].path)
+            for target, by_role in _group_by_target(files).items()
         }
         self._files = files
 
     @classmethod
     def open(cls, source: str | os.PathLike[str], progress: Progress = SILENT) -> Adapter:
-        """Open an adapter, a directory or a hub's by name (source.py).
+        """Open an adapter and check that its tensors are complete and fit each other.
 
-        Its parts are all there and fit each other.
+        Args:
+            source: a directory, or OWNER/NAME[@REVISION] on the hub.
+            progress: reports the download.
 
         Raises:
-            CheckpointError: no such directory, or a file is missing, damaged or not what it says.
-            UnsupportedModel: a kind of adapter that cannot be merged here.
+            CheckpointError: the directory or a file is missing, or a file is damaged.
+            UnsupportedModel: an adapter of a kind that cannot be merged here.
             ConversionError: a tensor without its counterpart, without a use, or of the wrong shape.
             ReadError: the system refuses to read a file.
-            HubError, MissingPackage, OutputError: it cannot be fetched.
+            HubError, MissingPackage, OutputError: the adapter cannot be downloaded.
         """
         path = resolve_source(source, ADAPTER_FILES, progress)
         if not (path / ADAPTER_CONFIG_FILE).exists():
-            what = (
-                f"holds no {ADAPTER_CONFIG_FILE}"
-                if path.is_dir()
-                else "is no directory that could hold an adapter"
-            )
-            raise CheckpointError(f"{path} {what}", "give a directory as peft saves it (save_pretrained)")
-        settings = read_adapter_config(path)
-        with ExitStack() as closing:
-            files: list[SafetensorsFile | TorchFile] = []
-            for file in _weight_files(path):
-                files.append((SafetensorsFile if file.suffix == ".safetensors" else TorchFile).open(file))
-                closing.callback(files[-1].close)
-            adapter = cls(path, settings, files)
-            closing.pop_all()
+            problem = f"has no {ADAPTER_CONFIG_FILE}" if path.is_dir() else "is not a directory"
+            raise CheckpointError(f"{path} {problem}", "give a directory as peft saves it (save_pretrained)")
+        lora_config = read_adapter_config(path)
+        with ExitStack() as on_error:
+            files = open_files(_weight_paths(path))
+            for file in files:
+                on_error.callback(file.close)
+            adapter = cls(path, lora_config, files)
+            on_error.pop_all()
         return adapter
 
     @property
     def summary(self) -> AdapterSummary:
+        """What a user wants to know of the adapter."""
         updates = [change.lora for change in self.changes.values() if change.lora is not None]
         return AdapterSummary(
             path=self.path,
@@ -211,6 +213,7 @@ class Adapter:
         )
 
     def close(self) -> None:
+        """Close the files; tensors that were not read cannot be read any more."""
         for file in self._files:
             file.close()
 
@@ -223,91 +226,100 @@ class Adapter:
         self.close()
 
 
-def _extended_config(path: Path) -> JsonConfig | None:
+def _read_model_config(path: Path) -> JsonConfig | None:
     file = path / "config.json"
     return JsonConfig(read_json(file), f"{model_name_from_path(path)}/{file.name}") if file.exists() else None
 
 
-def _weight_files(path: Path) -> list[Path]:
-    found = [path / name for name in ADAPTER_WEIGHT_FILES if (path / name).exists()]
-    if not found:
+def _weight_paths(path: Path) -> list[Path]:
+    weights = next((path / name for name in ADAPTER_WEIGHT_FILES if (path / name).exists()), None)
+    if weights is None:
         raise CheckpointError(
-            f"{path} holds neither {' nor '.join(ADAPTER_WEIGHT_FILES)}", "download the weights too"
+            f"{path} has neither {' nor '.join(ADAPTER_WEIGHT_FILES)}", "download the weights too"
         )
-    beside = path / LONGLORA_WEIGHTS
-    return [found[0], beside] if beside.exists() else found[:1]
+    longlora = path / LONGLORA_WEIGHTS
+    return [weights, longlora] if longlora.exists() else [weights]
 
 
-def _by_target(files: list[SafetensorsFile | TorchFile]) -> dict[str, dict[str, LazyTensor]]:
-    """target -> role -> tensor: every tensor of the files, in the one place where it is used."""
+def _group_by_target(files: list[WeightFile]) -> dict[str, dict[str, LazyTensor]]:
+    """Return target -> role -> tensor for every tensor of the files.
+
+    Raises:
+        CheckpointError: two tensors have one role, or there are no tensors.
+        UnmappedTensor: a tensor has no role.
+    """
     targets: dict[str, dict[str, LazyTensor]] = {}
     for file in files:
         for name, tensor in file.tensors.items():
-            target, role = _place(file.path, name)
-            parts = targets.setdefault(target, {})
-            if role in parts:
+            target, role = _target_and_role(file.path, name)
+            by_role = targets.setdefault(target, {})
+            if role in by_role:
                 raise CheckpointError(
-                    f"{file.path}: {name} and {parts[role].name} have the same place in {target}",
-                    "save each adapter by itself",
+                    f"{file.path}: {name} and {by_role[role].name} are both for {target}",
+                    "save each adapter separately",
                 )
-            parts[role] = _finite(file.path, tensor)
+            by_role[role] = _check_finite_on_read(file.path, tensor)
     if not targets:
-        raise CheckpointError(
-            f"{files[0].path} holds no tensors", "the adapter was saved without its weights"
-        )
+        raise CheckpointError(f"{files[0].path} has no tensors", "the adapter was saved without its weights")
     return targets
 
 
-def _place(file: Path, name: str) -> tuple[str, str]:
-    """The tensor of the base that a tensor belongs to, and its role there."""
-    bare = name.removeprefix(PEFT_PREFIX)
-    longlora = file.name == LONGLORA_WEIGHTS
-    for role, pattern in _ROLES.items():
-        match = re.fullmatch(pattern, bare)
-        if match and (longlora or bare != name):
-            target = f"{match['module']}.{match.groupdict().get('kind') or 'weight'}"
-            return target, "base" if longlora and role == "whole" else role
-    raise UnmappedTensor(f"{file}: the tensor {name} is none that peft's LoRA has", MERGE_WITH_PEFT)
+def _target_and_role(file: Path, name: str) -> tuple[str, str]:
+    """Return which tensor of the base model a tensor is for, and its role there."""
+    unprefixed = name.removeprefix(PEFT_PREFIX)
+    is_longlora = file.name == LONGLORA_WEIGHTS
+    for role, pattern in _ROLE_PATTERNS.items():
+        match = re.fullmatch(pattern, unprefixed)
+        if match and (is_longlora or unprefixed != name):
+            target = f"{match['module']}.{match.groupdict().get('param') or 'weight'}"
+            return target, "base_replacement" if is_longlora and role == "replacement" else role
+    raise UnmappedTensor(f"{file}: the tensor {name} is not one of peft's LoRA", MERGE_WITH_PEFT)
 
 
-def _change(target: str, parts: dict[str, LazyTensor], settings: LoraConfig, file: Path) -> TensorChange:
-    base, whole = parts.pop("base", None), parts.pop("whole", None)
-    if whole is not None and (parts or base):
-        other = next(iter([*parts.values(), base]))
+def _tensor_change(
+    target: str, by_role: dict[str, LazyTensor], lora_config: LoraConfig, file: Path
+) -> TensorChange:
+    base_replacement, replacement = by_role.pop("base_replacement", None), by_role.pop("replacement", None)
+    if replacement is not None and (by_role or base_replacement):
+        other = next(iter([*by_role.values(), base_replacement]))
         assert other is not None
         raise CheckpointError(
-            f"{file}: {whole.name} replaces {target}, which {other.name} changes too",
+            f"{file}: {replacement.name} replaces {target}, which {other.name} changes too",
             "save the adapter with peft's save_pretrained",
         )
-    return TensorChange(base, whole, _update(target, parts, settings, file) if parts else None)
+    update = _lora_update(target, by_role, lora_config, file) if by_role else None
+    return TensorChange(base_replacement, replacement, update)
 
 
-def _update(target: str, parts: dict[str, LazyTensor], settings: LoraConfig, file: Path) -> LoraUpdate:
+def _lora_update(
+    target: str, by_role: dict[str, LazyTensor], lora_config: LoraConfig, file: Path
+) -> LoraUpdate:
     module = target.removesuffix(".weight")
-    magnitude = parts.pop("lora_magnitude_vector", None)
-    embedding = any("embedding" in role for role in parts)
-    names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
-    if embedding and settings.use_dora:
-        raise UnsupportedModel(f"{file}: DoRA of an embedding ({module}) is not merged here", MERGE_WITH_PEFT)
-    wanted = {*names, "lora_magnitude_vector"} if settings.use_dora else set(names)
-    held = {*parts, "lora_magnitude_vector"} if magnitude is not None else set(parts)
-    for role in sorted(wanted - held):
-        beside = ", ".join(sorted(held))
+    magnitude = by_role.pop("lora_magnitude_vector", None)
+    is_embedding = any("embedding" in role for role in by_role)
+    names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A", "lora_B")
+    if is_embedding and lora_config.use_dora:
+        raise UnsupportedModel(
+            f"{file}: DoRA of an embedding ({module}) cannot be merged here", MERGE_WITH_PEFT
+        )
+    expected = {*names, "lora_magnitude_vector"} if lora_config.use_dora else set(names)
+    actual = {*by_role, "lora_magnitude_vector"} if magnitude is not None else set(by_role)
+    for role in sorted(expected - actual):
         raise MissingTensor(
-            f"{file} lacks {role} of {module}, but holds its {beside}", "save the adapter again"
+            f"{file} has no {role} of {module}, but its {', '.join(sorted(actual))}", "save the adapter again"
         )
-    for role in sorted(held - wanted):
+    for role in sorted(actual - expected):
         raise UnmappedTensor(
-            f"{file}: {role} of {module} has no use beside {', '.join(sorted(wanted))}",
-            f"does {ADAPTER_CONFIG_FILE} belong to these weights?",
+            f"{file}: {role} of {module} has no use beside {', '.join(sorted(expected))}",
+            f"check that {ADAPTER_CONFIG_FILE} belongs to these weights",
         )
-    a, b = (parts[name] for name in names)
-    _refuse_shapes(a, b, settings.rank_of(module), file)
-    left, right = (_transposed(a), _transposed(b)) if embedding else (b, a)
-    return LoraUpdate(left, right, settings.scaling_of(module), magnitude)
+    a, b = (by_role[name] for name in names)
+    _check_shapes(a, b, lora_config.rank_of(module), file)
+    lora_b, lora_a = (_transpose(a), _transpose(b)) if is_embedding else (b, a)
+    return LoraUpdate(lora_b, lora_a, lora_config.scaling_of(module), magnitude)
 
 
-def _refuse_shapes(a: LazyTensor, b: LazyTensor, rank: int, file: Path) -> None:
+def _check_shapes(a: LazyTensor, b: LazyTensor, rank: int, file: Path) -> None:
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
         raise InvalidTensor(
             f"{file}: {a.name} {list(a.shape)} and {b.name} {list(b.shape)} cannot be multiplied",
@@ -315,13 +327,14 @@ def _refuse_shapes(a: LazyTensor, b: LazyTensor, rank: int, file: Path) -> None:
         )
     if a.shape[0] != rank:
         raise InvalidTensor(
-            f"{file}: {a.name} has rank {a.shape[0]}, but {ADAPTER_CONFIG_FILE} gives it {rank} (r, rank_pattern)",
-            f"does {ADAPTER_CONFIG_FILE} belong to these weights?",
+            f"{file}: {a.name} has rank {a.shape[0]}, but {ADAPTER_CONFIG_FILE} gives it {rank} "
+            "(r, rank_pattern)",
+            f"check that {ADAPTER_CONFIG_FILE} belongs to these weights",
         )
 
 
-def _transposed(tensor: LazyTensor) -> LazyTensor:
-    """A low-rank matrix with rows and columns exchanged; it is small, and read whole."""
+def _transpose(tensor: LazyTensor) -> LazyTensor:
+    """Return a low-rank matrix transposed; it is small, so each read loads it whole."""
 
     def read(start: int, stop: int) -> Array:
         return tensor.load()[:, start:stop].T
@@ -329,8 +342,8 @@ def _transposed(tensor: LazyTensor) -> LazyTensor:
     return replace(tensor, shape=tensor.shape[::-1], read=read)
 
 
-def _finite(file: Path, tensor: LazyTensor) -> LazyTensor:
-    """The tensor, refusing values that are none while it is read."""
+def _check_finite_on_read(file: Path, tensor: LazyTensor) -> LazyTensor:
+    """Return the tensor with a `read` that raises InvalidTensor for values that are not finite."""
     if tensor.dtype not in ("F32", "F16", "BF16"):
         raise InvalidTensor(
             f"{file}: {tensor.name} is stored as {tensor.dtype}, not as F32, F16 or BF16",

@@ -1,8 +1,9 @@
-"""adapter_config.json of PEFT: what decides the merge, what is silent, and what cannot be merged.
+"""Read adapter_config.json of PEFT: the keys that decide the merge, are ignored, or are not supported.
 
-Source: peft 0.21's LoraConfig, tuners/lora/model.py (_create_and_replace) and layer.py. Every key of
-it is in one of the tables here; a key that is in none stops the work unless it says nothing.
-Left out: other methods than LoRA.
+Only LoRA is supported. Every key of peft's LoraConfig is in one of the tables here; a key that is in none is
+an error unless its value is empty.
+
+Source: peft 0.21's LoraConfig, tuners/lora/model.py (_create_and_replace) and layer.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pigguf.errors import CheckpointError, UnsupportedModel
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 MERGE_WITH_PEFT = "merge it with peft (merge_and_unload, save_pretrained), and convert what that saves"
 
-_READ = {
+_USED_KEYS = {
     "peft_type",
     "r",
     "lora_alpha",
@@ -32,8 +33,8 @@ _READ = {
     "init_lora_weights",
 }
 
-# Keys that matter while training, or that repeat what the tensors' names say.
-_SILENT = {
+# Keys that matter in training only, or that repeat what the names of the tensors show.
+_IGNORED_KEYS = {
     "auto_mapping",
     "base_model_name_or_path",
     "corda_config",
@@ -57,37 +58,38 @@ _SILENT = {
     "velora_config",
 }
 
-# Keys that make it another thing than W + scale * B A, where they say anything.
-_REFUSED = {
-    "alora_invocation_tokens": "the adapter works from an invocation on, and not on all tokens",
-    "arrow_config": "several adapters are chosen between, token by token",
-    "fan_in_fan_out": "its matrices are transposed, which those of these families never are",
-    "kasa_config": "the base's own weights are changed before the adapter is added",
-    "layer_replication": "layers of the base are used several times",
-    "lora_bias": "it adds biases that these families do not have",
+# Key -> why the result is not W + scaling * B @ A where the key is set.
+_UNSUPPORTED_KEYS = {
+    "alora_invocation_tokens": "the adapter applies after its invocation tokens only, not to all tokens",
+    "arrow_config": "it routes each token to one of several adapters",
+    "fan_in_fan_out": "its matrices are transposed, which they are not in the supported families",
+    "kasa_config": "it changes the base model's weights before the adapter is added",
+    "layer_replication": "layers of the base model are used several times",
+    "lora_bias": "it adds biases that the supported families do not have",
     "megatron_config": "it belongs to Megatron's layers",
-    "monteclora_config": "its weights are drawn anew each time",
-    "target_parameters": "it changes parameters that are no module's weight",
+    "monteclora_config": "its weights are sampled in every forward pass",
+    "target_parameters": "it changes parameters that are not the weight of a module",
     "trainable_token_indices": "it trains single rows of the embedding",
     "use_bdlora": "its matrices are block-diagonal",
     "use_qalora": "its input is pooled in groups",
 }
 
-# Ways to begin that leave the base as it is; the others take something out of it, which merging misses.
-_PLAIN_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
-_BIASES = ("none", "all", "lora_only")
+# Values of init_lora_weights that leave the base model's weights as they are; the others subtract from them.
+_BASE_KEEPING_INITS = (True, False, "gaussian", "eva", "orthogonal", "mica")
+_BIAS_VALUES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """What decides how large an adapter's matrices are and how they are scaled.
+    """The part of an adapter's LoraConfig that decides the merge.
 
     Attributes:
-        r, alpha: rank and alpha, where no pattern gives others.
-        ranks, alphas: pattern of module names -> rank, alpha; the first that matches holds.
-        rank_stabilized: the scale is alpha / sqrt(rank), not alpha / rank.
-        dora: rows are brought to a learned length after the addition.
-        base: what the adapter says it was trained on; "" where it does not.
+        r, lora_alpha: rank and alpha, where no pattern gives others.
+        rank_pattern, alpha_pattern: regular expression for module names -> rank or alpha; the first that
+            matches applies.
+        use_rslora: the scaling is alpha / sqrt(rank), not alpha / rank.
+        use_dora: rows are scaled to a learned norm after the update.
+        base_model: base_model_name_or_path; "" where it is missing.
     """
 
     r: int
@@ -99,65 +101,65 @@ class LoraConfig:
     base_model: str
 
     def rank_of(self, module: str) -> int:
-        return self.rank_pattern.get(_matching(self.rank_pattern, module), self.r)
+        """Return the rank of a module, by its name in the base model."""
+        return self.rank_pattern.get(_matching_pattern(self.rank_pattern, module), self.r)
 
     def scaling_of(self, module: str) -> float:
-        """What B A is multiplied by for a module, by its name in the base."""
-        rank, alpha = (
-            self.rank_of(module),
-            self.alpha_pattern.get(_matching(self.alpha_pattern, module), self.lora_alpha),
-        )
+        """Return the factor of B @ A for a module, by its name in the base model."""
+        rank = self.rank_of(module)
+        alpha = self.alpha_pattern.get(_matching_pattern(self.alpha_pattern, module), self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 def read_adapter_config(directory: Path) -> LoraConfig:
-    """Read an adapter's config.
+    """Read an adapter's adapter_config.json.
 
     Raises:
-        CheckpointError: the file is missing or not JSON, or a key holds what it cannot.
-        UnsupportedModel: another method than LoRA, or a form of LoRA that cannot be merged here.
+        CheckpointError: the file is missing or not JSON, or a key has an invalid value.
+        UnsupportedModel: the adapter is not LoRA, or a variant of LoRA that cannot be merged here.
         ReadError: the system refuses to read it.
     """
     keys = JsonConfig(read_json(directory / ADAPTER_CONFIG_FILE), str(directory / ADAPTER_CONFIG_FILE))
-    kind = keys.require("peft_type", str)
-    if kind != "LORA":
+    if keys.require("peft_type", str) != "LORA":
         raise UnsupportedModel(
-            f"{keys.describe('peft_type')} is not LORA, the one kind merged here", MERGE_WITH_PEFT
+            f"{keys.describe('peft_type')} is not supported: only LORA can be merged here", MERGE_WITH_PEFT
         )
-    _refuse_other_forms(keys)
+    _check_supported(keys)
     return LoraConfig(
         r=keys.require("r", int),
         lora_alpha=keys.require("lora_alpha", float),
-        rank_pattern=_patterns(keys, "rank_pattern", int),
-        alpha_pattern=_patterns(keys, "alpha_pattern", float),
+        rank_pattern=_read_patterns(keys, "rank_pattern", int),
+        alpha_pattern=_read_patterns(keys, "alpha_pattern", float),
         use_rslora=keys.optional("use_rslora", bool, False),
         use_dora=keys.optional("use_dora", bool, False),
         base_model=keys.optional("base_model_name_or_path", str, ""),
     )
 
 
-def _refuse_other_forms(keys: JsonConfig) -> None:
+def _check_supported(keys: JsonConfig) -> None:
     for key, value in keys.values.items():
-        silent = value is None or value is False or value in ("", [], {})
-        if silent or key in _READ or key in _SILENT:
+        is_empty = value is None or value is False or value in ("", [], {})
+        if is_empty or key in _USED_KEYS or key in _IGNORED_KEYS:
             continue
-        if key not in _REFUSED:
+        if key not in _UNSUPPORTED_KEYS:
             raise UnsupportedModel(
-                f"{keys.describe(key)} is not known here, so whether it changes the weights is not either",
+                f"{keys.describe(key)} is an unknown key, which may change the weights",
                 f"set it to null if it does not; otherwise {MERGE_WITH_PEFT}",
             )
-        raise UnsupportedModel(f"{keys.describe(key)} cannot be merged here: {_REFUSED[key]}", MERGE_WITH_PEFT)
-    if keys.values.get("init_lora_weights", True) not in (*_PLAIN_STARTS, None):
         raise UnsupportedModel(
-            f"{keys.describe('init_lora_weights')}: training began by taking something out of the base's "
-            "weights, which the adapter on the base as it is would miss",
+            f"{keys.describe(key)} cannot be merged here: {_UNSUPPORTED_KEYS[key]}", MERGE_WITH_PEFT
+        )
+    if keys.values.get("init_lora_weights", True) not in (*_BASE_KEEPING_INITS, None):
+        raise UnsupportedModel(
+            f"{keys.describe('init_lora_weights')}: the training subtracted from the base model's "
+            "weights first, so the adapter does not fit the original base model",
             "save it with peft's path_initial_model_for_weight_conversion, or " + MERGE_WITH_PEFT,
         )
-    if keys.optional("bias", str, "none") not in _BIASES:
-        raise keys.invalid_value("bias", f"one of {', '.join(_BIASES)}")
+    if keys.optional("bias", str, "none") not in _BIAS_VALUES:
+        raise keys.invalid_value("bias", f"one of {', '.join(_BIAS_VALUES)}")
 
 
-def _patterns(keys: JsonConfig, key: str, kind: type[Any]) -> dict[str, Any]:
+def _read_patterns(keys: JsonConfig, key: str, kind: type[Any]) -> dict[str, Any]:
     section = keys.section(key)
     if section is None:
         return {}
@@ -165,10 +167,12 @@ def _patterns(keys: JsonConfig, key: str, kind: type[Any]) -> dict[str, Any]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise CheckpointError(f"{section.describe(pattern)}: the pattern is not one: {error}") from error
+            raise CheckpointError(
+                f"{section.describe(pattern)}: invalid regular expression: {error}"
+            ) from error
     return {pattern: section.require(pattern, kind) for pattern in section.values}
 
 
-def _matching(patterns: dict[str, Any], module: str) -> str:
-    """The first pattern that a module's name ends with, at a dot (peft's get_pattern_key), or "" for none."""
+def _matching_pattern(patterns: dict[str, Any], module: str) -> str:
+    """Return the first pattern that matches the end of a module's name (peft's get_pattern_key), or ""."""
     return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", module)), "")

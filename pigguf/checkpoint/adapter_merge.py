@@ -1,14 +1,14 @@
-"""A base with an adapter on it: the merged model's tensors, still promises.
+"""Merge a LoRA adapter into its base model: the merged tensors, still lazy.
 
-Rows of a merged matrix are W + scale * B A in float32, computed when they are read, so that merging
-takes no more memory than converting. peft rounds the sum to the base's dtype, which loses the last
-bits of the adapter in a bfloat16 base; here nothing is rounded before the target's type.
+Rows of a merged matrix are W + scaling * B @ A in float32, computed when they are read, so merging takes no
+more memory than converting. peft rounds the sum to the base model's dtype, which loses the last bits of the
+adapter in a bfloat16 base; here nothing is rounded before the target type.
 
-What is merged is the model as peft runs it and as it was trained. peft's own merge_and_unload differs
-from that where the base ties its output matrix to the embedding and LoRA changes either: it adds to
-both. Here the two part there, as for whole tensors they do in peft's merge too.
+The result is the model as peft runs it and as it was trained. peft's own merge_and_unload differs where the
+base ties lm_head to the embedding and LoRA changes one of them: it adds to both. Here they become two
+tensors, as they do for whole tensors in peft's merge too.
 
-Left out: positions (rope/).
+Not here: RoPE scaling of the merged model (rope/).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pigguf.common.json_config import JsonConfig
 from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import CheckpointError, InvalidTensor, UnmappedTensor
 
-# Keys that an adapter's own config.json and the base's must agree on, where both have them.
+# Keys on which the adapter's own config.json and the base model's must agree, where both have them.
 _SHAPE_KEYS = (
     "model_type",
     "vocab_size",
@@ -46,145 +46,137 @@ _SHAPE_KEYS = (
 
 
 def merge_adapter(checkpoint: Checkpoint, adapter: Adapter) -> Mapping[str, LazyTensor]:
-    """The tensors of a checkpoint as an adapter changes them, under the same names.
+    """Return the tensors of a checkpoint with an adapter merged into them, under the same names.
 
-    Where the checkpoint ties its embeddings, there is an output matrix (lm_head.weight) if, and only
-    if, the adapter makes it another one than the embedding.
+    If the checkpoint ties its embeddings, there is an lm_head.weight only if the adapter makes it differ
+    from the embedding.
 
     Args:
-        checkpoint: the base; both stay open while the tensors are read.
-        adapter: what changes it.
+        checkpoint: the base model; both must stay open while the tensors are read.
+        adapter: the adapter.
 
     Raises:
         CheckpointError: the adapter's config.json is another model's.
-        UnmappedTensor, InvalidTensor: the adapter changes what the base has not, or of another shape.
+        UnmappedTensor: the adapter changes a tensor that the base model does not have.
+        InvalidTensor: the adapter's tensors do not have the shapes of the base model's.
     """
-    _refuse_another_model(checkpoint, adapter)
+    _check_same_model(checkpoint, adapter)
     tensors, changes = dict(checkpoint.tensors), dict(adapter.changes)
     if JsonConfig(checkpoint.config).optional("tie_word_embeddings", bool, False):
-        _part_tied(tensors, changes, checkpoint)
+        _untie_where_changed(tensors, changes, checkpoint)
     for target, change in changes.items():
         if target not in tensors:
             raise UnmappedTensor(
-                f"{adapter.path} changes {target}, which {checkpoint.path} has not", _another_base(adapter)
+                f"{adapter.path} changes {target}, which {checkpoint.path} does not have",
+                _wrong_base_hint(adapter),
             )
-        tensors[target] = _changed(tensors[target], change, checkpoint, adapter)
+        tensors[target] = _apply_change(tensors[target], change, checkpoint, adapter)
     return tensors
 
 
-def _refuse_another_model(checkpoint: Checkpoint, adapter: Adapter) -> None:
-    ours, base = adapter.model_config, JsonConfig(checkpoint.config)
+def _check_same_model(checkpoint: Checkpoint, adapter: Adapter) -> None:
+    theirs, base = adapter.model_config, JsonConfig(checkpoint.config)
     for key in _SHAPE_KEYS:
-        if ours is not None and key in ours and key in base and ours.values[key] != base.values[key]:
+        if theirs is not None and key in theirs and key in base and theirs.values[key] != base.values[key]:
             raise CheckpointError(
-                f"{ours.describe(key)}, but {checkpoint.path / 'config.json'}: {key} = {base.values[key]}",
-                _another_base(adapter),
+                f"{theirs.describe(key)}, but {checkpoint.path / 'config.json'}: {key} = {base.values[key]}",
+                _wrong_base_hint(adapter),
             )
 
 
-def _part_tied(
+def _untie_where_changed(
     tensors: dict[str, LazyTensor], changes: dict[str, TensorChange], checkpoint: Checkpoint
 ) -> None:
-    """Give the output matrix a tensor of its own where an adapter changes it and the embedding apart."""
+    """Give lm_head a tensor of its own if the adapter changes it and the embedding differently."""
     family = family_from_config(checkpoint.config)
-    if embedding_name(family) not in tensors:
+    embedding, lm_head = embedding_name(family), lm_head_name(family)
+    if embedding not in tensors:
         return
-    if lm_head_name(family) in tensors:
-        check_tied_output(
-            tensors[embedding_name(family)], tensors.pop(lm_head_name(family)), str(checkpoint.path)
-        )
-    embedding, output = (
-        changes.pop(embedding_name(family), TensorChange()),
-        changes.pop(lm_head_name(family), TensorChange()),
-    )
-    bases = [change.base_replacement for change in (embedding, output) if change.base_replacement is not None]
-    if len(bases) == 2 and not bases[0].equals(bases[1]):
+    if lm_head in tensors:
+        check_tied_output(tensors[embedding], tensors.pop(lm_head), str(checkpoint.path))
+    embedding_change = changes.pop(embedding, TensorChange())
+    lm_head_change = changes.pop(lm_head, TensorChange())
+    replacements = [
+        change.base_replacement
+        for change in (embedding_change, lm_head_change)
+        if change.base_replacement is not None
+    ]
+    if len(replacements) == 2 and not replacements[0].equals(replacements[1]):
         raise InvalidTensor(
-            f"{bases[0].name} and {bases[1].name} differ, but the base ties the two",
+            f"{replacements[0].name} and {replacements[1].name} differ, but the base model ties the two",
             "train on a base whose config.json has tie_word_embeddings = false",
         )
-    shared = bases[0] if bases else None
-    embedding, output = replace(embedding, base_replacement=shared), replace(output, base_replacement=shared)
-    if embedding != TensorChange():
-        changes[embedding_name(family)] = embedding
-    if not _alike(embedding, output):
-        tensors[lm_head_name(family)] = replace(tensors[embedding_name(family)], name=lm_head_name(family))
-        if output != TensorChange():
-            changes[lm_head_name(family)] = output
+    shared = replacements[0] if replacements else None
+    embedding_change = replace(embedding_change, base_replacement=shared)
+    lm_head_change = replace(lm_head_change, base_replacement=shared)
+    if embedding_change != TensorChange():
+        changes[embedding] = embedding_change
+    if not _equal_changes(embedding_change, lm_head_change):
+        tensors[lm_head] = replace(tensors[embedding], name=lm_head)
+        if lm_head_change != TensorChange():
+            changes[lm_head] = lm_head_change
 
 
-def _alike(embedding: TensorChange, output: TensorChange) -> bool:
-    """Whether two changes of one tensor come to the same (as with peft's ensure_weight_tying)."""
-    if (embedding.replacement is None, embedding.lora is None) != (
-        output.replacement is None,
-        output.lora is None,
-    ):
+def _equal_changes(a: TensorChange, b: TensorChange) -> bool:
+    """Return whether two changes of one tensor give the same (as with peft's ensure_weight_tying)."""
+    if (a.replacement is None, a.lora is None) != (b.replacement is None, b.lora is None):
         return False
-    if embedding.replacement is not None and output.replacement is not None:
-        return embedding.replacement.equals(output.replacement)
-    if embedding.lora is not None and output.lora is not None:
-        return _equal_updates(embedding.lora, output.lora)
+    if a.replacement is not None and b.replacement is not None:
+        return a.replacement.equals(b.replacement)
+    if a.lora is not None and b.lora is not None:
+        return _equal_updates(a.lora, b.lora)
     return True
 
 
 def _equal_updates(a: LoraUpdate, b: LoraUpdate) -> bool:
-    plain = a.dora_magnitude is None and b.dora_magnitude is None
-    return plain and a.scaling == b.scaling and a.lora_b.equals(b.lora_b) and a.lora_a.equals(b.lora_a)
+    no_dora = a.dora_magnitude is None and b.dora_magnitude is None
+    return no_dora and a.scaling == b.scaling and a.lora_b.equals(b.lora_b) and a.lora_a.equals(b.lora_a)
 
 
-def _changed(
+def _apply_change(
     tensor: LazyTensor, change: TensorChange, checkpoint: Checkpoint, adapter: Adapter
 ) -> LazyTensor:
-    for other in (change.base_replacement, change.replacement):
-        if other is not None:
-            _refuse_shape(other.shape, tensor, other.name, checkpoint, adapter)
-            tensor = replace(other, name=tensor.name)
+    for replacement in (change.base_replacement, change.replacement):
+        if replacement is not None:
+            _check_shape(replacement.shape, tensor, replacement.name, checkpoint, adapter)
+            tensor = replace(replacement, name=tensor.name)
     update = change.lora
     if update is None:
         return tensor
     names = f"{update.lora_b.name} with {update.lora_a.name}"
-    _refuse_shape((update.lora_b.shape[0], update.lora_a.shape[1]), tensor, names, checkpoint, adapter)
-    if update.dora_magnitude is not None:
-        _refuse_shape(
-            update.dora_magnitude.shape + tensor.shape[1:],
-            tensor,
-            update.dora_magnitude.name,
-            checkpoint,
-            adapter,
-        )
-    return _updated(tensor, update)
+    _check_shape((update.lora_b.shape[0], update.lora_a.shape[1]), tensor, names, checkpoint, adapter)
+    magnitude = update.dora_magnitude
+    if magnitude is not None:
+        _check_shape(magnitude.shape + tensor.shape[1:], tensor, magnitude.name, checkpoint, adapter)
+
+    def read(start: int, stop: int) -> Array:
+        return update.add_to_rows(tensor.read(start, stop).astype(np.float32, copy=False), start, stop)
+
+    return replace(tensor, dtype="F32", read=read)
 
 
-def _refuse_shape(
+def _check_shape(
     shape: tuple[int, ...], tensor: LazyTensor, names: str, checkpoint: Checkpoint, adapter: Adapter
 ) -> None:
     if shape != tensor.shape:
         raise InvalidTensor(
             f"{adapter.path}: {names} is for a tensor of shape {list(shape)}, but {tensor.name} of "
             f"{checkpoint.path} has {list(tensor.shape)}",
-            _more_tokens(shape, tensor) or _another_base(adapter),
+            _added_tokens_hint(shape, tensor) or _wrong_base_hint(adapter),
         )
 
 
-def _more_tokens(shape: tuple[int, ...], tensor: LazyTensor) -> str | None:
-    """What to do where tokens were added before the adapter was trained, as LongLoRA adds [PAD]."""
-    of_tokens = "embed" in tensor.name or "lm_head" in tensor.name
-    if not of_tokens or shape[1:] != tensor.shape[1:] or shape[0] < tensor.shape[0]:
+def _added_tokens_hint(shape: tuple[int, ...], tensor: LazyTensor) -> str | None:
+    """Return what to do if tokens were added before the training, as LongLoRA adds [PAD]; else None."""
+    is_per_token = "embed" in tensor.name or "lm_head" in tensor.name
+    if not is_per_token or shape[1:] != tensor.shape[1:] or shape[0] < tensor.shape[0]:
         return None
     return (
-        f"tokens were added before the training: give them to the base too, with transformers' "
-        f"resize_token_embeddings({shape[0]}) and the tokenizer that was trained with, and save that"
+        f"tokens were added before the training: add them to the base model too, with transformers' "
+        f"resize_token_embeddings({shape[0]}) and the tokenizer of the training, and save that"
     )
 
 
-def _updated(tensor: LazyTensor, update: LoraUpdate) -> LazyTensor:
-    def read(start: int, stop: int) -> Array:
-        rows = tensor.read(start, stop).astype(np.float32, copy=False)
-        return update.add_to_rows(rows, start, stop)
-
-    return replace(tensor, dtype="F32", read=read)
-
-
-def _another_base(adapter: Adapter) -> str:
-    named = f", {adapter.lora_config.base_model}" if adapter.lora_config.base_model else ""
-    return f"the adapter belongs to another base{named}: convert it with that one"
+def _wrong_base_hint(adapter: Adapter) -> str:
+    base_model = f", {adapter.lora_config.base_model}" if adapter.lora_config.base_model else ""
+    return f"the adapter belongs to another base model{base_model}: convert it with that one"

@@ -1,4 +1,4 @@
-"""One JSON file of a checkpoint or an adapter: an object, or an error that names the file."""
+"""Read a JSON file of a checkpoint or an adapter, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pigguf.errors import CheckpointError
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """A JSON object from a file; {} where an optional file is absent.
+    """Read a JSON object from a file; return {} if an optional file is absent.
 
     Raises:
         CheckpointError: the file is missing, not JSON, or not an object.
@@ -24,11 +24,13 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     except FileNotFoundError:
         if optional:
             return {}
-        raise CheckpointError(f"{path} is missing", f"is {path.parent} a whole checkpoint?") from None
+        raise CheckpointError(
+            f"{path} is missing", f"check that {path.parent} is a complete checkpoint"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}", damaged_file_hint(raw)) from error
     except OSError as error:
         raise read_error(path, error) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object")
+        raise CheckpointError(f"{path} is a JSON {type(content).__name__}, not an object")
     return content

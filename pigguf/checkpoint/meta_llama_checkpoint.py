@@ -1,16 +1,16 @@
-"""Meta's own form of a Llama: params.json beside consolidated.00.pth, .01.pth ... -> config.json and tensors.
+"""Read Meta's own Llama checkpoints: params.json with consolidated.00.pth, consolidated.01.pth, ...
 
-A model that was trained on several devices lies in as many files, each with a piece of every matrix:
-some are cut between rows and some between columns, and the norms are whole in each. Names become
-transformers', and so does the order of the rows of queries and keys, whose pairs are neighbours here and
-halves of a head there. Nothing is loaded: a slab of rows is put together from all pieces when it is read.
+A model that was trained on several devices is saved as that many model-parallel shards. Each has a slice of
+every matrix, split by rows or by columns, and whole copies of the norms. Tensors get transformers' names, and
+rows of q and k are reordered from Meta's interleaved RoPE layout to transformers' rotate_half layout. Nothing
+is loaded: rows are put together from all shards when they are read.
 
-params.json does not say how long the window is; where it has no max_seq_len, and no config.json lies
-beside it, the user must (--context N): 2048 in Llama 1, 4096 in Llama 2, 8192 in Llama 3.
+params.json does not have the length of the context window. If it has no max_seq_len, and there is no
+config.json, the user must give it (`rope.context`): 2048 for Llama 1, 4096 for Llama 2, 8192 for Llama 3.
 
+Not here: the tokenizer. Not supported: checkpoints of other makers, whose params.json has other keys.
 Source: transformers' convert_llama_weights_to_hf.py; meta-llama/llama's model.py (ModelArgs,
 FeedForward, which layers are column-parallel) and llama-models' model.py (use_scaled_rope).
-Left out: the tokenizer; pieces of models of other makers, whose params.json has other keys.
 """
 
 from __future__ import annotations
@@ -31,24 +31,31 @@ from pigguf.errors import CheckpointError, InvalidTensor, MissingTensor, Unsuppo
 
 PARAMS_FILE = "params.json"
 SHARD_PATTERN = r"consolidated\.(\d+)\.pth"
-ROTARY_TABLE = "rope.freqs"  # of the first version; it follows from the config
-FIRST_QUERIES = "layers.0.attention.wq.weight"
-DEFAULT_MULTIPLE = 256  # of ModelArgs
+ROPE_FREQS = "rope.freqs"  # in Llama 1; it follows from the config
+FIRST_Q_WEIGHT = "layers.0.attention.wq.weight"
+DEFAULT_MULTIPLE_OF = 256  # ModelArgs.multiple_of
 
-SplitAxis = Literal["rows", "columns", "embedding", "nowhere"]
+SplitAxis = Literal["rows", "columns", "embedding", "none"]
 
 
 class MetaTensorRule(NamedTuple):
-    """What becomes of one of Meta's tensors: transformers' name, how it is cut, whose heads its rows are."""
+    """How one of Meta's tensors becomes one of transformers'.
+
+    Attributes:
+        name: transformers' name, without the layer's prefix.
+        split_axis: along which axis the shards are slices of it; "none" for whole copies, "embedding" for
+            columns in Llama 1 and 2 and rows in Llama 3.
+        heads: the key of params.json with the number of heads whose rows are reordered; "" for none.
+    """
 
     name: str
     split_axis: SplitAxis
     heads: Literal["", "n_heads", "n_kv_heads"] = ""
 
 
-_PLACES = {
+_TENSOR_RULES = {
     "tok_embeddings.weight": MetaTensorRule("model.embed_tokens.weight", "embedding"),
-    "norm.weight": MetaTensorRule("model.norm.weight", "nowhere"),
+    "norm.weight": MetaTensorRule("model.norm.weight", "none"),
     "output.weight": MetaTensorRule("lm_head.weight", "rows"),
     "attention.wq.weight": MetaTensorRule("self_attn.q_proj.weight", "rows", "n_heads"),
     "attention.wk.weight": MetaTensorRule("self_attn.k_proj.weight", "rows", "n_kv_heads"),
@@ -57,11 +64,11 @@ _PLACES = {
     "feed_forward.w1.weight": MetaTensorRule("mlp.gate_proj.weight", "rows"),
     "feed_forward.w2.weight": MetaTensorRule("mlp.down_proj.weight", "columns"),
     "feed_forward.w3.weight": MetaTensorRule("mlp.up_proj.weight", "rows"),
-    "attention_norm.weight": MetaTensorRule("input_layernorm.weight", "nowhere"),
-    "ffn_norm.weight": MetaTensorRule("post_attention_layernorm.weight", "nowhere"),
+    "attention_norm.weight": MetaTensorRule("input_layernorm.weight", "none"),
+    "ffn_norm.weight": MetaTensorRule("post_attention_layernorm.weight", "none"),
 }
 
-_READ = {
+_USED_PARAMS = {
     "dim",
     "n_layers",
     "n_heads",
@@ -76,181 +83,184 @@ _READ = {
     "use_scaled_rope",
     "rope_scaling_factor",
 }
-_SILENT = {"max_batch_size"}
+_IGNORED_PARAMS = {"max_batch_size"}
 
-# The factor of use_scaled_rope, which params.json leaves to the program: by dim and layers, as published
-_SCALED = {
+# (dim, n_layers) -> RoPE scaling factor of use_scaled_rope, as published; params.json does not have it.
+_ROPE_SCALING_FACTORS = {
     (4096, 32): 8.0,  # Llama 3.1 8B
     (8192, 80): 8.0,  # 70B, and 3.3
     (16384, 126): 8.0,  # 405B
     (2048, 16): 32.0,  # Llama 3.2 1B
     (3072, 28): 32.0,  # 3B
 }
-_SCALED_WINDOW = 8192  # at which Llama 3 was trained before
+_ORIGINAL_CONTEXT = 8192  # Llama 3's, before the scaling
 
 
 def has_meta_shards(path: Path) -> bool:
-    """Whether a directory has such files."""
+    """Return whether a directory has consolidated.NN.pth files."""
     return path.is_dir() and any(re.fullmatch(SHARD_PATTERN, file.name) for file in path.iterdir())
 
 
 def open_meta_shards(path: Path) -> list[WeightFile]:
-    """Open all pieces of a model, in order.
+    """Open all model-parallel shards, in order.
 
     Raises:
-        CheckpointError: one is missing between others or damaged, or params.json is missing.
+        CheckpointError: a shard is damaged or missing between others, or params.json is missing.
         MissingPackage: torch is not installed.
         ReadError: the system refuses to read one.
     """
-    read_json(path / PARAMS_FILE)  # before what takes longer
-    numbered = {
+    read_json(path / PARAMS_FILE)  # first, because it takes no time to see that it is missing
+    paths_by_number = {
         int(match[1]): file
         for file in path.iterdir()
         if (match := re.fullmatch(SHARD_PATTERN, file.name)) is not None
     }
-    for number in range(max(numbered)):
-        if number not in numbered:
+    for number in range(max(paths_by_number)):
+        if number not in paths_by_number:
             raise CheckpointError(
-                f"{path / f'consolidated.{number:02}.pth'} is missing, and {numbered[max(numbered)].name} "
-                "is there",
-                "download the missing piece: every one holds a part of every matrix",
+                f"{path / f'consolidated.{number:02}.pth'} is missing, but "
+                f"{paths_by_number[max(paths_by_number)].name} exists",
+                "download the missing shard: each has a slice of every matrix",
             )
-    return open_files([numbered[number] for number in sorted(numbered)])
+    return open_files([paths_by_number[number] for number in sorted(paths_by_number)])
 
 
 def convert_meta_checkpoint(
-    path: Path, config: Mapping[str, Any], pieces: Sequence[WeightFile]
+    path: Path, config: Mapping[str, Any], shards: Sequence[WeightFile]
 ) -> tuple[dict[str, Any], dict[str, LazyTensor]]:
-    """The config and the tensors of a model, as transformers has them.
+    """Return the config and the tensors of a model as transformers has them.
 
     Args:
         path: the directory.
-        config: a config.json that lies there too, or {}; it must not contradict params.json.
-        pieces: as open_pieces gives them.
+        config: config.json, if the directory has one too, or {}; it must not contradict params.json.
+        shards: all model-parallel shards, in order (open_meta_shards).
 
     Raises:
-        CheckpointError: params.json lacks a key, holds what it cannot, or does not fit config.json or the
-            number of pieces.
-        UnsupportedModel: it has a key that is not known here.
-        MissingTensor, InvalidTensor: the pieces do not fit each other.
+        CheckpointError: params.json lacks a key, has an invalid value, or does not agree with config.json
+            or the number of shards.
+        UnsupportedModel: params.json has an unknown key.
+        MissingTensor, InvalidTensor: the shards do not fit each other.
     """
     params = JsonConfig(read_json(path / PARAMS_FILE), str(path / PARAMS_FILE))
-    _refuse_other_keys(params)
-    _refuse_missing_pieces(params, pieces)
+    _check_known_keys(params)
+    _check_shard_count(params, shards)
     tensors = {}
-    for name in dict.fromkeys(name for piece in pieces for name in piece.tensors):
-        if name != ROTARY_TABLE:
-            tensor = _from_pieces(name, pieces, params)
+    for name in dict.fromkeys(name for shard in shards for name in shard.tensors):
+        if name != ROPE_FREQS:
+            tensor = _convert_tensor(name, shards, params)
             tensors[tensor.name] = tensor
-    return _agreed(path, config, _as_config(params, tensors)), tensors
+    return _merge_configs(path, config, _config_from_params(params, tensors)), tensors
 
 
-def _refuse_other_keys(params: JsonConfig) -> None:
+def _check_known_keys(params: JsonConfig) -> None:
     for key in params.values:
-        if key not in _READ | _SILENT and key in params:
+        if key not in _USED_PARAMS | _IGNORED_PARAMS and key in params:
             raise UnsupportedModel(
-                f"{params.describe(key)} is no key of Meta's Llama that is known here",
-                "convert what its maker's script for transformers makes of it",
+                f"{params.describe(key)} is not a known key of Meta's Llama",
+                "convert it to transformers' format first, with its maker's script",
             )
 
 
-def _refuse_missing_pieces(params: JsonConfig, pieces: Sequence[WeightFile]) -> None:
-    queries = pieces[0].tensors.get(FIRST_QUERIES)
-    rows = _heads(params, "n_heads") * _head_dim(params)
-    if queries is None or queries.rows == 0 or rows == queries.rows * len(pieces):
+def _check_shard_count(params: JsonConfig, shards: Sequence[WeightFile]) -> None:
+    queries = shards[0].tensors.get(FIRST_Q_WEIGHT)
+    rows = _head_count(params, "n_heads") * _head_dim(params)
+    if queries is None or queries.rows == 0 or rows == queries.rows * len(shards):
         return
-    count = rows // queries.rows
-    told = f"{params.file}: {rows} rows of queries, of which {pieces[0].path.name} has {queries.rows}"
-    if count > len(pieces):
+    expected = rows // queries.rows
+    evidence = f"{params.file}: q has {rows} rows, of which {shards[0].path.name} has {queries.rows}"
+    if expected > len(shards):
         raise CheckpointError(
-            f"{told}: the model lies in {count} pieces, and {len(pieces)} "
-            f"{'is' if len(pieces) == 1 else 'are'} here",
-            f"download consolidated.{len(pieces):02}.pth to consolidated.{count - 1:02}.pth too",
+            f"{evidence}: the model has {expected} shards, but only {len(shards)} "
+            f"{'is' if len(shards) == 1 else 'are'} here",
+            f"download consolidated.{len(shards):02}.pth to consolidated.{expected - 1:02}.pth too",
         )
-    raise CheckpointError(f"{told}, and {len(pieces)} pieces are here", "they belong to another model")
+    raise CheckpointError(
+        f"{evidence}, but there are {len(shards)} shards",
+        "params.json and the shards are of different models",
+    )
 
 
-def _from_pieces(name: str, files: Sequence[WeightFile], params: JsonConfig) -> LazyTensor:
-    """One tensor, put together, under its name in transformers (its own, where that is not known)."""
+def _convert_tensor(name: str, files: Sequence[WeightFile], params: JsonConfig) -> LazyTensor:
+    """Return one tensor, put together from its shards, under transformers' name if it is known."""
     match = re.match(r"layers\.\d+\.", name)
-    layer = match[0] if match else ""
-    place = _PLACES.get(name.removeprefix(layer), MetaTensorRule(name, "nowhere"))
-    pieces = []
+    layer_prefix = match[0] if match else ""
+    rule = _TENSOR_RULES.get(name.removeprefix(layer_prefix), MetaTensorRule(name, "none"))
+    shards = []
     for file in files:
         if name not in file.tensors:
             raise MissingTensor(
-                f"{file.path} lacks the tensor {name}, which another piece holds", "download all pieces again"
+                f"{file.path} lacks the tensor {name}, which another shard has", "download all shards again"
             )
-        pieces.append(file.tensors[name])
-        if (pieces[-1].shape, pieces[-1].dtype) != (pieces[0].shape, pieces[0].dtype):
+        shards.append(file.tensors[name])
+        if (shards[-1].shape, shards[-1].dtype) != (shards[0].shape, shards[0].dtype):
             raise InvalidTensor(
-                f"{file.path}: {name} is {pieces[-1].dtype} {list(pieces[-1].shape)}, and "
-                f"{pieces[0].dtype} {list(pieces[0].shape)} in {files[0].path.name}",
-                "the pieces are of different models: download them again",
+                f"{file.path}: {name} is {shards[-1].dtype} {list(shards[-1].shape)}, but "
+                f"{shards[0].dtype} {list(shards[0].shape)} in {files[0].path.name}",
+                "the shards are of different models: download them again",
             )
-    if place.split_axis != "nowhere" and len(pieces[0].shape) != 2:
-        raise InvalidTensor(
-            f"{files[0].path}: {name} has the shape {list(pieces[0].shape)}, not rows and columns"
-        )
-    tensor = _put_together(pieces, place.split_axis, params.require("dim", int))
-    if place.heads:
-        tensor = _in_halves(tensor, _heads(params, place.heads), files[0].path)
-    return replace(tensor, name=f"model.{layer}{place.name}" if layer and place.name != name else place.name)
+    if rule.split_axis != "none" and len(shards[0].shape) != 2:
+        raise InvalidTensor(f"{files[0].path}: {name} has the shape {list(shards[0].shape)}, not two axes")
+    tensor = _concatenate(shards, rule.split_axis, params.require("dim", int))
+    if rule.heads:
+        tensor = _reorder_rope_rows(tensor, _head_count(params, rule.heads), files[0].path)
+    is_layer_tensor = layer_prefix and rule.name != name
+    return replace(tensor, name=f"model.{layer_prefix}{rule.name}" if is_layer_tensor else rule.name)
 
 
-def _put_together(pieces: Sequence[LazyTensor], cut: SplitAxis, width: int) -> LazyTensor:
-    first = pieces[0]
-    if cut == "embedding":  # between columns in Llama 1 and 2, between rows since Llama 3
-        cut = "rows" if first.shape[1] == width else "columns"
-    if cut == "nowhere" or len(pieces) == 1:
+def _concatenate(shards: Sequence[LazyTensor], split_axis: SplitAxis, dim: int) -> LazyTensor:
+    first = shards[0]
+    if split_axis == "embedding":  # Llama 1 and 2: columns; since Llama 3: rows
+        split_axis = "rows" if first.shape[1] == dim else "columns"
+    if split_axis == "none" or len(shards) == 1:
         return first
     rows, columns = first.shape
 
-    def read_beside(start: int, stop: int) -> Array:
-        return np.concatenate([piece.read(start, stop) for piece in pieces], axis=1)
+    def read_column_split(start: int, stop: int) -> Array:
+        return np.concatenate([shard.read(start, stop) for shard in shards], axis=1)
 
-    def read_below(start: int, stop: int) -> Array:
-        parts = []
-        for number, piece in enumerate(pieces):
+    def read_row_split(start: int, stop: int) -> Array:
+        slices = []
+        for number, shard in enumerate(shards):
             low, high = max(start - number * rows, 0), min(stop - number * rows, rows)
             if low < high:
-                parts.append(piece.read(low, high))
-        return np.concatenate(parts)
+                slices.append(shard.read(low, high))
+        return np.concatenate(slices)
 
-    if cut == "columns":
-        return replace(first, shape=(rows, columns * len(pieces)), read=read_beside)
-    return replace(first, shape=(rows * len(pieces), columns), read=read_below)
+    if split_axis == "columns":
+        return replace(first, shape=(rows, columns * len(shards)), read=read_column_split)
+    return replace(first, shape=(rows * len(shards), columns), read=read_row_split)
 
 
-def _in_halves(tensor: LazyTensor, heads: int, file: Path) -> LazyTensor:
-    """Rows a0 b0 a1 b1 ... of every head as a0 a1 ... b0 b1 ..., as transformers rotates them."""
-    if tensor.rows % (2 * heads):
+def _reorder_rope_rows(tensor: LazyTensor, n_heads: int, file: Path) -> LazyTensor:
+    """Reorder each head's rows from interleaved (a0 b0 a1 b1 ...) to rotate_half (a0 a1 ... b0 b1 ...)."""
+    if tensor.rows % (2 * n_heads):
         raise InvalidTensor(
-            f"{file}: {tensor.name} has {tensor.rows} rows, which {heads} heads cannot share in pairs"
+            f"{file}: {tensor.name} has {tensor.rows} rows, which cannot be split into pairs for "
+            f"{n_heads} heads"
         )
-    head = np.arange(tensor.rows // heads).reshape(-1, 2).T.reshape(-1)
-    order = (np.arange(heads)[:, None] * len(head) + head).reshape(-1)
+    head_order = np.arange(tensor.rows // n_heads).reshape(-1, 2).T.reshape(-1)
+    order = (np.arange(n_heads)[:, None] * len(head_order) + head_order).reshape(-1)
 
     def read(start: int, stop: int) -> Array:
-        wanted = order[start:stop]
-        low, high = int(wanted.min()), int(wanted.max()) + 1
-        rows: Array = tensor.read(low, high)[wanted - low]
+        sources = order[start:stop]
+        low, high = int(sources.min()), int(sources.max()) + 1
+        rows: Array = tensor.read(low, high)[sources - low]
         return rows
 
     return replace(tensor, read=read)
 
 
-def _as_config(params: JsonConfig, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    width, layers = params.require("dim", int), params.require("n_layers", int)
+def _config_from_params(params: JsonConfig, tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
+    dim, n_layers = params.require("dim", int), params.require("n_layers", int)
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": _vocabulary(params, tensors),
-        "hidden_size": width,
-        "intermediate_size": _feed_forward(params, width),
-        "num_hidden_layers": layers,
-        "num_attention_heads": _heads(params, "n_heads"),
-        "num_key_value_heads": _heads(params, "n_kv_heads"),
+        "vocab_size": _vocab_size(params, tensors),
+        "hidden_size": dim,
+        "intermediate_size": _intermediate_size(params, dim),
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": _head_count(params, "n_heads"),
+        "num_key_value_heads": _head_count(params, "n_kv_heads"),
         "head_dim": _head_dim(params),
         "rms_norm_eps": params.require("norm_eps", float),
         "tie_word_embeddings": "lm_head.weight" not in tensors,
@@ -262,64 +272,66 @@ def _as_config(params: JsonConfig, tensors: Mapping[str, LazyTensor]) -> dict[st
     if params.optional("use_scaled_rope", bool, False):
         config["rope_scaling"] = {
             "rope_type": "llama3",
-            "factor": _scaling_factor(params, width, layers),
+            "factor": _rope_scaling_factor(params, dim, n_layers),
             "low_freq_factor": 1.0,
             "high_freq_factor": 4.0,
-            "original_max_position_embeddings": _SCALED_WINDOW,
+            "original_max_position_embeddings": _ORIGINAL_CONTEXT,
         }
     return config
 
 
-def _vocabulary(params: JsonConfig, tensors: Mapping[str, LazyTensor]) -> int:
-    """-1 leaves it to the tokenizer: as many as the embedding has rows."""
+def _vocab_size(params: JsonConfig, tensors: Mapping[str, LazyTensor]) -> int:
+    """Return vocab_size; where it is -1, the number of rows of the embedding."""
     if params.values.get("vocab_size", -1) != -1:
         return params.require("vocab_size", int)
     embedding = tensors.get("model.embed_tokens.weight")
     if embedding is None:
-        raise MissingTensor(
-            f"{params.file}: no piece holds tok_embeddings.weight", "download all pieces again"
-        )
+        raise MissingTensor(f"{params.file}: no shard has tok_embeddings.weight", "download all shards again")
     return embedding.shape[0]
 
 
-def _feed_forward(params: JsonConfig, width: int) -> int:
-    """Two thirds of 4 x dim, times ffn_dim_multiplier, up to a multiple of multiple_of (FeedForward)."""
-    inner = int(8 * width / 3)
+def _intermediate_size(params: JsonConfig, dim: int) -> int:
+    """Return 2/3 * 4 * dim * ffn_dim_multiplier, rounded up to a multiple of multiple_of (FeedForward)."""
+    size = int(8 * dim / 3)
     if "ffn_dim_multiplier" in params:
-        inner = int(params.require("ffn_dim_multiplier", float) * inner)
-    multiple = params.optional("multiple_of", int, DEFAULT_MULTIPLE)
-    return -(-inner // multiple) * multiple
+        size = int(params.require("ffn_dim_multiplier", float) * size)
+    multiple_of = params.optional("multiple_of", int, DEFAULT_MULTIPLE_OF)
+    return -(-size // multiple_of) * multiple_of
 
 
-def _heads(params: JsonConfig, key: str) -> int:
-    heads = params.require("n_heads", int)
-    return heads if key == "n_heads" else params.optional(key, int, heads)
+def _head_count(params: JsonConfig, key: str) -> int:
+    n_heads = params.require("n_heads", int)
+    return n_heads if key == "n_heads" else params.optional(key, int, n_heads)
 
 
 def _head_dim(params: JsonConfig) -> int:
     return params.optional("head_dim", int, params.require("dim", int) // params.require("n_heads", int))
 
 
-def _scaling_factor(params: JsonConfig, width: int, layers: int) -> float:
+def _rope_scaling_factor(params: JsonConfig, dim: int, n_layers: int) -> float:
     if "rope_scaling_factor" in params:
         return params.require("rope_scaling_factor", float)
-    if (width, layers) not in _SCALED:
+    if (dim, n_layers) not in _ROPE_SCALING_FACTORS:
         raise CheckpointError(
-            f"{params.describe('use_scaled_rope')}, and no rope_scaling_factor says by how much; "
-            f"dim = {width} with n_layers = {layers} is no model that Meta published",
-            f"write rope_scaling_factor into {PARAMS_FILE}: 8 in Llama 3.1 and 3.3, 32 in Llama 3.2",
+            f"{params.describe('use_scaled_rope')}, but there is no rope_scaling_factor, and "
+            f"dim = {dim} with n_layers = {n_layers} is not a model that Meta published",
+            f"add rope_scaling_factor to {PARAMS_FILE}: 8 in Llama 3.1 and 3.3, 32 in Llama 3.2",
         )
-    return _SCALED[width, layers]
+    return _ROPE_SCALING_FACTORS[dim, n_layers]
 
 
-def _agreed(path: Path, config: Mapping[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    """config.json where there is one, with what it leaves out; it must not say another thing."""
+def _merge_configs(path: Path, config: Mapping[str, Any], from_params: dict[str, Any]) -> dict[str, Any]:
+    """Return config.json, completed from params.json.
+
+    Raises:
+        CheckpointError: the two contradict each other.
+    """
     stated = {key: value for key, value in config.items() if value is not None}
-    for key, value in made.items():
+    for key, value in from_params.items():
         if key in stated and stated[key] != value:
             raise CheckpointError(
-                f"{path / 'config.json'}: {key} = {format_json_value(stated[key])}, but {PARAMS_FILE} makes it "
+                f"{path / 'config.json'}: {key} = {format_json_value(stated[key])}, but {PARAMS_FILE} gives "
                 f"{format_json_value(value)}",
-                "take away the file that does not belong to these weights",
+                "remove the file that does not belong to these weights",
             )
-    return {**made, **stated}
+    return {**from_params, **stated}

@@ -1,4 +1,4 @@
-"""How a checkpoint's states become an embedding, where sentence-transformers saved it for that.
+"""Read how a checkpoint pools its hidden states into an embedding, as sentence-transformers saves it.
 
 Source: sentence-transformers, models/Pooling.py; llama.h, enum llama_pooling_type.
 """
@@ -9,37 +9,51 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from pigguf.checkpoint.json_file import read_json
-from pigguf.gguf_io.metadata import Typed, u32
+from pigguf.gguf_io.metadata import TypedValue, u32
 
 POOLING_FILE: Final = "1_Pooling/config.json"
-# As its config says it today, and as a key that was true before -> the library's number.
-_MODES: Final = {"mean": 1, "cls": 2, "lasttoken": 3}
-_KEYS: Final = {
+# pooling_mode -> llama.h's llama_pooling_type; and the boolean keys that older versions wrote instead.
+_POOLING_TYPES: Final = {"mean": 1, "cls": 2, "lasttoken": 3}
+_LEGACY_KEYS: Final = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_lasttoken": "lasttoken",
 }
 
 
-class Pooled(NamedTuple):
-    """Keys for a file, and what a person should know."""
+class PoolingMetadata(NamedTuple):
+    """The pooling type as GGUF metadata.
 
-    metadata: dict[str, Typed]
+    Attributes:
+        metadata: GGUF key -> value; empty where there is no pooling, or one that GGUF does not have.
+        notes: what a user should know, one sentence each.
+    """
+
+    metadata: dict[str, TypedValue]
     notes: tuple[str, ...] = ()
 
 
-def read_pooling(path: Path, architecture: str) -> Pooled:
-    """What a checkpoint's directory says of pooling, if anything.
+def read_pooling_config(path: Path, architecture: str) -> PoolingMetadata:
+    """Read a checkpoint's pooling config, if it has one.
+
+    Args:
+        path: the checkpoint's directory.
+        architecture: GGUF's general.architecture, the prefix of the key.
 
     Raises:
-        CheckpointError: its file is no JSON object.
+        CheckpointError: the file is not a JSON object.
     """
     config = read_json(path / POOLING_FILE, optional=True)
-    said = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    modes = [_KEYS.get(key, key) for key in said] or [str(config.get("pooling_mode"))] * bool(config)
+    legacy_keys = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+    modes = [_LEGACY_KEYS.get(key, key) for key in legacy_keys] or [str(config.get("pooling_mode"))] * bool(
+        config
+    )
     if not modes:
-        return Pooled({})
-    if len(modes) == 1 and modes[0] in _MODES:
-        return Pooled({f"{architecture}.pooling_type": u32(_MODES[modes[0]])})
-    found = ", ".join(modes)
-    return Pooled({}, (f"{POOLING_FILE} pools by {found}, which a GGUF cannot say: it gives no embeddings",))
+        return PoolingMetadata({})
+    if len(modes) == 1 and modes[0] in _POOLING_TYPES:
+        return PoolingMetadata({f"{architecture}.pooling_type": u32(_POOLING_TYPES[modes[0]])})
+    note = (
+        f"{POOLING_FILE} has the pooling mode {', '.join(modes)}, which GGUF does not have: "
+        "the model gives no embeddings"
+    )
+    return PoolingMetadata({}, (note,))

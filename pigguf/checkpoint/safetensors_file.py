@@ -1,8 +1,10 @@
-"""One safetensors file: read with its header checked and its tensors as promises, or written as a stream.
+"""Read and write safetensors files: a checked header and lazy tensors, or a streamed file.
+
+The file is read with positioned reads. The safetensors library maps the whole file, so that a converter
+appears to use as much memory as the model.
 
 Format: https://github.com/huggingface/safetensors#format (an 8-byte length, a JSON header, data
-without holes). The library maps a whole file, which makes a converter's memory look as large as
-the model; positioned reads keep it flat.
+without gaps).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from pigguf.progress import SILENT, Progress, stage
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_ELEMENTS, MAX_AXES = 2**40, 32  # no tensor is larger, and numpy has no more axes
 
-# dtype -> (bytes of an element, numpy's dtype where values can be read)
+# dtype -> (bytes per element, numpy dtype)
 _DTYPES: dict[str, tuple[int, Any]] = {
     "F32": (4, np.float32),
     "F16": (2, np.float16),
@@ -51,7 +53,13 @@ _DTYPES: dict[str, tuple[int, Any]] = {
 
 
 class SafetensorsEntry(NamedTuple):
-    """One tensor, as a header describes it: `begin` and `end` are bytes of the data."""
+    """A tensor's entry in the header.
+
+    Attributes:
+        dtype: as in safetensors ("F32").
+        shape: the tensor's shape.
+        begin, end: its bytes, from the end of the header.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -60,7 +68,12 @@ class SafetensorsEntry(NamedTuple):
 
 
 class SafetensorsFile:
-    """An open file whose header has been checked against its length."""
+    """An open safetensors file whose header has been checked against the file's size.
+
+    Attributes:
+        path: the file.
+        tensors: name -> LazyTensor, in the order of their data.
+    """
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
@@ -72,24 +85,27 @@ class SafetensorsFile:
         """Open a file and check its header.
 
         Raises:
-            CheckpointError: the file is cut short, or its header lies.
+            CheckpointError: the file is cut short, or its header is invalid.
             ReadError: the system refuses to read it.
         """
         return open_with(path, partial(cls, path))
 
     def close(self) -> None:
+        """Close the file; tensors that were not read cannot be read any more."""
         os.close(self._descriptor)
 
     def _read_tensors(self) -> dict[str, LazyTensor]:
         size = os.fstat(self._descriptor).st_size
-        entries, data_start = self._header(size)
+        entries, data_start = self._read_header(size)
         tensors: dict[str, LazyTensor] = {}
         expected = 0
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
             if entry.begin != expected:
-                raise self._lies(f"{name} begins at byte {entry.begin} of the data, not {expected}")
+                raise self._header_error(
+                    f"{name} begins at byte {entry.begin} of the data instead of {expected}"
+                )
             expected = entry.end
-            tensors[name] = self._promise(name, entry.dtype, entry.shape, data_start + entry.begin)
+            tensors[name] = self._lazy_tensor(name, entry.dtype, entry.shape, data_start + entry.begin)
         if data_start + expected != size:
             raise CheckpointError(
                 f"{self.path} is {size} bytes long, but its header describes {data_start + expected}",
@@ -97,14 +113,14 @@ class SafetensorsFile:
             )
         return tensors
 
-    def _header(self, size: int) -> tuple[dict[str, SafetensorsEntry], int]:
+    def _read_header(self, size: int) -> tuple[dict[str, SafetensorsEntry], int]:
         if size < 8:
-            raise self._lies(f"{size} bytes cannot hold a header")
+            raise self._header_error(f"a file of {size} bytes is too short for a header")
         beginning = os.pread(self._descriptor, 64, 0)
         length = int.from_bytes(beginning[:8], "little")
         if length > min(size - 8, MAX_HEADER_BYTES):
             raise CheckpointError(
-                f"{self.path} is no safetensors file: {size} bytes cannot hold a header of {length} bytes",
+                f"{self.path} is not a safetensors file: {size} bytes are too few for a header of {length}",
                 damaged_file_hint(beginning),
             )
         raw = bytearray(length)
@@ -113,13 +129,13 @@ class SafetensorsFile:
         try:
             for name, entry in parse_header(raw):
                 if name in entries:
-                    raise self._lies(f"it describes {name} twice")
-                entries[name] = _checked(self.path, name, entry)
+                    raise self._header_error(f"it has two entries for {name}")
+                entries[name] = _check_entry(self.path, name, entry)
         except (ValueError, RecursionError) as error:
-            raise self._lies(str(error)) from error
+            raise self._header_error(str(error)) from error
         return entries, 8 + length
 
-    def _promise(self, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> LazyTensor:
+    def _lazy_tensor(self, name: str, dtype: str, shape: tuple[int, ...], offset: int) -> LazyTensor:
         element_bytes, numpy_dtype = _DTYPES[dtype]
         row_shape = shape[-1:] if len(shape) > 1 else ()
         row_bytes = element_bytes * int(np.prod(row_shape, dtype=np.int64))
@@ -136,34 +152,34 @@ class SafetensorsFile:
 
         return LazyTensor(name, shape, dtype, read)
 
-    def _lies(self, what: str) -> CheckpointError:
+    def _header_error(self, problem: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path}: the safetensors header lies: {what}", "the file is damaged: download it again"
+            f"{self.path}: invalid safetensors header: {problem}", "the file is damaged: download it again"
         )
 
 
-def _checked(path: Path, name: str, entry: Any) -> SafetensorsEntry:
-    """One entry of a header, sure to fit itself."""
+def _check_entry(path: Path, name: str, entry: Any) -> SafetensorsEntry:
+    """Return one entry of a header, checked for consistency."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        sound = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-        sound = sound and isinstance(dtype, str) and len(shape) <= MAX_AXES
-        sound = sound and math.prod(max(number, 1) for number in shape) <= MAX_ELEMENTS
+        valid = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        valid = valid and isinstance(dtype, str) and len(shape) <= MAX_AXES
+        valid = valid and math.prod(max(number, 1) for number in shape) <= MAX_ELEMENTS
     except (TypeError, KeyError, ValueError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise CheckpointError(
-            f"{path}: the safetensors header lies: {name} is described as {reprlib.repr(entry)}",
+            f"{path}: invalid safetensors header: the entry of {name} is {reprlib.repr(entry)}",
             "download it again",
         )
     if dtype not in _DTYPES:
         raise CheckpointError(
-            f"{path}: {name} has the unknown dtype {dtype[:40]!r}", f"known are {', '.join(_DTYPES)}"
+            f"{path}: {name} has the unknown dtype {dtype[:40]!r}", f"known dtypes: {', '.join(_DTYPES)}"
         )
     expected = _DTYPES[dtype][0] * math.prod(shape)
     if end - begin != expected:
         raise CheckpointError(
-            f"{path}: the safetensors header lies: {name} {dtype} {list(shape)} takes {expected} bytes, "
+            f"{path}: invalid safetensors header: {name} {dtype} {list(shape)} takes {expected} bytes, "
             f"not {end - begin}",
             "the file is damaged: download it again",
         )
@@ -173,48 +189,52 @@ def _checked(path: Path, name: str, entry: Any) -> SafetensorsEntry:
 def write_safetensors(
     path: Path, tensors: Sequence[LazyTensor], dtype: str, progress: Progress = SILENT
 ) -> int:
-    """Write tensors to one safetensors file, rounded to `dtype`, and return its size in bytes.
+    """Write tensors to one safetensors file, rounded to `dtype`.
 
-    Rows stream through memory a slab at a time; the file appears whole or not at all.
+    Rows are read and written a slab at a time. The file is written to a temporary name and renamed at the
+    end, so it is never incomplete.
 
     Args:
-        path: the file to make.
-        tensors: in the order in which their data is to stand.
+        path: the file to write.
+        tensors: the tensors, in the order of their data in the file.
         dtype: "F32", "F16" or "BF16".
-        progress: told of the bytes written, one stage.
+        progress: reports the bytes written, one stage.
+
+    Returns:
+        The file's size in bytes.
 
     Raises:
-        OutputError: no room, no right to write, or the disk failed.
+        OutputError: the disk is full, fails, or cannot be written.
     """
     header = _header_bytes(tensors, dtype)
     total = len(header) + sum(tensor.elements for tensor in tensors) * _DTYPES[dtype][0]
     with atomic_write(path, total) as file, stage(progress, f"writing {path.name}", total, "bytes"):
         file.write(header)
         progress.advance(len(header))
-        for rows in map_ahead(_slab_jobs(tensors, dtype)):
+        for rows in map_ahead(_encode_jobs(tensors, dtype)):
             file.write(rows)
             progress.advance(len(rows))
     return total
 
 
 def _header_bytes(tensors: Sequence[LazyTensor], dtype: str) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers demands the format
-    at = 0
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires the format
+    begin = 0
     for tensor in tensors:
-        end = at + tensor.elements * _DTYPES[dtype][0]
-        entries[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [at, end]}
-        at = end
+        end = begin + tensor.elements * _DTYPES[dtype][0]
+        entries[tensor.name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
     raw = json.dumps(entries, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)  # the format aligns the data to 8 bytes
     return len(raw).to_bytes(8, "little") + raw
 
 
-def _slab_jobs(tensors: Sequence[LazyTensor], dtype: str) -> Iterator[Callable[[], memoryview]]:
+def _encode_jobs(tensors: Sequence[LazyTensor], dtype: str) -> Iterator[Callable[[], memoryview]]:
     for tensor in tensors:
         for start, stop in tensor.slabs(SLAB_ELEMENTS):
-            yield partial(_rounded_rows, tensor, start, stop, dtype)
+            yield partial(_encode_rows, tensor, start, stop, dtype)
 
 
-def _rounded_rows(tensor: LazyTensor, start: int, stop: int, dtype: str) -> memoryview:
+def _encode_rows(tensor: LazyTensor, start: int, stop: int, dtype: str) -> memoryview:
     rows = tensor.read(start, stop).astype(_DTYPES[dtype][1])
     return memoryview(np.ascontiguousarray(rows).reshape(-1).view(np.uint8))

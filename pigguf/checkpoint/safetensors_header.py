@@ -1,10 +1,12 @@
-"""The JSON header of a safetensors file, read member by member.
+"""Parse the JSON header of a safetensors file one member at a time.
 
-Read as a whole, a hundred megabytes of brackets would become gigabytes of lists. A header has but two
-kinds of members, {"NAME": {"dtype": ..., "shape": [...], "data_offsets": [...]}} and __metadata__, whose
-values are texts; so each is cut out and read alone, and what is longer than such a member can be is none.
+Parsed as a whole, a header of a hundred megabytes of brackets would become gigabytes of lists. A header has
+only two kinds of members, {"NAME": {"dtype": ..., "shape": [...], "data_offsets": [...]}} and __metadata__,
+whose values are strings. So each member is cut out and parsed by itself, and one that is longer than such a
+member can be is an error.
 
-Format: https://github.com/huggingface/safetensors#format. Left out: what an entry says (safetensors_file.py).
+Not here: what the entries mean (safetensors_file.py).
+Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -20,80 +22,84 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
 
-def header_members(raw: bytes | bytearray) -> Iterator[tuple[str, Any]]:
-    """The name and the description of every tensor, in order; __metadata__ is left out.
+def parse_header(raw: bytes | bytearray) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the entry of every tensor, in order, without __metadata__.
+
+    Args:
+        raw: the header, UTF-8.
 
     Raises:
-        ValueError: it is no such JSON object; the message goes on from "the header lies: ".
-        RecursionError: a description is nested too deeply.
+        ValueError: it is not such a JSON object; the message continues "invalid safetensors header: ".
+        RecursionError: an entry is nested too deeply.
     """
-    text = raw.decode("latin-1")  # a character a byte; what counts as structure is ASCII in UTF-8 too
-    at = _after(text, 0, "{", "it is not an object")
-    more = text[at : at + 1] != "}"
-    while more:
-        end = _string_end(text, at)
-        name = _name(text[at:end])
-        at = _after(text, end, ":")
+    text = raw.decode("latin-1")  # one character per byte; JSON's structure is ASCII in UTF-8 too
+    pos = _expect(text, 0, "{", "it is not an object")
+    has_member = text[pos : pos + 1] != "}"
+    while has_member:
+        end = _string_end(text, pos)
+        name = _parse_name(text[pos:end])
+        pos = _expect(text, end, ":")
         if name == METADATA:
-            end = _texts_end(text, at)
+            end = _metadata_end(text, pos)
         else:
-            end = text.find("}", at, at + MAX_ENTRY) + 1
-            yield name, _description(name, text[at:end])
-        at = _skip(text, end)
-        more = text[at : at + 1] == ","
-        at = _skip(text, at + more)
-    if _after(text, at, "}") != len(text):
-        raise ValueError("it is not JSON: something follows the object")
+            end = text.find("}", pos, pos + MAX_ENTRY) + 1
+            yield name, _parse_entry(name, text[pos:end])
+        pos = _skip_space(text, end)
+        has_member = text[pos : pos + 1] == ","
+        pos = _skip_space(text, pos + has_member)
+    if _expect(text, pos, "}") != len(text):
+        raise ValueError("it is not JSON: there is text after the object")
 
 
-def _skip(text: str, at: int) -> int:
-    """Where the next thing begins, after space."""
-    return _SPACE.match(text, at).end()  # type: ignore[union-attr]
+def _skip_space(text: str, pos: int) -> int:
+    return _SPACE.match(text, pos).end()  # type: ignore[union-attr]
 
 
-def _after(text: str, at: int, mark: str, otherwise: str = "") -> int:
-    """Where the next thing begins after a mark that must be here."""
-    at = _skip(text, at)
-    if text[at : at + 1] != mark:
-        raise ValueError(otherwise or f"it is not JSON: no {mark!r} at its character {at}")
-    return _skip(text, at + 1)
+def _expect(text: str, pos: int, character: str, error: str = "") -> int:
+    """Return the position after a character that must come next, and the space around it."""
+    pos = _skip_space(text, pos)
+    if text[pos : pos + 1] != character:
+        raise ValueError(error or f"it is not JSON: expected {character!r} at character {pos}")
+    return _skip_space(text, pos + 1)
 
 
-def _string_end(text: str, at: int) -> int:
-    if text[at : at + 1] != '"':
-        raise ValueError(f"it is not JSON: no text at its character {at}")
-    return _DECODER.raw_decode(text, at)[1]
+def _string_end(text: str, pos: int) -> int:
+    if text[pos : pos + 1] != '"':
+        raise ValueError(f"it is not JSON: expected a string at character {pos}")
+    return _DECODER.raw_decode(text, pos)[1]
 
 
-def _texts_end(text: str, at: int) -> int:
-    """Where an object of texts ends."""
-    begin = at
-    at = _after(text, at, "{", f"{METADATA} is not an object")
-    while text[at : at + 1] != "}":
-        at = _after(text, _string_end(text, at), ":")
-        at = _skip(text, _string_end(text, at))
-        if text[at : at + 1] != "}":
-            at = _after(text, at, ",")
-        if at > begin + MAX_METADATA:
+def _metadata_end(text: str, pos: int) -> int:
+    """Return the end of __metadata__, an object whose values are strings."""
+    begin = pos
+    pos = _expect(text, pos, "{", f"{METADATA} is not an object")
+    while text[pos : pos + 1] != "}":
+        pos = _expect(text, _string_end(text, pos), ":")
+        pos = _skip_space(text, _string_end(text, pos))
+        if text[pos : pos + 1] != "}":
+            pos = _expect(text, pos, ",")
+        if pos > begin + MAX_METADATA:
             raise ValueError(f"{METADATA} has more than {MAX_METADATA} characters")
-    return at + 1
+    return pos + 1
 
 
-def _name(quoted: str) -> str:
+def _parse_name(quoted: str) -> str:
     name: str = json.loads(quoted.encode("latin-1"))
     if len(name) > MAX_NAME or not name.isprintable():
-        raise ValueError(f"{name[:100]!a} is no name of a tensor")
+        raise ValueError(f"{name[:100]!a} is not a valid tensor name")
     return name
 
 
-def _description(name: str, entry: str) -> Any:
+def _parse_entry(name: str, entry: str) -> Any:
     if not entry.startswith("{"):
-        raise ValueError(f"{name} is described by no object of fewer than {MAX_ENTRY} characters")
-    return json.loads(entry.encode("latin-1"), object_pairs_hook=lambda pairs: _without_twins(name, pairs))
+        raise ValueError(f"the entry of {name} is not an object of fewer than {MAX_ENTRY} characters")
+    return json.loads(
+        entry.encode("latin-1"), object_pairs_hook=lambda pairs: _reject_duplicate_keys(name, pairs)
+    )
 
 
-def _without_twins(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError(f"{name} is described with a key twice")
-    return content
+def _reject_duplicate_keys(name: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        raise ValueError(f"the entry of {name} has a duplicate key")
+    return entry

@@ -1,13 +1,13 @@
-"""One file of torch.save: a state dict of tensors, read as promises. The only importer of torch here.
+"""Read a state dict that torch.save wrote, as lazy tensors. The only importer of torch in this package.
 
-torch's own loader reads the pickle with weights_only, which runs no code of the file, and onto its device
-"meta", which loads no data but says where in the file each storage lies. Rows are then read from there
-with positioned reads, as those of safetensors are: memory stays flat, and views share what they share.
-What is read is checked first: a zip file's entries must lie in it uncompressed and end to end as it says,
-and a tensor within its storage. Files from before torch 1.6 are no zip files; they are loaded whole.
+torch.load runs with weights_only=True, which executes no code of the file, and map_location="meta", which
+loads no data but records where each storage is in the file. Rows are then read with positioned reads, as
+those of safetensors are: memory stays flat, and views of one storage stay views. Before torch.load the
+zip file is checked (entries uncompressed and within the file), and after it every tensor (within its
+storage). Files of torch before 1.6 are not zip files; they are loaded into memory.
 
+Refused: TorchScript archives, big-endian files, sparse and quantized tensors.
 Source: torch 2.13's serialization.py (_load, _legacy_load) and docs "Serialization semantics".
-Left out: TorchScript archives, big-endian files, sparse and quantized tensors: all refused.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import ml_dtypes
 import numpy as np
 
 from pigguf.common.file_io import damaged_file_hint, open_with, read_error, read_exactly
-from pigguf.common.lazy_tensor import Array, LazyTensor
+from pigguf.common.lazy_tensor import Array, LazyTensor, row_count
 from pigguf.errors import CheckpointError, MissingPackage
 
 if TYPE_CHECKING:
     import torch
 
-# torch's dtype -> (safetensors' name of it, numpy's dtype)
+# torch dtype -> (safetensors dtype, numpy dtype)
 _DTYPES: dict[str, tuple[str, Any]] = {
     "torch.float32": ("F32", np.float32),
     "torch.float16": ("F16", np.float16),
@@ -47,14 +47,14 @@ _DTYPES: dict[str, tuple[str, Any]] = {
 }
 
 SAVE_PLAIN = "save the model's state_dict() alone: torch.save(model.state_dict(), FILE)"
-MAX_PICKLE_BYTES = 100_000_000  # as many as a safetensors header may have
-_LOCAL_HEADER_BYTES = 30  # of a zip file's entry, before its name and its extra field
+MAX_PICKLE_BYTES = 100_000_000  # the limit of a safetensors header
+_LOCAL_HEADER_BYTES = 30  # of a zip entry, before its name and its extra field
 
-StorageSizes = dict[int, int]  # byte of the file at which a storage begins -> its length
+StorageSizes = dict[int, int]  # offset of a storage in the file -> its size, in bytes
 
 
 class TorchFile:
-    """An open file of torch.save that holds tensors by name.
+    """An open state dict of torch.save.
 
     Attributes:
         path: the file.
@@ -68,63 +68,64 @@ class TorchFile:
 
     @classmethod
     def open(cls, path: Path) -> TorchFile:
-        """Open a file and check that it is a state dict, whole and without code.
+        """Open a file and check that it is a complete state dict without code.
 
         Raises:
             MissingPackage: torch is not installed, or too old.
-            CheckpointError: the file is damaged or holds other things.
+            CheckpointError: the file is damaged, or not a state dict.
             ReadError: the system refuses to read it.
         """
         return open_with(path, partial(cls, path))
 
     def close(self) -> None:
-        """Let go of the file; arrays that were read stay."""
+        """Close the file; tensors that were not read cannot be read any more."""
         self.tensors = {}
         os.close(self._descriptor)
 
     def _read_tensors(self) -> dict[str, LazyTensor]:
         beginning = os.pread(self._descriptor, 64, 0)
-        storages = _storages(self.path) if beginning.startswith(b"PK\3\4") else None
-        state = _load(self.path, storages is None, beginning)
+        storages = _storage_sizes(self.path) if beginning.startswith(b"PK\3\4") else None
+        state = _torch_load(self.path, storages is None, beginning)
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-            raise CheckpointError(f"{self.path} holds a {type(state).__name__}, not tensors by name")
-        return {name: self._promise(name, tensor, storages) for name, tensor in state.items()}
-
-    def _promise(self, name: str, tensor: Any, storages: StorageSizes | None) -> LazyTensor:
-        found = str(getattr(tensor, "dtype", type(tensor).__name__))
-        if found not in _DTYPES or str(tensor.layout) != "torch.strided":
-            kind = found if found not in _DTYPES else f"a tensor of layout {tensor.layout}"
             raise CheckpointError(
-                f"{self.path}: {name} is {kind}, not a plain tensor of floats or whole numbers",
+                f"{self.path} is a {type(state).__name__}, not a state dict (name -> tensor)"
+            )
+        return {name: self._lazy_tensor(name, tensor, storages) for name, tensor in state.items()}
+
+    def _lazy_tensor(self, name: str, tensor: Any, storages: StorageSizes | None) -> LazyTensor:
+        torch_dtype = str(getattr(tensor, "dtype", type(tensor).__name__))
+        if torch_dtype not in _DTYPES or str(tensor.layout) != "torch.strided":
+            kind = torch_dtype if torch_dtype not in _DTYPES else f"a tensor of layout {tensor.layout}"
+            raise CheckpointError(
+                f"{self.path}: {name} is {kind}, not a dense tensor of floats or integers",
                 SAVE_PLAIN,
             )
-        dtype, numpy_dtype = _DTYPES[found]
+        dtype, numpy_dtype = _DTYPES[torch_dtype]
+        shape, row_group = tuple(tensor.shape), 1
         tensor = tensor.detach()
         if storages is None:
-            read, whole_rows = _read_held(tensor, numpy_dtype), False
+            read = _memory_reader(tensor, numpy_dtype)
         else:
-            start = self._place(name, tensor, storages)
-            read, whole_rows = self._read_at(start, tensor, np.dtype(numpy_dtype)), not tensor.is_contiguous()
-        promise = LazyTensor(name, tuple(tensor.shape), dtype, read)
-        if not whole_rows:
-            return promise
-        return LazyTensor(name, promise.shape, dtype, read, row_group=max(1, promise.rows))
+            read = self._file_reader(self._data_offset(name, tensor, storages), tensor, np.dtype(numpy_dtype))
+            if not tensor.is_contiguous():
+                row_group = max(1, row_count(shape))  # its rows are not consecutive: it is read whole
+        return LazyTensor(name, shape, dtype, read, row_group=row_group)
 
-    def _place(self, name: str, tensor: torch.Tensor, storages: StorageSizes) -> int:
-        """The byte at which a tensor begins, sure to end within its storage, and that within the file."""
+    def _data_offset(self, name: str, tensor: torch.Tensor, storages: StorageSizes) -> int:
+        """Return the offset of a tensor's data in the file, after checking that it is within its storage."""
         storage = tensor.untyped_storage()
         start = getattr(storage, "_checkpoint_offset", None)
         if start is None:
             import torch
 
             raise MissingPackage(
-                f"{self.path}: torch {torch.__version__} does not say where in the file {name} lies",
+                f"{self.path}: torch {torch.__version__} does not give the offset of {name} in the file",
                 'pip install --upgrade -e ".[torch]" in the clone',
             )
         if storages.get(start) != storage.nbytes():
             raise CheckpointError(
                 f"{self.path}: the storage of {name} should be {storage.nbytes()} bytes at byte {start}, "
-                f"where the file has {storages.get(start, 'none')}",
+                f"but the file has {storages.get(start, 'none')} there",
                 "the file is damaged: download it again",
             )
         last = sum(
@@ -135,54 +136,54 @@ class TorchFile:
             raise CheckpointError(
                 f"{self.path}: {name} {list(tensor.shape)} takes {end} bytes of a storage of "
                 f"{storage.nbytes()}",
-                "an expanded view is saved by its contiguous(); otherwise the file is damaged",
+                "call contiguous() on an expanded view before saving it; otherwise the file is damaged",
             )
         return int(start) + int(tensor.storage_offset()) * tensor.element_size()
 
-    def _read_at(self, begin: int, tensor: torch.Tensor, dtype: Any) -> Callable[[int, int], Array]:
-        """Reads rows of a tensor that lies in the file; of a view across rows all that it spans."""
+    def _file_reader(self, offset: int, tensor: torch.Tensor, dtype: Any) -> Callable[[int, int], Array]:
+        """Return a `read` for a tensor in the file; one for a non-contiguous view reads all that it spans."""
         shape, strides = tuple(tensor.shape), tuple(tensor.stride())
         row_shape = shape[-1:] if len(shape) > 1 else ()
 
         def read_contiguous(start: int, stop: int) -> Array:
             rows = np.empty((stop - start, *row_shape), dtype)
-            place = begin + start * dtype.itemsize * int(np.prod(row_shape, dtype=np.int64))
-            read_exactly(self._descriptor, memoryview(rows.reshape(-1).view(np.uint8)), place, self.path)
+            row_offset = offset + start * dtype.itemsize * int(np.prod(row_shape, dtype=np.int64))
+            read_exactly(self._descriptor, memoryview(rows.reshape(-1).view(np.uint8)), row_offset, self.path)
             return rows
 
         def read_view(start: int, stop: int) -> Array:
             span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-            held = np.empty(span, dtype)
-            read_exactly(self._descriptor, memoryview(held.view(np.uint8)), begin, self.path)
-            steps = [stride * dtype.itemsize for stride in strides]
-            whole = np.lib.stride_tricks.as_strided(held, shape, steps, writeable=False)
+            values = np.empty(span, dtype)
+            read_exactly(self._descriptor, memoryview(values.view(np.uint8)), offset, self.path)
+            byte_strides = [stride * dtype.itemsize for stride in strides]
+            whole = np.lib.stride_tricks.as_strided(values, shape, byte_strides, writeable=False)
             rows: Array = whole.reshape(-1, *row_shape)[start:stop]
             return np.ascontiguousarray(rows)
 
         return read_contiguous if tensor.is_contiguous() else read_view
 
 
-def _read_held(tensor: torch.Tensor, dtype: Any) -> Callable[[int, int], Array]:
-    """Reads rows of a tensor that is in memory, whatever numpy knows of its dtype."""
+def _memory_reader(tensor: torch.Tensor, dtype: Any) -> Callable[[int, int], Array]:
+    """Return a `read` for a tensor in memory; works for dtypes that torch cannot hand to numpy."""
     import torch
 
     size = tensor.element_size()
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
+    integer_dtype = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size]
     row_shape = tuple(tensor.shape[-1:]) if tensor.ndim > 1 else ()
 
     def read(start: int, stop: int) -> Array:
         rows = tensor.reshape(-1, *row_shape)[start:stop].contiguous()
-        values: Array = rows.view(integers).numpy().view(dtype)
+        values: Array = rows.view(integer_dtype).numpy().view(dtype)
         return values
 
     return read
 
 
-def _storages(path: Path) -> StorageSizes:
-    """Where a zip file of torch's keeps its storages; all of it is checked before anything is unpacked.
+def _storage_sizes(path: Path) -> StorageSizes:
+    """Return the offsets and sizes of all entries of a torch zip file, after checking each.
 
     Raises:
-        CheckpointError: an entry is compressed, not whole, or larger than it can sensibly be.
+        CheckpointError: an entry is compressed, not within the file, or unreasonably large.
     """
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
@@ -190,11 +191,11 @@ def _storages(path: Path) -> StorageSizes:
             storages: StorageSizes = {}
             if any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist()):
                 raise CheckpointError(
-                    f"{path} is a TorchScript archive, whose weights come with a program", SAVE_PLAIN
+                    f"{path} is a TorchScript archive, which has code beside the weights", SAVE_PLAIN
                 )
             for entry in archive.infolist():
-                begin = _data_begin(entry, file)
-                _refuse_entry(path, entry, begin, size)
+                begin = _entry_data_offset(entry, file)
+                _check_entry(path, entry, begin, size)
                 if entry.filename.rpartition("/")[2] == "byteorder" and archive.read(entry) != b"little":
                     raise CheckpointError(
                         f"{path} was saved on a big-endian machine", "save it again on a little-endian one"
@@ -202,15 +203,15 @@ def _storages(path: Path) -> StorageSizes:
                 storages[begin] = entry.file_size
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
         raise CheckpointError(
-            f"{path} is no zip file of torch's: {error}", "the file is damaged: download it again"
+            f"{path} is not a valid zip file of torch.save: {error}", "the file is damaged: download it again"
         ) from error
     except OSError as error:
         raise read_error(path, error) from error
     return storages
 
 
-def _data_begin(entry: zipfile.ZipInfo, file: Any) -> int:
-    """The byte at which an entry's data begin: after its local header, whose extra field is its own."""
+def _entry_data_offset(entry: zipfile.ZipInfo, file: Any) -> int:
+    """Return the offset of an entry's data; its local header has an extra field of its own."""
     file.seek(entry.header_offset)
     header = file.read(_LOCAL_HEADER_BYTES)
     if not header.startswith(b"PK\3\4") or len(header) < _LOCAL_HEADER_BYTES:
@@ -219,7 +220,7 @@ def _data_begin(entry: zipfile.ZipInfo, file: Any) -> int:
     return entry.header_offset + _LOCAL_HEADER_BYTES + sum(lengths)
 
 
-def _refuse_entry(path: Path, entry: zipfile.ZipInfo, begin: int, size: int) -> None:
+def _check_entry(path: Path, entry: zipfile.ZipInfo, begin: int, size: int) -> None:
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
         raise CheckpointError(
             f"{path}: {entry.filename} is compressed, which torch.save never does",
@@ -232,36 +233,36 @@ def _refuse_entry(path: Path, entry: zipfile.ZipInfo, begin: int, size: int) -> 
         )
     if entry.filename.endswith(".pkl") and entry.file_size > MAX_PICKLE_BYTES:
         raise CheckpointError(
-            f"{path}: {entry.filename} has {entry.file_size} bytes, which no list of tensors needs",
+            f"{path}: {entry.filename} has {entry.file_size} bytes, more than a list of tensors can need",
             SAVE_PLAIN,
         )
 
 
-def _load(path: Path, whole: bool, beginning: bytes) -> Any:
-    """What torch makes of the file; its tensors hold no data unless it is loaded whole."""
+def _torch_load(path: Path, into_memory: bool, beginning: bytes) -> Any:
+    """Return torch.load's result; its tensors have no data (device "meta") unless loaded into memory."""
     try:
         import torch
     except ImportError as error:
         raise MissingPackage(
-            f"{path}: torch is needed to read this file, and is not installed",
+            f"{path}: torch is needed to read this file, but is not installed",
             'pip install -e ".[torch]" in the clone, or save the weights as safetensors',
         ) from error
     try:
-        return torch.load(path, map_location="cpu" if whole else "meta", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever its bytes lead the unpickler into
+        return torch.load(path, map_location="cpu" if into_memory else "meta", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
         code = re.search(r"GLOBAL (\S+) (was not an allowed|whose module)", str(error))
         if code:
             raise CheckpointError(
-                f"{path} asks for {code[1]}, which is code and no tensor; nothing of it was run",
+                f"{path} asks for {code[1]}, which is code, not a tensor; it was not run",
                 "get the weights as safetensors, or the state_dict() alone",
             ) from error
         raise CheckpointError(
-            f"{path} is no state dict of torch: {_reason(error)}", damaged_file_hint(beginning)
+            f"{path} is not a state dict of torch: {_first_line(error)}", damaged_file_hint(beginning)
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    """What torch says is wrong, in a line, without its advice to run the file's code."""
+def _first_line(error: Exception) -> str:
+    """Return torch's reason in one line, without its advice to run the file's code."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Weights only load failed"):
         lines = [line for line in lines[1:] if not line.startswith(("Please file", "Check the"))]

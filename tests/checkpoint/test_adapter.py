@@ -1,4 +1,4 @@
-"""Merging against peft: the weights of its own merge, and the logits of the model as it runs it."""
+"""Merged adapters compared with peft: the weights of its own merge, and the logits of the model it runs."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from safetensors.numpy import load_file, save_file
 from support.adapters import (
     ALL_LINEAR,
     PREFIX,
-    as_model,
+    model_with_tensors,
     logits,
     make_adapter,
-    merged,
-    peft_merged,
+    merge_tensors,
+    peft_merge_tensors,
     peft_model,
 )
 from support.tiny_checkpoints import VOCAB_SIZE, make_checkpoint
 
-from pigguf.checkpoint import Adapter, Checkpoint, with_adapter
+from pigguf.checkpoint import Adapter, Checkpoint, merge_adapter
 
 TOKENS = [int(token) for token in np.random.default_rng(3).integers(3, VOCAB_SIZE, 48)]
 NORMS = ["input_layernorm", "post_attention_layernorm", "norm"]
 WEIGHTS = "adapter_model.safetensors"
 
-FORMS: dict[str, dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "every linear layer": {"target_modules": ALL_LINEAR},
     "all-linear": {"target_modules": "all-linear"},
@@ -55,21 +55,21 @@ def base(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "base")
 
 
-def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+def assert_equal_tensors(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
     assert set(ours) == set(theirs)
     for name, values in theirs.items():
         np.testing.assert_allclose(ours[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("safetensors", [True, False], ids=["safetensors", "bin"])
-@pytest.mark.parametrize("form", FORMS)
-def test_every_tensor_is_that_of_pefts_merge(
-    form: str, safetensors: bool, base: Path, tmp_path: Path
+@pytest.mark.parametrize("case", CASES)
+def test_every_tensor_is_the_one_of_pefts_merge(
+    case: str, safetensors: bool, base: Path, tmp_path: Path
 ) -> None:
-    adapter = make_adapter(base, tmp_path / "adapter", safetensors=safetensors, **FORMS[form])
+    adapter = make_adapter(base, tmp_path / "adapter", safetensors=safetensors, **CASES[case])
     assert (adapter / WEIGHTS).exists() == safetensors
-    ours = merged(base, adapter)
-    same(ours, peft_merged(base, adapter))
+    ours = merge_tensors(base, adapter)
+    assert_equal_tensors(ours, peft_merge_tensors(base, adapter))
     before = load_file(base / "model.safetensors")
     with Adapter.open(adapter) as opened:
         assert opened.changes
@@ -78,16 +78,16 @@ def test_every_tensor_is_that_of_pefts_merge(
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
-def test_biases_that_were_trained_are_taken(bias: str, tmp_path: Path) -> None:
+def test_trained_biases_are_merged(bias: str, tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base", "qwen2")
     adapter = make_adapter(base, tmp_path / "adapter", bias=bias, target_modules=["q_proj", "v_proj"])
-    ours = merged(base, adapter)
-    same(ours, peft_merged(base, adapter))
+    ours = merge_tensors(base, adapter)
+    assert_equal_tensors(ours, peft_merge_tensors(base, adapter))
     name = "model.layers.0.self_attn.q_proj.bias"
     assert np.abs(ours[name] - load_file(base / "model.safetensors")[name]).max() > 1e-3
 
 
-TIED_FORMS: dict[str, dict[str, Any]] = {
+TIED_CASES: dict[str, dict[str, Any]] = {
     "attention only": {},
     "embedding saved": {"modules_to_save": ["embed_tokens"]},
     "output saved": {"modules_to_save": ["lm_head"]},
@@ -99,37 +99,37 @@ TIED_FORMS: dict[str, dict[str, Any]] = {
     "tied": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
 }
 STAY_TIED = ("attention only", "tied and saved", "tied")
-PEFT_MERGES_ELSE = ("embedding", "output", "both", "tied")  # it adds to both what belongs to one
+PEFT_MERGES_DIFFERENTLY = ("embedding", "output", "both", "tied")  # it adds the update of one to both
 
 
-@pytest.mark.parametrize("form", TIED_FORMS)
-def test_tied_embeddings_become_what_peft_runs(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", TIED_CASES)
+def test_tied_embeddings_give_the_logits_of_the_peft_model(case: str, tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base", tie_word_embeddings=True)
-    adapter = make_adapter(base, tmp_path / "adapter", **TIED_FORMS[form])
-    ours = merged(base, adapter)
-    assert ("lm_head.weight" in ours) == (form not in STAY_TIED)
-    wanted = logits(peft_model(base, adapter), TOKENS)
-    np.testing.assert_allclose(logits(as_model(base, ours), TOKENS), wanted, rtol=1e-4, atol=1e-4)
-    if form not in PEFT_MERGES_ELSE:
-        same(ours, peft_merged(base, adapter))
+    adapter = make_adapter(base, tmp_path / "adapter", **TIED_CASES[case])
+    ours = merge_tensors(base, adapter)
+    assert ("lm_head.weight" in ours) == (case not in STAY_TIED)
+    expected = logits(peft_model(base, adapter), TOKENS)
+    np.testing.assert_allclose(logits(model_with_tensors(base, ours), TOKENS), expected, rtol=1e-4, atol=1e-4)
+    if case not in PEFT_MERGES_DIFFERENTLY:
+        assert_equal_tensors(ours, peft_merge_tensors(base, adapter))
 
 
-def test_an_output_stored_beside_the_embedding_it_is_tied_to_is_one_with_it(tmp_path: Path) -> None:
+def test_a_tied_lm_head_stored_beside_the_embedding_is_the_same_tensor(tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base", tie_word_embeddings=True)
     tensors = load_file(base / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
     plain = make_adapter(base, tmp_path / "plain")
-    assert "lm_head.weight" not in merged(base, plain)
+    assert "lm_head.weight" not in merge_tensors(base, plain)
     saved = make_adapter(base, tmp_path / "saved", modules_to_save=["embed_tokens"])
-    ours = merged(base, saved)
+    ours = merge_tensors(base, saved)
     np.testing.assert_array_equal(ours["lm_head.weight"], tensors["lm_head.weight"])
     assert np.abs(ours["model.embed_tokens.weight"] - tensors["lm_head.weight"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("prefix", ["", PREFIX])
-def test_longloras_trainable_parameters_go_into_the_base_first(
+def test_longloras_trainable_parameters_are_loaded_into_the_base_first(
     prefix: str, tied: bool, tmp_path: Path
 ) -> None:
     base = make_checkpoint(tmp_path / "base", tie_word_embeddings=tied)
@@ -143,42 +143,42 @@ def test_longloras_trainable_parameters_go_into_the_base_first(
     assert len(trained) == 6
     torch.save(trained, tmp_path / "plain.bin")
     torch.save({prefix + n: t for n, t in trained.items()}, adapter / "trainable_params.bin")
-    ours = merged(base, adapter)
-    same(ours, peft_merged(base, adapter, before=tmp_path / "plain.bin"))
+    ours = merge_tensors(base, adapter)
+    assert_equal_tensors(ours, peft_merge_tensors(base, adapter, before=tmp_path / "plain.bin"))
     assert ("lm_head.weight" in ours) != tied
 
 
-def test_names_with_the_adapters_own_name_in_them_are_the_same(base: Path, tmp_path: Path) -> None:
-    """A state dict that peft did not clean, as some trainers save it."""
+def test_tensor_names_that_contain_the_adapters_name_are_accepted(base: Path, tmp_path: Path) -> None:
+    """Some trainers save a state dict with the adapter's name in it."""
     options = {"use_dora": True, "modules_to_save": NORMS, "target_modules": ["q_proj"]}
     adapter = make_adapter(base, tmp_path / "adapter", **options)
-    plain = merged(base, adapter)
+    plain = merge_tensors(base, adapter)
     tensors = load_file(adapter / WEIGHTS)
-    dirty = {}
+    renamed = {}
     for name, values in tensors.items():
         name = name.replace("lora_A.", "lora_A.default.").replace("lora_B.", "lora_B.default.")
         name = name.replace("magnitude_vector", "magnitude_vector.default.weight")
         name = name.replace("norm.weight", "norm.modules_to_save.default.weight")
-        dirty[name] = values
-    assert not set(dirty) & set(tensors)
-    save_file(dirty, adapter / WEIGHTS)
-    same(merged(base, adapter), plain)
+        renamed[name] = values
+    assert not set(renamed) & set(tensors)
+    save_file(renamed, adapter / WEIGHTS)
+    assert_equal_tensors(merge_tensors(base, adapter), plain)
 
 
-def test_names_of_a_lora_embedding_with_the_adapters_own_name(base: Path, tmp_path: Path) -> None:
+def test_lora_embedding_names_that_contain_the_adapters_name_are_accepted(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens"])
-    plain = merged(base, adapter)
+    plain = merge_tensors(base, adapter)
     tensors = load_file(adapter / WEIGHTS)
-    dirty = {
+    renamed = {
         name + ".default" if name[-2:] in ("_A", "_B") else name: values for name, values in tensors.items()
     }
-    assert len(set(dirty) - set(tensors)) == 2
-    save_file(dirty, adapter / WEIGHTS)
-    same(merged(base, adapter), plain)
+    assert len(set(renamed) - set(tensors)) == 2
+    save_file(renamed, adapter / WEIGHTS)
+    assert_equal_tensors(merge_tensors(base, adapter), plain)
 
 
-def test_a_sum_is_not_rounded_to_the_bases_type(tmp_path: Path) -> None:
-    """W + 2 * B A by hand, over a bfloat16 base that could not hold the sum."""
+def test_the_sum_is_not_rounded_to_the_bases_dtype(tmp_path: Path) -> None:
+    """Compare with W + 2 * B @ A in float64; bfloat16 could not represent the sum."""
     base = make_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     name = "model.layers.1.self_attn.q_proj"
@@ -186,11 +186,11 @@ def test_a_sum_is_not_rounded_to_the_bases_type(tmp_path: Path) -> None:
     a, b = (pair[f"{PREFIX}{name}.lora_{side}.weight"].astype(np.float64) for side in "AB")
     weight = load_file(base / "model.safetensors")[f"{name}.weight"]
     assert weight.dtype == ml_dtypes.bfloat16
-    wanted = weight.astype(np.float64) + 2.0 * (b @ a)  # alpha 8 / rank 4
-    found = merged(base, adapter)[f"{name}.weight"]
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
-    assert np.abs(found.astype(ml_dtypes.bfloat16).astype(np.float64) - wanted).max() > 1e-4
+    expected = weight.astype(np.float64) + 2.0 * (b @ a)  # alpha 8 / rank 4
+    actual = merge_tensors(base, adapter)[f"{name}.weight"]
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+    assert np.abs(actual.astype(ml_dtypes.bfloat16).astype(np.float64) - expected).max() > 1e-4
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
@@ -199,46 +199,48 @@ def test_an_adapter_in_half_precision_is_read_as_it_is(dtype: Any, base: Path, t
     halves = {name: values.astype(dtype) for name, values in load_file(adapter / WEIGHTS).items()}
     widened = {name: values.astype(np.float32) for name, values in halves.items()}
     save_file(widened, adapter / WEIGHTS)
-    wanted = merged(base, adapter)
+    expected = merge_tensors(base, adapter)
     save_file(halves, adapter / WEIGHTS)
-    found = merged(base, adapter)
-    assert found["model.norm.weight"].dtype == dtype
-    same({name: values.astype(np.float32) for name, values in found.items()}, wanted)
+    actual = merge_tensors(base, adapter)
+    assert actual["model.norm.weight"].dtype == dtype
+    assert_equal_tensors({name: values.astype(np.float32) for name, values in actual.items()}, expected)
     (adapter / WEIGHTS).unlink()
-    kinds = {np.float16: torch.float16}
+    torch_dtypes = {np.float16: torch.float16}
     torch.save(
-        {n: torch.from_numpy(v).to(kinds.get(dtype, torch.bfloat16)) for n, v in widened.items()},
+        {n: torch.from_numpy(v).to(torch_dtypes.get(dtype, torch.bfloat16)) for n, v in widened.items()},
         adapter / "adapter_model.bin",
     )
-    same({name: values.astype(np.float32) for name, values in merged(base, adapter).items()}, wanted)
+    assert_equal_tensors(
+        {name: values.astype(np.float32) for name, values in merge_tensors(base, adapter).items()}, expected
+    )
 
 
-def test_a_file_from_before_torchs_zip_format_is_read_too(base: Path, tmp_path: Path) -> None:
+def test_a_file_of_torchs_legacy_format_is_read(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter", safetensors=False)
-    wanted = merged(base, adapter)
+    expected = merge_tensors(base, adapter)
     file = adapter / "adapter_model.bin"
     torch.save(torch.load(file), file, _use_new_zipfile_serialization=False)
-    same(merged(base, adapter), wanted)
+    assert_equal_tensors(merge_tensors(base, adapter), expected)
 
 
-def test_what_is_not_changed_stays_the_very_tensor(base: Path, tmp_path: Path) -> None:
+def test_unchanged_tensors_are_the_same_objects(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     with Checkpoint.open(base) as checkpoint, Adapter.open(adapter) as opened:
-        tensors = with_adapter(checkpoint, opened)
+        tensors = merge_adapter(checkpoint, opened)
         assert set(tensors) == set(checkpoint.tensors)
         changed = [name for name, tensor in tensors.items() if tensor is not checkpoint.tensors[name]]
     assert changed == [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(2)]
 
 
-def test_the_facts_tell_what_it_does(base: Path, tmp_path: Path) -> None:
+def test_the_summary_describes_the_adapter(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(
         base, tmp_path / "pig-32k", rank_pattern={"k_proj": 8}, modules_to_save=["model.norm", "embed_tokens"]
     )
     with Adapter.open(adapter) as opened:
-        facts = opened.facts
-    assert facts.name == "pig-32k"
-    assert facts.base == str(base)
-    assert (facts.ranks, facts.matrices) == ((4, 8), 8)
-    assert set(facts.replaced) == {"model.norm.weight", "model.embed_tokens.weight"}
-    assert facts.explain() == "rank 4 and 8 in 8 matrices, 2 tensors replaced"
+        summary = opened.summary
+    assert summary.name == "pig-32k"
+    assert summary.base_model == str(base)
+    assert (summary.ranks, summary.lora_matrices) == ((4, 8), 8)
+    assert set(summary.replaced_tensors) == {"model.norm.weight", "model.embed_tokens.weight"}
+    assert summary.describe() == "rank 4 and 8 in 8 matrices, 2 tensors replaced"
     assert json.loads((adapter / "adapter_config.json").read_text())["rank_pattern"] == {"k_proj": 8}

@@ -1,4 +1,4 @@
-"""Checkpoint directories against the safetensors library, and against every sort of damage."""
+"""Checkpoint directories compared with the safetensors library, and damaged ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def sharded(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["single", "sharded"])
-def test_every_tensor_reads_as_the_library_wrote_it(kind: str, request: pytest.FixtureRequest) -> None:
+def test_every_tensor_reads_as_safetensors_wrote_it(kind: str, request: pytest.FixtureRequest) -> None:
     with Checkpoint.open(request.getfixturevalue(kind)) as checkpoint:
         assert set(checkpoint.tensors) == set(TENSORS)
         for name, values in TENSORS.items():
@@ -62,7 +62,7 @@ def test_every_tensor_reads_as_the_library_wrote_it(kind: str, request: pytest.F
             np.testing.assert_array_equal(tensor.read(1, 3), values[1:3])
 
 
-def test_the_small_json_files_are_read_where_they_are(single: Path) -> None:
+def test_optional_json_files_are_read(single: Path) -> None:
     (single / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
     with Checkpoint.open(single) as checkpoint:
         assert checkpoint.config == {"architectures": ["LlamaForCausalLM"]}
@@ -70,7 +70,7 @@ def test_the_small_json_files_are_read_where_they_are(single: Path) -> None:
         assert checkpoint.tokenizer_config == {}
 
 
-def refused(path: Path, *words: str) -> CheckpointError:
+def assert_error(path: Path, *words: str) -> CheckpointError:
     with pytest.raises(CheckpointError) as raised:
         Checkpoint.open(path)
     for word in words:
@@ -80,41 +80,41 @@ def refused(path: Path, *words: str) -> CheckpointError:
 
 def test_a_directory_without_config_is_refused(single: Path) -> None:
     (single / "config.json").unlink()
-    refused(single, "config.json is missing", "whole checkpoint")
+    assert_error(single, "config.json is missing", "is a complete checkpoint")
 
 
 def test_a_config_that_is_not_json_is_refused(single: Path) -> None:
     (single / "config.json").write_text('{"a": ')
-    refused(single, "config.json is not JSON")
+    assert_error(single, "config.json is not JSON")
     (single / "config.json").write_text("[1]")
-    refused(single, "holds a list, not an object")
+    assert_error(single, "is a JSON list, not an object")
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path: Path, single: Path) -> None:
-    refused(tmp_path / "absent", "no such directory")
-    refused(Path("org/model-that-is-not-here"), "no such directory")  # a Path is never a hub's name
-    refused(single / "config.json", "is a file")
+def test_a_path_that_is_not_a_checkpoint_is_named(tmp_path: Path, single: Path) -> None:
+    assert_error(tmp_path / "absent", "no such directory")
+    assert_error(Path("org/model-that-is-not-here"), "no such directory")  # a Path is never a hub's name
+    assert_error(single / "config.json", "is a file")
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    refused(tmp_path / "x.gguf", "pigguf quantize")
+    assert_error(tmp_path / "x.gguf", "pigguf quantize")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    refused(adapter, "adapter", f"pigguf convert BASE --adapter {adapter}")
+    assert_error(adapter, "adapter", f"pigguf convert BASE --adapter {adapter}")
     (adapter / "config.json").write_text("{}")  # an extended model's, as fine-tuning saves it
-    refused(adapter, "adapter", f"pigguf convert BASE --adapter {adapter}")
+    assert_error(adapter, "adapter", f"pigguf convert BASE --adapter {adapter}")
 
 
-def test_missing_weights_are_named_with_what_stands_there_instead(single: Path) -> None:
+def test_missing_weights_are_named_with_the_files_there_are(single: Path) -> None:
     (single / "model.safetensors").rename(single / "weights.safetensors")
-    refused(single, "neither model.safetensors nor", "rename")
+    assert_error(single, "neither model.safetensors nor", "rename")
     (single / "weights.safetensors").unlink()
     (single / "pytorch_model.bin").write_bytes(b"x")
-    refused(single, "pytorch_model.bin")
+    assert_error(single, "pytorch_model.bin")
 
 
-def test_a_missing_shard_is_named_with_a_tensor_it_should_hold(sharded: Path) -> None:
+def test_a_missing_shard_is_named_with_one_of_its_tensors(sharded: Path) -> None:
     (sharded / "model-00002-of-00002.safetensors").unlink()
-    refused(sharded, "model-00002-of-00002.safetensors is missing", "up_proj")
+    assert_error(sharded, "model-00002-of-00002.safetensors is missing", "up_proj")
 
 
 def test_shards_and_index_must_agree(sharded: Path) -> None:
@@ -122,23 +122,23 @@ def test_shards_and_index_must_agree(sharded: Path) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["lm_head.weight"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(content))
-    refused(sharded, "lacks lm_head.weight")
+    assert_error(sharded, "has no lm_head.weight, which")
     del content["weight_map"]["lm_head.weight"], content["weight_map"]["model.norm.weight"]
     index.write_text(json.dumps(content))
-    refused(sharded, "model.norm.weight, which", "does not place there")
+    assert_error(sharded, "model.norm.weight, which", "does not list there")
     content["weight_map"]["model.norm.weight"] = "../elsewhere.safetensors"
     index.write_text(json.dumps(content))
-    refused(sharded, "not a file name")
+    assert_error(sharded, "not a file name")
 
 
 def test_a_shard_cut_at_any_byte_is_refused(single: Path) -> None:
     whole = (single / "model.safetensors").read_bytes()
     for length in range(len(whole)):
         (single / "model.safetensors").write_bytes(whole[:length])
-        refused(single, "model.safetensors")
+        assert_error(single, "model.safetensors")
 
 
-def with_header(path: Path, header: object, data: bytes) -> None:
+def write_with_header(path: Path, header: object, data: bytes) -> None:
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + data)
 
@@ -151,10 +151,10 @@ def with_header(path: Path, header: object, data: bytes) -> None:
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, "takes 8 bytes, not 4"),
         (
             {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}},
-            "begins at byte 8 of the data, not 0",
+            "begins at byte 8 of the data instead of 0",
         ),
-        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, "is described as"),
-        ({"a": {"dtype": "F32", "shape": [2]}}, "is described as"),
+        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, "the entry of a is"),
+        ({"a": {"dtype": "F32", "shape": [2]}}, "the entry of a is"),
         ({"a": {"dtype": "F9", "shape": [2], "data_offsets": [0, 8]}}, "unknown dtype 'F9'"),
         ({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, "its header describes"),
         (
@@ -162,18 +162,18 @@ def with_header(path: Path, header: object, data: bytes) -> None:
                 "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
                 "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
             },
-            "b begins at byte 0 of the data, not 4",
+            "b begins at byte 0 of the data instead of 4",
         ),
     ],
 )
-def test_a_header_that_lies_is_refused(single: Path, header: object, words: str) -> None:
-    with_header(single / "model.safetensors", header, bytes(8))
-    refused(single, "model.safetensors", words)
+def test_an_invalid_header_is_refused(single: Path, header: object, words: str) -> None:
+    write_with_header(single / "model.safetensors", header, bytes(8))
+    assert_error(single, "model.safetensors", words)
 
 
 def test_a_header_longer_than_the_file_is_refused(single: Path) -> None:
     (single / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 50) + b"{}")
-    refused(single, "cannot hold a header")
+    assert_error(single, "too few for a header")
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(single: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(single: Path) -> None:
                 tensor.load()
 
 
-def test_a_single_file_wins_over_an_index_as_in_transformers(single: Path, sharded: Path) -> None:
+def test_a_single_file_is_preferred_to_an_index_as_in_transformers(single: Path, sharded: Path) -> None:
     shutil.copy(sharded / "model.safetensors.index.json", single)
     with Checkpoint.open(single) as checkpoint:
         assert set(checkpoint.tensors) == set(TENSORS)

@@ -1,4 +1,4 @@
-"""Meta's own form of a Llama: the GGUF that the same weights in transformers' form give, byte by byte."""
+"""Meta's Llama checkpoints: the GGUF is the same, byte by byte, as from transformers' format."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.numpy import load_file
-from support.meta_checkpoints import as_meta
+from support.meta_checkpoints import convert_to_meta
 from support.tiny_checkpoints import edit_config, make_checkpoint
 
 import pigguf
 from pigguf.checkpoint import Checkpoint
-from pigguf.checkpoint.meta_llama_checkpoint import _feed_forward
+from pigguf.checkpoint.meta_llama_checkpoint import _intermediate_size
 from pigguf.cli import cli
 from pigguf.common.json_config import JsonConfig
 from pigguf.errors import (
@@ -36,8 +36,8 @@ SHAPE = {"intermediate_size": 192, "num_attention_heads": 8, "num_key_value_head
 
 @pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=str)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    found: torch.dtype = request.param
-    return found
+    dtype: torch.dtype = request.param
+    return dtype
 
 
 @pytest.fixture
@@ -54,44 +54,44 @@ def gguf(checkpoint: Path, context: int | None = 64, **options: Any) -> bytes:
 
 
 @pytest.mark.parametrize("embedding_rows", [False, True], ids=["Llama 1 and 2", "Llama 3"])
-@pytest.mark.parametrize("pieces", [1, 2, 4])
-def test_pieces_give_the_bytes_of_the_same_weights_in_transformers_form(
-    pieces: int, embedding_rows: bool, dtype: torch.dtype, tmp_path: Path
+@pytest.mark.parametrize("n_shards", [1, 2, 4])
+def test_shards_give_the_same_gguf_as_transformers_format(
+    n_shards: int, embedding_rows: bool, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     llama = make_checkpoint(tmp_path / "llama", dtype=dtype, **SHAPE)
-    wanted = gguf(llama, type="Q8_0")
-    as_meta(llama, pieces, embedding_rows)
+    expected = gguf(llama, type="Q8_0")
+    convert_to_meta(llama, n_shards, embedding_rows)
     assert not (llama / "config.json").exists()
-    assert gguf(llama, type="Q8_0") == wanted
+    assert gguf(llama, type="Q8_0") == expected
 
 
-@pytest.mark.parametrize("pieces", [1, 2])
-def test_every_tensor_is_transformers_read_in_slabs_of_any_size(pieces: int, llama: Path) -> None:
-    wanted = load_file(llama / "model.safetensors")
-    as_meta(llama, pieces)
+@pytest.mark.parametrize("n_shards", [1, 2])
+def test_every_tensor_equals_transformers_in_slabs_of_any_size(n_shards: int, llama: Path) -> None:
+    expected = load_file(llama / "model.safetensors")
+    convert_to_meta(llama, n_shards)
     with Checkpoint.open(llama) as checkpoint:
-        assert set(checkpoint.tensors) == set(wanted)
-        for name, values in wanted.items():
+        assert set(checkpoint.tensors) == set(expected)
+        for name, values in expected.items():
             tensor = checkpoint.tensors[name]
             for rows in (1, 3, 8, tensor.rows):
                 slabs = [tensor.read(start, stop) for start, stop in tensor.slabs(rows * tensor.row_elements)]
                 np.testing.assert_array_equal(np.concatenate(slabs), values, err_msg=name)
 
 
-def test_params_in_the_terms_of_transformers(llama: Path) -> None:
+def test_params_are_translated_to_a_transformers_config(llama: Path) -> None:
     shutil.copy(llama / "config.json", llama.parent / "config.json")
-    as_meta(llama, rope_theta=500000.0, max_seq_len=64)
-    wanted = json.loads((llama.parent / "config.json").read_text())
+    convert_to_meta(llama, rope_theta=500000.0, max_seq_len=64)
+    expected = json.loads((llama.parent / "config.json").read_text())
     with Checkpoint.open(llama) as checkpoint:
         config = dict(checkpoint.config)
     assert config.pop("rope_theta") == 500000.0
     for key, value in config.items():
-        assert value == wanted[key] or key == "head_dim", key
+        assert value == expected[key] or key == "head_dim", key
     assert config["head_dim"] == 8
 
 
 @pytest.mark.parametrize(
-    ("params", "inner"),
+    ("params", "expected"),
     [
         ({"dim": 4096, "multiple_of": 256}, 11008),  # Llama 7B
         ({"dim": 8192, "multiple_of": 4096, "ffn_dim_multiplier": 1.3}, 28672),  # Llama 2 70B
@@ -100,17 +100,17 @@ def test_params_in_the_terms_of_transformers(llama: Path) -> None:
     ],
     ids=str,
 )
-def test_the_feed_forward_length_is_that_of_published_models(params: dict[str, Any], inner: int) -> None:
-    assert _feed_forward(JsonConfig(params, "params.json"), params["dim"]) == inner
+def test_the_intermediate_size_of_published_models(params: dict[str, Any], expected: int) -> None:
+    assert _intermediate_size(JsonConfig(params, "params.json"), params["dim"]) == expected
 
 
-def test_the_window_is_asked_for_where_nothing_says_it(llama: Path) -> None:
-    as_meta(llama)
+def test_the_context_length_must_be_given_where_no_file_has_it(llama: Path) -> None:
+    convert_to_meta(llama)
     done = CliRunner().invoke(cli, ["convert", str(llama), "--dry-run"])
     assert done.exit_code != 0
     with pytest.raises(CheckpointError, match="max_position_embeddings") as raised:
         gguf(llama, context=None)
-    assert "--context N" in (raised.value.hint or "")
+    assert "`rope.context`" in (raised.value.hint or "")
     done = CliRunner().invoke(
         cli, ["convert", str(llama), "--context", "64", "--dry-run"], catch_exceptions=False
     )
@@ -125,15 +125,15 @@ def edit_params(llama: Path, **changes: Any) -> None:
     file.write_text(json.dumps({key: value for key, value in params.items() if value is not ...}))
 
 
-def test_a_linear_factor_of_the_users_is_written(llama: Path) -> None:
-    as_meta(llama, 2)
+def test_a_linear_factor_from_the_user_is_written(llama: Path) -> None:
+    convert_to_meta(llama, 2)
     result = pigguf.convert(llama, rope=RopeOverrides(factor=4.0, original_context=64), dry_run=True)
     assert (result.plan.rope.factor, result.plan.rope.context_length) == (4.0, 256)
 
 
-def test_llama_3_1s_scaling_is_told_with_the_factor_that_meta_gave_the_model(llama: Path) -> None:
-    as_meta(llama, use_scaled_rope=True)
-    refused(llama, CheckpointError, "params.json: use_scaled_rope = true", "rope_scaling_factor")
+def test_llama_3_1_scaling_gets_the_published_factor(llama: Path) -> None:
+    convert_to_meta(llama, use_scaled_rope=True)
+    assert_error(llama, CheckpointError, "params.json: use_scaled_rope = true", "rope_scaling_factor")
     edit_params(llama, rope_scaling_factor=8)
     with Checkpoint.open(llama) as checkpoint:
         assert checkpoint.config["rope_scaling"] == {
@@ -145,40 +145,42 @@ def test_llama_3_1s_scaling_is_told_with_the_factor_that_meta_gave_the_model(lla
         }
 
 
-def test_llama_3_1s_scaling_is_written_as_from_transformers_form(llama: Path) -> None:
+def test_llama_3_1_scaling_gives_the_same_gguf_as_transformers_format(llama: Path) -> None:
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 8192}  # fmt: skip
     edit_config(llama, rope_parameters=..., rope_theta=500000.0, rope_scaling=scaling)
-    wanted = gguf(llama, context=131072)
-    as_meta(llama, 2, embedding_rows=True, rope_theta=500000.0, use_scaled_rope=True, rope_scaling_factor=8)
-    assert gguf(llama, context=131072) == wanted
+    expected = gguf(llama, context=131072)
+    convert_to_meta(
+        llama, 2, embedding_rows=True, rope_theta=500000.0, use_scaled_rope=True, rope_scaling_factor=8
+    )
+    assert gguf(llama, context=131072) == expected
 
 
-def test_a_config_beside_the_pieces_says_the_rest_and_must_not_contradict(llama: Path) -> None:
+def test_a_config_json_completes_params_json_and_must_not_contradict_it(llama: Path) -> None:
     shutil.copy(llama / "config.json", llama.parent / "config.json")
-    wanted = gguf(llama, context=None)
-    as_meta(llama, 2)
+    expected = gguf(llama, context=None)
+    convert_to_meta(llama, 2)
     shutil.copy(llama.parent / "config.json", llama / "config.json")
-    assert gguf(llama, context=None) == wanted
+    assert gguf(llama, context=None) == expected
     edit_params(llama, norm_eps=1e-6)
-    refused(llama, CheckpointError, "config.json: rms_norm_eps = 1e-05", "params.json", "1e-06")
+    assert_error(llama, CheckpointError, "config.json: rms_norm_eps = 1e-05", "params.json", "1e-06")
 
 
-def test_weights_in_transformers_form_win_where_both_are_there(llama: Path) -> None:
+def test_transformers_format_is_preferred_where_both_exist(llama: Path) -> None:
     shutil.copytree(llama, llama.parent / "both")
     both = llama.parent / "both"
-    wanted = gguf(both)
-    as_meta(llama)
+    expected = gguf(both)
+    convert_to_meta(llama)
     for name in ("consolidated.00.pth", "params.json"):
         shutil.copy(llama / name, both / name)
     (both / "consolidated.00.pth").write_bytes(b"never read")
-    assert gguf(both) == wanted
+    assert gguf(both) == expected
 
 
 # ---- bad input -------------------------------------------------------------------------------------
 
 
-def refused(llama: Path, error: type[PigError], *words: str) -> None:
+def assert_error(llama: Path, error: type[PigError], *words: str) -> None:
     with pytest.raises(error) as raised:
         gguf(llama)
     assert type(raised.value) is error
@@ -189,26 +191,28 @@ def refused(llama: Path, error: type[PigError], *words: str) -> None:
     assert not (llama.parent / "model.gguf").exists()
 
 
-def test_a_missing_piece_is_named(llama: Path) -> None:
-    as_meta(llama, 4)
+def test_a_missing_shard_is_named(llama: Path) -> None:
+    convert_to_meta(llama, 4)
     (llama / "consolidated.03.pth").unlink()
-    refused(llama, CheckpointError, "params.json", "4 pieces", "3 are here")
+    assert_error(llama, CheckpointError, "params.json", "4 shards", "3 are here")
     (llama / "consolidated.01.pth").unlink()
-    refused(llama, CheckpointError, "consolidated.01.pth is missing", "consolidated.02.pth")
+    assert_error(llama, CheckpointError, "consolidated.01.pth is missing", "consolidated.02.pth")
     (llama / "consolidated.02.pth").unlink()
-    refused(llama, CheckpointError, "4 pieces", "1 is here")
+    assert_error(llama, CheckpointError, "4 shards", "1 is here")
     (llama / "consolidated.00.pth").unlink()
-    refused(llama, CheckpointError, "config.json is missing")
+    assert_error(llama, CheckpointError, "config.json is missing")
 
 
-def test_a_piece_too_many_is_named(llama: Path) -> None:
-    as_meta(llama, 2)
+def test_a_surplus_shard_is_named(llama: Path) -> None:
+    convert_to_meta(llama, 2)
     shutil.copy(llama / "consolidated.01.pth", llama / "consolidated.02.pth")
-    refused(llama, CheckpointError, "params.json: 64 rows", "consolidated.00.pth has 32", "3 pieces")
+    assert_error(
+        llama, CheckpointError, "params.json: q has 64 rows", "consolidated.00.pth has 32", "3 shards"
+    )
 
 
-def test_params_must_be_there_and_whole(llama: Path) -> None:
-    as_meta(llama)
+def test_params_must_exist_and_be_complete(llama: Path) -> None:
+    convert_to_meta(llama)
     for changes, error, words in (
         ({"dim": ...}, CheckpointError, ["lacks dim"]),
         ({"n_heads": "8"}, CheckpointError, ['n_heads = "8"']),
@@ -222,28 +226,28 @@ def test_params_must_be_there_and_whole(llama: Path) -> None:
     ):
         before = (llama / "params.json").read_bytes()
         edit_params(llama, **changes)
-        refused(llama, error, *words)
+        assert_error(llama, error, *words)
         (llama / "params.json").write_bytes(before)
     (llama / "params.json").unlink()
-    refused(llama, CheckpointError, "params.json is missing")
+    assert_error(llama, CheckpointError, "params.json is missing")
 
 
-def test_pieces_that_do_not_fit_each_other_are_named(llama: Path) -> None:
-    as_meta(llama, 2)
+def test_shards_that_do_not_fit_each_other_are_named(llama: Path) -> None:
+    convert_to_meta(llama, 2)
     second = llama / "consolidated.01.pth"
-    whole = torch.load(second)
+    original = torch.load(second)
     name = "layers.1.feed_forward.w2.weight"
     for state, error, words in (
-        ({n: t for n, t in whole.items() if n != name}, MissingTensor, [f"lacks the tensor {name}"]),
-        ({**whole, "extra": torch.zeros(1)}, MissingTensor, ["consolidated.00.pth", "extra"]),
-        ({**whole, name: torch.zeros(64, 95)}, InvalidTensor, [name, "[64, 95]", "[64, 96]"]),
-        ({**whole, name: whole[name].half()}, InvalidTensor, [name, "F16", "F32"]),
+        ({n: t for n, t in original.items() if n != name}, MissingTensor, [f"lacks the tensor {name}"]),
+        ({**original, "extra": torch.zeros(1)}, MissingTensor, ["consolidated.00.pth", "extra"]),
+        ({**original, name: torch.zeros(64, 95)}, InvalidTensor, [name, "[64, 95]", "[64, 96]"]),
+        ({**original, name: original[name].half()}, InvalidTensor, [name, "F16", "F32"]),
     ):
         torch.save(state, second)
-        refused(llama, error, "consolidated.0", *words)
+        assert_error(llama, error, "consolidated.0", *words)
 
 
-def test_a_tensor_that_no_llama_has_is_not_left_out(llama: Path) -> None:
-    state = as_meta(llama)
+def test_an_unknown_tensor_is_refused(llama: Path) -> None:
+    state = convert_to_meta(llama)
     torch.save({**state, "layers.0.attention.wx.weight": torch.zeros(2, 2)}, llama / "consolidated.00.pth")
-    refused(llama, UnmappedTensor, "layers.0.attention.wx.weight")
+    assert_error(llama, UnmappedTensor, "layers.0.attention.wx.weight")

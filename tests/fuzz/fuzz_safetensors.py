@@ -1,8 +1,8 @@
-"""Opens bad safetensors files and reads those that open: `python fuzz_safetensors.py DIRECTORY SEED COUNT`.
+"""Open mutated safetensors files and read those that open: `python fuzz_safetensors.py DIRECTORY SEED COUNT`.
 
-A child process of the test, for what it looks for is the end of the process, a hang or runaway memory. It
-writes each case before it tries it; at the end how many were refused and how many were read, and by how
-many bytes its memory grew.
+It runs as a child process of the test, because it looks for crashes, hangs and runaway memory. It prints each
+case before it tries it, and at the end how many files were refused and read, and by how many bytes its
+memory grew.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from safetensors.numpy import save
 from pigguf.checkpoint.safetensors_file import SafetensorsFile
 from pigguf.errors import PigError
 
-SECONDS = 10  # after which a case hangs
-MEMORY = 4 << 30  # addresses of the whole process, libraries included
+SECONDS = 10  # a case that takes longer hangs
+MEMORY = 4 << 30  # address space of the whole process
 SAMPLE = save(
     {
         "model.embed_tokens.weight": np.arange(77, dtype=np.float32).reshape(11, 7),
@@ -89,65 +89,65 @@ NAMES = [
 ]
 
 
-def flipped(chance: random.Random) -> bytes:
-    """Bytes changed, mostly in the header."""
+def change_bytes(chance: random.Random) -> bytes:
+    """Change bytes, mostly in the header."""
     data = bytearray(SAMPLE)
-    end = len(data) if chance.random() < 0.2 else 8 + _length(SAMPLE)
+    end = len(data) if chance.random() < 0.2 else 8 + _header_length(SAMPLE)
     for _ in range(chance.choice((1, 1, 2, 8, 64))):
         data[chance.randrange(end)] = chance.randrange(256)
     return bytes(data)
 
 
-def cut(chance: random.Random) -> bytes:
-    """Something missing at the end, or anywhere."""
+def remove_bytes(chance: random.Random) -> bytes:
+    """Remove bytes at the end, or anywhere."""
     if chance.random() < 0.5:
         return SAMPLE[: chance.randrange(len(SAMPLE))]
     start = chance.randrange(len(SAMPLE))
     return SAMPLE[:start] + SAMPLE[start + chance.randrange(1, 200) :]
 
 
-def grown(chance: random.Random) -> bytes:
-    """Something more, drawn from the file itself or of one byte."""
-    start, place = chance.randrange(len(SAMPLE)), chance.randrange(len(SAMPLE) + 1)
+def insert_bytes(chance: random.Random) -> bytes:
+    """Insert bytes of the file itself, or one byte many times."""
+    start, position = chance.randrange(len(SAMPLE)), chance.randrange(len(SAMPLE) + 1)
     more = SAMPLE[start : start + chance.randrange(1, 200)]
     if chance.random() < 0.3:
         more = bytes([chance.choice(b'\0 {}[]",:\\9')]) * chance.choice((1, 10, 1_000, 200_000))
-    return SAMPLE[:place] + more + SAMPLE[place:]
+    return SAMPLE[:position] + more + SAMPLE[position:]
 
 
-def of_absurd_length(chance: random.Random) -> bytes:
-    """The length of the header is another."""
+def change_header_length(chance: random.Random) -> bytes:
+    """Change the length of the header."""
     numbers = (0, 1, 2**20, 10**8, 10**8 + 1, 2**31, 2**32, 2**50, 2**63 - 1, 2**63, 2**64 - 1)
-    near = _length(SAMPLE) + chance.randrange(-40, 40)
+    near = _header_length(SAMPLE) + chance.randrange(-40, 40)
     return struct.pack("<Q", chance.choice((*numbers, near))) + SAMPLE[8:]
 
 
-def with_numbers(chance: random.Random) -> bytes:
-    """Numbers of the header are others."""
+def change_numbers(chance: random.Random) -> bytes:
+    """Change numbers in the header."""
     header = _header(SAMPLE).decode()
     for _ in range(chance.choice((1, 1, 2, 5))):
-        found = chance.choice(list(re.finditer(r"\d+", header)))
-        header = header[: found.start()] + chance.choice(NUMBERS) + header[found.end() :]
+        match = chance.choice(list(re.finditer(r"\d+", header)))
+        header = header[: match.start()] + chance.choice(NUMBERS) + header[match.end() :]
     return _file(header.encode(), SAMPLE)
 
 
-def with_values(chance: random.Random) -> bytes:
-    """Parts of entries are gone, or other things."""
+def change_entries(chance: random.Random) -> bytes:
+    """Remove or replace keys of entries."""
     entries = json.loads(_header(SAMPLE))
     for _ in range(chance.choice((1, 1, 2, 4))):
         name = chance.choice(sorted(entries))
-        part = chance.choice(("dtype", "shape", "data_offsets", "more", None))
-        if part is None or not isinstance(entries[name], dict):
+        key = chance.choice(("dtype", "shape", "data_offsets", "more", None))
+        if key is None or not isinstance(entries[name], dict):
             entries[name] = deepcopy(chance.choice(VALUES))
         elif chance.random() < 0.2:
-            entries[name].pop(part, None)
+            entries[name].pop(key, None)
         else:
-            entries[name][part] = deepcopy(chance.choice(DTYPES if part == "dtype" else VALUES))
+            entries[name][key] = deepcopy(chance.choice(DTYPES if key == "dtype" else VALUES))
     return _file(json.dumps(entries).encode(), SAMPLE)
 
 
-def of_other_dtypes(chance: random.Random) -> bytes:
-    """An entry tells another dtype and a shape that fits it, or another tensor's place."""
+def swap_entries(chance: random.Random) -> bytes:
+    """Give an entry another dtype with a matching shape, or another tensor's offsets."""
     entries = json.loads(_header(SAMPLE))
     first, second = chance.sample(sorted(entries.keys() - {"__metadata__"}), 2)
     kind = chance.choice(("swapped", "overlapping", "moved", "retyped"))
@@ -157,7 +157,7 @@ def of_other_dtypes(chance: random.Random) -> bytes:
         entries[first]["data_offsets"] = entries[second]["data_offsets"]
     elif kind == "moved":
         shift = chance.choice((-8, -1, 1, 4, 2**31))
-        entries[first]["data_offsets"] = [place + shift for place in entries[first]["data_offsets"]]
+        entries[first]["data_offsets"] = [offset + shift for offset in entries[first]["data_offsets"]]
     else:
         begin, end = entries[first]["data_offsets"]
         entries[first] = {"dtype": chance.choice(("U8", "F8_E4M3", "BOOL")), "shape": [end - begin],
@@ -165,19 +165,19 @@ def of_other_dtypes(chance: random.Random) -> bytes:
     return _file(json.dumps(entries).encode(), SAMPLE)
 
 
-def with_names(chance: random.Random) -> bytes:
-    """Names that are none, or that come twice."""
+def change_names(chance: random.Random) -> bytes:
+    """Use invalid or duplicate names."""
     entries = list(json.loads(_header(SAMPLE)).items())
-    place = chance.randrange(len(entries))
-    entries[place] = (chance.choice((*NAMES, chance.choice(entries)[0])), entries[place][1])
+    index = chance.randrange(len(entries))
+    entries[index] = (chance.choice((*NAMES, chance.choice(entries)[0])), entries[index][1])
     members = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries]
     if chance.random() < 0.3:
-        members.insert(place, chance.choice(members))
+        members.insert(index, chance.choice(members))
     return _file(f"{{{','.join(members)}}}".encode(), SAMPLE)
 
 
-def nested(chance: random.Random) -> bytes:
-    """Brackets in great number, as a name's entry, in one, and as the whole header."""
+def nest_brackets(chance: random.Random) -> bytes:
+    """Use very many brackets, as an entry, in one, or as the whole header."""
     count = chance.choice((10, 3_000, 100_000, 300_000))
     deep = (
         "[" * count + "]" * count,
@@ -195,31 +195,31 @@ def nested(chance: random.Random) -> bytes:
     return _file((chance.choice(around) % chance.choice(deep)).encode(), SAMPLE)
 
 
-def noise(chance: random.Random) -> bytes:
-    """Anything, with a length that fits."""
+def random_bytes(chance: random.Random) -> bytes:
+    """Use random bytes as the header, with its length."""
     return _file(chance.randbytes(chance.choice((0, 1, 7, 100, 3_000))), SAMPLE)
 
 
-KINDS: tuple[Callable[[random.Random], bytes], ...] = (
-    *(flipped, cut, grown, of_absurd_length, with_numbers, with_values),
-    *(of_other_dtypes, with_names, nested, noise),
+MUTATIONS: tuple[Callable[[random.Random], bytes], ...] = (
+    *(change_bytes, remove_bytes, insert_bytes, change_header_length, change_numbers, change_entries),
+    *(swap_entries, change_names, nest_brackets, random_bytes),
 )
 
 
-def _length(data: bytes) -> int:
+def _header_length(data: bytes) -> int:
     return int.from_bytes(data[:8], "little")
 
 
 def _header(data: bytes) -> bytes:
-    return data[8 : 8 + _length(data)]
+    return data[8 : 8 + _header_length(data)]
 
 
 def _file(header: bytes, data: bytes) -> bytes:
-    return struct.pack("<Q", len(header)) + header + data[8 + _length(data) :]
+    return struct.pack("<Q", len(header)) + header + data[8 + _header_length(data) :]
 
 
 def read_all(path: Path) -> None:
-    """Everything that a conversion does with a file."""
+    """Do everything that a conversion does with a file."""
     file = SafetensorsFile.open(path)
     try:
         for name, tensor in file.tensors.items():
@@ -232,7 +232,7 @@ def read_all(path: Path) -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process held; ru_maxrss would count what its parent held too."""
+    """Return the peak memory of this process; ru_maxrss would include its parent's."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
@@ -247,19 +247,18 @@ def main() -> None:
     refused = read = 0
     for number in range(seed, seed + count):
         chance = random.Random(number)
-        kind = chance.choice(KINDS)
-        sys.stdout.write(f"{number} {kind.__name__}\n")
+        mutate = chance.choice(MUTATIONS)
+        sys.stdout.write(f"{number} {mutate.__name__}\n")
         sys.stdout.flush()
-        path.write_bytes(kind(chance))
+        path.write_bytes(mutate(chance))
         signal.alarm(SECONDS)
         try:
             read_all(path)
             read += 1
         except PigError as error:
             refused += 1
-            told = error.message
-            if not told.isprintable() or len(told) > 4_000:
-                raise AssertionError(f"a message that cannot be shown: {told[:4_000]!a}") from error
+            if not error.message.isprintable() or len(error.message) > 4_000:
+                raise AssertionError(f"a message that cannot be shown: {error.message[:4_000]!a}") from error
         signal.alarm(0)
     grown = peak_bytes() - before
     sys.stdout.write(f"{refused} refused, {read} read, {grown} bytes\n")

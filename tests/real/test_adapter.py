@@ -1,4 +1,4 @@
-"""A model with an adapter on it, in the engine and in transformers with peft, past the original window."""
+"""A merged adapter in the engine, compared with transformers and peft beyond the original context."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ EXTENDED = {
     "max_position_embeddings": ORIGINAL * FACTOR,
 }
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(3, VOCAB_SIZE, ORIGINAL * FACTOR)]
-FORMS: dict[str, dict[str, Any]] = {
+CASES: dict[str, dict[str, Any]] = {
     "lora": {"target_modules": ALL_LINEAR},
     "with norms and embeddings": {"modules_to_save": ["norm", "input_layernorm", "embed_tokens"]},
 }
 
 
 def mean_kl(gguf: Path, base: Path, adapter: Path) -> float:
-    """Mean KL divergence over all positions of transformers with peft || engine, in nats."""
+    """Return KL(transformers with peft || engine), the mean over all positions, in nats."""
     divergences = []
     theirs = logits(peft_model(base, adapter), TOKENS)
-    for found, wanted in zip(engine_logits(gguf, TOKENS), theirs, strict=True):
-        p, q = log_softmax(wanted), log_softmax(found)
+    for actual, expected in zip(engine_logits(gguf, TOKENS), theirs, strict=True):
+        p, q = log_softmax(expected), log_softmax(actual)
         divergences.append(float((np.exp(p) * (p - q)).sum()))
     return float(np.mean(divergences))
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_extended_model_is_pefts_own_up_to_four_times_the_bases_window(
-    family: str, form: str, tied: bool, tmp_path: Path
+def test_an_extended_model_matches_peft_up_to_four_times_the_original_context(
+    family: str, case: str, tied: bool, tmp_path: Path
 ) -> None:
     base = make_checkpoint(tmp_path / "base", family, tie_word_embeddings=tied)
-    adapter = make_adapter(base, tmp_path / "long", rope=EXTENDED, **FORMS[form])
+    adapter = make_adapter(base, tmp_path / "long", rope=EXTENDED, **CASES[case])
     result = pigguf.convert(base, tmp_path / "model.gguf", adapter=adapter, type="F32")
     assert result.plan.rope.context_length == ORIGINAL * FACTOR
     assert mean_kl(tmp_path / "model.gguf", base, adapter) <= 1e-6

@@ -1,4 +1,4 @@
-"""Adapters made with peft on tiny seeded models, and what peft itself makes of them."""
+"""Make adapters with peft on tiny seeded models, and merge and run them with peft."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ALL_LINEAR = [*ATTENTION, "gate_proj", "up_proj", "down_proj"]
 def make_adapter(
     base: Path, path: Path, *, rope: dict[str, Any] | None = None, safetensors: bool = True, **options: Any
 ) -> Path:
-    """Save an adapter with random weights; returns its directory.
+    """Save an adapter with random weights; and return its directory.
 
     With `rope` (rope_parameters and max_position_embeddings) the model is extended first and its
     config.json is saved beside the adapter.
@@ -32,7 +32,7 @@ def make_adapter(
         setattr(config, key, value)
     torch.manual_seed(7)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft warns of tied embeddings, which are the point here
+        warnings.simplefilter("ignore")  # peft warns of tied embeddings, which are tested here
         model = transformers.AutoModelForCausalLM.from_pretrained(base, config=config, dtype=torch.float32)
         options = {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION, **options}
         adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
@@ -47,7 +47,7 @@ def make_adapter(
 
 
 def peft_model(base: Path, adapter: Path, before: Path | None = None) -> peft.PeftModel:
-    """The base with the adapter as peft runs it, in float32; `before` is a state dict for the base."""
+    """Return the base with the adapter as peft runs it, in float32; `before` is a state dict for the base."""
     config = transformers.AutoConfig.from_pretrained(adapter if (adapter / "config.json").exists() else base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,8 +58,10 @@ def peft_model(base: Path, adapter: Path, before: Path | None = None) -> peft.Pe
         return peft.PeftModel.from_pretrained(model, adapter).eval()
 
 
-def peft_merged(base: Path, adapter: Path, before: Path | None = None) -> dict[str, NDArray[np.float32]]:
-    """The tensors of peft's own merge_and_unload; a tied output matrix is not among them."""
+def peft_merge_tensors(
+    base: Path, adapter: Path, before: Path | None = None
+) -> dict[str, NDArray[np.float32]]:
+    """Return the tensors of peft's merge_and_unload, without a tied lm_head."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = peft_model(base, adapter, before).merge_and_unload()
@@ -69,8 +71,8 @@ def peft_merged(base: Path, adapter: Path, before: Path | None = None) -> dict[s
     return state
 
 
-def merged(base: Path, adapter: Path) -> dict[str, NDArray[Any]]:
-    """Our merge, read a few rows at a time."""
+def merge_tensors(base: Path, adapter: Path) -> dict[str, NDArray[Any]]:
+    """Return the tensors that pigguf merges, read a few rows at a time."""
     with Checkpoint.open(base) as checkpoint, Adapter.open(adapter) as opened:
         tensors = merge_adapter(checkpoint, opened)
         return {
@@ -81,12 +83,12 @@ def merged(base: Path, adapter: Path) -> dict[str, NDArray[Any]]:
 
 def logits(model: torch.nn.Module, tokens: list[int]) -> NDArray[np.float32]:
     with torch.no_grad():
-        found: NDArray[np.float32] = model(torch.tensor([tokens])).logits[0].numpy()
-    return found
+        result: NDArray[np.float32] = model(torch.tensor([tokens])).logits[0].numpy()
+    return result
 
 
-def as_model(base: Path, tensors: dict[str, NDArray[Any]]) -> torch.nn.Module:
-    """A model of transformers' with these tensors and nothing else."""
+def model_with_tensors(base: Path, tensors: dict[str, NDArray[Any]]) -> torch.nn.Module:
+    """Return a transformers model with exactly these tensors."""
     tied = "lm_head.weight" not in tensors
     config = transformers.AutoConfig.from_pretrained(base, tie_word_embeddings=tied)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""A checkpoint of transformers' taken apart into Meta's own form, by the rules of Meta's model.py."""
+"""Convert a transformers checkpoint to Meta's format, by the rules of Meta's model.py."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ _NAMES = {
     "input_layernorm": "attention_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-_BETWEEN_COLUMNS = ("attention.wo", "feed_forward.w2", "tok_embeddings")
+_COLUMN_SPLIT = ("attention.wo", "feed_forward.w2", "tok_embeddings")
 
 
-def as_meta(
-    checkpoint: Path, pieces: int = 1, embedding_rows: bool = False, **params: Any
+def convert_to_meta(
+    checkpoint: Path, n_shards: int = 1, embedding_rows: bool = False, **params: Any
 ) -> dict[str, torch.Tensor]:
-    """Put consolidated.*.pth and params.json in the place of model.safetensors and config.json.
+    """Replace model.safetensors and config.json by consolidated.*.pth and params.json.
 
     Args:
         checkpoint: a Llama's directory.
-        pieces: into how many files.
-        embedding_rows: cut the embedding between rows, as in Llama 3.
+        n_shards: how many model-parallel shards.
+        embedding_rows: split the embedding by rows, as in Llama 3.
         params: keys of params.json that differ; a value of ... leaves one out.
 
     Returns:
-        The first piece.
+        The first shard.
     """
     config = json.loads((checkpoint / "config.json").read_text())
     heads = {"wq": config["num_attention_heads"], "wk": config["num_key_value_heads"]}
-    states: list[dict[str, torch.Tensor]] = [{} for _ in range(pieces)]
+    states: list[dict[str, torch.Tensor]] = [{} for _ in range(n_shards)]
     for name, tensor in load_file(checkpoint / "model.safetensors").items():
         for theirs, metas in _NAMES.items():
             name = name.replace(theirs, metas)
         kind = name.split(".")[-2]
-        if kind in heads:  # halves of every head -> neighbours
+        if kind in heads:  # rotate_half -> interleaved
             rows, columns = tensor.shape
             tensor = tensor.view(heads[kind], 2, rows // heads[kind] // 2, columns).transpose(1, 2)
             tensor = tensor.reshape(rows, columns)
-        axis = int(any(part in name for part in _BETWEEN_COLUMNS))
+        axis = int(any(part in name for part in _COLUMN_SPLIT))
         if embedding_rows and "tok_embeddings" in name:
             axis = 0
-        parts = [tensor] * pieces if tensor.ndim == 1 else tensor.chunk(pieces, dim=axis)
-        for state, part in zip(states, parts, strict=True):
-            state[name] = part.clone()
+        slices = [tensor] * n_shards if tensor.ndim == 1 else tensor.chunk(n_shards, dim=axis)
+        for state, shard in zip(states, slices, strict=True):
+            state[name] = shard.clone()
     for number, state in enumerate(states):
         state["rope.freqs"] = torch.ones(config["hidden_size"] // config["num_attention_heads"] // 2)
         torch.save(state, checkpoint / f"consolidated.{number:02}.pth")

@@ -1,4 +1,4 @@
-"""Tiny seeded checkpoints, made with transformers and a real tokenizer trained on the spot."""
+"""Make tiny seeded checkpoints with transformers, and a byte-level BPE trained on a few sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from support.tiny_families import KINDS
+from support.tiny_families import MODEL_VARIANTS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 VOCAB_SIZE = 320
@@ -39,16 +39,16 @@ def make_checkpoint(
     seed: int = 0,
     **config: Any,
 ) -> Path:
-    """Save a tiny model with random weights and a byte-level BPE tokenizer; returns the directory.
+    """Save a tiny model with random weights and a byte-level BPE tokenizer; return the directory.
 
-    Its original window is 64 tokens. `family` is one of FAMILIES, or a kind of tiny_families.KINDS.
+    Its original context is 64 tokens. `family` is one of FAMILIES, or a kind of tiny_families.KINDS.
     `config` overrides the config's keys before the model is made;
     keys that transformers would normalise are better edited in config.json afterwards (edit_config).
     """
     torch.manual_seed(seed)
-    cls = FAMILIES.get(family) or getattr(transformers, KINDS[family].cls)
+    cls = FAMILIES.get(family) or getattr(transformers, MODEL_VARIANTS[family].hf_class)
     model = cls(cls.config_class(**{**_config(family), **config})).to(dtype)
-    with torch.no_grad():  # transformers initialises norms to 1 and biases to 0, which would prove little
+    with torch.no_grad():  # transformers initialises norms to 1 and biases to 0, which would hide errors
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -94,7 +94,7 @@ def save_tokenizer(path: Path, vocab_size: int = VOCAB_SIZE) -> None:
 def _config(family: str) -> dict[str, Any]:
     if family not in FAMILIES:
         special = {"vocab_size": VOCAB_SIZE, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
-        return {**KINDS[family].config, **special}
+        return {**MODEL_VARIANTS[family].config, **special}
     config: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,

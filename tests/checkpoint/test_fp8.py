@@ -1,4 +1,4 @@
-"""Weights in float8 with scales: the numbers that transformers and plain arithmetic make of them."""
+"""FP8 weights with scales, compared with transformers and with plain arithmetic."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FBGEMM = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_
 
 
 def compressed(strategy: str, **weights: Any) -> dict[str, Any]:
-    """A config as llm-compressor writes it."""
+    """Return a config as llm-compressor writes it."""
     stated = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": strategy}
     return {
         "quant_method": "compressed-tensors",
@@ -49,48 +49,48 @@ def compressed(strategy: str, **weights: Any) -> dict[str, Any]:
     }
 
 
-def blocks_of(strategy: str, rows: int, columns: int) -> tuple[int, int]:
+def block_shape(strategy: str, rows: int, columns: int) -> tuple[int, int]:
     return {"tensor": (rows, columns), "channel": (1, columns), "block": BLOCK}[strategy]
 
 
 def quantize(weight: torch.Tensor, strategy: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """float8 values, and a scale for each block, whose last ones may be narrower."""
+    """Return float8 values and a scale for each block; blocks at the edges may be smaller."""
     rows, columns = weight.shape
-    height, width = blocks_of(strategy, rows, columns)
+    height, width = block_shape(strategy, rows, columns)
     scales = torch.empty(-(-rows // height), -(-columns // width))
     values = torch.empty_like(weight)
     for i in range(scales.shape[0]):
         for j in range(scales.shape[1]):
-            place = np.s_[i * height : (i + 1) * height, j * width : (j + 1) * width]
-            scales[i, j] = weight[place].abs().max() / LARGEST
-            values[place] = weight[place] / scales[i, j]
+            block = np.s_[i * height : (i + 1) * height, j * width : (j + 1) * width]
+            scales[i, j] = weight[block].abs().max() / LARGEST
+            values[block] = weight[block] / scales[i, j]
     return values.to(torch.float8_e4m3fn), scales
 
 
 def quantized_checkpoint(
     path: Path, config: dict[str, Any], strategy: str, suffix: str, scale_shape: str = "grid", **shape: Any
 ) -> tuple[Path, dict[str, np.ndarray[Any, Any]]]:
-    """A tiny Llama whose layers' matrices are in float8, and what they mean, in float32."""
+    """Make a tiny Llama with FP8 matrices, and return its path and its dequantized tensors, float32."""
     make_checkpoint(path, **shape)
-    state, meant = {}, {}
+    state, dequantized = {}, {}
     for name, tensor in load_file(path / "model.safetensors").items():
         state[name] = tensor
-        meant[name] = tensor.numpy()
+        dequantized[name] = tensor.numpy()
         if "_proj" not in name:
             continue
         state[name], scale = quantize(tensor, strategy)
-        height, width = blocks_of(strategy, *tensor.shape)
+        height, width = block_shape(strategy, *tensor.shape)
         full = scale.repeat_interleave(height, 0).repeat_interleave(width, 1)
-        meant[name] = (state[name].float() * full[: tensor.shape[0], : tensor.shape[1]]).numpy()
+        dequantized[name] = (state[name].float() * full[: tensor.shape[0], : tensor.shape[1]]).numpy()
         state[name + suffix] = scale.reshape({"grid": scale.shape, "one": (1,), "scalar": ()}[scale_shape])
         if config.get("activation_scheme") == "static":
             state[name.replace("weight", "input_scale")] = torch.tensor(0.5)
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     edit_config(path, quantization_config=config)
-    return path, meant
+    return path, dequantized
 
 
-FORMS: dict[str, tuple[dict[str, Any], str, str, str]] = {
+CASES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "DeepSeek and Qwen3, blocks": (FP8, "block", "_scale_inv", "grid"),
     "AutoFP8, one scale": (AUTO_FP8, "tensor", "_scale", "scalar"),
     "fbgemm, rows": (FBGEMM, "channel", "_scale", "grid"),
@@ -102,26 +102,26 @@ FORMS: dict[str, tuple[dict[str, Any], str, str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_every_matrix_is_its_values_times_its_scales(form: str, tmp_path: Path) -> None:
-    path, meant = quantized_checkpoint(tmp_path / "piglet", *FORMS[form], intermediate_size=80)
+@pytest.mark.parametrize("case", CASES)
+def test_every_matrix_is_multiplied_by_its_scales(case: str, tmp_path: Path) -> None:
+    path, dequantized = quantized_checkpoint(tmp_path / "piglet", *CASES[case], intermediate_size=80)
     with Checkpoint.open(path) as checkpoint:
         assert "quantization_config" not in checkpoint.config
         assert len(checkpoint.notes) == 1
         assert "14 matrices of float8" in checkpoint.notes[0]
         assert "float32" in checkpoint.notes[0]
-        assert set(checkpoint.tensors) == set(meant)
-        for name, values in meant.items():
+        assert set(checkpoint.tensors) == set(dequantized)
+        for name, values in dequantized.items():
             tensor = checkpoint.tensors[name]
             assert tensor.dtype == "F32"
             slabs = [tensor.read(start, stop) for start, stop in tensor.slabs(7 * tensor.row_elements)]
             np.testing.assert_array_equal(np.concatenate(slabs), values, err_msg=name)
 
 
-def test_the_gguf_is_that_of_the_numbers(tmp_path: Path) -> None:
-    path, meant = quantized_checkpoint(tmp_path / "piglet", FP8, "block", "_scale_inv")
+def test_the_gguf_is_the_same_as_from_dequantized_weights(tmp_path: Path) -> None:
+    path, dequantized = quantized_checkpoint(tmp_path / "piglet", FP8, "block", "_scale_inv")
     pigguf.convert(path, tmp_path / "ours.gguf", type="Q8_0")
-    state = {name: torch.from_numpy(values) for name, values in meant.items()}
+    state = {name: torch.from_numpy(values) for name, values in dequantized.items()}
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     edit_config(path, quantization_config=...)
     pigguf.convert(path, tmp_path / "plain.gguf", type="Q8_0")
@@ -129,7 +129,7 @@ def test_the_gguf_is_that_of_the_numbers(tmp_path: Path) -> None:
 
 
 def test_transformers_own_dequantization_gives_the_same(tmp_path: Path) -> None:
-    """Fp8Dequantize on load (dequantize: true), in float32; it wants whole blocks."""
+    """Compare with Fp8Dequantize on load (dequantize: true) in float32, which needs complete blocks."""
     path, _ = quantized_checkpoint(tmp_path / "piglet", FP8, "block", "_scale_inv", intermediate_size=96)
     with Checkpoint.open(path) as checkpoint:
         ours = {name: tensor.load() for name, tensor in checkpoint.tensors.items()}
@@ -139,7 +139,7 @@ def test_transformers_own_dequantization_gives_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours[name], values.numpy(), err_msg=name)
 
 
-def test_the_command_notes_it(tmp_path: Path) -> None:
+def test_the_command_prints_the_note(tmp_path: Path) -> None:
     path, _ = quantized_checkpoint(tmp_path / "piglet", FBGEMM, "channel", "_scale")
     done = CliRunner().invoke(cli, ["convert", str(path), "--dry-run"], catch_exceptions=False)
     assert "14 matrices of float8 (fbgemm_fp8)" in " ".join(done.stdout.split())
@@ -152,10 +152,10 @@ def test_a_checkpoint_that_is_not_quantized_has_no_note(tmp_path: Path) -> None:
         assert checkpoint.notes == ()
 
 
-# ---- refusals --------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------
 
 
-def refused(path: Path, error: type[PigError], *words: str) -> None:
+def assert_error(path: Path, error: type[PigError], *words: str) -> None:
     with pytest.raises(error) as raised:
         Checkpoint.open(path)
     assert type(raised.value) is error
@@ -165,7 +165,7 @@ def refused(path: Path, error: type[PigError], *words: str) -> None:
     assert raised.value.hint
 
 
-OTHERS: list[dict[str, Any]] = [
+UNSUPPORTED_METHODS: list[dict[str, Any]] = [
     {"quant_method": "gptq", "bits": 4, "group_size": 128},
     {"quant_method": "awq", "bits": 4, "version": "gemm"},
     {"quant_method": "bitsandbytes", "load_in_4bit": True},
@@ -175,14 +175,16 @@ OTHERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("config", OTHERS, ids=lambda config: config["quant_method"])
+@pytest.mark.parametrize("config", UNSUPPORTED_METHODS, ids=lambda config: config["quant_method"])
 def test_other_methods_are_refused_by_name(config: dict[str, Any], tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "piglet")
     edit_config(path, quantization_config=config)
-    refused(path, UnsupportedModel, "config.json: quantization_config.quant_method", config["quant_method"])
+    assert_error(
+        path, UnsupportedModel, "config.json: quantization_config.quant_method", config["quant_method"]
+    )
 
 
-BAD: list[tuple[dict[str, Any], type[PigError], list[str]]] = [
+BAD_CONFIGS: list[tuple[dict[str, Any], type[PigError], list[str]]] = [
     ({**FP8, "quant_method": None}, CheckpointError, ["lacks quantization_config.quant_method"]),
     ({**FP8, "fmt": "e5m2"}, UnsupportedModel, ["quantization_config.fmt", "e5m2"]),
     ({**FP8, "expert_dtype": "fp4"}, UnsupportedModel, ["expert_dtype", "fp4"]),
@@ -197,13 +199,13 @@ BAD: list[tuple[dict[str, Any], type[PigError], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("config", "error", "words"), BAD, ids=lambda value: str(value)[:60])
-def test_settings_that_are_not_understood_are_refused_by_their_key(
+@pytest.mark.parametrize(("config", "error", "words"), BAD_CONFIGS, ids=lambda value: str(value)[:60])
+def test_unsupported_settings_are_refused_by_their_key(
     config: dict[str, Any], error: type[PigError], words: list[str], tmp_path: Path
 ) -> None:
     path, _ = quantized_checkpoint(tmp_path / "piglet", FP8, "block", "_scale_inv")
     edit_config(path, quantization_config=config)
-    refused(path, error, *words)
+    assert_error(path, error, *words)
 
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -225,7 +227,7 @@ def two_scales(state: State) -> None:
     state[f"{UP}_scale"] = state[f"{UP}_scale_inv"].clone()
 
 
-def whole_number_scale(state: State) -> None:
+def integer_scale(state: State) -> None:
     state[f"{UP}_scale_inv"] = state[f"{UP}_scale_inv"].to(torch.uint8)
 
 
@@ -234,28 +236,28 @@ def other_grid(state: State) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "error", "words"),
+    ("corrupt", "error", "words"),
     [
         (without_scale, MissingTensor, [UP, "F8_E4M3"]),
-        (without_weight, InvalidTensor, [f"{UP}_scale_inv", "is not there"]),
-        (plain_weight, InvalidTensor, [f"{UP}_scale_inv", "is BF16"]),
+        (without_weight, InvalidTensor, [f"{UP}_scale_inv", "is missing"]),
+        (plain_weight, InvalidTensor, [f"{UP}_scale_inv", "is stored as BF16"]),
         (two_scales, InvalidTensor, [UP, "two scales"]),
-        (whole_number_scale, InvalidTensor, [f"{UP}_scale_inv", "U8"]),
+        (integer_scale, InvalidTensor, [f"{UP}_scale_inv", "U8"]),
         (other_grid, InvalidTensor, [f"{UP}_scale_inv", "[2, 3]", "[96, 64]"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_weights_and_scales_that_do_not_fit_are_named(
-    spoil: Callable[[State], None], error: type[PigError], words: list[str], tmp_path: Path
+    corrupt: Callable[[State], None], error: type[PigError], words: list[str], tmp_path: Path
 ) -> None:
     path, _ = quantized_checkpoint(tmp_path / "piglet", FP8, "block", "_scale_inv")
     state = load_file(path / "model.safetensors")
-    spoil(state)
+    corrupt(state)
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
-    refused(path, error, str(path), *words)
+    assert_error(path, error, str(path), *words)
 
 
-def test_a_value_that_is_no_number_is_named(tmp_path: Path) -> None:
+def test_a_value_that_is_not_a_number_is_named(tmp_path: Path) -> None:
     path, _ = quantized_checkpoint(tmp_path / "piglet", FP8, "block", "_scale_inv")
     state = load_file(path / "model.safetensors")
     state[UP].view(torch.uint8)[3, 5] = 0x7F  # NaN in float8_e4m3fn

@@ -1,4 +1,4 @@
-"""Every adapter that cannot be merged: one line that names the file, the key or tensor, and a hint."""
+"""Adapters that cannot be merged: the error names the file and the key or tensor, and has a hint."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import peft
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from support.adapters import PREFIX, make_adapter, merged
+from support.adapters import PREFIX, make_adapter, merge_tensors
 from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
 from pigguf.checkpoint import Adapter
-from pigguf.checkpoint.adapter_config import _READ, _REFUSED, _SILENT
+from pigguf.checkpoint.adapter_config import _IGNORED_KEYS, _UNSUPPORTED_KEYS, _USED_KEYS
 from pigguf.errors import (
     CheckpointError,
     InvalidTensor,
@@ -45,9 +45,9 @@ def adapter(base: Path, tmp_path: Path) -> Path:
     return make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
 
 
-def refused(error: type[PigError], words: list[str], base: Path, adapter: Path) -> PigError:
+def assert_error(error: type[PigError], words: list[str], base: Path, adapter: Path) -> PigError:
     with pytest.raises(error) as raised:
-        merged(base, adapter)
+        merge_tensors(base, adapter)
     assert type(raised.value) is error
     for word in words:
         assert word in raised.value.message
@@ -65,19 +65,19 @@ def edit(adapter: Path, **changes: Any) -> None:
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
-def test_every_key_of_pefts_is_known_and_in_one_table() -> None:
+def test_every_key_of_pefts_config_is_in_exactly_one_table() -> None:
     keys = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    assert keys == _READ | _SILENT | set(_REFUSED)
-    assert not _READ & _SILENT
-    assert not (_READ | _SILENT) & set(_REFUSED)
+    assert keys == _USED_KEYS | _IGNORED_KEYS | set(_UNSUPPORTED_KEYS)
+    assert not _USED_KEYS & _IGNORED_KEYS
+    assert not (_USED_KEYS | _IGNORED_KEYS) & set(_UNSUPPORTED_KEYS)
 
 
-def test_what_peft_writes_by_default_is_refused_by_no_key(tmp_path: Path, base: Path) -> None:
+def test_pefts_default_config_is_accepted(tmp_path: Path, base: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter", lora_dropout=0.1, exclude_modules=["lm_head"])
-    merged(base, adapter)
+    merge_tensors(base, adapter)
 
 
-REFUSALS: list[tuple[dict[str, Any], type[PigError], list[str]]] = [
+BAD_CONFIGS: list[tuple[dict[str, Any], type[PigError], list[str]]] = [
     ({"peft_type": "LOHA"}, UnsupportedModel, ["peft_type", "LOHA"]),
     ({"peft_type": ...}, CheckpointError, ["peft_type"]),
     ({"r": ...}, CheckpointError, ["lacks r"]),
@@ -105,39 +105,39 @@ REFUSALS: list[tuple[dict[str, Any], type[PigError], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "error", "words"), REFUSALS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("changes", "error", "words"), BAD_CONFIGS, ids=lambda value: str(value)[:40])
 def test_a_config_that_cannot_be_merged_is_refused_by_its_key(
     changes: dict[str, Any], error: type[PigError], words: list[str], base: Path, adapter: Path
 ) -> None:
     edit(adapter, **changes)
-    refused(error, ["adapter_config.json", *words], base, adapter)
+    assert_error(error, ["adapter_config.json", *words], base, adapter)
 
 
 @pytest.mark.parametrize("changes", [{"wobble": None}, {"wobble": False}, {"wobble": []}, {"wobble": {}}])
-def test_an_unknown_key_that_says_nothing_is_silent(
+def test_an_unknown_key_with_an_empty_value_is_ignored(
     changes: dict[str, Any], base: Path, adapter: Path
 ) -> None:
-    before = merged(base, adapter)
+    before = merge_tensors(base, adapter)
     edit(adapter, **changes)
-    after = merged(base, adapter)
+    after = merge_tensors(base, adapter)
     for name, values in before.items():
         np.testing.assert_array_equal(after[name], values)
 
 
-def test_a_rank_that_is_not_the_configs_is_refused(base: Path, adapter: Path) -> None:
+def test_a_rank_that_differs_from_the_config_is_refused(base: Path, adapter: Path) -> None:
     edit(adapter, r=8)
-    refused(InvalidTensor, [WEIGHTS, A, "rank 4", "8"], base, adapter)
+    assert_error(InvalidTensor, [WEIGHTS, A, "rank 4", "8"], base, adapter)
 
 
-def test_a_config_that_is_no_json_is_refused(base: Path, adapter: Path) -> None:
+def test_a_config_that_is_not_json_is_refused(base: Path, adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text("{")
-    refused(CheckpointError, ["adapter_config.json is not JSON"], base, adapter)
+    assert_error(CheckpointError, ["adapter_config.json is not JSON"], base, adapter)
 
 
-def test_what_is_no_adapter_is_named(base: Path, tmp_path: Path) -> None:
-    refused(CheckpointError, ["absent", "is no directory"], base, tmp_path / "absent")
-    refused(CheckpointError, ["config.json", "is no directory"], base, base / "config.json")
-    refused(CheckpointError, [str(base), "adapter_config.json"], base, base)
+def test_a_path_that_is_not_an_adapter_is_named(base: Path, tmp_path: Path) -> None:
+    assert_error(CheckpointError, ["absent", "is not a directory"], base, tmp_path / "absent")
+    assert_error(CheckpointError, ["config.json", "is not a directory"], base, base / "config.json")
+    assert_error(CheckpointError, [str(base), "adapter_config.json"], base, base)
 
 
 # ---- the weights ---------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def drop_a(tensors: Tensors) -> None:
     del tensors[A]
 
 
-def no_number(tensors: Tensors) -> None:
+def not_a_number(tensors: Tensors) -> None:
     tensors[A][2, 5] = np.nan
 
 
@@ -166,7 +166,7 @@ def unknown_layer(tensors: Tensors) -> None:
         tensors[name.replace("layers.0", "layers.9")] = tensors[name].copy()
 
 
-def unknown_part(tensors: Tensors) -> None:
+def unknown_role(tensors: Tensors) -> None:
     tensors[f"{PREFIX}{QUERY}.lora_diag.default"] = np.zeros(4, np.float32)
 
 
@@ -186,7 +186,7 @@ def two_adapters(tensors: Tensors) -> None:
     tensors[A.replace("lora_A", "lora_A.second")] = tensors[A].copy()
 
 
-def whole_and_pair(tensors: Tensors) -> None:
+def replacement_and_update(tensors: Tensors) -> None:
     tensors[f"{PREFIX}{QUERY}.weight"] = np.zeros((64, 64), np.float32)
 
 
@@ -217,15 +217,15 @@ def nothing(tensors: Tensors) -> None:
 BAD_TENSORS: list[tuple[Callable[[Tensors], None], type[PigError], list[str]]] = [
     (drop_b, MissingTensor, ["lora_B", QUERY, "lora_A"]),
     (drop_a, MissingTensor, ["lora_A", QUERY, "lora_B"]),
-    (no_number, InvalidTensor, [A, "[2, 5]", "nan"]),
+    (not_a_number, InvalidTensor, [A, "[2, 5]", "nan"]),
     (infinite_norm, InvalidTensor, ["model.norm.weight", "[0]", "inf"]),
     (unknown_layer, UnmappedTensor, ["model.layers.9.self_attn.q_proj.weight", "base"]),
-    (unknown_part, UnmappedTensor, ["lora_diag"]),
+    (unknown_role, UnmappedTensor, ["lora_diag"]),
     (no_prefix, UnmappedTensor, ["model.norm.weight"]),
     (a_bias, UnmappedTensor, ["lora_B.bias"]),
     (a_magnitude, UnmappedTensor, ["lora_magnitude_vector", QUERY]),
     (two_adapters, CheckpointError, [A, "lora_A.second"]),
-    (whole_and_pair, CheckpointError, [f"{QUERY}.weight", "lora_"]),
+    (replacement_and_update, CheckpointError, [f"{QUERY}.weight", "lora_"]),
     (wider_base, InvalidTensor, ["[64, 128]", "[64, 64]", f"{QUERY}.weight"]),
     (taller_base, InvalidTensor, ["[96, 64]", "[64, 64]", f"{QUERY}.weight"]),
     (not_gathered, InvalidTensor, ["[0]", "[4, 64]"]),
@@ -237,10 +237,10 @@ BAD_TENSORS: list[tuple[Callable[[Tensors], None], type[PigError], list[str]]] =
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 @pytest.mark.parametrize(
-    ("spoil", "error", "words"), BAD_TENSORS, ids=lambda value: getattr(value, "__name__", "")
+    ("corrupt", "error", "words"), BAD_TENSORS, ids=lambda value: getattr(value, "__name__", "")
 )
 def test_weights_that_do_not_fit_are_named(
-    spoil: Callable[[Tensors], None],
+    corrupt: Callable[[Tensors], None],
     error: type[PigError],
     words: list[str],
     kind: str,
@@ -248,25 +248,25 @@ def test_weights_that_do_not_fit_are_named(
     adapter: Path,
 ) -> None:
     tensors = load_file(adapter / WEIGHTS)
-    spoil(tensors)
+    corrupt(tensors)
     save_file(tensors, adapter / WEIGHTS)
     if kind == "bin":
         (adapter / WEIGHTS).unlink()
         state = {name: torch.from_numpy(values) for name, values in tensors.items()}
         torch.save(state, adapter / "adapter_model.bin")
-    refused(error, ["adapter", *words], base, adapter)
+    assert_error(error, ["adapter", *words], base, adapter)
 
 
-def test_an_adapter_of_another_base_says_which_it_belongs_to(adapter: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_names_its_own(adapter: Path, tmp_path: Path) -> None:
     other = make_checkpoint(tmp_path / "other", hidden_size=96)
-    error = refused(InvalidTensor, [str(other), "[64, 64]", "[96, 96]"], other, adapter)
+    error = assert_error(InvalidTensor, [str(other), "[64, 64]", "[96, 96]"], other, adapter)
     trained_on = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert error.hint is not None
     assert trained_on in error.hint
 
 
-def test_a_row_of_length_zero_under_dora_is_an_error_not_a_number(base: Path, tmp_path: Path) -> None:
-    """No pair can give it a direction; peft's merge makes NaN of it."""
+def test_a_row_with_zero_norm_under_dora_is_an_error(base: Path, tmp_path: Path) -> None:
+    """It has no direction to scale; peft's merge gives NaN."""
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"], use_dora=True)
     copy = tmp_path / "base"
     copy.mkdir()
@@ -284,17 +284,17 @@ def test_a_row_of_length_zero_under_dora_is_an_error_not_a_number(base: Path, tm
 
 def test_a_dora_adapter_without_its_magnitudes_is_refused(base: Path, adapter: Path) -> None:
     edit(adapter, use_dora=True)
-    refused(MissingTensor, ["lora_magnitude_vector", QUERY], base, adapter)
+    assert_error(MissingTensor, ["lora_magnitude_vector", QUERY], base, adapter)
 
 
 def test_dora_of_an_embedding_is_refused(base: Path, tmp_path: Path) -> None:
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["embed_tokens"], use_dora=True)
-    refused(UnsupportedModel, ["DoRA", "embed_tokens"], base, adapter)
+    assert_error(UnsupportedModel, ["DoRA", "embed_tokens"], base, adapter)
 
 
 def test_missing_weights_are_named(base: Path, adapter: Path) -> None:
     (adapter / WEIGHTS).unlink()
-    refused(CheckpointError, [WEIGHTS, "adapter_model.bin"], base, adapter)
+    assert_error(CheckpointError, [WEIGHTS, "adapter_model.bin"], base, adapter)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin", "old bin"])
@@ -308,48 +308,46 @@ def test_a_truncated_file_is_refused(kind: str, base: Path, adapter: Path) -> No
     whole = file.read_bytes()
     for length in (0, 1, 5, 100, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:length])
-        refused(CheckpointError, [str(file)], base, adapter)
+        assert_error(CheckpointError, [str(file)], base, adapter)
 
 
-class Trap:
+class CodeInPickle:
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("code of the file ran",))
 
 
-@pytest.mark.parametrize("content", [Trap(), [1, 2], {3: torch.zeros(2)}, {"a": "text"}], ids=str)
-def test_a_bin_with_anything_but_tensors_is_refused_and_runs_nothing(
+@pytest.mark.parametrize("content", [CodeInPickle(), [1, 2], {3: torch.zeros(2)}, {"a": "text"}], ids=str)
+def test_a_bin_with_other_objects_than_tensors_is_refused_and_runs_no_code(
     content: Any, base: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (adapter / WEIGHTS).unlink()
     torch.save(content, adapter / "adapter_model.bin")
     capsys.readouterr()
-    refused(CheckpointError, ["adapter_model.bin"], base, adapter)
+    assert_error(CheckpointError, ["adapter_model.bin"], base, adapter)
     assert "ran" not in capsys.readouterr().out
 
 
-def test_a_pointer_in_a_bins_place_is_known(base: Path, adapter: Path) -> None:
+def test_a_git_lfs_pointer_instead_of_a_bin_is_recognised(base: Path, adapter: Path) -> None:
     (adapter / WEIGHTS).unlink()
-    (adapter / "adapter_model.bin").write_text(
-        "version https://git-lfs.github.com/hparams/v1\noid sha256:4d7\n"
-    )
-    error = refused(CheckpointError, ["adapter_model.bin"], base, adapter)
+    (adapter / "adapter_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7\n")
+    error = assert_error(CheckpointError, ["adapter_model.bin"], base, adapter)
     assert "git lfs pull" in (error.hint or "")
 
 
-def test_without_torch_a_bin_says_what_to_install(
+def test_without_torch_the_hint_says_what_to_install(
     base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
-    error = refused(MissingPackage, ["adapter_model.bin", "torch"], base, adapter)
+    error = assert_error(MissingPackage, ["adapter_model.bin", "torch"], base, adapter)
     assert 'pip install -e ".[torch]" in the clone' in (error.hint or "")
 
 
 def test_trainable_parameters_of_another_base_are_refused(base: Path, adapter: Path) -> None:
     torch.save({"model.norm.weight": torch.zeros(96)}, adapter / "trainable_params.bin")
-    refused(InvalidTensor, ["model.norm.weight", "[96]", "[64]"], base, adapter)
+    assert_error(InvalidTensor, ["model.norm.weight", "[96]", "[64]"], base, adapter)
     torch.save({"model.layers.7.input_layernorm.weight": torch.zeros(64)}, adapter / "trainable_params.bin")
-    refused(UnmappedTensor, ["model.layers.7.input_layernorm.weight"], base, adapter)
+    assert_error(UnmappedTensor, ["model.layers.7.input_layernorm.weight"], base, adapter)
 
 
 def test_two_embeddings_for_a_base_that_ties_them_are_refused(tmp_path: Path) -> None:
@@ -357,13 +355,13 @@ def test_two_embeddings_for_a_base_that_ties_them_are_refused(tmp_path: Path) ->
     adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
     state = {"model.embed_tokens.weight": torch.zeros(320, 64), "lm_head.weight": torch.ones(320, 64)}
     torch.save(state, adapter / "trainable_params.bin")
-    refused(InvalidTensor, ["model.embed_tokens.weight", "lm_head.weight", "ties"], base, adapter)
+    assert_error(InvalidTensor, ["model.embed_tokens.weight", "lm_head.weight", "ties"], base, adapter)
 
 
 def test_the_config_of_another_model_is_refused(base: Path, adapter: Path) -> None:
     for key, value in {"num_hidden_layers": 3, "vocab_size": 321, "tie_word_embeddings": True}.items():
         (adapter / "config.json").write_text(json.dumps({"model_type": "llama", key: value}))
-        refused(CheckpointError, ["adapter/config.json", key, str(base / "config.json")], base, adapter)
+        assert_error(CheckpointError, ["adapter/config.json", key, str(base / "config.json")], base, adapter)
 
 
 def test_files_are_closed_when_an_adapter_is_refused(base: Path, adapter: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints in torch's files: the GGUF that safetensors give, flat memory, and nothing run of a bad one."""
+"""Checkpoints of torch.save: the same GGUF as from safetensors, flat memory, and no code that runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BIN = "pytorch_model.bin"
 
 
 def as_bin(checkpoint: Path, change: Callable[[State], State] = lambda state: state, **options: Any) -> None:
-    """Put pytorch_model.bin in the place of model.safetensors."""
+    """Replace model.safetensors by pytorch_model.bin."""
     state = change(load_file(checkpoint / "model.safetensors"))
     (checkpoint / "model.safetensors").unlink()
     torch.save(state, checkpoint / BIN, **options)
@@ -43,31 +43,31 @@ def gguf(checkpoint: Path, **options: Any) -> bytes:
     return target.read_bytes()
 
 
-# ---- what is read ----------------------------------------------------------------------------------
+# ---- valid files -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-def test_one_file_gives_the_bytes_that_safetensors_give(
+def test_one_file_gives_the_same_gguf_as_safetensors(
     zipped: bool, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "piglet", dtype=dtype)
-    wanted = gguf(checkpoint, type="Q8_0")
+    expected = gguf(checkpoint, type="Q8_0")
     as_bin(checkpoint, _use_new_zipfile_serialization=zipped)
-    assert gguf(checkpoint, type="Q8_0") == wanted
+    assert gguf(checkpoint, type="Q8_0") == expected
     (checkpoint / BIN).rename(checkpoint / "pytorch_model.pt")
-    assert gguf(checkpoint, type="Q8_0") == wanted
+    assert gguf(checkpoint, type="Q8_0") == expected
 
 
-def test_shards_with_an_index_give_the_same(tmp_path: Path) -> None:
+def test_shards_with_an_index_give_the_same_gguf(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "piglet")
-    wanted = gguf(checkpoint)
-    shard(checkpoint)
-    assert gguf(checkpoint) == wanted
+    expected = gguf(checkpoint)
+    split_into_shards(checkpoint)
+    assert gguf(checkpoint) == expected
 
 
-def shard(checkpoint: Path) -> Path:
-    """Two files of torch's with an index, as transformers 4 saved them; returns the index."""
+def split_into_shards(checkpoint: Path) -> Path:
+    """Write two shards with an index, as transformers 4 did, and return the index."""
     state = load_file(checkpoint / "model.safetensors")
     (checkpoint / "model.safetensors").unlink()
     weight_map = {}
@@ -80,18 +80,18 @@ def shard(checkpoint: Path) -> Path:
     return index
 
 
-def test_a_tied_output_saved_beside_the_embedding_is_one_with_it(tmp_path: Path) -> None:
-    """transformers 4 saved both names of the one storage into a .bin."""
+def test_a_tied_lm_head_saved_beside_the_embedding_is_the_same_tensor(tmp_path: Path) -> None:
+    """Save one storage under both names, as transformers 4 did."""
     checkpoint = make_checkpoint(tmp_path / "piglet", tie_word_embeddings=True)
-    wanted = gguf(checkpoint)
+    expected = gguf(checkpoint)
     as_bin(checkpoint, lambda state: {**state, "lm_head.weight": state["model.embed_tokens.weight"]})
     with Checkpoint.open(checkpoint) as opened:
         assert "lm_head.weight" in opened.tensors
-    assert gguf(checkpoint) == wanted
+    assert gguf(checkpoint) == expected
 
 
 def as_views(state: State) -> State:
-    """Every matrix as a view: half of a larger storage, or its transpose's transpose; vectors with gaps."""
+    """Return views: half of a larger storage, or a transpose of a transpose; strided vectors."""
     views = {}
     for number, (name, tensor) in enumerate(state.items()):
         if tensor.ndim == 1:
@@ -106,11 +106,11 @@ def as_views(state: State) -> State:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-def test_views_are_read_as_what_they_show(zipped: bool, tmp_path: Path) -> None:
+def test_views_are_read_correctly(zipped: bool, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "piglet", dtype=torch.bfloat16)
-    wanted = gguf(checkpoint)
+    expected = gguf(checkpoint)
     as_bin(checkpoint, as_views, _use_new_zipfile_serialization=zipped)
-    assert gguf(checkpoint) == wanted
+    assert gguf(checkpoint) == expected
 
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -119,24 +119,26 @@ DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (3, 4), (0, 4), (2, 3, 4)], ids=str)
-def test_every_dtype_and_shape_is_torchs(dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_every_dtype_and_shape_reads_as_torch_wrote_it(
+    dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path
+) -> None:
     values = (torch.arange(int(np.prod(shape))) % 3).reshape(shape).to(dtype)
     for zipped in (True, False):
         if not zipped and "float8" in str(dtype):
-            continue  # torch itself writes no such file
+            continue  # torch cannot write such a file
         torch.save({"a": values}, tmp_path / "a.bin", _use_new_zipfile_serialization=zipped)
         file = TorchFile.open(tmp_path / "a.bin")
         tensor = file.tensors["a"]
-        found = tensor.load()
-        assert found.shape == shape
-        np.testing.assert_array_equal(found.astype(np.float64), values.double().numpy())
+        actual = tensor.load()
+        assert actual.shape == shape
+        np.testing.assert_array_equal(actual.astype(np.float64), values.double().numpy())
         rows = [tensor.read(row, row + 1) for row in range(tensor.rows)]
         if rows:
-            np.testing.assert_array_equal(np.concatenate(rows).reshape(shape), found)
+            np.testing.assert_array_equal(np.concatenate(rows).reshape(shape), actual)
         file.close()
 
 
-def test_safetensors_win_where_both_are_there_as_in_transformers(tmp_path: Path) -> None:
+def test_safetensors_are_preferred_as_in_transformers(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "piglet")
     torch.save({"other": torch.zeros(1)}, checkpoint / BIN)
     with Checkpoint.open(checkpoint) as opened:
@@ -149,7 +151,7 @@ def test_safetensors_win_where_both_are_there_as_in_transformers(tmp_path: Path)
 
 
 def test_memory_stays_flat_whatever_the_files_size(tmp_path: Path) -> None:
-    """200 MB of weights are read through in a process that grows by a tenth of it."""
+    """Read 200 MB of weights in a process that may grow by a tenth of that."""
     weights = {f"layer{n}": torch.zeros(5000, 1000, dtype=torch.float16) for n in range(20)}
     torch.save(weights, tmp_path / BIN)
     del weights
@@ -174,10 +176,10 @@ print(peak() - before)
     assert grown < 20e6
 
 
-# ---- bad files -------------------------------------------------------------------------------------
+# ---- damaged files ----------------------------------------------------------------------------------
 
 
-def refused(path: Path, *words: str, error: type[Exception] = CheckpointError) -> None:
+def assert_error(path: Path, *words: str, error: type[Exception] = CheckpointError) -> None:
     with pytest.raises(error) as raised:
         Checkpoint.open(path)
     message = raised.value.message  # type: ignore[attr-defined]
@@ -194,8 +196,8 @@ def piglet(tmp_path: Path) -> Path:
     return checkpoint
 
 
-class Trap:
-    """A pickle that makes a directory when it is loaded by who trusts it."""
+class DirectoryMaker:
+    """An object whose pickle creates a directory when it is loaded without weights_only."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -205,48 +207,46 @@ class Trap:
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-def test_a_pickle_that_carries_code_is_refused_and_nothing_of_it_runs(
-    zipped: bool, piglet: Path, tmp_path: Path
-) -> None:
-    trap = tmp_path / "the code ran"
-    torch.save({"a": Trap(trap)}, piglet / BIN, _use_new_zipfile_serialization=zipped)
-    torch.load(piglet / BIN, weights_only=False)  # it is a real one
-    assert trap.exists()
-    trap.rmdir()
-    refused(piglet, BIN, "posix.mkdir", "code")
-    assert not trap.exists()
+def test_a_pickle_with_code_is_refused_and_not_run(zipped: bool, piglet: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "the code ran"
+    torch.save({"a": DirectoryMaker(marker)}, piglet / BIN, _use_new_zipfile_serialization=zipped)
+    torch.load(piglet / BIN, weights_only=False)  # the code does run without weights_only
+    assert marker.exists()
+    marker.rmdir()
+    assert_error(piglet, BIN, "posix.mkdir", "code")
+    assert not marker.exists()
 
 
-def test_a_bare_pickle_is_refused_and_nothing_of_it_runs(piglet: Path, tmp_path: Path) -> None:
-    trap = tmp_path / "the code ran"
-    (piglet / BIN).write_bytes(pickle.dumps(Trap(trap), protocol=2))
-    refused(piglet, BIN)
-    assert not trap.exists()
+def test_a_bare_pickle_is_refused_and_not_run(piglet: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "the code ran"
+    (piglet / BIN).write_bytes(pickle.dumps(DirectoryMaker(marker), protocol=2))
+    assert_error(piglet, BIN)
+    assert not marker.exists()
 
 
-def test_a_model_in_place_of_its_weights_is_refused(piglet: Path) -> None:
+def test_a_pickled_model_instead_of_its_weights_is_refused(piglet: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), piglet / BIN)
-    refused(piglet, BIN, "torch.nn.modules.linear.Linear", "code")
+    assert_error(piglet, BIN, "torch.nn.modules.linear.Linear", "code")
     torch.save({"model": {"a": torch.zeros(2)}}, piglet / BIN)
-    refused(piglet, BIN, "model is dict, not a plain tensor")
+    assert_error(piglet, BIN, "model is dict, not a dense tensor")
     torch.save({"a": torch.eye(3).to_sparse()}, piglet / BIN)
-    refused(piglet, BIN, "a is a tensor of layout torch.sparse_coo")
+    assert_error(piglet, BIN, "a is a tensor of layout torch.sparse_coo")
     torch.save({"a": torch.zeros(2, dtype=torch.complex64)}, piglet / BIN)
-    refused(piglet, BIN, "a is torch.complex64")
+    assert_error(piglet, BIN, "a is torch.complex64")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is deprecated, but its files are about
+        warnings.simplefilter("ignore")  # deprecated, but such files exist
         torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(2)), piglet / BIN)
-    refused(piglet, BIN, "TorchScript")
+    assert_error(piglet, BIN, "TorchScript")
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-def test_a_file_cut_anywhere_is_refused(zipped: bool, piglet: Path) -> None:
+def test_a_file_truncated_anywhere_is_refused(zipped: bool, piglet: Path) -> None:
     torch.save({"a": torch.arange(40), "b": torch.zeros(3, 4)}, piglet / BIN,
                _use_new_zipfile_serialization=zipped)  # fmt: skip
     whole = (piglet / BIN).read_bytes()
     for length in range(0, len(whole), 1 if len(whole) < 900 else 7):
         (piglet / BIN).write_bytes(whole[:length])
-        refused(piglet, BIN)
+        assert_error(piglet, BIN)
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(piglet: Path) -> None:
@@ -257,81 +257,83 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(piglet: Path) -> None:
                 tensor.load()
 
 
-def rezipped(file: Path, change: Callable[[str, bytes], tuple[bytes, int]]) -> None:
-    """Write the entries of a zip file again, changed and with another way of compression."""
+def rewrite_zip(file: Path, change: Callable[[str, bytes], tuple[bytes, int]]) -> None:
+    """Rewrite the entries of a zip file with other contents and compression."""
     with zipfile.ZipFile(file) as archive:
         entries = [(name, archive.read(name)) for name in archive.namelist()]
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in entries:
-            content, way = change(name, content)
-            archive.writestr(name, content, way)
+            content, compression = change(name, content)
+            archive.writestr(name, content, compression)
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(piglet: Path) -> None:
     bomb = b"\0" * 300_000_000  # 300 KB in the file
-    rezipped(
+    rewrite_zip(
         piglet / BIN, lambda name, content: (bomb if name.endswith(".pkl") else content, zipfile.ZIP_DEFLATED)
     )
     assert (piglet / BIN).stat().st_size < 2_000_000
-    refused(piglet, BIN, "data.pkl is compressed")
+    assert_error(piglet, BIN, "data.pkl is compressed")
 
 
 def test_compressed_weights_are_refused_not_misread(piglet: Path) -> None:
     def deflate_one(name: str, content: bytes) -> tuple[bytes, int]:
         return content, zipfile.ZIP_DEFLATED if name.endswith("data/0") else zipfile.ZIP_STORED
 
-    rezipped(piglet / BIN, deflate_one)
-    refused(piglet, BIN, "data/0 is compressed")
+    rewrite_zip(piglet / BIN, deflate_one)
+    assert_error(piglet, BIN, "data/0 is compressed")
 
 
 def test_a_storage_shorter_than_its_tensor_is_refused(piglet: Path) -> None:
-    rezipped(
+    rewrite_zip(
         piglet / BIN,
         lambda n, content: (content[:-4] if n.endswith("data/0") else content, zipfile.ZIP_STORED),
     )
-    refused(piglet, BIN, "the storage of", "bytes")
+    assert_error(piglet, BIN, "the storage of", "bytes")
 
 
-def with_pickle(file: Path, change: Callable[[bytes], bytes]) -> None:
-    rezipped(
+def rewrite_pickle(file: Path, change: Callable[[bytes], bytes]) -> None:
+    rewrite_zip(
         file,
         lambda name, content: (change(content) if name.endswith(".pkl") else content, zipfile.ZIP_STORED),
     )
 
 
-def test_absurd_sizes_are_refused_in_no_time(piglet: Path) -> None:
-    """Numbers of the pickle, replaced by others of the same length."""
+def test_absurd_sizes_are_refused_quickly(piglet: Path) -> None:
+    """Replace numbers in the pickle by huge ones."""
     torch.save({"a": torch.zeros(70_000)}, piglet / BIN)
-    wanted, absurd = struct.pack("<i", 70_000), struct.pack("<i", 2**31 - 1)
+    expected, absurd = struct.pack("<i", 70_000), struct.pack("<i", 2**31 - 1)
     with zipfile.ZipFile(piglet / BIN) as archive:
-        count = archive.read(next(name for name in archive.namelist() if name.endswith(".pkl"))).count(wanted)
+        count = archive.read(next(name for name in archive.namelist() if name.endswith(".pkl"))).count(
+            expected
+        )
     assert count == 2  # elements of the storage, and of the tensor
-    with_pickle(piglet / BIN, lambda content: content.replace(wanted, absurd))
-    refused(piglet, BIN)
+    rewrite_pickle(piglet / BIN, lambda content: content.replace(expected, absurd))
+    assert_error(piglet, BIN)
     torch.save({"a": torch.zeros(70_000)}, piglet / BIN)
-    with_pickle(piglet / BIN, lambda content: absurd.join(content.rsplit(wanted, 1)))
-    refused(piglet, BIN)
+    rewrite_pickle(piglet / BIN, lambda content: absurd.join(content.rsplit(expected, 1)))
+    assert_error(piglet, BIN)
     torch.save({"a": torch.zeros(1).expand(10_000_000, 1_000)}, piglet / BIN)
-    refused(piglet, BIN, "a [10000000, 1000] takes")
+    assert_error(piglet, BIN, "a [10000000, 1000] takes")
 
 
 def test_a_file_of_a_big_endian_machine_is_refused(piglet: Path) -> None:
-    rezipped(
+    rewrite_zip(
         piglet / BIN,
         lambda name, content: (b"big" if name.endswith("byteorder") else content, zipfile.ZIP_STORED),
     )
-    refused(piglet, BIN, "big-endian")
+    assert_error(piglet, BIN, "big-endian")
 
 
 def test_shards_and_index_must_agree(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "piglet")
-    index = shard(checkpoint)
+    index = split_into_shards(checkpoint)
     content = json.loads(index.read_text())
     content["weight_map"]["lm_head.bias"] = "pytorch_model-00001-of-00002.bin"
     index.write_text(json.dumps(content))
-    refused(checkpoint, "pytorch_model-00001-of-00002.bin", "lacks lm_head.bias", index.name)
+    assert_error(checkpoint, "pytorch_model-00001-of-00002.bin", "has no lm_head.bias", index.name)
     (checkpoint / "pytorch_model-00002-of-00002.bin").unlink()
-    refused(checkpoint, "pytorch_model-00002-of-00002.bin is missing", index.name)
+    assert_error(checkpoint, "pytorch_model-00002-of-00002.bin is missing", index.name)
 
 
 def test_files_are_closed_when_a_checkpoint_is_refused(piglet: Path) -> None:
@@ -342,20 +344,20 @@ def test_files_are_closed_when_a_checkpoint_is_refused(piglet: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_directory_in_a_files_place_is_an_error(piglet: Path) -> None:
+def test_a_directory_with_a_weight_files_name_is_an_error(piglet: Path) -> None:
     (piglet / BIN).unlink()
     (piglet / BIN).mkdir()
-    refused(piglet, BIN, "directory", error=ReadError)
+    assert_error(piglet, BIN, "directory", error=ReadError)
     (piglet / "model.safetensors").mkdir()
-    refused(piglet, "model.safetensors", "directory", error=ReadError)
+    assert_error(piglet, "model.safetensors", "directory", error=ReadError)
 
 
-def test_without_torch_it_says_what_to_install(piglet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_the_hint_says_what_to_install(piglet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    refused(piglet, BIN, "torch", error=MissingPackage)
+    assert_error(piglet, BIN, "torch", error=MissingPackage)
 
 
-def test_a_tensor_that_is_no_float_or_missing_is_named(piglet: Path) -> None:
+def test_an_integer_or_missing_tensor_is_named(piglet: Path) -> None:
     state = torch.load(piglet / BIN)
     state["model.norm.weight"] = state["model.norm.weight"].to(torch.int8)
     torch.save(state, piglet / BIN)
