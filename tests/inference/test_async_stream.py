@@ -1,4 +1,4 @@
-"""Text for asyncio: the loop stays free, a slow reader holds the engine back, a cancelled task stops it."""
+"""Text for asyncio: the loop stays free, a slow consumer slows the engine, a cancelled task stops it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_text_is_that_of_the_plain_iterator(model: LocalModel) -> None:
 
 
 def test_the_loop_goes_on_meanwhile(model: LocalModel, novel: str) -> None:
-    """A prompt takes seconds; the loop must come round many times in each."""
+    """A prompt takes seconds; the loop must run many times in each."""
     prompt = model.tokenize(novel)[:600]
 
     async def ask() -> tuple[int, float]:
@@ -73,8 +73,8 @@ def test_the_loop_goes_on_meanwhile(model: LocalModel, novel: str) -> None:
     assert share < 0.5
 
 
-class Begun(Silent):
-    """A listener that tells when the first batch of a prompt is done."""
+class FirstBatch(Silent):
+    """Set an event when the first batch of a prompt is done."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
@@ -85,14 +85,14 @@ class Begun(Silent):
 
 def test_a_cancelled_task_stops_a_prompt_and_frees_the_session(model: LocalModel, novel: str) -> None:
     prompt = model.tokenize("The end. " + novel)[:4000]
-    begun = Begun()
+    begun = FirstBatch()
 
-    async def read() -> None:
+    async def consume() -> None:
         async for _ in model.agenerate(prompt, GREEDY, progress=begun):
             raise AssertionError("there must be no text yet")
 
     async def ask() -> str:
-        task = asyncio.create_task(read())
+        task = asyncio.create_task(consume())
         await asyncio.to_thread(begun.event.wait)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -120,7 +120,7 @@ def test_a_task_cancelled_at_once_computes_nothing(model: LocalModel) -> None:
 def test_a_timeout_stops_an_answer(model: LocalModel) -> None:
     pieces: list[str] = []
 
-    async def read() -> None:
+    async def consume() -> None:
         async for text in model.agenerate(
             "Once upon a time", SamplingParams(temperature=0, repeat_penalty=1.3)
         ):
@@ -128,7 +128,7 @@ def test_a_timeout_stops_an_answer(model: LocalModel) -> None:
 
     async def ask() -> None:
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(read(), 0.3)
+            await asyncio.wait_for(consume(), 0.3)
 
     asyncio.run(ask())
     assert model.stop_reason == "interrupted"
@@ -162,7 +162,7 @@ def test_errors_arrive(model: LocalModel) -> None:
             asyncio.run(first(texts()))
 
 
-def test_nothing_is_computed_ahead_of_the_reader() -> None:
+def test_nothing_is_computed_ahead_of_the_consumer() -> None:
     computed: list[int] = []
 
     def count() -> Generator[str, None, None]:
@@ -170,12 +170,12 @@ def test_nothing_is_computed_ahead_of_the_reader() -> None:
             computed.append(number)
             yield str(number)
 
-    async def read() -> None:
+    async def consume() -> None:
         async for text in stream_in_thread(count, lambda: None):
             await asyncio.sleep(0.002)
             assert computed[-1] == int(text)
 
-    asyncio.run(read())
+    asyncio.run(consume())
     assert len(computed) == 100
 
 

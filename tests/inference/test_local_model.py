@@ -205,7 +205,7 @@ def test_a_text_is_constrained_by_a_json_schema(model: LocalModel) -> None:
         True,
         False,
     )
-    with pytest.raises(UsageError, match="`json_schema` and `sampling.grammar` are both given"):
+    with pytest.raises(UsageError, match=r"`json_schema` and `sampling\.grammar` are both given"):
         model.chat(QUESTION, SamplingParams(grammar='root ::= "a"'), json_schema=schema)
     with pytest.raises(UsageError, match="#/not"):
         model.generate("a", json_schema={"not": {}})

@@ -1,4 +1,4 @@
-"""A server whose workers or files fail: what clients and /health are told, and how it goes on."""
+"""A server whose workers or files fail: what clients and /health get, and how it recovers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pigguf.serve.events import RequestEvent, RequestFailed
 from pigguf.serve.generation_request import GenerationRequest
 from pigguf.serve.model_host import ModelHost
 
-LATEST = 10.0  # seconds until a failure is told
+LATEST = 10.0  # seconds until a failure is reported
 EXACT = ("--no-prompt-cache", "--cache-type-k", "f32", "--cache-type-v", "f32")
 
 StartWorker = Callable[..., WorkerProcess]
@@ -55,8 +55,8 @@ def health(served: RunningServer) -> tuple[int, dict[str, Any]]:
     return status, body
 
 
-def ask(served: RunningServer, most: int = 40) -> tuple[int, Any, Any]:
-    body = {"prompt": "Once", "max_tokens": most, "temperature": 0}
+def ask(served: RunningServer, max_tokens: int = 40) -> tuple[int, Any, Any]:
+    body = {"prompt": "Once", "max_tokens": max_tokens, "temperature": 0}
     return post(f"{served.url}/v1/completions", body)
 
 
@@ -67,7 +67,7 @@ def text(served: RunningServer) -> str:
 
 
 def endless(served: RunningServer) -> Iterator[Any]:
-    """A stream that does not end by itself, begun."""
+    """Return a stream that does not end by itself, after its first chunk."""
     stream = served.client().completions.create(
         model="tiny", prompt="Once", max_tokens=8000, n=8, temperature=0, stream=True
     )
@@ -80,20 +80,20 @@ FAILURES = [(signal.SIGKILL, "disconnected"), (signal.SIGSTOP, "did not respond"
 
 
 @pytest.mark.parametrize(("number", "what"), FAILURES, ids=["killed", "stopped"])
-def test_a_worker_that_fails_and_comes_back(
+def test_a_worker_that_fails_and_returns(
     worker: StartWorker, start: Start, tiny: Path, number: int, what: str
 ) -> None:
     first, other = worker(), worker()
     served = start(tiny, "--workers", f"{first.address},{other.address}", "--slots", "2")
     expected = text(served)
     running = endless(served)
-    begun = time.monotonic()
+    started = time.monotonic()
     other.signal(number)
     with pytest.raises(openai.APIError, match=f"the worker {other.address} {what}") as failed:
         list(running)
     assert failed.value.code == "unavailable"
     wait_until(lambda: health(served)[0] == 503)
-    assert time.monotonic() - begun < LATEST
+    assert time.monotonic() - started < LATEST
     assert health(served)[1]["status"] == "unavailable"
     assert other.address in health(served)[1]["reason"]
     status, body, headers = ask(served)
@@ -110,25 +110,25 @@ def test_a_worker_that_fails_and_comes_back(
     assert "the model is loaded again" in "".join(served.stderr_lines)
 
 
-def test_a_worker_that_fails_while_nobody_asks(worker: StartWorker, start: Start, tiny: Path) -> None:
+def test_a_worker_that_fails_while_the_server_is_idle(worker: StartWorker, start: Start, tiny: Path) -> None:
     lost = worker()
     served = start(tiny, "--workers", lost.address)
     assert health(served)[0] == 200
-    begun = time.monotonic()
+    started = time.monotonic()
     lost.signal(signal.SIGKILL)
     wait_until(lambda: health(served)[0] == 503)
-    assert time.monotonic() - begun < LATEST
+    assert time.monotonic() - started < LATEST
     served.process.send_signal(signal.SIGTERM)
-    begun = time.monotonic()
+    started = time.monotonic()
     assert served.wait() == -signal.SIGTERM
-    assert time.monotonic() - begun < LATEST
+    assert time.monotonic() - started < LATEST
 
 
-def test_what_was_lost_is_let_go_of_at_once(worker: StartWorker, tiny: Path) -> None:
+def test_a_failed_model_is_freed_at_once(worker: StartWorker, tiny: Path) -> None:
     lost = worker()
     ends: queue.SimpleQueue[RequestEvent] = queue.SimpleQueue()
     gc.collect()
-    gc.disable()  # which would come by in the end, after the memory of many such models
+    gc.disable()  # which would free it some time later
     try:
         with ModelHost(
             tiny, RunConfig(prompt_cache=False, workers=(lost.address,), gpu_layers="all")
@@ -142,18 +142,18 @@ def test_what_was_lost_is_let_go_of_at_once(worker: StartWorker, tiny: Path) -> 
                 while not isinstance(ends.get(timeout=LATEST), RequestFailed):
                     pass
                 wait_until(lambda: host.failure is not None)
-                wait_until(partial(_are_gone, former), LATEST)
+                wait_until(partial(_are_freed, former), LATEST)
                 lost = worker(address=lost.address)
                 wait_until(lambda: host.failure is None)
     finally:
         gc.enable()
 
 
-def _are_gone(references: list[weakref.ref[Any]]) -> bool:
+def _are_freed(references: list[weakref.ref[Any]]) -> bool:
     return all(reference() is None for reference in references)
 
 
-def test_a_file_that_another_takes_the_place_of_stays_in_use(
+def test_a_replaced_file_stays_in_use(
     worker: StartWorker, start: Start, tiny: Path, smollm2_gguf: Path
 ) -> None:
     lost = worker()
@@ -170,8 +170,8 @@ def test_a_file_that_another_takes_the_place_of_stays_in_use(
     wait_until(lambda: "was replaced by another file" in health(spread)[1]["reason"])
 
 
-@pytest.mark.parametrize("cut", [True, False], ids=["cut short", "written over"])
-def test_a_file_that_is_written_to_answers_no_more(start: Start, tiny: Path, cut: bool) -> None:
+@pytest.mark.parametrize("cut", [True, False], ids=["truncated", "overwritten"])
+def test_a_file_that_is_written_to_is_not_used_any_more(start: Start, tiny: Path, cut: bool) -> None:
     served = start(tiny)
     expected, whole, was = text(served), tiny.read_bytes(), tiny.stat()
     running = endless(served) if not cut else iter(())
@@ -192,6 +192,6 @@ def test_a_file_that_is_written_to_answers_no_more(start: Start, tiny: Path, cut
     assert ask(served)[0] == 503
     assert json.loads(get(f"{served.url}/v1/models"))["data"][0]["id"] == "tiny"
     tiny.write_bytes(whole)
-    os.utime(tiny, ns=(was.st_atime_ns, was.st_mtime_ns))  # as it was: it may answer again
+    os.utime(tiny, ns=(was.st_atime_ns, was.st_mtime_ns))  # as before: the model is loaded again
     wait_until(lambda: health(served)[0] == 200)
     assert text(served) == expected

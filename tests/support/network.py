@@ -1,12 +1,12 @@
-"""Hosts on this machine, and a wire between them with delay and loss: network namespaces and TUN devices.
+"""Hosts on this machine with a network that has delay and loss: network namespaces and TUN devices.
 
     with Network(hosts=2, delay=0.010, loss=0.01) as network:
         subprocess.Popen([*network.on(0), "ping", network.address(1)])
 
-The TCP at both ends is the kernel's own, so a lost packet is sent again when it says so. Packets go from one
-TUN device to another through a thread of this process, which holds them back or drops them: what the kernel's
-netem does, where it is built. Takes Linux, root and iproute2: `missing` says what is not there.
-Left out: a rate, reordering, names.
+TCP at both ends is the kernel's own, so lost packets are sent again as usual. Packets go from one TUN device
+to another through a thread of this process, which delays or drops them, as the kernel's netem does where it
+is built. This needs Linux, root and iproute2: `missing` returns what is missing. Bandwidth, reordering and
+host names are not simulated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NUMBERS = itertools.count()
 
 
 def missing() -> str | None:
-    """Why there can be no network here; None where there can."""
+    """Return why no network can be made here; None if it can."""
     if sys.platform != "linux":
         return "network namespaces are Linux's"
     if shutil.which("ip") is None:
@@ -47,16 +47,16 @@ def missing() -> str | None:
 
 
 class Network:
-    """A context manager.
+    """Hosts that are connected by a network. A context manager.
 
     Args:
         hosts: how many.
         delay: seconds that a packet takes, each way.
-        loss: share of the packets that get lost, 0 to 1.
+        loss: the share of packets that are lost, 0 to 1.
         mtu: bytes of the largest packet; large ones cost this process less.
 
     Attributes:
-        delay, loss: may be changed at any time; a loss of 1 is a cable that was pulled.
+        delay, loss: may be changed at any time; a loss of 1 is a disconnected cable.
     """
 
     def __init__(self, hosts: int, delay: float, loss: float = 0.0, mtu: int = 1500) -> None:
@@ -68,15 +68,15 @@ class Network:
         self._wake, self._closing = os.pipe()
         for _ in range(hosts):
             self._add()
-        self._carrier = threading.Thread(target=self._carry, daemon=True)
-        self._carrier.start()
+        self._forwarder = threading.Thread(target=self._forward_packets, daemon=True)
+        self._forwarder.start()
 
     def address(self, host: int) -> str:
-        """Its IPv4 address."""
+        """Return the IPv4 address of a host."""
         return f"10.77.0.{host + 1}"
 
     def on(self, host: int) -> tuple[str, ...]:
-        """What to put in front of a command for it to run on that host."""
+        """Return the prefix that makes a command run on a host."""
         return ("ip", "netns", "exec", self._hosts[host])
 
     def __enter__(self) -> Network:
@@ -86,7 +86,7 @@ class Network:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._closing)
-        self._carrier.join()
+        self._forwarder.join()
         for descriptor in (self._wake, *self._targets.values()):
             os.close(descriptor)
         for name in self._hosts:
@@ -109,14 +109,14 @@ class Network:
         # the usual congestion control: another one may be this kernel's own default
         _ip("-n", name, "route", "add", "10.77.0.0/24", "dev", device, "congctl", "cubic")
 
-    def _carry(self) -> None:
-        """Take packets from all hosts and hand each on when it is due, until this is closed."""
-        under_way: deque[tuple[float, int, bytes]] = deque()  # due, to whom
+    def _forward_packets(self) -> None:
+        """Read packets from all hosts and write each when it is due, until the network is closed."""
+        in_flight: deque[tuple[float, int, bytes]] = deque()  # due, to whom
         selector = selectors.SelectSelector()  # epoll counts in whole milliseconds
         for descriptor in (self._wake, *self._targets.values()):
             selector.register(descriptor, selectors.EVENT_READ)
         while True:
-            rest = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
+            rest = max(0.0, in_flight[0][0] - time.monotonic()) if in_flight else None
             for key, _ in selector.select(rest):
                 if key.fd == self._wake:
                     selector.close()
@@ -124,21 +124,21 @@ class Network:
                 for packet in _packets(key.fd):
                     target = self._targets.get(packet[16:20])  # of an IPv4 header: the destination
                     if target is not None and self._random.random() >= self.loss:
-                        under_way.append((time.monotonic() + self.delay, target, packet))
-            while under_way and under_way[0][0] <= time.monotonic():
-                _, target, packet = under_way.popleft()
+                        in_flight.append((time.monotonic() + self.delay, target, packet))
+            while in_flight and in_flight[0][0] <= time.monotonic():
+                _, target, packet = in_flight.popleft()
                 os.write(target, packet)
 
 
 def _packets(descriptor: int) -> list[bytes]:
-    """Those that wait, some dozens at most: others' are due meanwhile."""
-    found: list[bytes] = []
+    """Return the packets that wait, at most 64, because others become due meanwhile."""
+    packets: list[bytes] = []
     try:
-        while len(found) < 64:
-            found.append(os.read(descriptor, 1 << 16))
+        while len(packets) < 64:
+            packets.append(os.read(descriptor, 1 << 16))
     except BlockingIOError:
         pass
-    return found
+    return packets
 
 
 def _open_tun(name: str) -> int:

@@ -17,13 +17,13 @@ class WorkerProcess:
     """One `pigguf worker`.
 
     Args:
-        options: of the command.
-        address: where it is to listen.
-        on: what to put in front of the command, as Network.on has it.
+        options: options of the command.
+        address: where it listens.
+        on: a prefix for the command, from Network.on.
 
     Attributes:
         address: where it listens.
-        lends: the line that says what it lends: the CPU.
+        lends: the line with the devices it serves: the CPU.
         child: the process.
     """
 
@@ -36,9 +36,9 @@ class WorkerProcess:
             env={**os.environ, "PYTHONPATH": str(Path(pigguf.__file__).parent.parent)},
         )
         assert self.child.stdout is not None
-        found = re.match(r"address +(\S+)", self.child.stdout.readline())
-        assert found, self.child.communicate(timeout=10)
-        self.address = found[1]
+        match = re.match(r"address +(\S+)", self.child.stdout.readline())
+        assert match, self.child.communicate(timeout=10)
+        self.address = match[1]
         self.device_line = self.child.stdout.readline()
 
     def signal(self, number: int) -> None:
@@ -51,7 +51,7 @@ class WorkerProcess:
 
 
 def started_workers() -> Iterator[Callable[..., WorkerProcess]]:
-    """For a fixture, or a context manager: starts workers, and ends them all, stopped ones too."""
+    """Yield a function that starts workers, and kill them all at the end, stopped ones too; for a fixture."""
     workers: list[WorkerProcess] = []
 
     def start(*options: str, address: str = "127.0.0.1:0", on: Sequence[str] = ()) -> WorkerProcess:

@@ -1,8 +1,7 @@
 """Memory planning: what a model with a context needs on each device, and what of it fits, before a load.
 
     plan("model.gguf", ContextOptions(length=32768))    a MemoryPlan: memory by device, longest contexts
-    fit_to_memory("model.gguf", options).params         parameters that fit, or DoesNotFit with some that
-    would
+    fit_to_memory("model.gguf", options).params         parameters that fit, or DoesNotFit
 
     free_memory    how much memory each device has to give
     memory_plan    the result: MemoryPlan, DeviceMemory, LongestContext

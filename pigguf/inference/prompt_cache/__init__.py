@@ -5,9 +5,9 @@
     state_file        one cached prompt: a file that is written atomically and verified before use
     store             PromptCacheStore: restore the longest common prefix, save long prompts
 
-    store = open_prompt_cache()                                None if there is no directory for it
-    with Model.open(path) as model, Context(model, prompt_cache=store) as context, context.sequence() as
-        session: session.set_prompt(tokens)
+    store = open_prompt_cache()         None if it is disabled
+    with Model.open(path) as model, Context(model, prompt_cache=store) as context:
+        context.sequence().set_prompt(tokens)
 
 A state that is damaged, of another model or of another library is not used: the prompt is prefilled again.
 Prompts are stored as tokens, not as text. Not here: when states are saved and restored

@@ -28,9 +28,8 @@ PROMPT, MIN_PROMPT = 512, 32  # tokens of a sample of prefill
 STEPS, MIN_STEPS = 16, 3  # tokens of a sample of decode
 _SAMPLES = 40  # about how many samples of prefill a budget should be enough for
 _FILL_SECONDS_PER_BYTE = 3e-9  # of a KV cache; a first guess
-_DOUBLING_DEPTH = (
-    1024  # tokens in the cache after which a token takes twice as long: a guess for small models
-)
+# tokens in the KV cache after which a token takes twice as long: a guess for small models
+_DOUBLING_DEPTH = 1024
 
 
 class ComparisonGroup(NamedTuple):

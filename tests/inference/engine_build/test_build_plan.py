@@ -1,4 +1,4 @@
-"""The build's plan over a table of facts, the compilers of this machine, and the record."""
+"""The build plan over a table of facts, the compilers of this machine, and the build record."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _compiler(family: str, version: str, openmp: bool) -> Compiler:
 AMX = frozenset({"avx2", "avx512f", "amx_tile", "amx_int8", "amx_bf16"})
 PLAIN = frozenset({"avx2", "avx512f"})
 
-# CPU, compilers found, the one to take, is AMX switched off by flags, what the notes tell of
+# CPU, compilers found, the one to use, is AMX switched off by flags, what the notes mention
 CHOICES = {
     "clang before the Debian 12 gcc": (AMX, [clang("19.1.7"), gcc("12.2.0")], "clang 19.1.7", False, []),
     "clang before a sound gcc": (AMX, [gcc("14.2.0"), clang("16.0.6")], "clang 16.0.6", False, []),
@@ -65,7 +65,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_the_compiler_is_chosen_around_the_trap(name: str) -> None:
+def test_the_compiler_avoids_the_amx_bug(name: str) -> None:
     cpu, compilers, expected, amx_off, said = CHOICES[name]
     plan = build_plan.plan_build(Machine("Linux", cpu), compilers)
     assert plan.compiler.name == expected
@@ -101,7 +101,7 @@ def test_options_follow_the_machine(name: str) -> None:
     assert plan.nvcc == (machine.nvcc if machine.nvidia_gpu else None)
 
 
-def test_a_gpu_without_nvcc_is_told() -> None:
+def test_a_gpu_without_nvcc_is_noted() -> None:
     plan = build_plan.plan_build(Machine("Linux", nvidia_gpu=True), [gcc("13.3.0")])
     assert "nvcc" in plan.notes[0]
 
@@ -143,7 +143,7 @@ def test_the_environment_adds_to_the_users_flags_and_builds_for_this_cpu() -> No
 # ---- the compilers of this machine ---------------------------------------------------------------
 
 
-def test_the_compilers_here_are_found_and_told_apart() -> None:
+def test_the_compilers_of_this_machine_are_found_and_identified() -> None:
     found = compilers.find_compilers(compilers.find_machine(os.environ))
     if shutil.which("gcc") and not os.environ.get("CC"):
         banner = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
@@ -154,8 +154,8 @@ def test_the_compilers_here_are_found_and_told_apart() -> None:
         assert ".".join(map(str, compiler.version)) in banner or compiler.family == "apple-clang"
 
 
-def test_a_compiler_that_cannot_build_is_not_taken(tmp_path: Path) -> None:
-    """It knows its macros, as a clang without the C++ library's headers does, and links nothing."""
+def test_a_compiler_that_cannot_build_is_not_used(tmp_path: Path) -> None:
+    """A compiler may define its macros and yet link nothing, as a clang without the C++ headers does."""
     real = shutil.which("cc")
     if real is None:
         pytest.skip("no compiler here")
@@ -175,8 +175,8 @@ def test_the_users_compiler_is_the_only_candidate() -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is x86's")
-def test_the_flags_switch_amx_off_in_every_compiler_here() -> None:
-    """Ggml takes AMX where __AMX_INT8__ is defined; CMake puts our flags in front of -march=native."""
+def test_the_flags_switch_amx_off_in_every_compiler() -> None:
+    """Ggml uses AMX if __AMX_INT8__ is defined; CMake puts our flags in front of -march=native."""
 
     def has_amx(cc: str, *flags: str) -> bool:
         command = [cc, *flags, "-march=sapphirerapids", "-dM", "-E", "-x", "c", os.devnull]
@@ -258,7 +258,7 @@ def test_an_engine_without_a_readable_record_is_not_adopted(prefix: Path, damage
     assert reason(prefix) == "there is no record of how the installed engine was built"
 
 
-def test_an_engine_put_there_by_other_means_is_noticed(prefix: Path) -> None:
+def test_an_engine_installed_by_other_means_is_noticed(prefix: Path) -> None:
     installed_engine(prefix, "llama_cpp/lib/libllama.so,sha256=def,1\n")
     assert reason(prefix) == "the installed engine was not built by these scripts"
 

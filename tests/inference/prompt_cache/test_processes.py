@@ -1,4 +1,4 @@
-"""One prompt cache and real processes: concurrent ones, killed while saving, on a full disk, without a home."""
+"""One prompt cache and real processes: concurrent, killed while saving, on a full disk, without a home."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ def test_a_model_that_changes_after_it_was_opened_caches_nothing(
     assert not directory.exists()
 
 
-def test_sliding_layers_are_neither_kept_nor_cached_tokens(directory: Path, tmp_path: Path) -> None:
+def test_models_with_sliding_layers_are_neither_saved_nor_restored(directory: Path, tmp_path: Path) -> None:
     """llama.cpp saves what their window sees, and a state without the rest cannot be cut back."""
     path = write_tiny(tmp_path / "g.gguf", {"gemma3.context_length": u32(WINDOW)}, model=GEMMA3)
     with opened(path, PromptCacheStore(directory)) as session:

@@ -1,4 +1,4 @@
-"""Workers in processes of their own: the same tokens as on one machine, and errors for what can happen."""
+"""Workers in processes of their own: the same tokens as on one machine, and errors for what can fail."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from pigguf.progress import Silent
 Start = Callable[..., WorkerProcess]
 
 OPTIONS = ContextOptions(length=1024, flash_attention=True)
-SOON = 10.0  # seconds within which a failure must be told
+SOON = 10.0  # seconds within which a failure must be reported
 LAYERS = 6
 
 
@@ -52,7 +52,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with a layer or two for each of three workers."""
+    """Return a tiny model with a layer or two for each of three workers."""
     return write_deep(tmp_path_factory.mktemp("workers") / "tiny.gguf", LAYERS)
 
 
@@ -102,7 +102,7 @@ def test_a_real_model_s_answer_is_the_same(start: Start, smollm2_gguf: Path) -> 
     assert answers[1:] == answers[:1] * 3
 
 
-def test_an_app_says_who_takes_what(start: Start, smollm2_gguf: Path) -> None:
+def test_an_app_chooses_the_split(start: Start, smollm2_gguf: Path) -> None:
     two = [start(), start()]
     before = [free_of(worker) for worker in two]
     named = addresses(two)
@@ -114,15 +114,15 @@ def test_an_app_says_who_takes_what(start: Start, smollm2_gguf: Path) -> None:
     assert taken[0] < 10 << 20 < taken[1]
 
 
-def test_models_are_loaded_by_the_same_thread_again(start: Start, tiny: Path) -> None:
-    """A new one would keep memory of its own."""
+def test_models_are_always_loaded_by_the_same_thread(start: Start, tiny: Path) -> None:
+    """Use one thread, because each new one would keep memory of its own."""
     for _ in range(3):
         with connect([start().address]) as workers, running(tiny, workers):
             pass
     assert sum(thread.name.startswith("pigguf-load") for thread in threading.enumerate()) == 1
 
 
-def test_a_state_goes_to_workers_and_comes_back(start: Start, tiny: Path) -> None:
+def test_a_state_is_imported_to_workers_and_exported(start: Start, tiny: Path) -> None:
     prompt = text_tokens(200)
     with running(tiny, None) as session:
         session.prefill(prompt)
@@ -133,24 +133,24 @@ def test_a_state_goes_to_workers_and_comes_back(start: Start, tiny: Path) -> Non
         assert session.context.n_past(0) == len(prompt)
 
 
-@pytest.mark.parametrize("kept_by", ["workers", "one machine"])
-def test_what_was_read_stays_read_for_both(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_by: str
+@pytest.mark.parametrize("cached_by", ["workers", "one machine"])
+def test_a_cached_prompt_is_restored_with_and_without_workers(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached_by: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = write_model(tmp_path / "tiny.gguf")
     spread = RunConfig(2048, gpu_layers="all", workers=(start().address, start().address))
-    alone = RunConfig(2048, gpu_layers=0, prefill="llama.cpp", flash_attention=False)  # V lies transposed
-    found, drawn = [], []
-    for settings in (spread, alone) if kept_by == "workers" else (alone, spread):
+    alone = RunConfig(2048, gpu_layers=0, prefill="llama.cpp", flash_attention=False)  # V is transposed
+    cached, generated = [], []
+    for settings in (spread, alone) if cached_by == "workers" else (alone, spread):
         with open_session(path, settings) as session:
-            found.append(session.set_prompt(text_tokens(1200)))
-            drawn.append(list(session.generate(SamplingParams(temperature=0), max_tokens=8)))
-    assert found == [0, 1200]
-    assert drawn[0] == drawn[1]
+            cached.append(session.set_prompt(text_tokens(1200)))
+            generated.append(list(session.generate(SamplingParams(temperature=0), max_tokens=8)))
+    assert cached == [0, 1200]
+    assert generated[0] == generated[1]
 
 
-def test_layers_lie_as_the_split_says(start: Start, tiny: Path) -> None:
+def test_layers_are_placed_by_the_split(start: Start, tiny: Path) -> None:
     with connect([start().address, start().address], split=(5, 2)) as workers:
         planned = plan(tiny, OPTIONS, gpu_layers="all", workers=workers)
     _, first, second = planned.devices
@@ -158,7 +158,7 @@ def test_layers_lie_as_the_split_says(start: Start, tiny: Path) -> None:
     assert first.sizes.cache == 5 * second.sizes.cache  # of six layers; the output is the seventh
 
 
-def test_a_plan_is_what_the_workers_then_hold(start: Start, smollm2_gguf: Path) -> None:
+def test_a_plan_is_what_the_workers_then_allocate(start: Start, smollm2_gguf: Path) -> None:
     three = [start("--memory", "1G") for _ in range(3)]
     with connect(addresses(three)) as workers:
         planned = plan(smollm2_gguf, replace(OPTIONS, length=8192), gpu_layers="all", workers=workers)
@@ -170,7 +170,7 @@ def test_a_plan_is_what_the_workers_then_hold(start: Start, smollm2_gguf: Path) 
 
 
 def free_of(worker: WorkerProcess) -> int:
-    """What it says it has left, which it tells anybody at any time."""
+    """Return the free memory that a worker reports, to any client at any time."""
     connection = socket.create_connection(parse_host_port(worker.address), timeout=SOON)
     with closing(RpcConnection(connection)) as peer:
         peer.request(RpcCommand.HELLO, HELLO_DATA)
@@ -181,8 +181,8 @@ def free_of(worker: WorkerProcess) -> int:
 # ---- memory ------------------------------------------------------------------------------------------
 
 
-def test_what_one_or_two_workers_cannot_hold_runs_over_three(start: Start, smollm2_gguf: Path) -> None:
-    """Weights of 90 MiB and a cache of 180 MiB, and no worker lends more than 250."""
+def test_a_model_too_large_for_two_workers_runs_on_three(start: Start, smollm2_gguf: Path) -> None:
+    """Run weights of 90 MiB and a KV cache of 180 MiB on workers that lend at most 250 MiB each."""
     lent = 250 << 20
     three = [start("--memory", "250M") for _ in range(3)]
     options = replace(OPTIONS, length=8192)
@@ -191,9 +191,9 @@ def test_what_one_or_two_workers_cannot_hold_runs_over_three(start: Start, smoll
             planned = plan(smollm2_gguf, options, gpu_layers="all", workers=workers)
             with pytest.raises(DoesNotFit, match=three[count - 1].address):
                 planned.require_fit()
-            if count == 1:  # two lack a little of what the plan keeps free
+            if count == 1:  # two lack a little of the plan's reserve
                 with pytest.raises(EngineError), running(smollm2_gguf, workers, planned.options):
-                    pass  # it keeps to what it lends though nobody asked the plan
+                    pass  # the worker enforces its limit without a plan
     with running(smollm2_gguf, None, options) as session:
         prompt = session.context.model.tokenize("It is a truth universally acknowledged, that")
         expected = greedy(session, prompt, 16)
@@ -209,7 +209,7 @@ def test_what_one_or_two_workers_cannot_hold_runs_over_three(start: Start, smoll
             assert greedy(session, prompt, 16) == expected
 
 
-def test_memory_is_given_back_by_whoever_leaves(start: Start, smollm2_gguf: Path) -> None:
+def test_memory_is_freed_when_a_client_disconnects(start: Start, smollm2_gguf: Path) -> None:
     worker = start("--memory", "1G")
     for _ in range(2):
         with connect([worker.address]) as workers, running(smollm2_gguf, workers):
@@ -224,11 +224,11 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_resources_are_the_workers_in_place_of_gpus(start: Start) -> None:
+def test_free_memory_is_that_of_the_workers_instead_of_gpus(start: Start) -> None:
     worker = start("--memory", "64M")
     with connect([worker.address]) as workers:
-        found: FreeMemory = measure_free_memory(workers)
-    assert [(gpu.name, gpu.memory_free) for gpu in found.gpus] == [(worker.address, 64 << 20)]
+        cached: FreeMemory = measure_free_memory(workers)
+    assert [(gpu.name, gpu.memory_free) for gpu in cached.gpus] == [(worker.address, 64 << 20)]
 
 
 # ---- workers that fail -------------------------------------------------------------------------------
@@ -244,31 +244,31 @@ FAILURES = [Failure(signal.SIGKILL, "disconnected"), Failure(signal.SIGSTOP, "di
 
 @pytest.mark.parametrize("failure", FAILURES, ids=["killed", "stopped"])
 @pytest.mark.parametrize("which", [0, 1])
-def test_one_that_fails_in_the_middle_of_an_answer(
+def test_a_worker_that_fails_during_an_answer(
     start: Start, smollm2_gguf: Path, failure: Failure, which: int
 ) -> None:
     two = [start(), start()]
     with connect(addresses(two)) as workers, running(smollm2_gguf, workers) as session:
         session.prefill(session.context.model.tokenize("Once upon a time"))
-        drawn = 0
-        begun = time.monotonic()
+        generated = 0
+        start_time = time.monotonic()
         with pytest.raises(WorkerLost, match=f"{two[which].address} .*{failure.words}"):
             for _ in session.generate(SamplingParams(temperature=0), max_tokens=1000):
-                drawn += 1
-                if drawn == 5:
+                generated += 1
+                if generated == 5:
                     two[which].signal(failure.number)
-                    begun = time.monotonic()
-        assert drawn >= 5
-        assert time.monotonic() - begun < SOON
+                    start_time = time.monotonic()
+        assert generated >= 5
+        assert time.monotonic() - start_time < SOON
         with pytest.raises(WorkerLost):
             session.prefill([1])
         with pytest.raises(WorkerLost):
             session.context.export_state(0)
-    assert time.monotonic() - begun < SOON
+    assert time.monotonic() - start_time < SOON
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=["killed", "stopped"])
-def test_one_that_fails_while_a_prompt_is_read(
+def test_a_worker_that_fails_during_prefill(
     start: Start, smollm2_gguf: Path, novel: str, failure: Failure
 ) -> None:
     two = [start(), start()]
@@ -277,38 +277,38 @@ def test_one_that_fails_while_a_prompt_is_read(
         tokens = session.context.model.tokenize(novel)[:8000]
         fails = threading.Timer(1.5, two[1].signal, [failure.number])
         fails.start()
-        begun = time.monotonic()
+        start_time = time.monotonic()
         with pytest.raises(WorkerLost, match=failure.words):
             session.prefill(tokens)
-        assert time.monotonic() - begun < 1.5 + SOON
+        assert time.monotonic() - start_time < 1.5 + SOON
 
 
-def test_one_that_fails_between_requests(start: Start, tiny: Path, tmp_path: Path) -> None:
+def test_a_worker_that_fails_between_requests(start: Start, tiny: Path, tmp_path: Path) -> None:
     worker = start()
     with connect([worker.address]) as workers, running(tiny, workers) as session:
         greedy(session, text_tokens(20), 3)
         worker.signal(signal.SIGKILL)
-        begun = time.monotonic()
+        start_time = time.monotonic()
         with pytest.raises(WorkerLost, match="disconnected"):
             greedy(session, text_tokens(20), 3)
-        with pytest.raises(WorkerLost):  # what is kept on disk must be what was computed
+        with pytest.raises(WorkerLost):  # what is saved to disk must be what was computed
             session.context.save_state(0, str(tmp_path / "state"), session.tokens)
-    assert time.monotonic() - begun < SOON
+    assert time.monotonic() - start_time < SOON
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=["killed", "stopped"])
-def test_one_that_fails_while_weights_arrive(start: Start, smollm2_gguf: Path, failure: Failure) -> None:
+def test_a_worker_that_fails_while_weights_arrive(start: Start, smollm2_gguf: Path, failure: Failure) -> None:
     two = [start(), start()]
     with connect(addresses(two)) as workers:
         two[1].signal(failure.number)
-        begun = time.monotonic()
+        start_time = time.monotonic()
         with pytest.raises(WorkerLost, match=two[1].address), running(smollm2_gguf, workers):
             pass
-    assert time.monotonic() - begun < SOON
+    assert time.monotonic() - start_time < SOON
 
 
 class Partway(Silent):
-    """Does something once, when a good part of the weights is loaded."""
+    """Call a function once, when a good part of the weights is loaded."""
 
     def __init__(self, do: Callable[[], None]) -> None:
         self._do: Callable[[], None] | None = do
@@ -321,7 +321,7 @@ class Partway(Silent):
             do()
 
 
-def test_one_that_dies_in_the_middle_of_a_load_leaves_nothing_open(start: Start, smollm2_gguf: Path) -> None:
+def test_a_worker_that_dies_during_a_load_leaves_nothing_open(start: Start, smollm2_gguf: Path) -> None:
     two = [start("--memory", "1G"), start("--memory", "1G")]
     settings = RunConfig(1024, prompt_cache=False, workers=tuple(addresses(two)))
     dying = Partway(lambda: two[1].signal(signal.SIGKILL))
@@ -335,7 +335,7 @@ def test_one_that_dies_in_the_middle_of_a_load_leaves_nothing_open(start: Start,
     connect([two[0].address]).close()
 
 
-def test_ctrl_c_does_not_wait_for_a_weight_on_its_way(start: Start, smollm2_gguf: Path) -> None:
+def test_ctrl_c_does_not_wait_for_a_weight_that_is_being_sent(start: Start, smollm2_gguf: Path) -> None:
     worker = start()
     pressed = 0.0
 
@@ -350,10 +350,10 @@ def test_ctrl_c_does_not_wait_for_a_weight_on_its_way(start: Start, smollm2_gguf
 
     with connect([worker.address]) as workers, pytest.raises(KeyboardInterrupt):
         Model.open(smollm2_gguf, gpu_layers="all", workers=workers, progress=Partway(stall))
-    assert time.monotonic() - pressed < 2  # and a stall is told after four
+    assert time.monotonic() - pressed < 2  # and a stall is reported after four
 
 
-def test_one_that_comes_back_serves_again(start: Start, tiny: Path) -> None:
+def test_a_worker_that_comes_back_serves_again(start: Start, tiny: Path) -> None:
     first, prompt = start(), text_tokens(50)
     with connect([first.address]) as workers, running(tiny, workers) as session:
         expected = greedy(session, prompt, 10)
@@ -367,24 +367,24 @@ def test_one_that_comes_back_serves_again(start: Start, tiny: Path) -> None:
         assert greedy(session, prompt, 10) == expected
 
 
-def test_one_that_computes_for_long_is_not_taken_for_lost(
+def test_a_worker_that_computes_for_long_is_not_lost(
     start: Start, smollm2_gguf: Path, novel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch that takes several times as long as a worker has for a sign of life."""
+    """Compute a batch that takes several times as long as the heartbeat's timeout."""
     monkeypatch.setattr("pigguf.inference.rpc.worker_connection.TIMEOUT", 0.5)
     monkeypatch.setattr("pigguf.inference.rpc.worker_connection.HEARTBEAT_INTERVAL", 0.1)
     options = ContextOptions(length=4096, batch=2048)
     with connect([start().address]) as workers, running(smollm2_gguf, workers, options) as session:
         tokens = session.context.model.tokenize(novel)[:2048]
-        begun = time.monotonic()
+        start_time = time.monotonic()
         session.prefill(tokens)
-        assert time.monotonic() - begun > 2 * 0.5
+        assert time.monotonic() - start_time > 2 * 0.5
 
 
-def test_a_prompt_is_not_sent_ahead_of_what_is_computed(
+def test_a_prompts_batches_are_not_sent_ahead(
     start: Start, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or it would look read long before it is, and be computed to its end after Ctrl-C."""
+    """Send each batch after the last is computed, for progress and Ctrl-C to be accurate."""
     sent: list[RpcCommand] = []
     send = RpcConnection.send
 
@@ -404,25 +404,25 @@ def test_a_prompt_is_not_sent_ahead_of_what_is_computed(
     assert (True, True) not in pairwise(waits)
 
 
-# ---- what is no worker -------------------------------------------------------------------------------
+# ---- what is not a worker ----------------------------------------------------------------------------
 
 
 def refusal(*named: str) -> str:
-    begun = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises(WorkerLost) as refused:
         connect(named)
-    assert time.monotonic() - begun < SOON
+    assert time.monotonic() - start_time < SOON
     assert refused.value.hint
     return refused.value.message
 
 
-def test_nobody_listens() -> None:
+def test_no_program_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     assert refusal(address) == f"the worker {address} cannot be reached: Connection refused"
 
 
-def test_a_host_that_is_unknown() -> None:
+def test_an_unknown_host() -> None:
     assert "cannot be reached" in refusal("no-such-host.invalid:50052")
 
 
@@ -434,13 +434,13 @@ def test_a_web_server() -> None:
         server.shutdown()
 
 
-def test_one_that_was_stopped(start: Start) -> None:
+def test_a_stopped_worker(start: Start) -> None:
     worker = start()
     worker.signal(signal.SIGSTOP)
     assert f"{worker.address} does not answer" in refusal(worker.address)
 
 
-def test_a_tunnel_with_nothing_behind_it() -> None:
+def test_a_tunnel_without_a_worker() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=lambda: server.accept()[0].close()).start()
         assert "closed the connection" in refusal(f"127.0.0.1:{server.getsockname()[1]}")
@@ -471,7 +471,7 @@ def test_the_version_is_the_library_s_own(start: Start) -> None:
         assert tuple(peer.request(RpcCommand.HELLO, HELLO_DATA)[:3]) == VERSION
 
 
-def test_a_second_client_is_told_and_the_first_one_goes_on(start: Start, tiny: Path) -> None:
+def test_a_second_client_gets_an_error_and_the_first_one_continues(start: Start, tiny: Path) -> None:
     worker, prompt = start(), text_tokens(50)
     with connect([worker.address]) as workers, running(tiny, workers) as session:
         session.prefill(prompt)
@@ -480,7 +480,9 @@ def test_a_second_client_is_told_and_the_first_one_goes_on(start: Start, tiny: P
     connect([worker.address]).close()
 
 
-def test_one_that_computes_for_a_client_that_left_is_not_free_yet(start: Start, smollm2_gguf: Path) -> None:
+def test_a_worker_that_computes_for_a_disconnected_client_is_not_free_yet(
+    start: Start, smollm2_gguf: Path
+) -> None:
     worker = start(on=("taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))))
     options = ContextOptions(length=8192, batch=4096)
     with connect([worker.address]) as workers, running(smollm2_gguf, workers, options) as session:
@@ -490,14 +492,14 @@ def test_one_that_computes_for_a_client_that_left_is_not_free_yet(start: Start, 
     assert refusal(worker.address) == f"the worker {worker.address} serves another client"
 
 
-def test_a_client_with_nonsense_does_not_end_the_worker(start: Start) -> None:
+def test_a_client_that_sends_garbage_does_not_end_the_worker(start: Start) -> None:
     worker = start()
     short = [bytes([command, size]) + bytes(7 + size) for command in (0, 7, 8, 11) for size in (0, 3)]
-    for nonsense in (
+    for garbage in (
         b"GET / HTTP/1.1\r\n\r\n", b"\x0e" + b"\xff" * 40, b"\x06" + bytes(8), b"\xff" * 100, *short,
     ):  # fmt: skip
         with socket.create_connection(parse_host_port(worker.address), timeout=SOON) as connection:
-            connection.sendall(nonsense)
+            connection.sendall(garbage)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):
                 pass
@@ -519,23 +521,23 @@ def test_more_connections_than_it_can_have_do_not_end_the_worker(start: Start) -
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":50052", "host:port", "host:99999", "::1:50052"])
-def test_an_address_that_is_none(address: str) -> None:
+def test_a_wrong_address(address: str) -> None:
     with pytest.raises(UsageError, match="is not HOST:PORT"):
         connect([address])
 
 
-def test_a_worker_that_is_named_twice(start: Start) -> None:
+def test_a_worker_that_is_given_twice(start: Start) -> None:
     worker = start()
     with pytest.raises(UsageError, match="twice"):
         connect([worker.address, worker.address])
 
 
 @pytest.mark.parametrize("split", [(1, 1), (-1,), (0,), (float("nan"),), (float("inf"),)])
-def test_a_split_that_does_not_fit(start: Start, split: tuple[float, ...]) -> None:
+def test_a_split_that_does_not_match(start: Start, split: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match="split"):
         connect([start().address], split)
 
 
-def test_a_split_of_nothing() -> None:
+def test_a_split_without_workers() -> None:
     with pytest.raises(UsageError, match="without workers"), connect_or_none((), (1, 1)):
         pass

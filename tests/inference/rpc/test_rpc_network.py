@@ -1,4 +1,4 @@
-"""Workers on other hosts, over a wire with delay and loss: the same tokens, no false alarm, and true ones."""
+"""Workers on other hosts, over a network with delay and loss: the same tokens, and no false alarms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pigguf
 
 Start = Callable[..., WorkerProcess]
 
-SOON = 10.0  # seconds within which a failure must be told
+SOON = 10.0  # seconds within which a failure must be reported
 TESTS = Path(worker_client.__file__).parents[1]
 
 pytestmark = pytest.mark.skipif(support.network.missing() is not None, reason=str(support.network.missing()))
@@ -38,14 +38,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def workers_on(wire: Network, start: Start, count: int) -> list[WorkerProcess]:
-    """Workers on hosts from 1 on; the client is on host 0."""
+    """Start workers on hosts from 1 on; the client is on host 0."""
     return [
         start("--trust-network", address=f"{wire.address(host)}:50052", on=wire.on(host))
         for host in range(1, count + 1)
     ]
 
 
-def drawing(
+def start_generating(
     model: Path, count: int, workers: Sequence[WorkerProcess] = (), on: Sequence[str] = ()
 ) -> subprocess.Popen[str]:
     addresses = [worker.address for worker in workers]
@@ -59,49 +59,54 @@ def drawing(
     )
 
 
-def drawn(child: subprocess.Popen[str]) -> list[str]:
+def generated_tokens(child: subprocess.Popen[str]) -> list[str]:
     out, err = child.communicate(timeout=500)
     assert child.returncode == 0, err
     return out.split()
 
 
 @pytest.mark.parametrize("delay", [0.001, 0.010], ids=["1 ms", "10 ms"])
-def test_the_same_tokens_over_a_slow_wire(start: Start, tiny: Path, delay: float) -> None:
+def test_the_same_tokens_over_a_slow_network(start: Start, tiny: Path, delay: float) -> None:
     count = 32
-    expected = drawn(drawing(tiny, count))
+    expected = generated_tokens(start_generating(tiny, count))
     with Network(3, delay) as wire:
-        child = drawing(tiny, count, workers_on(wire, start, 2), wire.on(0))
+        child = start_generating(tiny, count, workers_on(wire, start, 2), wire.on(0))
         assert child.stdout is not None
         tokens = [child.stdout.readline().strip()]
-        begun = time.monotonic()
-        assert tokens + drawn(child) == expected
-    # a token waits for each worker's answer; so the wire was between, whatever the machine's speed
-    assert time.monotonic() - begun > (count - 1) * 2 * 2 * delay
+        start_time = time.monotonic()
+        assert tokens + generated_tokens(child) == expected
+    # a token waits for each worker's response, so the delay shows whatever the machine's speed
+    assert time.monotonic() - start_time > (count - 1) * 2 * 2 * delay
 
 
 @pytest.mark.slow
-def test_packets_that_get_lost_are_no_stall(start: Start, tiny: Path) -> None:
-    expected = drawn(drawing(tiny, 700))
+def test_lost_packets_are_not_a_stall(start: Start, tiny: Path) -> None:
+    expected = generated_tokens(start_generating(tiny, 700))
     with Network(4, 0.010, loss=0.02) as wire:
-        begun = time.monotonic()
-        assert drawn(drawing(tiny, 700, workers_on(wire, start, 3), wire.on(0))) == expected
-        assert time.monotonic() - begun > 700 * 3 * 0.020  # dozens of signs of life
+        start_time = time.monotonic()
+        assert (
+            generated_tokens(start_generating(tiny, 700, workers_on(wire, start, 3), wire.on(0))) == expected
+        )
+        assert time.monotonic() - start_time > 700 * 3 * 0.020  # dozens of heartbeats
 
 
 @pytest.mark.slow
-def test_weights_arrive_over_a_wire_that_loses_packets(start: Start, smollm2_gguf: Path) -> None:
-    """90 MiB at what TCP makes of it, about a megabyte a second."""
-    expected = drawn(drawing(smollm2_gguf, 20))
+def test_weights_arrive_over_a_network_that_loses_packets(start: Start, smollm2_gguf: Path) -> None:
+    """Send 90 MiB, which TCP does at about a megabyte per second here."""
+    expected = generated_tokens(start_generating(smollm2_gguf, 20))
     with Network(3, 0.010, loss=0.005) as wire:
-        assert drawn(drawing(smollm2_gguf, 20, workers_on(wire, start, 2), wire.on(0))) == expected
+        assert (
+            generated_tokens(start_generating(smollm2_gguf, 20, workers_on(wire, start, 2), wire.on(0)))
+            == expected
+        )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failure", ["stopped", "pulled cable"])
-def test_a_stall_is_told_from_loss(start: Start, tiny: Path, failure: str) -> None:
+@pytest.mark.parametrize("failure", ["stopped", "disconnected cable"])
+def test_a_stall_is_distinguished_from_loss(start: Start, tiny: Path, failure: str) -> None:
     with Network(3, 0.010, loss=0.02) as wire:
         two = workers_on(wire, start, 2)
-        child = drawing(tiny, 800, two, wire.on(0))
+        child = start_generating(tiny, 800, two, wire.on(0))
         assert child.stdout is not None
         for _ in range(20):
             assert child.stdout.readline()
@@ -109,24 +114,24 @@ def test_a_stall_is_told_from_loss(start: Start, tiny: Path, failure: str) -> No
             two[1].signal(signal.SIGSTOP)
         else:
             wire.loss = 1.0
-        begun = time.monotonic()
+        start_time = time.monotonic()
         _, err = child.communicate(timeout=60)
-        assert time.monotonic() - begun < SOON
+        assert time.monotonic() - start_time < SOON
     assert child.returncode == 8
     assert "did not respond" in err
-    assert two[1].address in err or failure == "pulled cable"  # which pulls both
+    assert two[1].address in err or failure == "disconnected cable"  # which affects both
 
 
-def test_a_cable_that_is_pulled(start: Start, tiny: Path) -> None:
-    """No end hears of the other any more, and no connection is ended."""
+def test_a_disconnected_cable(start: Start, tiny: Path) -> None:
+    """Neither end receives anything any more, and no connection is closed."""
     with Network(2, 0.001) as wire:
         workers = workers_on(wire, start, 1)
-        child = drawing(tiny, 1500, workers, wire.on(0))
+        child = start_generating(tiny, 1500, workers, wire.on(0))
         assert child.stdout is not None
         assert child.stdout.readline()
         wire.loss = 1.0
-        begun = time.monotonic()
+        start_time = time.monotonic()
         _, err = child.communicate(timeout=60)
-        assert time.monotonic() - begun < SOON
+        assert time.monotonic() - start_time < SOON
     assert child.returncode == 8
     assert f"{workers[0].address} did not respond" in err

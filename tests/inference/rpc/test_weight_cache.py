@@ -1,4 +1,4 @@
-"""Weights that a worker keeps: proven, bounded, and not sent again."""
+"""A worker's weight cache: verified, limited in size, and not sent again."""
 
 from __future__ import annotations
 
@@ -31,77 +31,81 @@ def cache(tmp_path: Path) -> WeightCache:
     return WeightCache(tmp_path / "weights", 10_000)
 
 
-def keep(cache: WeightCache, hashed: bytes, chunks: list[bytes] = WEIGHTS) -> None:
-    assert b"".join(cache.store(hashed, sum(map(len, chunks)), iter(chunks))) == b"".join(chunks)
+def store(cache: WeightCache, content_hash: bytes, chunks: list[bytes] = WEIGHTS) -> None:
+    assert b"".join(cache.store(content_hash, sum(map(len, chunks)), iter(chunks))) == b"".join(chunks)
 
 
-def found(cache: WeightCache, hashed: bytes) -> bytes | None:
-    kept = cache.load(hashed)
-    if kept is None:
+def cached_bytes(cache: WeightCache, content_hash: bytes) -> bytes | None:
+    cached = cache.load(content_hash)
+    if cached is None:
         return None
-    size, chunks = kept
-    whole = b"".join(chunks)
-    assert len(whole) == size
-    return whole
+    size, chunks = cached
+    content = b"".join(chunks)
+    assert len(content) == size
+    return content
 
 
-def test_what_is_kept_is_found(cache: WeightCache) -> None:
-    assert found(cache, ONE) is None
-    keep(cache, ONE)
-    assert found(cache, ONE) == b"".join(WEIGHTS)
-    assert found(cache, TWO) is None
+def test_stored_weights_are_loaded(cache: WeightCache) -> None:
+    assert cached_bytes(cache, ONE) is None
+    store(cache, ONE)
+    assert cached_bytes(cache, ONE) == b"".join(WEIGHTS)
+    assert cached_bytes(cache, TWO) is None
 
 
 @pytest.mark.parametrize("damage", ["a bit", "cut short", "empty"])
-def test_what_is_damaged_is_forgotten(cache: WeightCache, tmp_path: Path, damage: str) -> None:
-    keep(cache, ONE)
+def test_damaged_weights_are_removed(cache: WeightCache, tmp_path: Path, damage: str) -> None:
+    store(cache, ONE)
     [path] = (tmp_path / "weights").iterdir()
     data = path.read_bytes()
     path.write_bytes({"a bit": b"A" + data[1:], "cut short": data[:-20], "empty": b""}[damage])
-    assert found(cache, ONE) is None
+    assert cached_bytes(cache, ONE) is None
     assert not path.exists()
 
 
-def test_what_was_used_longest_ago_makes_room(cache: WeightCache, tmp_path: Path) -> None:
-    keep(cache, ONE)
-    keep(cache, TWO)
+def test_the_least_recently_used_weights_are_evicted(cache: WeightCache, tmp_path: Path) -> None:
+    store(cache, ONE)
+    store(cache, TWO)
     for age, path in enumerate(sorted((tmp_path / "weights").iterdir())):
         os.utime(path, (age, age))
-    assert found(cache, ONE)  # and is the newest now
-    keep(cache, THREE)
-    assert [bool(found(cache, hashed)) for hashed in (ONE, TWO, THREE)] == [True, False, True]
+    assert cached_bytes(cache, ONE)  # and is the newest now
+    store(cache, THREE)
+    assert [bool(cached_bytes(cache, content_hash)) for content_hash in (ONE, TWO, THREE)] == [
+        True,
+        False,
+        True,
+    ]
 
 
-def test_what_is_beyond_the_bound_passes(cache: WeightCache, tmp_path: Path) -> None:
-    keep(cache, ONE)
-    keep(cache, TWO, [b"c" * 9_990])
-    assert found(cache, TWO) is None
-    assert found(cache, ONE)
+def test_weights_larger_than_the_cache_are_not_stored(cache: WeightCache, tmp_path: Path) -> None:
+    store(cache, ONE)
+    store(cache, TWO, [b"c" * 9_990])
+    assert cached_bytes(cache, TWO) is None
+    assert cached_bytes(cache, ONE)
 
 
-def test_what_a_sender_leaves_unfinished_is_not_kept(cache: WeightCache, tmp_path: Path) -> None:
-    def leaving() -> Iterator[bytes]:
+def test_incomplete_weights_are_not_stored(cache: WeightCache, tmp_path: Path) -> None:
+    def disconnecting() -> Iterator[bytes]:
         yield b"a"
-        raise ConnectionError("the other end hung up")
+        raise ConnectionError("the other end disconnected")
 
     with pytest.raises(ConnectionError):
-        list(cache.store(ONE, 2, leaving()))
+        list(cache.store(ONE, 2, disconnecting()))
     assert list((tmp_path / "weights").iterdir()) == []
 
 
-def test_a_disk_that_refuses_does_not_hold_weights_up(
+def test_a_disk_error_does_not_stop_weights(
     cache: WeightCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "weights").rmdir()
     with caplog.at_level(logging.WARNING, "pigguf"):
-        keep(cache, ONE)
-    assert "weights are not kept for the next time" in caplog.text
+        store(cache, ONE)
+    assert "the weights are not cached" in caplog.text
 
 
-def test_large_weights_come_once(
+def test_large_weights_are_sent_once(
     start: Start, smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of SmolLM2 that is the output matrix: 29 MiB of 92."""
+    """The only large weight of SmolLM2 is the output matrix: 29 MiB of 92."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     sent = 0
     send = RpcConnection.send
@@ -115,7 +119,7 @@ def test_large_weights_come_once(
     costs, texts = [], []
     prompt = list(range(100, 140))
     for damaged in (False, False, True):
-        worker = start("--cache", "1G")  # another process: it is the disk that remembers
+        worker = start("--cache", "1G")  # another process, with the same cache on disk
         if damaged:
             [path] = (tmp_path / "pigguf" / "weights").iterdir()
             path.write_bytes(path.read_bytes()[:-1000])

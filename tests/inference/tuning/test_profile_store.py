@@ -1,4 +1,4 @@
-"""Tunings on disk: found again for the same machine and shape, and for no other; damaged ones passed over."""
+"""Tuning profiles on disk: loaded for the same machine and shape, and no other; damaged ones are ignored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pigguf.inference.tuning import (
 from pigguf.inference.tuning.machine_key import machine_key, shape_key
 from pigguf.inference.tuning.profile_store import save_tuning_profile
 
-TUNING = TuningProfile(
+PROFILE = TuningProfile(
     threads=3,
     prefill_threads=4,
     batch=256,
@@ -36,7 +36,7 @@ TUNING = TuningProfile(
     speeds=(SpeedAtDepth(0, 900.5, 45.25), SpeedAtDepth(4096, None, 20.0)),
     source="measured",
 )
-MEASURED = (Measurement("threads", "3 threads", TUNING.speeds[0], 3),)
+MEASURED = (Measurement("threads", "3 threads", PROFILE.speeds[0], 3),)
 
 
 @pytest.fixture(autouse=True)
@@ -50,31 +50,31 @@ def file(tmp_path: Path) -> GGUFFile:
     return read_header(write_tiny(tmp_path / "tiny.gguf"))
 
 
-def test_what_is_kept_is_found_by_header_and_by_model(file: GGUFFile, cache: Path) -> None:
-    path = save_tuning_profile(file, "auto", TUNING, MEASURED)
+def test_a_saved_profile_is_loaded_for_a_header_and_a_model(file: GGUFFile, cache: Path) -> None:
+    path = save_tuning_profile(file, "auto", PROFILE, MEASURED)
     assert path.parent == cache / "pigguf" / "tuning"
-    assert load_tuning_profile(file) == TUNING
+    assert load_tuning_profile(file) == PROFILE
     with Model.open(file.path, vocab_only=True) as model:
-        assert load_tuning_profile(model) == TUNING
+        assert load_tuning_profile(model) == PROFILE
     assert json.loads(path.read_text())["measurements"][0]["setting"] == "3 threads"
 
 
-def test_a_later_tuning_takes_an_earlier_ones_place(file: GGUFFile) -> None:
-    path = save_tuning_profile(file, "auto", TUNING, MEASURED)
+def test_a_later_profile_replaces_an_earlier_one(file: GGUFFile) -> None:
+    path = save_tuning_profile(file, "auto", PROFILE, MEASURED)
     assert (
         save_tuning_profile(
-            file, "auto", replace(TUNING, flash_attention_switch=None, flash_attention=False), ()
+            file, "auto", replace(PROFILE, flash_attention_switch=None, flash_attention=False), ()
         )
         == path
     )
-    assert load_tuning_profile(file) == replace(TUNING, flash_attention_switch=None, flash_attention=False)
+    assert load_tuning_profile(file) == replace(PROFILE, flash_attention_switch=None, flash_attention=False)
 
 
 def test_only_what_decides_speed_is_in_the_key(file: GGUFFile, tmp_path: Path) -> None:
-    save_tuning_profile(file, "auto", TUNING, MEASURED)
+    save_tuning_profile(file, "auto", PROFILE, MEASURED)
     (tmp_path / "elsewhere").mkdir()
     like = write_tiny(tmp_path / "elsewhere" / "other.gguf", {"general.name": string("another")})
-    assert load_tuning_profile(read_header(like)) == TUNING
+    assert load_tuning_profile(read_header(like)) == PROFILE
     for name, keys, types in (
         ("window", linear(2.0, 2048), None),
         ("types", None, {"output.weight": TensorType.F16}),
@@ -84,10 +84,10 @@ def test_only_what_decides_speed_is_in_the_key(file: GGUFFile, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("part", ["cpu", "cores", "engine", "engine_features", "gpus"])
-def test_another_machine_has_another_tuning(
+def test_another_machine_has_another_profile(
     file: GGUFFile, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_tuning_profile(file, "auto", TUNING, MEASURED)
+    save_tuning_profile(file, "auto", PROFILE, MEASURED)
     other = {**machine_key(), part: ["another"]}
     monkeypatch.setattr(profile_store, "machine_key", lambda gpu_layers: other)
     assert load_tuning_profile(file).source == "rule"
@@ -130,10 +130,10 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_or_foreign_file_is_passed_over_with_a_warning(
+def test_a_damaged_or_foreign_file_is_ignored_with_a_warning(
     file: GGUFFile, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = save_tuning_profile(file, "auto", TUNING, MEASURED)
+    path = save_tuning_profile(file, "auto", PROFILE, MEASURED)
     before = path.read_bytes()
     path.write_bytes(DAMAGES[damage](before))
     assert path.read_bytes() != before
@@ -141,32 +141,30 @@ def test_a_damaged_or_foreign_file_is_passed_over_with_a_warning(
         assert load_tuning_profile(file) == default_profiles.default_profile(machine_key())
     (record,) = caplog.records
     assert str(path) in record.getMessage()
-    save_tuning_profile(file, "auto", TUNING, MEASURED)
-    assert load_tuning_profile(file) == TUNING
+    save_tuning_profile(file, "auto", PROFILE, MEASURED)
+    assert load_tuning_profile(file) == PROFILE
 
 
-def test_a_directory_in_its_place_is_ignored_too(
-    file: GGUFFile, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = save_tuning_profile(file, "auto", TUNING, MEASURED)
+def test_a_directory_in_its_place_is_ignored_too(file: GGUFFile, caplog: pytest.LogCaptureFixture) -> None:
+    path = save_tuning_profile(file, "auto", PROFILE, MEASURED)
     path.unlink()
     path.mkdir()
     assert load_tuning_profile(file).source == "rule"
     assert "is ignored" in caplog.text
 
 
-def test_a_cache_that_cannot_be_written_is_an_error_that_names_it(file: GGUFFile, cache: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_an_error_that_names_it(file: GGUFFile, cache: Path) -> None:
     cache.write_text("in the way")
     with pytest.raises(OutputError, match="cache") as raised:
-        save_tuning_profile(file, "auto", TUNING, MEASURED)
+        save_tuning_profile(file, "auto", PROFILE, MEASURED)
     assert "XDG_CACHE_HOME" in str(raised.value.hint)
     assert load_tuning_profile(file).source == "rule"
 
 
-# ---- the rule ----------------------------------------------------------------------------------------
+# ---- default profiles --------------------------------------------------------------------------------
 
 
-def test_a_gpu_is_left_to_llama_cpp_and_a_cpu_changes_at_depth(file: GGUFFile) -> None:
+def test_a_gpu_is_left_to_llama_cpp_and_a_cpu_switches_by_depth(file: GGUFFile) -> None:
     machine = machine_key()
     gpu = default_profiles.default_profile({**machine, "gpus": [["NVIDIA H100", "CUDA", 80 << 30]]})
     assert (gpu.flash_attention, gpu.flash_attention_switch, gpu.torch_min_prompt) == (None, None, None)

@@ -1,4 +1,4 @@
-"""A tuning on the real engine: what is measured, what is left out, and that nothing is chosen unmeasured."""
+"""A tuning on the real engine: what is measured, what is skipped, and that nothing is chosen unmeasured."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class Stages(Silent):
     def __init__(self) -> None:
-        self.begun: list[tuple[str, float]] = []
+        self.stages: list[tuple[str, float]] = []
         self.done: dict[str, float] = {}
 
     def begin(self, stage: str, total: float, unit: str) -> None:
-        self.begun.append((stage, total))
+        self.stages.append((stage, total))
 
     def advance(self, amount: float) -> None:
-        name = self.begun[-1][0]
+        name = self.stages[-1][0]
         self.done[name] = self.done.get(name, 0) + amount
 
 
@@ -69,7 +69,7 @@ def tuned(tiny: Path) -> tuple[TuningResult, Stages]:
     return tune(tiny, budget=60, progress=stages), stages
 
 
-def test_everything_is_measured_where_there_is_time(tuned: tuple[TuningResult, Stages]) -> None:
+def test_everything_is_measured_if_there_is_time(tuned: tuple[TuningResult, Stages]) -> None:
     result, stages = tuned
     assert result.skipped == ()
     assert {one.samples for one in result.measurements} <= {1, ROUNDS}
@@ -80,14 +80,14 @@ def test_everything_is_measured_where_there_is_time(tuned: tuple[TuningResult, S
         ("cache types", f"{pair}", 2048) for pair in ("f16/f16", "q8_0/f16", "q8_0/q8_0", "q4_0/q4_0")
     } <= of
     assert all(
-        stages.done[name] == total for name, total in stages.begun if name not in ("loading", "prefill")
+        stages.done[name] == total for name, total in stages.stages if name not in ("loading", "prefill")
     )
     sizes = {one.setting: one.cache_bytes for one in result.measurements if one.group == "cache types"}
     assert sizes["f16/f16"] == 2 * 2 * 32 * 2 * 4096
     assert sizes["q4_0/q4_0"] * 32 == sizes["f16/f16"] * 9  # 18 bytes for 32 elements
 
 
-def test_what_is_chosen_was_measured_and_is_found_again(
+def test_chosen_settings_were_measured_and_are_loaded_again(
     tiny: Path, tuned: tuple[TuningResult, Stages]
 ) -> None:
     result, _ = tuned
@@ -108,7 +108,7 @@ def test_what_is_chosen_was_measured_and_is_found_again(
     assert all("tokens/s" in one.reason or " s against " in one.reason for one in result.decisions)
 
 
-def test_a_budget_of_nothing_leaves_everything_out_and_says_so(tiny: Path) -> None:
+def test_a_tiny_budget_skips_everything_and_reports_it(tiny: Path) -> None:
     result = tune(tiny, budget=1e-6)
     assert result.measurements == ()
     assert any("flash attention: on at 2,048 tokens: it would take" in line for line in result.skipped)
@@ -116,13 +116,13 @@ def test_a_budget_of_nothing_leaves_everything_out_and_says_so(tiny: Path) -> No
     assert (profile.threads, profile.batch, profile.flash_attention) == (None, 512, None)
     assert (
         profile.flash_attention_switch == ON_CPU.flash_attention_switch
-    )  # what was not measured goes by the rule
+    )  # what was not measured is the built-in default
     assert profile.speeds == ()
     with pytest.raises(UsageError, match="budget"):
         tune(tiny, budget=0)
 
 
-def test_two_caches_are_filled_by_reading_and_never_moved(tmp_path: Path) -> None:
+def test_two_caches_are_filled_by_prefill_and_never_switch(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "gemma3.gguf", model=GEMMA3)
     result = tune(path, budget=30)
     assert result.profile.flash_attention_switch is None
@@ -147,19 +147,19 @@ def test_a_cache_of_any_type_is_filled_without_prefill(tiny: Path, cache_k: Cach
         assert logits.std() > 0
 
 
-def test_a_sample_leaves_nothing_out_that_was_asked(tiny: Path) -> None:
+def test_a_sample_measures_everything_that_was_asked_for(tiny: Path) -> None:
     with Model.open(tiny) as model:
         speed = measure_speed(model, SpeedSample(ContextOptions(), 100, 32, 3))
         assert speed.depth == 100
         assert speed.prefill
         assert speed.decode
         assert measure_speed(model, SpeedSample(ContextOptions(), 0, 32, 0)).decode is None
-        move = measure_switch_cost(model, 2048)
-        assert move.seconds(2048) > 0
+        cost = measure_switch_cost(model, 2048)
+        assert cost.seconds(2048) > 0
 
 
-def test_the_window_is_never_left(tmp_path: Path) -> None:
-    """Of a window as short as a prompt's sample."""
+def test_samples_fit_into_a_short_context(tmp_path: Path) -> None:
+    """Tune a model with a context as short as a prompt's sample."""
     path = write_tiny(tmp_path / "short.gguf", linear(1.0, 40))
     result = tune(path, budget=20)
     assert {one.speed.depth for one in result.measurements} == {0}
