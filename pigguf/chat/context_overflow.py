@@ -36,7 +36,7 @@ class OverflowBudget:
         context_length: the context window in tokens.
         max_prompt_tokens: the most tokens of the conversation that leave room for its answer.
         count_tokens: returns how many tokens a conversation has.
-        generate: returns the model's answer to a conversation, of at most so many tokens.
+        generate: returns the model's answer to a conversation, limited to a number of tokens.
     """
 
     context_length: int

@@ -1,4 +1,4 @@
-"""A server of a tiny model, for the tests that ask one from outside."""
+"""Fixtures: a server of a tiny model, for tests through its HTTP API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that mean no good, or know no better: each has its answer, and the others theirs."""
+"""Malicious and broken clients: each gets an error, and the others still get their answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMITS = "ServerLimits(max_connections=40, headers_seconds=1.0, body_seconds=1.0
 
 @pytest.fixture(scope="module")
 def strict(tiny_path: Path) -> Iterator[RunningServer]:
-    """With limits that a test can wait for."""
+    """Run a server with limits that a test can wait for."""
     with server_with_limits(tiny_path, LIMITS) as served:
         yield served
 
@@ -43,8 +43,8 @@ def request_of(path: str, body: Any) -> bytes:
     return head.encode() + b"Content-Length: %d\r\n\r\n%s" % (len(data), data)
 
 
-def all_of(connection: socket.socket) -> bytes:
-    """Until the server closes it."""
+def receive_all(connection: socket.socket) -> bytes:
+    """Return everything that is received until the server closes the connection."""
     parts = []
     while part := connection.recv(1 << 16):
         parts.append(part)
@@ -52,11 +52,11 @@ def all_of(connection: socket.socket) -> bytes:
 
 
 def health(served: RunningServer) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(get(f"{served.url}/health"))
-    return found
+    health: dict[str, Any] = json.loads(get(f"{served.url}/health"))
+    return health
 
 
-def figure(served: RunningServer, name: str) -> float:
+def metric(served: RunningServer, name: str) -> float:
     lines = get(f"{served.url}/metrics").splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(name))
 
@@ -66,41 +66,41 @@ def still_answers(served: RunningServer) -> bool:
     return post(f"{served.url}/v1/completions", body)[0] == 200
 
 
-# ---- slow ones -----------------------------------------------------------------------------------
+# ---- slow clients --------------------------------------------------------------------------------
 
 
-def test_a_client_that_never_reads_is_let_go(strict: RunningServer) -> None:
+def test_a_client_that_never_reads_is_disconnected(strict: RunningServer) -> None:
     body = {"prompt": "x", "max_tokens": 8000, "n": 1, "logprobs": 20, "stream": True, "temperature": 0}
     with connect(strict, request_of("/v1/completions", body), buffer=4096):
         wait_until(lambda: health(strict)["running"] == 1)
-        before = figure(strict, "pigguf_generated_tokens_total")
+        before = metric(strict, "pigguf_generated_tokens_total")
         wait_until(lambda: health(strict)["running"] == 0)
-        assert figure(strict, "pigguf_generated_tokens_total") - before < 8000
+        assert metric(strict, "pigguf_generated_tokens_total") - before < 8000
     assert still_answers(strict)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: local", b"POST"], ids=str)
-def test_headers_that_do_not_come(strict: RunningServer, sent: bytes) -> None:
-    begun = time.monotonic()
+def test_headers_that_do_not_arrive(strict: RunningServer, sent: bytes) -> None:
+    started = time.monotonic()
     with connect(strict, sent) as connection:
-        assert all_of(connection) == b""
-    assert 0.5 < time.monotonic() - begun < 10
+        assert receive_all(connection) == b""
+    assert 0.5 < time.monotonic() - started < 10
 
 
-def test_the_second_request_s_headers_that_do_not_come(strict: RunningServer) -> None:
+def test_headers_of_a_second_request_that_do_not_arrive(strict: RunningServer) -> None:
     with connect(strict, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea") as connection:
-        begun = time.monotonic()
-        assert all_of(connection).startswith(b"HTTP/1.1 200")
-        assert time.monotonic() - begun < 10
+        started = time.monotonic()
+        assert receive_all(connection).startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - started < 10
 
 
-def test_a_body_that_comes_a_byte_at_a_time(strict: RunningServer) -> None:
+def test_a_body_that_arrives_a_byte_at_a_time(strict: RunningServer) -> None:
     whole = request_of("/tokenize", {"content": "x" * 1000})
     end = whole.index(b"\r\n\r\n") + 4
     with connect(strict, whole[:end]) as connection:
         connection.settimeout(0.05)
         answer = b""
-        begun = time.monotonic()
+        started = time.monotonic()
         for at in range(end, len(whole)):
             connection.sendall(whole[at : at + 1])
             try:
@@ -109,49 +109,49 @@ def test_a_body_that_comes_a_byte_at_a_time(strict: RunningServer) -> None:
             except TimeoutError:
                 continue
         assert answer.startswith(b"HTTP/1.1 408")
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - started < 10
 
 
-def test_more_connections_than_there_may_be(strict: RunningServer) -> None:
+def test_too_many_connections(strict: RunningServer) -> None:
     with ExitStack() as opened:
         idle = [opened.enter_context(connect(strict)) for _ in range(40)]
-        wait_until(lambda: b"too_many_connections" in all_of(opened.enter_context(connect(strict))))
-        for connection in idle:  # none of them says anything, so they go
-            assert all_of(connection) == b""
+        wait_until(lambda: b"too_many_connections" in receive_all(opened.enter_context(connect(strict))))
+        for connection in idle:  # they send nothing, so they are closed
+            assert receive_all(connection) == b""
     assert still_answers(strict)
 
 
 def test_thousands_of_connections(tiny: RunningServer) -> None:
-    """Far more than a server has descriptors for; who comes after them is answered."""
+    """Far more than a server has descriptors for; clients after them are answered."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = min(hard, 4096)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     try:
         with ExitStack() as opened:
             many = [opened.enter_context(connect(tiny)) for _ in range(min(2000, wanted - 200))]
-            assert b"too_many_connections" in all_of(many[-1])
+            assert b"too_many_connections" in receive_all(many[-1])
         wait_until(lambda: still_answers(tiny))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert "Traceback" not in "".join(tiny.stderr_lines)
 
 
-# ---- those who go --------------------------------------------------------------------------------
+# ---- clients that leave --------------------------------------------------------------------------
 
 
-def test_who_goes_while_a_long_prompt_is_read(smollm2_gguf: Path, novel: str) -> None:
+def test_a_client_that_leaves_during_a_long_prefill(smollm2_gguf: Path, novel: str) -> None:
     body = {"prompt": novel[:14000], "max_tokens": 1, "stream": True, "return_progress": True}
     with running_server(smollm2_gguf, "--ctx", "4096", "--slots", "1", "--no-prompt-cache") as served:
         with connect(served, request_of("/v1/completions", body)) as connection:
             while b"prompt_progress" not in connection.recv(1 << 16):
                 pass
-        steps = figure(served, "pigguf_steps_total")
+        steps = metric(served, "pigguf_steps_total")
         wait_until(lambda: health(served)["running"] == 0)
-        assert figure(served, "pigguf_steps_total") <= steps + 2
-        assert figure(served, "pigguf_prompt_tokens_total") < 2500
+        assert metric(served, "pigguf_steps_total") <= steps + 2
+        assert metric(served, "pigguf_prompt_tokens_total") < 2500
 
 
-# ---- what is no HTTP, or twice -------------------------------------------------------------------
+# ---- invalid HTTP -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,32 +166,32 @@ def test_who_goes_while_a_long_prompt_is_read(smollm2_gguf: Path, novel: str) ->
     ],
     ids=["TLS", "length", "header", "encoding", "chunk"],
 )
-def test_what_is_no_http(tiny: RunningServer, sent: bytes) -> None:
+def test_invalid_http(tiny: RunningServer, sent: bytes) -> None:
     with connect(tiny, sent) as connection:
-        assert all_of(connection)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 501")
+        assert receive_all(connection)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 501")
     assert still_answers(tiny)
 
 
-def test_a_path_that_does_not_end(tiny: RunningServer) -> None:
-    with connect(tiny) as connection, suppress(ConnectionError):  # hung up on, in the middle of it
+def test_an_endless_path(tiny: RunningServer) -> None:
+    with connect(tiny) as connection, suppress(ConnectionError):  # the server closes the connection
         for _ in range(1000):
             connection.sendall(b"GET /" + b"x" * 100_000)
-        assert not all_of(connection)
+        assert not receive_all(connection)
     assert still_answers(tiny)
 
 
-def test_requests_one_behind_the_other_and_junk_behind_them(tiny: RunningServer) -> None:
+def test_pipelined_requests_with_junk_after_them(tiny: RunningServer) -> None:
     one = request_of("/tokenize", {"content": "ab"})
     with connect(tiny, one + one + b"\x00junk\r\n\r\n") as connection:
-        answered = all_of(connection)
+        answered = receive_all(connection)
     assert answered.count(b"HTTP/1.1 200") == 2
     assert answered.count(b"HTTP/1.1 400") == 1
 
 
-# ---- what is in a body ---------------------------------------------------------------------------
+# ---- bodies --------------------------------------------------------------------------------------
 
 
-def nested(depth: int) -> dict[str, Any]:
+def nested_schema(depth: int) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(depth):
         schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
@@ -199,9 +199,9 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"),
+    ("schema", "message"),
     [
-        (nested(300), "nested too deeply"),
+        (nested_schema(300), "nested too deeply"),
         ({"$ref": "#"}, "refers to itself"),
         (
             {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(20_000)}},
@@ -218,21 +218,21 @@ def nested(depth: int) -> dict[str, Any]:
     ],
     ids=["deep", "loop", "wide", "long", "long as a grammar", "repeated", "one of many", "pattern"],
 )
-def test_schemas_that_would_take_for_ever(tiny: RunningServer, schema: dict[str, Any], said: str) -> None:
-    begun = time.monotonic()
+def test_schemas_that_would_take_forever(tiny: RunningServer, schema: dict[str, Any], message: str) -> None:
+    started = time.monotonic()
     described = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     body = {"prompt": "x", "max_tokens": 2, "response_format": described}
     status, answer, _ = post(f"{tiny.url}/v1/completions", body)
-    assert (status, said in answer["error"]["message"]) == (400, True), answer
-    assert time.monotonic() - begun < 10
+    assert (status, message in answer["error"]["message"]) == (400, True), answer
+    assert time.monotonic() - started < 10
 
 
 def test_more_messages_than_the_window_has_tokens(tiny: RunningServer) -> None:
-    begun = time.monotonic()
+    started = time.monotonic()
     body = {"messages": [{"role": "user", "content": "x"}] * 100_000}
     status, answer, _ = post(f"{tiny.url}/v1/chat/completions", body)
     assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -250,32 +250,32 @@ def test_more_messages_than_the_window_has_tokens(tiny: RunningServer) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_odd_values(tiny: RunningServer, body: dict[str, Any], status: int) -> None:
+def test_unusual_values(tiny: RunningServer, body: dict[str, Any], status: int) -> None:
     found, answer, _ = post(f"{tiny.url}/v1/completions", body)
     assert found == status, answer
     assert "choices" in answer or answer["error"]["message"]
 
 
-def test_more_tokens_than_are_made_text_of(tiny: RunningServer) -> None:
+def test_too_many_tokens_to_detokenize(tiny: RunningServer) -> None:
     status, answer, _ = post(f"{tiny.url}/detokenize", {"tokens": [5] * (2**20 + 1)})
     assert (status, answer["error"]["param"]) == (400, "tokens")
 
 
-def test_a_document_that_takes_for_ever(tiny_path: Path, tmp_path: Path) -> None:
-    """A book that is a hundred times the same empty chapter, of many megabytes once it is unpacked."""
+def test_a_document_that_takes_forever(tiny_path: Path, tmp_path: Path) -> None:
+    """A book with a hundred times the same empty chapter, which unpacks to many megabytes."""
     book, types = tmp_path / "a.epub", "application/xhtml+xml"
-    with zipfile.ZipFile(book, "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr("META-INF/container.xml", '<a><rootfile full-path="x.opf"/></a>')
+    with zipfile.ZipFile(book, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("META-INF/container.xml", '<a><rootfile full-path="x.opf"/></a>')
         item = f'<item id="a" href="a.html" media-type="{types}"/>'
-        made.writestr("x.opf", "<a>" + item + '<itemref idref="a"/>' * 100 + "</a>")
-        made.writestr("a.html", "<p></p>" * 2_000_000)
+        archive.writestr("x.opf", "<a>" + item + '<itemref idref="a"/>' * 100 + "</a>")
+        archive.writestr("a.html", "<p></p>" * 2_000_000)
     with server_with_limits(tiny_path, "ServerLimits(document_seconds=3.0)") as served:
-        begun = time.monotonic()
+        started = time.monotonic()
         document = {"Content-Type": "application/octet-stream"}
         status, answer, _ = post(f"{served.url}/documents?name=a.epub", book.read_bytes(), **document)
         assert (status, answer["error"]["code"]) == (400, "document_unreadable")
         assert answer["error"]["message"].startswith("a.epub was not read within 3 s")
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - started < 10
         assert post(f"{served.url}/documents?name=a.txt", b"A pig.", **document)[0] == 200
         assert still_answers(served)
 
@@ -286,4 +286,4 @@ def test_a_key_that_is_not_ascii(tiny_path: Path) -> None:
         for given, status in ((key, b"200"), ("schlussel", b"401"), ("schl\u00fcssel\u00e9", b"401")):
             head = f"GET /v1/models HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer {given}"
             with connect(served, os.fsencode(head) + b"\r\n\r\n") as connection:
-                assert all_of(connection).startswith(b"HTTP/1.1 " + status)
+                assert receive_all(connection).startswith(b"HTTP/1.1 " + status)

@@ -1,4 +1,4 @@
-"""/v1/embeddings: transformers' pooled states, as OpenAI's client asks for them; who gives none says so."""
+"""/v1/embeddings through OpenAI's client: vectors equal transformers' pooled states, and errors."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ def vectors(answer: Any) -> NDArray[np.float64]:
 def test_vectors_of_texts(served: RunningServer) -> None:
     texts = ["Pigs fly.", "Pigs do not fly at all.", "Pigs fly."]
     answer = ask(served, texts)
-    found = vectors(answer)
-    assert found.shape == (3, WIDTH)
+    computed = vectors(answer)
+    assert computed.shape == (3, WIDTH)
     assert [one.index for one in answer.data] == [0, 1, 2]
-    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
-    assert found[0].tolist() == found[2].tolist()
-    assert found[0] @ found[1] < 0.999
+    assert np.linalg.norm(computed, axis=1) == pytest.approx(1, abs=1e-5)
+    assert computed[0].tolist() == computed[2].tolist()
+    assert computed[0] @ computed[1] < 0.999
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == sum(map(len, texts)) + 3 * 2
     as_list = ask(served, texts[0], encoding_format="float", dimensions=WIDTH)
-    assert vectors(as_list)[0] == pytest.approx(found[0], abs=1e-7)
+    assert vectors(as_list)[0] == pytest.approx(computed[0], abs=1e-7)
     with Model.open(served_path(served), vocab_only=True) as model:
         tokens = [model.tokenize(text) for text in texts[:2]]
-    assert vectors(ask(served, tokens)).tolist() == found[:2].tolist()
-    assert vectors(ask(served, tokens[1])).tolist() == found[1:2].tolist()
+    assert vectors(ask(served, tokens)).tolist() == computed[:2].tolist()
+    assert vectors(ask(served, tokens[1])).tolist() == computed[1:2].tolist()
 
 
 def served_path(served: RunningServer) -> str:
@@ -91,10 +91,12 @@ def served_path(served: RunningServer) -> str:
     ],
     ids=["empty", "none", "dimensions", "format", "unknown", "model", "token", "many"],
 )
-def test_what_is_wrong_is_refused(served: RunningServer, wrong: dict[str, Any], reason: str | None) -> None:
+def test_invalid_requests_are_refused(
+    served: RunningServer, wrong: dict[str, Any], reason: str | None
+) -> None:
     given = {"model": "tiny", **wrong}
     more = {"extra_body": {"truncate": given.pop("truncate")}} if "truncate" in given else {}
-    if reason is None:  # BOS is a text too
+    if reason is None:  # the text is only BOS
         assert vectors(served.client().embeddings.create(**given)).shape == (1, WIDTH)
         return
     with pytest.raises(openai.APIStatusError) as refused:
@@ -112,7 +114,7 @@ def test_a_text_past_the_window_is_refused_with_counts(served: RunningServer) ->
     assert vectors(ask(served, text_tokens(WINDOW))).shape == (1, WIDTH)
 
 
-def test_answers_go_on_beside_embeddings(served: RunningServer) -> None:
+def test_completions_continue_beside_embeddings(served: RunningServer) -> None:
     client = served.client()
 
     def answer() -> str:
@@ -127,13 +129,13 @@ def test_answers_go_on_beside_embeddings(served: RunningServer) -> None:
         model="tiny", prompt="Once", max_tokens=200, temperature=0, stream=True
     )
     texts = [next(iter(stream)).choices[0].text]
-    found = vectors(ask(served, ["some text"] * 20))
+    computed = vectors(ask(served, ["some text"] * 20))
     texts += [chunk.choices[0].text for chunk in stream]
     assert "".join(texts) == alone
-    assert (found == found[0]).all()
+    assert (computed == computed[0]).all()
 
 
-def test_a_model_tells_whether_it_gives_any(served: RunningServer, tmp_path: Path) -> None:
+def test_the_model_list_says_whether_there_are_embeddings(served: RunningServer, tmp_path: Path) -> None:
     assert served.client().models.list().data[0].embeddings is True  # type: ignore[attr-defined]
     with running_server(write_tiny(tmp_path / "tiny.gguf"), "--slots", "1", "--no-prompt-cache") as other:
         assert other.client().models.list().data[0].embeddings is False  # type: ignore[attr-defined]
@@ -141,11 +143,11 @@ def test_a_model_tells_whether_it_gives_any(served: RunningServer, tmp_path: Pat
             ask(other, "x")
 
 
-# ---- what is computed ----------------------------------------------------------------------------
+# ---- the vectors ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"),
+    ("pooling_config", "pooling"),
     [
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, MEAN),
         ({"pooling_mode": "cls"}, CLS),
@@ -154,57 +156,58 @@ def test_a_model_tells_whether_it_gives_any(served: RunningServer, tmp_path: Pat
 )
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_vectors_are_transformers_pooled_states(
-    family: str, said: dict[str, Any], kind: int, tmp_path: Path
+    family: str, pooling_config: dict[str, Any], pooling: int, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoModel
 
     checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
-    pool(checkpoint, said)
+    write_pooling_config(checkpoint, pooling_config)
     pigguf.convert(checkpoint, tmp_path / "tiny.gguf", type="F32")
     reference = AutoModel.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    tokens = [int(token) for token in np.random.default_rng(kind).integers(3, 200, 60)]
+    tokens = [int(token) for token in np.random.default_rng(pooling).integers(3, 200, 60)]
     with torch.no_grad():
         states = reference(torch.tensor([tokens])).last_hidden_state[0].numpy()
-    expected = {MEAN: states.mean(axis=0), CLS: states[0], LAST: states[-1]}[kind]
+    expected = {MEAN: states.mean(axis=0), CLS: states[0], LAST: states[-1]}[pooling]
     with Model.open(tmp_path / "tiny.gguf") as model:
         options = ContextOptions(batch=16, cache_k="f32", cache_v="f32")
-        [short, found] = embed(model, [tokens[:7], tokens], options)
-    # attention takes 16 bits
-    assert found @ expected / np.linalg.norm(expected) == pytest.approx(1, abs=1e-5)
-    assert (short @ expected / np.linalg.norm(expected) > 0.9999) == (kind == CLS)
+        [short, computed] = embed(model, [tokens[:7], tokens], options)
+    # attention is computed in 16 bits
+    assert computed @ expected / np.linalg.norm(expected) == pytest.approx(1, abs=1e-5)
+    assert (short @ expected / np.linalg.norm(expected) > 0.9999) == (pooling == CLS)
 
 
-def pool(checkpoint: Path, said: dict[str, Any]) -> None:
+def write_pooling_config(checkpoint: Path, pooling_config: dict[str, Any]) -> None:
     (checkpoint / "1_Pooling").mkdir()
-    config = {"word_embedding_dimension": 64, **said, "include_prompt": True}
+    config = {"word_embedding_dimension": 64, **pooling_config, "include_prompt": True}
     (checkpoint / "1_Pooling" / "config.json").write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
-    "said", [{"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, {"pooling_mode": "max"}]
+    "pooling_config",
+    [{"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, {"pooling_mode": "max"}],
 )
-def test_a_pooling_that_no_file_can_say_is_told(said: dict[str, Any], tmp_path: Path) -> None:
+def test_a_pooling_that_gguf_cannot_express_is_noted(pooling_config: dict[str, Any], tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
-    pool(checkpoint, said)
+    write_pooling_config(checkpoint, pooling_config)
     plan = pigguf.convert(checkpoint, tmp_path / "tiny.gguf", type="F32").plan
     assert "llama.pooling_type" not in plan.metadata
     assert any("max" in note and "gives no embeddings" in note for note in plan.notes)
 
 
-def test_what_a_changed_file_gives_is_not_told(path: Path, tmp_path: Path) -> None:
+def test_vectors_of_a_changed_file_are_not_sent(path: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copy(path, tmp_path / "tiny.gguf"))
     with ModelHost(copied, RunConfig(prompt_cache=False)) as host:
         service = ModelService(host, ServerLimits())
-        asked = parse_embedding_request({"input": [[3, 4]]})
+        request = parse_embedding_request({"input": [[3, 4]]})
         with pytest.raises(GGUFError, match="was written to while it was in use"), host.borrow_context():
             os.utime(copied, ns=(0, 0))
         wait_until(lambda: host.failure is not None)
         with pytest.raises(RequestRefused, match="the model is unavailable"):
-            service.embed(asked, service.embedding_inputs(asked), lambda: False)
+            service.embed(request, service.embedding_inputs(request), lambda: False)
 
 
-def test_a_text_that_the_memory_does_not_hold_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_does_not_fit_into_memory_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pigguf.inference.engine.embeddings.available_memory", lambda: 1 << 20)
     monkeypatch.setattr("pigguf.inference.engine.embeddings._MIN_CHECKED_LENGTH", 100)
     with Model.open(path) as model:
@@ -213,7 +216,7 @@ def test_a_text_that_the_memory_does_not_hold_is_refused(path: Path, monkeypatch
             embed(model, [text_tokens(500)])
 
 
-def test_what_gives_no_vectors(path: Path, tmp_path: Path) -> None:
+def test_interrupted_and_unsupported_embeddings(path: Path, tmp_path: Path) -> None:
     with Model.open(path) as model, pytest.raises(Interrupted):
         embed(model, [text_tokens(300)], stop=lambda: True)
     ranking = write_tiny(tmp_path / "rank.gguf", {"llama.pooling_type": u32(RANK)})

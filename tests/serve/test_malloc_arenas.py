@@ -1,4 +1,4 @@
-"""glibc's malloc in processes of their own, asked what it holds."""
+"""glibc malloc settings, in subprocesses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of gl
 HEAP = 64 << 20  # bytes of addresses that an arena reserves on a machine of 64 bits
 
 
-def printed(code: str, **environ: str) -> int:
+def run_and_parse_int(code: str, **environ: str) -> int:
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, env=os.environ | environ, capture_output=True, text=True, check=True)
     return int(done.stdout)
@@ -46,25 +46,27 @@ ARENAS = """
     libc = ctypes.CDLL(None)
     libc.fopen.restype = ctypes.c_void_p
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "told.xml"
-        file = ctypes.c_void_p(libc.fopen(str(told).encode(), b"w"))
+        report = Path(folder) / "report.xml"
+        file = ctypes.c_void_p(libc.fopen(str(report).encode(), b"w"))
         libc.malloc_info(0, file)
         libc.fclose(file)
-        print(told.read_text().count("<heap nr"))
+        print(report.read_text().count("<heap nr"))
 """
 
 
-def test_threads_share_two_arenas_unless_the_user_wants_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_share_two_arenas_unless_the_user_sets_another_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
-    assert printed(ARENAS, MALLOC_ARENA_MAX="6") == 6
-    assert printed(ARENAS) == 2
+    assert run_and_parse_int(ARENAS, MALLOC_ARENA_MAX="6") == 6
+    assert run_and_parse_int(ARENAS) == 2
 
 
 def test_a_server_has_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_chat_model(tmp_path / "tiny.gguf", 512)
 
     def arenas() -> int:
-        """Beside the first, which is no mapping of 64 MiB that is in part reserved (malloc/arena.c)."""
+        """Return the number of arenas besides the main one, which is no 64 MiB mapping (malloc/arena.c)."""
         with running_server(model, "--no-prompt-cache") as served:
             served.client().completions.create(model="tiny", prompt="Once", max_tokens=4)
             maps = Path(f"/proc/{served.process.pid}/maps").read_text().splitlines()
@@ -81,8 +83,8 @@ def test_a_server_has_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert arenas() > 1
 
 
-def test_what_was_freed_goes_back() -> None:
-    given_back = printed("""
+def test_freed_memory_goes_back_to_the_system() -> None:
+    given_back = run_and_parse_int("""
         from pathlib import Path
         from pigguf.serve import malloc_arenas
 
@@ -90,7 +92,7 @@ def test_what_was_freed_goes_back() -> None:
             return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
         blocks = [bytes(100_000) for _ in range(500)]
-        kept = blocks[::50]  # so that most of what is freed is not above all that is in use
+        still_used = blocks[::50]  # so that most of the free memory is below memory in use
         del blocks
         before = resident()
         malloc_arenas.release_free_memory()

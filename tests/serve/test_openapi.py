@@ -1,4 +1,4 @@
-"""The description of the server: what openai.py reads, and what a real server answers (schemathesis)."""
+"""The OpenAPI document: compared with the fields that are read, and with a real server (schemathesis)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pigguf.serve.service import ModelService
 
 KEY = "s3cret"
 SCHEMAS = openapi_document(with_key=True)["components"]["schemas"]
-READERS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+PARSERS: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "ChatRequest": (openai_requests.parse_chat_request, {"messages": [{"role": "user", "content": "x"}]}),
     "CompletionRequest": (openai_requests.parse_completion_request, {"prompt": "x"}),
     "EmbeddingRequest": (openai_requests.parse_embedding_request, {"input": "x"}),
@@ -38,19 +38,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield served
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_it_describes_what_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No parameter more, and none less."""
-    read, body = READERS[name]
+@pytest.mark.parametrize("name", PARSERS)
+def test_it_has_the_fields_that_are_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly these parameters."""
+    parse, body = PARSERS[name]
     taken: set[str] = set()
-    really = openai_fields.RequestFields.take
+    original_take = openai_fields.RequestFields.take
 
-    def noting(fields: openai_fields.RequestFields, parameter: str) -> Any:
+    def recording_take(fields: openai_fields.RequestFields, parameter: str) -> Any:
         taken.add(parameter)
-        return really(fields, parameter)
+        return original_take(fields, parameter)
 
-    monkeypatch.setattr(openai_fields.RequestFields, "take", noting)
-    read(body)
+    monkeypatch.setattr(openai_fields.RequestFields, "take", recording_take)
+    parse(body)
     assert (
         set(SCHEMAS[name]["properties"])
         == taken | set(openai_fields.UNSUPPORTED_PARAMETERS) | openai_fields.IGNORED_PARAMETERS
@@ -58,7 +58,7 @@ def test_it_describes_what_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert set(SCHEMAS[name]["required"]) == set(body)
 
 
-def test_it_describes_every_route_but_the_page_s(tmp_path: Path) -> None:
+def test_it_has_every_route_except_the_page_s(tmp_path: Path) -> None:
     path = write_chat_model(tmp_path / "tiny.gguf", 256)
     with ModelHost(path, RunConfig(prompt_cache=False)) as host:
         routes = [
@@ -75,13 +75,13 @@ def test_it_describes_every_route_but_the_page_s(tmp_path: Path) -> None:
     assert found == {name: set(methods) for name, methods in openapi_document(with_key=True)["paths"].items()}
 
 
-def test_a_server_tells_it_to_who_has_no_key(tiny: RunningServer) -> None:
+def test_it_is_public(tiny: RunningServer) -> None:
     assert json.loads(get(f"{tiny.url}/openapi.json")) == openapi_document(with_key=True)
     assert post(f"{tiny.url}/tokenize", {"content": "x"})[0] == 401
 
 
 def schemathesis(served: RunningServer, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Requests made up from the description, right and wrong ones, and every answer compared with it."""
+    """Run schemathesis: it generates valid and invalid requests, and checks the responses."""
     program = Path(sys.executable).with_name("st")
     command = [str(program), "run", f"{served.url}/openapi.json", "--seed", "1", "--no-color"]
     key = ["--header", f"Authorization: Bearer {KEY}"]
@@ -100,14 +100,14 @@ def schemathesis(served: RunningServer, folder: Path, *options: str) -> subproce
     )
 
 
-def test_made_up_requests(tiny: RunningServer, tmp_path: Path) -> None:
+def test_generated_requests(tiny: RunningServer, tmp_path: Path) -> None:
     done = schemathesis(tiny, tmp_path, "--phases", "examples,fuzzing", "--max-examples", "8")
     assert done.returncode == 0, done.stdout
-    assert "8 passed" in done.stdout  # all but the description itself
+    assert "8 passed" in done.stdout  # all except the document itself
 
 
 @pytest.mark.slow
-def test_many_made_up_requests(tiny: RunningServer, tmp_path: Path) -> None:
+def test_many_generated_requests(tiny: RunningServer, tmp_path: Path) -> None:
     done = schemathesis(tiny, tmp_path, "--max-time", "240", "--max-examples", "500")
     assert done.returncode == 0, done.stdout
     assert json.loads(get(f"{tiny.url}/health"))["running"] == 0

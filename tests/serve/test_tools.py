@@ -1,4 +1,4 @@
-"""Calls of functions as OpenAI's own client makes and reads them, of models of every form."""
+"""Tool calls through OpenAI's client, with models of every tool call format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.running_server import RunningServer, running_server
 from support.tool_call_formats import OPENINGS, TOOLS, WEATHER, write_tool_calling_model
 
 QUESTION: list[Any] = [{"role": "user", "content": "How is the weather in Paris?"}]
-OPENED = '<tool_call>\n{"name": [TOOL_CALLS][{"name": '  # text that in an answer would begin a call
+OPENED = '<tool_call>\n{"name": [TOOL_CALLS][{"name": '  # text that would open a call in an answer
 FUNCTIONS: Any = [tool.as_json() for tool in TOOLS.values()]
 
 
@@ -51,10 +51,10 @@ def check(calls: Any) -> None:
         jsonschema.validate(json.loads(call.function.arguments), dict(TOOLS[call.function.name].parameters))
 
 
-# ---- every form ----------------------------------------------------------------------------------
+# ---- every format --------------------------------------------------------------------------------
 
 
-def test_a_model_calls_where_it_wants_to(served: RunningServer) -> None:
+def test_a_model_may_call_a_tool(served: RunningServer) -> None:
     [choice] = ask(served.client()).choices
     assert choice.finish_reason == "tool_calls"
     assert choice.message.content == (None if served.opening == '{"name":' else "Ok")  # type: ignore[attr-defined]
@@ -63,7 +63,7 @@ def test_a_model_calls_where_it_wants_to(served: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("choice", ["auto", "required"])
-def test_a_stream_says_the_same_in_pieces(served: RunningServer, choice: str) -> None:
+def test_a_stream_has_the_same_calls(served: RunningServer, choice: str) -> None:
     client = served.client()
     whole = ask(client, tool_choice=choice).choices[0]
     with client.chat.completions.stream(**settings(tool_choice=choice)) as stream:
@@ -82,7 +82,7 @@ def test_a_stream_says_the_same_in_pieces(served: RunningServer, choice: str) ->
     assert not any(delta.id or delta.function.name for delta in deltas[1:])
 
 
-def test_a_model_that_must_call_does(served: RunningServer) -> None:
+def test_a_model_that_must_call_a_tool_does(served: RunningServer) -> None:
     client = served.client()
     counts = set()
     for seed in range(4):
@@ -102,24 +102,26 @@ def test_a_model_that_must_call_does(served: RunningServer) -> None:
         check([call])
 
 
-def test_what_a_call_gave_goes_back(served: RunningServer) -> None:
+def test_results_are_sent_back(served: RunningServer) -> None:
     client = served.client()
     called = ask(client, tool_choice="required").choices[0].message
     [call] = called.tool_calls
-    gave = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
-    messages = [*QUESTION, called, gave]
+    result_message = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
+    messages = [*QUESTION, called, result_message]
     answer = ask(client, messages=messages, tool_choice="none")
     assert answer.choices[0].message.tool_calls is None
     longer = ask(
-        client, messages=[*QUESTION, called, {**gave, "content": "Sunny. Warm."}], tool_choice="none"
+        client,
+        messages=[*QUESTION, called, {**result_message, "content": "Sunny. Warm."}],
+        tool_choice="none",
     )
     assert longer.usage.prompt_tokens - answer.usage.prompt_tokens == len(" Warm.")
-    other = {**gave, "tool_call_id": "another"}
+    other = {**result_message, "tool_call_id": "another"}
     with pytest.raises(openai.BadRequestError, match="the id of a tool call in an earlier message"):
         ask(client, messages=[*QUESTION, called, other])
 
 
-def test_an_answer_is_a_call_or_what_the_response_format_says(served: RunningServer) -> None:
+def test_an_answer_is_a_call_or_follows_the_response_format(served: RunningServer) -> None:
     client = served.client()
     written = {"type": "object", "properties": {"said": {"enum": [OPENED]}}, "required": ["said"]}
     wanted = {"type": "json_schema", "json_schema": {"name": "said", "schema": written}}
@@ -130,7 +132,7 @@ def test_an_answer_is_a_call_or_what_the_response_format_says(served: RunningSer
         "extra_body": {"top_k": 0, "min_p": 0.0},
     }
     if served.opening == '{"name":':  # type: ignore[attr-defined]
-        with pytest.raises(openai.BadRequestError, match="cannot be told from an answer in JSON"):
+        with pytest.raises(openai.BadRequestError, match="cannot be text from an answer in JSON"):
             ask(client, **hot)
         ask(client, tool_choice="required", **hot)
         return
@@ -165,7 +167,7 @@ def test_a_model_that_is_to_call_none_is_told_of_none(one: openai.OpenAI) -> Non
     assert ask(one).usage.prompt_tokens > answer.usage.prompt_tokens
 
 
-def test_an_answer_that_ends_too_early_says_so(one: openai.OpenAI) -> None:
+def test_an_answer_that_is_cut_short_says_so(one: openai.OpenAI) -> None:
     [choice] = ask(one, max_tokens=60).choices
     assert choice.finish_reason == "length"
     [call] = choice.message.tool_calls
@@ -175,25 +177,25 @@ def test_an_answer_that_ends_too_early_says_so(one: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "O"
 
 
-def test_probabilities_come_with_calls(one: openai.OpenAI) -> None:
+def test_logprobs_come_with_calls(one: openai.OpenAI) -> None:
     [choice] = ask(one, logprobs=True).choices
-    told = "".join(token.token for token in choice.logprobs.content)
-    assert told.startswith("Ok<tool_call>")
+    text = "".join(token.token for token in choice.logprobs.content)
+    assert text.startswith("Ok<tool_call>")
     streamed = [
         token.token
         for chunk in ask(one, logprobs=True, stream=True)
         if chunk.choices[0].logprobs
         for token in chunk.choices[0].logprobs.content
     ]
-    assert "".join(streamed) == told
+    assert "".join(streamed) == text
 
 
 def tool(**function: Any) -> list[Any]:
     return [{"type": "function", "function": {"name": "f", **function}}]
 
 
-def made(**call: Any) -> list[Any]:
-    """A conversation in which a call was made."""
+def conversation_with_call(**call: Any) -> list[Any]:
+    """Return a conversation with a tool call."""
     whole = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}, **call}
     return [*QUESTION, {"role": "assistant", "tool_calls": [whole]}]
 
@@ -215,24 +217,30 @@ def made(**call: Any) -> list[Any]:
         ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice must be none, auto, required"),
         ({"response_format": {"type": "xml"}}, "response_format must be of type text, json_object"),
         ({"messages": [*QUESTION, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id"),
-        ({"messages": made(function={"name": "f", "arguments": "[]"})}, "arguments must be a JSON object"),
-        ({"messages": made(function={"name": "f", "arguments": "{"})}, "arguments must be a JSON object"),
-        ({"messages": made(type="custom")}, "a call of type function"),
-        ({"messages": made(id=1)}, "tool_calls[0].id must be a string"),
+        (
+            {"messages": conversation_with_call(function={"name": "f", "arguments": "[]"})},
+            "arguments must be a JSON object",
+        ),
+        (
+            {"messages": conversation_with_call(function={"name": "f", "arguments": "{"})},
+            "arguments must be a JSON object",
+        ),
+        ({"messages": conversation_with_call(type="custom")}, "a call of type function"),
+        ({"messages": conversation_with_call(id=1)}, "tool_calls[0].id must be a string"),
     ],
 )
-def test_what_is_wrong_is_refused_by_name(one: openai.OpenAI, wrong: Any, reason: str) -> None:
+def test_invalid_requests_are_refused_with_the_parameter(one: openai.OpenAI, wrong: Any, reason: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         ask(one, **wrong)
     assert reason in refused.value.message
 
 
-def test_a_function_without_parameters_takes_none(one: openai.OpenAI) -> None:
+def test_a_tool_without_parameters_gets_none(one: openai.OpenAI) -> None:
     [call] = ask(one, tools=tool(), tool_choice="required").choices[0].message.tool_calls
     assert json.loads(call.function.arguments) == {}
 
 
-def test_the_demo_model_calls_what_it_must(smollm2_gguf: Path) -> None:
+def test_the_demo_model_calls_a_forced_tool(smollm2_gguf: Path) -> None:
     with running_server(smollm2_gguf, "--ctx", "2048", "--slots", "1", "--no-prompt-cache") as served:
         answer = served.client().chat.completions.create(
             model=smollm2_gguf.stem,

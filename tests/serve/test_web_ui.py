@@ -1,4 +1,4 @@
-"""The page of `pigguf serve` in a real browser, headless Chromium, on a real server with a real model."""
+"""The chat page of `pigguf serve` in headless Chromium, on a real server with a real model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import pigguf
 from pigguf.rope import RopeOverrides
 
 WINDOW = 4096
-PAUSE = 60_000  # milliseconds for what takes the server a moment on a busy machine
+PAUSE = 60_000  # milliseconds to wait for the server on a busy machine
 
 Visit = Callable[..., Page]
 
@@ -34,8 +34,8 @@ def browser() -> Iterator[Browser]:
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
-        told = "there is no Chromium: apt-get install chromium"
-        pytest.fail(told) if os.environ.get("CI") else pytest.skip(told)
+        reason = "there is no Chromium: apt-get install chromium"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     arguments = ["--no-sandbox"] if os.getuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=arguments)
@@ -51,7 +51,7 @@ def smollm2(smollm2_gguf: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Visit]:
-    """Open the page in a browser of its own, which must ask nobody but the server, and fail nowhere."""
+    """Open the page in a new browser, which may request nothing but the server, and must not fail."""
     visited: list[tuple[Page, str, list[str], list[str]]] = []
     expect.set_options(timeout=PAUSE)
 
@@ -83,19 +83,19 @@ def ask(page: Page, text: str) -> None:
 
 
 def drop(page: Page, name: str, data: str) -> None:
-    """Drop a file on the page, as a hand with a mouse does."""
+    """Drop a file on the page."""
     dragged = page.evaluate_handle(
         "([name, data]) => { const dragged = new DataTransfer();"
         " dragged.items.add(new File([data], name)); return dragged; }",
         [name, data],
     )
     page.dispatch_event("#scroll", "dragover", {"dataTransfer": dragged})
-    expect(page.get_by_text("Drop it: it goes with your next question")).to_be_visible()
+    expect(page.get_by_text("Drop it to attach it to your next question")).to_be_visible()
     page.dispatch_event("#scroll", "drop", {"dataTransfer": dragged})
 
 
 def send(url: str, data: bytes | None = None, **headers: str) -> tuple[int, Any]:
-    """The status and the JSON of an answer."""
+    """Return the status and the JSON of a response."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60) as answer:
             return answer.status, json.load(answer)
@@ -111,15 +111,15 @@ def send_document(served: RunningServer, name: str, data: bytes) -> tuple[int, A
 
 def tokens_of(served: RunningServer, text: str) -> int:
     data = json.dumps({"content": text}).encode()
-    status, said = send(f"{served.url}/tokenize", data, **{"Content-Type": "application/json"})
+    status, answer = send(f"{served.url}/tokenize", data, **{"Content-Type": "application/json"})
     assert status == 200
-    return int(said["count"])
+    return int(answer["count"])
 
 
-def count(served: RunningServer, *said: str) -> int:
-    """Tokens of a conversation, question and answer in turns."""
+def count(served: RunningServer, *texts: str) -> int:
+    """Return the tokens of a conversation of alternating questions and answers."""
     messages = [
-        {"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)
+        {"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)
     ]
     data = json.dumps({"messages": messages}).encode()
     return int(send(f"{served.url}/count", data, **{"Content-Type": "application/json"})[1]["count"])
@@ -130,7 +130,7 @@ def count(served: RunningServer, *said: str) -> int:
 
 def test_a_question_is_answered_and_counted(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2)
-    expect(page.get_by_text(f"with a window of {WINDOW:,} tokens")).to_be_visible()
+    expect(page.get_by_text(f"with a context window of {WINDOW:,} tokens")).to_be_visible()
     expect(page.locator("#counts")).to_have_text(f"0 of {WINDOW:,} tokens")
     question = "Name the capital of France."
     page.get_by_label("Question", exact=True).fill(question)
@@ -140,14 +140,14 @@ def test_a_question_is_answered_and_counted(visit: Visit, smollm2: RunningServer
     answer = page.locator(".answer")
     expect(answer.locator(".prose")).to_contain_text("Paris")
     assert re.search(rf"^\d+ tokens.* prompt of {asked}\b", answer.locator(".numbers").inner_text())
-    told = count(smollm2, question, answer.locator(".prose").inner_text())
-    expect(page.locator("#counts")).to_have_text(f"{told} of {WINDOW:,} tokens")
+    expected = count(smollm2, question, answer.locator(".prose").inner_text())
+    expect(page.locator("#counts")).to_have_text(f"{expected} of {WINDOW:,} tokens")
     expect(page.get_by_role("status")).to_contain_text("Paris")
     ask(page, "And of Italy?")
     expect(page.locator(".answer").nth(1).locator(".prose")).to_contain_text("Rome")
 
 
-def test_an_answer_flows_is_stopped_and_tried_again(visit: Visit, smollm2: RunningServer) -> None:
+def test_an_answer_streams_is_stopped_and_retried(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2, {"maxTokens": 1000, "temperature": 0.8})
     ask(page, "Write a long story about a pig that reads long books.")
     growing = page.locator("#live .prose")
@@ -193,7 +193,7 @@ def test_a_dropped_document_is_counted_and_goes_with_the_question(
     expect(page.locator(".answer")).to_have_count(2)
 
 
-def test_a_long_prompt_shows_progress_and_comes_back_when_stopped(
+def test_a_long_prompt_shows_progress_and_returns_to_the_draft_when_stopped(
     visit: Visit, smollm2: RunningServer, novel: str
 ) -> None:
     page = visit(smollm2)
@@ -210,13 +210,13 @@ def test_a_long_prompt_shows_progress_and_comes_back_when_stopped(
     expect(page.locator("#messages article")).to_have_count(0)
 
 
-def test_what_does_not_fit_is_said_with_counts_and_mended(
+def test_an_overflow_is_shown_with_counts_and_can_be_fixed(
     visit: Visit, smollm2: RunningServer, novel: str
 ) -> None:
     page = visit(smollm2)
     drop(page, "chapter.txt", novel)
     notice = page.locator("#notice")
-    expect(notice).to_contain_text(f"the window holds {WINDOW:,}")
+    expect(notice).to_contain_text(f"the window has {WINDOW:,}")
     expect(page.locator("#gauge")).to_have_attribute("data-state", "over")
     ask(page, "Who is Anne?")  # the server refuses it, and nothing is lost
     expect(notice).to_contain_text("too many")
@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_said_with_counts_and_mended(
     expect(page.locator(".answer .prose")).not_to_be_empty()
 
 
-def test_documents_come_in_every_format_by_their_bytes(smollm2: RunningServer, tmp_path: Path) -> None:
+def test_document_formats_are_detected_from_bytes(smollm2: RunningServer, tmp_path: Path) -> None:
     made = pdf(tmp_path / "a.pdf", ["The pig is on page one.", "And here is page two."])
     status, read = send_document(smollm2, "../../etc/report.PDF", made.read_bytes())
     assert status == 200
@@ -245,27 +245,31 @@ def test_documents_come_in_every_format_by_their_bytes(smollm2: RunningServer, t
     assert read["tokens"] == tokens_of(smollm2, plain)
 
 
-def test_what_was_scanned_in_a_document_is_told(visit: Visit, smollm2: RunningServer, tmp_path: Path) -> None:
+def test_scanned_pages_of_a_document_are_reported(
+    visit: Visit, smollm2: RunningServer, tmp_path: Path
+) -> None:
     page, scanned = visit(smollm2), pdf(tmp_path / "half.pdf", ["Words.", None])
     page.get_by_label("Documents", exact=True).set_input_files(scanned)
     expect(page.locator("#notice")).to_contain_text("half.pdf: no text on page 2 of 2: not read")
     expect(page.locator("#waiting .count")).to_have_text(re.compile(r"^\d+ tokens$"))
 
 
-def test_documents_that_cannot_be_read_are_refused_by_name(smollm2: RunningServer, tmp_path: Path) -> None:
-    status, said = send_document(smollm2, "broken.pdf", b"%PDF-1.7 and then nothing")
+def test_unreadable_documents_are_refused_by_name(smollm2: RunningServer, tmp_path: Path) -> None:
+    status, answer = send_document(smollm2, "broken.pdf", b"%PDF-1.7 and then nothing")
     assert status == 400
-    assert said["error"]["code"] == "document_unreadable"
-    assert said["error"]["message"].startswith("broken.pdf is a damaged PDF")
-    assert "tmp" not in said["error"]["message"]
+    assert answer["error"]["code"] == "document_unreadable"
+    assert answer["error"]["message"].startswith("broken.pdf is a damaged PDF")
+    assert "tmp" not in answer["error"]["message"]
     assert send_document(smollm2, "picture", b"\x89PNG\r\n\x1a\n\0\0")[0] == 400
     assert send_document(smollm2, "latin.txt", "Füße".encode("latin-1"))[0] == 400
-    status, said = send_document(smollm2, "endless.txt", b"pig " * WINDOW * 100)
-    assert (status, said["error"]["code"]) == (413, "document_too_long")
+    status, answer = send_document(smollm2, "endless.txt", b"pig " * WINDOW * 100)
+    assert (status, answer["error"]["code"]) == (413, "document_too_long")
     assert send(f"{smollm2.url}/documents", b"text", **{"Content-Type": "text/plain"})[0] == 415
 
 
-def test_what_a_document_is_refused_for_is_said(visit: Visit, smollm2: RunningServer, tmp_path: Path) -> None:
+def test_the_reason_of_a_refused_document_is_shown(
+    visit: Visit, smollm2: RunningServer, tmp_path: Path
+) -> None:
     page = visit(smollm2)
     broken = tmp_path / "broken.pdf"
     broken.write_bytes(b"%PDF-1.7 and then nothing")
@@ -274,7 +278,7 @@ def test_what_a_document_is_refused_for_is_said(visit: Visit, smollm2: RunningSe
     expect(page.locator("#waiting .chip")).to_have_count(0)
 
 
-# ---- a server that is busy, gone, or locked ------------------------------------------------------
+# ---- a server that is busy, down, or needs a key--------------------------------------------------
 
 
 def test_a_restarted_server_is_found_again_and_the_question_answered(visit: Visit, tiny_path: Path) -> None:
@@ -310,7 +314,7 @@ def test_a_full_queue_is_waited_for(visit: Visit, tiny_path: Path) -> None:
         expect(page.locator(".answer .numbers")).to_have_text(re.compile("prompt of"), timeout=60_000)
 
 
-def test_a_key_is_asked_for_and_the_page_loads_without_it(visit: Visit, tiny_path: Path) -> None:
+def test_an_api_key_is_requested_and_the_page_loads_without_it(visit: Visit, tiny_path: Path) -> None:
     with running_server(tiny_path, "--no-prompt-cache", "--api-key", "right") as served:
         assert send(f"{served.url}/about")[0] == 401
         page = visit(served)
@@ -325,10 +329,10 @@ def test_a_key_is_asked_for_and_the_page_loads_without_it(visit: Visit, tiny_pat
         expect(page.locator(".answer .numbers")).to_have_text(re.compile("prompt of"))
 
 
-# ---- what is kept --------------------------------------------------------------------------------
+# ---- what is saved -------------------------------------------------------------------------------
 
 
-def test_conversations_are_kept_renamed_exported_and_deleted(visit: Visit, smollm2: RunningServer) -> None:
+def test_conversations_are_saved_renamed_exported_and_deleted(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2)
     ask(page, "Name the capital of France.")
     expect(page.locator(".answer")).to_contain_text("Paris")
@@ -336,7 +340,7 @@ def test_conversations_are_kept_renamed_exported_and_deleted(visit: Visit, smoll
     drop(page, "note.txt", "The secret word is walnut.")
     expect(page.locator("#waiting .count")).to_have_text(re.compile("tokens"))
     page.get_by_label("Question", exact=True).fill("What is the secret word?")
-    time.sleep(0.6)  # the draft is kept a moment after the last key
+    time.sleep(0.6)  # the draft is saved a moment after the last key
     page.reload()
     rows = page.get_by_role("navigation").get_by_role("listitem")
     expect(rows).to_have_count(2)
@@ -373,7 +377,7 @@ def test_conversations_are_kept_renamed_exported_and_deleted(visit: Visit, smoll
     expect(rows).to_have_count(1)
 
 
-def test_settings_are_kept_and_change_the_answer(visit: Visit, smollm2: RunningServer) -> None:
+def test_settings_are_saved_and_change_the_answer(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2)
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Longest answer").fill("3")
@@ -389,10 +393,10 @@ def test_settings_are_kept_and_change_the_answer(visit: Visit, smollm2: RunningS
     expect(page.locator(".answer .numbers")).to_have_text(re.compile("^3 tokens"))
 
 
-# ---- how it looks, and for whom ------------------------------------------------------------------
+# ---- appearance and accessibility-----------------------------------------------------------------
 
 
-def test_what_the_file_says_of_positions_is_told_and_drawn(
+def test_the_rope_scaling_of_the_file_is_explained_and_shown(
     visit: Visit, smollm2_gguf: Path, tmp_path: Path
 ) -> None:
     extended = tmp_path / "extended.gguf"
@@ -406,15 +410,15 @@ def test_what_the_file_says_of_positions_is_told_and_drawn(
         page.get_by_label("Question", exact=True).fill("Hello")
         used = count(served, "Hello")
         expect(page.locator("#counts")).to_have_text(f"{used} of 1,024 tokens")
-        page.get_by_role("button", name="Window:").click()
-        panel = page.get_by_role("dialog", name="What the file says of positions")
+        page.get_by_role("button", name="Context window:").click()
+        panel = page.get_by_role("dialog", name="Rope scaling of the file")
         expect(panel).to_contain_text("This file divides every position by 4")
-        expect(panel).to_contain_text("Original window8,192 tokensExtended window32,768 tokens")
-        expect(panel).to_contain_text("Window of this server1,024 tokens")
+        expect(panel).to_contain_text("Original context8,192 tokensExtended context32,768 tokens")
+        expect(panel).to_contain_text("Context of this server1,024 tokens")
         expect(panel).to_contain_text(f"ends at position {used}, which the model sees as {round(used / 4)}")
         rays = panel.locator(".ray")
         last = rays.last
-        left, width = 14.0, 532.0  # of the picture
+        left, width = 14.0, 532.0  # of the figure
         assert float(last.get_attribute("x1") or 0) == pytest.approx(left + width)
         assert float(last.get_attribute("x2") or 0) == pytest.approx(left + width / 4)
 
@@ -438,10 +442,10 @@ def test_it_follows_the_systems_theme_until_one_is_chosen(visit: Visit, smollm2:
     assert is_dark()
 
 
-def test_everything_is_reached_by_keys(visit: Visit, smollm2: RunningServer) -> None:
+def test_everything_is_reachable_by_keyboard(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2, {"maxTokens": 12})
     expect(page.get_by_label("Question", exact=True)).to_be_focused()
-    page.keyboard.type("Name a colour. Why? /")  # neither ? nor / is a shortcut while one types
+    page.keyboard.type("Name a colour. Why? /")  # neither ? nor / is a shortcut while typing
     page.keyboard.press("Shift+Enter")
     page.keyboard.type("Briefly.")
     page.keyboard.press("Enter")
@@ -452,7 +456,7 @@ def test_everything_is_reached_by_keys(visit: Visit, smollm2: RunningServer) -> 
     page.keyboard.press("Alt+r")
     expect(page.locator(".answer .numbers")).to_have_text(re.compile("prompt of"))
     expect(page.locator(".answer")).to_have_count(1)
-    for keys, name in (("Alt+p", "What the file says of positions"), ("Alt+s", "Settings")):
+    for keys, name in (("Alt+p", "Rope scaling of the file"), ("Alt+s", "Settings")):
         page.keyboard.press(keys)
         expect(page.get_by_role("dialog", name=name)).to_be_visible()
         page.keyboard.press("Escape")
@@ -470,7 +474,7 @@ def test_everything_is_reached_by_keys(visit: Visit, smollm2: RunningServer) -> 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(visit: Visit, smollm2: RunningServer, scheme: str) -> None:
+def test_axe_finds_no_accessibility_problems(visit: Visit, smollm2: RunningServer, scheme: str) -> None:
     page = visit(smollm2, color_scheme=scheme, bypass_csp=True)  # for axe's own script
 
     def check(what: str) -> None:
@@ -484,7 +488,7 @@ def test_axe_finds_nothing(visit: Visit, smollm2: RunningServer, scheme: str) ->
     ask(page, "Write a Python function that adds two numbers.")
     expect(page.locator(".answer .numbers")).to_have_text(re.compile("prompt of"))
     check("an answer")
-    for opener in ("Window:", "Settings", "Keyboard shortcuts"):
+    for opener in ("Context window:", "Settings", "Keyboard shortcuts"):
         page.get_by_role("button", name=opener).click()
         check(opener)
         page.keyboard.press("Escape")
@@ -517,8 +521,8 @@ code
 """
 
 
-def test_what_a_model_writes_never_acts(visit: Visit, smollm2: RunningServer) -> None:
-    """The one answer that no real model can be made to give comes from the test itself."""
+def test_markup_in_an_answer_never_acts(visit: Visit, smollm2: RunningServer) -> None:
+    """No real model can be made to give this answer, so the test sends it itself."""
     page = visit(smollm2)
     dialogs: list[str] = []
     page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
@@ -565,7 +569,7 @@ def test_what_a_model_writes_never_acts(visit: Visit, smollm2: RunningServer) ->
     assert dialogs == []
 
 
-def test_the_browser_is_told_to_ask_this_server_alone(smollm2: RunningServer) -> None:
+def test_the_content_security_policy_allows_only_this_server(smollm2: RunningServer) -> None:
     for path in ("/", "/static/main.js", "/static/page.css", "/static/vendor/marked.js"):
         with urllib.request.urlopen(smollm2.url + path, timeout=60) as answer:
             policy = answer.headers["Content-Security-Policy"]
@@ -578,7 +582,7 @@ def test_the_browser_is_told_to_ask_this_server_alone(smollm2: RunningServer) ->
     assert send(f"{smollm2.url}/static/../page.py")[0] == 404
 
 
-def test_the_policy_holds_where_all_else_fails(visit: Visit, smollm2: RunningServer) -> None:
+def test_the_content_security_policy_is_enforced(visit: Visit, smollm2: RunningServer) -> None:
     page = visit(smollm2)
     loaded = page.evaluate(
         "async () => {"

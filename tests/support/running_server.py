@@ -1,4 +1,4 @@
-"""A real server: `pigguf serve` as a process of its own, on a free port of this machine."""
+"""A real server for tests: `pigguf serve` in a subprocess, on a free port of this machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class RunningServer:
     """A running server.
 
     Attributes:
-        url: without a path; said: the lines of stderr so far.
+        process: the subprocess.
+        stderr_lines: what it has written to stderr.
+        url: its URL, without a path.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -42,31 +44,37 @@ class RunningServer:
         self._reader.start()
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        """OpenAI's, which is closed with the server."""
+        """Return OpenAI's client of the server; it is closed with the server."""
         client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
         return self._clients.enter_context(client)
 
     def close(self) -> None:
-        """End it at once."""
+        """Kill the server."""
         self._clients.close()
         self.process.kill()
 
     def wait(self) -> int:
-        """The exit code, once it ends by itself."""
+        """Wait until the server exits by itself, and return its exit code."""
         code = self.process.wait(timeout=60)
         self._reader.join(timeout=10)
         return code
 
 
 def running_server(*arguments: str | Path, port: int = 0) -> AbstractContextManager[RunningServer]:
-    """The command with these arguments; port 0 is any that is free."""
+    """Run `pigguf serve` with these arguments; port 0 takes any free port."""
     return _running("-m", "pigguf", "serve", *map(str, arguments), "--port", str(port))
 
 
 def server_with_limits(
     path: Path, limits: str = "ServerLimits()", queue: int = 64
 ) -> AbstractContextManager[RunningServer]:
-    """A server of one slot with limits that no test can wait for as they are."""
+    """Run a server of one slot with limits that tests can wait for.
+
+    Args:
+        path: the model.
+        limits: a Python expression.
+        queue: the most waiting requests of a client.
+    """
     return _running(
         "-c",
         "import sys\n"
@@ -75,9 +83,11 @@ def server_with_limits(
         "from pigguf.serve.http_server import listen, listener_url, serve\n"
         "from pigguf.serve.limits import ServerLimits\n"
         "run = RunConfig(prompt_cache=False)\n"
-        f"with listen('127.0.0.1', 0, None) as at, ModelHost(sys.argv[1], run, max_waiting={queue}) as host:\n"
+        f"with listen('127.0.0.1', 0, None) as at, \\\n"
+        f"        ModelHost(sys.argv[1], run, max_waiting={queue}) as host:\n"
         f"    serve(host, at, limits={limits},\n"
-        "        on_ready=lambda _: print(f'is served at {listener_url(at)}/v1', file=sys.stderr, flush=True))\n",
+        "        on_ready=lambda _: print(\n"
+        "            f'is served at {listener_url(at)}/v1', file=sys.stderr, flush=True))\n",
         str(path),
     )
 
@@ -87,13 +97,13 @@ def _running(*arguments: str) -> Iterator[RunningServer]:
     command = [sys.executable, *arguments]
     with (
         subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process,
-        closing(RunningServer(process)) as served,
+        closing(RunningServer(process)) as server,
     ):
-        yield served
+        yield server
 
 
 def post(url: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
-    """The status, the JSON and the headers of an answer; a body of None is a GET."""
+    """Return the status, the JSON and the headers of a response; a body of None is a GET request."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", **headers}
     try:
@@ -109,8 +119,9 @@ def get(url: str) -> str:
         return str(answer.read().decode())
 
 
-def wait_until(come: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until a condition is true; fail after `seconds`."""
     end = time.monotonic() + seconds
-    while not come():
+    while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""A chat template for each form of calls, and a tiny model that writes "Ok" and then a call in it."""
+"""A chat template for each tool call format, and a tiny model that generates "Ok" and then a call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _END = "\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
 def _template(calls: str) -> str:
-    """A call is `call` there, and takes the place of the text."""
+    """Return a template in which `calls` is rendered instead of the text, for a message with tool calls."""
     return (
         f"{_TOOLS}{_BEGIN}{{% if message.tool_calls %}}{calls}{{% else %}}{{{{ message.content }}}}"
         f"{{% endif %}}{_END}"
@@ -37,9 +37,9 @@ TEMPLATES = {
         '{% set call = message.tool_calls[0].function %}{"name": "{{ call.name }}", '
         '"parameters": {{ call.arguments | tojson }}}'
     ),
-    "words": TEMPLATE,
+    "as text": TEMPLATE,
 }
-OPENINGS = {name: "<tool_call>" if name == "words" else name for name in TEMPLATES}
+OPENINGS = {name: "<tool_call>" if name == "as text" else name for name in TEMPLATES}
 
 WEATHER = Tool(
     "get_weather",
@@ -68,7 +68,7 @@ TOOLS = {tool.name: tool for tool in (WEATHER, TIME)}
 
 
 def write_tool_calling_model(path: Path, name: str) -> Path:
-    """The model of a form; one whose opening only counts at the beginning writes nothing before it."""
+    """Write the model of a format; it generates no "Ok" if the opening counts only at the start."""
     opening = OPENINGS[name]
     steps = {">": opening} if name == '{"name":' else {">": "O", "O": "k", "k": opening}
     control = (opening,) if opening == "[TOOL_CALLS]" else ()

@@ -1,7 +1,7 @@
-// The server: what it is asked, and the two ways in which it does not answer.
-// Refused: it said no, in words. Gone: nothing came, or not all of it, or it is away for a while and says why.
+// The server's API. Two kinds of errors: RequestRefused, an error response of the server; ServerUnavailable, no
+// response or an incomplete one, or the server says that it is unavailable for a while.
 
-export class Refused extends Error {
+export class RequestRefused extends Error {
   constructor(status, error, retryAfter = null) {
     super(error?.message || `the server answered ${status}`);
     this.status = status;
@@ -11,18 +11,18 @@ export class Refused extends Error {
   }
 }
 
-export class Gone extends Error {
+export class ServerUnavailable extends Error {
   constructor(reason = "") {
     super(reason || "the server does not answer");
     this.reason = reason;
   }
 }
 
-const AWAY = ["shutting_down", "unavailable"]; // codes of a server that may be back
+const UNAVAILABLE_CODES = ["shutting_down", "unavailable"]; // error codes after which the server may be back
 
 export class Api {
   constructor(key) {
-    this.key = key; // a function: the key may change
+    this.key = key; // a function, as the key may change
   }
 
   health() {
@@ -33,76 +33,76 @@ export class Api {
     return this.#json("/about");
   }
 
-  /** How many tokens messages are, as the model's template writes them. */
+  /** Count the tokens of messages in the model's chat template. */
   async count(messages, signal) {
-    const counted = await this.#json("/count", JSON.stringify({ messages }), "application/json", signal);
-    return counted.count;
+    const response = await this.#json("/count", JSON.stringify({ messages }), "application/json", signal);
+    return response.count;
   }
 
-  /** A file as {name, text, tokens}; the text is what goes into a message. */
+  /** Extract a file's text: {name, text, tokens, notes}; the text is what goes into a message. */
   document(file) {
     const path = `/documents?name=${encodeURIComponent(file.name)}`;
     return this.#json(path, file.slice(0, file.size, ""), "application/octet-stream");
   }
 
-  /** The events of an answer, as the server's JSON: chunks of OpenAI's form, some with prompt_progress. */
+  /** Yield the chunks of an answer, in OpenAI's form, some with prompt_progress. */
   async *chat(request, signal) {
     const body = { ...request, stream: true, stream_options: { include_usage: true }, return_progress: true };
-    const response = await this.#ask("/v1/chat/completions", JSON.stringify(body), "application/json", signal);
-    for await (const data of lines(response.body)) {
+    const response = await this.#request("/v1/chat/completions", JSON.stringify(body), "application/json", signal);
+    for await (const data of serverSentData(response.body)) {
       if (data === "[DONE]") return;
       const event = JSON.parse(data);
-      if (AWAY.includes(event.error?.code)) throw new Gone(event.error.message);
-      if (event.error) throw new Refused(response.status, event.error);
+      if (UNAVAILABLE_CODES.includes(event.error?.code)) throw new ServerUnavailable(event.error.message);
+      if (event.error) throw new RequestRefused(response.status, event.error);
       yield event;
     }
-    throw new Gone();
+    throw new ServerUnavailable();
   }
 
-  async #json(...asked) {
-    const response = await this.#ask(...asked);
+  async #json(...request) {
+    const response = await this.#request(...request);
     try {
       return await response.json();
     } catch (error) {
-      throw error.name === "AbortError" ? error : new Gone();
+      throw error.name === "AbortError" ? error : new ServerUnavailable();
     }
   }
 
-  async #ask(path, body, type, signal) {
+  async #request(path, body, type, signal) {
     const headers = {};
     if (type) headers["Content-Type"] = type;
-    // A header holds bytes, of which the browser takes none but Latin-1 characters: the key's own, in UTF-8.
+    // The browser accepts only Latin-1 characters in a header, one for each byte: those of the key in UTF-8.
     if (this.key()) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(this.key()))}`;
     let response;
     try {
       response = await fetch(path, { method: body === undefined ? "GET" : "POST", body, headers, signal });
     } catch (error) {
-      throw error.name === "AbortError" ? error : new Gone();
+      throw error.name === "AbortError" ? error : new ServerUnavailable();
     }
     if (!response.ok) {
-      const told = await response.json().catch(() => null);
-      if (response.status === 503) throw new Gone(told?.error?.message ?? told?.reason);
-      const after = Number(response.headers.get("Retry-After")) || null;
-      throw new Refused(response.status, told?.error, after);
+      const errorBody = await response.json().catch(() => null);
+      if (response.status === 503) throw new ServerUnavailable(errorBody?.error?.message ?? errorBody?.reason);
+      const retryAfter = Number(response.headers.get("Retry-After")) || null;
+      throw new RequestRefused(response.status, errorBody?.error, retryAfter);
     }
     return response;
   }
 }
 
-/** The data of server-sent events. */
-async function* lines(body) {
+/** Yield the data of server-sent events. */
+async function* serverSentData(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
+  let incomplete = "";
   while (true) {
     let read;
     try {
       read = await reader.read();
     } catch (error) {
-      throw error.name === "AbortError" ? error : new Gone();
+      throw error.name === "AbortError" ? error : new ServerUnavailable();
     }
     if (read.done) return;
-    const parts = (rest + read.value).split(/\r?\n/);
-    rest = parts.pop();
+    const parts = (incomplete + read.value).split(/\r?\n/);
+    incomplete = parts.pop();
     for (const line of parts) if (line.startsWith("data:")) yield line.slice(5).trim();
   }
 }

@@ -1,25 +1,25 @@
-// Elements, and words for numbers. Text only ever becomes text.
+// Helpers for DOM elements, and formatting of numbers. Text is always inserted as text, never as markup.
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element: properties by name, attributes where the name has a dash or is `role`, listeners as onclick. */
+/** Create an element. A name with a dash, and `role`, is an attribute; others are properties, such as onclick. */
 export function el(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name === "role" || name.includes("-")) made.setAttribute(name, value);
-    else made[name] = value;
+    if (name === "role" || name.includes("-")) element.setAttribute(name, value);
+    else element[name] = value;
   }
-  made.append(...children.filter((child) => child != null));
-  return made;
+  element.append(...children.filter((child) => child != null));
+  return element;
 }
 
 const SVG = "http://www.w3.org/2000/svg";
 
 export function svg(tag, attributes = {}, ...children) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
 }
 
 export const icon = (name) => svg("svg", { "aria-hidden": "true" }, svg("use", { href: `#i-${name}` }));
@@ -37,7 +37,7 @@ export function duration(seconds) {
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
-/** Tell a screen reader, in its own time. */
-export function say(text) {
-  $("said").textContent = text;
+/** Announce a text to screen readers. */
+export function announce(text) {
+  $("announcement").textContent = text;
 }

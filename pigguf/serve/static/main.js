@@ -1,135 +1,135 @@
-// The page: what people do, and what follows from it.
+// The page: handles the user's actions, and connects the other modules.
 
-import { Api, Gone, Refused } from "./api.js";
-import { $, capitalized, el, iconButton, number, say, tokens } from "./dom.js";
-import { positionsPanel } from "./positions.js";
-import * as store from "./store.js";
-import { Run, documentsOf, exported, isBlank, newConversation, takeBack, titled, wire } from "./talk.js";
-import { chip, following, showGauge, showMessages, showRun, toEnd } from "./view.js";
+import { Api, RequestRefused, ServerUnavailable } from "./api.js";
+import { $, announce, capitalized, el, iconButton, number, tokens } from "./dom.js";
+import { ropeScalingPanel } from "./rope_scaling.js";
+import * as storage from "./storage.js";
+import { Generation, documentsOf, isBlank, newConversation, returnToDraft, titleFrom, toApiMessages, toMarkdown } from "./conversation.js";
+import { chip, keepAtEnd, scrollToEnd, showGauge, showGeneration, showMessages } from "./view.js";
 
-const SETTLE = 250; // milliseconds after the last key until the window is counted and the draft kept
-const LOOK = 5000; // milliseconds between looks at the server,
-const LOOK_FOR = 1200; // and while it is gone
-const UNDO = 10000;
+const DRAFT_DELAY = 250; // milliseconds after the last key until the draft is counted and saved
+const HEALTH_INTERVAL = 5000; // milliseconds between health checks
+const UNAVAILABLE_INTERVAL = 1200; // the same while the server is unavailable
+const UNDO_TIME = 10000; // milliseconds
 
-const api = new Api(() => store.settings().key);
-const runs = new Map(); // conversation id -> Run
-let kept = []; // conversations, the latest first
+const api = new Api(() => storage.settings().key);
+const generations = new Map(); // conversation id -> Generation
+let saved = []; // conversations, the latest first
 let current = newConversation();
 let about = null;
 let used = 0;
 
 // ---- conversations -------------------------------------------------------------------------------
 
-async function begin() {
+async function start() {
   try {
-    kept = await store.conversations();
+    saved = await storage.loadConversations();
   } catch {
-    trouble("This browser keeps nothing for this page: conversations end with it.");
+    showTrouble("This browser stores nothing for this page: conversations are lost when it is closed.");
   }
-  open(kept.find(({ id }) => id === store.lastOpen()) ?? current);
+  openConversation(saved.find(({ id }) => id === storage.lastOpen()) ?? current);
   showTheme();
   await connect();
-  watch();
+  checkHealth();
 }
 
-function open(conversation) {
+function openConversation(conversation) {
   current = conversation;
-  if (!runs.has(conversation.id)) takeBack(conversation);
-  store.keepLastOpen(conversation.id);
-  notice();
+  if (!generations.has(conversation.id)) returnToDraft(conversation);
+  storage.saveLastOpen(conversation.id);
+  showNotice();
   show();
   showDraft();
-  toEnd();
-  measure();
+  scrollToEnd();
+  countTokens();
   $("question").focus();
   document.body.classList.remove("with-side");
   $("menu").setAttribute("aria-expanded", "false");
 }
 
-const create = () => open(isBlank(current) ? current : newConversation());
+const create = () => openConversation(isBlank(current) ? current : newConversation());
 
-async function keep(conversation = current) {
+async function save(conversation = current) {
   if (isBlank(conversation)) return;
-  if (!kept.includes(conversation)) kept.unshift(conversation);
-  kept.sort((a, b) => b.updated - a.updated);
+  if (!saved.includes(conversation)) saved.unshift(conversation);
+  saved.sort((a, b) => b.updated - a.updated);
   showList();
-  const run = runs.get(conversation.id);
-  const messages = run?.answer.text ? [...conversation.messages, { ...run.answer, end: "broken" }] : conversation.messages;
-  // A document that is still being read is a promise that no other page can keep.
+  const generation = generations.get(conversation.id);
+  const messages = generation?.answer.text ? [...conversation.messages, { ...generation.answer, end: "broken" }] : conversation.messages;
+  // A document that is still being read could not be completed after the page is closed.
   const documents = conversation.draft.documents.filter(({ tokens: count }) => count != null);
   try {
-    await store.keep({ ...conversation, messages, draft: { ...conversation.draft, documents } });
+    await storage.saveConversation({ ...conversation, messages, draft: { ...conversation.draft, documents } });
   } catch (error) {
-    trouble(`This conversation could not be kept: ${error.message}`);
+    showTrouble(`This conversation could not be saved: ${error.message}`);
   }
 }
 
-async function remove(conversation) {
-  runs.get(conversation.id)?.stop();
-  kept = kept.filter((other) => other !== conversation);
-  if (conversation === current) open(kept[0] ?? newConversation());
-  await store.forget(conversation.id);
+async function deleteConversation(conversation) {
+  generations.get(conversation.id)?.stop();
+  saved = saved.filter((other) => other !== conversation);
+  if (conversation === current) openConversation(saved[0] ?? newConversation());
+  await storage.deleteConversation(conversation.id);
   const undo = el("button", { type: "button", className: "link" }, "Undo");
   const line = el("li", { className: "undo" }, `“${titleOf(conversation)}” is deleted. `, undo);
   undo.onclick = () => {
     line.remove();
-    keep(conversation);
-    open(conversation);
+    save(conversation);
+    openConversation(conversation);
   };
   showList();
   $("conversations").prepend(line);
-  setTimeout(() => line.remove(), UNDO);
-  say(`Deleted: ${titleOf(conversation)}`);
+  setTimeout(() => line.remove(), UNDO_TIME);
+  announce(`Deleted: ${titleOf(conversation)}`);
 }
 
-function save(conversation) {
-  const address = URL.createObjectURL(new Blob([exported(conversation)], { type: "text/markdown" }));
+function exportConversation(conversation) {
+  const address = URL.createObjectURL(new Blob([toMarkdown(conversation)], { type: "text/markdown" }));
   const name = titleOf(conversation).replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
   el("a", { href: address, download: `${name || "conversation"}.md` }).click();
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }
 
-const titleOf = ({ title, draft }) => title || titled(draft.text) || "New conversation";
+const titleOf = ({ title, draft }) => title || titleFrom(draft.text) || "New conversation";
 
 function showList() {
-  $("conversations").replaceChildren(...kept.map(row));
+  $("conversations").replaceChildren(...saved.map(row));
 }
 
 function row(conversation) {
   const title = titleOf(conversation);
-  const opens = el("button", { type: "button", className: "title", title, onclick: () => open(conversation) }, title);
+  const opens = el("button", { type: "button", className: "title", title, onclick: () => openConversation(conversation) }, title);
   if (conversation === current) opens.setAttribute("aria-current", "true");
-  const made = el("li", {}, opens);
-  made.append(
+  const element = el("li", {}, opens);
+  element.append(
     el(
       "span",
       { className: "acts" },
-      iconButton("pen", `Rename ${title}`, () => rename(conversation, made)),
-      iconButton("save", `Export ${title}`, () => save(conversation)),
-      iconButton("bin", `Delete ${title}`, () => remove(conversation)),
+      iconButton("pen", `Rename ${title}`, () => rename(conversation, element)),
+      iconButton("save", `Export ${title}`, () => exportConversation(conversation)),
+      iconButton("bin", `Delete ${title}`, () => deleteConversation(conversation)),
     ),
   );
-  return made;
+  return element;
 }
 
-function rename(conversation, made) {
+function rename(conversation, element) {
   const field = el("input", { value: titleOf(conversation), "aria-label": "Name of the conversation" });
-  const done = async (takes) => {
+  const finish = async (accept) => {
     field.onblur = null;
-    if (takes && field.value.trim()) conversation.title = field.value.trim();
-    const keeping = keep(conversation);
+    if (accept && field.value.trim()) conversation.title = field.value.trim();
+    const saving = save(conversation);
     $("conversations").querySelector("[aria-current]")?.focus();
-    await keeping;
-    if (takes) say(`Renamed: ${titleOf(conversation)}`);
+    await saving;
+    if (accept) announce(`Renamed: ${titleOf(conversation)}`);
   };
-  field.onblur = () => done(true);
+  field.onblur = () => finish(true);
   field.onkeydown = (event) => {
-    if (event.key === "Enter") done(true);
-    if (event.key === "Escape") done(false);
+    if (event.key === "Enter") finish(true);
+    if (event.key === "Escape") finish(false);
     event.stopPropagation();
   };
-  made.replaceChildren(field);
+  element.replaceChildren(field);
   field.select();
 }
 
@@ -137,103 +137,103 @@ function rename(conversation, made) {
 
 function ask() {
   const { draft, messages } = current;
-  const run = runs.get(current.id);
-  if (run) return run.stop();
-  if (draft.documents.some(({ tokens: count }) => count == null)) return say("A document is still being read.");
+  const generation = generations.get(current.id);
+  if (generation) return generation.stop();
+  if (draft.documents.some(({ tokens: count }) => count == null)) return announce("A document is still being read.");
   if (!draft.text.trim() && !draft.documents.length) return;
   messages.push({ role: "user", text: draft.text.trim(), documents: draft.documents });
-  current.title ||= titled(draft.text) || draft.documents[0].name;
+  current.title ||= titleFrom(draft.text) || draft.documents[0].name;
   current.draft = { text: "", documents: [] };
   showDraft();
-  answer();
+  generate();
 }
 
 function retry() {
   const last = current.messages.at(-1);
-  if (runs.has(current.id) || last?.role !== "assistant") return;
+  if (generations.has(current.id) || last?.role !== "assistant") return;
   current.messages.pop();
-  answer(last);
+  generate(last);
 }
 
-/** Have the last question answered; `instead` is the answer to fall back on. */
-async function answer(instead = null) {
+/** Generate an answer to the last question; `previous` is the answer to restore if there is none. */
+async function generate(previous = null) {
   const conversation = current;
   const isShown = () => current === conversation;
-  let isDrawing = false;
-  const run = new Run(conversation, api, store.settings, {
+  let isScheduled = false;
+  const generation = new Generation(conversation, api, storage.settings, {
     change: () => {
-      if (isDrawing || !isShown()) return;
-      isDrawing = true; // at most once a frame
+      if (isScheduled || !isShown()) return;
+      isScheduled = true; // at most once per frame
       requestAnimationFrame(() => {
-        isDrawing = false;
-        if (!isShown() || !runs.has(conversation.id)) return;
-        following(() => showRun(run));
-        if (run.progress) gauge(run.progress.total + run.drawn);
+        isScheduled = false;
+        if (!isShown() || !generations.has(conversation.id)) return;
+        keepAtEnd(() => showGeneration(generation));
+        if (generation.progress) showTokens(generation.progress.total + generation.generated);
       });
     },
-    keep: () => keep(conversation),
-    back: (reason) => {
-      lost(reason);
-      return returned.promise;
+    save: () => save(conversation),
+    unavailable: (reason) => {
+      showUnavailable(reason);
+      return availableAgain.promise;
     },
   });
-  runs.set(conversation.id, run);
+  generations.set(conversation.id, generation);
   conversation.updated = Date.now();
-  keep(conversation);
-  notice();
+  save(conversation);
+  showNotice();
   show();
-  toEnd();
-  say("The model is reading.");
-  const failed = await run.go({ instead });
-  runs.delete(conversation.id);
+  scrollToEnd();
+  announce("The model is reading.");
+  const failed = await generation.run({ previous });
+  generations.delete(conversation.id);
   conversation.updated = Date.now();
-  if (kept.includes(conversation)) keep(conversation); // it may have been deleted meanwhile
+  if (saved.includes(conversation)) save(conversation); // it may have been deleted meanwhile
   if (!isShown()) return;
-  following(show);
+  keepAtEnd(show);
   showDraft();
-  if (failed) refused(failed);
-  else say(run.answer.text ? `Answer: ${run.answer.text.slice(0, 1000)}` : "Stopped.");
-  measure();
+  if (failed) showRefusal(failed);
+  else announce(generation.answer.text ? `Answer: ${generation.answer.text.slice(0, 1000)}` : "Stopped.");
+  countTokens();
 }
 
-function refused(error) {
+function showRefusal(error) {
   if (error.status === 401) return askForKey();
-  if (error.code === "context_length_exceeded") return tooMuch(error.counts.prompt_tokens);
-  notice(el("p", {}, `The server did not take it: ${error.message}`));
+  if (error.code === "context_length_exceeded") return showOverflow(error.counts.prompt_tokens);
+  showNotice(el("p", {}, `The server refused it: ${error.message}`));
 }
 
 function show() {
-  const run = runs.get(current.id);
-  showMessages(current, run, { retry, removeDocument });
+  const generation = generations.get(current.id);
+  showMessages(current, generation, { retry, removeDocument });
   showList();
-  $("send").setAttribute("aria-label", run ? "Stop" : "Send");
-  $("send").title = run ? "Stop (Esc)" : "Send (Enter)";
-  $("send-icon").setAttribute("href", run ? "#i-stop" : "#i-send");
-  $("send").classList.toggle("stops", Boolean(run));
+  $("send").setAttribute("aria-label", generation ? "Stop" : "Send");
+  $("send").title = generation ? "Stop (Esc)" : "Send (Enter)";
+  $("send-icon").setAttribute("href", generation ? "#i-stop" : "#i-send");
+  $("send").classList.toggle("stops", Boolean(generation));
 }
 
 // ---- the draft and its documents -----------------------------------------------------------------
 
-let settling;
+let draftTimer;
 
-function settle() {
-  clearTimeout(settling);
-  settling = setTimeout(() => {
-    measure();
-    keep();
-  }, SETTLE);
+function draftChanged() {
+  clearTimeout(draftTimer);
+  draftTimer = setTimeout(() => {
+    countTokens();
+    save();
+  }, DRAFT_DELAY);
 }
 
 function showDraft() {
   const { draft } = current;
   if ($("question").value !== draft.text) $("question").value = draft.text;
-  grow();
+  resizeQuestion();
   $("waiting").replaceChildren(
     ...draft.documents.map((document) => chip(document, "Remove", () => removeDocument(draft, document))),
   );
 }
 
-function grow() {
+function resizeQuestion() {
   const field = $("question");
   field.style.height = "auto";
   field.style.height = `${Math.min(field.scrollHeight, innerHeight * 0.4)}px`;
@@ -241,92 +241,92 @@ function grow() {
 
 async function addFiles(files) {
   const { draft } = current;
-  notice();
+  showNotice();
   for (const file of files) {
     const document = { name: file.name, text: "", tokens: null };
     draft.documents.push(document);
     showDraft();
     try {
       if (about && file.size > about.most_document_bytes)
-        throw new Refused(413, { message: `${file.name} is over ${number(about.most_document_bytes)} bytes` });
+        throw new RequestRefused(413, { message: `${file.name} is over ${number(about.most_document_bytes)} bytes` });
       const { notes, ...read } = await api.document(file);
       Object.assign(document, read);
-      if (notes.length) notice(...notes.map((note) => el("p", {}, note)));
-      say(`${document.name}: ${tokens(document.tokens)}`);
+      if (notes.length) showNotice(...notes.map((note) => el("p", {}, note)));
+      announce(`${document.name}: ${tokens(document.tokens)}`);
     } catch (error) {
       draft.documents.splice(draft.documents.indexOf(document), 1);
       if (error.status === 401) askForKey();
-      else if (error instanceof Gone) lost(error.reason);
-      notice(el("p", {}, error instanceof Gone ? `${file.name} was not read: the server is gone.` : error.message));
+      else if (error instanceof ServerUnavailable) showUnavailable(error.reason);
+      showNotice(el("p", {}, error instanceof ServerUnavailable ? `${file.name} was not read: the server is unavailable.` : error.message));
     }
     showDraft();
-    settle();
+    draftChanged();
   }
 }
 
 function removeDocument(holder, document) {
   holder.documents = holder.documents.filter((other) => other !== document);
-  say(`Removed: ${document.name}`);
+  announce(`Removed: ${document.name}`);
   show();
   showDraft();
-  measure();
-  keep();
+  countTokens();
+  save();
   $("question").focus();
 }
 
 // ---- the window ----------------------------------------------------------------------------------
 
-let counting = new AbortController();
+let pendingCount = new AbortController();
 
-/** Have the conversation counted, with what is being typed. */
-async function measure() {
-  counting.abort();
-  counting = new AbortController();
-  if (!about || runs.has(current.id)) return;
-  const messages = wire(current, store.settings().system, true);
+/** Count the tokens of the conversation and the draft. */
+async function countTokens() {
+  pendingCount.abort();
+  pendingCount = new AbortController();
+  if (!about || generations.has(current.id)) return;
+  const messages = toApiMessages(current, storage.settings().system, true);
   try {
-    gauge(messages.length ? await api.count(messages, counting.signal) : 0);
-    if (used > about.context_length) tooMuch(used);
-    else if ($("notice").dataset.kind === "window") notice();
+    showTokens(messages.length ? await api.count(messages, pendingCount.signal) : 0);
+    if (used > about.context_length) showOverflow(used);
+    else if ($("notice").dataset.kind === "window") showNotice();
   } catch (error) {
-    if (error instanceof Gone) lost(error.reason);
+    if (error instanceof ServerUnavailable) showUnavailable(error.reason);
     else if (error.status === 401) askForKey();
-    else if (error instanceof Refused) refused(error);
+    else if (error instanceof RequestRefused) showRefusal(error);
   }
 }
 
-function gauge(count) {
+function showTokens(count) {
   used = count;
   if (about) showGauge(current, used, about.context_length);
 }
 
-function tooMuch(count) {
-  gauge(count);
+function showOverflow(count) {
+  showTokens(count);
   const window = about.context_length;
   const documents = documentsOf(current).filter(({ document }) => document.tokens);
-  const ways = documents.map(({ document, holder }) =>
+  const remedies = documents.map(({ document, holder }) =>
     el(
       "button",
       { type: "button", onclick: () => removeDocument(holder, document) },
       `Remove ${document.name} (${tokens(document.tokens)})`,
     ),
   );
-  if (current.messages.length) ways.push(el("button", { type: "button", onclick: startOver }, "Ask it in a new conversation"));
-  notice(
-    el("p", {}, el("strong", {}, "The window is full. "), `This is ${tokens(count)}; the window holds ${number(window)}: ${number(count - window)} too many.`),
-    ways.length ? el("p", { className: "ways" }, ...ways) : el("p", {}, "Shorten the question."),
+  if (current.messages.length) remedies.push(el("button", { type: "button", onclick: moveDraftToNewConversation }, "Ask it in a new conversation"));
+  showNotice(
+    el("p", {}, el("strong", {}, "The context window is full. "), `This is ${tokens(count)}; the window has ${number(window)}: ${number(count - window)} too many.`),
+    remedies.length ? el("p", { className: "remedies" }, ...remedies) : el("p", {}, "Shorten the question."),
   );
   $("notice").dataset.kind = "window";
 }
 
-function startOver() {
+function moveDraftToNewConversation() {
   const { draft } = current;
   current.draft = { text: "", documents: [] };
-  keep(current);
-  open({ ...newConversation(), draft });
+  save(current);
+  openConversation({ ...newConversation(), draft });
 }
 
-function notice(...children) {
+function showNotice(...children) {
   $("notice").replaceChildren(...children);
   $("notice").hidden = !children.length;
   $("notice").dataset.kind = "";
@@ -334,57 +334,57 @@ function notice(...children) {
 
 // ---- the server ----------------------------------------------------------------------------------
 
-let isGone = false;
-let returned = Promise.withResolvers();
+let isUnavailable = false;
+let availableAgain = Promise.withResolvers();
 
 async function connect() {
   try {
     about = await api.about();
   } catch (error) {
     if (error.status === 401) askForKey();
-    else lost(error.reason);
+    else showUnavailable(error.reason);
     return;
   }
   $("model").textContent = about.name ?? about.model;
   $("model").title = about.model;
   document.title = `${about.name ?? about.model} · pigguf`;
   $("empty-text").textContent =
-    `${about.name ?? about.model} runs on this server, with a window of ${tokens(about.context_length)}: ` +
+    `${about.name ?? about.model} runs on this server, with a context window of ${tokens(about.context_length)}: ` +
     `about ${number(about.context_length * 0.75)} English words, questions and answers together.`;
-  gauge(used);
-  measure();
+  showTokens(used);
+  countTokens();
 }
 
-/** The server does not answer, or said why it cannot for a while. */
-function lost(reason) {
-  trouble(`${reason ? capitalized(reason) : "The server does not answer"}. It is asked until it does; nothing you wrote is lost.`);
-  if (isGone) return;
-  isGone = true;
-  returned = Promise.withResolvers();
+/** Show that the server does not answer, or why it is unavailable. */
+function showUnavailable(reason) {
+  showTrouble(`${reason ? capitalized(reason) : "The server does not answer"}. The page keeps trying; nothing you wrote is lost.`);
+  if (isUnavailable) return;
+  isUnavailable = true;
+  availableAgain = Promise.withResolvers();
 }
 
-async function found() {
-  isGone = false;
-  trouble("");
-  say("The server is back.");
+async function serverIsBack() {
+  isUnavailable = false;
+  showTrouble("");
+  announce("The server is back.");
   await connect();
-  returned.resolve();
+  availableAgain.resolve();
 }
 
-async function watch() {
-  if (!document.hidden || isGone) {
+async function checkHealth() {
+  if (!document.hidden || isUnavailable) {
     try {
       await api.health();
-      if (isGone) await found();
+      if (isUnavailable) await serverIsBack();
     } catch (error) {
-      lost(error.reason);
+      showUnavailable(error.reason);
     }
   }
-  setTimeout(watch, isGone ? LOOK_FOR : LOOK);
+  setTimeout(checkHealth, isUnavailable ? UNAVAILABLE_INTERVAL : HEALTH_INTERVAL);
 }
 
-function trouble(text) {
-  if ($("trouble").textContent === text) return; // a screen reader would hear it again
+function showTrouble(text) {
+  if ($("trouble").textContent === text) return; // a screen reader would read it again
   $("trouble").textContent = text;
   $("trouble").hidden = !text;
 }
@@ -392,7 +392,7 @@ function trouble(text) {
 // ---- panels --------------------------------------------------------------------------------------
 
 function openSettings() {
-  const now = store.settings();
+  const now = storage.settings();
   $("system").value = now.system;
   $("temperature").value = now.temperature;
   $("max-tokens").value = now.maxTokens ?? "";
@@ -402,7 +402,7 @@ function openSettings() {
 }
 
 function askForKey() {
-  const isWrong = Boolean(store.settings().key);
+  const isWrong = Boolean(storage.settings().key);
   openSettings();
   $("key-trouble").textContent = isWrong ? "The server does not take this API key." : "This server asks for an API key.";
   $("key-trouble").hidden = false;
@@ -410,7 +410,7 @@ function askForKey() {
 }
 
 $("settings-form").onsubmit = () => {
-  store.keepSettings({
+  storage.saveSettings({
     system: $("system").value,
     temperature: $("temperature").valueAsNumber,
     maxTokens: $("max-tokens").valueAsNumber || null,
@@ -419,9 +419,9 @@ $("settings-form").onsubmit = () => {
   connect();
 };
 
-function openPositions() {
+function openRopeScaling() {
   if (!about) return;
-  $("positions-body").replaceChildren(...positionsPanel(about, used));
+  $("positions-body").replaceChildren(...ropeScalingPanel(about, used));
   $("positions").showModal();
 }
 
@@ -442,7 +442,7 @@ function nextTheme() {
   else delete document.documentElement.dataset.theme;
   localStorage.setItem("pigguf.theme", THEMES[next]);
   showTheme();
-  say(`Theme: ${next}`);
+  announce(`Theme: ${next}`);
 }
 
 function toggleSide() {
@@ -453,29 +453,29 @@ function toggleSide() {
 
 // ---- keys ----------------------------------------------------------------------------------------
 
-// What is pressed -> what it is called, what it does, whether it acts while something is being typed.
+// [key, description, action, whether it works while typing]
 const KEYS = [
   ["Enter", "Send the question"],
   ["Shift+Enter", "A new line"],
-  ["Escape", "Stop the answer, or close a panel", () => runs.get(current.id)?.stop(), true],
-  ["/", "To the question", () => $("question").focus()],
+  ["Escape", "Stop the answer, or close a panel", () => generations.get(current.id)?.stop(), true],
+  ["/", "Focus the question", () => $("question").focus()],
   ["Alt+N", "New conversation", create, true],
   ["Alt+R", "Answer again", retry, true],
   ["Alt+U", "Add documents", () => $("file").click(), true],
-  ["Alt+P", "What the file says of positions", openPositions, true],
+  ["Alt+P", "Rope scaling of the file", openRopeScaling, true],
   ["Alt+S", "Settings", openSettings, true],
   ["Alt+T", "Theme: system, light, dark", nextTheme, true],
   ["?", "These shortcuts", () => $("keys").showModal()],
 ];
 
-function pressed(event) {
-  if (event.altKey && event.code.startsWith("Key")) return `Alt+${event.code.slice(3)}`; // whatever Alt makes of it
+function keyName(event) {
+  if (event.altKey && event.code.startsWith("Key")) return `Alt+${event.code.slice(3)}`; // Alt changes event.key on some systems
   return event.altKey || event.ctrlKey || event.metaKey ? "" : event.key;
 }
 
 document.addEventListener("keydown", (event) => {
   const isTyping = event.target.matches("input, textarea");
-  const [, , act, whileTyping] = KEYS.find(([key, , acts]) => acts && key === pressed(event)) ?? [];
+  const [, , act, whileTyping] = KEYS.find(([key, , acts]) => acts && key === keyName(event)) ?? [];
   if (!act || event.isComposing || (isTyping && !whileTyping) || document.querySelector("dialog[open]")) return;
   event.preventDefault();
   act();
@@ -491,12 +491,12 @@ $("keys-list").append(
 $("question").onkeydown = (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  if (!runs.has(current.id)) ask();
+  if (!generations.has(current.id)) ask();
 };
 $("question").oninput = () => {
   current.draft.text = $("question").value;
-  grow();
-  settle();
+  resizeQuestion();
+  draftChanged();
 };
 $("composer").onsubmit = (event) => {
   event.preventDefault();
@@ -505,7 +505,7 @@ $("composer").onsubmit = (event) => {
 
 $("new").onclick = create;
 $("menu").onclick = toggleSide;
-$("gauge").onclick = openPositions;
+$("gauge").onclick = openRopeScaling;
 $("theme").onclick = nextTheme;
 $("open-settings").onclick = openSettings;
 $("open-keys").onclick = () => $("keys").showModal();
@@ -515,7 +515,7 @@ $("file").onchange = () => {
   $("file").value = "";
 };
 
-// ---- what is dropped or pasted -------------------------------------------------------------------
+// ---- drag and drop, paste ------------------------------------------------------------------------
 
 const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
 
@@ -536,6 +536,6 @@ addEventListener("drop", (event) => {
 addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) addFiles([...event.clipboardData.files]);
 });
-addEventListener("pagehide", () => keep());
+addEventListener("pagehide", () => save());
 
-begin();
+start();

@@ -1,16 +1,15 @@
-// What a model wrote, as elements. Two belts: HTML in it is shown as the text it is and pictures as their
-// words, so that no markup is taken over; and DOMPurify lets nothing through that acts or loads. The page's
-// Content-Security-Policy is the third.
+// Renders a model's Markdown. Three layers of protection: HTML in it is shown as text, and images as their
+// alternative text; DOMPurify removes everything that acts or loads; the page's Content-Security-Policy blocks it.
 
 import { Marked } from "./vendor/marked.js";
 import DOMPurify from "./vendor/purify.js";
-import { el, iconButton, say } from "./dom.js";
+import { announce, el, iconButton } from "./dom.js";
 
-const escaped = (text) => text.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
+const escapeHtml = (text) => text.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
 
 const marked = new Marked({
   gfm: true,
-  renderer: { html: ({ text }) => escaped(text), image: ({ text, href }) => escaped(text || href) },
+  renderer: { html: ({ text }) => escapeHtml(text), image: ({ text, href }) => escapeHtml(text || href) },
 });
 
 const ALLOWED = {
@@ -26,22 +25,22 @@ const ALLOWED = {
 };
 
 export function markdown(text) {
-  const made = DOMPurify.sanitize(marked.parse(text), ALLOWED);
-  for (const link of made.querySelectorAll("a")) {
+  const fragment = DOMPurify.sanitize(marked.parse(text), ALLOWED);
+  for (const link of fragment.querySelectorAll("a")) {
     link.target = "_blank";
     link.rel = "noopener noreferrer";
   }
-  for (const code of made.querySelectorAll("pre > code")) code.parentElement.replaceWith(block(code));
-  for (const table of made.querySelectorAll("table")) {
-    const frame = el("div", { className: "wide-table", tabIndex: 0, role: "region", "aria-label": "Table" });
-    table.replaceWith(frame);
-    frame.append(table);
+  for (const code of fragment.querySelectorAll("pre > code")) code.parentElement.replaceWith(codeBlock(code));
+  for (const table of fragment.querySelectorAll("table")) {
+    const wrapper = el("div", { className: "wide-table", tabIndex: 0, role: "region", "aria-label": "Table" });
+    table.replaceWith(wrapper);
+    wrapper.append(table);
   }
-  return made;
+  return fragment;
 }
 
-/** Code with its language, and a way to copy it. */
-function block(code) {
+/** Create a code block with its language and a copy button. */
+function codeBlock(code) {
   const language = /language-([\w+#-]+)/.exec(code.className)?.[1] ?? "";
   code.className = "";
   return el(
@@ -55,6 +54,6 @@ function block(code) {
 export function copyButton(text, label) {
   return iconButton("copy", label, async () => {
     await navigator.clipboard.writeText(text());
-    say("Copied");
+    announce("Copied");
   });
 }

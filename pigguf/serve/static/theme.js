@@ -1,3 +1,3 @@
-// Before anything is drawn: the theme that was chosen, if one was; else the system's.
+// Runs before the first paint: the chosen theme, or else the system's.
 const chosen = localStorage.getItem("pigguf.theme");
 if (chosen) document.documentElement.dataset.theme = chosen;
