@@ -30,10 +30,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support.compare import agreement
 from support.tiny_checkpoints import VOCAB_SIZE, edit_config, make_checkpoint
-from support.tiny_families import KINDS, WINDOW
+from support.tiny_families import MODEL_VARIANTS, WINDOW
 
 import pigguf
 from pigguf.gguf_io import GGUFFile, TensorData, read_header
+from pigguf.rope import UnscaledRope
 
 # The converter with the vocabulary left out, in a process whose `gguf` is its own.
 CONVERT = """
@@ -98,7 +99,7 @@ def main() -> None:
     print("| kind | graph | positions | tensors as llama.cpp's converter | KL, window | KL, 4 windows |")
     print("|---|---|---|---|---|---|")
     rows = []
-    for kind in options.kinds.split(",") if options.kinds else KINDS:
+    for kind in options.kinds.split(",") if options.kinds else MODEL_VARIANTS:
         with tempfile.TemporaryDirectory() as folder:
             rows.append(row := examined(kind, Path(folder)))
         cells = [row.kind, row.architecture, row.positions, row.tensors, *row.divergences]
@@ -116,10 +117,8 @@ def examined(kind: str, folder: Path) -> Row:
     row.architecture = read_header(ours).architecture
     row.divergences = [divergence(ours, checkpoint, rope.context_length)]
     compare_with_peer(row, checkpoint, ours, folder / "theirs.gguf")
-    plain = (
-        rope.rope_type == "none" and rope.local_rope_theta is None
-    )  # a kind of its own has a factor elsewhere
-    row.divergences.append(extended(kind, folder, rope) if plain else "")
+    is_plain = isinstance(rope, UnscaledRope) and rope.local_rope_theta is None
+    row.divergences.append(extended(kind, folder, rope) if is_plain else "")
     return row
 
 
@@ -128,13 +127,13 @@ def divergence(gguf: Path, checkpoint: Path, length: int) -> str:
     return f"{agreement(gguf, checkpoint, tokens).mean_kl:.0e}"
 
 
-def extended(kind: str, folder: Path, rope: pigguf.rope.RopeScaling) -> str:  # type: ignore[name-defined]
+def extended(kind: str, folder: Path, rope: UnscaledRope) -> str:
     """Write a copy of a checkpoint with a linear scaling factor in its rope_parameters."""
     parameters = {
-        **(KINDS[kind].config.get("rope_parameters") or {}),
+        **(MODEL_VARIANTS[kind].config.get("rope_parameters") or {}),
         "rope_type": "linear",
         "factor": float(FACTOR),
-        "rope_theta": rope.base,
+        "rope_theta": rope.rope_theta,
     }
     try:
         longer = make_checkpoint(folder / "longer", kind, rope_parameters=parameters)

@@ -38,7 +38,7 @@ from pigguf.architectures.tensor_rules import (
 )
 from pigguf.common.json_config import JsonConfig
 from pigguf.errors import UnsupportedModel
-from pigguf.rope import ALIBI_LAYER_COUNTS
+from pigguf.llama_cpp_internals.graph_inputs import ALIBI_LAYER_COUNTS
 
 ROPE_LAYERS, ALIBI_LAYERS = 32, ALIBI_LAYER_COUNTS["baichuan"]
 NORMALIZED_OUTPUT = "normalized output rows"

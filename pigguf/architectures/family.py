@@ -25,7 +25,7 @@ from pigguf.architectures.hparam_rules import (
 from pigguf.architectures.hparams import UNTIED, HParams, NormType
 from pigguf.architectures.tensor_rules import TensorRule
 from pigguf.common.json_config import JsonConfig
-from pigguf.rope import ALIBI_LAYER_COUNTS
+from pigguf.llama_cpp_internals.graph_inputs import ALIBI_LAYER_COUNTS
 
 # GGUF key of families that run as another architecture: the transformers class that an export writes.
 HF_CLASS_KEY = "pigguf.hf_class"

@@ -17,7 +17,7 @@ Claims that contradict each other stop a conversion, and so does a scheme that c
 dropped with a warning. docs/rope.md explains it to users. Not here: partial rotary (pigguf.architectures).
 """
 
-from pigguf.rope.alibi import ALIBI_LAYER_COUNTS, AlibiPositions, read_alibi
+from pigguf.rope.alibi import AlibiPositions, read_alibi
 from pigguf.rope.decision import read_rope
 from pigguf.rope.evidence import Evidence
 from pigguf.rope.gguf_reader import POSITION_TENSORS, rope_from_metadata
@@ -32,7 +32,6 @@ from pigguf.rope.unscaled import UnscaledRope
 from pigguf.rope.yarn import YarnScaling
 
 __all__ = [
-    "ALIBI_LAYER_COUNTS",
     "INTERPOLATIONS",
     "POSITION_TENSORS",
     "AlibiPositions",

@@ -16,11 +16,6 @@ from pigguf.rope.learned_positions import CONTEXT_KEY, check_context_length, rea
 from pigguf.rope.overrides import OVERRIDE_MEANING, RopeOverrides
 from pigguf.rope.rope_scaling import DEFAULT_ROPE_THETA, FreqFactors
 
-# llama.cpp's graphs with ALiBi (src/models/).
-ALIBI_ARCHITECTURES = ("bloom", "mpt")
-# Graphs that have ALiBi in models with this number of layers, and rotary positions in others (baichuan.cpp).
-ALIBI_LAYER_COUNTS: Mapping[str, int] = {"baichuan": 40}
-
 
 @dataclass(frozen=True, kw_only=True)
 class AlibiPositions:

@@ -12,12 +12,9 @@ from typing import Any
 
 from pigguf.errors import GGUFError
 from pigguf.gguf_io.metadata import FOREIGN_FILE_HINT, Metadata, ValueType
-from pigguf.llama_cpp_internals.rope_keys import UNSCALED_SLIDING
+from pigguf.llama_cpp_internals.rope_keys import GGUF_ROPE_TYPES, UNSCALED_SLIDING
 from pigguf.rope.evidence import Evidence
 from pigguf.rope.rope_scaling import DEFAULT_ROPE_THETA, FreqFactors
-
-# The rope types that llama.cpp has names for; any other makes it abort. Llama 3's has only a tensor.
-GGUF_ROPE_TYPES = ("none", "linear", "yarn", "longrope")
 
 _COMMON_SCALING_KEYS = ("type", "factor", "original_context_length", "finetuned")
 # llama.cpp's defaults (src/llama-hparams.h), which are the same as no key.

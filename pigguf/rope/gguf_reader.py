@@ -9,9 +9,14 @@ from collections.abc import Mapping
 
 from pigguf.errors import GGUFError
 from pigguf.gguf_io.metadata import FOREIGN_FILE_HINT, Metadata, require_value
-from pigguf.rope.alibi import ALIBI_ARCHITECTURES, ALIBI_LAYER_COUNTS, AlibiPositions
+from pigguf.llama_cpp_internals.graph_inputs import (
+    ALIBI_ARCHITECTURES,
+    ALIBI_LAYER_COUNTS,
+    LEARNED_POSITION_ARCHITECTURES,
+)
+from pigguf.rope.alibi import AlibiPositions
 from pigguf.rope.gguf_keys import read_rope_keys
-from pigguf.rope.learned_positions import LEARNED_POSITION_ARCHITECTURES, LearnedPositions
+from pigguf.rope.learned_positions import LearnedPositions
 from pigguf.rope.linear import LinearScaling
 from pigguf.rope.llama3 import Llama3Scaling
 from pigguf.rope.longrope import LONG_FACTORS, SHORT_FACTORS, LongRopeScaling

@@ -25,9 +25,6 @@ from pigguf.rope.rope_scaling import DEFAULT_ROPE_THETA, FreqFactors
 CONTEXT_KEY = "max_position_embeddings"
 INTERPOLATIONS = ("linear", "nearest", "none")
 
-# llama.cpp's graphs with learned positions (src/models/).
-LEARNED_POSITION_ARCHITECTURES = ("gpt2", "starcoder")
-
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedPositions:

@@ -1,4 +1,4 @@
-"""The families: names and rows there and back, refusals, and llama.cpp's logits against transformers'."""
+"""Families: tensors, configs and GGUF keys in both directions, logits compared with transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from support.bare_engine import bare_engine, write_model
-from support.tiny_families import BASE, KINDS, TinyModel, promise
+from support.tiny_families import BASE, MODEL_VARIANTS, TinyModel, lazy_tensor
 
 from pigguf.architectures import (
     FAMILIES,
@@ -48,34 +48,34 @@ from pigguf.gguf_io.metadata import TypedValue, f32, u32
 from pigguf.rope import LinearScaling, RopeOverrides, read_rope
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=MODEL_VARIANTS)
 def model(request: pytest.FixtureRequest) -> TinyModel:
     return TinyModel(request.param)
 
 
-def plain(**changes: Any) -> TinyModel:
+def tiny_llama(**changes: Any) -> TinyModel:
     return TinyModel("llama", **changes)
 
 
 LLAMAS = (LLAMA, MISTRAL, QWEN2, QWEN3)
 
 
-# --- names and rows
+# --- tensor mapping
 
 
-def test_there_and_back_every_tensor_is_the_same(model: TinyModel) -> None:
+def test_mapping_to_gguf_and_back_keeps_every_tensor(model: TinyModel) -> None:
     back = {t.name: t for t in map_tensors_to_hf(model.family, model.hparams(), model.converted(), "there")}
     assert back.keys() == model.tensors.keys()
     for name, tensor in model.tensors.items():
         before, after = tensor.load(), back[name].load()
-        if name == "model.decoder.embed_positions.weight":  # its first rows, for padding, are left out
+        if name == "model.decoder.embed_positions.weight":  # its padding rows are ignored
             assert not after[:2].any()
             before, after = before[2:], after[2:]
         assert after.tobytes() == before.tobytes(), name
         assert back[name].dtype == tensor.dtype
 
 
-def test_names_are_those_of_llama_cpp(model: TinyModel) -> None:
+def test_gguf_names_are_those_of_llama_cpp(model: TinyModel) -> None:
     import gguf
 
     hparams = model.hparams()
@@ -85,38 +85,40 @@ def test_names_are_those_of_llama_cpp(model: TinyModel) -> None:
     assert {name.rpartition(".")[0] for name in model.converted()} <= known
 
 
-def test_the_order_is_the_embedding_the_layers_and_the_output(model: TinyModel) -> None:
+def test_tensor_order_is_embedding_layers_output(model: TinyModel) -> None:
     names = list(model.converted())
     assert names[0] == "token_embd.weight"
-    places = [index for index, name in enumerate(names) if name.startswith("blk.")]
-    assert places == list(range(places[0], places[-1] + 1))
-    layers = [int(names[index].split(".")[1]) for index in places]
+    layer_indices = [index for index, name in enumerate(names) if name.startswith("blk.")]
+    assert layer_indices == list(range(layer_indices[0], layer_indices[-1] + 1))
+    layers = [int(names[index].split(".")[1]) for index in layer_indices]
     assert layers == sorted(layers)
-    tail = [name for name in names[places[-1] + 1 :] if not name.startswith("rope_")]
+    tail = [name for name in names[layer_indices[-1] + 1 :] if not name.startswith("rope_")]
     assert tail[0] == "output_norm.weight"
     assert ("output.weight" in tail) or model.hparams().tied_embeddings
 
 
-def permuted(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """What llama.cpp's conversion/llama.py calls permute, row by row: half j, pair i -> row 2i + j."""
+def permute_like_llama_cpp(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """Permute rows as llama.cpp's conversion/llama.py does, row by row: half j, pair i -> row 2i + j."""
     half = values.shape[0] // heads // 2
     rows = [head * 2 * half + j * half + i for head in range(heads) for i in range(half) for j in range(2)]
     return values[rows]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith(("llama", "mistral", "qwen2"))])
-def test_rows_change_places_as_in_llama_cpps_converter(kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MODEL_VARIANTS if kind.startswith(("llama", "mistral", "qwen2"))]
+)
+def test_rows_are_permuted_as_in_llama_cpps_converter(kind: str) -> None:
     model = TinyModel(kind)
     hparams, result = model.hparams(), model.converted()
     names = {row.hf[0].name: row.gguf[0].name for row in tensor_mappings(model.family, hparams)}
     for name, tensor in model.tensors.items():
         heads = {"q_proj": hparams.heads, "k_proj": hparams.kv_heads}.get(name.split(".")[-2])
         rotated = heads is not None and model.family.architecture == "llama"
-        expected = permuted(tensor.load(), heads) if rotated and heads else tensor.load()
+        expected = permute_like_llama_cpp(tensor.load(), heads) if rotated and heads else tensor.load()
         np.testing.assert_array_equal(result[names[name]].load(), expected, err_msg=name)
 
 
-def test_slabs_of_any_size_equal_the_whole(model: TinyModel) -> None:
+def test_slabs_of_any_size_equal_the_whole_tensor(model: TinyModel) -> None:
     for tensor in model.converted().values():
         whole = tensor.load()
         for size in (1, 100, tensor.row_elements * 5, tensor.row_elements * 24, 10**9):
@@ -125,12 +127,12 @@ def test_slabs_of_any_size_equal_the_whole(model: TinyModel) -> None:
             parts = [tensor.read(start, stop) for start, stop in slabs]
             np.testing.assert_array_equal(np.concatenate(parts).reshape(whole.shape), whole)
         rows = whole if whole.ndim == 1 else whole.reshape(tensor.rows, -1)
-        for start in range(0, tensor.rows, 3):  # a slab may also cut heads
+        for start in range(0, tensor.rows, 3):  # a slab may also cut a head
             np.testing.assert_array_equal(tensor.read(start, start + 1), rows[start : start + 1])
 
 
 def test_a_slab_reads_the_rows_of_its_heads_and_no_others() -> None:
-    model = plain()
+    model = tiny_llama()
     read: list[tuple[int, int]] = []
     name = "model.layers.0.self_attn.q_proj.weight"
     values = model.tensors[name].load()
@@ -149,12 +151,12 @@ def test_a_slab_reads_the_rows_of_its_heads_and_no_others() -> None:
     assert read == [(16, 32), (12, 13)]
 
 
-def test_half_precision_stays_as_it_is() -> None:
+def test_half_precision_is_preserved() -> None:
     import ml_dtypes
 
-    model = plain(attention_bias=True)
+    model = tiny_llama(attention_bias=True)
     for dtype, kind in (("F16", np.float16), ("BF16", ml_dtypes.bfloat16)):
-        tensors = {name: promise(name, t.load().astype(kind), dtype) for name, t in model.tensors.items()}
+        tensors = {name: lazy_tensor(name, t.load().astype(kind), dtype) for name, t in model.tensors.items()}
         there = {t.name: t for t in map_tensors_to_gguf(LLAMA, model.hparams(), tensors, "here")}
         for tensor in map_tensors_to_hf(LLAMA, model.hparams(), there, "there"):
             assert tensor.dtype == dtype
@@ -162,10 +164,10 @@ def test_half_precision_stays_as_it_is() -> None:
             assert tensor.load().tobytes() == tensors[tensor.name].load().tobytes()
 
 
-# --- tensors that do not fit the table
+# --- tensors that do not fit the rules
 
 
-def refused(model: TinyModel, tensors: Mapping[str, LazyTensor]) -> PigError:
+def mapping_error(model: TinyModel, tensors: Mapping[str, LazyTensor]) -> PigError:
     with pytest.raises(PigError) as caught:
         map_tensors_to_gguf(model.family, model.hparams(), tensors, "some/where")
     assert "some/where" in caught.value.message
@@ -174,18 +176,18 @@ def refused(model: TinyModel, tensors: Mapping[str, LazyTensor]) -> PigError:
 
 
 def test_a_missing_tensor_is_named() -> None:
-    model = plain()
+    model = tiny_llama()
     for name in model.tensors:
-        error = refused(model, {other: t for other, t in model.tensors.items() if other != name})
+        error = mapping_error(model, {other: t for other, t in model.tensors.items() if other != name})
         assert isinstance(error, MissingTensor)
         assert name in error.message
         assert ("tie_word_embeddings" in (error.hint or "")) == (name == "lm_head.weight")
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
-    model = plain()
+    model = tiny_llama()
     name = "model.embed_tokens.weight"
-    error = refused(model, {**model.tensors, name: promise(name, np.zeros((95, 64), np.float32))})
+    error = mapping_error(model, {**model.tensors, name: lazy_tensor(name, np.zeros((95, 64), np.float32))})
     assert isinstance(error, InvalidTensor)
     for part in (name, "(95, 64)", "(96, 64)"):
         assert part in error.message
@@ -205,34 +207,34 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes() -> None:
         ("model.layers.0.self_attn.q_norm.weight", None),
     ],
 )
-def test_a_tensor_too_many_is_named(name: str, hint: str | None) -> None:
-    model = plain()
-    error = refused(model, {**model.tensors, name: promise(name, np.zeros(4, np.float32))})
+def test_an_unexpected_tensor_is_named(name: str, hint: str | None) -> None:
+    model = tiny_llama()
+    error = mapping_error(model, {**model.tensors, name: lazy_tensor(name, np.zeros(4, np.float32))})
     assert isinstance(error, UnmappedTensor)
     assert name in error.message
     assert (hint or "would change the model") in (error.hint or "")
 
 
-def test_packed_weights_in_place_of_weights_get_the_same_hint() -> None:
-    model = plain()
+def test_packed_weights_instead_of_weights_get_the_same_hint() -> None:
+    model = tiny_llama()
     tensors = {name.replace("q_proj.weight", "q_proj.qweight"): t for name, t in model.tensors.items()}
-    error = refused(model, tensors)
+    error = mapping_error(model, tensors)
     assert isinstance(error, MissingTensor)
     assert "quantized" in (error.hint or "")
 
 
-def test_buffers_of_the_rotation_are_dropped() -> None:
-    model = plain()
+def test_rotary_buffers_are_ignored() -> None:
+    model = tiny_llama()
     names = ["model.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.inv_freq"]
-    buffers = {name: promise(name, np.zeros(4, np.float32)) for name in names}
+    buffers = {name: lazy_tensor(name, np.zeros(4, np.float32)) for name in names}
     both = map_tensors_to_gguf(model.family, model.hparams(), {**model.tensors, **buffers}, "here")
     assert [t.name for t in both] == list(model.converted())
 
 
-def test_a_tied_output_matrix_is_dropped_where_it_is_the_embedding() -> None:
-    model = plain(tie_word_embeddings=True)
+def test_a_tied_output_matrix_equal_to_the_embedding_is_ignored() -> None:
+    model = tiny_llama(tie_word_embeddings=True)
     embedding = model.tensors["model.embed_tokens.weight"].load()
-    output = promise("lm_head.weight", embedding.copy())
+    output = lazy_tensor("lm_head.weight", embedding.copy())
     names = [
         t.name
         for t in map_tensors_to_gguf(LLAMA, model.hparams(), {**model.tensors, output.name: output}, "here")
@@ -240,15 +242,15 @@ def test_a_tied_output_matrix_is_dropped_where_it_is_the_embedding() -> None:
     assert names == list(model.converted())
     assert "output.weight" not in names
     for other in (embedding + np.eye(96, 64, dtype=np.float32), embedding[:-1]):
-        changed = promise("lm_head.weight", other)
-        error = refused(model, {**model.tensors, changed.name: changed})
+        changed = lazy_tensor("lm_head.weight", other)
+        error = mapping_error(model, {**model.tensors, changed.name: changed})
         assert isinstance(error, InvalidTensor)
         assert "tie_word_embeddings = true" in error.message
 
 
-def test_a_gguf_with_divisors_by_dimension_is_not_exported() -> None:
-    model = plain()
-    divisors = promise("rope_freqs.weight", np.ones(4, np.float32))
+def test_a_gguf_with_unknown_freq_factors_is_not_exported() -> None:
+    model = tiny_llama()
+    divisors = lazy_tensor("rope_freqs.weight", np.ones(4, np.float32))
     with pytest.raises(UnmappedTensor) as caught:
         map_tensors_to_hf(LLAMA, model.hparams(), {**model.converted(), divisors.name: divisors}, "x.gguf")
     assert "llama3" in (caught.value.hint or "")
@@ -293,7 +295,7 @@ def test_families_are_found_by_class_or_model_type(config: dict[str, Any], famil
         ({"architectures": [1]}, CheckpointError, ["architectures = [1]"]),
     ],
 )
-def test_unknown_families_are_refused(
+def test_unknown_families_are_rejected(
     config: dict[str, Any], error: type[PigError], parts: list[str]
 ) -> None:
     with pytest.raises(error) as caught:
@@ -303,7 +305,7 @@ def test_unknown_families_are_refused(
         assert part in f"{caught.value.message} {caught.value.hint}"
 
 
-def test_families_of_ggufs() -> None:
+def test_families_are_found_by_architecture() -> None:
     assert family_by_architecture("llama") is LLAMA
     assert family_by_architecture("qwen2") is QWEN2
     with pytest.raises(UnsupportedModel, match="jamba") as caught:
@@ -311,7 +313,7 @@ def test_families_of_ggufs() -> None:
     assert "supported architectures: llama, qwen2" in (caught.value.hint or "")
 
 
-def test_every_family_has_names_of_its_own() -> None:
+def test_every_family_has_unique_names() -> None:
     classes = [name for family in FAMILIES for name in family.hf_classes]
     assert len(set(classes)) == len(classes)
     assert len({family.model_type for family in FAMILIES}) == len(FAMILIES)
@@ -320,7 +322,7 @@ def test_every_family_has_names_of_its_own() -> None:
 # --- configs
 
 
-def read_spec(family: Family, **changes: Any) -> HParams:
+def read_hparams(family: Family, **changes: Any) -> HParams:
     config = {key: value for key, value in {**BASE, **changes}.items() if value is not ...}
     return hparams_from_config(family, config, positions_from_config(family, config, {}))
 
@@ -342,18 +344,18 @@ def read_spec(family: Family, **changes: Any) -> HParams:
     ],
 )
 @pytest.mark.parametrize("family", LLAMAS, ids=lambda family: family.model_type)
-def test_what_the_graph_cannot_do_is_refused(
+def test_config_values_that_the_graph_does_not_compute_are_rejected(
     family: Family, changes: dict[str, Any], parts: list[str]
 ) -> None:
     with pytest.raises(UnsupportedModel) as caught:
-        read_spec(family, **{"sliding_window": None, **changes})
+        read_hparams(family, **{"sliding_window": None, **changes})
     for part in (*parts, "config.json"):
         assert part in caught.value.message
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("family", LLAMAS, ids=lambda family: family.model_type)
-def test_what_changes_nothing_is_taken(family: Family) -> None:
+def test_config_values_without_effect_are_accepted(family: Family) -> None:
     harmless = {
         "hidden_act": "silu",
         "pretraining_tp": 2,
@@ -363,7 +365,7 @@ def test_what_changes_nothing_is_taken(family: Family) -> None:
         "layer_types": ["full_attention", "full_attention"],
         "sliding_window": None,
     }
-    assert read_spec(family, **harmless) == read_spec(family, sliding_window=None)
+    assert read_hparams(family, **harmless) == read_hparams(family, sliding_window=None)
 
 
 @pytest.mark.parametrize(
@@ -385,26 +387,26 @@ def test_what_changes_nothing_is_taken(family: Family) -> None:
         ({"attention_bias": "no"}, 'attention_bias = "no"'),
     ],
 )
-def test_a_config_that_does_not_add_up_is_refused(changes: dict[str, Any], part: str) -> None:
+def test_an_inconsistent_config_is_rejected(changes: dict[str, Any], part: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        read_spec(LLAMA, **changes)
+        read_hparams(LLAMA, **changes)
     assert part in caught.value.message
     assert "config.json" in caught.value.message
     assert caught.value.hint
 
 
-def test_stated_defaults() -> None:
-    hparams = read_spec(LLAMA, num_key_value_heads=..., rms_norm_eps=..., tie_word_embeddings=...)
+def test_defaults_are_those_of_transformers() -> None:
+    hparams = read_hparams(LLAMA, num_key_value_heads=..., rms_norm_eps=..., tie_word_embeddings=...)
     assert (hparams.kv_heads, hparams.norm_epsilon, hparams.tied_embeddings) == (8, 1e-6, False)
     reference = transformers.LlamaConfig(num_attention_heads=8)
     assert (reference.num_key_value_heads, reference.rms_norm_eps) == (8, 1e-6)
     assert reference.tie_word_embeddings is False
 
 
-def test_heads_of_their_own_width_only_where_the_graph_has_them() -> None:
-    assert read_spec(LLAMA, head_dim=16).head_dim == 16
+def test_custom_head_dim_only_where_the_graph_supports_it() -> None:
+    assert read_hparams(LLAMA, head_dim=16).head_dim == 16
     with pytest.raises(UnsupportedModel, match="8 heads of width 16 are not the embedding length 64"):
-        read_spec(QWEN2, head_dim=16)
+        read_hparams(QWEN2, head_dim=16)
 
 
 SLIDING = [
@@ -416,9 +418,11 @@ SLIDING = [
 
 
 @pytest.mark.parametrize(("family", "changes", "window"), SLIDING)
-def test_a_sliding_window_bounds_the_context(family: Family, changes: dict[str, Any], window: int) -> None:
+def test_a_sliding_window_limits_the_context_length(
+    family: Family, changes: dict[str, Any], window: int
+) -> None:
     with pytest.raises(UnsupportedModel) as caught:
-        read_spec(family, **changes)
+        read_hparams(family, **changes)
     assert f"sliding_window = {window}" in caught.value.message
     assert f"`rope.context={window}`" in (caught.value.hint or "")
     config = {**BASE, **changes}
@@ -437,40 +441,42 @@ def test_a_sliding_window_bounds_the_context(family: Family, changes: dict[str, 
         (QWEN2, {"use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 2}),
     ],
 )
-def test_a_sliding_window_that_never_slides_is_taken(family: Family, changes: dict[str, Any]) -> None:
-    assert read_spec(family, **changes).layers == 2
+def test_a_sliding_window_without_effect_is_accepted(family: Family, changes: dict[str, Any]) -> None:
+    assert read_hparams(family, **changes).layers == 2
 
 
 # --- GGUF keys and exports
 
 
-def close(hparams: HParams) -> HParams:
-    """The hparams as it looks after single precision."""
+def to_single_precision(hparams: HParams) -> HParams:
+    """Return the hparams after rounding to single precision."""
     return replace(hparams, norm_epsilon=f32(hparams.norm_epsilon).value)
 
 
-def family_in(hparams: HParams) -> Family:
-    """The family that a reader of the GGUF finds."""
-    folded = any(
+def family_from_hparams(hparams: HParams) -> Family:
+    """Return the family that is found for the GGUF."""
+    runs_as_other = any(
         family.runs_as_other_architecture and hparams.hf_class in family.hf_classes for family in FAMILIES
     )
-    return family_by_architecture(hparams.architecture, hparams.hf_class if folded else None, hparams.experts)
+    return family_by_architecture(
+        hparams.architecture, hparams.hf_class if runs_as_other else None, hparams.experts
+    )
 
 
-def test_gguf_keys_read_back_as_the_same_spec(model: TinyModel) -> None:
+def test_gguf_keys_read_back_as_the_same_hparams(model: TinyModel) -> None:
     hparams = model.hparams()
-    family = family_in(hparams)
+    family = family_from_hparams(hparams)
     read = hparams_from_metadata(family, hparams.to_metadata(), model.converted())
-    if model.kind == "gptneox, tied":  # the graph has an output matrix of its own all the same
+    if model.variant == "gptneox, tied":  # the graph has an output matrix of its own all the same
         hparams = replace(hparams, features=hparams.features | {"untied"})
-    assert read == replace(close(hparams), hf_class=family.hf_classes[0])
+    assert read == replace(to_single_precision(hparams), hf_class=family.hf_classes[0])
     assert read.to_metadata() == hparams.to_metadata()
 
 
-def test_an_export_is_the_model_again(model: TinyModel) -> None:
-    """transformers loads the exported config and tensors and computes the same."""
+def test_transformers_computes_the_same_from_an_export(model: TinyModel) -> None:
+    """Load the exported config and tensors with transformers and compare logits."""
     hparams, tensors = model.hparams(), model.converted()
-    family = family_in(hparams)
+    family = family_from_hparams(hparams)
     hparams = hparams_from_metadata(family, hparams.to_metadata(), tensors)
     config = config_from_hparams(family, hparams)
     assert config[
@@ -481,31 +487,31 @@ def test_an_export_is_the_model_again(model: TinyModel) -> None:
         t.name: torch.from_numpy(t.load().copy())
         for t in map_tensors_to_hf(family, hparams, tensors, "x.gguf")
     }
-    again, told = cls.from_pretrained(
+    exported, loading_info = cls.from_pretrained(
         None,
         config=cls.config_class.from_dict(config),
         state_dict=state,
         output_loading_info=True,
         dtype=torch.float32,
     )
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
-    again.eval()
+    assert not loading_info["missing_keys"]
+    assert not loading_info["unexpected_keys"]
+    exported.eval()
     tokens = torch.arange(60).unsqueeze(0)
     with torch.no_grad():
-        assert torch.equal(again(tokens).logits, model.module(tokens).logits)
-    assert reread(config).to_metadata() == hparams.to_metadata()
+        assert torch.equal(exported(tokens).logits, model.module(tokens).logits)
+    assert hparams_from_exported(config).to_metadata() == hparams.to_metadata()
 
 
-def reread(config: dict[str, Any]) -> HParams:
+def hparams_from_exported(config: dict[str, Any]) -> HParams:
     family = family_from_config(config)
     return hparams_from_config(family, config, positions_from_config(family, config, {}))
 
 
-def test_every_family_writes_a_config_that_it_reads(model: TinyModel) -> None:
+def test_every_family_reads_the_config_that_it_writes(model: TinyModel) -> None:
     config = config_from_hparams(model.family, model.hparams())
     assert family_from_config(config) is model.family
-    assert reread(config) == model.hparams()
+    assert hparams_from_exported(config) == model.hparams()
 
 
 @pytest.mark.parametrize(
@@ -524,18 +530,18 @@ def test_every_family_writes_a_config_that_it_reads(model: TinyModel) -> None:
         ({"llama.attention.causal": TypedValue("bool", False)}, UnsupportedModel, "causal"),
     ],
 )
-def test_gguf_keys_that_do_not_add_up_are_refused(
+def test_inconsistent_gguf_keys_are_rejected(
     changes: dict[str, TypedValue | None], error: type[PigError], part: str
 ) -> None:
-    keys = {**plain().hparams().to_metadata(), **changes}
+    keys = {**tiny_llama().hparams().to_metadata(), **changes}
     with pytest.raises(error) as caught:
         hparams_from_metadata(LLAMA, {k: v for k, v in keys.items() if v is not None})
     assert part in caught.value.message
     assert caught.value.hint
 
 
-def test_the_vocabulary_counts_as_llama_cpp_counts_it() -> None:
-    keys = plain().hparams().to_metadata()
+def test_vocab_size_is_the_number_of_tokens() -> None:
+    keys = tiny_llama().hparams().to_metadata()
     tokens = TypedValue("str", tuple(map(str, range(90))), is_array=True)
     assert hparams_from_metadata(LLAMA, {**keys, "tokenizer.ggml.tokens": tokens}).vocab_size == 90
 
@@ -543,7 +549,7 @@ def test_the_vocabulary_counts_as_llama_cpp_counts_it() -> None:
 # --- llama.cpp itself
 
 
-def test_llama_cpp_reads_the_same_shape_and_computes_the_same(model: TinyModel, tmp_path: Path) -> None:
+def test_llama_cpp_reads_the_same_hparams_and_computes_the_same(model: TinyModel, tmp_path: Path) -> None:
     hparams = model.hparams()
     write_model(tmp_path / "model.gguf", hparams, model.converted())
     with bare_engine(tmp_path / "model.gguf", context=256) as engine:
@@ -562,14 +568,14 @@ def test_llama_cpp_reads_the_same_shape_and_computes_the_same(model: TinyModel, 
     assert (expected.argmax(-1) == got.argmax(-1)).float().mean() >= 0.99
 
 
-def test_biases_that_qwen3_s_graph_does_not_load_are_refused() -> None:
+def test_qwen3_biases_that_the_graph_does_not_load_are_rejected() -> None:
     with pytest.raises(UnsupportedModel, match="attention_bias = true") as caught:
-        read_spec(QWEN3, attention_bias=True)
+        read_hparams(QWEN3, attention_bias=True)
     assert caught.value.hint
 
 
-def test_what_a_checkpoint_has_not_is_exported_only_where_it_is_what_it_should_be() -> None:
-    """GPT-J's graph has biases, all zero; and one matrix for two names must be one."""
+def test_gguf_only_tensors_are_checked_on_export() -> None:
+    """Biases of zeros (GPT-J) and a second copy of the embedding (GPT-NeoX) must be what they should be."""
     gptj = TinyModel("gptj")
     name = "blk.1.attn_k.bias"
     tensors = gptj.converted()
@@ -577,18 +583,20 @@ def test_what_a_checkpoint_has_not_is_exported_only_where_it_is_what_it_should_b
         values = tensors[name].load().copy()
         values[index] = 1e-30
         with pytest.raises(InvalidTensor, match=name) as caught:
-            map_tensors_to_hf(gptj.family, gptj.hparams(), {**tensors, name: promise(name, values)}, "x.gguf")
+            map_tensors_to_hf(
+                gptj.family, gptj.hparams(), {**tensors, name: lazy_tensor(name, values)}, "x.gguf"
+            )
         assert caught.value.hint
     tied = TinyModel("gptneox, tied")
     tensors = tied.converted()
     values = tensors["output.weight"].load().copy()
     values[-1, -1] += 1
-    other = promise("output.weight", values)
+    other = lazy_tensor("output.weight", values)
     with pytest.raises(InvalidTensor, match="differs from the embedding"):
         map_tensors_to_hf(tied.family, tied.hparams(), {**tensors, other.name: other}, "x.gguf")
 
 
-def test_positions_are_put_where_the_config_has_those_of_its_language_model() -> None:
+def test_positions_are_written_into_the_language_models_section() -> None:
     language = {**TinyModel("gemma3").config, "rope_scaling": {"rope_type": "linear", "factor": 2.0}}
     config = {
         "architectures": ["Gemma3ForConditionalGeneration"],
@@ -600,6 +608,6 @@ def test_positions_are_put_where_the_config_has_those_of_its_language_model() ->
         rope_theta=1e4, original_context=64, context_length=256, factor=4.0, local_rope_theta=1e4
     )
     hparams = replace(TinyModel("gemma3").hparams(), rope=rope)
-    said = config_with_positions(family, config, hparams)
-    assert said.keys() == config.keys()
-    assert positions_from_config(family, said, {}).factor == 4.0
+    extended = config_with_positions(family, config, hparams)
+    assert extended.keys() == config.keys()
+    assert positions_from_config(family, extended, {}).factor == 4.0

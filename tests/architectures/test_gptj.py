@@ -1,4 +1,4 @@
-"""GPT-J with a factor: transformers has a table of its rotations, made anew here by the formula."""
+"""GPT-J with a factor: transformers has a cos/sin table, which is recomputed here with the factor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OPT on GPT-2's graph: what the fold costs, in floats and in quantized types, and what is refused."""
+"""OPT on GPT-2's graph: the error of ReLU by GELU in float and quantized types, and unsupported configs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def mean_kl(reference: Logits, logits: Any) -> float:
 
 
 def exported(gguf: Path) -> State:
-    """A GGUF's weights, dequantized, as OPT's own."""
+    """Return a GGUF's dequantized weights under OPT's names."""
     file = read_header(gguf)
     family = family_from_metadata(file.metadata)
     assert family.model_type == "opt"
@@ -68,33 +68,33 @@ def exported(gguf: Path) -> State:
 
 
 @pytest.mark.parametrize("type", ["F32", "F16"])
-def test_relu_by_way_of_gelu_costs_next_to_nothing(type: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_relu_approximated_by_gelu_is_almost_exact(type: str, checkpoint: Path, tmp_path: Path) -> None:
     pigguf.convert(checkpoint, tmp_path / "model.gguf", type=type)
     assert mean_kl(transformers_logits(checkpoint), engine_logits(tmp_path / "model.gguf", TOKENS)) <= 1e-6
 
 
 @pytest.mark.parametrize("type", QUANTIZED)
-def test_a_quantized_type_costs_what_it_costs_these_weights_anyway(
+def test_scaled_weights_quantize_as_well_as_unscaled_ones(
     type: str, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Against the quantized weights of the unfolded model: with ReLU in transformers they cost `own`.
+    """Compare with quantized weights that are not scaled, whose KL with ReLU in transformers is `weights_kl`.
 
-    The engine quantizes activations besides; what that costs the unfolded model with GELU, which it then
-    computes, is `activations`. The fold makes block scales smaller, some of them subnormal in half
-    precision: up to a third more.
+    The engine also quantizes activations; the KL of that, with the GELU that it then computes, is
+    `activations_kl`. Scaling makes block scales smaller, some of them subnormal in half precision: up to a
+    third more.
     """
     reference = transformers_logits(checkpoint)
-    pigguf.convert(checkpoint, tmp_path / "folded.gguf", type=type)
-    weights = with_quantized(checkpoint, tmp_path / "unfolded.gguf", type)
-    own = mean_kl(reference, transformers_logits(checkpoint, weights))
+    pigguf.convert(checkpoint, tmp_path / "scaled.gguf", type=type)
+    weights = with_quantized(checkpoint, tmp_path / "unscaled.gguf", type)
+    weights_kl = mean_kl(reference, transformers_logits(checkpoint, weights))
     gelu = transformers_logits(checkpoint, weights, gelu=True)
-    activations = mean_kl(gelu, engine_logits(tmp_path / "unfolded.gguf", TOKENS))
-    folded = mean_kl(reference, engine_logits(tmp_path / "folded.gguf", TOKENS))
-    assert folded <= 1.35 * (own + activations)
+    activations_kl = mean_kl(gelu, engine_logits(tmp_path / "unscaled.gguf", TOKENS))
+    scaled = mean_kl(reference, engine_logits(tmp_path / "scaled.gguf", TOKENS))
+    assert scaled <= 1.35 * (weights_kl + activations_kl)
 
 
 def with_quantized(checkpoint: Path, gguf: Path, type: str) -> State:
-    """OPT's weights through the type without the fold."""
+    """Return OPT's weights, quantized without scaling and dequantized."""
     plain = replace(OPT, tensor_rules=tuple(replace(rule, transform=IDENTITY) for rule in OPT.tensor_rules))
     families = pigguf.architectures.registry.FAMILIES
     pigguf.architectures.registry.FAMILIES = tuple(plain if family is OPT else family for family in families)
@@ -105,7 +105,7 @@ def with_quantized(checkpoint: Path, gguf: Path, type: str) -> State:
         pigguf.architectures.registry.FAMILIES = families
 
 
-def test_an_export_has_the_very_weights_again(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_export_has_the_same_weights_again(checkpoint: Path, tmp_path: Path) -> None:
     pigguf.convert(checkpoint, tmp_path / "model.gguf", type="F32")
     state = exported(tmp_path / "model.gguf")
     for name, weights in AutoModelForCausalLM.from_pretrained(checkpoint).state_dict().items():
@@ -123,7 +123,7 @@ def test_an_export_has_the_very_weights_again(checkpoint: Path, tmp_path: Path) 
         ({"enable_bias": False}, "enable_bias = false"),
     ],
 )
-def test_opt_350m_and_other_layouts_are_refused(changes: dict[str, Any], part: str, tmp_path: Path) -> None:
+def test_opt_350m_and_other_layouts_are_rejected(changes: dict[str, Any], part: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "opt")
     edit_config(checkpoint, **changes)
     with pytest.raises(UnsupportedModel) as caught:

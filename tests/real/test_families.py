@@ -1,7 +1,7 @@
-"""Every kind of model through the whole conversion and the real engine, against transformers.
+"""Every variant of every family, converted and run by the engine, compared with transformers.
 
-At the window it was made for and, where positions are rotations, at four times that by Position
-Interpolation; in F32 exactly, in Q8_0 as near as Q8_0 is.
+At its own context length and, with rotary positions, at four times that by Position Interpolation; in F32
+exactly, in Q8_0 within the error of Q8_0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.compare import agreement
 from support.tiny_checkpoints import VOCAB_SIZE, make_checkpoint
-from support.tiny_families import KINDS, scaled
+from support.tiny_families import MODEL_VARIANTS, scaled_rope_parameters
 
 import pigguf
 
@@ -24,8 +24,8 @@ def random_tokens(count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(5).integers(3, VOCAB_SIZE, count)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_model_is_transformers_own_over_its_window(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", MODEL_VARIANTS)
+def test_a_model_matches_transformers_over_its_context(kind: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", kind)
     for type, largest in (("F32", 1e-6), ("Q8_0", Q8_0_COST)):
         result = pigguf.convert(checkpoint, tmp_path / f"{type}.gguf", type=type)
@@ -36,23 +36,23 @@ def test_a_model_is_transformers_own_over_its_window(kind: str, tmp_path: Path) 
 
 
 NOT_IN_TRANSFORMERS = {"InternLM2ForCausalLM", "BaichuanForCausalLM", "Gemma3ForConditionalGeneration"}
-# What transformers itself cannot compute with a linear factor like the others'.
+# Variants that transformers cannot compute with a linear factor.
 OTHERS = {
-    "phi3": "transformers scales it by longrope alone: tests/architectures/test_phi3.py",
-    "gptj": "transformers has a table of its rotations: tests/architectures/test_gptj.py",
+    "phi3": "transformers has only longrope scaling for it: tests/architectures/test_family_specifics.py",
+    "gptj": "transformers has a cos/sin table for it: tests/architectures/test_gptj.py",
 }
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "," not in kind and kind not in OTHERS])
-def test_an_extended_model_is_transformers_own_past_its_window(kind: str, tmp_path: Path) -> None:
-    """The factor comes from the command line here; with half of it, the same comparison fails."""
+@pytest.mark.parametrize("kind", [kind for kind in MODEL_VARIANTS if "," not in kind and kind not in OTHERS])
+def test_an_extended_model_matches_transformers_past_its_original_context(kind: str, tmp_path: Path) -> None:
+    """Override the factor; with half of it, the same comparison fails."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint", kind)
     family = pigguf.convert(checkpoint, type="F32", dry_run=True).plan
     if family.rope.rope_type != "none":
-        pytest.skip("positions are no rotation, or are scaled already")
+        pytest.skip("positions are not rotary, or are scaled already")
     original = family.rope.original_context
     rope = {"rope_type": "linear", "factor": float(FACTOR), "rope_theta": family.rope.rope_theta}
-    extended = make_checkpoint(tmp_path / "extended", kind, **scaled(kind, rope))
+    extended = make_checkpoint(tmp_path / "extended", kind, **scaled_rope_parameters(kind, rope))
     tokens = random_tokens(original * FACTOR)
     for factor in (FACTOR, FACTOR / 2):
         overrides = pigguf.RopeOverrides(factor, int(original * FACTOR / factor), original * FACTOR)
@@ -61,9 +61,9 @@ def test_an_extended_model_is_transformers_own_past_its_window(kind: str, tmp_pa
         assert (found.mean_kl <= 1e-6) == (factor == FACTOR)
 
 
-def test_the_kinds_cover_every_family() -> None:
+def test_the_variants_cover_every_family() -> None:
     from pigguf.architectures import FAMILIES
 
-    covered = {kind.cls for kind in KINDS.values()}
+    covered = {kind.hf_class for kind in MODEL_VARIANTS.values()}
     uncovered = [family.hf_classes[0] for family in FAMILIES if not covered & set(family.hf_classes)]
     assert set(uncovered) <= NOT_IN_TRANSFORMERS

@@ -1,4 +1,4 @@
-"""Tables of learned positions, resampled: the rows by hand, and the engine against transformers with them."""
+"""Interpolated tables of learned positions: the rows, and the engine compared with transformers."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def original_table(checkpoint: Path, family: str) -> torch.Tensor:
 
 
 def with_table(checkpoint: Path, family: str, table: torch.Tensor, path: Path) -> Path:
-    """The checkpoint with another table, as transformers itself saves it."""
+    """Save the checkpoint with another table, as transformers does."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    place = model.get_submodule(TABLES[family].removesuffix(".weight"))
+    embedding = model.get_submodule(TABLES[family].removesuffix(".weight"))
     if family == "opt":
-        table = torch.cat([place.weight[:2].detach(), table])
-    place.weight = torch.nn.Parameter(table)
-    place.num_embeddings = len(table)
+        table = torch.cat([embedding.weight[:2].detach(), table])
+    embedding.weight = torch.nn.Parameter(table)
+    embedding.num_embeddings = len(table)
     model.config.max_position_embeddings = len(table) - (2 if family == "opt" else 0)
     for module in model.modules():  # GPT-2's mask is as long as its window
         if hasattr(module, "bias") and getattr(module.bias, "dtype", None) is torch.bool:
@@ -61,7 +61,7 @@ def with_table(checkpoint: Path, family: str, table: torch.Tensor, path: Path) -
 
 
 @pytest.mark.parametrize("family", TABLES)
-def test_original_positions_keep_their_rows_and_others_lie_between(family: str, tmp_path: Path) -> None:
+def test_original_rows_are_kept_and_others_interpolated(family: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
     result = pigguf.convert(
         checkpoint, tmp_path / "long.gguf", type="F32", rope=pigguf.RopeOverrides(context=EXTENDED)
@@ -79,9 +79,7 @@ def test_original_positions_keep_their_rows_and_others_lie_between(family: str, 
 
 
 @pytest.mark.parametrize("family", TABLES)
-def test_the_engine_computes_what_transformers_does_with_the_resampled_table(
-    family: str, tmp_path: Path
-) -> None:
+def test_the_engine_matches_transformers_with_the_interpolated_table(family: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
     table = torch.nn.functional.interpolate(
         original_table(checkpoint, family).T[None], EXTENDED, mode="linear", align_corners=True
@@ -95,7 +93,7 @@ def test_the_engine_computes_what_transformers_does_with_the_resampled_table(
 
 
 @pytest.mark.parametrize("family", TABLES)
-def test_another_table_fails_the_same_comparison(family: str, tmp_path: Path) -> None:
+def test_another_table_does_not_match(family: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
     original = original_table(checkpoint, family)
     repeated = original.repeat(4, 1)[:EXTENDED].contiguous()
@@ -132,7 +130,7 @@ def test_nearest_rows_and_a_shorter_table(tmp_path: Path) -> None:
         ("bloom", {"factor": 2}, "no positions to scale"),
     ],
 )
-def test_what_makes_no_sense_of_a_table_is_refused(
+def test_overrides_that_do_not_fit_a_table_are_rejected(
     family: str, overrides: dict[str, Any], part: str, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", family)
@@ -143,7 +141,7 @@ def test_what_makes_no_sense_of_a_table_is_refused(
     assert not (tmp_path / "x.gguf").exists()
 
 
-def test_past_its_table_a_model_does_not_run(tmp_path: Path) -> None:
+def test_a_model_does_not_run_past_its_table(tmp_path: Path) -> None:
     """llama.cpp would abort the process there."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "gpt2")
     pigguf.convert(checkpoint, tmp_path / "model.gguf", type="F32")

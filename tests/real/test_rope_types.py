@@ -1,4 +1,4 @@
-"""Kinds of scaling beyond linear: transformers' own past the original window, and not without the scaling."""
+"""Rope types other than linear: equal to transformers past the original context, not without scaling."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LONGROPE = {
     "long_factor": [1.0 + pair for pair in range(HEAD // 2)],
     "original_max_position_embeddings": 4 * ORIGINAL,  # llama.cpp opens a context of 256 tokens at least
 }
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "yarn": ("llama", YARN),
     "yarn, attention": ("llama", {**YARN, "attention_factor": 1.4}),
     "yarn, mscale": ("llama", {**YARN, "mscale": 0.5, "mscale_all_dim": 1.0}),
@@ -57,9 +57,9 @@ def make(path: Path, family: str, rope: dict[str, Any], context: int = CONTEXT) 
     return make_checkpoint(path, family, rope_parameters=dict(rope), max_position_embeddings=context)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_scaled_model_is_transformers_own_up_to_four_times_its_window(name: str, tmp_path: Path) -> None:
-    family, rope = KINDS[name]
+@pytest.mark.parametrize("name", CASES)
+def test_a_scaled_model_matches_transformers_up_to_the_extended_context(name: str, tmp_path: Path) -> None:
+    family, rope = CASES[name]
     original = rope["original_max_position_embeddings"]
     context = original * FACTOR
     checkpoint = make(tmp_path / "checkpoint", family, rope, context)
@@ -72,9 +72,9 @@ def test_a_scaled_model_is_transformers_own_up_to_four_times_its_window(name: st
         assert found.same_top >= 0.99
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_without_the_scaling_the_same_model_fails_the_same_comparison(name: str, tmp_path: Path) -> None:
-    family, rope = KINDS[name]
+@pytest.mark.parametrize("name", CASES)
+def test_without_the_scaling_the_model_does_not_match(name: str, tmp_path: Path) -> None:
+    family, rope = CASES[name]
     context = rope["original_max_position_embeddings"] * FACTOR
     checkpoint = make(tmp_path / "checkpoint", family, rope, context)
     unscaled = make(tmp_path / "unscaled", family, {"rope_type": "default", "rope_theta": BASE}, context)
@@ -86,7 +86,7 @@ def test_without_the_scaling_the_same_model_fails_the_same_comparison(name: str,
 
 @pytest.mark.parametrize("name", ["yarn, attention", "llama3", "longrope"])
 def test_an_exported_and_reconverted_model_keeps_its_scaling(name: str, tmp_path: Path) -> None:
-    family, rope = KINDS[name]
+    family, rope = CASES[name]
     checkpoint = make(
         tmp_path / "checkpoint", family, rope, rope["original_max_position_embeddings"] * FACTOR
     )
@@ -102,8 +102,8 @@ def test_an_exported_and_reconverted_model_keeps_its_scaling(name: str, tmp_path
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_dynamic_scaling_is_that_of_the_window_it_was_fixed_to(family: str, tmp_path: Path) -> None:
-    """Fixed to 256 tokens it is a plain model with another base, and transformers' at just this length."""
+def test_dynamic_scaling_matches_at_the_context_it_was_fixed_to(family: str, tmp_path: Path) -> None:
+    """Fixed to 256 tokens it is unscaled with another rope_theta, equal to transformers at this length."""
     fixed = make(tmp_path / "fixed", family, {"rope_type": "default", "rope_theta": FIXED_BASE})
     dynamic = make_checkpoint(tmp_path / "dynamic", family)
     edit_config(
@@ -129,7 +129,7 @@ def test_a_quantized_copy_keeps_the_tensor_of_its_positions(tmp_path: Path) -> N
     assert second == first
 
 
-def test_a_name_alone_extends_a_plain_llama(tmp_path: Path) -> None:
+def test_a_known_name_alone_extends_a_plain_llama(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "llama-superhot-8k", max_position_embeddings=2048)
     plan = pigguf.convert(checkpoint, type="F32", dry_run=True).plan
     assert (plan.rope.rope_type, plan.rope.factor, plan.rope.context_length) == ("linear", 4.0, 8192)

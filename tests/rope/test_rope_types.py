@@ -1,4 +1,4 @@
-"""Kinds of scaling beyond linear: each as transformers has it, as GGUF keys and tensors, and back again."""
+"""Rope types other than linear: frequencies as in transformers, GGUF keys and tensors, and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.rope_configs import (
     LLAMA3,
     LONG_FACTOR,
     LONGROPE,
-    OTHER_KINDS,
+    OTHER_ROPE_TYPES,
     SHORT_FACTOR,
     mpe,
     scaling,
@@ -32,7 +32,7 @@ from pigguf.rope import (
     rope_from_metadata,
 )
 
-ROTATED = {"longrope": 96}  # of the published lists; elsewhere 128
+ROTARY_DIMS = {"longrope": 96}  # of the published lists; elsewhere 128
 HEADS = {"hidden_size": 4096, "num_attention_heads": 32}
 GRAPHS = {"longrope": "phi3", "gemma": "gemma3"}
 
@@ -43,14 +43,14 @@ def yarn(**keys: Any) -> dict[str, Any]:
     return mpe(16384, rope_scaling={**YARN, **keys})
 
 
-# Settings that no published row has.
+# Settings that no published config has.
 SETTINGS: dict[str, dict[str, Any]] = {
     "yarn, attention_factor": yarn(attention_factor=1.3),
     "yarn, mscale": yarn(mscale=0.707, mscale_all_dim=1.0),
-    "yarn, mscale alike": yarn(mscale=1.0, mscale_all_dim=1.0),
-    "yarn, its own numbers said": yarn(beta_fast=32, beta_slow=1.0, truncate=True, extrapolation_factor=1),
+    "yarn, equal mscales": yarn(mscale=1.0, mscale_all_dim=1.0),
+    "yarn, defaults stated": yarn(beta_fast=32, beta_slow=1.0, truncate=True, extrapolation_factor=1),
     "yarn, factor missing": yarn(factor=None),
-    "llama3, another factor and window": mpe(
+    "llama3, another factor and context": mpe(
         4096, rope_scaling={**LLAMA3, "factor": 16.0, "original_max_position_embeddings": 1024}
     ),
     "longrope, attention_factor": mpe(
@@ -58,7 +58,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         original_max_position_embeddings=4096,
         rope_scaling={"rope_type": "longrope", **LONGROPE, "attention_factor": 1.5},
     ),
-    "longrope, factor, original window inside": mpe(
+    "longrope, factor, original context inside": mpe(
         131072,
         rope_scaling={
             "rope_type": "longrope",
@@ -68,46 +68,46 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
     ),
 }
-CONFIGS = {**{name: row[0] for name, row in OTHER_KINDS.items()}, **SETTINGS}
+CONFIGS = {**{name: row[0] for name, row in OTHER_ROPE_TYPES.items()}, **SETTINGS}
 
 
-def graph(name: str) -> str:
+def architecture_of(name: str) -> str:
     return "phi3" if "Phi" in name or "longrope" in name else "gemma3" if "gemma" in name else "llama"
 
 
-def rotated(rope: RopeScaling) -> int:
-    return ROTATED.get(rope.rope_type, 128)
+def rotary_dim_of(rope: RopeScaling) -> int:
+    return ROTARY_DIMS.get(rope.rope_type, 128)
 
 
 def frequencies(rope: RopeScaling, length: int) -> tuple[np.ndarray, float]:
-    """What llama.cpp rotates by, in a context of `length` tokens, and what it multiplies by: from the file.
+    """Return llama.cpp's frequencies and attention factor for a context of `length` tokens, from a GGUF.
 
     ggml-cpu/ops.cpp (ggml_rope_cache_init, rope_yarn), ggml.c (ggml_rope_yarn_corr_dims) and
     src/llama-context.cpp, for a file's keys and tensors.
     """
-    size = rotated(rope)
+    size = rotary_dim_of(rope)
     keys = rope.to_gguf("phi3" if rope.rope_type == "longrope" else "llama")
-    told = {key.partition(".")[2]: typed.value for key, typed in keys.items()}
+    gguf_keys = {key.partition(".")[2]: typed.value for key, typed in keys.items()}
     tensors = rope.tensors(size)
-    base, scale = told["rope.freq_base"], 1 / told.get("rope.scaling.factor", 1.0)
-    original = told.get("rope.scaling.original_context_length", told["context_length"])
+    base, scale = gguf_keys["rope.freq_base"], 1 / gguf_keys.get("rope.scaling.factor", 1.0)
+    original = gguf_keys.get("rope.scaling.original_context_length", gguf_keys["context_length"])
     which = "rope_factors_long.weight" if length > original else "rope_factors_short.weight"
     divisors = tensors.get("rope_freqs.weight", tensors.get(which, 1.0))
     pairs = np.arange(size // 2)
     own = base ** (-2 * pairs / size) / divisors
-    attention = told.get("rope.scaling.attn_factor", 1.0)
-    if told.get("rope.scaling.type") != "yarn":
+    attention = gguf_keys.get("rope.scaling.attn_factor", 1.0)
+    if gguf_keys.get("rope.scaling.type") != "yarn":
         return own * scale, attention
 
     def bound(turns: float) -> float:
         return float(size * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(base)))
 
     low, high = max(0, np.floor(bound(32))), min(size - 1, np.ceil(bound(1)))
-    kept = 1 - np.clip((pairs - low) / max(0.001, high - low), 0, 1)
-    return own * scale * (1 - kept) + own * kept, attention * (1 + 0.1 * np.log(1 / scale))
+    ramp = 1 - np.clip((pairs - low) / max(0.001, high - low), 0, 1)
+    return own * scale * (1 - ramp) + own * ramp, attention * (1 + 0.1 * np.log(1 / scale))
 
 
-def in_transformers(config: dict[str, Any], size: int, length: int) -> tuple[np.ndarray, float]:
+def transformers_frequencies(config: dict[str, Any], size: int, length: int) -> tuple[np.ndarray, float]:
     import torch
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -115,7 +115,7 @@ def in_transformers(config: dict[str, Any], size: int, length: int) -> tuple[np.
     sizes = {"hidden_size": size * 4, "num_attention_heads": 4}
     copy = deepcopy(config)  # transformers writes into what it is given
     embedding = LlamaRotaryEmbedding(LlamaConfig.from_dict({**copy, **sizes}))
-    embedding(torch.zeros(1), torch.tensor([[length - 1]]))  # some kinds look at how long a text is
+    embedding(torch.zeros(1), torch.tensor([[length - 1]]))  # some rope types depend on the length of a text
     return embedding.inv_freq.numpy(), embedding.attention_scaling
 
 
@@ -134,7 +134,7 @@ def test_frequencies_are_those_of_transformers(name: str, past: bool) -> None:
     for source in (config, rope.to_config()):
         if source is config and name == "yarn, factor missing":
             continue  # transformers compares it with a number, and fails
-        theirs, scaling = in_transformers(source, rotated(rope), length)
+        theirs, scaling = transformers_frequencies(source, rotary_dim_of(rope), length)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
         assert attention == pytest.approx(scaling, rel=1e-6)
 
@@ -142,35 +142,39 @@ def test_frequencies_are_those_of_transformers(name: str, past: bool) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_keys_and_tensors_read_back_as_the_same_scaling(name: str) -> None:
     rope = read_rope(CONFIGS[name], {})
-    keys, tensors = rope.to_gguf(graph(name)), rope.tensors(rotated(rope))
-    read = rope_from_metadata(keys, graph(name), tensors)
+    keys, tensors = rope.to_gguf(architecture_of(name)), rope.tensors(rotary_dim_of(rope))
+    read = rope_from_metadata(keys, architecture_of(name), tensors)
     assert read == rope
-    assert read.to_gguf(graph(name)) == keys
-    assert all(np.array_equal(read.tensors(rotated(rope))[key], values) for key, values in tensors.items())
+    assert read.to_gguf(architecture_of(name)) == keys
+    assert all(
+        np.array_equal(read.tensors(rotary_dim_of(rope))[key], values) for key, values in tensors.items()
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_export_reads_back_as_the_same_scaling(name: str) -> None:
     rope = read_rope(CONFIGS[name], {})
-    read = rope_from_metadata(rope.to_gguf(graph(name)), graph(name), rope.tensors(rotated(rope)))
+    read = rope_from_metadata(
+        rope.to_gguf(architecture_of(name)), architecture_of(name), rope.tensors(rotary_dim_of(rope))
+    )
     config = read.to_config()
     assert read_rope(config, {}) == rope
     for schema in ("rope_scaling", "rope_parameters"):
-        kept = {key: value for key, value in config.items() if key != schema}
+        remaining = {key: value for key, value in config.items() if key != schema}
         if rope.rope_type == "none" or (schema == "rope_parameters" and "gemma" in name):
             continue
-        assert read_rope(kept, {}) == rope
+        assert read_rope(remaining, {}) == rope
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_each_kind_is_told_in_a_sentence(name: str) -> None:
+def test_each_rope_type_is_explained_in_a_sentence(name: str) -> None:
     rope = read_rope(CONFIGS[name], {})
-    told = rope.explain()
-    assert told.startswith("position")
-    assert str(rope.context_length) in told or str(rope.context_length - 1) in told
+    sentence = rope.explain()
+    assert sentence.startswith("position")
+    assert str(rope.context_length) in sentence or str(rope.context_length - 1) in sentence
     words = {"yarn": "YaRN", "llama3": "Llama 3", "longrope": "LongRoPE"}
-    assert words.get(rope.rope_type, "") in told
-    assert ("10000" in told) == ("gemma" in name)
+    assert words.get(rope.rope_type, "") in sentence
+    assert ("10000" in sentence) == ("gemma" in name)
 
 
 def test_yarn_as_gguf_keys() -> None:
@@ -193,10 +197,10 @@ def test_llama3_as_gguf_keys_and_the_tensor_of_llama_cpp() -> None:
     }
     (divisors,) = rope.tensors(64).values()
     assert divisors.dtype == np.float32
-    np.testing.assert_array_equal(divisors, by_llama_cpp(5e5, 64, 32.0, 8192))
+    np.testing.assert_array_equal(divisors, llama_cpp_freq_factors(5e5, 64, 32.0, 8192))
 
 
-def by_llama_cpp(base: float, size: int, factor: float, original: int) -> np.ndarray:
+def llama_cpp_freq_factors(base: float, size: int, factor: float, original: int) -> np.ndarray:
     """As conversion/llama.py computes it, in torch."""
     import torch
 
@@ -255,7 +259,7 @@ def gemma_frequencies(config: dict[str, Any], layers: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["gemma-3-4b", "gemma-3-1b"])
-def test_gemma_3_exported_is_what_transformers_understands(name: str) -> None:
+def test_transformers_understands_an_exported_gemma_3(name: str) -> None:
     rope = read_rope(CONFIGS[name], {})
     powers = -np.arange(0, 64, 2) / 64
     config = rope.to_config()
@@ -265,7 +269,7 @@ def test_gemma_3_exported_is_what_transformers_understands(name: str) -> None:
     np.testing.assert_allclose(gemma_frequencies(config, "sliding_attention"), 1e4**powers, rtol=1e-5)
 
 
-def test_a_gemma_3_file_that_is_silent_of_sliding_layers_has_llama_cpps_base_for_them() -> None:
+def test_a_gemma_3_gguf_without_freq_base_swa_has_llama_cpps_default() -> None:
     keys = {"gemma3.context_length": u32(32768), "gemma3.rope.freq_base": f32(1e6)}
     assert rope_from_metadata(keys, "gemma3").local_rope_theta is None
     keys["gemma3.attention.sliding_window"] = u32(512)
@@ -287,13 +291,13 @@ DYNAMIC = mpe(8192, rope_theta=5e5, **HEADS, **scaling("dynamic", 4.0))
         (RopeOverrides(factor=2.0, context=32768), 32768, 2.0),
     ],
 )
-def test_dynamic_scaling_is_fixed_to_the_base_of_the_chosen_window(
+def test_dynamic_scaling_is_fixed_to_the_rope_theta_of_the_chosen_context(
     overrides: RopeOverrides, context: int, factor: float
 ) -> None:
     rope = read_rope(DYNAMIC, {}, overrides)
     assert (rope.rope_type, rope.factor, rope.context_length) == ("none", 1.0, context)
     config = {**DYNAMIC, "rope_scaling": {"rope_type": "dynamic", "factor": factor}}
-    theirs, attention = in_transformers(config, 128, context)
+    theirs, attention = transformers_frequencies(config, 128, context)
     np.testing.assert_allclose(rope.rope_theta ** (-np.arange(0, 128, 2) / 128), theirs, rtol=1e-5)
     assert attention == 1.0
     assert f"fixed to its rope_theta at {context}" in rope.decisions[0]
@@ -301,26 +305,26 @@ def test_dynamic_scaling_is_fixed_to_the_base_of_the_chosen_window(
     assert read_rope(rope.to_config(), {}) == replace(rope, rope_theta=pytest.approx(rope.rope_theta))
 
 
-def test_dynamic_scaling_of_a_part_of_the_head_takes_that_part() -> None:
+def test_dynamic_scaling_respects_partial_rotary() -> None:
     half = {**DYNAMIC, "partial_rotary_factor": 0.5}
     rope = read_rope(half, {}, RopeOverrides(context=32768))
     assert rope.rope_theta == pytest.approx(5e5 * 13 ** (64 / 62))
 
 
-def test_dynamic_scaling_changes_nothing_in_the_original_window() -> None:
+def test_dynamic_scaling_changes_nothing_within_the_original_context() -> None:
     rope = read_rope(DYNAMIC, {}, RopeOverrides(context=8192))
     assert rope == UnscaledRope(rope_theta=5e5, original_context=8192, context_length=8192)
     assert "changes nothing up to 8192" in rope.decisions[0]
 
 
-def test_dynamic_scaling_without_the_size_of_heads_is_refused() -> None:
+def test_dynamic_scaling_without_head_dim_is_rejected() -> None:
     config = mpe(8192, **scaling("dynamic", 4.0))
     with pytest.raises(CheckpointError, match="num_attention_heads") as caught:
         read_rope(config, {}, RopeOverrides(context=16384))
     assert caught.value.hint
 
 
-# --- the user's word
+# --- overrides
 
 
 @pytest.mark.parametrize(
@@ -335,14 +339,14 @@ def test_dynamic_scaling_without_the_size_of_heads_is_refused() -> None:
         ("Phi-3-mini-128k", RopeOverrides(context=65536), ("longrope", 1.0, 4096, 65536)),
     ],
 )
-def test_the_users_factor_is_one_for_the_kind_that_the_config_names(
+def test_an_overriding_factor_keeps_the_configs_rope_type(
     name: str, overrides: RopeOverrides, expected: tuple[str, float, int, int]
 ) -> None:
     rope = read_rope(CONFIGS[name], {}, overrides)
     assert (rope.rope_type, rope.factor, rope.original_context, rope.context_length) == expected
 
 
-def test_a_shorter_window_leaves_longropes_attention_as_it_was() -> None:
+def test_a_shorter_context_keeps_longropes_attention_factor() -> None:
     whole = read_rope(CONFIGS["Phi-3-mini-128k"], {})
     shorter = read_rope(CONFIGS["Phi-3-mini-128k"], {}, RopeOverrides(context=65536))
     assert shorter.parameters == whole.parameters
@@ -354,7 +358,7 @@ def test_a_factor_for_longrope_is_a_conflict() -> None:
     assert "`rope.factor=1`" in (caught.value.hint or "")
 
 
-# --- what a graph does not read
+# --- parameters that a graph does not read
 
 
 @pytest.mark.parametrize(
@@ -407,7 +411,7 @@ def test_a_factor_for_longrope_is_a_conflict() -> None:
         ),
     ],
 )
-def test_what_a_graph_would_pass_over_is_refused_by_name(
+def test_parameters_that_a_graph_ignores_are_rejected_by_name(
     rope: RopeScaling, architecture: str, parts: list[str]
 ) -> None:
     with pytest.raises(UnsupportedModel) as caught:
@@ -417,7 +421,7 @@ def test_what_a_graph_would_pass_over_is_refused_by_name(
     assert caught.value.hint
 
 
-def test_a_graph_that_reads_yarns_bounds_is_given_them() -> None:
+def test_yarn_betas_are_written_for_graphs_that_read_them() -> None:
     rope = read_rope(yarn(beta_fast=64, beta_slow=2), {})
     keys = rope.to_gguf("mistral3")
     assert keys["mistral3.rope.scaling.yarn_beta_fast"] == f32(64.0)
@@ -425,7 +429,7 @@ def test_a_graph_that_reads_yarns_bounds_is_given_them() -> None:
     assert read_rope(rope.to_config(), {}) == rope
 
 
-# --- tensors of files that others made
+# --- tensors in a GGUF
 
 
 def llama_keys(**keys: TypedValue) -> dict[str, TypedValue]:
@@ -434,8 +438,8 @@ def llama_keys(**keys: TypedValue) -> dict[str, TypedValue]:
 
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("factor", [8.0, 32.0])
-def test_llama_3_is_known_by_the_tensor_of_llama_cpps_converter(size: int, factor: float) -> None:
-    tensors = {"rope_freqs.weight": by_llama_cpp(5e5, size, factor, 8192)}
+def test_llama_3_is_recognized_by_its_tensor(size: int, factor: float) -> None:
+    tensors = {"rope_freqs.weight": llama_cpp_freq_factors(5e5, size, factor, 8192)}
     rope = rope_from_metadata(llama_keys(), "llama", tensors)
     bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
     assert rope == Llama3Scaling(
@@ -448,7 +452,7 @@ def test_llama_3_is_known_by_the_tensor_of_llama_cpps_converter(size: int, facto
 @pytest.mark.parametrize(
     "values", [np.full(32, 2.0), np.full(32, np.nan), np.linspace(1, 8, 32), np.zeros(32)]
 )
-def test_a_tensor_of_another_make_is_told_and_not_exported(values: np.ndarray) -> None:
+def test_unknown_freq_factors_are_explained_and_not_exported(values: np.ndarray) -> None:
     rope = rope_from_metadata(llama_keys(), "llama", {"rope_freqs.weight": values.astype(np.float32)})
     assert rope.rope_type == "none"
     assert "its own number in rope_freqs.weight" in rope.explain()
@@ -458,16 +462,18 @@ def test_a_tensor_of_another_make_is_told_and_not_exported(values: np.ndarray) -
     assert caught.value.hint
 
 
-def test_a_tensor_beside_a_factor_is_told_and_not_exported() -> None:
+def test_freq_factors_with_a_factor_are_explained_and_not_exported() -> None:
     keys = llama_keys(**{"llama.rope.scaling.factor": f32(2.0)})
-    rope = rope_from_metadata(keys, "llama", {"rope_freqs.weight": by_llama_cpp(5e5, 64, 8.0, 8192)})
+    rope = rope_from_metadata(
+        keys, "llama", {"rope_freqs.weight": llama_cpp_freq_factors(5e5, 64, 8.0, 8192)}
+    )
     assert (rope.rope_type, rope.factor) == ("linear", 2.0)
     assert "rope_freqs.weight" in rope.explain()
     with pytest.raises(UnsupportedModel, match=r"rope_freqs\.weight"):
         rope.to_config()
 
 
-def test_longrope_with_a_factor_besides_is_not_exported() -> None:
+def test_longrope_with_a_factor_is_not_exported() -> None:
     rope = replace(read_rope(CONFIGS["Phi-3.5-mini"], {}), factor=2.0)
     assert rope.to_gguf("phi3")["phi3.rope.scaling.factor"] == f32(2.0)
     with pytest.raises(UnsupportedModel, match=r"rope\.scaling\.factor = 2") as caught:

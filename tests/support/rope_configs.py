@@ -1,10 +1,10 @@
-"""What published checkpoints say of positions: the keys of their config.json, as they were published."""
+"""The rope keys of published checkpoints' config.json, as they were published."""
 
 from __future__ import annotations
 
 from typing import Any
 
-SENTINEL = int(1e30)  # transformers' VERY_LARGE_INTEGER
+VERY_LARGE_INTEGER = int(1e30)  # transformers' VERY_LARGE_INTEGER
 AUTO_MAP = {"AutoModelForCausalLM": "modelling_llama.LlamaForCausalLM"}
 
 
@@ -20,7 +20,7 @@ def linear(factor: float) -> dict[str, Any]:
     return scaling("linear", factor)
 
 
-# (config keys as published, tokenizer's model_max_length, factor, original window, context length, base)
+# (config keys as published, tokenizer's model_max_length, factor, original context, context length, theta)
 PUBLISHED = {
     "longchat-7b-16k": (mpe(2048, rope_condense_ratio=8), None, 8, 2048, 16384, 1e4),
     "longchat-7b-16k, resaved": (
@@ -30,7 +30,7 @@ PUBLISHED = {
     ),
     "longchat-7b-v1.5-32k": (
         mpe(4096, rope_condense_ratio=8, max_sequence_length=32768, **linear(8.0)),
-        SENTINEL,
+        VERY_LARGE_INTEGER,
         *(8, 4096, 32768, 1e4),
     ),
     "longchat-7b-v1.5-32k, fork": (mpe(4096, rope_condense_ratio=8), None, 8, 4096, 32768, 1e4),
@@ -43,7 +43,7 @@ PUBLISHED = {
     ),
     "LLaMA-2-7B-32K": (
         mpe(32768, auto_map=AUTO_MAP, **linear(8.0)),
-        SENTINEL,
+        VERY_LARGE_INTEGER,
         *(8, 4096, 32768, 1e4),
     ),
     "LLongMA-2-7b": (mpe(8192, **linear(2.0)), None, 2, 4096, 8192, 1e4),
@@ -79,7 +79,7 @@ PUBLISHED = {
         8192,
         *(1, 8192, 8192, 1e5),
     ),
-    "Llama-2-7b": (mpe(4096), SENTINEL, 1, 4096, 4096, 1e4),
+    "Llama-2-7b": (mpe(4096), VERY_LARGE_INTEGER, 1, 4096, 4096, 1e4),
     "LLaMA-7b, first conversion": ({"max_sequence_length": 2048}, 1e30, 1, 2048, 2048, 1e4),
     "Qwen2.5-7B-Instruct": (mpe(32768, rope_theta=1000000.0), 131072, 1, 32768, 32768, 1e6),
     "LongLoRA with rope_scaling null": (mpe(4096, rope_scaling=None), 32768, 1, 4096, 4096, 1e4),
@@ -97,9 +97,9 @@ SHORT_FACTOR = [round(1.05 + 0.01 * pair, 2) for pair in range(48)]
 LONG_FACTOR = [round(1.08 + 1.31 * pair, 2) for pair in range(48)]
 LONGROPE = {"short_factor": SHORT_FACTOR, "long_factor": LONG_FACTOR}
 
-# Kinds that are not linear: config keys as published, the kind, the factor, original window, context length,
-# base. The lists of Phi-3 are as long as its own, and other numbers.
-OTHER_KINDS: dict[str, tuple[dict[str, Any], str, float, int, int, float]] = {
+# Rope types other than linear: config keys as published, the rope type, the factor, the original context, the
+# context length, rope_theta. The lists of Phi-3 have its length, and other numbers.
+OTHER_ROPE_TYPES: dict[str, tuple[dict[str, Any], str, float, int, int, float]] = {
     "Yarn-Llama-2-7b-64k": (
         mpe(65536, **scaling("yarn", 16.0, original_max_position_embeddings=4096, finetuned=True)),
         *("yarn", 16.0, 4096, 65536, 1e4),

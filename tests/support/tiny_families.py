@@ -1,4 +1,4 @@
-"""A tiny seeded model of each kind that the families' tables tell apart, made with transformers."""
+"""Tiny seeded models made with transformers, one for each variant that the families' rules distinguish."""
 
 from __future__ import annotations
 
@@ -90,69 +90,73 @@ COHERE: dict[str, Any] = {**PHI, **SMALL_IDS, "tie_word_embeddings": True, "logi
 PHI3: dict[str, Any] = {**BASE, **SMALL_IDS, "original_max_position_embeddings": WINDOW}
 SMOLLM3: dict[str, Any] = {**BASE, **SMALL_IDS, "num_hidden_layers": 5}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
-PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+UNSCALED = {"rope_type": "default", "rope_theta": 10000.0}
 SCALED = {"rope_parameters": LINEAR}
 
 
-class Kind(NamedTuple):
+class ModelVariant(NamedTuple):
     """A transformers class and the keys of its config."""
 
-    cls: str
+    hf_class: str
     config: Mapping[str, Any]
 
 
-KINDS: dict[str, Kind] = {
-    "llama": Kind("LlamaForCausalLM", BASE),
-    "llama, factor 4": Kind("LlamaForCausalLM", {**BASE, **SCALED}),
-    "llama, tied": Kind("LlamaForCausalLM", {**BASE, "tie_word_embeddings": True}),
-    "llama, biases": Kind("LlamaForCausalLM", {**BASE, "attention_bias": True, "mlp_bias": True, **SCALED}),
-    "llama, heads of their own width": Kind(
+MODEL_VARIANTS: dict[str, ModelVariant] = {
+    "llama": ModelVariant("LlamaForCausalLM", BASE),
+    "llama, factor 4": ModelVariant("LlamaForCausalLM", {**BASE, **SCALED}),
+    "llama, tied": ModelVariant("LlamaForCausalLM", {**BASE, "tie_word_embeddings": True}),
+    "llama, biases": ModelVariant(
+        "LlamaForCausalLM", {**BASE, "attention_bias": True, "mlp_bias": True, **SCALED}
+    ),
+    "llama, heads of their own width": ModelVariant(
         "LlamaForCausalLM", {**BASE, "head_dim": 16, "num_key_value_heads": 4}
     ),
-    "llama, no shared heads": Kind("LlamaForCausalLM", {**BASE, "num_key_value_heads": 8}),
-    "mistral": Kind("MistralForCausalLM", {**BASE, "sliding_window": None, **SCALED}),
-    "qwen2": Kind("Qwen2ForCausalLM", BASE),
-    "qwen2, tied, factor 4": Kind("Qwen2ForCausalLM", {**BASE, "tie_word_embeddings": True, **SCALED}),
-    "qwen3": Kind("Qwen3ForCausalLM", {**BASE, "head_dim": 16}),
-    "qwen3, factor 4": Kind("Qwen3ForCausalLM", {**BASE, "head_dim": 16, **SCALED}),
-    "gpt2": Kind("GPT2LMHeadModel", GPT2),
-    "gpt2, untied": Kind("GPT2LMHeadModel", {**GPT2, "n_inner": 96, "tie_word_embeddings": False}),
-    "gptneox": Kind("GPTNeoXForCausalLM", NEOX),
-    "gptneox, one after the other, factor 4": Kind(
+    "llama, no shared heads": ModelVariant("LlamaForCausalLM", {**BASE, "num_key_value_heads": 8}),
+    "mistral": ModelVariant("MistralForCausalLM", {**BASE, "sliding_window": None, **SCALED}),
+    "qwen2": ModelVariant("Qwen2ForCausalLM", BASE),
+    "qwen2, tied, factor 4": ModelVariant(
+        "Qwen2ForCausalLM", {**BASE, "tie_word_embeddings": True, **SCALED}
+    ),
+    "qwen3": ModelVariant("Qwen3ForCausalLM", {**BASE, "head_dim": 16}),
+    "qwen3, factor 4": ModelVariant("Qwen3ForCausalLM", {**BASE, "head_dim": 16, **SCALED}),
+    "gpt2": ModelVariant("GPT2LMHeadModel", GPT2),
+    "gpt2, untied": ModelVariant("GPT2LMHeadModel", {**GPT2, "n_inner": 96, "tie_word_embeddings": False}),
+    "gptneox": ModelVariant("GPTNeoXForCausalLM", NEOX),
+    "gptneox, one after the other, factor 4": ModelVariant(
         "GPTNeoXForCausalLM",
         {**NEOX, "use_parallel_residual": False, "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}},
     ),
-    "gptneox, tied": Kind("GPTNeoXForCausalLM", {**NEOX, "tie_word_embeddings": True}),
-    "phi2": Kind("PhiForCausalLM", PHI),
-    "phi2, factor 4": Kind(
+    "gptneox, tied": ModelVariant("GPTNeoXForCausalLM", {**NEOX, "tie_word_embeddings": True}),
+    "phi2": ModelVariant("PhiForCausalLM", PHI),
+    "phi2, factor 4": ModelVariant(
         "PhiForCausalLM", {**PHI, "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}}
     ),
-    "gptj": Kind("GPTJForCausalLM", {**GPT2, "rotary_dim": 8}),
-    "falcon": Kind("FalconForCausalLM", FALCON),
-    "falcon, no shared heads, untied": Kind(
+    "gptj": ModelVariant("GPTJForCausalLM", {**GPT2, "rotary_dim": 8}),
+    "falcon": ModelVariant("FalconForCausalLM", FALCON),
+    "falcon, no shared heads, untied": ModelVariant(
         "FalconForCausalLM", {**FALCON, "multi_query": False, "tie_word_embeddings": False}
     ),
-    "falcon, two norms, factor 4": Kind(
+    "falcon, two norms, factor 4": ModelVariant(
         "FalconForCausalLM", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, **SCALED}
     ),
-    "bloom": Kind("BloomForCausalLM", BLOOM),
-    "bloom, 12 heads": Kind("BloomForCausalLM", {**BLOOM, "hidden_size": 96, "n_head": 12}),
-    "mpt": Kind("MptForCausalLM", MPT),
-    "mpt, clipped": Kind("MptForCausalLM", {**MPT, "attn_config": {"clip_qkv": 0.5}}),
-    "starcoder": Kind("GPTBigCodeForCausalLM", GPT2),
-    "starcoder, no shared heads": Kind("GPTBigCodeForCausalLM", {**GPT2, "multi_query": False}),
-    "opt": Kind("OPTForCausalLM", OPT),
-    "mixtral": Kind("MixtralForCausalLM", MIXTRAL),
-    "mixtral, factor 4": Kind("MixtralForCausalLM", {**MIXTRAL, **SCALED}),
-    "gemma": Kind("GemmaForCausalLM", GEMMA),
-    "gemma, factor 4": Kind("GemmaForCausalLM", {**GEMMA, **SCALED}),
-    "gemma2": Kind("Gemma2ForCausalLM", GEMMA2),
-    "gemma2, factor 4": Kind("Gemma2ForCausalLM", {**GEMMA2, **SCALED}),
-    "gemma2, other layers slide": Kind(
+    "bloom": ModelVariant("BloomForCausalLM", BLOOM),
+    "bloom, 12 heads": ModelVariant("BloomForCausalLM", {**BLOOM, "hidden_size": 96, "n_head": 12}),
+    "mpt": ModelVariant("MptForCausalLM", MPT),
+    "mpt, clipped": ModelVariant("MptForCausalLM", {**MPT, "attn_config": {"clip_qkv": 0.5}}),
+    "starcoder": ModelVariant("GPTBigCodeForCausalLM", GPT2),
+    "starcoder, no shared heads": ModelVariant("GPTBigCodeForCausalLM", {**GPT2, "multi_query": False}),
+    "opt": ModelVariant("OPTForCausalLM", OPT),
+    "mixtral": ModelVariant("MixtralForCausalLM", MIXTRAL),
+    "mixtral, factor 4": ModelVariant("MixtralForCausalLM", {**MIXTRAL, **SCALED}),
+    "gemma": ModelVariant("GemmaForCausalLM", GEMMA),
+    "gemma, factor 4": ModelVariant("GemmaForCausalLM", {**GEMMA, **SCALED}),
+    "gemma2": ModelVariant("Gemma2ForCausalLM", GEMMA2),
+    "gemma2, factor 4": ModelVariant("Gemma2ForCausalLM", {**GEMMA2, **SCALED}),
+    "gemma2, other layers slide": ModelVariant(
         "Gemma2ForCausalLM", {**GEMMA2, "layer_types": ["full_attention", *["sliding_attention"] * 3]}
     ),
-    "gemma3": Kind("Gemma3ForCausalLM", GEMMA3),
-    "gemma3, untied, other layers slide, factor 4": Kind(
+    "gemma3": ModelVariant("Gemma3ForCausalLM", GEMMA3),
+    "gemma3, untied, other layers slide, factor 4": ModelVariant(
         "Gemma3ForCausalLM",
         {
             **GEMMA3,
@@ -161,33 +165,35 @@ KINDS: dict[str, Kind] = {
             "final_logit_softcapping": 3.0,
             "rope_parameters": {
                 "full_attention": LINEAR,
-                "sliding_attention": {**PLAIN, "rope_theta": 5000.0},
+                "sliding_attention": {**UNSCALED, "rope_theta": 5000.0},
             },
         },
     ),
-    "phi3": Kind("Phi3ForCausalLM", PHI3),
-    "phi3, tied, half of a head": Kind(
+    "phi3": ModelVariant("Phi3ForCausalLM", PHI3),
+    "phi3, tied, half of a head": ModelVariant(
         "Phi3ForCausalLM", {**PHI3, "tie_word_embeddings": True, "partial_rotary_factor": 0.5}
     ),
-    "starcoder2": Kind("Starcoder2ForCausalLM", {**PHI, **SMALL_IDS}),
-    "starcoder2, tied, factor 4": Kind(
+    "starcoder2": ModelVariant("Starcoder2ForCausalLM", {**PHI, **SMALL_IDS}),
+    "starcoder2, tied, factor 4": ModelVariant(
         "Starcoder2ForCausalLM", {**PHI, **SMALL_IDS, "tie_word_embeddings": True, **SCALED}
     ),
-    "olmo2": Kind("Olmo2ForCausalLM", {**BASE, **SMALL_IDS}),
-    "olmo2, factor 4": Kind("Olmo2ForCausalLM", {**BASE, **SMALL_IDS, **SCALED}),
-    "granite": Kind("GraniteForCausalLM", GRANITE),
-    "granite, tied, biases, factor 4": Kind(
+    "olmo2": ModelVariant("Olmo2ForCausalLM", {**BASE, **SMALL_IDS}),
+    "olmo2, factor 4": ModelVariant("Olmo2ForCausalLM", {**BASE, **SMALL_IDS, **SCALED}),
+    "granite": ModelVariant("GraniteForCausalLM", GRANITE),
+    "granite, tied, biases, factor 4": ModelVariant(
         "GraniteForCausalLM",
         {**GRANITE, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, **SCALED},
     ),
-    "command-r": Kind("CohereForCausalLM", COHERE),
-    "command-r, factor 4": Kind("CohereForCausalLM", {**COHERE, **SCALED}),
-    "smollm3": Kind("SmolLM3ForCausalLM", SMOLLM3),
-    "smollm3, tied, factor 4": Kind("SmolLM3ForCausalLM", {**SMOLLM3, "tie_word_embeddings": True, **SCALED}),
-    "stablelm": Kind(
-        "StableLmForCausalLM", {**PHI, "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.25}}
+    "command-r": ModelVariant("CohereForCausalLM", COHERE),
+    "command-r, factor 4": ModelVariant("CohereForCausalLM", {**COHERE, **SCALED}),
+    "smollm3": ModelVariant("SmolLM3ForCausalLM", SMOLLM3),
+    "smollm3, tied, factor 4": ModelVariant(
+        "SmolLM3ForCausalLM", {**SMOLLM3, "tie_word_embeddings": True, **SCALED}
     ),
-    "stablelm, biases, side by side, factor 4": Kind(
+    "stablelm": ModelVariant(
+        "StableLmForCausalLM", {**PHI, "rope_parameters": {**UNSCALED, "partial_rotary_factor": 0.25}}
+    ),
+    "stablelm, biases, side by side, factor 4": ModelVariant(
         "StableLmForCausalLM",
         {
             **PHI,
@@ -199,15 +205,15 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def scaled(kind: str, rope: Mapping[str, Any]) -> dict[str, Any]:
-    """The config keys that scale a kind's positions, as its class has them."""
-    if KINDS[kind].cls == "Gemma3ForCausalLM":
-        return {"rope_parameters": {"full_attention": rope, "sliding_attention": PLAIN}}
-    return {"rope_parameters": {**(KINDS[kind].config.get("rope_parameters") or {}), **rope}}
+def scaled_rope_parameters(kind: str, rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config keys that scale a variant's positions, as its class has them."""
+    if MODEL_VARIANTS[kind].hf_class == "Gemma3ForCausalLM":
+        return {"rope_parameters": {"full_attention": rope, "sliding_attention": UNSCALED}}
+    return {"rope_parameters": {**(MODEL_VARIANTS[kind].config.get("rope_parameters") or {}), **rope}}
 
 
 class TinyModel:
-    """A tiny seeded model, its config.json and its tensors as promises.
+    """A tiny seeded model, its config.json and its tensors.
 
     Attributes:
         kind: a name in KINDS.
@@ -217,10 +223,10 @@ class TinyModel:
     """
 
     def __init__(self, kind: str, **changes: Any) -> None:
-        self.kind = kind
-        cls = getattr(transformers, KINDS[kind].cls)
+        self.variant = kind
+        cls = getattr(transformers, MODEL_VARIANTS[kind].hf_class)
         torch.manual_seed(7)
-        self.module = cls(cls.config_class(**{**KINDS[kind].config, **changes})).eval()
+        self.module = cls(cls.config_class(**{**MODEL_VARIANTS[kind].config, **changes})).eval()
         with torch.no_grad():
             for (
                 parameter
@@ -230,7 +236,7 @@ class TinyModel:
             self.module.save_pretrained(directory)
             self.config: dict[str, Any] = json.loads(Path(directory, "config.json").read_text())
             state = load_file(Path(directory, "model.safetensors"))
-        self.tensors = {name: promise(name, values) for name, values in state.items()}
+        self.tensors = {name: lazy_tensor(name, values) for name, values in state.items()}
 
     @property
     def family(self) -> Family:
@@ -245,7 +251,7 @@ class TinyModel:
         return {t.name: t for t in map_tensors_to_gguf(self.family, self.hparams(), self.tensors, "here")}
 
 
-def promise(name: str, values: np.ndarray[Any, Any], dtype: str = "F32") -> LazyTensor:
+def lazy_tensor(name: str, values: np.ndarray[Any, Any], dtype: str = "F32") -> LazyTensor:
     rows = values if values.ndim == 1 else values.reshape(-1, values.shape[-1])
     read: Callable[[int, int], np.ndarray[Any, Any]] = lambda start, stop: rows[start:stop]  # noqa: E731
     return LazyTensor(name, values.shape, dtype, read)

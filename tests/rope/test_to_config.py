@@ -20,7 +20,7 @@ def test_exported_keys_read_back_as_the_same_scaling(name: str) -> None:
     assert read_rope(from_file.to_config(), {}) == rope
 
 
-def test_an_export_claims_no_original_window_that_the_gguf_did_not_know() -> None:
+def test_an_export_omits_an_original_context_that_the_gguf_does_not_state() -> None:
     keys = {"llama.context_length": u32(32768), "llama.rope.scaling.factor": f32(8.0)}
     rope = rope_from_metadata(keys, "llama")
     assert not rope.context_matches_factor

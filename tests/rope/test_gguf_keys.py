@@ -102,7 +102,9 @@ def test_gguf_keys_read_back_as_the_same_scaling(name: str) -> None:
         ),
     ],
 )
-def test_gguf_keys_are_read_as_llama_cpp_reads_them(keys: dict[str, TypedValue], expected: RopeScaling) -> None:
+def test_gguf_keys_are_read_as_llama_cpp_reads_them(
+    keys: dict[str, TypedValue], expected: RopeScaling
+) -> None:
     metadata = {"llama.context_length": u32(4096), **{f"llama.rope.{key}": v for key, v in keys.items()}}
     assert rope_from_metadata(metadata, "llama") == expected
 
@@ -122,7 +124,7 @@ def test_gguf_keys_are_read_as_llama_cpp_reads_them(keys: dict[str, TypedValue],
         ("llama.context_length", None),
     ],
 )
-def test_gguf_keys_that_llama_cpp_would_not_take_are_refused(key: str, value: TypedValue | None) -> None:
+def test_gguf_keys_that_llama_cpp_does_not_accept_are_rejected(key: str, value: TypedValue | None) -> None:
     metadata = {"llama.context_length": u32(4096), key: value}
     metadata = {name: typed for name, typed in metadata.items() if typed is not None}
     with pytest.raises(GGUFError, match=key) as caught:

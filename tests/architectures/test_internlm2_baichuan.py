@@ -1,8 +1,8 @@
-"""Families that transformers has no class for: a Llama's weights as they keep them, in their own graphs.
+"""InternLM2 and Baichuan, which transformers has no class for: a Llama's weights in their layout.
 
-InternLM2 and Baichuan come with code of their own, which is not run here. Both compute what a Llama does,
-but that Baichuan 13B has ALiBi (a Llama whose positions are all 0, with the distances in its mask), and
-that Baichuan 2 divides the rows of its output matrix by their length.
+They come with custom code, which is not run here. Both compute what a Llama computes, except that Baichuan
+13B has ALiBi (a Llama whose positions are all 0, with the distances in its mask), and that Baichuan 2
+normalizes the rows of its output matrix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from support.bare_engine import bare_engine, write_model
-from support.tiny_families import BASE, SCALED, TinyModel, promise
+from support.tiny_families import BASE, SCALED, TinyModel, lazy_tensor
 
 from pigguf.architectures import (
     family_by_architecture,
@@ -50,7 +50,7 @@ def projections(tensors: Tensors, layer: int) -> list[np.ndarray[Any, Any]]:
 
 
 def as_internlm2(model: TinyModel) -> tuple[dict[str, Any], Tensors]:
-    """For each key and value their queries, then they (modeling_internlm2.py: "b q (h gs d)")."""
+    """Group queries with their key and value (modeling_internlm2.py: "b q (h gs d)")."""
     tensors = {name: tensor.load() for name, tensor in model.tensors.items()}
     config = {
         **model.config,
@@ -74,10 +74,10 @@ def as_internlm2(model: TinyModel) -> tuple[dict[str, Any], Tensors]:
             for group in range(groups)
         ]
         tensors[f"model.layers.{layer}.attention.wqkv.weight"] = np.vstack(rows)
-    return config, {renamed(name): values for name, values in tensors.items()}
+    return config, {internlm2_name(name): values for name, values in tensors.items()}
 
 
-def renamed(name: str) -> str:
+def internlm2_name(name: str) -> str:
     for llama, internlm in INTERNLM2_NAMES.items():
         name = name.replace(llama, internlm)
     return name
@@ -91,22 +91,22 @@ def as_baichuan(model: TinyModel) -> tuple[dict[str, Any], Tensors]:
     return config, tensors
 
 
-def calm(model: TinyModel) -> TinyModel:
-    """The model with layers that add little each, so that dozens of them round no more than two do."""
+def with_small_residuals(model: TinyModel) -> TinyModel:
+    """Scale down the layers' outputs, so that rounding errors of dozens of layers stay small."""
     for name, tensor in model.tensors.items():
         if "o_proj" in name or "down_proj" in name:
-            model.tensors[name] = promise(name, tensor.load() / 8)
+            model.tensors[name] = lazy_tensor(name, tensor.load() / 8)
     state = {name: torch.from_numpy(tensor.load()) for name, tensor in model.tensors.items()}
     model.module.load_state_dict(state)
     return model
 
 
-def converted(
+def convert_and_back(
     config: Mapping[str, Any], tensors: Tensors, overrides: RopeOverrides | None = None
 ) -> tuple[HParams, dict[str, LazyTensor]]:
     family = family_from_config(config)
     hparams = hparams_from_config(family, config, positions_from_config(family, config, {}, overrides))
-    promises = {name: promise(name, values) for name, values in tensors.items()}
+    promises = {name: lazy_tensor(name, values) for name, values in tensors.items()}
     there = {t.name: t for t in map_tensors_to_gguf(family, hparams, promises, "here")}
     back = map_tensors_to_hf(family_by_architecture(hparams.architecture), hparams, there, "there")
     assert {t.name for t in back} == tensors.keys()
@@ -116,7 +116,7 @@ def converted(
     return hparams, there
 
 
-def divergence(
+def mean_kl(
     path: Path, hparams: HParams, there: Mapping[str, LazyTensor], module: Any, **inputs: Any
 ) -> float:
     write_model(path, hparams, there)
@@ -129,36 +129,36 @@ def divergence(
 
 
 @pytest.mark.parametrize("scaling", [{}, SCALED], ids=["factor 1", "factor 4"])
-def test_internlm2_is_a_llama_rearranged(scaling: dict[str, Any], tmp_path: Path) -> None:
+def test_internlm2_is_a_permuted_llama(scaling: dict[str, Any], tmp_path: Path) -> None:
     model = TinyModel("llama", **scaling)
-    hparams, there = converted(*as_internlm2(model))
+    hparams, there = convert_and_back(*as_internlm2(model))
     for name, tensor in model.converted().items():
         np.testing.assert_array_equal(there[name].load(), tensor.load(), err_msg=name)
-    assert divergence(tmp_path / "model.gguf", hparams, there, model.module) <= 1e-6
+    assert mean_kl(tmp_path / "model.gguf", hparams, there, model.module) <= 1e-6
 
 
 @pytest.mark.parametrize("scaling", [{}, SCALED], ids=["factor 1", "factor 4"])
-def test_baichuan_7b_is_a_llama_rearranged(scaling: dict[str, Any], tmp_path: Path) -> None:
-    model = calm(TinyModel("llama", num_hidden_layers=32, num_key_value_heads=8, **scaling))
-    hparams, there = converted(*as_baichuan(model))
+def test_baichuan_7b_is_a_permuted_llama(scaling: dict[str, Any], tmp_path: Path) -> None:
+    model = with_small_residuals(TinyModel("llama", num_hidden_layers=32, num_key_value_heads=8, **scaling))
+    hparams, there = convert_and_back(*as_baichuan(model))
     for name, tensor in model.converted().items():
         np.testing.assert_array_equal(there[name].load(), tensor.load(), err_msg=name)
-    assert divergence(tmp_path / "model.gguf", hparams, there, model.module) <= 1e-6
+    assert mean_kl(tmp_path / "model.gguf", hparams, there, model.module) <= 1e-6
 
 
 def alibi(heads: int, length: int) -> torch.Tensor:
-    """A mask (1, heads, length, length): causal, and lowered by distance (arXiv 2108.12409)."""
+    """Return a causal mask with ALiBi (arXiv 2108.12409), (1, heads, length, length)."""
     slopes = 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
     distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-    lowered = -slopes[:, None, None] * distance
-    return lowered.masked_fill(distance < 0, float("-inf")).unsqueeze(0)
+    biases = -slopes[:, None, None] * distance
+    return biases.masked_fill(distance < 0, float("-inf")).unsqueeze(0)
 
 
 def test_baichuan_13b_has_alibi(tmp_path: Path) -> None:
-    model = calm(TinyModel("llama", num_hidden_layers=40, num_key_value_heads=8))
+    model = with_small_residuals(TinyModel("llama", num_hidden_layers=40, num_key_value_heads=8))
     config, tensors = as_baichuan(model)
     config["model_max_length"] = config.pop("max_position_embeddings")
-    hparams, there = converted(config, tensors)
+    hparams, there = convert_and_back(config, tensors)
     assert hparams.rope.rope_type == "alibi"
     assert "baichuan.rope.dimension_count" not in hparams.to_metadata()
     length = hparams.rope.context_length
@@ -166,22 +166,24 @@ def test_baichuan_13b_has_alibi(tmp_path: Path) -> None:
         "attention_mask": alibi(hparams.heads, length),
         "position_ids": torch.zeros(1, length, dtype=torch.long),
     }
-    assert divergence(tmp_path / "model.gguf", hparams, there, model.module, **inputs) <= 1e-6
+    assert mean_kl(tmp_path / "model.gguf", hparams, there, model.module, **inputs) <= 1e-6
     for other in ({"position_ids": inputs["position_ids"]}, {"attention_mask": inputs["attention_mask"]}):
-        assert divergence(tmp_path / "model.gguf", hparams, there, model.module, **other) > 1e-5
+        assert mean_kl(tmp_path / "model.gguf", hparams, there, model.module, **other) > 1e-5
     read = hparams_from_metadata(family_from_config(config), hparams.to_metadata(), there)
     assert (read.rope.rope_type, read.rotary_dim) == ("alibi", 0)
 
 
-def test_baichuan_2_has_output_rows_of_length_1(tmp_path: Path) -> None:
-    model = calm(TinyModel("llama", num_hidden_layers=32, num_key_value_heads=8, vocab_size=125696))
+def test_baichuan_2_has_normalized_output_rows(tmp_path: Path) -> None:
+    model = with_small_residuals(
+        TinyModel("llama", num_hidden_layers=32, num_key_value_heads=8, vocab_size=125696)
+    )
     config, tensors = as_baichuan(model)
-    hparams, there = converted(config, tensors)
+    hparams, there = convert_and_back(config, tensors)
     rows = there["output.weight"].load()
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
     head = model.module.lm_head.weight
     head.data = torch.nn.functional.normalize(head.data)
-    assert divergence(tmp_path / "model.gguf", hparams, there, model.module) <= 1e-6
+    assert mean_kl(tmp_path / "model.gguf", hparams, there, model.module) <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -191,8 +193,12 @@ def test_baichuan_2_has_output_rows_of_length_1(tmp_path: Path) -> None:
         ({"num_hidden_layers": 32, "tie_word_embeddings": True}, "tie_word_embeddings = true"),
     ],
 )
-def test_what_baichuans_graph_does_not_compute_is_refused(changes: dict[str, Any], part: str) -> None:
-    refused({**BASE, "architectures": ["BaichuanForCausalLM"], "num_key_value_heads": 8, **changes}, part)
+def test_baichuan_configs_that_the_graph_does_not_compute_are_rejected(
+    changes: dict[str, Any], part: str
+) -> None:
+    assert_unsupported(
+        {**BASE, "architectures": ["BaichuanForCausalLM"], "num_key_value_heads": 8, **changes}, part
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,11 +209,13 @@ def test_what_baichuans_graph_does_not_compute_is_refused(changes: dict[str, Any
         ({"bias": False, "tie_word_embeddings": True}, "tie_word_embeddings = true"),
     ],
 )
-def test_what_internlm2s_graph_does_not_compute_is_refused(changes: dict[str, Any], part: str) -> None:
-    refused({**BASE, "architectures": ["InternLM2ForCausalLM"], **changes}, part)
+def test_internlm2_configs_that_the_graph_does_not_compute_are_rejected(
+    changes: dict[str, Any], part: str
+) -> None:
+    assert_unsupported({**BASE, "architectures": ["InternLM2ForCausalLM"], **changes}, part)
 
 
-def refused(config: dict[str, Any], part: str) -> None:
+def assert_unsupported(config: dict[str, Any], part: str) -> None:
     family = family_from_config(config)
     with pytest.raises(UnsupportedModel) as caught:
         hparams_from_config(family, config, positions_from_config(family, config, {}))

@@ -1,4 +1,4 @@
-"""What single families have of their own, and what their graphs do not compute."""
+"""What only single families have, and what their graphs do not compute."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from support.compare import agreement
 from support.tiny_checkpoints import VOCAB_SIZE, edit_config, make_checkpoint, save_tokenizer
 from support.tiny_families import (
     GEMMA3,
-    KINDS,
     LINEAR,
+    MODEL_VARIANTS,
     PHI3,
-    PLAIN,
+    UNSCALED,
     WINDOW,
     TinyModel,
-    promise,
+    lazy_tensor,
 )
 
 import pigguf
@@ -45,7 +45,7 @@ def random_tokens(count: int, vocab: int = VOCAB_SIZE) -> list[int]:
     return [int(token) for token in np.random.default_rng(5).integers(3, vocab, count)]
 
 
-def divergence(path: Path, model: TinyModel, module: Any) -> float:
+def mean_kl(path: Path, model: TinyModel, module: Any) -> float:
     hparams = model.hparams()
     write_model(path, hparams, model.converted())
     tokens = random_tokens(hparams.rope.context_length, hparams.vocab_size)
@@ -59,7 +59,7 @@ def divergence(path: Path, model: TinyModel, module: Any) -> float:
 # --- Mixtral
 
 
-def test_experts_lie_one_behind_another() -> None:
+def test_experts_are_stacked_in_one_tensor() -> None:
     model = TinyModel("mixtral")
     there = model.converted()
     for hf, gguf in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
@@ -71,17 +71,17 @@ def test_experts_lie_one_behind_another() -> None:
         np.testing.assert_array_equal(there[f"blk.1.ffn_{gguf}_exps.weight"].load(), expected)
 
 
-def test_experts_in_one_tensor_are_refused_with_what_to_do() -> None:
+def test_experts_in_one_tensor_are_rejected_with_a_hint() -> None:
     """As save_pretrained(save_original_format=False) writes them."""
     model = TinyModel("mixtral")
-    state = {name: promise(name, values.numpy()) for name, values in model.module.state_dict().items()}
+    state = {name: lazy_tensor(name, values.numpy()) for name, values in model.module.state_dict().items()}
     with pytest.raises(MissingTensor, match="block_sparse_moe") as caught:
         map_tensors_to_gguf(model.family, model.hparams(), state, "here")
     assert "save_original_format" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("used", [None, 0, 5])
-def test_experts_that_do_not_add_up_are_refused(used: int | None) -> None:
+def test_inconsistent_expert_counts_are_rejected(used: int | None) -> None:
     model = TinyModel("mixtral")
     keys = {key: typed for key, typed in model.hparams().to_metadata().items() if "expert_used" not in key}
     if used is not None:
@@ -91,13 +91,13 @@ def test_experts_that_do_not_add_up_are_refused(used: int | None) -> None:
     assert caught.value.hint
 
 
-# --- Gemma 3 with eyes
+# --- multimodal Gemma 3
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Gemma3ForConditionalGeneration, its positions scaled as those of the published 4B are."""
-    path = tmp_path_factory.mktemp("seeing")
+def multimodal_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny Gemma3ForConditionalGeneration, its positions scaled as in the published 4B."""
+    path = tmp_path_factory.mktemp("multimodal_checkpoint")
     vision = {
         "hidden_size": 32,
         "intermediate_size": 32,
@@ -109,7 +109,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = {
         **GEMMA3,
         "vocab_size": VOCAB_SIZE,
-        "rope_parameters": {"full_attention": LINEAR, "sliding_attention": PLAIN},
+        "rope_parameters": {"full_attention": LINEAR, "sliding_attention": UNSCALED},
     }
     config = transformers.Gemma3Config(
         text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=7
@@ -120,22 +120,24 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_language_model_of_a_model_that_sees_is_converted(seeing: Path, tmp_path: Path) -> None:
-    result = pigguf.convert(seeing, tmp_path / "model.gguf", type="F32")
+def test_the_language_model_of_a_multimodal_model_is_converted(
+    multimodal_checkpoint: Path, tmp_path: Path
+) -> None:
+    result = pigguf.convert(multimodal_checkpoint, tmp_path / "model.gguf", type="F32")
     rope = result.plan.rope
     assert (rope.factor, rope.local_rope_theta, rope.context_length) == (FACTOR, 10000.0, WINDOW * FACTOR)
     assert any("vision_tower" in note for note in result.plan.notes)
     assert not any("vis" in tensor.name for tensor in result.plan.tensors)
-    found = agreement(tmp_path / "model.gguf", seeing, random_tokens(WINDOW * FACTOR))
+    found = agreement(tmp_path / "model.gguf", multimodal_checkpoint, random_tokens(WINDOW * FACTOR))
     assert found.mean_kl <= 1e-6
     pigguf.export(tmp_path / "model.gguf", tmp_path / "exported")
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
     assert type(exported).__name__ == "Gemma3ForCausalLM"
 
 
-def test_published_names_and_silent_keys_are_read(seeing: Path) -> None:
-    """As google/gemma-3-4b-it has them: language_model.model, rope keys side by side, defaults unsaid."""
-    config = json.loads((seeing / "config.json").read_text())
+def test_published_names_and_omitted_keys_are_read(multimodal_checkpoint: Path) -> None:
+    """Use the names of google/gemma-3-4b-it: language_model.model, top-level rope keys, defaults omitted."""
+    config = json.loads((multimodal_checkpoint / "config.json").read_text())
     text = config["text_config"]
     for key in ("rope_parameters", "layer_types", "rope_theta", "rope_local_base_freq"):
         text.pop(key, None)
@@ -145,12 +147,12 @@ def test_published_names_and_silent_keys_are_read(seeing: Path) -> None:
     rope = positions_from_config(family, config, {}, RopeOverrides(original_context=16384))
     assert (rope.factor, rope.rope_theta, rope.local_rope_theta) == (8.0, 1e6, 1e4)
     tensors = {}
-    for name, values in load_file(seeing / "model.safetensors").items():
+    for name, values in load_file(multimodal_checkpoint / "model.safetensors").items():
         published = name.replace("model.language_model.", "language_model.model.")
         tensors[published.removeprefix("model.") if "vision" in name else published] = values
     hparams = hparams_from_config(family, config, rope)
     there = map_tensors_to_gguf(
-        family, hparams, {name: promise(name, values) for name, values in tensors.items()}, "here"
+        family, hparams, {name: lazy_tensor(name, values) for name, values in tensors.items()}, "here"
     )
     assert {tensor.name for tensor in there if not tensor.name.startswith("blk.")} == {
         "token_embd.weight",
@@ -190,8 +192,8 @@ def test_phi3_with_longrope_has_two_lists(length: int, tmp_path: Path) -> None:
     assert float((expected.exp() * (expected - got)).sum(-1).mean()) <= 1e-6
 
 
-def test_phi3_with_a_factor_is_a_llama_with_it(tmp_path: Path) -> None:
-    """transformers scales Phi-3 by longrope alone; a Llama with the same weights may have any factor."""
+def test_phi3_with_a_factor_is_a_llama_with_that_factor(tmp_path: Path) -> None:
+    """Compare with a Llama with the same weights: transformers has only longrope for Phi-3."""
     model = TinyModel("phi3")
     llama = TinyModel("llama", rope_parameters=LINEAR)
     heads, groups = PHI3["num_attention_heads"], PHI3["num_key_value_heads"]
@@ -217,7 +219,7 @@ def test_phi3_with_a_factor_is_a_llama_with_it(tmp_path: Path) -> None:
             state[name] = values
     llama.module.load_state_dict(state)
     model.config.update(rope_parameters=LINEAR, max_position_embeddings=WINDOW * FACTOR)
-    assert divergence(tmp_path / "model.gguf", model, llama.module) <= 1e-6
+    assert mean_kl(tmp_path / "model.gguf", model, llama.module) <= 1e-6
 
 
 # --- Command-R+
@@ -227,10 +229,10 @@ def test_command_r_plus_has_norms_of_heads(tmp_path: Path) -> None:
     """The graph has them from 64 layers on."""
     model = TinyModel("command-r", num_hidden_layers=64, use_qk_norm=True)
     assert model.converted()["blk.63.attn_q_norm.weight"].shape == (4, 16)
-    assert divergence(tmp_path / "model.gguf", model, model.module) <= 1e-6
+    assert mean_kl(tmp_path / "model.gguf", model, model.module) <= 1e-6
 
 
-def test_command_rs_window_is_the_one_it_was_trained_at() -> None:
+def test_command_rs_context_length_is_the_one_it_was_trained_at() -> None:
     model = TinyModel("command-r")
     model.config.update(max_position_embeddings=8192, model_max_length=131072)
     assert model.hparams().rope.context_length == 131072
@@ -276,10 +278,10 @@ def models() -> dict[str, TinyModel]:
 
 
 @pytest.mark.parametrize(("kind", "changes", "part"), REFUSED, ids=[f"{k}: {p}" for k, _, p in REFUSED])
-def test_what_a_graph_does_not_compute_is_refused(
+def test_config_values_that_a_graph_does_not_compute_are_rejected(
     models: dict[str, TinyModel], kind: str, changes: dict[str, Any], part: str
 ) -> None:
-    error = refused(models[kind], changes)
+    error = config_error(models[kind], changes)
     assert isinstance(error, UnsupportedModel)
     assert part in error.message
 
@@ -291,15 +293,15 @@ def test_what_a_graph_does_not_compute_is_refused(
         ("mixtral", {"num_experts_per_tok": 5}, "5 of 4 experts"),
     ],
 )
-def test_keys_that_do_not_add_up_are_refused(
+def test_inconsistent_config_keys_are_rejected(
     models: dict[str, TinyModel], kind: str, changes: dict[str, Any], part: str
 ) -> None:
-    error = refused(models[kind], changes)
+    error = config_error(models[kind], changes)
     assert isinstance(error, CheckpointError)
     assert part in error.message
 
 
-def refused(model: TinyModel, changes: dict[str, Any]) -> PigError:
+def config_error(model: TinyModel, changes: dict[str, Any]) -> PigError:
     config = {**model.config, **changes}
     with pytest.raises(PigError) as caught:
         hparams_from_config(model.family, config, positions_from_config(model.family, config, {}))
@@ -312,11 +314,11 @@ def refused(model: TinyModel, changes: dict[str, Any]) -> PigError:
     ("kind", "layers", "scale"),
     [("gemma2", 46, 64 // 8), ("gemma2", 26, 16), ("gemma3", 62, 64 // 8), ("gemma3", 34, 16)],
 )
-def test_gemmas_scale_of_attention_is_the_graphs(kind: str, layers: int, scale: int) -> None:
+def test_gemmas_attention_scale_is_the_graphs(kind: str, layers: int, scale: int) -> None:
     """By the width of a head (16 here), but in the 27B by the embedding's share of one."""
-    cls = getattr(transformers, KINDS[kind].cls)
-    config = {**KINDS[kind].config, "num_hidden_layers": layers, "query_pre_attn_scalar": scale}
-    config = cls.config_class(**config).to_dict() | {"architectures": [KINDS[kind].cls]}
+    cls = getattr(transformers, MODEL_VARIANTS[kind].hf_class)
+    config = {**MODEL_VARIANTS[kind].config, "num_hidden_layers": layers, "query_pre_attn_scalar": scale}
+    config = cls.config_class(**config).to_dict() | {"architectures": [MODEL_VARIANTS[kind].hf_class]}
     family = family_from_config(config)
     hparams = hparams_from_config(family, config, positions_from_config(family, config, {}))
     assert config_from_hparams(family, hparams)["query_pre_attn_scalar"] == scale
@@ -325,7 +327,7 @@ def test_gemmas_scale_of_attention_is_the_graphs(kind: str, layers: int, scale: 
         hparams_from_config(family, other, positions_from_config(family, config, {}))
 
 
-def test_a_gguf_that_leaves_out_what_an_export_must_say_is_refused() -> None:
+def test_a_gguf_without_a_key_that_an_export_needs_is_rejected() -> None:
     """Without attention.scale Granite's graph has the usual one, and transformers 1."""
     model = TinyModel("granite")
     keys = {
@@ -337,7 +339,7 @@ def test_a_gguf_that_leaves_out_what_an_export_must_say_is_refused() -> None:
     assert caught.value.hint
 
 
-def test_a_window_that_a_graph_lacks_bounds_phi3s_context(tmp_path: Path) -> None:
+def test_phi3s_sliding_window_limits_the_context_length(tmp_path: Path) -> None:
     """Phi-3-mini-4k: sliding_window 2047 of 4096."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "phi3")
     edit_config(checkpoint, sliding_window=47)

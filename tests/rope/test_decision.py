@@ -1,4 +1,4 @@
-"""Reading a config: contradictions, the flags that settle them, and spellings that mean one thing."""
+"""Decisions from a config: contradictions, the overrides that resolve them, and equivalent spellings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from support.rope_configs import AUTO_MAP, LLAMA3, LONGROPE, linear, mpe, scalin
 from pigguf.errors import CheckpointError, PigError, RopeConflict, UnsupportedModel
 from pigguf.rope import LinearScaling, RopeOverrides, UnscaledRope, read_rope
 
-# What cannot be decided or written: config keys, the error, what its message and its hint must name.
-REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] = {
+# Configs that cannot be decided or converted: the error, and what its message and its hint must name.
+CONFLICTS: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] = {
     "LlongOrca fork": (
         mpe(16384, position_interpolation_scale=1, **linear(4.0)),
         RopeConflict,
@@ -43,31 +43,31 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ["max_position_embeddings = 4096", "max_sequence_length = 16384"],
         ["`rope.factor=4`", "`rope.factor=1`"],
     ),
-    "code of its own and no word on scaling": (
+    "custom code without a sign of scaling": (
         mpe(8192, auto_map=AUTO_MAP),
         RopeConflict,
         ["auto_map", "modelling_llama.LlamaForCausalLM"],
         ["`rope.factor"],
     ),
-    "windows that the factor does not join": (
+    "context lengths that do not fit the factor": (
         mpe(4096, max_sequence_length=8192, **linear(4.0)),
         RopeConflict,
         ["max_position_embeddings = 4096", "max_sequence_length = 8192", "rope_scaling.factor = 4.0"],
         ["`rope.original_context", "`rope.context"],
     ),
-    "an original window that does not fit": (
+    "an original context that does not fit": (
         mpe(32768, original_max_position_embeddings=2048, **linear(8.0)),
         RopeConflict,
         ["max_position_embeddings = 32768", "original_max_position_embeddings = 2048", "factor = 8.0"],
         ["`rope.original_context", "`rope.context"],
     ),
-    "an original window and no factor": (
+    "an original context without a factor": (
         mpe(16384, original_max_position_embeddings=4096),
         RopeConflict,
         ["max_position_embeddings = 16384", "original_max_position_embeddings = 4096"],
         ["`rope.factor=4`"],
     ),
-    "a window that could be either": (
+    "a context length that may be either": (
         mpe(6144, **linear(2.0)),
         RopeConflict,
         ["max_position_embeddings = 6144", "rope_scaling.factor = 2.0"],
@@ -79,49 +79,49 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ["rope_scaling.factor = 4.0", "rope_parameters.factor = 2.0"],
         ["`rope.factor"],
     ),
-    "both schemas, different kinds": (
+    "both schemas, different rope types": (
         mpe(16384, rope_parameters={"rope_type": "default", "rope_theta": 1e4}, **linear(4.0)),
         RopeConflict,
         ['rope_scaling.type = "linear"', 'rope_parameters.rope_type = "default"'],
         ["`rope.factor"],
     ),
-    "both spellings, different kinds": (
+    "both spellings, different rope types": (
         mpe(16384, rope_scaling={"type": "linear", "rope_type": "default", "factor": 4.0}),
         RopeConflict,
         ['rope_scaling.rope_type = "default"', 'rope_scaling.type = "linear"'],
         ["`rope.factor"],
     ),
-    "a factor without a kind": (
+    "a factor without a rope type": (
         mpe(16384, rope_scaling={"factor": 4.0}),
         RopeConflict,
         ["rope_scaling.factor = 4.0", "rope_scaling.rope_type"],
         ["`rope.factor"],
     ),
-    "a kind without a factor": (
+    "a rope type without a factor": (
         mpe(4096, rope_scaling={"type": "linear"}),
         RopeConflict,
         ['rope_scaling.type = "linear"'],
         ["`rope.factor"],
     ),
-    "two bases": (
+    "two values of rope_theta": (
         mpe(4096, rope_theta=10000.0, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
         RopeConflict,
         ["config.json: rope_theta = 10000.0", "rope_parameters.rope_theta = 1000000.0"],
         ["config.json"],
     ),
-    "a factor upside down": (
+    "an inverted factor": (
         mpe(2048, **linear(0.125)),
         RopeConflict,
         ["rope_scaling.factor = 0.125"],
         ["`rope.factor=8`"],
     ),
-    "a multiplier upside down": (
+    "an inverted multiplier": (
         mpe(2048, position_interpolation_scale=4),
         RopeConflict,
         ["position_interpolation_scale = 4", "0.25"],
         ["`rope.factor=4`"],
     ),
-    "text_config against the top level": (
+    "text_config contradicts the top level": (
         mpe(4096, rope_condense_ratio=8, text_config=linear(4.0)),
         RopeConflict,
         ["rope_condense_ratio = 8", "text_config.rope_scaling.factor = 4.0"],
@@ -142,13 +142,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ],
         ["`rope.original_context=4096` `rope.context=32768`"],
     ),
-    "yarn that lost its original window": (
+    "yarn without its original context": (
         mpe(131072, **scaling("yarn", 4.0)),
         RopeConflict,
         ["max_position_embeddings = 131072", "original_max_position_embeddings", "transformers"],
         ["`rope.original_context=32768` `rope.context=131072`", "`rope.original_context=131072`"],
     ),
-    "both schemas, different bands": (
+    "both schemas, different frequency factors": (
         mpe(
             131072,
             rope_theta=5e5,
@@ -174,7 +174,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ['rope_scaling.type = "linear"', 'rope_parameters.rope_type = "yarn"'],
         ["transformers reads rope_scaling", "`rope.factor=1`"],
     ),
-    "Llama 3 without its bands": (
+    "Llama 3 without its frequency factors": (
         mpe(
             131072,
             rope_scaling={"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
@@ -183,13 +183,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ["rope_scaling.low_freq_factor"],
         [],
     ),
-    "Llama 3 without its original window": (
+    "Llama 3 without its original context": (
         mpe(131072, rope_scaling={k: v for k, v in LLAMA3.items() if not k.startswith("original")}),
         CheckpointError,
         ["rope_scaling.original_max_position_embeddings"],
         [],
     ),
-    "Llama 3 upside down": (
+    "Llama 3 with inverted frequency factors": (
         mpe(131072, rope_scaling={**LLAMA3, "high_freq_factor": 0.5}),
         CheckpointError,
         ["rope_scaling.high_freq_factor = 0.5", "low_freq_factor = 1"],
@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ['rope_scaling.type = "dynamic"', "length of text"],
         ["`rope.context=32768`", "`rope.context=8192`"],
     ),
-    "dynamic and nothing of heads": (
+    "dynamic without head_dim": (
         mpe(8192, **scaling("dynamic", 4.0)),
         RopeConflict,
         ['rope_scaling.type = "dynamic"'],
@@ -223,7 +223,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ["rope_scaling.short_factor has 2", "rope_scaling.long_factor 1"],
         ["config.json"],
     ),
-    "Phi-3 with a list that is none": (
+    "Phi-3 with an invalid list": (
         mpe(
             131072,
             original_max_position_embeddings=4096,
@@ -233,7 +233,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ["rope_scaling.short_factor = [1.0, true]"],
         [],
     ),
-    "Phi-3 without its original window": (
+    "Phi-3 without its original context": (
         mpe(131072, rope_scaling={"type": "longrope", **LONGROPE}),
         CheckpointError,
         ['rope_scaling.type = "longrope"', "original_max_position_embeddings"],
@@ -249,25 +249,25 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ["rope_scaling.short_mscale = 1.2"],
         ["attention_factor"],
     ),
-    "YaRN's ramp not rounded": (
+    "YaRN without truncate": (
         mpe(131072, **scaling("yarn", 4.0, original_max_position_embeddings=32768, truncate=False)),
         UnsupportedModel,
         ["rope_scaling.truncate = false"],
         ["frequencies"],
     ),
-    "YaRN's part of extrapolation": (
+    "YaRN with extrapolation_factor": (
         mpe(131072, **scaling("yarn", 4.0, original_max_position_embeddings=32768, extrapolation_factor=0.5)),
         UnsupportedModel,
         ["rope_scaling.extrapolation_factor = 0.5"],
         ["extrapolation_factor"],
     ),
-    "half of YaRN's mscale": (
+    "YaRN with only one mscale": (
         mpe(163840, **scaling("yarn", 40.0, original_max_position_embeddings=4096, mscale=0.707)),
         RopeConflict,
         ["rope_scaling.mscale = 0.707", "mscale_all_dim"],
         ["attention_factor"],
     ),
-    "layers that differ in their scaling": (
+    "layers with different scaling": (
         mpe(
             131072,
             rope_parameters={
@@ -279,7 +279,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ["full_attention", "sliding_attention"],
         ["rope_theta"],
     ),
-    "sliding layers without a base": (
+    "sliding layers without rope_theta": (
         mpe(
             131072,
             rope_parameters={
@@ -291,7 +291,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ["sliding_attention"],
         ["rope_theta"],
     ),
-    "two bases of sliding layers": (
+    "two values of rope_theta of sliding layers": (
         mpe(
             131072,
             rope_local_base_freq=2e4,
@@ -304,39 +304,49 @@ REFUSED: dict[str, tuple[dict[str, Any], type[PigError], list[str], list[str]]] 
         ["rope_local_base_freq = 20000.0", "sliding_attention.rope_theta = 10000.0"],
         ["config.json"],
     ),
-    "a kind of nobody's": (
+    "an unknown rope type": (
         mpe(4096, **scaling("clex", 16.0)),
         UnsupportedModel,
         ['"clex"'],
         ["yarn", "linear"],
     ),
     "NTK-aware": (mpe(8192, ntk_alpha=4), UnsupportedModel, ["ntk_alpha = 4"], ["linear", "dynamic"]),
-    "a key that linear does not know": (
+    "an unknown key of linear": (
         mpe(16384, **scaling("linear", 4.0, mrope_section=[16, 24, 24])),
         UnsupportedModel,
         ["rope_scaling.mrope_section", "16, 24, 24"],
         ["factor"],
     ),
-    "a factor that is a text": (mpe(4096, **linear("4")), CheckpointError, ['factor = "4"'], []),  # type: ignore[arg-type]
-    "a factor that is a truth": (mpe(4096, **linear(True)), CheckpointError, ["factor = true"], []),
+    "a factor that is a string": (mpe(4096, **linear("4")), CheckpointError, ['factor = "4"'], []),  # type: ignore[arg-type]
+    "a factor that is a boolean": (mpe(4096, **linear(True)), CheckpointError, ["factor = true"], []),
     "a factor that is not finite": (mpe(4096, **linear(math.inf)), CheckpointError, ["factor = Inf"], []),
-    "a factor of nothing": (mpe(4096, **linear(0)), CheckpointError, ["factor = 0"], []),
-    "a window that is a text": ({"max_position_embeddings": "4096"}, CheckpointError, ['"4096"'], []),
-    "a window that is no whole number": (
+    "a factor of 0": (mpe(4096, **linear(0)), CheckpointError, ["factor = 0"], []),
+    "a context length that is a string": (
+        {"max_position_embeddings": "4096"},
+        CheckpointError,
+        ['"4096"'],
+        [],
+    ),
+    "a context length that is not a whole number": (
         {"max_position_embeddings": 4096.5},
         CheckpointError,
         ["4096.5"],
         [],
     ),
-    "no window": ({"rope_theta": 1e4}, CheckpointError, ["max_position_embeddings"], ["`rope.context"]),
-    "a base of nothing": (mpe(4096, rope_theta=0), CheckpointError, ["rope_theta = 0"], []),
+    "no context length": (
+        {"rope_theta": 1e4},
+        CheckpointError,
+        ["max_position_embeddings"],
+        ["`rope.context"],
+    ),
+    "a rope_theta of 0": (mpe(4096, rope_theta=0), CheckpointError, ["rope_theta = 0"], []),
     "a scaling that is a number": (mpe(4096, rope_scaling=4.0), CheckpointError, ["rope_scaling = 4.0"], []),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_contradicts_itself_or_is_not_understood_is_refused(name: str) -> None:
-    config, error, message_parts, hint_parts = REFUSED[name]
+@pytest.mark.parametrize("name", CONFLICTS)
+def test_contradictory_or_unknown_configs_are_rejected(name: str) -> None:
+    config, error, message_parts, hint_parts = CONFLICTS[name]
     with pytest.raises(PigError) as caught:
         read_rope(config, {})
     assert type(caught.value) is error, caught.value
@@ -349,40 +359,48 @@ def test_what_contradicts_itself_or_is_not_understood_is_refused(name: str) -> N
     assert "\n" not in caught.value.message
 
 
-SETTLED = [
-    (REFUSED["LlongOrca fork"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
-    (REFUSED["LlongOrca fork"][0], RopeOverrides(factor=1.0), (1.0, 16384, 16384)),
-    (REFUSED["Giraffe, two factors"][0], RopeOverrides(factor=8.0), (8.0, 4096, 32768)),
-    (REFUSED["SuperHOT merge without its code"][0], RopeOverrides(factor=4.0), (4.0, 2048, 8192)),
-    (REFUSED["SuperHOT merge without its code"][0], RopeOverrides(original_context=2048), (4.0, 2048, 8192)),
+RESOLVED = [
+    (CONFLICTS["LlongOrca fork"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
+    (CONFLICTS["LlongOrca fork"][0], RopeOverrides(factor=1.0), (1.0, 16384, 16384)),
+    (CONFLICTS["Giraffe, two factors"][0], RopeOverrides(factor=8.0), (8.0, 4096, 32768)),
+    (CONFLICTS["SuperHOT merge without its code"][0], RopeOverrides(factor=4.0), (4.0, 2048, 8192)),
     (
-        REFUSED["SuperHOT merge without its code"][0],
+        CONFLICTS["SuperHOT merge without its code"][0],
+        RopeOverrides(original_context=2048),
+        (4.0, 2048, 8192),
+    ),
+    (
+        CONFLICTS["SuperHOT merge without its code"][0],
         RopeOverrides(factor=1.0, context=8192),
         (1.0, 8192, 8192),
     ),
-    (REFUSED["Vicuna 16k without its factor"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
-    (REFUSED["code of its own and no word on scaling"][0], RopeOverrides(factor=1.0), (1.0, 8192, 8192)),
-    (REFUSED["code of its own and no word on scaling"][0], RopeOverrides(factor=4.0), (4.0, 2048, 8192)),
+    (CONFLICTS["Vicuna 16k without its factor"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
+    (CONFLICTS["custom code without a sign of scaling"][0], RopeOverrides(factor=1.0), (1.0, 8192, 8192)),
+    (CONFLICTS["custom code without a sign of scaling"][0], RopeOverrides(factor=4.0), (4.0, 2048, 8192)),
     (
-        REFUSED["windows that the factor does not join"][0],
+        CONFLICTS["context lengths that do not fit the factor"][0],
         RopeOverrides(original_context=4096, context=16384),
         (4.0, 4096, 16384),
     ),
     (
-        REFUSED["an original window that does not fit"][0],
+        CONFLICTS["an original context that does not fit"][0],
         RopeOverrides(original_context=4096, context=32768),
         (8.0, 4096, 32768),
     ),
-    (REFUSED["an original window and no factor"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
-    (REFUSED["a window that could be either"][0], RopeOverrides(original_context=6144), (2.0, 6144, 12288)),
-    (REFUSED["a window that could be either"][0], RopeOverrides(context=6144), (2.0, 3072, 6144)),
-    (REFUSED["both schemas, different factors"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
-    (REFUSED["both schemas, different kinds"][0], RopeOverrides(factor=1.0), (1.0, 16384, 16384)),
-    (REFUSED["both spellings, different kinds"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
-    (REFUSED["a factor without a kind"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
-    (REFUSED["a kind without a factor"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
-    (REFUSED["a kind without a factor"][0], RopeOverrides(context=16384), (4.0, 4096, 16384)),
-    (REFUSED["a factor upside down"][0], RopeOverrides(factor=8.0), (8.0, 2048, 16384)),
+    (CONFLICTS["an original context without a factor"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
+    (
+        CONFLICTS["a context length that may be either"][0],
+        RopeOverrides(original_context=6144),
+        (2.0, 6144, 12288),
+    ),
+    (CONFLICTS["a context length that may be either"][0], RopeOverrides(context=6144), (2.0, 3072, 6144)),
+    (CONFLICTS["both schemas, different factors"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
+    (CONFLICTS["both schemas, different rope types"][0], RopeOverrides(factor=1.0), (1.0, 16384, 16384)),
+    (CONFLICTS["both spellings, different rope types"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
+    (CONFLICTS["a factor without a rope type"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
+    (CONFLICTS["a rope type without a factor"][0], RopeOverrides(factor=4.0), (4.0, 4096, 16384)),
+    (CONFLICTS["a rope type without a factor"][0], RopeOverrides(context=16384), (4.0, 4096, 16384)),
+    (CONFLICTS["an inverted factor"][0], RopeOverrides(factor=8.0), (8.0, 2048, 16384)),
     (mpe(4096, **linear(4.0)), RopeOverrides(factor=8.0), (8.0, 4096, 32768)),
     (mpe(4096, factor=2.0), RopeOverrides(context=4096), (2.0, 2048, 4096)),
     (mpe(4096), RopeOverrides(factor=8.0, original_context=2048), (8.0, 2048, 16384)),
@@ -393,15 +411,15 @@ SETTLED = [
     ({"rope_theta": 1e4}, RopeOverrides(context=4096), (1.0, 4096, 4096)),
     (mpe(4096), RopeOverrides(factor=2.5, original_context=4096, context=10240), (2.5, 4096, 10240)),
     (
-        REFUSED["both schemas, yarn and linear"][0],
+        CONFLICTS["both schemas, yarn and linear"][0],
         RopeOverrides(factor=1.0, context=16384),
         (1.0, 16384, 16384),
     ),
 ]
 
 
-@pytest.mark.parametrize(("config", "overrides", "expected"), SETTLED)
-def test_the_flags_that_errors_name_settle_them(
+@pytest.mark.parametrize(("config", "overrides", "expected"), RESOLVED)
+def test_the_overrides_that_hints_name_resolve_conflicts(
     config: dict[str, Any], overrides: RopeOverrides, expected: tuple[float, int, int]
 ) -> None:
     rope = read_rope(config, {}, overrides)
@@ -438,7 +456,7 @@ def test_the_flags_that_errors_name_settle_them(
         (mpe(2**31, **linear(4.0)), RopeOverrides(original_context=2**31), ["32 bits"]),
     ],
 )
-def test_flags_that_do_not_fit_are_conflicts_too(
+def test_inconsistent_overrides_are_conflicts(
     config: dict[str, Any], overrides: RopeOverrides, parts: list[str]
 ) -> None:
     with pytest.raises(RopeConflict) as caught:
@@ -457,32 +475,35 @@ EQUIVALENT = {
         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
         "rope_theta": 10000,
     },
-    "by layer type, alike": {
+    "by layer type, equal": {
         "rope_parameters": {
             "full_attention": {"rope_type": "linear", "factor": 4.0},
             "sliding_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": None},
         }
     },
     "by layer type, one": {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0}}},
-    "an original window inside": {
+    "an original context inside": {
         "rope_scaling": {"type": "linear", "factor": 4.0, "original_max_position_embeddings": 4096}
     },
-    "an original window at the top": {
+    "an original context at the top level": {
         "rope_scaling": {"type": "linear", "factor": 4.0},
         "original_max_position_embeddings": 4096,
     },
-    "a lost factor, original window known": {
+    "a missing factor, original context known": {
         "rope_scaling": {"type": "linear"},
         "original_max_position_embeddings": 4096,
     },
-    "a lost factor, two windows": {"rope_scaling": {"type": "linear"}, "max_sequence_length": 4096},
-    "empty beside full": {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {}},
+    "a missing factor, two context lengths": {
+        "rope_scaling": {"type": "linear"},
+        "max_sequence_length": 4096,
+    },
+    "one schema empty": {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": {}},
     "off": {"rope_scaling": {"type": "linear", "factor": 4.0}, "use_xpos": False, "ntk_alpha": None},
 }
 
 
 @pytest.mark.parametrize("name", EQUIVALENT)
-def test_spellings_of_one_scaling_read_alike(name: str) -> None:
+def test_all_spellings_of_a_scaling_are_read_alike(name: str) -> None:
     for config in (mpe(16384, **EQUIVALENT[name]), {"text_config": mpe(16384, **EQUIVALENT[name])}):
         assert read_rope(config, {}) == LinearScaling(
             rope_theta=10000.0, original_context=4096, context_length=16384, factor=4.0
@@ -495,7 +516,7 @@ def test_a_factor_of_one_is_no_scaling() -> None:
     )
 
 
-def test_rounded_factors_agree_with_windows() -> None:
+def test_rounded_factors_agree_with_context_lengths() -> None:
     config = mpe(100000, original_max_position_embeddings=4096, **linear(24.41))
     assert read_rope(config, {}) == LinearScaling(
         rope_theta=10000.0, original_context=4096, context_length=100000, factor=24.41
@@ -506,7 +527,7 @@ def test_rounded_factors_agree_with_windows() -> None:
 
 @pytest.mark.parametrize("factor", [1.5, 2, 2.5, 3, 4, 6.25, 8, 16, 32])
 @pytest.mark.parametrize("original", [512, 1000, 2048, 4096])
-def test_factor_times_original_is_the_context_whichever_window_is_stated(
+def test_factor_times_original_is_the_context_length_whichever_is_stated(
     factor: float, original: int
 ) -> None:
     extended = round(factor * original)
@@ -521,7 +542,7 @@ def test_factor_times_original_is_the_context_whichever_window_is_stated(
         assert (rope.original_context, rope.context_length) == (original, extended)
 
 
-def test_decisions_and_evidence_tell_everything_that_was_found() -> None:
+def test_decisions_and_evidence_contain_everything_that_was_found() -> None:
     config = mpe(8192, max_sequence_length=2048, auto_map=AUTO_MAP)
     rope = read_rope(config, {"model_max_length": 2048}, RopeOverrides(context=8192))
     assert [(item.source, item.key, item.value) for item in rope.evidence] == [
@@ -538,7 +559,7 @@ def test_decisions_and_evidence_tell_everything_that_was_found() -> None:
     assert all(item.meaning for item in rope.evidence)
 
 
-def test_the_meaning_for_positions_is_told() -> None:
+def test_the_effect_on_positions_is_explained() -> None:
     scaled = LinearScaling(rope_theta=10000.0, original_context=8192, context_length=32768, factor=4.0)
     assert "position 32767" in scaled.explain()
     assert "8191.75" in scaled.explain()
