@@ -20,6 +20,10 @@ UNCHECKED_QKV = ("phi3",)
 UNCOMPUTABLE_TENSORS = {"mpt": "attn_q_norm.weight"}
 
 POSITION_EMBEDDINGS = "position_embd.weight"  # of GPT-2 and StarCoder, and of some MPT beside ALiBi
+LEARNED_POSITION_ARCHITECTURES = ("gpt2", "starcoder")
+ALIBI_ARCHITECTURES = ("bloom", "mpt")
+# Graphs that use ALiBi in models with this number of layers, and rotary positions in others (baichuan.cpp).
+ALIBI_LAYER_COUNTS = {"baichuan": 40}
 
 # ggml/src/ggml-cpu/ggml-cpu.c, type_traits_cpu: types without vec_dot, which cannot be weights of a product.
 NOT_WEIGHT_TYPES = frozenset(

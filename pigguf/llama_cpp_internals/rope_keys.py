@@ -11,6 +11,9 @@ from typing import Any, Protocol
 
 from pigguf.errors import UnsupportedModel
 
+# Values of rope.scaling.type; any other aborts the process (src/llama-model.cpp, LLAMA_ROPE_SCALING_TYPES).
+# Llama 3's scaling has only a tensor.
+GGUF_ROPE_TYPES = ("none", "linear", "yarn", "longrope")
 # Graphs that read yarn_beta_fast and yarn_beta_slow; the others compute YaRN with these values.
 YARN_BETA_ARCHITECTURES = ("grok", "mistral3")
 DEFAULT_YARN_BETAS = {"yarn_beta_fast": 32, "yarn_beta_slow": 1}

@@ -22,6 +22,7 @@ from pigguf.gguf_io import (
     row_bytes,
 )
 from pigguf.gguf_io.metadata import TypedValue, get_array, get_value
+from pigguf.llama_cpp_internals.sliding_window import SLIDING_WINDOWS
 from pigguf.operations.rope_from_gguf import rope_from_gguf
 from pigguf.rope import Positions
 
@@ -47,8 +48,8 @@ _OTHER_CACHE_KEYS = (
     "decoder_start_token_id",
     "attention.relative_buckets_count",
 )
-# Architectures with a sliding window whatever their keys state (llama.cpp src/models/, n_swa = ...).
-_ALWAYS_SLIDING = ("llama4", "gemma2", "exaone4", "exaone-moe", "smallthinker")
+# Architectures with a sliding window even if no key states one.
+_ALWAYS_SLIDING = frozenset(name for name, window in SLIDING_WINDOWS.items() if window.default_window)
 
 # What else affects positions: a tensor's name or a key without its prefix, and a sentence about it.
 _POSITION_NOTES = {

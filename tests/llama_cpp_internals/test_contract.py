@@ -37,6 +37,7 @@ from support.worker_process import WorkerProcess, started_workers
 from pigguf.architectures import FAMILIES
 from pigguf.architectures.hparams import UNTIED
 from pigguf.architectures.mixtral import MIXTRAL
+from pigguf.errors import GGUFError
 from pigguf.gguf_io import TensorType
 from pigguf.gguf_io.metadata import TypedValue, array, f32, string, u32
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope, devices, library
@@ -44,7 +45,13 @@ from pigguf.inference.engine.ggml_library import ggml, ggml_with_tensors
 from pigguf.inference.engine.memory_estimate import MemoryEstimator
 from pigguf.llama_cpp_internals import kv_state_layout, limits, log_lines, rope_keys, symbols
 from pigguf.llama_cpp_internals.ggml_tensor_layout import TENSOR_OVERHEAD, TYPE_F32, GgmlTensor
-from pigguf.llama_cpp_internals.graph_inputs import INTERLEAVED_ROPE, POSITION_EMBEDDINGS
+from pigguf.llama_cpp_internals.graph_inputs import (
+    ALIBI_ARCHITECTURES,
+    ALIBI_LAYER_COUNTS,
+    INTERLEAVED_ROPE,
+    LEARNED_POSITION_ARCHITECTURES,
+    POSITION_EMBEDDINGS,
+)
 from pigguf.llama_cpp_internals.rpc_protocol import (
     HELLO_DATA,
     VERSION,
@@ -205,6 +212,15 @@ def test_the_limit_is_where_loading_aborts(
     at = model_with(tmp_path / "at.gguf", model, {key: u32(limit)})
     above = model_with(tmp_path / "above.gguf", model, {key: u32(limit + 1)})
     assert [ends_process(at), ends_process(above)] == [False, True], name
+
+
+@pytest.mark.parametrize("rope_type", [*rope_keys.GGUF_ROPE_TYPES, "su"])
+def test_the_rope_scaling_types_are_those_on_which_loading_does_not_abort(
+    rope_type: str, tmp_path: Path
+) -> None:
+    keys: dict[str, Any] = {"rope.scaling.type": string(rope_type)}
+    path = model_with(tmp_path / "m.gguf", FIRST["llama"], keys, shapes={"output_norm.weight": None})
+    assert ends_process(path) != (rope_type in rope_keys.GGUF_ROPE_TYPES), f"rope.scaling.type {rope_type}"
 
 
 def raw_context(model: Model, **fields: Any) -> Any:
@@ -402,9 +418,22 @@ def test_sliding_layers_are_scaled_where_the_table_says(architecture: str, tmp_p
     )
 
 
-def test_learned_positions_are_read_from_the_tensor() -> None:
-    with_table = {name for name, model in FIRST.items() if POSITION_EMBEDDINGS in model.shapes}
-    assert {"gpt2", "starcoder"} <= with_table
+@pytest.mark.parametrize("architecture", sorted(FIRST))
+def test_the_positions_of_an_architecture_are_those_of_the_tables(architecture: str, tmp_path: Path) -> None:
+    """Only rotary positions depend on rope.freq_base, and only learned ones need the tensor."""
+    model = FIRST[architecture]
+    n_layers = model.metadata[f"{architecture}.block_count"].value
+    is_alibi = architecture in ALIBI_ARCHITECTURES or ALIBI_LAYER_COUNTS.get(architecture) == n_layers
+    is_learned = architecture in LEARNED_POSITION_ARCHITECTURES
+    is_rotary = is_read(tmp_path, model, {}, {"rope.freq_base": f32(20.0)})
+    assert is_rotary == (not is_alibi and not is_learned), f"{architecture}: rope.freq_base"
+    without = write_tiny(tmp_path / "m.gguf", shapes={POSITION_EMBEDDINGS: None}, model=model)
+    try:
+        Model.open(without, gpu_layers=0).close()
+    except GGUFError:
+        assert is_learned, f"{architecture}: {POSITION_EMBEDDINGS}"
+    else:
+        assert not is_learned, f"{architecture}: {POSITION_EMBEDDINGS}"
 
 
 @pytest.mark.parametrize("architecture", INTERLEAVED_ROPE)

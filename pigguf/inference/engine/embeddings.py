@@ -62,7 +62,7 @@ def embed(
     pooling = pooling_type(model)
     if pooling is None:
         raise UsageError(
-            f"{model.path} gives no embeddings: its {model.file.architecture}.pooling_type is none of "
+            f"{model.path} gives no embeddings: its {model.file.architecture}.pooling_type is not one of "
             f"{', '.join(POOLING_TYPES.values())}",
             "take a model that is made for embeddings",
         )

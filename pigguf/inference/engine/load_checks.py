@@ -31,6 +31,7 @@ from pigguf.llama_cpp_internals.graph_inputs import (
     UNSAFE_PRE_TOKENIZERS,
 )
 from pigguf.llama_cpp_internals.limits import MAX_EXPERTS, MAX_LAYERS, MOE_LAYER_NODES, graph_max_nodes
+from pigguf.llama_cpp_internals.rope_keys import GGUF_ROPE_TYPES
 from pigguf.llama_cpp_internals.sliding_window import (
     PATTERN_KEY,
     SLIDING_LAYER_KEYS,
@@ -39,7 +40,6 @@ from pigguf.llama_cpp_internals.sliding_window import (
     layers_that_slide,
 )
 from pigguf.rope import rope_from_metadata
-from pigguf.rope.gguf_keys import GGUF_ROPE_TYPES
 
 SUPPORTED_ARCHITECTURES = tuple(dict.fromkeys(family.architecture for family in FAMILIES))
 
@@ -68,7 +68,7 @@ def check_loadable(file: GGUFFile) -> ModelDimensions:
         UnsupportedModel: the architecture or the tokenizer is not supported.
     """
     _check_architecture(file)
-    keys = _ArchitectureKeys(file)
+    keys = _HparamKeys(file)
     try:
         _check_sizes(keys)
         head_dim, kv_heads = _check_heads(keys)
@@ -83,7 +83,7 @@ def check_loadable(file: GGUFFile) -> ModelDimensions:
     return ModelDimensions(keys.integer("block_count"), keys.integer("embedding_length"), head_dim, kv_heads)
 
 
-class _ArchitectureKeys:
+class _HparamKeys:
     """Reads a file's metadata by keys without the architecture's prefix."""
 
     def __init__(self, file: GGUFFile) -> None:
@@ -131,7 +131,7 @@ def _check_architecture(file: GGUFFile) -> None:
         )
 
 
-def _check_sizes(keys: _ArchitectureKeys) -> None:
+def _check_sizes(keys: _HparamKeys) -> None:
     layers = keys.integer("block_count")
     if not 1 <= layers <= MAX_LAYERS:
         raise keys.error("block_count", layers, f"not between 1 and {MAX_LAYERS}")
@@ -153,7 +153,7 @@ def _check_sizes(keys: _ArchitectureKeys) -> None:
         raise keys.error("attention.causal", False, "and a model without causal attention cannot be run")
 
 
-def _check_heads(keys: _ArchitectureKeys) -> tuple[int, tuple[int, ...]]:
+def _check_heads(keys: _HparamKeys) -> tuple[int, tuple[int, ...]]:
     """Return the dimensions of a head, and the KV heads of each layer."""
     layers = keys.integer("block_count")
     heads = keys.per_layer("attention.head_count", layers)
@@ -186,7 +186,7 @@ def _check_heads(keys: _ArchitectureKeys) -> tuple[int, tuple[int, ...]]:
     return key_length, tuple(kv_heads)
 
 
-def _check_sliding_layers(keys: _ArchitectureKeys, head_dim: int) -> None:
+def _check_sliding_layers(keys: _HparamKeys, head_dim: int) -> None:
     """Raise if sliding layers differ in shape from the others, or a graph with a window has none."""
     for key in SLIDING_LAYER_KEYS:
         others = keys.integer(key, head_dim)
@@ -210,7 +210,7 @@ def _check_sliding_layers(keys: _ArchitectureKeys, head_dim: int) -> None:
         raise keys.error(PATTERN_KEY, typed.value if typed else None, "by which no layer slides")
 
 
-def _check_positions(keys: _ArchitectureKeys) -> None:
+def _check_positions(keys: _HparamKeys) -> None:
     """Raise if the rope keys are invalid; llama.cpp reads them for models without rotary positions too."""
     rope_from_metadata(keys.metadata, keys.architecture)
     kind = get_value(keys.metadata, keys.full_key("rope.scaling.type"), str, GGUF_ROPE_TYPES[0])
@@ -218,7 +218,7 @@ def _check_positions(keys: _ArchitectureKeys) -> None:
         raise keys.error("rope.scaling.type", kind, f"none of {', '.join(GGUF_ROPE_TYPES)}")
 
 
-def _check_experts(keys: _ArchitectureKeys, n_tensors: int) -> None:
+def _check_experts(keys: _HparamKeys, n_tensors: int) -> None:
     experts = keys.integer("expert_count", 0)
     layers = keys.integer("block_count")
     used_by_layer = keys.per_layer("expert_used_count", layers, [0])
@@ -237,7 +237,7 @@ def _check_experts(keys: _ArchitectureKeys, n_tensors: int) -> None:
         raise keys.error("expert_group_used_count", used_groups, f"of {groups} groups")
 
 
-def _check_vocabulary(keys: _ArchitectureKeys) -> None:
+def _check_vocabulary(keys: _HparamKeys) -> None:
     model = require_value(keys.metadata, "tokenizer.ggml.model", str)
     if model not in TOKENIZER_MODELS:
         raise UnsupportedModel(
@@ -256,7 +256,7 @@ def _check_vocabulary(keys: _ArchitectureKeys) -> None:
             raise GGUFError(f"{key} is {token}, outside the vocabulary of {len(tokens)} tokens")
 
 
-def _distinct_tokens(keys: _ArchitectureKeys) -> set[str]:
+def _distinct_tokens(keys: _HparamKeys) -> set[str]:
     """Return the vocabulary; llama.cpp names an empty token by its index, and asserts that all differ."""
     texts = get_array(keys.metadata, "tokenizer.ggml.tokens")
     if not texts or keys.metadata["tokenizer.ggml.tokens"].type != "str":
@@ -290,7 +290,7 @@ def _check_tensor_types(file: GGUFFile) -> None:
             )
 
 
-def _check_tensor_names(file: GGUFFile, keys: _ArchitectureKeys) -> None:
+def _check_tensor_names(file: GGUFFile, keys: _HparamKeys) -> None:
     """Raise for what the loader accepts: optional tensors that a graph needs, or cannot compute with."""
     for layer in range(keys.integer("block_count")):
         prefix = f"blk.{layer}."

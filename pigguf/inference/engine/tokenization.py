@@ -91,7 +91,7 @@ class Vocabulary:
         return run_with_large_stack(text, lambda: self._tokenize(data, add_special, parse_special))
 
     def _check_special_tokens(self, text: str, parse_special: bool) -> None:
-        """Raise if a text holds so many special tokens that tokenizing takes minutes.
+        """Raise if a text holds too many special tokens to tokenize in seconds.
 
         llama.cpp finds them one by one and counts those before each (tokenizer_st_partition), so its time
         grows with the square of their number.

@@ -47,8 +47,7 @@ def load_weights(
         gpu_layers: the number of layers on GPUs, with the output as one of them.
         vocab_only: load the vocabulary only.
         use_mmap: map the file into memory, where the engine can, instead of reading it.
-        no_alloc: allocate no memory for weights, and none for contexts of this model: only sizes can be read
-            from them, and any computation would end the process.
+        no_alloc: allocate no memory, neither for weights nor for contexts: only sizes can be read from them.
         workers: devices of other machines that take the layers instead of this machine's GPUs.
         progress: one stage, "loading", in percent.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pigguf.errors import CheckpointError, RopeConflict
 from pigguf.gguf_io.metadata import string
+from pigguf.llama_cpp_internals.rope_keys import GGUF_ROPE_TYPES
 from pigguf.operations.lint.findings import SuggestedFix
 from pigguf.operations.lint.position_claims import position_claims
 from pigguf.operations.lint.position_keys import (
@@ -14,7 +15,6 @@ from pigguf.operations.lint.position_keys import (
 )
 from pigguf.rope import Positions, RopeOverrides
 from pigguf.rope.decision import decide_rope
-from pigguf.rope.gguf_keys import GGUF_ROPE_TYPES
 from pigguf.rope.rope_scaling import approx_equal
 
 

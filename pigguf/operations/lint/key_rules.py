@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pigguf.gguf_io.metadata import TypedValue, ValueType, boolean, f32, u32
+from pigguf.llama_cpp_internals.rope_keys import GGUF_ROPE_TYPES
 from pigguf.operations.lint.findings import LintFinding, SuggestedFix
 from pigguf.operations.lint.fix_suggestions import scaling_type_fixes
 from pigguf.operations.lint.model_names import rope_theta_from_name
@@ -22,7 +23,6 @@ from pigguf.operations.lint.position_keys import (
     PositionKeys,
 )
 from pigguf.rope import RopeOverrides
-from pigguf.rope.gguf_keys import GGUF_ROPE_TYPES
 from pigguf.rope.rope_scaling import DEFAULT_ROPE_THETA
 
 # Architectures whose loader requires full rotary (llama-model.cpp, "invalid n_rot").
