@@ -127,13 +127,13 @@ class ConversionResult:
         path: The file, or the first one of a split model; None in a dry run.
         plan: What was decided.
         seconds: How long it took.
-        parts: Every file in order, written or planned.
+        shards: Every file in order, written or planned.
     """
 
     path: Path | None
     plan: ConversionPlan
     seconds: float
-    parts: tuple[Path, ...]
+    shards: tuple[Path, ...]
 
 
 def convert(
@@ -191,12 +191,12 @@ def convert(
         target = Path(output) if output is not None else Path(f"{plan.name}-{plan.recipe.name}.gguf")
         files = plan_files(target, plan.metadata, plan.tensors, shard_size)
         plan = replace(plan, bytes=sum(file.size for file in files))
-        parts = tuple(file.path for file in files)
+        shards = tuple(file.path for file in files)
         if dry_run:
-            return ConversionResult(None, plan, time.monotonic() - begun, parts)
-        _check_not_sources(parts, checkpoint, merged)
+            return ConversionResult(None, plan, time.monotonic() - begun, shards)
+        _check_not_sources(shards, checkpoint, merged)
         write_gguf_files(files, progress, partial(_check_written, plan, checkpoint.path))
-    return ConversionResult(parts[0], plan, time.monotonic() - begun, parts)
+    return ConversionResult(shards[0], plan, time.monotonic() - begun, shards)
 
 
 def plan_conversion(

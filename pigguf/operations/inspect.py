@@ -85,7 +85,7 @@ class InspectionReport:
     Attributes:
         path: The file, or the first one of a split model.
         bytes: The size of all files.
-        parts: Every file in order; one if the model is not split.
+        shards: Every file in order; one if the model is not split.
         architecture: general.architecture.
         name: general.name, or None.
         parameters: The number of weights.
@@ -103,7 +103,7 @@ class InspectionReport:
 
     path: Path
     bytes: int
-    parts: tuple[Path, ...]
+    shards: tuple[Path, ...]
     architecture: str
     name: str | None
     parameters: int
@@ -141,7 +141,7 @@ def inspect_header(file: GGUFFile) -> InspectionReport:
     return InspectionReport(
         path=file.path,
         bytes=file.size,
-        parts=file.shards,
+        shards=file.shards,
         architecture=file.architecture,
         name=get_value(file.metadata, "general.name", str),
         parameters=sum(tensor.elements for tensor in file.tensors.values()),

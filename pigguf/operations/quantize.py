@@ -42,7 +42,7 @@ class QuantizationResult:
         bytes: The size of all files.
         source_bytes: The size of the source.
         seconds: How long it took.
-        parts: Every file in order.
+        shards: Every file in order.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class QuantizationResult:
     bytes: int
     source_bytes: int
     seconds: float
-    parts: tuple[Path, ...]
+    shards: tuple[Path, ...]
 
 
 def quantize(
@@ -100,16 +100,18 @@ def quantize(
             check_written_gguf, metadata=metadata, tensors=tensors, rope=rope_from_gguf(file)
         )
         files = plan_files(target, metadata, tensors, shard_size)
-        parts = tuple(planned.path for planned in files)
-        _check_not_source(file, parts)
+        shards = tuple(planned.path for planned in files)
+        _check_not_source(file, shards)
         size = write_gguf_files(files, progress, check_written)
-    return QuantizationResult(parts[0], params.recipe.name, size, file.size, time.monotonic() - begun, parts)
+    return QuantizationResult(
+        shards[0], params.recipe.name, size, file.size, time.monotonic() - begun, shards
+    )
 
 
 def _check_not_source(source: GGUFFile, targets: tuple[Path, ...]) -> None:
     """Raise UsageError if a target is a file of the source."""
     for target in targets:
-        if target.exists() and any(target.samefile(part) for part in source.shards):
+        if target.exists() and any(target.samefile(shard) for shard in source.shards):
             raise UsageError(f"{target} is both source and output", "give the output another name")
 
 

@@ -391,19 +391,19 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(checkpoint: Path) -> None:
 FULL_DISK = """
 import os, pathlib, sys
 import pigguf
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
 disk = pathlib.Path(sys.argv[2])
 (disk / "model.gguf").write_bytes(b"precious")
 if sys.argv[3] == "later":
-    class Filler(Silent):  # somebody else takes the room that was there at the start
+    class Filler(SilentProgress):  # somebody else takes the room that was there at the start
         def advance(self, amount):
             if not (disk / "other").exists():
                 (disk / "other").write_bytes(bytes(700_000))
     progress = Filler()
 else:
     (disk / "other").write_bytes(bytes(700_000))
-    progress = Silent()
+    progress = SilentProgress()
 try:
     pigguf.convert(sys.argv[1], disk / "model.gguf", type="F32", progress=progress)
 except pigguf.PigError as error:
@@ -456,9 +456,9 @@ def test_kill_minus_nine_in_the_middle_leaves_nothing(checkpoint: Path) -> None:
 WAITING = """
 import sys
 from pigguf.cli import render, main
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
-class Waiting(Silent):  # reports that the work has begun, and waits to be terminated
+class Waiting(SilentProgress):  # reports that the work has begun, and waits to be terminated
     def advance(self, amount):
         print("under way", flush=True)
         sys.stdin.read()

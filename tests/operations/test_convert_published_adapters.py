@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
-from support.adapters import ATTENTION, make_adapter, peft_merged
+from support.adapters import ATTENTION, make_adapter, peft_merge_tensors
 from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
@@ -70,7 +70,7 @@ def test_a_superhot_adapter_with_the_factor_that_its_page_states(
     assert file.metadata["llama.rope.scaling.factor"] == f32(4.0)
     assert file.metadata["llama.rope.scaling.original_context_length"] == u32(64)
     assert file.metadata["llama.context_length"] == u32(256)
-    wanted = peft_merged(base, adapter)["model.layers.1.self_attn.v_proj.weight"]
+    wanted = peft_merge_tensors(base, adapter)["model.layers.1.self_attn.v_proj.weight"]
     with TensorData(file) as data:
         found = data.rows(file.tensors["blk.1.attn_v.weight"], 0, len(wanted)).view(np.float32)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)

@@ -432,7 +432,7 @@ def test_the_first_part_of_a_split_model_is_repaired_whichever_is_named(right: P
     assert result.path == parts[0]
     assert [part.read_bytes() for part in parts[1:]] == later
     assert read_header(parts[1]).metadata[f"{PREFIX}.rope.freq_base"] == f32(5e5)
-    refused(UsageError, ["parts", parts[0].name], parts[0], output=tmp_path / "copy.gguf", rope_theta=1e4)
+    refused(UsageError, ["shards", parts[0].name], parts[0], output=tmp_path / "copy.gguf", rope_theta=1e4)
 
 
 # ---- refusals --------------------------------------------------------------------------------------

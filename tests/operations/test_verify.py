@@ -137,8 +137,8 @@ def test_keys_at_their_defaults_may_be_absent_and_names_differ(
 
 def test_a_split_file_is_one(checkpoint: Path, tmp_path: Path) -> None:
     result = pigguf.convert(checkpoint, tmp_path / "model.gguf", type="F32", shard_size=10**6)
-    assert len(result.parts) > 2
-    assert pigguf.verify(result.parts[1], checkpoint).verdict == "same"
+    assert len(result.shards) > 2
+    assert pigguf.verify(result.shards[1], checkpoint).verdict == "same"
 
 
 def test_a_text_of_ones_own_is_read_as_far_as_it_goes(checkpoint: Path, right: Path, tmp_path: Path) -> None:

@@ -199,13 +199,13 @@ def _error_of(check: Callable[[GGUFFile], object], file: GGUFFile) -> PigError |
 
 def _check_other_files(file: GGUFFile, changes: Iterable[KeyChange]) -> None:
     """Raise UsageError if a later file of a split model has a changed key too: only the first is written."""
-    for part in file.shards[1:]:
-        metadata = read_shard(part).metadata
+    for shard in file.shards[1:]:
+        metadata = read_shard(shard).metadata
         for change in changes:
             if change.key in metadata:
                 raise UsageError(
-                    f"{part} has the key {change.key} too, and all files of a model must agree",
-                    "join the parts first: llama-gguf-split --merge",
+                    f"{shard} has the key {change.key} too, and all files of a model must agree",
+                    "join the shards first: llama-gguf-split --merge",
                 )
 
 
@@ -217,8 +217,8 @@ def _output_path(file: GGUFFile, output: str | os.PathLike[str] | None) -> Path:
         return file.path
     if len(file.shards) > 1:
         raise UsageError(
-            f"{file.path} is one of {len(file.shards)} parts, and a copy of it alone would not be a model",
-            "copy all parts and repair the copy in place, or join them: llama-gguf-split --merge",
+            f"{file.path} is one of {len(file.shards)} shards, and a copy of it alone would not be a model",
+            "copy all shards and repair the copy in place, or join them: llama-gguf-split --merge",
         )
     return Path(output)
 
