@@ -32,20 +32,23 @@ def folder(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[RunningServer]:
-    with running_server(folder / "smollm2.gguf", "--ctx", "4096", "--slots", "2", "--no-prompt-cache") as served:
+    with running_server(
+        folder / "smollm2.gguf", "--ctx", "4096", "--slots", "2", "--no-prompt-cache"
+    ) as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def guarded(folder: Path) -> Iterator[RunningServer]:
     model = folder / "smollm2.gguf"
-    with running_server(model, "--ctx", "512", "--slots", "1", "--no-prompt-cache", "--api-key", KEY) as served:
+    with running_server(
+        model, "--ctx", "512", "--slots", "1", "--no-prompt-cache", "--api-key", KEY
+    ) as served:
         yield served
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_and_prints_the_expected_output(
-
     page: Path, folder: Path, request: pytest.FixtureRequest
 ) -> None:
     needs = "guarded" if f"Bearer {KEY}" in page.read_text("utf-8") else "server"

@@ -56,8 +56,19 @@ def test_the_command_pages_equal_help() -> None:
     assert finished.returncode == 0, finished.stderr
 
 
-def test_the_family_page_names_every_class(
-) -> None:
+def test_the_family_page_names_every_class() -> None:
     page = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     for family in FAMILIES:
         assert f"`{family.hf_classes[0]}`" in page
+
+
+def test_the_architecture_page_names_real_functions_and_files() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "pigguf").rglob("*.py")}
+    names = {name.rpartition(".")[2] for name in re.findall(r"`([A-Za-z_.]+)`", page)} - {"gguf"}
+    for name in names:
+        assert any(
+            re.search(rf"^\s*(def|class) {name}\b|^{name}\b", text, re.M) for text in sources.values()
+        ) or (name in COMMANDS or (ROOT / "pigguf" / name).is_dir() or name in ("llama_cpp", "llm")), name
+    for file in set(re.findall(r"[a-z_]+/[a-z_/]+\.py", page)):
+        assert any((ROOT / base / file).is_file() for base in ("", "pigguf", "pigguf/inference")), file
