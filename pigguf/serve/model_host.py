@@ -30,7 +30,7 @@ from pigguf.errors import GGUFError, Interrupted, PigError, ReadError
 from pigguf.inference.engine import Context, Model
 from pigguf.inference.open_context import open_context
 from pigguf.inference.run_config import RunConfig
-from pigguf.progress import SILENT, Progress, Silent
+from pigguf.progress import SILENT, Progress, SilentProgress
 from pigguf.serve import malloc_arenas
 from pigguf.serve.errors import model_unavailable, shutting_down
 from pigguf.serve.scheduler import Scheduler
@@ -310,7 +310,7 @@ class _OpenFiles:
         self._resources.close()
 
 
-class _StopLoading(Silent):
+class _StopLoading(SilentProgress):
     """A Progress that stops loading a model once an event is set."""
 
     def __init__(self, event: threading.Event) -> None:

@@ -29,7 +29,7 @@ from pigguf.errors import Interrupted, PigError
 from pigguf.inference.engine import Context
 from pigguf.inference.engine.batch_decode import decode_batch
 from pigguf.inference.engine.prefill_backend import Prefiller
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 from pigguf.serve.batch_planner import BatchPlanner, PlannedBatch
 from pigguf.serve.errors import RequestRefused, shutting_down
 from pigguf.serve.events import Finished, RequestEvent, RequestFailed
@@ -305,7 +305,7 @@ class Scheduler:
         self.stats.step_seconds += time.perf_counter() - started
 
 
-class _BackendProgress(Silent):
+class _BackendProgress(SilentProgress):
     """Reports a prefill backend's progress to the client, and takes steps for other requests in between.
 
     Args:

@@ -16,7 +16,7 @@ from pigguf.common.text_decoding import decode_text
 from pigguf.errors import ContextOverflow, OutputError, UsageError
 from pigguf.inference.detokenizer import stream_text
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
 WINDOW = 512
 GREEDY = SamplingParams(temperature=0)
@@ -123,7 +123,7 @@ def test_a_stopped_answer_stays_as_far_as_it_was_generated(chat: Chat) -> None:
     assert cached(chat)[: len(prompt)] == prompt
 
 
-class InterruptingProgress(Silent):
+class InterruptingProgress(SilentProgress):
     """A Progress in whose first prefill batch Ctrl-C is pressed."""
 
     def advance(self, amount: float) -> None:

@@ -21,7 +21,7 @@ from pigguf.chat.document_qa import RESERVED_ANSWER_TOKENS, DocumentChat, open_d
 from pigguf.errors import ContextOverflow, GGUFError, TextError
 from pigguf.inference.engine import SamplingParams
 from pigguf.inference.run_config import RunConfig
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
 WINDOW = 8192  # bytes, for the tiny model
 CONFIG = RunConfig(WINDOW, prompt_cache=False)
@@ -294,7 +294,7 @@ def test_numbers_and_quotes_in_an_answer_become_citations(
 # ---- interrupting --------------------------------------------------------------------------------
 
 
-class InterruptingProgress(Silent):
+class InterruptingProgress(SilentProgress):
     """A Progress in whose first prefill batch Ctrl-C is pressed."""
 
     def advance(self, amount: float) -> None:

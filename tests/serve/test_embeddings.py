@@ -218,9 +218,9 @@ def test_a_text_that_does_not_fit_into_memory_is_refused(path: Path, monkeypatch
 
 def test_interrupted_and_unsupported_embeddings(path: Path, tmp_path: Path) -> None:
     with Model.open(path) as model, pytest.raises(Interrupted):
-        embed(model, [text_tokens(300)], stop=lambda: True)
+        embed(model, [text_tokens(300)], should_stop=lambda: True)
     ranking = write_tiny(tmp_path / "rank.gguf", {"llama.pooling_type": u32(RANK)})
     with Model.open(ranking) as model:
         assert pooling_type(model) is None
-        with pytest.raises(UsageError, match=r"no llama\.pooling_type of mean, cls, last"):
+        with pytest.raises(UsageError, match=r"its llama\.pooling_type is none of mean, cls, last"):
             embed(model, [text_tokens(3)])

@@ -59,7 +59,7 @@ def ask(client: openai.OpenAI, **more: Any) -> Any:
 def test_chat_gives_the_library_s_answer(client: openai.OpenAI, smollm2_gguf: Path) -> None:
     with pigguf.open_model(smollm2_gguf, ctx=1024) as model:
         expected = "".join(model.chat(QUESTION, pigguf.SamplingParams(temperature=0), max_tokens=16))
-        prompt = len(model._format.tokenize(QUESTION))
+        prompt = len(model._chat_format.tokenize(QUESTION))
     answer = ask(client)
     [choice] = answer.choices
     assert choice.message.content == expected

@@ -132,7 +132,7 @@ def test_an_answer_is_a_call_or_follows_the_response_format(served: RunningServe
         "extra_body": {"top_k": 0, "min_p": 0.0},
     }
     if served.opening == '{"name":':  # type: ignore[attr-defined]
-        with pytest.raises(openai.BadRequestError, match="cannot be text from an answer in JSON"):
+        with pytest.raises(openai.BadRequestError, match="cannot be told from an answer in JSON"):
             ask(client, **hot)
         ask(client, tool_choice="required", **hot)
         return
