@@ -48,6 +48,7 @@ from pigguf.llama_cpp_internals.ggml_tensor_layout import TENSOR_OVERHEAD, TYPE_
 from pigguf.llama_cpp_internals.graph_inputs import (
     ALIBI_ARCHITECTURES,
     ALIBI_LAYER_COUNTS,
+    FREE_HEAD_DIM,
     INTERLEAVED_ROPE,
     LEARNED_POSITION_ARCHITECTURES,
     POSITION_EMBEDDINGS,
@@ -434,6 +435,26 @@ def test_the_positions_of_an_architecture_are_those_of_the_tables(architecture: 
         assert is_learned, f"{architecture}: {POSITION_EMBEDDINGS}"
     else:
         assert not is_learned, f"{architecture}: {POSITION_EMBEDDINGS}"
+
+
+@pytest.mark.parametrize("architecture", FREE_HEAD_DIM)
+def test_the_graph_computes_heads_of_another_width(architecture: str, tmp_path: Path) -> None:
+    family = next(family for family in FAMILIES if family.architecture == architecture)
+    features = frozenset({UNTIED} & family.optional_features.keys())
+    model = graph(family, LAYERS, features, head_dim=32, rotary_dim=32)
+    assert np.isfinite(logits(write_tiny(tmp_path / "m.gguf", model=model), 40)).all(), architecture
+
+
+def test_families_agree_with_the_tables_of_graphs() -> None:
+    custom = {family.architecture for family in FAMILIES if family.allows_custom_head_dim}
+    assert custom <= set(FREE_HEAD_DIM)
+    positions = {family.architecture: family.position_type for family in FAMILIES}
+    by_type = {
+        kind: {name for name, each in positions.items() if each == kind} for kind in positions.values()
+    }
+    assert by_type["learned"] == set(LEARNED_POSITION_ARCHITECTURES)
+    assert by_type["alibi"] == set(ALIBI_ARCHITECTURES)
+    assert set(ALIBI_LAYER_COUNTS) <= by_type["rope"]
 
 
 @pytest.mark.parametrize("architecture", INTERLEAVED_ROPE)
