@@ -30,7 +30,7 @@ VIRIDIS = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a
 
 _CHARACTER_WIDTH = 7.2  # pixels, at most, in the style's 13 px font
 _LINE_HEIGHT = 18  # pixels
-_MAX_ERROR_BARS = 12  # points of a series; with more, the confidence intervals are drawn as a band
+_MAX_ERROR_BARS = 12  # points of a series; with more, the confidence intervals become a band
 
 
 def render_plot(plot: Plot, width: int) -> str:
@@ -72,7 +72,7 @@ def _line_plot(plot: LinePlot, width: int) -> str:
     drawable = [_drawable_series(series, plot) for series in plot.series]
     points = [point for series in drawable for point in series.points]
     if not points:
-        return element("p", "No figure of this can be drawn.", class_="note")
+        return element("p", "This plot has no finite values.", class_="note")
     height = 380 if width > 500 else 300
     y_values = [y for p in points for y in (p.low, p.y, p.high) if y is not None]
     bottom = height - 2 * _LINE_HEIGHT - 14

@@ -97,7 +97,7 @@ def finetune(
         output: the directory of the result, which must not exist or be empty.
         settings: the hyperparameters.
         adapter: a LoRA adapter of an earlier run with the same rank, alpha and extra modules, to start from.
-            The optimizer and the learning rate schedule start anew.
+            The optimizer and the learning rate schedule start from the beginning.
         progress: receives the stages: bytes downloaded, bytes of text read, and steps.
         on_step: is called with the metrics of each step.
 

@@ -1,4 +1,4 @@
-"""The journal: finished pieces survive whatever ends the process, and only for the same evaluation."""
+"""The journal: finished items survive a killed process, and are only found by the same evaluation."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ class Stopped(Exception):
     pass
 
 
-def leave_behind(pieces: dict[str, Any]) -> Path:
-    """A journal as an evaluation leaves it that was stopped after these pieces; its file."""
+def interrupted_journal(items: dict[str, Any]) -> Path:
+    """Write a journal like an evaluation that was interrupted after these items, and return its path."""
     with pytest.raises(Stopped), journal() as left:
-        for key, value in pieces.items():
+        for key, value in items.items():
             left.get_or_compute(key, lambda value=value: value)
         raise Stopped
     return left.path
 
 
-def test_a_piece_is_computed_once_and_read_back_as_it_was() -> None:
+def test_an_item_is_computed_once_and_read_back_unchanged() -> None:
     values = {"a": [1.1, 2**-1074, -1e300], "b": {"text": 'line\nend"', "none": None}, "c/1": 3}
-    leave_behind(values)
+    interrupted_journal(values)
     with journal() as again:
         assert {key: again.get_or_compute(key, never) for key in values} == values
         assert {key: again[key] for key in values} == values
         assert "d" not in again
 
 
-def test_a_first_run_sees_what_a_resumed_one_would() -> None:
+def test_a_first_run_gets_the_same_values_as_a_resumed_one() -> None:
     with journal() as first:
         assert first.get_or_compute("pair", lambda: (1, 2)) == [1, 2]
 
 
-def test_it_is_gone_when_the_evaluation_is_done(cache: Path) -> None:
-    path = leave_behind({"a": 1})
+def test_it_is_deleted_when_the_evaluation_is_done(cache: Path) -> None:
+    path = interrupted_journal({"a": 1})
     assert path.exists()
     with journal() as again:
         again.get_or_compute("a", never)
@@ -75,23 +75,23 @@ def test_nothing_finished_leaves_no_file(cache: Path) -> None:
         lambda: Journal("aa", "perplexity", SETTINGS, {"pigguf": "2"}),
     ],
 )
-def test_any_other_evaluation_begins_anew(other: Callable[[], Journal]) -> None:
-    leave_behind({"a": 1})
-    with other() as anew:
-        assert "a" not in anew
+def test_any_other_evaluation_has_its_own_journal(other: Callable[[], Journal]) -> None:
+    interrupted_journal({"a": 1})
+    with other() as new:
+        assert "a" not in new
 
 
 def test_settings_are_the_same_in_any_order() -> None:
-    leave_behind({"a": 1})
+    interrupted_journal({"a": 1})
     with Journal("aa", "perplexity", dict(reversed(SETTINGS.items())), VERSIONS) as again:
         assert again.get_or_compute("a", never) == 1
 
 
-@pytest.mark.parametrize("torn", ['["b", 2', '["b"', "[", '["b", 2]garbage', "7", "\0\0\0", "\xff\xfe"])
-def test_a_torn_last_line_is_ignored_and_does_not_tear_the_next(torn: str) -> None:
-    path = leave_behind({"a": 1})
+@pytest.mark.parametrize("truncated", ['["b", 2', '["b"', "[", '["b", 2]garbage', "7", "\0\0\0", "\xff\xfe"])
+def test_a_truncated_last_line_is_ignored_and_does_not_damage_the_next(truncated: str) -> None:
+    path = interrupted_journal({"a": 1})
     with path.open("ab") as file:
-        file.write(torn.encode("latin-1"))
+        file.write(truncated.encode("latin-1"))
     with pytest.raises(Stopped), journal() as again:
         assert again.get_or_compute("a", never) == 1
         assert "b" not in again
@@ -101,13 +101,13 @@ def test_a_torn_last_line_is_ignored_and_does_not_tear_the_next(torn: str) -> No
         assert (third.get_or_compute("a", never), third.get_or_compute("b", never)) == (1, 5)
 
 
-def test_a_piece_is_on_the_disk_when_it_is_told() -> None:
+def test_an_item_is_on_disk_when_its_value_is_returned() -> None:
     with journal() as running:
         running.get_or_compute("a", lambda: 1)
         assert json.loads(running.path.read_text()) == ["a", 1]
 
 
-def test_a_piece_that_fails_is_not_finished() -> None:
+def test_an_item_that_fails_is_not_finished() -> None:
     with journal() as running:
         with pytest.raises(AssertionError):
             running.get_or_compute("a", never)
@@ -115,7 +115,7 @@ def test_a_piece_that_fails_is_not_finished() -> None:
         assert running.get_or_compute("a", lambda: 2) == 2
 
 
-def test_a_cache_that_cannot_be_written_says_where_and_what_to_do(
+def test_an_unwritable_cache_is_an_error_with_its_path_and_a_hint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

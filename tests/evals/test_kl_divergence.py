@@ -1,4 +1,4 @@
-"""KL: the figures are those of transformers' and numpy's distributions; bad pairs are refused."""
+"""KL divergence: the same as computed with transformers and numpy; pairs that do not fit are errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pigguf.evals.report import EvalReport
 from pigguf.gguf_io import read_header
 from pigguf.inference.engine import Context, ContextOptions, Model
 from pigguf.inference.run_config import EngineConfig
-from pigguf.progress import Silent, Unit
+from pigguf.progress import SilentProgress, Unit
 
 EXACT = EngineConfig(cache_k="f32", cache_v="f32", flash_attention=False)
 WINDOW = 2500  # three buckets: to 1023, to 2047, to 2499
@@ -36,7 +36,7 @@ SHAPE = {"max_position_embeddings": WINDOW, "hidden_size": 128, "intermediate_si
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder: reference/ and reference.gguf, the same in Q8_0, and other/, a little off."""
+    """Return a directory with reference/ and reference.gguf, q8_0.gguf, and other/ with other weights."""
     path = tmp_path_factory.mktemp("models")
     pigguf.convert(make_checkpoint(path / "reference", **SHAPE), path / "reference.gguf", type="F32")
     pigguf.convert(path / "reference", path / "q8_0.gguf", type="Q8_0")
@@ -45,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def near(checkpoint: Path, path: Path) -> Path:
-    """A checkpoint whose weights are all a little off."""
+    """Write a checkpoint whose weights are all slightly different."""
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def near(checkpoint: Path, path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def text(novel: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two windows and a half."""
+    """Write a text of two and a half windows."""
     path = tmp_path_factory.mktemp("text") / "novel.txt"
     path.write_text(novel[:7500], encoding="utf-8")
     return path
@@ -66,7 +66,7 @@ def text(novel: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def short(novel: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some 300 tokens."""
+    """Write a text of some 300 tokens."""
     path = tmp_path_factory.mktemp("text") / "short.txt"
     path.write_text(novel[:400], encoding="utf-8")
     return path
@@ -93,7 +93,7 @@ def in_engine(gguf: Path, window: list[int], options: ContextOptions) -> NDArray
 
 
 def check(found: dict[str, Any], p: NDArray[np.float64], q: NDArray[np.float64], nexts: list[int]) -> None:
-    """The figures are those of these log-probabilities, rows of the reference (p) and of the model (q)."""
+    """Check the statistics against log-probabilities of the reference (p) and of the model (q)."""
     each = (np.exp(p) * (p - q)).sum(axis=1)
     count = len(nexts)
     assert found["tokens"] == count
@@ -117,10 +117,10 @@ def check(found: dict[str, Any], p: NDArray[np.float64], q: NDArray[np.float64],
     assert found["ratio_low"] == pytest.approx(math.exp(lost.mean() - reach), **close)
 
 
-# ---- the figures -------------------------------------------------------------------------------------
+# ---- statistics -------------------------------------------------------------------------------------
 
 
-def test_the_figures_are_transformers_own_for_two_models(models: Path, short: Path) -> None:
+def test_the_statistics_are_those_of_transformers_for_two_models(models: Path, short: Path) -> None:
     windows = windows_of(models / "other.gguf", short, 64)
     assert len(windows) >= 3
     p, q = (
@@ -132,7 +132,7 @@ def test_the_figures_are_transformers_own_for_two_models(models: Path, short: Pa
     assert report.results["by_position"] == [report.results["overall"]]
 
 
-def test_each_bucket_of_positions_has_its_own_figures(models: Path, text: Path) -> None:
+def test_each_bucket_of_positions_has_its_own_statistics(models: Path, text: Path) -> None:
     windows = windows_of(models / "q8_0.gguf", text, WINDOW)
     assert len(windows) == 2
     options = ContextOptions(length=WINDOW)
@@ -153,7 +153,7 @@ def test_each_bucket_of_positions_has_its_own_figures(models: Path, text: Path) 
     )
 
 
-def test_a_checkpoint_is_a_reference_as_good_as_its_f32_file_and_leaves_none(
+def test_a_checkpoint_as_reference_gives_the_same_as_its_f32_file_and_leaves_no_file(
     models: Path, short: Path, cache: Path
 ) -> None:
     from_file = kl(models / "q8_0.gguf", [short], reference=models / "reference.gguf", window=64)
@@ -164,7 +164,7 @@ def test_a_checkpoint_is_a_reference_as_good_as_its_f32_file_and_leaves_none(
     assert not [path for path in cache.rglob("*") if path.is_dir() or path.suffix in (".gguf", ".jsonl")]
 
 
-def test_the_same_file_is_no_distance_away_and_a_smaller_cache_a_little(models: Path, short: Path) -> None:
+def test_the_same_file_has_no_divergence_and_a_quantized_cache_a_small_one(models: Path, short: Path) -> None:
     same, smaller, smallest = (
         kl(
             models / "reference.gguf",
@@ -212,7 +212,7 @@ def test_buckets_double_and_end_with_the_window() -> None:
 # ---- the report --------------------------------------------------------------------------------------
 
 
-def test_the_report_says_it_in_words_tables_and_plots(models: Path, text: Path) -> None:
+def test_the_report_has_a_verdict_tables_and_plots(models: Path, text: Path) -> None:
     report = kl(models / "q8_0.gguf", [text], reference=models / "reference.gguf", max_windows=1)
     overall, by_position = report.results["overall"], report.results["by_position"]
     assert f"{overall['mean']:.3g} nats" in report.results["verdict"]
@@ -227,10 +227,10 @@ def test_the_report_says_it_in_words_tables_and_plots(models: Path, text: Path) 
 
 
 @pytest.mark.parametrize(
-    ("deep", "said"),
+    ("deep", "expected"),
     [(0.3, "further from the reference at depth"), (0.1, "nearer to"), (0.2, "as near to the reference")],
 )
-def test_depth_is_told_where_the_intervals_tell(deep: float, said: str) -> None:
+def test_a_difference_at_depth_is_reported_if_it_is_certain(deep: float, expected: str) -> None:
     rng = np.random.default_rng(0)
     distances = rng.exponential(1.0, (3, 2047)) * np.where(np.arange(1, 2048) < 1024, 0.2, deep)
     same = rng.random((3, 2047)) < 0.9
@@ -239,14 +239,14 @@ def test_depth_is_told_where_the_intervals_tell(deep: float, said: str) -> None:
         summarize_positions(measured, *ends) for ends in ((1, 2048), (1, 1024), (1024, 2048))
     )
     words = describe_verdict(overall, by_position)
-    assert said in words
+    assert expected in words
     assert f"{distances[:, :1023].mean():.3g} nats up to position 1,023" in words
     assert f"{distances[:, 1023:].mean():.3g} from 1,024 on" in words
     assert "perplexity is 8.1662, the reference's 7.3891: 10.52% higher" in words  # e^2.1, e^2, e^0.1
 
 
-def test_a_run_that_was_stopped_goes_on_and_finds_the_same(models: Path, short: Path, cache: Path) -> None:
-    class Stopped(Silent):
+def test_an_interrupted_run_resumes_to_the_same_report(models: Path, short: Path, cache: Path) -> None:
+    class Stopped(SilentProgress):
         """Raises when some tokens are done; notes what a stage had to do."""
 
         def __init__(self, after: float) -> None:
@@ -278,7 +278,7 @@ def test_a_run_that_was_stopped_goes_on_and_finds_the_same(models: Path, short: 
     assert not list(cache.glob("kl-*.jsonl"))
 
 
-def test_logits_of_one_batch_are_held_however_long_the_window(models: Path, text: Path) -> None:
+def test_only_the_logits_of_one_batch_are_in_memory(models: Path, text: Path) -> None:
     batch = 512 * VOCAB_SIZE * 4
     kl(models / "q8_0.gguf", [text], reference=models / "reference.gguf", window=64, max_windows=1)
     tracemalloc.start()
@@ -290,17 +290,17 @@ def test_logits_of_one_batch_are_held_however_long_the_window(models: Path, text
     assert peak < 4 * batch < WINDOW * VOCAB_SIZE * 4
 
 
-def test_it_has_its_place_among_the_evaluations(models: Path, short: Path) -> None:
+def test_it_can_be_run_by_name(models: Path, short: Path) -> None:
     report = evaluate(
         "kl", models / "q8_0.gguf", text=[short], reference=models / "reference.gguf", window=64
     )
     assert report.evaluation == "kl"
 
 
-# ---- refusals ----------------------------------------------------------------------------------------
+# ---- errors ------------------------------------------------------------------------------------------
 
 
-def test_another_vocabulary_is_refused_with_the_difference(models: Path, short: Path, tmp_path: Path) -> None:
+def test_another_vocabulary_is_an_error(models: Path, short: Path, tmp_path: Path) -> None:
     larger = make_checkpoint(tmp_path / "larger", **SHAPE, vocab_size=VOCAB_SIZE + 8)
     save_tokenizer(larger, VOCAB_SIZE + 8)
     pigguf.convert(larger, tmp_path / "larger.gguf", type="F32")
@@ -318,7 +318,7 @@ def test_another_vocabulary_is_refused_with_the_difference(models: Path, short: 
         kl(models / "reference.gguf", [short], reference=tmp_path / "renamed.gguf", window=64)
 
 
-def test_what_cannot_be_compared_is_refused(models: Path, short: Path, tmp_path: Path) -> None:
+def test_options_that_do_not_fit_are_errors(models: Path, short: Path, tmp_path: Path) -> None:
     small = make_checkpoint(tmp_path / "small", **{**SHAPE, "max_position_embeddings": 64})
     pigguf.convert(small, tmp_path / "small.gguf", type="F32")
     model, reference = models / "q8_0.gguf", models / "reference.gguf"
@@ -334,7 +334,7 @@ def test_what_cannot_be_compared_is_refused(models: Path, short: Path, tmp_path:
         kl(model, [short], reference=tmp_path / "nowhere.gguf", window=64)
 
 
-def test_logits_that_are_no_numbers_are_refused_by_the_file_that_has_them(
+def test_logits_that_are_not_numbers_are_an_error_that_names_the_file(
     models: Path, short: Path, tmp_path: Path
 ) -> None:
     whole = read_header(models / "reference.gguf")
@@ -343,6 +343,6 @@ def test_logits_that_are_no_numbers_are_refused_by_the_file_that_has_them(
     data[norm.offset : norm.offset + 4] = np.float32(np.nan).tobytes()
     (tmp_path / "damaged.gguf").write_bytes(data)
     for model, reference in (("damaged.gguf", "reference.gguf"), ("reference.gguf", "damaged.gguf")):
-        places = {"damaged.gguf": tmp_path, "reference.gguf": models}
+        directories = {"damaged.gguf": tmp_path, "reference.gguf": models}
         with pytest.raises(EngineError, match=r"damaged\.gguf computes logits that are not numbers"):
-            kl(places[model] / model, [short], reference=places[reference] / reference, window=64)
+            kl(directories[model] / model, [short], reference=directories[reference] / reference, window=64)

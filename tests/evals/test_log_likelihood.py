@@ -27,8 +27,8 @@ def session_of(path: Path, batch: int = 32) -> Iterator[Session]:
         yield session
 
 
-class Told:
-    """Counts what a Progress is told."""
+class AdvanceCounter:
+    """A Progress that sums what it is advanced by."""
 
     def __init__(self) -> None:
         self.amount = 0.0
@@ -60,14 +60,14 @@ def test_each_token_is_scored_as_transformers_does(tiny, first: int) -> None:
 def test_what_the_cache_holds_is_not_computed_again(tiny) -> None:
     """Two answers to one question cost the question once."""
     question, answers = TOKENS[:80], [TOKENS[80:90], TOKENS[90:97]]
-    told = Told()
+    counter = AdvanceCounter()
     with session_of(tiny.gguf) as session:
         for answer in answers:
-            scores = log_likelihoods(session, question + answer, len(question), told)
+            scores = log_likelihoods(session, question + answer, len(question), counter)
             wanted = expected(tiny.checkpoint, question + answer, len(question))
             np.testing.assert_allclose(scores, wanted, rtol=1e-4, atol=1e-5)
     # of the second answer the question's last token is computed again, for its logits
-    assert told.amount == (80 + 10 - 1) + (1 + 7 - 1)
+    assert counter.amount == (80 + 10 - 1) + (1 + 7 - 1)
 
 
 def test_scores_already_in_the_cache_are_scored_again_from_the_token_before(tiny) -> None:

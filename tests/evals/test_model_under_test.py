@@ -1,4 +1,4 @@
-"""The subject: a file's facts as a report has them, its hash, and how far its window goes."""
+"""The model under test: its facts in a report, its hash, and its context window."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pigguf.inference.run_config import EngineConfig
 
 
 class Stages:
-    """The names of the stages a Progress is told of."""
+    """The names of the stages a Progress receives."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -58,11 +58,11 @@ def test_a_damaged_note_of_the_hash_is_no_obstacle(model: Path, cache: Path) -> 
 
 def test_a_report_says_what_was_measured(model: Path, tiny, tmp_path: Path) -> None:
     pigguf.quantize(model, tmp_path / "small.gguf", type="Q8_0")
-    told = ModelUnderTest.from_file(tmp_path / "small.gguf").as_data()
-    assert told["type"] == "Q8_0"
-    assert told["bytes"] == (tmp_path / "small.gguf").stat().st_size
-    assert told["architecture"] == "llama"
-    assert told["rope"] == {
+    data = ModelUnderTest.from_file(tmp_path / "small.gguf").as_data()
+    assert data["type"] == "Q8_0"
+    assert data["bytes"] == (tmp_path / "small.gguf").stat().st_size
+    assert data["architecture"] == "llama"
+    assert data["rope"] == {
         "kind": "none",
         "factor": 1.0,
         "base": 10000.0,

@@ -1,9 +1,8 @@
-"""Choice: prompts to the letter, likelihoods and accuracies those of transformers, intervals by hand."""
+"""Multiple choice: exact prompts, likelihoods and accuracies as by transformers, statistics by hand."""
 
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from functools import lru_cache
@@ -16,9 +15,8 @@ from support.tiny_checkpoints import make_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pigguf
-from pigguf.errors import ReadError, TextError, UsageError
-from pigguf.evals.confidence_intervals import bootstrap, mcnemar, wilson
-from pigguf.evals.jsonl_datasets import JsonlRecord, load_datasets
+from pigguf.errors import TextError, UsageError
+from pigguf.evals.jsonl_datasets import load_datasets
 from pigguf.evals.multiple_choice import PairedComparison, accuracy_by_file, choice, compare_paired
 from pigguf.evals.multiple_choice_formats import QUESTION_FORMATS, parse_question
 from pigguf.evals.report import EvalReport
@@ -52,10 +50,6 @@ def report(gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> EvalReport:
         return choice(gguf, SETS, compare=["linear:8"], engine=EXACT)
 
 
-def record(**values: Any) -> JsonlRecord:
-    return JsonlRecord(Path("set.jsonl"), 3, values)
-
-
 def write(path: Path, *lines: Any) -> Path:
     texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
     path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
@@ -65,121 +59,8 @@ def write(path: Path, *lines: Any) -> Path:
 # ---- questions ---------------------------------------------------------------------------------------
 
 BOOLQ = {"question": "is water wet", "passage": "Water is wet.", "answer": True}
-PIQA = {"goal": "To open a jar,", "sol1": "turn its lid.", "sol2": "turn its base.", "label": 0}
 RACE = {"article": "Tom ran.", "question": "Who ran?", "options": ["Ann", "Tom", "Bo"], "answer": "B"}
-WINOGRANDE = {
-    "sentence": "The cup fell off the table and _ broke.",
-    "option1": "the cup",
-    "option2": "the table",
-    "answer": "1",
-}
 CHOICES = {"context": "One, two, ", "choices": ["three", "nine"], "label": 0}
-
-
-@pytest.mark.parametrize(
-    ("values", "form", "texts", "answer"),
-    [
-        (
-            BOOLQ,
-            "BoolQ",
-            [f"Water is wet.\nQuestion: is water wet?\nAnswer: {word}" for word in ("no", "yes")],
-            1,
-        ),
-        ({**BOOLQ, "question": "is water dry? ", "answer": False}, "BoolQ", None, 0),
-        (
-            PIQA,
-            "PIQA",
-            [f"Question: To open a jar,\nAnswer: turn its {part}." for part in ("lid", "base")],
-            0,
-        ),
-        (
-            RACE,
-            "RACE",
-            [f"Article: Tom ran.\n\nQuestion: Who ran?\nAnswer: {name}" for name in ("Ann", "Tom", "Bo")],
-            1,
-        ),
-        (
-            WINOGRANDE,
-            "WinoGrande",
-            [f"The cup fell off the table and the {thing} broke." for thing in ("cup", "table")],
-            0,
-        ),
-        (CHOICES, "choices", ["One, two, three", "One, two, nine"], 0),
-        ({**CHOICES, "label": 1, "source": "elsewhere"}, "choices", None, 1),
-    ],
-)
-def test_a_record_becomes_its_forms_texts(
-    values: dict[str, Any], form: str, texts: list[str] | None, answer: int
-) -> None:
-    question = parse_question(record(**values))
-    assert (question.format_name, question.answer) == (form, answer)
-    if texts:
-        assert [" ".join(pair) for pair in question.choices] == texts
-
-
-def test_only_what_follows_the_blank_is_scored_in_winogrande() -> None:
-    assert parse_question(record(**WINOGRANDE)).choices == (
-        ("The cup fell off the table and the cup", "broke."),
-        ("The cup fell off the table and the table", "broke."),
-    )
-
-
-def test_a_question_mark_is_not_doubled() -> None:
-    question = parse_question(record(**{**BOOLQ, "question": "is water dry?"}))
-    assert "is water dry?\n" in question.choices[0][0]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"question": "why?"}, "line 3: a question with the keys question is of no known form"),
-        ({**BOOLQ, "answer": "yes"}, "line 3: 'answer' is \"yes\""),
-        ({**BOOLQ, "passage": " "}, "line 3: 'passage' is \" \""),
-        ({**PIQA, "label": -1}, "line 3: 'label' is -1"),
-        ({**PIQA, "label": True}, "line 3: 'label' is true"),
-        ({**PIQA, "label": "0"}, "line 3: 'label' is \"0\""),
-        ({**PIQA, "sol1": None}, "line 3: 'sol1' is null"),
-        ({**RACE, "answer": "D"}, "line 3: 'answer' is \"D\""),
-        ({**RACE, "answer": ["A"]}, "line 3: 'answer' is "),
-        ({**RACE, "options": ["Tom"]}, "line 3: 'options' is "),
-        ({**RACE, "options": "ABC"}, "line 3: 'options' is \"ABC\""),
-        ({**WINOGRANDE, "sentence": "No blank."}, "line 3: 'sentence' is \"No blank.\""),
-        ({**WINOGRANDE, "sentence": "It ends with _"}, "line 3: 'sentence' is "),
-        ({**WINOGRANDE, "answer": ""}, "line 3: 'answer' is \"\""),
-        ({**CHOICES, "choices": ["a", 2]}, "line 3: 'choices' is "),
-        ({**CHOICES, "label": 2}, "line 3: 'label' is 2"),
-        ({**CHOICES, "context": 5}, "line 3: 'context' is 5"),
-    ],
-)
-def test_a_record_that_is_no_question_is_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(TextError, match=message):
-        parse_question(record(**values))
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (["{'a': 1}"], "line 1 is not JSON"),
-        ([BOOLQ, "", "[1, 2]"], r"line 3 is \[1, 2\]"),
-        ([BOOLQ, '"text"'], 'line 2 is "text"'),
-        (["", "  "], "holds no records"),
-        (["[" * 100_000], "line 1 is not JSON"),
-    ],
-)
-def test_a_file_that_is_no_json_lines_is_refused(tmp_path: Path, lines: list[Any], message: str) -> None:
-    with pytest.raises(TextError, match=f"bad.jsonl,? {message}"):
-        load_datasets([write(tmp_path / "bad.jsonl", *lines)], parse_question)
-
-
-def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReadError, match=r"none\.jsonl"):
-        load_datasets([tmp_path / "none.jsonl"], parse_question)
-    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe{}")
-    with pytest.raises(UsageError, match="not UTF-8"):
-        load_datasets([tmp_path / "bytes.jsonl"], parse_question)
-    for nothing in ([], "boolq.jsonl"):
-        with pytest.raises(UsageError, match="data sets are"):
-            load_datasets(nothing, parse_question)
 
 
 def test_a_question_that_does_not_fit_is_refused_by_its_line(gguf: Path, tmp_path: Path) -> None:
@@ -236,7 +117,7 @@ def test_likelihoods_and_accuracies_are_those_of_transformers(report: EvalReport
     assert sum(each["right"] for each in found["sets"][:-1]) == right
 
 
-def test_the_tables_say_the_same_and_pair_the_readings(report: EvalReport) -> None:
+def test_the_tables_agree_and_compare_the_variants(report: EvalReport) -> None:
     accuracy, against = report.tables
     assert [row[0] for row in accuracy.rows] == ["as shipped"] * 6 + ["linear:8"] * 6
     shipped, divided = (report.results["readings"][name]["questions"] for name in ("as shipped", "linear:8"))
@@ -270,7 +151,7 @@ def test_what_choices_share_is_computed_once(
     assert article < computed < 1.5 * article
 
 
-def test_a_run_that_was_interrupted_goes_on(gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_resumes(gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = choice(gguf, SETS[:1], engine=EXACT)
     decode, left = Context.decode, 7
 
@@ -290,7 +171,7 @@ def test_a_run_that_was_interrupted_goes_on(gguf: Path, cache: Path, monkeypatch
     assert not list(cache.glob("*.jsonl"))
 
 
-def test_a_real_model_knows_what_everybody_knows(smollm2_gguf: Path) -> None:
+def test_a_real_model_answers_common_knowledge(smollm2_gguf: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pigguf", "eval", "choice", str(smollm2_gguf), str(SETS[-1]), "--json"],
         capture_output=True,
@@ -305,31 +186,6 @@ def test_a_real_model_knows_what_everybody_knows(smollm2_gguf: Path) -> None:
 
 
 # ---- statistics --------------------------------------------------------------------------------------
-
-
-def test_wilsons_interval_by_hand() -> None:
-    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=1e-4)
-    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=1e-4)
-    low, high = wilson(20, 20)
-    assert (low, high) == (pytest.approx(1 - 0.1611, abs=1e-4), 1.0)
-
-
-def test_mcnemars_p_by_hand() -> None:
-    assert mcnemar(0, 0) == 1.0
-    assert mcnemar(3, 3) == 1.0
-    assert mcnemar(0, 5) == 2 / 32
-    assert mcnemar(1, 7) == mcnemar(7, 1) == 2 * (1 + 8) / 256
-
-
-def test_bootstrap_of_what_is_known() -> None:
-    assert bootstrap([4.0] * 5) == (4.0, 4.0)
-    assert bootstrap([1.0, 3.0]) == (1.0, 3.0)  # a quarter of the resamples are each
-    low, high = bootstrap(list(range(101)))
-    error = 1.96 * math.sqrt((101**2 - 1) / 12 / 101)  # a standard error of the mean of 0 to 100
-    assert (low, high) == (pytest.approx(50 - error, abs=0.6), pytest.approx(50 + error, abs=0.6))
 
 
 def answer(line: int, chosen: int, right: int = 0, form: str = "PIQA") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Passkey: prompts to the letter, every answer that of a prefill of its own, k_max by hand, nothing lost."""
+"""Passkey: exact prompts, answers as after separate prefills, k_max by hand, and interrupted runs resume."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ from support.tiny_checkpoints import edit_config, make_checkpoint
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import pigguf
-from pigguf.chat.prompt_format import ChatFormat
 from pigguf.errors import ContextOverflow, TokenizerError, UsageError
 from pigguf.evals.passkey import extract_digits, passkey, random_keys
-from pigguf.evals.passkey_plan import PasskeyPlan, plan_passkey_test
-from pigguf.evals.passkey_prompts import WORDING_NAMES, WORDINGS, PasskeyPrompts
-from pigguf.evals.passkey_report import k_max
+from pigguf.evals.passkey_plan import plan_passkey_test
+from pigguf.evals.passkey_prompts import PasskeyPrompts
 from pigguf.evals.report import EvalReport, HeatMap, LinePlot
 from pigguf.inference.engine import Context, Model
 from pigguf.inference.run_config import EngineConfig
@@ -59,43 +57,6 @@ def answers(report: EvalReport, name: str = "as shipped") -> list[dict[str, Any]
 # ---- prompts -----------------------------------------------------------------------------------------
 
 
-def test_the_papers_prompt_is_the_papers(vocabulary: Model) -> None:
-    tokens = PasskeyPrompts(vocabulary, "paper").encode("12345", 5, 7)
-    assert vocabulary.detokenize(tokens) == (
-        "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
-        "I will quiz you about the important information there.\n"
-        "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
-        "The pass key is 12345. Remember it. 12345 is the pass key.\n"
-        "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-        "The grass is green. The sky is blue.\n"
-        "What is the pass key? The pass key is"
-    )
-
-
-def test_filler_may_be_absent(vocabulary: Model) -> None:
-    text = vocabulary.detokenize(PasskeyPrompts(vocabulary, "paper").encode("12345", 0, 0))
-    assert "there.\nThe pass key is 12345." in text
-    assert "the pass key.\nWhat is the pass key?" in text
-
-
-def test_a_chat_wording_asks_as_the_user_and_leaves_the_answer_to_the_assistant(vocabulary: Model) -> None:
-    tokens = PasskeyPrompts(vocabulary, "paper-chat").encode("12345", 1, 1)
-    text = (
-        f"{WORDINGS['paper'].header}\nThe grass is green.\nThe pass key is 12345. Remember it. "
-        "12345 is the pass key.\nThe grass is green.\nWhat is the pass key?"
-    )
-    assert tokens == ChatFormat(vocabulary).tokenize([{"role": "user", "content": text}])
-
-
-def test_the_held_out_wording_shares_no_sentence_with_the_papers() -> None:
-    def sentences(name: str) -> set[str]:
-        words = WORDINGS[name]
-        text = " ".join((words.header, *words.filler, words.passkey, words.question, words.answer))
-        return set(re.split(r"(?<=[.?:]) ", text))
-
-    assert not sentences("paper") & sentences("locker")
-
-
 def test_unknown_wordings_and_models_that_cannot_chat_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base")
     edit_config(base, max_position_embeddings=WINDOW)
@@ -114,44 +75,6 @@ def test_unknown_wordings_and_models_that_cannot_chat_are_refused(checkpoint: Pa
 # ---- the plan ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", WORDING_NAMES)
-@pytest.mark.parametrize(("window", "distances", "depths"), [(4096, 8, 3), (5000, 7, 7), (2048, 1, 1)])
-def test_a_plan_fills_the_grid_and_never_the_room_of_an_answer(
-    vocabulary: Model, name: str, window: int, distances: int, depths: int
-) -> None:
-    prompts = PasskeyPrompts(vocabulary, name)
-    plan = plan_passkey_test(prompts, "98765", window, distances, depths)
-    room = window - prompts.max_answer_tokens
-    sentence = 30  # tokens of the longest, in this vocabulary
-    assert [place.grid_tokens for place in plan.distances] == [
-        window * i // distances for i in range(1, distances + 1)
-    ]
-    assert plan.depths[0].grid_tokens == plan.depths[0].n_sentences == 0
-    for start in plan.depths:
-        for distance in plan.distances_from(start):
-            prompt = prompts.encode("98765", start.n_sentences, distance.n_sentences)
-            assert len(prompt) == start.n_tokens + distance.n_tokens <= room
-            # the key's first digit is where the place says, and nowhere before it
-            assert vocabulary.detokenize(prompt[start.n_tokens :]).startswith("9")
-            assert "9" not in vocabulary.detokenize(prompt[: start.n_tokens])
-        limit = room - start.n_tokens if start is plan.depths[0] else window - start.grid_tokens
-        assert limit - sentence < plan.distances_from(start)[-1].n_tokens <= limit
-    for start in plan.depths[1:]:
-        assert start.grid_tokens - prompts.max_answer_tokens - sentence < start.n_tokens <= start.grid_tokens
-    for distance in plan.distances[:-1]:
-        assert distance.grid_tokens - sentence < distance.n_tokens <= distance.grid_tokens
-
-
-def test_starts_lie_on_the_grid_of_the_distances(vocabulary: Model) -> None:
-    plan: PasskeyPlan = plan_passkey_test(PasskeyPrompts(vocabulary, "paper"), "12345", 4096, 8, 3)
-    assert [start.grid_tokens for start in plan.depths] == [
-        0,
-        1024,
-        2560,
-    ]  # steps 0, 8 / 3 and 16 / 3, whole ones
-    assert [len(plan.distances_from(start)) for start in plan.depths] == [8, 6, 3]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -163,7 +86,7 @@ def test_starts_lie_on_the_grid_of_the_distances(vocabulary: Model) -> None:
         ({"distances": 0, "depths": 1}, "grid of 0"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(gguf: Path, options: dict[str, int], message: str) -> None:
+def test_counts_that_do_not_fit_are_errors(gguf: Path, options: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         passkey(gguf, **{**SMALL, **options})
 
@@ -182,16 +105,16 @@ def in_transformers(checkpoint: Path) -> Any:
 
 
 def greedy(checkpoint: Path, prompt: Sequence[int], count: int) -> list[int]:
-    """The likeliest tokens after a prompt."""
+    """Return the most likely tokens after a prompt."""
     model = in_transformers(checkpoint)
-    cache, given, drawn = DynamicCache(config=model.config), prompt, []
+    cache, given, generated = DynamicCache(config=model.config), prompt, []
     for _ in range(count):
-        drawn.append(int(continued_logits(model, given, cache)[-1].argmax()))
-        given = drawn[-1:]
-    return drawn
+        generated.append(int(continued_logits(model, given, cache)[-1].argmax()))
+        given = generated[-1:]
+    return generated
 
 
-def test_each_answer_is_what_transformers_says_after_that_prompt_alone(
+def test_each_answer_is_that_of_transformers_after_the_same_prompt(
     gguf: Path, checkpoint: Path, vocabulary: Model
 ) -> None:
     report = passkey(gguf, **SMALL)
@@ -218,7 +141,7 @@ def test_each_answer_is_what_transformers_says_after_that_prompt_alone(
     assert next(found, None) is None
 
 
-def test_the_tokens_told_are_those_that_were_computed(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reported_tokens_are_those_computed(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = 0
     decode = Context.decode
 
@@ -236,12 +159,6 @@ def test_the_tokens_told_are_those_that_were_computed(gguf: Path, monkeypatch: p
     assert computed < 0.6 * figures["tokens_of_separate_prefills"]
 
 
-def test_32_distances_cost_a_tenth_of_separate_prefills_and_less(vocabulary: Model) -> None:
-    plan = plan_passkey_test(PasskeyPrompts(vocabulary, "paper"), "12345", 32768, 32, 1)
-    separate = sum(plan.depths[0].n_tokens + distance.n_tokens for distance in plan.distances)
-    assert plan.prefill_tokens(plan.depths[0]) < separate / 13
-
-
 def test_one_seed_gives_one_report_and_another_other_keys(gguf: Path) -> None:
     first, again, other = (passkey(gguf, **SMALL, seed=seed) for seed in (1, 1, 2))
     assert first == again
@@ -249,7 +166,7 @@ def test_one_seed_gives_one_report_and_another_other_keys(gguf: Path) -> None:
 
 
 class InterruptedAt:
-    """Presses Ctrl-C once so many tokens of the stage are done."""
+    """A Progress that raises KeyboardInterrupt after a number of tokens."""
 
     def __init__(self, tokens: float) -> None:
         self.left = tokens
@@ -267,7 +184,7 @@ class InterruptedAt:
         self.counting = False
 
 
-def test_an_interrupted_run_goes_on_with_the_pass_it_was_in(
+def test_an_interrupted_run_resumes_with_the_interrupted_pass(
     gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = passkey(gguf, **SMALL)
@@ -283,7 +200,7 @@ def test_an_interrupted_run_goes_on_with_the_pass_it_was_in(
         assert {**one, "computed": 0} == {**other, "computed": 0}
 
 
-# ---- what it comes to --------------------------------------------------------------------------------
+# ---- scores and reports --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -302,23 +219,8 @@ def test_digits(answer: str, found: str) -> None:
     assert extract_digits(answer) == found
 
 
-@pytest.mark.parametrize(
-    ("shares", "reached"),
-    [
-        ({256: 1.0, 512: 0.2, 768: 0.1, 1024: 1.0}, 512),
-        ({256: 0.19, 512: 1.0}, 0),
-        ({512: 0.3, 256: 0.9}, 512),
-        ({}, 0),
-    ],
-)
-def test_k_max_is_the_last_distance_before_the_first_that_fails(
-    shares: dict[int, float], reached: int
-) -> None:
-    assert k_max(shares) == reached
-
-
 class Counter:
-    """What the stage of the passes is told."""
+    """A Progress that sums the tokens of the stage of the passes."""
 
     def __init__(self) -> None:
         self.total = self.done = 0.0
@@ -337,9 +239,9 @@ class Counter:
         self.counting = False
 
 
-def test_a_real_model_finds_the_key_and_a_wrong_reading_of_positions_loses_it(smollm2_gguf: Path) -> None:
-    """SmolLM2 has a window of 8192; positions divided by 64, untrained, are no positions to it."""
-    told = Counter()
+def test_a_real_model_finds_the_key_and_not_under_a_wrong_rope_factor(smollm2_gguf: Path) -> None:
+    """SmolLM2 has a window of 8192; without fine-tuning, positions divided by 64 mean nothing to it."""
+    counter = Counter()
     report = passkey(
         smollm2_gguf,
         max_length=320,
@@ -349,7 +251,7 @@ def test_a_real_model_finds_the_key_and_a_wrong_reading_of_positions_loses_it(sm
         seed=1,
         compare=["linear:64"],
         engine=EngineConfig(threads=1),
-        progress=told,
+        progress=counter,
     )
     shipped, divided = (report.results["readings"][name] for name in ("as shipped", "linear:64"))
     assert (shipped["k_max"], shipped["rate"]) == (320, 1.0)
@@ -363,12 +265,12 @@ def test_a_real_model_finds_the_key_and_a_wrong_reading_of_positions_loses_it(sm
     assert (heat.x, heat.y) == ((106, 213, 320), (0, 106))
     assert heat.values == ((1.0, 1.0, 1.0), (None, 1.0, 1.0))
     json.dumps(report.as_data())
-    # progress ends where it said that it would; answers are not in it
-    assert told.done == told.total
-    assert told.total < shipped["tokens_computed"] <= told.total + 7 * shipped["trials"]
+    # progress reaches its total, which does not count answers
+    assert counter.done == counter.total
+    assert counter.total < shipped["tokens_computed"] <= counter.total + 7 * shipped["trials"]
 
 
-def test_beyond_the_files_window_only_baselines_are_measured(gguf: Path) -> None:
+def test_beyond_the_files_window_only_variants_are_evaluated(gguf: Path) -> None:
     options = {**SMALL, "max_length": 2 * WINDOW, "distances": 2, "depths": 1, "trials": 1}
     report = passkey(gguf, **options, compare=["none"])
     assert list(report.results["readings"]) == ["none"]
@@ -379,7 +281,7 @@ def test_beyond_the_files_window_only_baselines_are_measured(gguf: Path) -> None
 
 
 def test_the_command(smollm2_gguf: Path, tmp_path: Path) -> None:
-    """Data on stdout, and all that it takes to get the figures again."""
+    """Stdout is JSON with all that it takes to reproduce the results."""
     options = ["--max-length", "300", "--distances", "1", "--trials", "1", "--depths", "1"]
     asked = ["--wording", "locker-chat", "--seed", "3", "--json"]
     done = subprocess.run(

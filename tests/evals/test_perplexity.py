@@ -1,4 +1,4 @@
-"""Perplexity: each method is transformers' own to 1e-4, windows are those that it says, nothing is lost."""
+"""Perplexity: the same as by transformers to 1e-4 for each method; interrupted runs resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from pigguf import evaluate
 from pigguf.errors import ContextOverflow, PigError, ReadError, TextError, UsageError
 from pigguf.evals.perplexity import perplexity
 from pigguf.evals.report import EvalReport, LinePlot
-from pigguf.evals.text_windows import TokenizedText, WindowSelection, default_windows
 from pigguf.inference.engine import Model
 from pigguf.inference.run_config import EngineConfig
 
@@ -42,7 +41,7 @@ def text(novel: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def with_bos(tiny, tmp_path: Path) -> Path:
-    """The tiny model's file, its tokenizer asking for BOS."""
+    """Return a copy of the tiny model's file that adds BOS."""
     key = b"tokenizer.ggml.add_bos_token" + struct.pack("<I", 7)
     data = tiny.gguf.read_bytes()
     assert data.count(key + b"\0") == 1
@@ -68,13 +67,13 @@ def in_transformers(checkpoint: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
 
-def figure(report: EvalReport, name: str = "as shipped", window: int = WINDOW) -> dict[str, Any]:
+def find_result(report: EvalReport, name: str = "as shipped", window: int = WINDOW) -> dict[str, Any]:
     (found,) = (f for f in report.results["perplexity"] if (f["name"], f["window"]) == (name, window))
     return found
 
 
 def check(found: dict[str, Any], expected: Sequence[float]) -> None:
-    """A figure is that of these log-likelihoods, and so is its interval: mean -/+ 1.96 standard errors."""
+    """Check a result and its interval, mean -/+ 1.96 standard errors, against log-likelihoods."""
     mean, error = np.mean(expected), np.std(expected) / math.sqrt(len(expected) - 1)
     assert found["tokens_scored"] == len(expected)
     assert found["perplexity"] == pytest.approx(math.exp(-mean), rel=1e-4)
@@ -86,23 +85,25 @@ def check(found: dict[str, Any], expected: Sequence[float]) -> None:
 # ---- the methods -------------------------------------------------------------------------------------
 
 
-def test_half_window_is_transformers_own(tiny, text: Path) -> None:
+def test_half_window_is_as_by_transformers(tiny, text: Path) -> None:
     tokens = tokens_of(tiny.gguf, text)
     chunks = [tokens[start : start + WINDOW] for start in range(0, len(tokens) - WINDOW + 1, WINDOW)]
     assert len(chunks) >= 4
     assert len(tokens) % WINDOW
     expected = [score for chunk in chunks for score in scores(tiny.checkpoint, chunk, WINDOW // 2 + 1)]
-    found = figure(perplexity(tiny.gguf, [text], windows=[WINDOW], engine=EXACT))
+    found = find_result(perplexity(tiny.gguf, [text], windows=[WINDOW], engine=EXACT))
     check(found, expected)
     assert found["windows"] == len(chunks)
     assert found["tokens_computed"] == len(chunks) * (WINDOW - 1)
 
 
-def test_whole_is_transformers_own_and_its_loss(tiny, text: Path) -> None:
+def test_whole_is_as_by_transformers_and_its_loss(tiny, text: Path) -> None:
     tokens = tokens_of(tiny.gguf, text)
     chunks = [tokens[start : start + WINDOW] for start in range(0, len(tokens) - WINDOW + 1, WINDOW)]
     expected = [score for chunk in chunks for score in scores(tiny.checkpoint, chunk, 1)]
-    check(figure(perplexity(tiny.gguf, [text], windows=[WINDOW], method="whole", engine=EXACT)), expected)
+    check(
+        find_result(perplexity(tiny.gguf, [text], windows=[WINDOW], method="whole", engine=EXACT)), expected
+    )
     with torch.no_grad():
         ids = torch.tensor(chunks)
         assert float(in_transformers(tiny.checkpoint)(ids, labels=ids).loss) == pytest.approx(
@@ -117,7 +118,7 @@ def test_sliding_scores_every_token_once_with_the_most_context_a_stride_allows(t
     while start + WINDOW <= len(tokens):
         expected += scores(tiny.checkpoint, tokens[start : start + WINDOW], WINDOW - STRIDE)
         start += STRIDE
-    found = figure(
+    found = find_result(
         perplexity(tiny.gguf, [text], windows=[WINDOW], method="sliding", stride=STRIDE, engine=EXACT)
     )
     check(found, expected)
@@ -137,16 +138,16 @@ def test_a_sampled_slide_scores_the_last_stride_of_each_window_also_of_the_first
     report = perplexity(
         tiny.gguf, [text], windows=[WINDOW], method="sliding", stride=STRIDE, max_windows=3, engine=EXACT
     )
-    check(figure(report), expected)
+    check(find_result(report), expected)
 
 
 def test_where_the_model_wants_bos_each_half_window_begins_with_it(tiny, with_bos: Path, text: Path) -> None:
-    """As llama-perplexity has it: the token in its place is not seen by the model."""
+    """As in llama-perplexity, BOS replaces the first token."""
     tokens = tokens_of(with_bos, text)
     assert tokens[:2] == [1, tokens_of(tiny.gguf, text)[0]]
     chunks = [[1, *tokens[i + 1 : i + WINDOW]] for i in range(0, len(tokens) - WINDOW + 1, WINDOW)]
     expected = [score for chunk in chunks for score in scores(tiny.checkpoint, chunk, WINDOW // 2 + 1)]
-    check(figure(perplexity(with_bos, [text], windows=[WINDOW], engine=EXACT)), expected)
+    check(find_result(perplexity(with_bos, [text], windows=[WINDOW], engine=EXACT)), expected)
 
 
 @pytest.mark.parametrize("method", ["whole", "sliding"])
@@ -168,7 +169,7 @@ def test_other_methods_have_bos_where_the_text_begins(tiny, with_bos: Path, text
         max_tokens=2 * WINDOW + 5,
         engine=EXACT,
     )
-    check(figure(report), expected)
+    check(find_result(report), expected)
 
 
 def test_no_window_spans_two_texts(tiny, text: Path, tmp_path: Path) -> None:
@@ -180,61 +181,13 @@ def test_no_window_spans_two_texts(tiny, text: Path, tmp_path: Path) -> None:
         for start in range(0, len(tokens) - WINDOW + 1, WINDOW):
             expected += scores(tiny.checkpoint, tokens[start : start + WINDOW], 1)
     report = perplexity(tiny.gguf, [text, other], windows=[WINDOW], method="whole", engine=EXACT)
-    check(figure(report), expected)
-
-
-# ---- windows, by hand --------------------------------------------------------------------------------
-
-
-def document(tokens: int) -> TokenizedText:
-    return TokenizedText("text", "", list(range(tokens)), None)
-
-
-@pytest.mark.parametrize(
-    ("rule", "tokens", "pieces"),
-    [
-        (WindowSelection("half-window", None, None), 24, [(0, 5), (8, 5), (16, 5)]),
-        (WindowSelection("half-window", None, None), 31, [(0, 5), (8, 5), (16, 5)]),
-        (WindowSelection("half-window", None, None), 8, [(0, 5)]),
-        (WindowSelection("whole", None, None), 17, [(0, 1), (8, 1)]),
-        (WindowSelection("sliding", 3, None), 14, [(0, 1), (3, 5), (6, 5)]),
-        (WindowSelection("sliding", 3, None), 13, [(0, 1), (3, 5)]),
-        (WindowSelection("sliding", 1, None), 9, [(0, 1), (1, 7)]),
-        (WindowSelection("sliding", 3, 9), 14, [(0, 5), (3, 5), (6, 5)]),
-        (WindowSelection("whole", None, 3), 56, [(0, 1), (24, 1), (48, 1)]),
-        (WindowSelection("whole", None, 2), 56, [(0, 1), (48, 1)]),
-        (WindowSelection("whole", None, 1), 56, [(0, 1)]),
-    ],
-)
-def test_windows_of_8_tokens_start_and_score_where_the_method_says(
-    rule: WindowSelection, tokens: int, pieces: list[tuple[int, int]]
-) -> None:
-    assert [(p.start, p.first_scored) for p in rule.windows([document(tokens)], 8)] == pieces
-
-
-def test_windows_are_sampled_over_all_texts() -> None:
-    pieces = WindowSelection("whole", None, 3).windows([document(24), document(16)], 8)
-    assert [(piece.text_index, piece.start) for piece in pieces] == [(0, 0), (0, 16), (1, 8)]
-
-
-@pytest.mark.parametrize(
-    ("context_length", "windows"),
-    [
-        (8192, [2048, 4096, 8192]),
-        (5000, [2048, 4096, 5000]),
-        (2048, [2048]),
-        (512, [512]),
-        (32768, [2048, 4096, 8192, 16384, 32768]),
-    ],
-)
-def test_windows_double_up_to_the_models(context_length: int, windows: list[int]) -> None:
-    assert default_windows(context_length) == windows
+    check(find_result(report), expected)
 
 
 # ---- the report --------------------------------------------------------------------------------------
 
 
-def test_the_report_says_all_that_makes_its_figures_again(tiny, text: Path, cache: Path) -> None:
+def test_the_report_has_all_that_it_takes_to_reproduce_it(tiny, text: Path, cache: Path) -> None:
     report = evaluate("perplexity", tiny.gguf, text=[text])
     assert report.settings["windows"] == [128]  # all of a small window
     assert report.settings["text"][0]["tokens"] == len(tokens_of(tiny.gguf, text))
@@ -246,7 +199,7 @@ def test_the_report_says_all_that_makes_its_figures_again(tiny, text: Path, cach
     assert [file.name for file in cache.iterdir() if file.suffix == ".jsonl"] == []
 
 
-def test_baselines_stand_beside_the_model_as_shipped(tiny, text: Path) -> None:
+def test_variants_are_compared_with_the_model_as_shipped(tiny, text: Path) -> None:
     windows = [WINDOW, 128, 192]
     report = perplexity(tiny.gguf, [text], windows=windows, compare=["none", "linear:2"], engine=EXACT)
     by_window, details = report.tables
@@ -269,10 +222,10 @@ def test_baselines_stand_beside_the_model_as_shipped(tiny, text: Path) -> None:
     assert point.low < point.y < point.high
     tokens = tokens_of(tiny.gguf, text)[:192]
     expected = scores(tiny.checkpoint, tokens, 192 // 2 + 1)
-    check(figure(report, "none", 192), expected)
+    check(find_result(report, "none", 192), expected)
 
 
-# ---- refusals ----------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -300,7 +253,7 @@ def test_baselines_stand_beside_the_model_as_shipped(tiny, text: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_options_that_do_not_fit_are_errors(
     tiny, text: Path, options: dict[str, Any], error: type[PigError], message: str, cache: Path
 ) -> None:
     with pytest.raises(error, match=message) as refusal:
@@ -309,7 +262,7 @@ def test_what_cannot_be_measured_is_refused(
     assert not list(cache.glob("*.jsonl"))
 
 
-def test_texts_that_are_none_are_refused(tiny, tmp_path: Path) -> None:
+def test_files_that_are_not_texts_are_errors(tiny, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9" * 100)
     (tmp_path / "empty.txt").write_bytes(b"")
     for name, error, message in (
@@ -327,7 +280,7 @@ def test_texts_that_are_none_are_refused(tiny, tmp_path: Path) -> None:
         evaluate("perplex", tiny.gguf)
 
 
-# ---- going on ----------------------------------------------------------------------------------------
+# ---- resuming ----------------------------------------------------------------------------------------
 
 
 class Totals:
@@ -353,7 +306,7 @@ class Totals:
 def test_progress_counts_the_tokens_computed_in_one_stage_a_window(tiny, text: Path) -> None:
     totals = Totals()
     report = perplexity(tiny.gguf, [text], windows=[WINDOW], progress=totals)
-    assert totals.tokens == [figure(report)["tokens_computed"]]
+    assert totals.tokens == [find_result(report)["tokens_computed"]]
     assert totals.advanced == totals.tokens[0]
 
 
@@ -365,24 +318,22 @@ def command(model: Path, text: Path) -> list[str]:
 
 
 def stopped(running: list[str], cache: Path, number: int) -> subprocess.CompletedProcess[str]:
-    """A run to which a signal is sent when some of its windows are done."""
+    """Run a command, and send it a signal when some of its windows are done."""
     process = subprocess.Popen(running, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        begun = time.monotonic()
+        started = time.monotonic()
         while sum(path.read_bytes().count(b"\n") for path in cache.glob("*.jsonl")) < 10:
             assert process.poll() is None, process.communicate()
-            assert time.monotonic() - begun < 180
+            assert time.monotonic() - started < 180
             time.sleep(0.002)
         os.kill(process.pid, number)
-        out, told = process.communicate(timeout=180)
+        out, err = process.communicate(timeout=180)
     finally:
         process.kill()
-    return subprocess.CompletedProcess(running, process.returncode, out, told)
+    return subprocess.CompletedProcess(running, process.returncode, out, err)
 
 
-def test_a_killed_run_goes_on_where_it_was_to_the_same_figures(
-    tiny, novel: str, tmp_path: Path, cache: Path
-) -> None:
+def test_a_killed_run_resumes_to_the_same_results(tiny, novel: str, tmp_path: Path, cache: Path) -> None:
     text = tmp_path / "long.txt"
     text.write_text(novel[:1000], encoding="utf-8")
     options: dict[str, Any] = {"windows": [64, 128], "method": "sliding", "stride": 4}
@@ -401,7 +352,7 @@ def test_a_killed_run_goes_on_where_it_was_to_the_same_figures(
     assert not journal.exists()
 
 
-def test_ctrl_c_ends_it_at_once_and_says_how_to_go_on(tiny, novel: str, tmp_path: Path, cache: Path) -> None:
+def test_ctrl_c_ends_it_with_a_note_on_how_to_resume(tiny, novel: str, tmp_path: Path, cache: Path) -> None:
     text = tmp_path / "long.txt"
     text.write_text(novel[:1000], encoding="utf-8")
     interrupted = stopped(command(tiny.gguf, text), cache, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Baselines are what their names say: each is transformers' own reading of positions, past the window."""
+"""Position variants: each is the same as transformers' rope scaling of that name, also past the window."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WINDOW = ORIGINAL * FACTOR
 HEAD = 16  # of tests/support/tiny_checkpoints.py: 64 wide, 4 heads
 TOKENS = [int(token) for token in np.random.default_rng(3).integers(3, VOCAB_SIZE, WINDOW)]
 
-# what a baseline is called here -> what transformers calls the same
+# name of the variant -> the rope parameters of transformers for the same
 IN_TRANSFORMERS = {
     "none": {"rope_type": "default", "rope_theta": 10000.0},
     "linear:4": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
@@ -40,7 +40,7 @@ IN_TRANSFORMERS = {
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model.gguf, an unextended model, and linear.gguf, the same weights under a factor of 4."""
-    path = tmp_path_factory.mktemp("baselines")
+    path = tmp_path_factory.mktemp("variants")
     checkpoint = make_checkpoint(path / "checkpoint")
     pigguf.convert(checkpoint, path / "model.gguf", type="F32")
     linear = make_checkpoint(path / "linear", rope_parameters=IN_TRANSFORMERS["linear:4"])
@@ -62,23 +62,21 @@ def mean_kl(gguf: Path, rope: RuntimeRope | None, checkpoint: Path) -> float:
 
 @pytest.mark.parametrize("file", ["model.gguf", "linear.gguf"])
 @pytest.mark.parametrize("name", IN_TRANSFORMERS)
-def test_a_baseline_is_transformers_own_to_four_times_the_window_whatever_the_file_says(
+def test_a_variant_is_as_in_transformers_to_four_times_the_window_whatever_the_file_states(
     name: str, file: str, plain: Path, tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "same weights")
     edit_config(checkpoint, rope_parameters=IN_TRANSFORMERS[name], max_position_embeddings=WINDOW)
-    _, baseline = parse_variants([name], read_header(plain / file), WINDOW)
-    assert baseline.name == name
-    assert mean_kl(plain / file, baseline.rope, checkpoint) <= 1e-6
+    _, variant = parse_variants([name], read_header(plain / file), WINDOW)
+    assert variant.name == name
+    assert mean_kl(plain / file, variant.rope, checkpoint) <= 1e-6
 
 
-def test_the_baselines_differ_so_that_the_agreement_above_means_something(
-    plain: Path, tmp_path: Path
-) -> None:
+def test_the_variants_differ_from_each_other(plain: Path, tmp_path: Path) -> None:
     """YaRN without its attention factor, or from another original window, is another model too."""
     checkpoint = make_checkpoint(tmp_path / "same weights")
     yarn = IN_TRANSFORMERS["yarn:4"]
-    _, baseline = parse_variants(["yarn:4"], read_header(plain / "model.gguf"), WINDOW)
+    _, variant = parse_variants(["yarn:4"], read_header(plain / "model.gguf"), WINDOW)
     for wrong in (
         {**yarn, "attention_factor": 1.0},
         {**yarn, "original_max_position_embeddings": WINDOW},
@@ -88,26 +86,26 @@ def test_the_baselines_differ_so_that_the_agreement_above_means_something(
         IN_TRANSFORMERS["none"],
     ):
         edit_config(checkpoint, rope_parameters=wrong, max_position_embeddings=WINDOW)
-        assert mean_kl(plain / "model.gguf", baseline.rope, checkpoint) > 1e-4, wrong
+        assert mean_kl(plain / "model.gguf", variant.rope, checkpoint) > 1e-4, wrong
 
 
 def test_the_first_is_the_file_as_shipped_and_names_without_a_factor_reach_the_window(plain: Path) -> None:
     file = read_header(plain / "linear.gguf")
-    baselines = parse_variants(["none", "linear", "yarn", "ntk", "linear:2"], file, 2 * WINDOW)
-    assert [baseline.name for baseline in baselines] == [
+    variants = parse_variants(["none", "linear", "yarn", "ntk", "linear:2"], file, 2 * WINDOW)
+    assert [variant.name for variant in variants] == [
         *(AS_SHIPPED, "none", "linear:8", "yarn:8", "ntk:8", "linear:2")
     ]
-    assert baselines[0] == PositionVariant(AS_SHIPPED, None)
+    assert variants[0] == PositionVariant(AS_SHIPPED, None)
 
 
 def test_a_window_inside_the_original_one_needs_no_factor(plain: Path) -> None:
-    _, baseline = parse_variants(["ntk"], read_header(plain / "model.gguf"), 32)
-    assert baseline == PositionVariant("ntk:1", RuntimeRope(1.0, 10000.0, 32, "linear"))
+    _, variant = parse_variants(["ntk"], read_header(plain / "model.gguf"), 32)
+    assert variant == PositionVariant("ntk:1", RuntimeRope(1.0, 10000.0, 32, "linear"))
 
 
-def test_a_baseline_may_use_the_window_asked_for_and_no_longer_one(plain: Path) -> None:
-    _, baseline = parse_variants(["none"], read_header(plain / "model.gguf"), WINDOW)
-    with Model.open(plain / "model.gguf", rope=baseline.rope) as model:
+def test_a_variant_allows_the_requested_window_and_no_longer_one(plain: Path) -> None:
+    _, variant = parse_variants(["none"], read_header(plain / "model.gguf"), WINDOW)
+    with Model.open(plain / "model.gguf", rope=variant.rope) as model:
         assert (model.context_length, model.rope.rope_type) == (WINDOW, "none")
         with pytest.raises(ContextOverflow):
             Context(model, ContextOptions(length=WINDOW + 1))
@@ -123,19 +121,19 @@ def test_the_ntk_aware_base_divides_the_lowest_frequency_by_the_factor_and_keeps
 @pytest.mark.parametrize(
     "name", ["", "NTK", "dynamic:4", "linear:", "linear:x", "yarn:0.5", "ntk:nan", "none:1"]
 )
-def test_an_unknown_baseline_is_refused_with_those_that_there_are(name: str, plain: Path) -> None:
+def test_an_unknown_variant_is_an_error_with_the_valid_ones(name: str, plain: Path) -> None:
     with pytest.raises(UsageError) as refusal:
         parse_variants([name], read_header(plain / "model.gguf"), WINDOW)
     for exists in ("none", "linear:F", "yarn:F", "ntk:F"):
         assert exists in str(refusal.value.hint)
 
 
-def test_one_baseline_twice_is_refused_even_under_two_names(plain: Path) -> None:
+def test_one_variant_twice_is_an_error_even_under_two_names(plain: Path) -> None:
     with pytest.raises(UsageError, match=r"linear:4 is given twice"):
         parse_variants(["linear:4", "linear"], read_header(plain / "model.gguf"), WINDOW)
 
 
-def test_a_scaling_that_no_override_takes_back_is_refused(plain: Path) -> None:
+def test_a_scaling_that_no_override_can_undo_is_an_error(plain: Path) -> None:
     file = read_header(plain / "linear.gguf")
     odd = replace(file, metadata={**file.metadata, "llama.rope.scaling.attn_factor": f32(0.7)})
     assert parse_variants([], odd, WINDOW) == (PositionVariant(AS_SHIPPED),)

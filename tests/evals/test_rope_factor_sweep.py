@@ -1,7 +1,7 @@
-"""The sweep finds the factor a model was made for, says how surely and how far, and convert takes its word.
+"""The sweep finds the factor that a model was trained with, and `convert` can write what it found.
 
 The model is made by hand: one head that looks exactly BACK positions back when they are divided by its
-factor, and says what stands there. The text repeats itself at that distance, nine times in ten.
+factor, and predicts the token there. The text repeats itself at that distance, nine times in ten.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,8 @@ import pigguf
 from pigguf import evaluate
 from pigguf.errors import TextError, UsageError
 from pigguf.evals.html_report import render_page
-from pigguf.evals.perplexity import PerplexityResult
 from pigguf.evals.report import EvalReport, HeatMap, LinePlot
 from pigguf.evals.rope_factor_sweep import FACTORS, sweep
-from pigguf.evals.sweep_verdict import SweepVerdict, convert_options, describe_verdict, judge_factors
 from pigguf.gguf_io import (
     PlannedTensor,
     TensorData,
@@ -36,7 +33,6 @@ from pigguf.gguf_io import (
 )
 from pigguf.gguf_io.metadata import f32
 from pigguf.inference.run_config import EngineConfig
-from pigguf.rope import LinearScaling, RopeScaling, UnscaledRope
 
 PERIOD, WINDOW = 12, 256
 BACK = PERIOD - 1  # from a letter to the one that the next will be like
@@ -58,7 +54,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def looking_back(path: Path, factor: float) -> Path:
-    """A checkpoint that was made for positions divided by `factor`, and does not say so."""
+    """Write a checkpoint for positions divided by `factor`, whose config does not state it."""
     config = FAMILIES["llama"].config_class(
         vocab_size=VOCAB_SIZE,
         hidden_size=WIDTH,
@@ -89,28 +85,28 @@ def letter_ids(checkpoint: Path) -> list[int]:
 
 
 def _set_weights(model: Any, ids: list[int], factor: float) -> None:
-    """Dimension 0 of the hidden state is a constant, 1 to 16 are the letter read, 17 to 32 the one said."""
+    """Set weights: hidden state 0 is constant, 1 to 16 the input letter, 17 to 32 the output letter."""
     attention = model.model.layers[0].self_attn
     model.model.embed_tokens.weight[:, 0] = 1.0
     half = WIDTH // 2
-    for place, token in enumerate(ids, start=1):
-        model.model.embed_tokens.weight[token, place] = 1.0
-        attention.v_proj.weight[place, place] = 1.0
-        attention.o_proj.weight[place + len(ids), place] = 1.0
-    # a query turned by m/F and a key by n/F + BACK/F meet where m - n is BACK
-    turned = torch.tensor([THETA ** (-j / half) * BACK / factor for j in range(half)])
+    for index, token in enumerate(ids, start=1):
+        model.model.embed_tokens.weight[token, index] = 1.0
+        attention.v_proj.weight[index, index] = 1.0
+        attention.o_proj.weight[index + len(ids), index] = 1.0
+    # a query rotated by m/F and a key by n/F + BACK/F match where m - n is BACK
+    angles = torch.tensor([THETA ** (-j / half) * BACK / factor for j in range(half)])
     attention.q_proj.weight[:half, 0] = 3.0
-    attention.k_proj.weight[:half, 0] = 3.0 * turned.cos()
-    attention.k_proj.weight[half:, 0] = 3.0 * turned.sin()
+    attention.k_proj.weight[:half, 0] = 3.0 * angles.cos()
+    attention.k_proj.weight[half:, 0] = 3.0 * angles.sin()
     model.lm_head.weight[:, 0] = -10.0
-    for place, token in enumerate(ids, start=1):
+    for index, token in enumerate(ids, start=1):
         model.lm_head.weight[token, 0] = 0.0
-        model.lm_head.weight[token, place + len(ids)] = 0.7
+        model.lm_head.weight[token, index + len(ids)] = 0.7
 
 
 @pytest.fixture(scope="module")
 def lost(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder: checkpoint/, made for factor 4, which it has lost; model.gguf, converted as it stands."""
+    """Return a directory with checkpoint/, for factor 4 without stating it, and model.gguf made of it."""
     path = tmp_path_factory.mktemp("lost")
     pigguf.convert(looking_back(path / "checkpoint", 4.0), path / "model.gguf", type="F32")
     return path
@@ -138,7 +134,7 @@ def test_a_lost_factor_is_found_at_every_window(found: EvalReport) -> None:
     assert all(1.5 < best[window] < 4 and unscaled[window] > 2 * best[window] for window in best)
 
 
-def test_the_verdict_says_so_and_what_to_do(found: EvalReport) -> None:
+def test_the_verdict_states_the_factor_and_what_to_do(found: EvalReport) -> None:
     words = found.results["verdict"]
     assert words.startswith(
         "Factor 4 fits best, clearly, at 64, 128, 256 and 512: at 64 tokens its perplexity is"
@@ -151,7 +147,7 @@ def test_the_verdict_says_so_and_what_to_do(found: EvalReport) -> None:
     assert f"The file states no scaling: convert the checkpoint again with {options} (" in words
 
 
-def test_convert_takes_its_word_and_the_file_is_then_said_to_be_right(
+def test_convert_writes_the_factor_and_the_file_is_then_right(
     found: EvalReport, lost: Path, text: Path, tmp_path: Path
 ) -> None:
     options = dict(zip(*[iter(shlex.split(found.results["convert"]))] * 2, strict=True))
@@ -171,7 +167,7 @@ def test_convert_takes_its_word_and_the_file_is_then_said_to_be_right(
     assert figure["perplexity"] == pytest.approx(same["perplexity"], rel=1e-6)
 
 
-def test_a_model_without_a_factor_is_told_so(text: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_factor_is_recognized(text: Path, tmp_path: Path) -> None:
     pigguf.convert(looking_back(tmp_path / "plain", 1.0), tmp_path / "plain.gguf", type="F32")
     report = sweep(tmp_path / "plain.gguf", [text], factors=[1, 2, 4], windows=[64, 256], engine=EXACT)
     assert report.results["factor"] == 1.0
@@ -182,7 +178,7 @@ def test_a_model_without_a_factor_is_told_so(text: Path, tmp_path: Path) -> None
 
 
 def test_too_little_text_is_not_clear(lost: Path, text: Path) -> None:
-    """Eight tokens scored tell nothing of factors that lie near each other."""
+    """Eight scored tokens cannot distinguish factors that are close to each other."""
     report = sweep(lost / "model.gguf", [text], factors=[4, 4.05], windows=[16], max_windows=1, engine=EXACT)
     assert report.results["clear"] is False
     assert "but not clearly: at 16 tokens the intervals of factor" in report.results["verdict"]
@@ -198,7 +194,7 @@ def test_the_default_windows_reach_twice_the_files_where_the_text_does(lost: Pat
     assert FACTORS == (1.0, 2.0, 4.0, 8.0)
 
 
-def test_the_tables_and_pictures_have_every_figure(found: EvalReport) -> None:
+def test_the_tables_and_plots_have_all_results(found: EvalReport) -> None:
     by_factor, best = found.tables
     figures = {(f["factor"], f["window"]): f["perplexity"] for f in found.results["perplexity"]}
     assert by_factor.headers == ("factor", "64", "128", "256", "512")
@@ -217,99 +213,13 @@ def test_the_tables_and_pictures_have_every_figure(found: EvalReport) -> None:
     assert "<code>--original-context 128</code>" in render_page(found)
 
 
-# ---- what figures come to ----------------------------------------------------------------------------
-
-
-def figures(
-    values: dict[float, list[float]], spread: float = 0.02
-) -> dict[tuple[float, int], PerplexityResult]:
-    """Perplexities at 2048, 4096 and so on, with intervals of +/- `spread` of each."""
-    return {
-        (factor, 2048 << i): PerplexityResult(
-            *(f"factor {factor:g}", 2048 << i, value, value * (1 - spread), value * (1 + spread)),
-            *(-math.log(value), 0.01, 1, 1000, 2047),
-        )
-        for factor, row in values.items()
-        for i, value in enumerate(row)
-    }
-
-
-PLAIN = UnscaledRope(rope_theta=10000.0, original_context=4096, context_length=4096)
 # The trial's base model (perplexity by window, PI without tuning at factor 4), rounded.
-BASE = {1.0: [31.5, 30.0, 29.6, 58.1], 2.0: [45.0, 44.0, 43.0, 44.0], 4.0: [159.5, 160.0, 162.0, 165.0]}
 
 
-def said(
-    values: dict[float, list[float]], own: RopeScaling = PLAIN, spread: float = 0.02
-) -> tuple[SweepVerdict, str]:
-    verdict = judge_factors(figures(values, spread))
-    return verdict, describe_verdict(verdict, figures(values, spread), own)
+# ---- errors ----------------------------------------------------------------------------------------
 
 
-def test_an_untuned_base_has_factor_one_though_a_larger_one_is_less_bad_beyond_its_window() -> None:
-    verdict, words = said(BASE)
-    assert (verdict.factor, verdict.clear, verdict.reach, verdict.breaks_at) == (1.0, True, 8192, 16384)
-    assert [fit.factor for fit in verdict.fits] == [1.0, 1.0, 1.0, 2.0]
-    assert (
-        "No one factor fits best at every window: factor 1 at 2,048, 4,096 and 8,192; factor 2 at 16,384."
-        in words
-    )
-    assert "that is factor 1, clearly so" in words
-    assert "holds up to 8,192 tokens (29.6) and rises at 16,384 (58.1)" in words
-    assert words.endswith("That is the factor the file states.")
-    assert convert_options(verdict, PLAIN) == "--rope-factor 1 --context 8192"
-
-
-def test_a_file_that_states_another_factor_is_to_be_converted_again() -> None:
-    _, words = said(
-        BASE, LinearScaling(rope_theta=10000.0, original_context=4096, context_length=16384, factor=4.0)
-    )
-    assert words.endswith(
-        "The file states linear, factor 4: convert the checkpoint again with --rope-factor 1 --context 8192."
-    )
-
-
-def test_the_original_window_is_the_one_that_held_divided_by_the_factor() -> None:
-    tuned = {1.0: [60.0, 70.0, 90.0], 4.0: [7.2, 7.0, 6.9], 8.0: [8.2, 8.1, 8.0]}
-    verdict, words = said(tuned)
-    assert convert_options(verdict, PLAIN) == "--rope-factor 4 --original-context 2048 --context 8192"
-    assert "may be too short" in words
-    # the file states a longer window than was measured, and none of those broke
-    assert convert_options(verdict, replace(PLAIN, context_length=16384)).endswith(
-        "--original-context 4096 --context 16384"
-    )
-    broken, words = said({factor: [*row, 300.0] for factor, row in tuned.items()})
-    assert (broken.reach, broken.breaks_at) == (8192, 16384)
-    assert convert_options(broken, PLAIN) == convert_options(verdict, PLAIN)
-    assert "may be too short" not in words
-
-
-def test_overlapping_intervals_are_told_where_they_are() -> None:
-    near = {1.0: [30.0, 60.0], 2.0: [20.0, 20.0], 4.0: [20.5, 30.0]}
-    verdict, words = said(near)
-    assert (verdict.factor, verdict.clear, [fit.clear for fit in verdict.fits]) == (2.0, False, [False, True])
-    assert (
-        "not clearly everywhere: at 2,048 tokens the intervals of factor 2 (20) and factor 4 (20.5) overlap"
-        in words
-    )
-    assert "relying" in words
-    verdict, words = said(near, spread=0.001)
-    assert verdict.clear
-    assert "Factor 2 fits best, clearly, at 2,048 and 4,096: at 2,048 tokens its perplexity is 20" in words
-    assert "that of factor 4 20.5 (2.5% higher)" in words
-    assert "that of factor 2 60 (3 times as high)" in said({1.0: [20.0], 2.0: [60.0]})[1]
-
-
-def test_a_rise_that_the_intervals_or_a_tenth_allow_is_none() -> None:
-    for row, reach in (([20.0, 21.9], 4096), ([20.0, 22.1], 2048), ([20.0, 19.0, 21.5], 4096)):
-        assert said({1.0: row, 2.0: [99.0] * len(row)})[0].reach == reach
-    assert said({1.0: [20.0, 23.0], 2.0: [99.0] * 2}, spread=0.1)[0].reach == 4096
-
-
-# ---- refusals ----------------------------------------------------------------------------------------
-
-
-def test_what_cannot_be_swept_is_refused(lost: Path, text: Path) -> None:
+def test_options_that_do_not_fit_are_errors(lost: Path, text: Path) -> None:
     model = lost / "model.gguf"
     for factors in ([0.5], [0.0], [math.nan], [math.inf]):
         with pytest.raises(UsageError, match="does not extend a window"):
@@ -324,7 +234,7 @@ def test_what_cannot_be_swept_is_refused(lost: Path, text: Path) -> None:
         sweep(model, [text], windows=[64, 8192])
 
 
-def test_a_file_whose_frequencies_no_override_takes_back_is_refused(
+def test_a_file_whose_frequencies_no_override_can_undo_is_an_error(
     lost: Path, text: Path, tmp_path: Path
 ) -> None:
     file = read_header(lost / "model.gguf")
@@ -350,7 +260,7 @@ def test_a_file_whose_frequencies_no_override_takes_back_is_refused(
         sweep(tmp_path / "odd.gguf", [text], windows=[64])
 
 
-# ---- the real thing ----------------------------------------------------------------------------------
+# ---- a real model --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

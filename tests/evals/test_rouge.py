@@ -1,4 +1,4 @@
-"""Rouge: scores by hand, prompts to the letter, summaries drawn as in the paper, cut where they must be."""
+"""ROUGE: scores by hand, exact prompts, truncation, and sampling as in the paper."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_scores_by_hand(reference: str, text: str, expected: tuple[float, float,
     assert [found[name] for name in ROUGE_MEASURES] == pytest.approx([100 * share for share in expected])
 
 
-def test_a_missing_package_is_told_with_what_to_install(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_an_error(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(MissingPackage, match="rouge-score") as refusal:
         rouge(gguf, [DATA])
@@ -142,7 +142,7 @@ def test_a_record_that_is_no_article_is_refused(values: dict[str, Any], message:
 # ---- summaries ---------------------------------------------------------------------------------------
 
 
-def test_summaries_are_drawn_as_the_paper_does_and_scored(gguf: Path) -> None:
+def test_summaries_are_sampled_as_in_the_paper_and_scored(gguf: Path) -> None:
     report = rouge(gguf, [DATA], **SMALL, seed=5)
     found = report.results["readings"]["as shipped"]
     score = load_rouge_scorer()
@@ -156,9 +156,9 @@ def test_summaries_are_drawn_as_the_paper_does_and_scored(gguf: Path) -> None:
             session.truncate(0)
             session.prefill(prompt)
             sampling = SamplingParams(temperature=0.5, top_k=0, top_p=0.95, min_p=0, seed=5 + number)
-            drawn = list(session.generate(sampling, 24))
-            assert (summary["prompt_tokens"], summary["tokens"]) == (len(prompt), len(drawn))
-            assert summary["text"] == model.detokenize(drawn).strip()
+            generated = list(session.generate(sampling, 24))
+            assert (summary["prompt_tokens"], summary["tokens"]) == (len(prompt), len(generated))
+            assert summary["text"] == model.detokenize(generated).strip()
             assert summary["line"] == number + 1
             reference = json.loads(DATA.read_text(encoding="utf-8").splitlines()[number])["summary"]
             assert {name: summary[name] for name in ROUGE_MEASURES} == score(reference, summary["text"])
@@ -180,7 +180,7 @@ def test_one_seed_gives_one_report_and_another_other_summaries(gguf: Path) -> No
     assert first.results != other.results
 
 
-def test_a_run_that_was_interrupted_goes_on(gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_resumes(gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rouge(gguf, [DATA], **SMALL)
     decode, left = Context.decode, 30
 

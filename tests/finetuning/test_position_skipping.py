@@ -1,4 +1,4 @@
-"""Skipped positions: where a short sequence's tokens stand in a long window."""
+"""Position ids: contiguous, and with PoSE over a long window."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def loaded(path: Path, settings: FinetuneSettings) -> TrainedModel:
 
 
 def reference_loss(path: Path, tokens: torch.Tensor, positions: torch.Tensor, first: int = 1) -> torch.Tensor:
-    """The plain checkpoint at the given positions, whole attention in a mask of its own."""
+    """Return the loss of the plain checkpoint at given positions, with a causal mask of its own."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     length = len(tokens)
     mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]

@@ -66,7 +66,7 @@ def test_thirty_steps_bring_the_loss_at_four_times_the_window_below_the_untuned_
 
 
 def loss_at(path: Path, text: Path, adapter_of: Path | None = None) -> float:
-    """Transformers' own loss over one window of 4 x 64 tokens at positions divided by 4."""
+    """Return the loss of transformers over one window of 4 x 64 tokens at positions divided by 4."""
     from transformers import AutoConfig, AutoTokenizer
 
     is_adapter = (path / "adapter_config.json").exists()
@@ -122,7 +122,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
         assert held_out_loss(saving.steps, 3) == pytest.approx(held_out_loss(plain.steps, 3), rel=1e-5)
 
 
-def test_a_killed_run_goes_on_as_if_it_had_not_been(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_result(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     settings = replace(LORA, every=2, steps=8)
     whole = finetune(checkpoint, [text], tmp_path / "whole", settings)
     out = tmp_path / "killed"
@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(checkpoint: Path, text: Path
     assert resumed.steps[-1]["tokens"] == whole.steps[-1]["tokens"]
 
 
-def test_another_run_s_state_is_not_gone_on_with(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+def test_the_state_of_another_run_is_not_resumed(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     def stop(step: StepMetrics) -> None:
@@ -181,7 +181,7 @@ def test_another_run_s_state_is_not_gone_on_with(checkpoint: Path, text: Path, t
     assert [line["step"] for line in more.steps] == list(range(6))
 
 
-def test_a_loss_that_is_no_number_stops_it_and_keeps_the_last_good_state(
+def test_a_nan_loss_stops_training_and_keeps_the_last_good_state(
     checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, every=2, steps=40)
@@ -255,9 +255,7 @@ def test_a_full_disk_keeps_what_was_saved(checkpoint: Path, text: Path, tmp_path
     assert last == "6"
 
 
-def test_it_begins_from_an_adapter_and_goes_on_with_its_weights(
-    checkpoint: Path, text: Path, tmp_path: Path
-) -> None:
+def test_it_starts_from_an_adapter_with_its_weights(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     first = finetune(checkpoint, [text], tmp_path / "first", replace(LORA, train=("norms",)))
     settings = replace(LORA, train=("norms",), steps=1, learning_rate=1e-9)
     second = finetune(checkpoint, [text], tmp_path / "second", settings, adapter=first.path)
@@ -309,7 +307,7 @@ def test_settings_that_do_not_fit(checkpoint: Path, text: Path, tmp_path: Path) 
         finetune(checkpoint, [text], tmp_path / "full", SETTINGS)
 
 
-def test_positions_that_are_scaled_otherwise_are_refused(text: Path, tmp_path: Path) -> None:
+def test_positions_with_other_scalings_are_errors(text: Path, tmp_path: Path) -> None:
     further = make_checkpoint(tmp_path / "further")
     edit_config(
         further,

@@ -24,17 +24,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def test_half_windows_are_what_llama_perplexity_says(
-    smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_windows_are_as_by_llama_perplexity(smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Build the peer first if it does not exist, which takes minutes."""
 
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import llama_perplexity
 
     command = [str(part) for part in llama_perplexity.command(smollm2_gguf, CHAPTERS, WINDOW, WINDOWS)]
-    said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
-    theirs = llama_perplexity.estimate(said.stdout)
+    finished = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
+    )
+    theirs = llama_perplexity.estimate(finished.stdout)
     report = perplexity(smollm2_gguf, [CHAPTERS], windows=[WINDOW], max_tokens=WINDOW * WINDOWS)
     (ours,) = report.results["perplexity"]
     assert ours["windows"] == WINDOWS
@@ -42,9 +42,7 @@ def test_half_windows_are_what_llama_perplexity_says(
     assert ours["standard_error"] * ours["perplexity"] == pytest.approx(theirs.error, rel=1e-2)
 
 
-def test_whole_windows_are_what_transformers_says(
-    smollm2_checkpoint: Path, novel: str, tmp_path: Path
-) -> None:
+def test_whole_windows_are_as_by_transformers(smollm2_checkpoint: Path, novel: str, tmp_path: Path) -> None:
     pigguf.convert(smollm2_checkpoint, tmp_path / "model.gguf", type="BF16")
     report = perplexity(
         tmp_path / "model.gguf", [CHAPTERS], windows=[WINDOW], method="whole", max_tokens=WINDOW * WINDOWS

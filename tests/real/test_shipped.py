@@ -28,7 +28,7 @@ def test_it_is_small_and_has_a_card() -> None:
     card = (ADAPTER / "README.md").read_text(encoding="utf-8")
     for word in ("license: apache-2.0", "SmolLM2-135M-Instruct", "32768", "passkey", "Persuasion"):
         assert word in card
-    assert not re.search(r"[@{}]", card)  # what stands where a figure is still to be written
+    assert not re.search(r"[@{}]", card)  # placeholders of results
 
 
 def phase(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -49,7 +49,7 @@ def test_its_logs_are_those_of_its_settings_and_of_one_model() -> None:
     assert longer[-1]["held_out"]["text"] < longer[0]["held_out"]["text"]
 
 
-def test_the_file_says_what_was_trained(shipped: Path) -> None:
+def test_the_file_states_what_was_trained(shipped: Path) -> None:
     rope = pigguf.inspect(shipped).rope
     assert (rope.rope_type, rope.factor, rope.original_context, rope.context_length) == (
         "linear",
@@ -66,7 +66,7 @@ def test_it_finds_a_number_in_words_that_it_was_never_trained_on(shipped: Path) 
 
 
 @pytest.mark.slow
-def test_beyond_the_base_s_window_it_finds_numbers_and_foretells_text_where_the_base_does_not(
+def test_beyond_the_base_s_window_it_finds_numbers_and_predicts_text_where_the_base_does_not(
     shipped: Path, smollm2_gguf: Path, novel: str, tmp_path: Path
 ) -> None:
     report = passkey(shipped, max_length=12288, distances=3, trials=2, depths=1, compare=["none"])
@@ -75,5 +75,5 @@ def test_beyond_the_base_s_window_it_finds_numbers_and_foretells_text_where_the_
     assert base["k_max_tokens"] < ours["k_max_tokens"]
     text = tmp_path / "novel.txt"
     text.write_text(novel, encoding="utf-8")
-    figures = perplexity(shipped, [text], windows=[2048, 10240], method="whole").results["perplexity"]
-    assert figures[1]["perplexity"] < figures[0]["perplexity"]
+    results = perplexity(shipped, [text], windows=[2048, 10240], method="whole").results["perplexity"]
+    assert results[1]["perplexity"] < results[0]["perplexity"]
