@@ -16,7 +16,7 @@ from pigguf.errors import ContextOverflow, TokenizerError, UsageError
 from pigguf.inference.async_stream import stream_in_thread
 from pigguf.inference.engine import SamplingParams
 from pigguf.inference.local_model import LocalModel
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
 GREEDY = SamplingParams(temperature=0)
 QUESTION = [
@@ -56,14 +56,14 @@ def test_the_loop_goes_on_meanwhile(model: LocalModel, novel: str) -> None:
         async def tick() -> None:
             nonlocal longest, rounds
             while not done.is_set():
-                begun = time.monotonic()
+                start = time.monotonic()
                 await asyncio.sleep(0.005)
-                longest, rounds = max(longest, time.monotonic() - begun), rounds + 1
+                longest, rounds = max(longest, time.monotonic() - start), rounds + 1
 
         ticking = asyncio.create_task(tick())
-        begun = time.monotonic()
+        start = time.monotonic()
         assert [text async for text in model.agenerate(prompt, GREEDY, max_tokens=4)]
-        took = time.monotonic() - begun
+        took = time.monotonic() - start
         done.set()
         await ticking
         return rounds, longest / took
@@ -73,7 +73,7 @@ def test_the_loop_goes_on_meanwhile(model: LocalModel, novel: str) -> None:
     assert share < 0.5
 
 
-class FirstBatch(Silent):
+class FirstBatch(SilentProgress):
     """Set an event when the first batch of a prompt is done."""
 
     def __init__(self) -> None:
@@ -85,15 +85,15 @@ class FirstBatch(Silent):
 
 def test_a_cancelled_task_stops_a_prompt_and_frees_the_session(model: LocalModel, novel: str) -> None:
     prompt = model.tokenize("The end. " + novel)[:4000]
-    begun = FirstBatch()
+    first_batch = FirstBatch()
 
     async def consume() -> None:
-        async for _ in model.agenerate(prompt, GREEDY, progress=begun):
+        async for _ in model.agenerate(prompt, GREEDY, progress=first_batch):
             raise AssertionError("there must be no text yet")
 
     async def ask() -> str:
         task = asyncio.create_task(consume())
-        await asyncio.to_thread(begun.event.wait)
+        await asyncio.to_thread(first_batch.event.wait)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

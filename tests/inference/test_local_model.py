@@ -15,7 +15,7 @@ from pigguf.errors import ContextOverflow, EngineError, TokenizerError, UsageErr
 from pigguf.inference.detokenizer import StreamingDetokenizer
 from pigguf.inference.engine import SamplingParams
 from pigguf.inference.local_model import LocalModel, open_model
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
 GREEDY = SamplingParams(temperature=0)
 QUESTION = [
@@ -30,7 +30,7 @@ def model(smollm2_gguf: Path) -> Iterator[LocalModel]:
         yield model
 
 
-class Tokens(Silent):
+class Tokens(SilentProgress):
     def __init__(self) -> None:
         self.advanced = 0.0
 

@@ -66,13 +66,13 @@ CHOICES = {
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_the_compiler_avoids_the_amx_bug(name: str) -> None:
-    cpu, compilers, expected, amx_off, said = CHOICES[name]
+    cpu, compilers, expected, amx_off, noted = CHOICES[name]
     plan = build_plan.plan_build(Machine("Linux", cpu), compilers)
     assert plan.compiler.name == expected
     assert plan.flags == (AMX_OFF if amx_off else ())
     assert ("-DGGML_OPENMP=OFF" in plan.cmake) == (not plan.compiler.openmp)
-    assert len(plan.notes) == (1 if said else 0)
-    for word in said:
+    assert len(plan.notes) == (1 if noted else 0)
+    for word in noted:
         assert word in plan.notes[0]
 
 

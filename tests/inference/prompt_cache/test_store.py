@@ -121,9 +121,9 @@ def test_the_same_question_again_is_completely_cached(tiny: Path, directory: Pat
 
 
 def test_tokens_prefilled_before_ctrl_c_are_cached(tiny: Path, directory: Path) -> None:
-    from pigguf.progress import Silent
+    from pigguf.progress import SilentProgress
 
-    class Impatient(Silent):
+    class Impatient(SilentProgress):
         def advance(self, amount: float) -> None:
             self.read = getattr(self, "read", 0) + amount
             if self.read >= 1024:

@@ -36,7 +36,7 @@ from pigguf.llama_cpp_internals.rpc_protocol import (
     RpcConnection,
     parse_host_port,
 )
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
 Start = Callable[..., WorkerProcess]
 
@@ -307,7 +307,7 @@ def test_a_worker_that_fails_while_weights_arrive(start: Start, smollm2_gguf: Pa
     assert time.monotonic() - start_time < SOON
 
 
-class Partway(Silent):
+class Partway(SilentProgress):
     """Call a function once, when a good part of the weights is loaded."""
 
     def __init__(self, do: Callable[[], None]) -> None:
@@ -459,10 +459,10 @@ def test_another_version(version: tuple[int, int, int]) -> None:
 
         answering = threading.Thread(target=answer)
         answering.start()
-        said = refusal(f"127.0.0.1:{server.getsockname()[1]}")
+        message = refusal(f"127.0.0.1:{server.getsockname()[1]}")
         answering.join()
-    assert f"speaks version {'.'.join(map(str, version))}" in said
-    assert ".".join(map(str, VERSION)) in said
+    assert f"speaks version {'.'.join(map(str, version))}" in message
+    assert ".".join(map(str, VERSION)) in message
 
 
 def test_the_version_is_the_library_s_own(start: Start) -> None:

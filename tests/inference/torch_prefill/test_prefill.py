@@ -30,7 +30,7 @@ from pigguf.inference.torch_prefill import TorchPrefiller, forward, prefill
 from pigguf.inference.torch_prefill.backend import CHUNK_TOKENS
 from pigguf.inference.torch_prefill.kv_cache import KVCacheTensors
 from pigguf.llama_cpp_internals import kv_state_layout
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
 WINDOW = 16384
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
@@ -260,7 +260,7 @@ def test_progress_is_reported_in_small_steps_and_adds_up(tiny: Path) -> None:
     progress = RecordedProgress()
     with session_of(tiny) as session:
         session.set_prompt(text_tokens(5001), progress)
-    (name, total, unit), *_ = progress.begun
+    (name, total, unit), *_ = progress.stages
     assert (name, total, unit) == ("prefill", 5000, "tokens")
     amounts = progress.amounts[: progress.ends[0]]
     assert sum(amounts) == pytest.approx(5000)
@@ -375,18 +375,18 @@ def test_torch_that_fails_leaves_the_prompt_to_llama_cpp(
     assert "can't allocate memory" in warning
 
 
-class RecordedProgress(Silent):
+class RecordedProgress(SilentProgress):
     """Record progress, and call a function when `at` tokens are done."""
 
     def __init__(self, at: float = np.inf, call: Callable[[], None] = lambda: None) -> None:
-        self.begun: list[tuple[str, float, str]] = []
+        self.stages: list[tuple[str, float, str]] = []
         self.amounts: list[float] = []
         self.ends: list[int] = []
         self._at = at
         self._call = call
 
     def begin(self, stage: str, total: float, unit: str) -> None:
-        self.begun.append((stage, total, unit))
+        self.stages.append((stage, total, unit))
 
     def advance(self, amount: float) -> None:
         before = sum(self.amounts)

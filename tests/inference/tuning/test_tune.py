@@ -24,7 +24,7 @@ from pigguf.inference.tuning.measure_speed import (
     random_tokens,
 )
 from pigguf.llama_cpp_internals import kv_state_layout
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
 GEMMA3 = next(model for model in GRAPHS.values() if model.architecture == "gemma3")
 
@@ -50,7 +50,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-class Stages(Silent):
+class Stages(SilentProgress):
     def __init__(self) -> None:
         self.stages: list[tuple[str, float]] = []
         self.done: dict[str, float] = {}
