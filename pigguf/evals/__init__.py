@@ -3,9 +3,8 @@
     report = pigguf.evaluate("perplexity", "model.gguf", text=["novel.txt"], windows=[2048, 8192])
 
 Each evaluation is a module with a function of the evaluation's name, which takes a model file and returns an
-EvalReport (report.py), and is listed in EVALUATIONS. They are all built on evaluation.py: the model under
-test, its position variants, a resumable journal and the report. Modules are imported when their evaluation
-runs.
+EvalReport (report.py), and is listed in EVALUATIONS. All are built on evaluation.py: the model under test,
+its position variants, a resumable journal and the report. Modules are imported when their evaluation runs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The SHA-256 of a model file, cached on disk, because hashing tens of gigabytes takes a minute.
 
-The cache has a small JSON file for each model file, valid while path, size and modification time are the
-same.
+The cache has a JSON file for each model file, valid while its path, size and modification time are the same.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ from pigguf.inference.engine import Session
 from pigguf.inference.run_config import EngineConfig
 from pigguf.progress import SILENT, Progress
 
-FIRST_BUCKET = 1024  # positions; each further bucket is twice as long as all before it
+FIRST_BUCKET = 1024  # positions; each further bucket ends twice as far
 _COLUMNS = 4  # the values that `kl_divergence` returns
 
 Floats = NDArray[np.float64]

@@ -1,7 +1,6 @@
 """Line plots with confidence intervals, and heat maps, as inline SVG.
 
-    svg = render_plot(plot, width=WIDE)       one <svg> element; its colours are CSS variables of
-    html_style.py
+    svg = render_plot(plot, width=WIDE)       one <svg> element, with the CSS variables of html_style.py
 
 Every value is in the drawing as the tooltip (<title>) of its marker or cell, and the drawing has a title and
 a description for screen readers. Values that are not finite are left out; they are in the tables. The result

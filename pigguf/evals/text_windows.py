@@ -14,8 +14,8 @@ tokens of a window are scored:
                   scored once, with at least L - S tokens of context except in the first window. It is the
                   method of the Position Interpolation paper (arXiv 2306.15595, Section 3.2: Press et al.
                   2022, S = 256), and computes about L/S tokens for each scored one.
-    whole         adjacent windows; all tokens but the first are scored, as a loop over transformers' `loss`
-    does.
+    whole         adjacent windows; all tokens but the first are scored, as in a loop over transformers'
+                  `loss`.
 
 No window spans two texts. A text starts with BOS if the model adds it; the rest of a text that is too short
 for a window (or, sliding, for a stride) is not scored.

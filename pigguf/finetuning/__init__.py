@@ -13,6 +13,5 @@
     training_state.py      the state on disk from which an interrupted run resumes
     training_log.py        the metrics of a step
 
-transformers does the forward pass and peft the LoRA; both are in the extra
-`pigguf[finetune]`.
+transformers does the forward pass and peft the LoRA; both are in the extra `pigguf[finetune]`.
 """
