@@ -6,7 +6,7 @@
     free_memory    how much memory each device has to give
     memory_plan    the result: MemoryPlan, DeviceMemory, LongestContext
     planner        the search for layers and context length that fit
-    plan           the two entry points above
+    plan_memory    the two entry points above
 
 The numbers of bytes are llama.cpp's own, estimated in inference/engine/memory_estimate.py. Speed is not
 estimated: it is measured by inference/tuning.
@@ -20,7 +20,7 @@ from pigguf.inference.memory_planning.memory_plan import (
     MeasuredSpeed,
     MemoryPlan,
 )
-from pigguf.inference.memory_planning.plan import fit_to_memory, plan
+from pigguf.inference.memory_planning.plan_memory import fit_to_memory, plan
 from pigguf.inference.memory_planning.planner import MemoryPlanner
 
 __all__ = [
