@@ -43,7 +43,9 @@ from pigguf.rope import RopeOverrides
     help="Set a key, new or not; arrays as JSON. KEY=TYPE:VALUE gives its type: u32, f32, str, i32[], ...",
 )
 @click.option("--remove", metavar="KEY", multiple=True, help="Remove a key.")
-@click.option("-o", "--output", metavar="COPY", type=FILE_PATH, help="Write a copy; default: replace FILE itself.")
+@click.option(
+    "-o", "--output", metavar="COPY", type=FILE_PATH, help="Write a copy; default: replace FILE itself."
+)
 @click.option("--dry-run", is_flag=True, help="Show what would change, and write nothing.")
 @json_option
 @click.pass_context
@@ -123,7 +125,9 @@ def _show_findings(result: RepairResult) -> None:
         render.key_values([("file", result.source), ("positions", "no faults found")])
         return
     count = len(result.findings)
-    render.key_values([("file", result.source), ("positions", f"{count} fault{'s' if count > 1 else ''} found")])
+    render.key_values(
+        [("file", result.source), ("positions", f"{count} fault{'s' if count > 1 else ''} found")]
+    )
     for finding in result.findings:
         rows: list[tuple[str, object]] = [("fault", parameters_as_flags(finding.message))]
         rows += [("evidence", evidence) for evidence in finding.evidence]
@@ -176,7 +180,9 @@ def _value_text(typed: TypedValue) -> str:
 
 def _show_changes(result: RepairResult, dry_run: bool) -> None:
     for change in result.changes:
-        render.key_values([("-", _typed_value(change.old)), ("+", _typed_value(change.new))], title=change.key)
+        render.key_values(
+            [("-", _typed_value(change.old)), ("+", _typed_value(change.new))], title=change.key
+        )
     for decision in result.decisions:
         render.note(parameters_as_flags(decision))
     if not result.changes:
