@@ -167,12 +167,11 @@ def convert(
         rope: Rope numbers that override the checkpoint's.
         shard_size: The most bytes of tensors in one file. A larger model is split as llama.cpp's gguf-split
             does it: NAME.gguf becomes NAME-00001-of-00003.gguf and so on.
-        dry_run: Decide everything, check every header, and write nothing.
+        dry_run: Decide everything and write nothing.
         progress: Reports the bytes downloaded and written.
 
     Raises:
-        CheckpointError, TokenizerError, UnsupportedModel: The source or the adapter is damaged or not
-            supported, or they do not belong together.
+        CheckpointError, TokenizerError, UnsupportedModel: The source or adapter is damaged or unsupported.
         ReadError: The system refuses to read one of its files.
         HubError, MissingPackage: It cannot be downloaded.
         RopeConflict: What it states about positions is contradictory.

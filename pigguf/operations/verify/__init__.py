@@ -1,4 +1,4 @@
-"""Verify: whether a GGUF file, whoever made it, is the checkpoint that it is said to be, at depth too.
+"""Verify: whether a GGUF file, by any converter, is the same model as a checkpoint, at depth too.
 
     result = verify("model-Q4_K_M.gguf", "path/to/checkpoint", text="novel.txt", depths=[512, 8192])
 
@@ -72,7 +72,7 @@ def verify(
     tokens: int = DEFAULT_TOKENS,
     progress: Progress = SILENT,
 ) -> VerificationResult:
-    """Compare a GGUF file with the checkpoint it is said to be.
+    """Compare a GGUF file with a checkpoint.
 
     Args:
         file: The GGUF; of a split model any file.
