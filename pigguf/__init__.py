@@ -1,4 +1,4 @@
-"""pigguf: extended-context checkpoints to GGUF with positions that are right, and long chats with them.
+"""pigguf: convert checkpoints with extended context windows to GGUF, and run long chats with them.
 
     import pigguf
 
@@ -8,8 +8,7 @@
         for text in model.chat([{"role": "user", "content": "Hello"}]):
             print(text, end="")
 
-Names are loaded when they are first used, so that importing pigguf costs next to nothing and
-never imports torch.
+Names are imported on first use, so that `import pigguf` is fast and never imports torch.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from pigguf._version import __version__
 
-# What goes on in another way than was meant is told here; who wants to hear it adds a handler.
+# Warnings of the library go to this logger; applications add a handler to see them.
 logging.getLogger("pigguf").addHandler(logging.NullHandler())
 
-_HOMES = {
+_MODULES = {
     "convert": "pigguf.operations.convert",
     "ConversionResult": "pigguf.operations.convert",
     "finetune": "pigguf.finetuning.finetune",
@@ -53,7 +52,7 @@ _HOMES = {
     "Progress": "pigguf.progress",
 }
 
-__all__ = [  # noqa: RUF022  (in the order a user meets them)
+__all__ = [  # noqa: RUF022  (in the order in which users need them)
     "convert",
     "ConversionResult",
     "finetune",
@@ -111,9 +110,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'pigguf' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

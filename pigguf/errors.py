@@ -1,43 +1,44 @@
-"""Every way pigguf can refuse, as one tree.
+"""All errors of pigguf, as one tree.
 
-    PigError                  anything pigguf refuses to do; always carries a message, often a hint
-    ├── UsageError            options that do not fit together
+    PigError                  base class; always has a message, often a hint
+    ├── UsageError            invalid or incompatible parameters
     ├── MissingPackage        a Python package of an extra that is not installed
-    ├── ReadError             a file that cannot be opened, or read to its end
-    ├── CheckpointError       a checkpoint on disk that cannot be read as it says
-    ├── HubError              a model hub that does not give what was asked of it, or cannot be reached
-    ├── TokenizerError        a tokenizer rule, token or template that is not understood
-    ├── UnsupportedModel      an architecture or a feature of one that pigguf does not know
-    ├── TextError             a text file or record that is not what it should be, or too short
-    ├── RopeConflict          position facts that contradict each other
-    ├── ConversionError       a conversion that cannot go on
-    │   ├── UnmappedTensor    a tensor nothing in the rename table speaks of
-    │   ├── MissingTensor     a tensor the rename table demands and the checkpoint lacks
-    │   ├── InvalidTensor     a tensor of the wrong shape or with values that are not numbers
-    │   ├── OutputError       a target that cannot be written (no room, no right, in use)
-    │   └── VerificationFailed  the written file does not say what it should
-    ├── GGUFError             a GGUF file that is damaged or not understood
-    ├── TrainingError         a fine-tuning that cannot go on
-    └── EngineError           llama.cpp could not do what was asked
-        ├── BackendUnavailable  the library is missing, broken or crashes on this machine
-        ├── DoesNotFit          weights or cache do not fit into memory
-        ├── ContextOverflow     more tokens than the context window holds
-        ├── WorkerLost          another machine that cannot be reached, or went away
-        └── Interrupted         work that was stopped on request before its end
+    ├── ReadError             a file that cannot be opened or read
+    ├── CheckpointError       a checkpoint that is damaged or contradicts its own config
+    ├── HubError              a model hub that cannot be reached, or lacks what was requested
+    ├── TokenizerError        a tokenizer, token or chat template that is not supported
+    ├── UnsupportedModel      an architecture, or a feature of one, that is not supported
+    ├── TextError             a text file or record that is invalid or too short
+    ├── RopeConflict          rope parameters that contradict each other
+    ├── ConversionError       a conversion that failed
+    │   ├── UnmappedTensor    a tensor that the architecture's tensor map does not have
+    │   ├── MissingTensor     a tensor of the tensor map that the checkpoint lacks
+    │   ├── InvalidTensor     a tensor of the wrong shape, or with values that are not finite
+    │   ├── OutputError       an output file that cannot be written (disk full, no permission)
+    │   └── VerificationFailed  a written file that differs from what was planned
+    ├── GGUFError             a GGUF file that is damaged or invalid
+    ├── TrainingError         a fine-tuning that failed
+    └── EngineError           a failure of llama.cpp
+        ├── BackendUnavailable  the library is missing, broken, or crashes on this machine
+        ├── DoesNotFit          the weights or the KV cache do not fit in memory
+        ├── ContextOverflow     more tokens than fit in the context window
+        ├── WorkerLost          a worker that cannot be reached, or is gone
+        └── Interrupted         work that was stopped on request
 
-A message names the file, the key and the value; a hint says what the person can do.
-`cli` maps classes to exit codes (cli/exit_codes.py).
+A message names the file, the key and the value; a hint states what the user can do. Both name parameters in
+backticks, with a value or not: `ctx=4096`, `rope.factor`; on the command line these are shown as flags
+(cli/parameter_flags.py). The exit code of each class is in cli/exit_codes.py.
 """
 
 from __future__ import annotations
 
 
 class PigError(Exception):
-    """Base of everything pigguf refuses to do.
+    """Base class of all errors of pigguf.
 
     Args:
         message: one line that names the file, the key and the value.
-        hint: one line on what to do about it; by default the class's usual one.
+        hint: one line on what to do about it; by default the `usual_hint` of the class.
     """
 
     usual_hint: str | None = None
@@ -49,65 +50,68 @@ class PigError(Exception):
 
 
 class UsageError(PigError):
-    """Options that do not fit together."""
+    """Parameters that are invalid or incompatible."""
 
 
 class MissingPackage(PigError):
-    """A Python package that an extra brings, and that is not installed."""
+    """A Python package of an extra that is not installed."""
 
 
 class ReadError(PigError):
-    """A file that cannot be opened, or read to its end."""
+    """A file that cannot be opened or read."""
 
-    usual_hint = "see that the disk is sound and that nothing else writes the file"
+    usual_hint = "check the disk, and that no other program writes to the file"
 
 
 class CheckpointError(PigError):
-    """A checkpoint on disk that cannot be read as it says."""
+    """A checkpoint that is damaged or contradicts its own config."""
 
     usual_hint = "correct the file, or download it again"
 
 
 class HubError(PigError):
-    """A model hub that does not give what was asked of it, or cannot be reached."""
+    """A model hub that cannot be reached, or lacks what was requested."""
 
 
 class TokenizerError(PigError):
-    """A tokenizer rule, token or chat template that is not understood."""
+    """A tokenizer, token or chat template that is not supported."""
 
-    usual_hint = "compare the tokenizer's files with the original model's; rules llama.cpp lacks are refused"
+    usual_hint = (
+        "compare the tokenizer's files with the original model's; "
+        "tokenizers that llama.cpp lacks are not supported"
+    )
 
 
 class UnsupportedModel(PigError):
-    """An architecture, or a feature of one, that pigguf does not know."""
+    """An architecture, or a feature of one, that is not supported."""
 
-    usual_hint = "this version does not know such models; it never converts what it does not know"
+    usual_hint = (
+        "this version does not support such models, and never converts a model that it does not fully support"
+    )
 
 
 class TextError(PigError):
-    """A text file, or a record in one, that is not what it should be, or too short."""
+    """A text file, or a record in one, that is invalid or too short."""
 
 
 class RopeConflict(PigError):
-    """Position facts that contradict each other."""
+    """Rope parameters that contradict each other."""
 
     usual_hint = "give the right values: `rope.factor`, `rope.original_context` and `rope.context`"
 
 
 class ConversionError(PigError):
-    """A conversion that cannot go on."""
+    """A conversion that failed."""
 
 
 class UnmappedTensor(ConversionError):
-    """A tensor that nothing in the family's rename table speaks of."""
+    """A tensor that the architecture's tensor map does not have."""
 
-    usual_hint = (
-        "a fine-tune or a family of its own: what the tensor does is not known, so it cannot be left out"
-    )
+    usual_hint = "the model may be modified: what this tensor does is not known, so it cannot be ignored"
 
 
 class MissingTensor(ConversionError):
-    """A tensor that the rename table demands and the checkpoint lacks."""
+    """A tensor of the tensor map that the checkpoint lacks."""
 
 
 class InvalidTensor(ConversionError):
@@ -117,42 +121,42 @@ class InvalidTensor(ConversionError):
 
 
 class OutputError(ConversionError):
-    """A target file that cannot be written."""
+    """An output file that cannot be written."""
 
 
 class VerificationFailed(ConversionError):
-    """The written file does not say what its specification says."""
+    """A written file that differs from what was planned."""
 
 
 class GGUFError(PigError):
-    """A GGUF file that is damaged, cut short or not understood."""
+    """A GGUF file that is damaged, truncated or invalid."""
 
-    usual_hint = "the file is damaged or was not made for llama.cpp: download or convert it again"
+    usual_hint = "the file is damaged, or was not made for llama.cpp: download or convert it again"
 
 
 class TrainingError(PigError):
-    """A fine-tuning that cannot go on."""
+    """A fine-tuning that failed."""
 
 
 class EngineError(PigError):
-    """llama.cpp could not do what was asked."""
+    """A failure of llama.cpp."""
 
 
 class BackendUnavailable(EngineError):
-    """The engine library is missing, broken, or crashes on this machine."""
+    """The llama.cpp library is missing, broken, or crashes on this machine."""
 
 
 class DoesNotFit(EngineError):
-    """Weights or KV cache do not fit into memory."""
+    """The weights or the KV cache do not fit in memory."""
 
 
 class ContextOverflow(EngineError):
-    """More tokens than the context window holds."""
+    """More tokens than fit in the context window."""
 
 
 class WorkerLost(EngineError):
-    """A worker on another machine that cannot be used, went away or stalls."""
+    """A worker on another machine that cannot be reached, is gone or does not answer."""
 
 
 class Interrupted(EngineError):
-    """Work that was stopped on request before its end."""
+    """Work that was stopped on request."""

@@ -1,7 +1,7 @@
-"""How library code tells of long work without printing: a Progress is handed in, and told.
+"""Progress: how library code reports long work without printing.
 
-A stage is begun, advanced in its unit, and ended; stages do not nest.
-The terminal's bar lives in cli/render.py. Rates and ETAs are the listener's business.
+A Progress gets stages, one after another: each begins, advances in its unit, and ends; stages do not nest.
+Rates and remaining times are computed by the Progress. The terminal's progress bar is in cli/render.py.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ Unit = Literal["bytes", "tokens", "tensors", "steps", "percent"]
 
 
 class Progress(Protocol):
-    """Listens to one stage of work after another."""
+    """Receives the progress of one stage of work after another."""
 
     def begin(self, stage: str, total: float, unit: Unit) -> None:
-        """A stage named `stage` starts; it is done when `total` units have gone by."""
+        """Start a stage; it is complete after `total` units."""
 
     def advance(self, amount: float) -> None:
-        """`amount` more units of the current stage are done."""
+        """Add `amount` completed units to the current stage."""
 
     def end(self) -> None:
-        """The current stage is over, done or given up."""
+        """End the current stage, complete or not."""
 
 
-class Silent:
-    """The Progress that tells nobody; the default everywhere."""
+class SilentProgress:
+    """A Progress that ignores everything; the default everywhere."""
 
     def begin(self, stage: str, total: float, unit: Unit) -> None:
-        pass
+        """Ignore the start of a stage."""
 
     def advance(self, amount: float) -> None:
-        pass
+        """Ignore completed units."""
 
     def end(self) -> None:
-        pass
+        """Ignore the end of the stage."""
 
 
-SILENT: Progress = Silent()
+SILENT: Progress = SilentProgress()
 
 
 @contextmanager
 def stage(progress: Progress, name: str, total: float, unit: Unit) -> Iterator[None]:
-    """Run a block as one stage: begun before it, ended after it whatever happens."""
+    """Run a block as one stage, which ends even if the block raises."""
     progress.begin(name, total, unit)
     try:
         yield

@@ -1,8 +1,8 @@
-"""The chat at a terminal: line editing, history, and the commands that begin with a slash.
+"""The chat at a terminal: line editing, history, and commands that begin with a slash.
 
-Contract: Ctrl-C stops an answer and keeps the chat, at the prompt it clears the line; Ctrl-D ends.
-Nothing that goes wrong in one message or command ends the chat. The history of what was typed is the
-user's alone (mode 0600), in $XDG_STATE_HOME/pigguf.
+Ctrl-C stops an answer and keeps the chat; at the prompt it clears the line. Ctrl-D ends the chat. An error in
+one message or command does not end it. The history of typed lines is readable by the user alone (mode 0600),
+in $XDG_STATE_HOME/pigguf.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from prompt_toolkit.output import create_output
 
 from pigguf.chat.conversation import Chat
 from pigguf.cli import render
-from pigguf.cli.answer_stream import AnswerStream
-from pigguf.cli.chat import remarks
+from pigguf.cli.answer_output import note_status, print_answer
 from pigguf.cli.error_report import report
-from pigguf.cli.formatting import shortened
+from pigguf.cli.formatting import truncate_line
 from pigguf.errors import PigError, UsageError
 
 
-class Shell:
-    """A conversation at a terminal, until its user ends it."""
+class ChatShell:
+    """A conversation at a terminal."""
 
     def __init__(self, chat: Chat, verbose: bool) -> None:
         self._chat = chat
@@ -42,13 +41,13 @@ class Shell:
         self._input = _line_editor()
 
     def run(self) -> None:
-        """Read lines and do what they say, until /exit or Ctrl-D."""
+        """Read messages and commands, until /exit or Ctrl-D."""
         render.note("/help lists the commands, Ctrl-D ends.\n")
         for document in self._chat.documents:
-            self._tell_of(document.name, document.tokens)
+            self._note_attached(document.name, document.tokens)
         for line in self._lines():
             try:
-                self._do(line)
+                self._handle_line(line)
             except BrokenPipeError:
                 raise
             except (PigError, OSError) as error:
@@ -69,59 +68,55 @@ class Shell:
             if line.strip():
                 yield line
 
-    def _do(self, line: str) -> None:
+    def _handle_line(self, line: str) -> None:
         if not line.startswith("/"):
             return self._ask(line)
         name, _, argument = line.partition(" ")
-        if name not in COMMANDS:
+        if name not in SHELL_COMMANDS:
             raise UsageError(
                 f"there is no command {name}",
-                "/help lists them; a message may begin with a slash after a space",
+                "/help lists the commands; put a space before a message that begins with a slash",
             )
-        return COMMANDS[name].run(self, argument.strip())
+        return SHELL_COMMANDS[name].run(self, argument.strip())
 
     def _ask(self, text: str) -> None:
         last = self._chat.messages[-1:]
         try:
-            with AnswerStream() as out:
-                for piece in self._chat.ask(text, render.progress(keep=False)):
-                    out.write(piece)
-            for line in remarks(self._chat, self._verbose):
-                render.note(line)
-            self._tell_what_a_full_window_allows()
+            print_answer(self._chat.ask(text, render.progress(keep=False)))
+            note_status(self._chat, self._verbose)
+            turn = self._chat.last_turn
+            if turn is not None and turn.stop_reason == "window":
+                render.note("/save PATH saves the conversation, /clear starts a new one.")
         except KeyboardInterrupt:
-            began = self._chat.messages[-1:] != last
+            started = self._chat.messages[-1:] != last
             render.note(
-                "(stopped)" if began else "(stopped before the answer began: the message is not kept)"
+                "(stopped)"
+                if started
+                else "(stopped before the answer started: the message is not part of the conversation)"
             )
         render.note("")
-
-    def _tell_what_a_full_window_allows(self) -> None:
-        turn = self._chat.last_turn
-        if turn is not None and turn.stop_reason == "window":
-            render.note("/save PATH keeps the conversation, /clear makes room for another.")
 
     # ---- commands --------------------------------------------------------------------------------
 
     def help(self, argument: str) -> None:
-        """List what the chat can do."""
-        width = max(len(f"{name} {command.argument}") for name, command in COMMANDS.items())
-        for name, command in COMMANDS.items():
+        """Print the commands."""
+        width = max(len(f"{name} {command.argument}") for name, command in SHELL_COMMANDS.items())
+        for name, command in SHELL_COMMANDS.items():
             render.note(f"  {f'{name} {command.argument}':<{width}}  {command.help}")
         render.note("Alt-Enter starts a new line; Ctrl-C stops an answer or clears the line; Ctrl-D ends.")
 
     def file(self, argument: str) -> None:
-        """Put a document in front of the next message."""
+        """Attach a document to the next message."""
         if not argument:
             raise UsageError("/file needs the path of a text file", "/file novel.txt")
         document = self._chat.add_document(_path(argument))
-        self._tell_of(document.name, document.tokens)
+        self._note_attached(document.name, document.tokens)
 
-    def _tell_of(self, name: str, tokens: int) -> None:
-        render.note(f"{name}: {tokens:,} tokens, goes in with your next message.")
+    def _note_attached(self, name: str, tokens: int) -> None:
+        render.note(f"{name}: {tokens:,} tokens, attached to your next message.")
 
     def ctx(self, argument: str) -> None:
-        """Show how full the window is."""
+        """Print how much of the context window is used, and by what."""
         chat = self._chat
         shares = chat.context_usage()
         total = sum(share.tokens for share in shares)
@@ -130,21 +125,23 @@ class Shell:
         )
         width = max(10, shutil.get_terminal_size().columns - 24)
         for share in filter(attrgetter("tokens"), shares):
-            waiting = " (waits for your next message)" if share.kind == "document" else ""
-            render.note(f"  {share.tokens:>7,}  {share.kind:<9}  {shortened(share.text + waiting, width)}")
+            attached = " (attached to your next message)" if share.kind == "document" else ""
+            render.note(
+                f"  {share.tokens:>7,}  {share.kind:<9}  {truncate_line(share.text + attached, width)}"
+            )
 
     def clear(self, argument: str) -> None:
-        """Forget the conversation and the documents."""
+        """Remove the conversation and the documents."""
         self._chat.clear()
-        render.note("The conversation is forgotten.")
+        render.note("The conversation was cleared.")
 
     def save(self, argument: str) -> None:
-        """Write the conversation to a JSON file."""
+        """Save the conversation to a JSON file."""
         if not argument:
             raise UsageError("/save needs the path of a file to write", "/save chat.json")
         path = _path(argument)
         if path.exists() and path.resolve() not in self._saved:
-            raise UsageError(f"{path} is there already", "name a new file")
+            raise UsageError(f"{path} already exists", "give the path of a new file")
         self._chat.save(path)
         self._saved.add(path.resolve())
         render.note(f"Saved to {path}.")
@@ -154,51 +151,56 @@ class Shell:
         raise EOFError
 
 
-class Command(NamedTuple):
-    run: Callable[[Shell, str], None]
+class ShellCommand(NamedTuple):
+    """A command of the shell, with the name of its argument and its help text."""
+
+    run: Callable[[ChatShell, str], None]
     argument: str
     help: str
 
 
-COMMANDS: dict[str, Command] = {
-    "/file": Command(Shell.file, "PATH", "put a text file in front of your next message"),
-    "/ctx": Command(Shell.ctx, "", "show how full the window is, and with what"),
-    "/clear": Command(Shell.clear, "", "forget the conversation and the documents, keep the system prompt"),
-    "/save": Command(Shell.save, "PATH", "write the conversation to a JSON file"),
-    "/help": Command(Shell.help, "", "list these commands"),
-    "/exit": Command(Shell.exit, "", "end the chat"),
+SHELL_COMMANDS: dict[str, ShellCommand] = {
+    "/file": ShellCommand(ChatShell.file, "PATH", "attach a text file to your next message"),
+    "/ctx": ShellCommand(ChatShell.ctx, "", "show how much of the context window is used, and by what"),
+    "/clear": ShellCommand(
+        ChatShell.clear, "", "remove the conversation and the documents, not the system prompt"
+    ),
+    "/save": ShellCommand(ChatShell.save, "PATH", "save the conversation to a JSON file"),
+    "/help": ShellCommand(ChatShell.help, "", "list these commands"),
+    "/exit": ShellCommand(ChatShell.exit, "", "end the chat"),
 }
 
 
-class _Completer(Completer):
-    """Completes the commands, and paths after those that take one."""
+class CommandCompleter(Completer):
+    """Completes commands, and paths after commands that take one."""
 
     def __init__(self) -> None:
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterable[Completion]:
+        """Yield the completions of what was typed."""
         typed = document.text_before_cursor
         name, space, argument = typed.partition(" ")
         if not space and typed.startswith("/"):
-            for command, (_, takes, _) in COMMANDS.items():
+            for command, (_, argument_name, _) in SHELL_COMMANDS.items():
                 if command.startswith(typed):
-                    yield Completion(f"{command} " if takes else command, start_position=-len(typed))
-        elif name in COMMANDS and COMMANDS[name].argument:
+                    yield Completion(f"{command} " if argument_name else command, start_position=-len(typed))
+        elif name in SHELL_COMMANDS and SHELL_COMMANDS[name].argument:
             yield from self._paths.get_completions(Document(argument), event)
 
 
 def _line_editor() -> PromptSession[str]:
     return PromptSession(
         history=_history(),
-        completer=_Completer(),
+        completer=CommandCompleter(),
         complete_while_typing=False,
-        key_bindings=_keys(),
+        key_bindings=_key_bindings(),
         prompt_continuation="  ",
-        output=create_output(always_prefer_tty=True),  # the answers may go to a file
+        output=create_output(always_prefer_tty=True),  # stdout may be a file
     )
 
 
-def _keys() -> KeyBindings:
+def _key_bindings() -> KeyBindings:
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
@@ -209,28 +211,28 @@ def _keys() -> KeyBindings:
 
 
 def _history() -> History:
-    """The file of what was typed before, or memory where the file cannot be had."""
+    """Return the history file, or an in-memory history if the file cannot be written."""
     try:
         state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         path = state / "pigguf" / "chat_history"
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600))
-    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home directory
         return InMemoryHistory()
     return FileHistory(str(path))
 
 
 def _path(argument: str) -> Path:
-    """A path as typed, or as dropped on the terminal, which quotes it."""
-    path = _at_home(argument)
+    """Return a path as typed, or as dropped on the terminal, which quotes it."""
+    path = _expand_user(argument)
     if path.exists():
         return path
     try:
         words = shlex.split(argument)
-    except ValueError:  # a quote without its partner
+    except ValueError:  # an unbalanced quote
         return path
-    return _at_home(words[0]) if len(words) == 1 else path
+    return _expand_user(words[0]) if len(words) == 1 else path
 
 
-def _at_home(path: str) -> Path:
+def _expand_user(path: str) -> Path:
     return Path(os.path.expanduser(path))

@@ -10,17 +10,17 @@ import click
 from pigguf.checkpoint import AdapterSummary
 from pigguf.cli import render
 from pigguf.cli.options import (
-    PATH,
-    SOURCE,
+    CHECKPOINT_SOURCE,
+    FILE_PATH,
     json_option,
+    quantization_options,
     shard_size_option,
     type_option,
     type_table,
     verbose_option,
-    weights_options,
 )
 from pigguf.cli.parameter_flags import parameters_as_flags
-from pigguf.cli.signals import tidy_termination
+from pigguf.cli.signals import cleanup_on_termination
 from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.convert import DEFAULT_TYPE, ConversionResult, convert
 from pigguf.rope import INTERPOLATIONS, Positions, RopeOverrides
@@ -28,50 +28,50 @@ from pigguf.rope.evidence import COMMAND_LINE, Evidence
 
 
 @click.command(epilog=type_table())
-@click.argument("source", metavar="SOURCE", type=SOURCE)
+@click.argument("source", metavar="SOURCE", type=CHECKPOINT_SOURCE)
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
-    type=PATH,
-    help="The file to write.  [default: NAME-TYPE.gguf in the current directory]",
+    type=FILE_PATH,
+    help="Output file.  [default: NAME-TYPE.gguf in the current directory]",
 )
 @click.option(
     "--adapter",
     metavar="DIR",
-    type=SOURCE,
-    help="A LoRA adapter as PEFT saves it, to merge into SOURCE.",
+    type=CHECKPOINT_SOURCE,
+    help="A LoRA adapter in PEFT's format, to merge into SOURCE.",
 )
 @type_option(default=DEFAULT_TYPE)
-@weights_options
+@quantization_options
 @click.option(
     "--rope-factor",
     type=float,
     metavar="F",
-    help="The scaling factor, whatever the checkpoint says; 1: none.",
+    help="Rope scaling factor, instead of the checkpoint's; 1: no scaling.",
 )
 @click.option(
     "--original-context",
     "rope_original_context",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The context length the model was trained at.",
+    help="Context length that the model was trained at, in tokens.",
 )
 @click.option(
     "--context",
     "rope_context",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The context length to write, in tokens.",
+    help="Context length to write, in tokens.",
 )
 @click.option(
     "--interpolation",
     "rope_interpolation",
     type=click.Choice(INTERPOLATIONS),
-    help="How --context makes rows of learned positions (GPT-2, StarCoder, OPT).  [default: linear]",
+    help="How --context resamples a table of learned positions (GPT-2, StarCoder, OPT).  [default: linear]",
 )
 @shard_size_option
-@click.option("--dry-run", is_flag=True, help="Print what would be decided and why, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the decisions and their reasons, and write nothing.")
 @json_option
 @verbose_option
 def command(
@@ -90,19 +90,19 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Turn the Hugging Face checkpoint SOURCE into a GGUF file.
+    """Convert the Hugging Face checkpoint SOURCE to a GGUF file.
 
-    SOURCE is a directory, or a hub's OWNER/NAME or OWNER/NAME@REVISION that is nothing here: what is
-    needed of it is fetched into the hub's cache, with --dry-run too, and a fetch that was broken off
-    goes on where it ended. The same holds for --adapter. HF_TOKEN, HF_ENDPOINT, HF_HOME and
+    SOURCE is a directory, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub if there is no such
+    directory: the files that are needed are downloaded to the hub's cache, even with --dry-run, and an
+    interrupted download is resumed. The same holds for --adapter. HF_TOKEN, HF_ENDPOINT, HF_HOME and
     HF_HUB_OFFLINE are honoured.
 
-    The rope scaling factor and the context length are decided from everything the checkpoint says;
-    evidence that contradicts itself stops the conversion and names the flag that settles it. The
-    file is verified before it takes its name.
+    The rope scaling factor and the context length are decided from everything that the checkpoint states.
+    If that is contradictory, the conversion stops, and the error names the option that decides. The file is
+    verified before it gets its name.
 
-    With --adapter the file holds the merged model. A config.json in DIR is the extended model's: its
-    rope facts are written, and must agree with SOURCE's.
+    With --adapter, the merged model is written. A config.json in DIR is the extended model's: its rope
+    parameters are written, and must agree with SOURCE's.
 
     \b
     Examples:
@@ -114,7 +114,7 @@ def command(
       pigguf convert ./SmolLM2-135M-Instruct --adapter ./smollm2-32k-adapter -o smollm2-32k.gguf
     """
     overrides = RopeOverrides(rope_factor, rope_original_context, rope_context, rope_interpolation)
-    with tidy_termination():
+    with cleanup_on_termination():
         result = convert(
             source,
             output,
@@ -130,7 +130,7 @@ def command(
     if as_json:
         render.json(_as_data(result))
         return
-    render.facts(_rows(result))
+    render.key_values(_rows(result))
     if dry_run:
         _show_evidence(result.plan.rope)
 
@@ -140,24 +140,25 @@ def _rows(result: ConversionResult) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
     if result.path is not None:
         rows.append(("file", result.path))
-    if len(result.parts) > 1:
-        rows.append(("parts", f"{len(result.parts)} files, to {result.parts[-1]}"))
+    if len(result.shards) > 1:
+        rows.append(("parts", f"{len(result.shards)} files, to {result.shards[-1]}"))
     rows += [
         ("size", format_bytes(plan.bytes)),
         ("model", f"{plan.hparams.architecture}, {plan.hparams.layers} layers, {plan.recipe.name}"),
-        ("window", f"{rope.context_length:,} tokens, {rope.explain()}"),
+        ("context", f"{rope.context_length:,} tokens, {rope.explain()}"),
         ("tokenizer", f"{plan.vocab.model} ({plan.vocab.pre}), {len(plan.vocab.tokens):,} tokens"),
     ]
     if plan.adapter is not None:
         rows.append(("adapter", f"{plan.adapter.name}: {plan.adapter.describe()}"))
     if plan.quantization.imatrix is not None:
-        rows.append(("imatrix", f"{plan.quantization.imatrix.path}: {len(plan.quantization.imatrix.weights)} tensors"))
+        imatrix = plan.quantization.imatrix
+        rows.append(("imatrix", f"{imatrix.path}: {len(imatrix.weights)} tensors"))
     rows += [("decided", parameters_as_flags(decision)) for decision in rope.decisions]
     rows += [("note", note) for note in plan.notes]
     if plan.fallbacks:
         count = len(plan.fallbacks)
         rows.append(
-            ("fallback", f"{count} tensors whose rows are not whole blocks, such as {plan.fallbacks[0]}")
+            ("fallback", f"{count} tensors whose rows are not whole blocks, for example {plan.fallbacks[0]}")
         )
     if result.path is not None:
         rows.append(("verified", f"shapes, types, rope keys and tokens, in {result.seconds:.1f} s"))
@@ -180,7 +181,7 @@ def _as_data(result: ConversionResult) -> dict[str, Any]:
     plan = result.plan
     return {
         "path": None if result.path is None else str(result.path),
-        "parts": [str(part) for part in result.parts],
+        "parts": [str(part) for part in result.shards],
         "bytes": plan.bytes,
         "type": plan.recipe.name,
         "imatrix": None if plan.quantization.imatrix is None else str(plan.quantization.imatrix.path),

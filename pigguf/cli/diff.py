@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from pigguf.cli import exit_codes, render
-from pigguf.cli.formatting import shortened
+from pigguf.cli.formatting import truncate_line
 from pigguf.cli.metadata_values import as_data, brief, kind, plain
-from pigguf.cli.options import PATH, json_option
+from pigguf.cli.options import FILE_PATH, json_option
 from pigguf.gguf_io import GGUFTensor
 from pigguf.gguf_io.metadata import TypedValue
 from pigguf.operations.diff import DiffResult, KeyDifference, TensorDifference, diff
@@ -20,8 +20,8 @@ _VALUE_WIDTH = 60  # characters of a value in a table
 
 
 @click.command()
-@click.argument("a", metavar="A.gguf", type=PATH)
-@click.argument("b", metavar="B.gguf", type=PATH)
+@click.argument("a", metavar="A.gguf", type=FILE_PATH)
+@click.argument("b", metavar="B.gguf", type=FILE_PATH)
 @click.option(
     "--no-data",
     is_flag=True,
@@ -55,7 +55,7 @@ def command(ctx: click.Context, a: Path, b: Path, no_data: bool, as_json: bool) 
 
 
 def _show(difference: DiffResult) -> None:
-    render.facts(
+    render.key_values(
         [
             ("A", difference.a),
             ("B", difference.b),
@@ -90,8 +90,8 @@ def _side(typed: TypedValue | None, first: int | None) -> str:
     if typed is None:
         return "-"
     if first is None:
-        return shortened(f"{brief(typed)} ({kind(typed)})", _VALUE_WIDTH)
-    element = shortened(repr(typed.value[first]), _VALUE_WIDTH) if first < len(typed.value) else "missing"
+        return truncate_line(f"{brief(typed)} ({kind(typed)})", _VALUE_WIDTH)
+    element = truncate_line(repr(typed.value[first]), _VALUE_WIDTH) if first < len(typed.value) else "missing"
     return f"{kind(typed)}, at {first}: {element}"
 
 

@@ -36,12 +36,12 @@ def command(as_json: bool) -> None:
 
 def _show(diagnosis: Diagnosis) -> None:
     facts = diagnosis.facts
-    render.facts(_versions(facts), "Versions")
-    render.facts(_engine(facts), "Engine")
-    render.facts(_machine(facts), "Machine")
+    render.key_values(_versions(facts), "Versions")
+    render.key_values(_engine(facts), "Engine")
+    render.key_values(_machine(facts), "Machine")
     advice = [finding for finding in diagnosis.findings if not finding.failure]
     if advice:
-        render.facts(
+        render.key_values(
             [
                 row
                 for finding in advice

@@ -46,6 +46,6 @@ def _describe(error: BaseException, command: click.Command | None) -> tuple[str,
 
 
 def _print_line(label: str, color: str, text: str) -> None:
-    # click itself drops the colours if stderr is not a terminal, but does not honour NO_COLOR.
-    color = False if os.environ.get("NO_COLOR") else None
-    click.echo(f"{click.style(label, fg=color, bold=True)} {printable(text)}", err=True, color=color)
+    # click itself omits colours if stderr is not a terminal, but does not honour NO_COLOR.
+    use_color = False if os.environ.get("NO_COLOR") else None
+    click.echo(f"{click.style(label, fg=color, bold=True)} {printable(text)}", err=True, color=use_color)

@@ -7,15 +7,15 @@ from pathlib import Path
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import PATH, json_option
-from pigguf.cli.signals import tidy_termination
+from pigguf.cli.options import FILE_PATH, json_option
+from pigguf.cli.signals import cleanup_on_termination
 from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.export import export
 
 
 @click.command()
-@click.argument("source", metavar="MODEL.gguf", type=PATH)
-@click.argument("output", metavar="DIR", type=PATH)
+@click.argument("source", metavar="MODEL.gguf", type=FILE_PATH)
+@click.argument("output", metavar="DIR", type=FILE_PATH)
 @json_option
 def command(source: Path, output: Path, as_json: bool) -> None:
     """Convert the GGUF file MODEL.gguf to a Hugging Face checkpoint in the new directory DIR.
@@ -27,7 +27,7 @@ def command(source: Path, output: Path, as_json: bool) -> None:
     Example:
       pigguf export model.gguf ./checkpoint
     """
-    with tidy_termination():
+    with cleanup_on_termination():
         result = export(source, output, progress=render.progress())
     rope = result.hparams.rope
     if as_json:
@@ -41,7 +41,7 @@ def command(source: Path, output: Path, as_json: bool) -> None:
             }
         )
         return
-    render.facts(
+    render.key_values(
         [
             ("directory", result.path),
             ("weights", f"{format_bytes(result.bytes)} of bfloat16, in {result.seconds:.1f} s"),

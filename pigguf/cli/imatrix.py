@@ -8,18 +8,18 @@ from typing import Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.formatting import duration
-from pigguf.cli.options import PATH, engine_options, json_option, verbose_option
-from pigguf.cli.signals import tidy_termination
+from pigguf.cli.formatting import format_duration
+from pigguf.cli.options import FILE_PATH, engine_options, json_option, verbose_option
+from pigguf.cli.signals import cleanup_on_termination
 from pigguf.inference.engine import GpuLayers, log_to
 from pigguf.operations.imatrix import WINDOW, ImatrixResult, imatrix
 
 
 @click.command()
-@click.argument("model", metavar="MODEL", type=PATH)
+@click.argument("model", metavar="MODEL", type=FILE_PATH)
 @click.option(
     "--text",
-    type=PATH,
+    type=FILE_PATH,
     multiple=True,
     required=True,
     metavar="FILE",
@@ -28,7 +28,7 @@ from pigguf.operations.imatrix import WINDOW, ImatrixResult, imatrix
 @click.option(
     "-o",
     "--output",
-    type=PATH,
+    type=FILE_PATH,
     default=Path("imatrix.gguf"),
     show_default=True,
     metavar="OUT",
@@ -72,7 +72,7 @@ def command(
     """
     if verbose:
         log_to(render.note)
-    with tidy_termination():
+    with cleanup_on_termination():
         result = imatrix(
             model,
             text,
@@ -89,10 +89,10 @@ def command(
     rows: list[tuple[str, object]] = [
         ("file", result.path),
         ("tensors", f"{result.tensors:,}"),
-        ("text", f"{result.windows:,} windows of {result.window:,} tokens, in {duration(result.seconds)}"),
+        ("text", f"{result.windows:,} windows of {result.window:,} tokens, in {format_duration(result.seconds)}"),
     ]
     rows += [("note", f"no token was routed to these experts of {unseen}") for unseen in result.unseen]
-    render.facts(rows)
+    render.key_values(rows)
 
 
 def _as_data(result: ImatrixResult) -> dict[str, Any]:

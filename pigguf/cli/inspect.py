@@ -9,14 +9,14 @@ import click
 
 from pigguf.cli import render
 from pigguf.cli.metadata_values import brief, kind, plain
-from pigguf.cli.options import PATH, json_option
+from pigguf.cli.options import FILE_PATH, json_option
 from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.inspect import InspectionReport, inspect
 from pigguf.rope import Positions, RopeScaling
 
 
 @click.command()
-@click.argument("path", metavar="FILE", type=PATH)
+@click.argument("path", metavar="FILE", type=FILE_PATH)
 @click.option("--keys", is_flag=True, help="Print the raw metadata.")
 @json_option
 def command(path: Path, keys: bool, as_json: bool) -> None:
@@ -41,8 +41,8 @@ def command(path: Path, keys: bool, as_json: bool) -> None:
 def _show(report: InspectionReport) -> None:
     rope = report.rope
     rows: list[tuple[str, object]] = [("file", f"{report.path}, {format_bytes(report.bytes)}")]
-    if len(report.parts) > 1:
-        rows.append(("shards", f"{len(report.parts)} files, with a total of this size"))
+    if len(report.shards) > 1:
+        rows.append(("shards", f"{len(report.shards)} files, with a total of this size"))
     if report.name:
         rows.append(("name", report.name))
     rows += [
@@ -64,7 +64,7 @@ def _show(report: InspectionReport) -> None:
         )
         for cache in report.cache
     ]
-    render.facts(rows)
+    render.key_values(rows)
 
 
 def _rope(rope: Positions) -> str:
@@ -98,14 +98,14 @@ def _show_keys(report: InspectionReport, as_json: bool) -> None:
     if as_json:
         render.json({key: plain(typed.value) for key, typed in report.metadata.items()})
         return
-    render.facts((f"{key} ({kind(typed)})", brief(typed)) for key, typed in report.metadata.items())
+    render.key_values((f"{key} ({kind(typed)})", brief(typed)) for key, typed in report.metadata.items())
 
 
 def _as_data(report: InspectionReport) -> dict[str, Any]:
     return {
         "path": str(report.path),
         "bytes": report.bytes,
-        "parts": [str(part) for part in report.parts],
+        "parts": [str(part) for part in report.shards],
         "name": report.name,
         "architecture": report.architecture,
         "parameters": report.parameters,

@@ -1,7 +1,7 @@
-"""Options that several commands share, each defined once.
+"""Options that several commands share, each defined once, as decorators.
 
-A command takes them as decorators; a group of them arrives as the one value they make together.
-Left out: options of one command alone, which live with it.
+A group of options is passed to the command as one value. Options of a single command are defined in its
+module.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-# click would call a file without read permission wrong usage; whoever reads it says it better
-PATH = click.Path(path_type=Path, readable=False)
-# A directory or a hub's name: a str, for ./org/model is none, and Path would make org/model of it
-SOURCE = click.Path(readable=False)
+# not checked by click, which would report a file without read permission as wrong usage
+FILE_PATH = click.Path(path_type=Path, readable=False)
+# a directory or a repository of a hub: a str, because Path would turn ./org/model into org/model
+CHECKPOINT_SOURCE = click.Path(readable=False)
 
 
 def _set_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
@@ -30,23 +30,23 @@ def _set_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) ->
 
 
 def verbose_option(command: Command) -> Command:
-    """-v: the engine's own log lines, and the traceback of an error. Passed as `verbose`."""
+    """Add -v: show the engine's log lines, and the traceback of an error. Passed as `verbose`."""
     return click.option(
         "-v",
         "--verbose",
         is_flag=True,
         callback=_set_verbose,
-        help="Show the engine's own log lines, and the traceback of an error.",
+        help="Show the engine's log lines, and the traceback of an error.",
     )(command)
 
 
 def json_option(command: Command) -> Command:
-    """--json: the result for a program to read. Passed as `as_json`."""
+    """Add --json: print the result as JSON. Passed as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
 
 
 def type_option(default: str | None = None) -> Callable[[Command], Command]:
-    """--type, one of the recipes; required where there is no default. Passed as `type`."""
+    """Add --type, one of the quantization recipes; required without a default. Passed as `type`."""
     from pigguf.quantization import RECIPES
 
     return click.option(
@@ -56,44 +56,45 @@ def type_option(default: str | None = None) -> Callable[[Command], Command]:
         default=default,
         show_default=True,
         required=default is None,
-        help="Type of the weights; the table below has them all.",
+        help="Quantization type, see the table below.",
     )
 
 
-def weights_options(command: Command) -> Command:
-    """--imatrix and --tensor-type. Passed as `imatrix`: a path or None, and `tensor_types`: a dict."""
+def quantization_options(command: Command) -> Command:
+    """Add --imatrix and --tensor-type. Passed as `imatrix`, a path or None, and `tensor_types`, a dict."""
     command = click.option(
         "--tensor-type",
         "tensor_types",
         multiple=True,
         metavar="PATTERN=TYPE",
-        callback=_tensor_types,
-        help="A type of their own for tensors in whose names the regular expression is found; may be given "
-        "several times.",
+        callback=_parse_tensor_types,
+        help="Use another type for the tensors whose name matches a regular expression; can be repeated.",
     )(command)
     return click.option(
         "--imatrix",
-        type=PATH,
+        type=FILE_PATH,
         metavar="FILE",
-        help="An importance matrix of this model; the table below says which types need one.",
+        help="An importance matrix of this model; the table below shows which types need one.",
     )(command)
 
 
-def _tensor_types(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """llama-quantize's --tensor-type."""
+def _parse_tensor_types(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """Parse --tensor-type, as llama-quantize takes it."""
     types: dict[str, str] = {}
     for value in values:
         pattern, equals, name = value.rpartition("=")
         if not (pattern and equals and name):
-            raise click.BadParameter(f"{value!r} is not PATTERN=TYPE, as ffn_down=q6_k", ctx, parameter)
+            raise click.BadParameter(f"{value!r} is not PATTERN=TYPE, such as ffn_down=q6_k", ctx, parameter)
         if pattern in types:
             raise click.BadParameter(f"{pattern!r} is given twice", ctx, parameter)
         types[pattern] = name
     return types
 
 
-def _shard_size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """llama.cpp's tools/gguf-split: a whole number of M (10^6 bytes) or G (10^9)."""
+def _parse_shard_size(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Parse a size as llama.cpp's tools/gguf-split does: an integer of M (10^6 bytes) or G (10^9)."""
     if value is None:
         return None
     number, unit = value[:-1], value[-1:]
@@ -103,24 +104,24 @@ def _shard_size(ctx: click.Context, parameter: click.Parameter, value: str | Non
 
 
 def shard_size_option(command: Command) -> Command:
-    """--shard-size, as llama.cpp's gguf-split reads sizes. Passed as `shard_size`: bytes, or None."""
+    """Add --shard-size. Passed as `shard_size`, bytes or None."""
     return click.option(
         "--shard-size",
         metavar="N(M|G)",
-        callback=_shard_size,
-        help="Split what is larger into OUT-00001-of-0000N.gguf and so on, as gguf-split does.",
+        callback=_parse_shard_size,
+        help="Split a larger model into OUT-00001-of-0000N.gguf and so on, as gguf-split does.",
     )(command)
 
 
 def type_table() -> str:
-    """The types that --type takes, as an epilog of --help."""
+    """Return the table of types of --type, as an epilog of --help."""
     from pigguf.quantization import RECIPES
 
     rows = (f"  {r.name:<7} {r.bits_per_weight:>5.2f}  {r.description}" for r in RECIPES.values())
-    return "\b\nTypes, with bits a weight of Llama 3.1 8B:\n" + "\n".join(rows)
+    return "\b\nTypes, with bits per weight of Llama 3.1 8B:\n" + "\n".join(rows)
 
 
-def _gpu_layers(ctx: click.Context, parameter: click.Parameter, value: str) -> int | str:
+def _parse_gpu_layers(ctx: click.Context, parameter: click.Parameter, value: str) -> int | str:
     if value in ("all", "auto"):
         return value
     if value.isdecimal():
@@ -129,7 +130,7 @@ def _gpu_layers(ctx: click.Context, parameter: click.Parameter, value: str) -> i
 
 
 def engine_options(command: Command) -> Command:
-    """On what the engine computes. Passed as `gpu_layers` and `threads`."""
+    """Add --gpu-layers and --threads. Passed as `gpu_layers` and `threads`."""
     command = click.option(
         "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads; default: all cores."
     )(command)
@@ -137,19 +138,19 @@ def engine_options(command: Command) -> Command:
 
 
 def gpu_layers_option(command: Command) -> Command:
-    """--gpu-layers. Passed as `gpu_layers`."""
+    """Add --gpu-layers. Passed as `gpu_layers`."""
     return click.option(
         "--gpu-layers",
         metavar="N|all|auto",
-        callback=_gpu_layers,
+        callback=_parse_gpu_layers,
         default="auto",
         show_default=True,
-        help="Layers to put on the GPU.",
+        help="Layers to offload to the GPU.",
     )(command)
 
 
 def cache_options(command: Command) -> Command:
-    """Types of the KV cache. Passed as `cache_k` and `cache_v`."""
+    """Add --cache-type-k and --cache-type-v. Passed as `cache_k` and `cache_v`."""
     from pigguf.inference.engine import CacheType
 
     for letter, what in (("v", "values"), ("k", "keys")):
@@ -165,22 +166,22 @@ def cache_options(command: Command) -> Command:
     return command
 
 
-def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The window, and how positions are read. Passed as `ctx`, and `rope`: RuntimeRope or None."""
+def context_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --ctx, --rope-factor and --rope-base. Passed as `ctx`, and `rope`: a RuntimeRope or None."""
     from pigguf.inference.engine import RuntimeRope
 
     @click.option(
         "--rope-factor",
         type=click.FloatRange(min=0, min_open=True),
         metavar="F",
-        help="Linear rope scaling factor to use in place of the file's; permits any --ctx.",
+        help="Linear rope scaling factor instead of the file's; allows any --ctx.",
     )
     @click.option(
         "--rope-base",
         "rope_theta",
         type=click.FloatRange(min=0, min_open=True),
         metavar="B",
-        help="Rope frequency base to use in place of the file's; permits any --ctx.",
+        help="Rope frequency base (theta) instead of the file's; allows any --ctx.",
     )
     @functools.wraps(command)
     def with_window_options(
@@ -194,45 +195,48 @@ def window_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--ctx",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Context window in tokens; default: the file's, or what half of the free memory holds.",
+        help="Context length in tokens; default: the model's own, or as many tokens as fit in half of the "
+        "free memory.",
     )(with_window_options)
 
 
-def _addresses(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+def _parse_addresses(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
     return tuple(address for address in map(str.strip, value.split(",")) if address)
 
 
-def _shares(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+def _parse_shares(
+    ctx: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[float, ...] | None:
     if value is None:
         return None
     try:
         return tuple(map(float, value.split(",")))
     except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not shares such as 3,1", ctx, parameter) from error
+        raise click.BadParameter(f"{value!r} is not a list of shares such as 3,1", ctx, parameter) from error
 
 
 def workers_options(command: Command) -> Command:
-    """--workers and --split, named as RunConfig has them."""
+    """Add --workers and --split, named as the fields of RunConfig."""
     command = click.option(
         "--split",
         metavar="A,B,...",
-        callback=_shares,
-        help="Share of the layers of each of the workers' devices; default: in proportion to their memory.",
+        callback=_parse_shares,
+        help="Share of the layers of each worker device; default: in proportion to their memory.",
     )(command)
     return click.option(
         "--workers",
         metavar="HOST:PORT,...",
-        callback=_addresses,
+        callback=_parse_addresses,
         default="",
-        help="Machines that run `pigguf worker`; they take the layers, in place of this one's GPUs.",
+        help="Machines that run `pigguf worker`; they compute the layers, instead of the GPUs of this one.",
     )(command)
 
 
 _FLASH_ATTENTION = {"auto": None, "on": True, "off": False}
 
 
-def setting_options(command: Command) -> Command:
-    """How fast and how small a model runs, each option named as RunConfig has it."""
+def performance_options(command: Command) -> Command:
+    """Add the options that change speed and memory, named as the fields of RunConfig."""
     from pigguf.inference.run_config import PrefillBackend
 
     command = click.option(
@@ -240,26 +244,26 @@ def setting_options(command: Command) -> Command:
         type=click.Choice(get_args(PrefillBackend)),
         default="auto",
         show_default=True,
-        help="What reads long prompts; auto is PyTorch where it is installed and faster.",
+        help="Backend for the prefill of long prompts; auto: PyTorch if it is installed and faster.",
     )(command)
-    return cached_options(command)
+    return kv_cache_options(command)
 
 
-def cached_options(command: Command) -> Command:
-    """Flash attention, the KV cache, and on what the engine computes, each named as RunConfig has it."""
+def kv_cache_options(command: Command) -> Command:
+    """Add the options of the engine and its KV cache, named as the fields of RunConfig."""
     command = click.option(
         "--flash-attention",
         type=click.Choice(list(_FLASH_ATTENTION)),
         callback=lambda ctx, parameter, value: _FLASH_ATTENTION[value],
         default="auto",
         show_default=True,
-        help="Flash attention; auto is what was tuned, or the built-in rule.",
+        help="Flash attention; auto: as tuned, or by the built-in rule.",
     )(command)
     return engine_options(cache_options(workers_options(command)))
 
 
 def prompt_cache_option(command: Command) -> Command:
-    """--prompt-cache/--no-prompt-cache. Passed as `prompt_cache`."""
+    """Add --prompt-cache/--no-prompt-cache. Passed as `prompt_cache`."""
     return click.option(
         "--prompt-cache/--no-prompt-cache",
         default=True,
@@ -269,44 +273,49 @@ def prompt_cache_option(command: Command) -> Command:
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a model is run, and what for. Passed as `settings`: RunConfig."""
+    """Add all options of how a model is run. Passed as `config`: a RunConfig."""
     from pigguf.inference.run_config import RunConfig
 
-    own = [field.name for field in fields(RunConfig) if field.name != "ctx"]
+    names = [field.name for field in fields(RunConfig) if field.name != "ctx"]
 
-    @window_options
-    @setting_options
+    @context_options
+    @performance_options
     @prompt_cache_option
     @functools.wraps(command)
     def with_run_options(*, ctx: int | None, **values: Any) -> Any:
-        settings = RunConfig(ctx, **{name: values.pop(name) for name in own})
-        return command(settings=settings, **values)
+        config = RunConfig(ctx, **{name: values.pop(name) for name in names})
+        return command(config=config, **values)
 
     return with_run_options
 
 
-# Sampling's name, type, letter, what it does; Sampling itself checks the ranges
+# name of SamplingParams, type, metavar, help; SamplingParams checks the ranges
 _SAMPLING: tuple[tuple[str, type, str, str], ...] = (
-    ("temperature", float, "T", "How freely words are drawn; 0 always takes the likeliest."),
-    ("top_k", int, "K", "Draw from the K likeliest tokens; 0 is all."),
-    ("top_p", float, "P", "Draw from the likeliest that together reach P; 1 is all."),
-    ("min_p", float, "P", "Leave out what is less likely than P times the likeliest; 0 is off."),
-    ("repeat_penalty", float, "R", "Make tokens of late less likely by this factor; 1 is off."),
+    ("temperature", float, "T", "Sampling temperature; 0 always takes the most likely token."),
+    ("top_k", int, "K", "Sample from the K most likely tokens; 0: from all."),
+    (
+        "top_p",
+        float,
+        "P",
+        "Sample from the most likely tokens that together reach probability P; 1: from all.",
+    ),
+    ("min_p", float, "P", "Drop tokens less likely than P times the most likely one; 0: off."),
+    ("repeat_penalty", float, "R", "Make recent tokens less likely by this factor; 1: off."),
 )
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How an answer is drawn. Passed as `sampling`: Sampling, and `max_tokens`."""
+    """Add the options of sampling. Passed as `sampling`, a SamplingParams, and `max_tokens`."""
     from pigguf.inference.engine import SamplingParams
 
     names = [name for name, *_ in _SAMPLING] + ["seed"]
 
-    @click.option("--seed", type=int, metavar="N", help="Draw the same words again.")
+    @click.option("--seed", type=int, metavar="N", help="Random seed: the same seed gives the same answer.")
     @click.option(
         "--max-tokens",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Most tokens of an answer; default: up to the window's end.",
+        help="Most tokens of an answer; default: until the context is full.",
     )
     @functools.wraps(command)
     def with_sampling_options(**values: Any) -> Any:
@@ -327,19 +336,21 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def json_schema_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--json-schema, below sampling_options: it gives their `sampling` the schema's grammar."""
+    """Add --json-schema, below sampling_options: it puts the schema's grammar into `sampling`."""
 
     @click.option(
         "--json-schema",
         metavar="FILE|JSON",
-        help="Answer in JSON that this JSON schema accepts, which is a file or given as {...}.",
+        help="Constrain the answer to a JSON schema: a file, or the schema itself as {...}.",
     )
     @functools.wraps(command)
     def with_grammar(*, json_schema: str | None, sampling: Any, **rest: Any) -> Any:
         if json_schema is not None:
             from pigguf.grammar import json_schema_to_grammar, read_json_schema
 
-            sampling = dataclasses.replace(sampling, grammar=json_schema_to_grammar(read_json_schema(json_schema)))
+            sampling = dataclasses.replace(
+                sampling, grammar=json_schema_to_grammar(read_json_schema(json_schema))
+            )
         return command(sampling=sampling, **rest)
 
     return with_grammar

@@ -1,8 +1,8 @@
 """Parameters named in the library's messages, as the command line's flags.
 
-The library names its parameters in backticks: `ctx`, `ctx=4096`, `rope.factor=4`. On the command line the user
-gave flags, so each such word becomes the flag of the running command whose click parameter has that name:
---ctx, --ctx 4096, --rope-factor 4. Words that are not parameters of the command stay as they are.
+The library names its parameters in backticks: `ctx`, `ctx=4096`, `rope.factor=4`. On the command line the
+user gave flags, so each such word becomes the flag of the running command whose click parameter has that
+name: --ctx, --ctx 4096, --rope-factor 4. Words that are not parameters of the command stay as they are.
 """
 
 from __future__ import annotations

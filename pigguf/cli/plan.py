@@ -10,11 +10,11 @@ import click
 
 from pigguf.cli import render
 from pigguf.cli.options import (
-    PATH,
+    FILE_PATH,
     cache_options,
+    context_options,
     gpu_layers_option,
     json_option,
-    window_options,
     workers_options,
 )
 from pigguf.common.format_bytes import format_memory
@@ -26,8 +26,8 @@ from pigguf.inference.run_config import RunConfig
 
 
 @click.command()
-@click.argument("path", metavar="MODEL", type=PATH)
-@window_options
+@click.argument("path", metavar="MODEL", type=FILE_PATH)
+@context_options
 @gpu_layers_option
 @cache_options
 @workers_options
@@ -84,7 +84,7 @@ def _show(planned: MemoryPlan, workers: bool) -> None:
     ]
     if planned.speed is not None:
         rows.append(("measured speed", _speed(planned.speed)))
-    render.facts([*rows, ("fits", "yes" if planned.fits else "no")])
+    render.key_values([*rows, ("fits", "yes" if planned.fits else "no")])
     names = [_name(device) for device in planned.devices]
     layers = [("layers", *(_layers(device, planned.offloadable_layers) for device in planned.devices))]
     render.table(

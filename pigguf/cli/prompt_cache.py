@@ -99,7 +99,8 @@ def clear(yes: bool) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(
-                "cannot ask for confirmation: stdin is not a terminal", "add --yes to remove all cached prompts"
+                "cannot ask for confirmation: stdin is not a terminal",
+                "add --yes to remove all cached prompts",
             )
         click.confirm(f"Remove all cached prompts ({format_bytes(taken)})?", abort=True, err=True)
     render.note(_removed(store.clear(), taken))

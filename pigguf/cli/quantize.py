@@ -1,4 +1,4 @@
-"""`pigguf quantize`: a float GGUF -> the same model in another type."""
+"""`pigguf quantize`: a GGUF file with float weights to another type."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from pathlib import Path
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import PATH, json_option, shard_size_option, type_option, type_table, weights_options
-from pigguf.cli.signals import tidy_termination
+from pigguf.cli.options import (
+    FILE_PATH,
+    json_option,
+    quantization_options,
+    shard_size_option,
+    type_option,
+    type_table,
+)
+from pigguf.cli.signals import cleanup_on_termination
 from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.quantize import quantize
 
 
 @click.command(epilog=type_table())
-@click.argument("source", metavar="IN.gguf", type=PATH)
-@click.argument("output", metavar="OUT.gguf", type=PATH)
+@click.argument("source", metavar="IN.gguf", type=FILE_PATH)
+@click.argument("output", metavar="OUT.gguf", type=FILE_PATH)
 @type_option()
-@weights_options
+@quantization_options
 @shard_size_option
 @json_option
 def command(
@@ -29,9 +36,9 @@ def command(
     shard_size: int | None,
     as_json: bool,
 ) -> None:
-    """Write the float GGUF file IN.gguf again as OUT.gguf in another type.
+    """Quantize the GGUF file IN.gguf, which has float weights, to OUT.gguf.
 
-    The bytes are those that llama.cpp's own quantizer makes. Every other key stays as it is.
+    The weights are byte for byte those of llama.cpp's own quantizer. All other keys are copied.
 
     \b
     Examples:
@@ -39,7 +46,7 @@ def command(
       pigguf quantize model-F16.gguf model-IQ3_S.gguf --type IQ3_S --imatrix imatrix.gguf
       pigguf quantize model-F16.gguf out.gguf --type Q4_K_M --tensor-type ffn_down=q6_k
     """
-    with tidy_termination():
+    with cleanup_on_termination():
         result = quantize(
             source,
             output,
@@ -53,7 +60,7 @@ def command(
         render.json(
             {
                 "path": str(result.path),
-                "parts": [str(part) for part in result.parts],
+                "parts": [str(part) for part in result.shards],
                 "type": result.type,
                 "bytes": result.bytes,
                 "source_bytes": result.source_bytes,
@@ -61,11 +68,11 @@ def command(
             }
         )
         return
-    more = [("parts", f"{len(result.parts)} files, to {result.parts[-1]}")] if len(result.parts) > 1 else []
-    render.facts(
+    shards = [("parts", f"{len(result.shards)} files, to {result.shards[-1]}")] if len(result.shards) > 1 else []
+    render.key_values(
         [
             ("file", result.path),
-            *more,
+            *shards,
             ("size", f"{format_bytes(result.bytes)}, from {format_bytes(result.source_bytes)}"),
             ("verified", f"shapes, types and rope keys, in {result.seconds:.1f} s"),
         ]

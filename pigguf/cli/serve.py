@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.options import PATH, cached_options, prompt_cache_option, verbose_option, window_options
-from pigguf.cli.signals import tidy_termination
+from pigguf.cli.options import (
+    FILE_PATH,
+    context_options,
+    kv_cache_options,
+    prompt_cache_option,
+    verbose_option,
+)
+from pigguf.cli.signals import cleanup_on_termination
 from pigguf.errors import MissingPackage
 from pigguf.inference.engine import log_to
 from pigguf.inference.run_config import RunConfig
@@ -24,7 +30,7 @@ _OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "5"}
 
 
 @click.command()
-@click.argument("model", metavar="MODEL", type=PATH)
+@click.argument("model", metavar="MODEL", type=FILE_PATH)
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on.")
 @click.option(
     "--port",
@@ -48,8 +54,8 @@ _OPENMP_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "5"}
     metavar="KEY",
     help="API key that clients must send; default: PIGGUF_API_KEY, which other users cannot see.",
 )
-@window_options
-@cached_options
+@context_options
+@kv_cache_options
 @prompt_cache_option
 @verbose_option
 def command(
@@ -99,7 +105,7 @@ def command(
 
     run = RunConfig(ctx, **settings)
     with (
-        tidy_termination(),
+        cleanup_on_termination(),
         listen(host, port, api_key or None) as listener,
         ModelHost(model, run, slots=slots, progress=render.progress(keep=False)) as hosted,
     ):

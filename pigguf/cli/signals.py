@@ -1,6 +1,6 @@
-"""SIGTERM and SIGHUP while something is written: what is half done is removed, then the process ends by them.
+"""SIGTERM and SIGHUP while a file is written: unfinished files are removed before the process ends.
 
-Left out: SIGINT, which Python turns into KeyboardInterrupt by itself.
+Not here: SIGINT, which Python turns into KeyboardInterrupt itself.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(s
 
 
 class _Terminated(BaseException):
-    """Unwinds the block; no `except Exception` holds it up."""
+    """Unwinds the block; `except Exception` does not catch it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 @contextmanager
-def tidy_termination() -> Iterator[None]:
-    """Let the block's own clean-up run before a termination signal has its usual effect."""
+def cleanup_on_termination() -> Iterator[None]:
+    """Run the block's own clean-up before a termination signal ends the process."""
 
     def unwind(number: int, frame: FrameType | None) -> None:
         raise _Terminated(number)
 
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    handled = [number for number in _SIGNALS if before[number] is signal.SIG_DFL]  # nohup's SIG_IGN stays
+    handled = [number for number in _SIGNALS if before[number] is signal.SIG_DFL]  # nohup's SIG_IGN is kept
     for number in handled:
         signal.signal(number, unwind)
     try:

@@ -1,4 +1,4 @@
-"""`pigguf summarize`: a document in few words, whatever its length."""
+"""`pigguf summarize`: a summary of a document of any length."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ import click
 
 from pigguf.chat.summarization import SUMMARY_WORDS, Summarizer, Summary, SummaryLength, SummaryStyle
 from pigguf.cli import render, terminal
-from pigguf.cli.answer_stream import AnswerStream
-from pigguf.cli.options import PATH, json_option, run_options, sampling_options, verbose_option
+from pigguf.cli.answer_output import print_answer
+from pigguf.cli.options import FILE_PATH, json_option, run_options, sampling_options, verbose_option
 from pigguf.documents import MAX_CHARACTERS, load_document
 from pigguf.inference.engine import SamplingParams, log_to
 from pigguf.inference.open_context import open_session
 from pigguf.inference.run_config import RunConfig
 
 
-def _length(ctx: click.Context, parameter: click.Parameter, value: str) -> SummaryLength | int:
+def _parse_length(ctx: click.Context, parameter: click.Parameter, value: str) -> SummaryLength | int:
     if value in SUMMARY_WORDS:
         return value
     if value.isascii() and value.isdecimal() and int(value):
         return int(value)
-    raise click.BadParameter(f"{value!r} is not {', '.join(SUMMARY_WORDS)} or a number of words", ctx, parameter)
+    raise click.BadParameter(
+        f"{value!r} is not {', '.join(SUMMARY_WORDS)} or a number of words", ctx, parameter
+    )
 
 
 @click.command(context_settings={"default_map": {"temperature": 0.0}})
-@click.argument("path", metavar="MODEL", type=PATH)
-@click.argument("file", metavar="FILE", type=PATH)
+@click.argument("path", metavar="MODEL", type=FILE_PATH)
+@click.argument("file", metavar="FILE", type=FILE_PATH)
 @click.option(
     "--length",
     metavar="|".join((*SUMMARY_WORDS, "WORDS")),
-    callback=_length,
+    callback=_parse_length,
     default="medium",
     show_default=True,
-    help=f"How long the summary is: about {', '.join(map(str, SUMMARY_WORDS.values()))} words, or as you say.",
+    help=f"Length of the summary: about {', '.join(map(str, SUMMARY_WORDS.values()))} words, or a number.",
 )
 @click.option(
     "--style",
     type=click.Choice(get_args(SummaryStyle)),
     default="prose",
     show_default=True,
-    help="Running text, or bullet points.",
+    help="Prose, or bullet points.",
 )
 @run_options
 @sampling_options
@@ -53,17 +55,17 @@ def command(
     file: Path,
     length: SummaryLength | int,
     style: SummaryStyle,
-    settings: RunConfig,
+    config: RunConfig,
     sampling: SamplingParams,
     max_tokens: int | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Let the model in the GGUF file MODEL summarize the document FILE.
+    """Summarize the document FILE with the GGUF file MODEL.
 
     FILE is text, Markdown, HTML, PDF, DOCX, EPUB or source code (PDF needs a package: pip install -e
-    ".[docs]" in the clone). What fits the window is read in one pass. Longer documents are cut at the
-    borders of paragraphs into parts that fill it, and the whole is summarized from the parts' summaries.
+    ".[docs]" in the clone). A document that fits in the context window is summarized in one pass. A longer
+    one is split between paragraphs into parts that fit, and the summaries of the parts are summarized.
 
     \b
     Examples:
@@ -76,8 +78,8 @@ def command(
         log_to(render.note)
     progress = render.progress(keep=False)
     with (
-        terminal.left_as_found(),
-        open_session(path, settings, progress) as session,
+        terminal.restore_on_termination(),
+        open_session(path, config, progress) as session,
     ):
         summarizer = Summarizer(session, length=length, style=style, sampling=sampling, max_tokens=max_tokens)
         texts = summarizer.stream(document, progress)
@@ -85,27 +87,25 @@ def command(
             for _ in texts:
                 pass
         else:
-            with AnswerStream() as out:
-                for text in texts:
-                    out.write(text)
+            print_answer(texts)
     summary = summarizer.summary
     assert summary is not None
     if as_json:
-        render.json(_as_data(file, summary))
+        render.json(_as_json(file, summary))
     else:
-        render.note(_told(summary))
+        render.note(_status_line(summary))
 
 
-def _told(summary: Summary) -> str:
-    """What the summary was made in, and whether it is all of it."""
-    cut = "" if summary.stop_reason == "end" else " (cut: --length and --max-tokens allow no more)"
+def _status_line(summary: Summary) -> str:
+    """Return how the summary was made, and whether it was cut off."""
+    cut = "" if summary.stop_reason == "end" else " (cut off: --length and --max-tokens allow no more)"
     if summary.passes == 1:
         return f"{summary.parts[0].location}, in one pass.{cut}"
-    places = "".join(f"\n  {part.location}" for part in summary.parts)
-    return f"{summary.passes:,} passes over {len(summary.parts):,} parts{cut}:{places}"
+    locations = "".join(f"\n  {part.location}" for part in summary.parts)
+    return f"{summary.passes:,} passes over {len(summary.parts):,} parts{cut}:{locations}"
 
 
-def _as_data(file: Path, summary: Summary) -> dict[str, object]:
+def _as_json(file: Path, summary: Summary) -> dict[str, object]:
     return {
         "file": str(file),
         "summary": summary.text,

@@ -1,12 +1,11 @@
-"""The terminal and the standard streams: fit to use at the start, left as they were found at the end.
+"""State of the terminal and the standard streams: missing streams, echo, and settings after a signal.
 
-    with left_as_found():        a bar hides the cursor, an answer the echo, line editing nearly all:
-        ...                      where SIGTERM or SIGHUP ends the process, they are put back first
-    before = switch_echo_off()
-    restore(before)
+    with restore_on_termination():   # a progress bar hides the cursor, an answer turns the echo off:
+        ...                          # SIGTERM and SIGHUP restore the terminal before they end the process
+    settings = disable_echo()
+    restore_settings(settings)
 
-Contract: a process in the background never touches the terminal's settings, for the system would stop it.
-Left out: what is shown (render.py, answer_stream.py).
+A process in the background never changes the terminal's settings, because the system would stop it.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from typing import Any
 
 try:
     import termios
-except ImportError:  # Windows: nothing is changed, so nothing is to be put back
+except ImportError:  # Windows: nothing is changed, so nothing is restored
     termios = None  # type: ignore[assignment]
 
 _FATAL = ("SIGTERM", "SIGHUP")
-_SHOW_CURSOR, _PLAIN_PASTE = b"\x1b[?25h", b"\x1b[?2004l"  # what rich and prompt_toolkit turn round
+_SHOW_CURSOR, _PLAIN_PASTE = b"\x1b[?25h", b"\x1b[?2004l"  # undo what rich and prompt_toolkit set
 
 
 def open_missing_streams() -> None:
-    """Put /dev/null in the place of each standard stream that is closed (`<&-`).
+    """Open /dev/null instead of each standard stream that is closed (`<&-`).
 
-    Python has None there, and the next file opened would take the number: what C code writes to
-    stderr would go into it.
+    Otherwise Python has None for it, and the next file that is opened would get its descriptor: C code
+    that writes to stderr would write into that file.
     """
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
@@ -45,46 +44,46 @@ def open_missing_streams() -> None:
 
 
 @contextmanager
-def left_as_found() -> Iterator[None]:
-    """Put the terminal in order before a signal ends the process; a signal that is ignored (nohup) stays so.
+def restore_on_termination() -> Iterator[None]:
+    """Restore the terminal before SIGTERM or SIGHUP ends the process; ignored signals (nohup) stay ignored.
 
-    Dying is left to the signal's own action, so that whoever sent it sees it did. For commands that run
-    a model and write no file: no exception is raised, for it could come in a callback from C and be lost.
+    The process is ended by the signal's default action, so that its parent sees the signal. For commands that
+    run a model and write no file: no exception is raised, because it could be lost in a callback from C.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = _settings()
+    settings = _settings()
     numbers = [getattr(signal, name) for name in _FATAL if hasattr(signal, name)]
-    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    handled = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
 
-    def die(number: int, frame: FrameType | None) -> None:
+    def terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
-        restore(before)
+        restore_settings(settings)
         if sys.stderr.isatty():
             with suppress(OSError):  # the terminal may be gone
                 os.write(sys.stderr.fileno(), _SHOW_CURSOR + _PLAIN_PASTE)
         os.kill(os.getpid(), number)
 
-    for number in ours:
-        signal.signal(number, die)
+    for number in handled:
+        signal.signal(number, terminate)
     try:
         yield
     finally:
-        for number in ours:
+        for number in handled:
             signal.signal(number, signal.SIG_DFL)
 
 
-def switch_echo_off() -> list[Any] | None:
-    """The terminal's settings from before; None where stdin is no terminal of ours."""
+def disable_echo() -> list[Any] | None:
+    """Turn the terminal's echo off; return its settings from before, None if stdin is not our terminal."""
     before = _settings()
     if before is not None:
-        restore([*before[:3], before[3] & ~termios.ECHO, *before[4:]])
+        restore_settings([*before[:3], before[3] & ~termios.ECHO, *before[4:]])
     return before
 
 
-def restore(settings: list[Any] | None) -> None:
-    """Put back what switch_echo_off returned."""
+def restore_settings(settings: list[Any] | None) -> None:
+    """Restore the settings that disable_echo returned."""
     if settings is not None and _in_foreground():
         with suppress(termios.error):  # the terminal may be gone
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, settings)

@@ -9,15 +9,15 @@ from typing import Any
 import click
 
 from pigguf.cli import render
-from pigguf.cli.formatting import duration
-from pigguf.cli.options import PATH, gpu_layers_option, json_option, verbose_option
+from pigguf.cli.formatting import format_duration
+from pigguf.cli.options import FILE_PATH, gpu_layers_option, json_option, verbose_option
 from pigguf.common.format_bytes import format_bytes
 from pigguf.inference.engine import GpuLayers, log_to
 from pigguf.inference.tuning import BUDGET, Measurement, TuningResult, tune
 
 
 @click.command()
-@click.argument("model", metavar="MODEL", type=PATH)
+@click.argument("model", metavar="MODEL", type=FILE_PATH)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -57,8 +57,8 @@ def _show(result: TuningResult) -> None:
         right=("depth", "prefill", "decode", "samples", "cache"),
     )
     render.note("prefill and decode in tokens/s; cache size at the model's full window")
-    render.facts(((one.setting, f"{one.value}  ({one.reason})") for one in result.decisions), title="Chosen")
-    render.facts([("stored in", result.path), ("time", duration(result.seconds))])
+    render.key_values(((one.setting, f"{one.value}  ({one.reason})") for one in result.decisions), title="Chosen")
+    render.key_values([("stored in", result.path), ("time", format_duration(result.seconds))])
     for line in result.skipped:
         render.note(f"skipped: {line}")
 

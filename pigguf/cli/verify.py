@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pigguf.cli import exit_codes, render
-from pigguf.cli.options import PATH, SOURCE, json_option
+from pigguf.cli.options import CHECKPOINT_SOURCE, FILE_PATH, json_option
 from pigguf.operations.lint import POSITION_KEYS
 from pigguf.operations.verify import (
     DEFAULT_TOKENS,
@@ -34,18 +34,18 @@ def _depths(ctx: click.Context, parameter: click.Parameter, value: str | None) -
 
 
 @click.command()
-@click.argument("path", metavar="FILE", type=PATH)
+@click.argument("path", metavar="FILE", type=FILE_PATH)
 @click.option(
     "--against",
     "source",
-    type=SOURCE,
+    type=CHECKPOINT_SOURCE,
     required=True,
     metavar="SOURCE",
     help="The checkpoint: a directory, or OWNER/NAME on the Hugging Face hub.",
 )
 @click.option(
     "--text",
-    type=PATH,
+    type=FILE_PATH,
     metavar="PATH",
     help="UTF-8 text to compare on.  [default: samples in many languages, and code]",
 )
@@ -107,7 +107,7 @@ def command(
 
 
 def _show(found: VerificationResult) -> None:
-    render.facts(
+    render.key_values(
         [
             ("file", f"{found.file}, weights of {found.logits.type}"),
             ("source", found.source),
@@ -137,7 +137,7 @@ def _list(title: str, discrepancies: Iterable[Discrepancy]) -> None:
             if len(rows) > _MAX_SHOWN
             else []
         )
-        render.facts(rows[:_MAX_SHOWN] + more, title)
+        render.key_values(rows[:_MAX_SHOWN] + more, title)
 
 
 def _part(part: VerificationPart, what: str = "facts") -> str:

@@ -105,7 +105,7 @@ def command(
         rows = [("address", worker.address), *(("device", _describe(device)) for device in worker.devices)]
         if cache is not None:
             rows.append(("weight cache", f"up to {format_memory(cache.max_bytes)} in {cache.directory}"))
-        render.facts(rows)
+        render.key_values(rows)
         sys.stdout.flush()
         worker.serve()
 

@@ -22,7 +22,7 @@ SLAB_ELEMENTS = (
 
 
 def row_count(shape: tuple[int, ...]) -> int:
-    """Return the number of rows of a tensor: the product of all axes but the last; of a vector, its length."""
+    """Return the number of rows: the product of all axes but the last; of a vector, its length."""
     return shape[0] if len(shape) == 1 else math.prod(shape[:-1])
 
 

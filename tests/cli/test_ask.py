@@ -1,5 +1,4 @@
-"""`pigguf ask` as its users meet it: what goes to stdout and what to stderr, JSON, questions from a pipe and
-at a terminal, and refusals."""
+"""`pigguf ask` as users run it: stdout and stderr, JSON, questions from a pipe and at a terminal, errors."""
 
 from __future__ import annotations
 
@@ -14,18 +13,18 @@ from pathlib import Path
 import pexpect
 import pytest
 from support import sample_documents
-from support.command_line import Done
+from support.command_line import CommandResult
 from support.tiny_chat import write_chat_model
 
-PATIENCE = 180  # seconds: the machine may be busy
-READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line
-Run = Callable[..., Done]
+TIMEOUT = 180  # seconds; the machine may be busy
+READY = re.escape("\x1b[?2004h")  # what prompt_toolkit prints when it waits for a line
+Run = Callable[..., CommandResult]
 BRIEF = ("--max-tokens", "3")
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing of the user's own is used, or left behind."""
+    """Use none of the user's own files, and leave none behind."""
     home = str(tmp_path_factory.mktemp("home"))
     monkeypatch.setenv("XDG_CACHE_HOME", home)
     monkeypatch.setenv("XDG_STATE_HOME", home)
@@ -46,22 +45,22 @@ def notes(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_answer_is_on_stdout_and_what_was_read_on_stderr(run: Run, tiny: Path, notes: Path) -> None:
-    done = run("ask", tiny, "--docs", notes, "When does the ferry leave?", *BRIEF)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("\n")
-    assert "notes" not in done.stdout
-    assert f"Not read, 1 of the files: {notes}/c.png (a PNG picture, not a document)." in done.stderr
-    assert f"Read: {notes}/a.md:1-3; {notes}/b.pdf, pages 1-2." in done.stderr
-    assert "The answer names no passage" in done.stderr
-    assert "tokens read in" in done.stderr.splitlines()[-1]
+def test_the_answer_is_on_stdout_and_notes_are_on_stderr(run: Run, tiny: Path, notes: Path) -> None:
+    result = run("ask", tiny, "--docs", notes, "When does the ferry leave?", *BRIEF)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("\n")
+    assert "notes" not in result.stdout
+    assert f"Skipped 1 file: {notes}/c.png (a PNG picture, not a document)." in result.stderr
+    assert f"In the prompt: {notes}/a.md:1-3; {notes}/b.pdf, pages 1-2." in result.stderr
+    assert "The answer names no passage" in result.stderr
+    assert "prefill: " in result.stderr.splitlines()[-1]
 
 
-def test_json_says_what_was_read_and_what_was_not(run: Run, tiny: Path, notes: Path) -> None:
+def test_json_lists_what_is_in_the_prompt_and_skipped_files(run: Run, tiny: Path, notes: Path) -> None:
     question = "When does the ferry leave?"
-    done = run("ask", tiny, "--docs", notes, question, "--json", "--show-context", *BRIEF)
-    assert done.returncode == 0, done.stderr
-    data = json.loads(done.stdout)
+    result = run("ask", tiny, "--docs", notes, question, "--json", "--show-context", *BRIEF)
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout)
     assert data["question"] == question
     assert data["finish_reason"] == "length"
     assert data["citations"] == []
@@ -78,33 +77,33 @@ def test_json_says_what_was_read_and_what_was_not(run: Run, tiny: Path, notes: P
 
 
 def test_show_context_shows_the_passages_beside_the_answer(run: Run, tiny: Path, notes: Path) -> None:
-    done = run("ask", tiny, "--docs", notes, "When?", "--show-context", *BRIEF)
-    assert "[1] a.md:1-3\n# Ferry\n\nThe ferry leaves at nine.\n" in done.stderr
-    assert "[2] b.pdf, pages 1-2\n" in done.stderr
-    assert "ferry" not in done.stdout
+    result = run("ask", tiny, "--docs", notes, "When?", "--show-context", *BRIEF)
+    assert "[1] a.md:1-3\n# Ferry\n\nThe ferry leaves at nine.\n" in result.stderr
+    assert "[2] b.pdf, pages 1-2\n" in result.stderr
+    assert "ferry" not in result.stdout
 
 
 def test_paths_may_follow_docs_as_a_shell_makes_them(run: Run, tiny: Path, notes: Path) -> None:
-    done = run("ask", tiny, "--docs", notes / "a.md", notes / "b.pdf", "When?", "--json", *BRIEF)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["documents"]) == 2
+    result = run("ask", tiny, "--docs", notes / "a.md", notes / "b.pdf", "When?", "--json", *BRIEF)
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)["documents"]) == 2
 
 
-def test_what_does_not_fit_is_said(run: Run, tiny: Path, novel: str, tmp_path: Path) -> None:
+def test_missing_passages_get_a_note(run: Run, tiny: Path, novel: str, tmp_path: Path) -> None:
     path = tmp_path / "novel.txt"
     path.write_text(novel)
-    done = run("ask", tiny, "--docs", path, "Who is Captain Wentworth?", "--json", *BRIEF)
-    data = json.loads(done.stdout)
+    result = run("ask", tiny, "--docs", path, "Who is Captain Wentworth?", "--json", *BRIEF)
+    data = json.loads(result.stdout)
     read, left_out = data["passages"]["read"], data["passages"]["left_out"]
     assert 0 < read < left_out
-    assert f"The {read} of {read + left_out} passages nearest the question are read" in done.stderr
+    assert f"the prompt has the {read} of {read + left_out} passages that match the question best" in result.stderr
 
 
-def test_the_likeliest_answer_is_given_unless_asked_otherwise(run: Run, tiny: Path, notes: Path) -> None:
+def test_answers_are_greedy_by_default(run: Run, tiny: Path, notes: Path) -> None:
     arguments = ("ask", tiny, "--docs", notes / "a.md", "When?", "--max-tokens", "12")
-    first, again = run(*arguments), run(*arguments)
-    freely = run(*arguments, "--temperature", "2", "--seed", "3")
-    assert first.stdout == again.stdout != freely.stdout
+    first, second = run(*arguments), run(*arguments)
+    sampled = run(*arguments, "--temperature", "2", "--seed", "3")
+    assert first.stdout == second.stdout != sampled.stdout
 
 
 def piped(stdin: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -114,7 +113,7 @@ def piped(stdin: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
 
@@ -123,19 +122,19 @@ def piped(stdin: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
 def test_questions_come_a_line_each_from_a_pipe_and_read_the_documents_once(
     tiny: Path, notes: Path, dash: tuple[str, ...]
 ) -> None:
-    done = piped("When?\n\nAnd why?\n", tiny, "--docs", notes / "a.md", *dash, "--json", *BRIEF)
-    assert done.returncode == 0, done.stderr
+    result = piped("When?\n\nAnd why?\n", tiny, "--docs", notes / "a.md", *dash, "--json", *BRIEF)
+    assert result.returncode == 0, result.stderr
     decoder = json.JSONDecoder()
-    first, end = decoder.raw_decode(done.stdout)
-    second, _ = decoder.raw_decode(done.stdout[end:].lstrip())
+    first, end = decoder.raw_decode(result.stdout)
+    second, _ = decoder.raw_decode(result.stdout[end:].lstrip())
     assert [first["question"], second["question"]] == ["When?", "And why?"]
     assert second["tokens"]["prompt"] > first["tokens"]["prompt"]
 
 
 def test_a_pipe_without_a_question_is_refused(tiny: Path, notes: Path) -> None:
-    done = piped("\n", tiny, "--docs", notes / "a.md")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[0] == "error: there is no question"
+    result = piped("\n", tiny, "--docs", notes / "a.md")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[0] == "error: no question given"
 
 
 @pytest.mark.parametrize(
@@ -153,11 +152,11 @@ def test_a_pipe_without_a_question_is_refused(tiny: Path, notes: Path) -> None:
 )
 def test_refusals(run: Run, tiny: Path, notes: Path, arguments: list[str], code: int, message: str) -> None:
     (notes / "empty").mkdir()
-    done = run("ask", tiny, *(argument.replace("NOTES", str(notes)) for argument in arguments))
-    assert done.returncode == code, done.stderr
-    error = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    result = run("ask", tiny, *(argument.replace("NOTES", str(notes)) for argument in arguments))
+    assert result.returncode == code, result.stderr
+    error = next(line for line in result.stderr.splitlines() if line.startswith("error: "))
     assert message in error
-    assert done.stdout == ""
+    assert result.stdout == ""
 
 
 def test_at_a_terminal_it_is_a_conversation(tiny: Path, notes: Path) -> None:
@@ -165,7 +164,7 @@ def test_at_a_terminal_it_is_a_conversation(tiny: Path, notes: Path) -> None:
     child = pexpect.spawn(
         sys.executable,
         command,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         encoding="utf-8",
         codec_errors="replace",
         env={**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1"},
@@ -173,7 +172,7 @@ def test_at_a_terminal_it_is_a_conversation(tiny: Path, notes: Path) -> None:
     for question in ("When?", "And why?"):
         child.expect(READY)
         child.sendline(question)
-        child.expect(r"Read: .*a\.md:1-3")
+        child.expect(r"In the prompt: .*a\.md:1-3")
     child.expect(READY)
     child.sendline("/ctx")
     child.expect("ferry leaves at nine")
@@ -193,15 +192,15 @@ def test_the_real_model_s_answer_is_cited_to_the_line(
     path = tmp_path / "novel.txt"
     path.write_text("\n".join(lines))
     question = "What is the password of the lighthouse?"
-    done = run("ask", smollm2_gguf, "--docs", path, question, "--ctx", "2048", "--max-tokens", "40")
-    assert done.returncode == 0, done.stderr
-    assert "4711" in done.stdout
-    assert f"{path}:400 “The password of the lighthouse is 4711”" in done.stdout
+    result = run("ask", smollm2_gguf, "--docs", path, question, "--ctx", "2048", "--max-tokens", "40")
+    assert result.returncode == 0, result.stderr
+    assert "4711" in result.stdout
+    assert f"{path}:400 “The password of the lighthouse is 4711”" in result.stdout
 
 
-def test_an_answer_held_to_a_schema_stands_alone_on_stdout(run: Run, tiny: Path, notes: Path) -> None:
+def test_an_answer_with_a_schema_is_alone_on_stdout(run: Run, tiny: Path, notes: Path) -> None:
     schema = json.dumps({"type": "array", "items": {"const": "[1]"}, "minItems": 1, "maxItems": 2})
-    done = run("ask", tiny, "--docs", notes, "When does the ferry leave?", "--json-schema", schema)
-    assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)) == {"[1]"}
-    assert f"[1] {notes}/a.md:1-3" in done.stderr
+    result = run("ask", tiny, "--docs", notes, "When does the ferry leave?", "--json-schema", schema)
+    assert result.returncode == 0, result.stderr
+    assert set(json.loads(result.stdout)) == {"[1]"}
+    assert f"[1] {notes}/a.md:1-3" in result.stderr

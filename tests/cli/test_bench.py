@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from support.command_line import Done
+from support.command_line import CommandResult
 from support.tiny_gguf import linear, write_tiny
 
 from pigguf.cli import exit_codes
@@ -27,7 +27,7 @@ def tiny(tmp_path: Path) -> Path:
     return write_tiny(tmp_path / "tiny.gguf", linear(4.0, 4096))
 
 
-def test_a_table_of_the_depths(run: Callable[..., Done], tiny: Path, cache: Path) -> None:
+def test_a_table_of_the_depths(run: Callable[..., CommandResult], tiny: Path, cache: Path) -> None:
     done = run("bench", tiny, "--depths", "0,600")
     assert (done.returncode, done.stderr) == (0, "")
     title, headers, *rows = done.stdout.splitlines()
@@ -37,7 +37,7 @@ def test_a_table_of_the_depths(run: Callable[..., Done], tiny: Path, cache: Path
     assert not (cache / "pigguf" / "prompt-cache").exists()  # nothing is restored, and nothing saved
 
 
-def test_json_has_both_settings_and_their_ratios(run: Callable[..., Done], tiny: Path) -> None:
+def test_json_has_both_settings_and_their_ratios(run: Callable[..., CommandResult], tiny: Path) -> None:
     vs = "flash-attention=off, cache-type-k=f32"
     data = json.loads(run("bench", tiny, "--depths", "600,0", "--rounds", "2", "--vs", vs, "--json").stdout)
     first, second = data["results"]["settings"]
@@ -57,7 +57,7 @@ def test_json_has_both_settings_and_their_ratios(run: Callable[..., Done], tiny:
     assert data["settings"]["rounds"] == 2
 
 
-def test_the_second_setting_is_the_first_but_for_what_vs_says(run: Callable[..., Done], tiny: Path) -> None:
+def test_the_second_setting_is_the_first_but_for_what_vs_says(run: Callable[..., CommandResult], tiny: Path) -> None:
     options = ("--threads", "1", "--cache-type-k", "f32", "--flash-attention", "off")
     done = run("bench", tiny, "--depths", "0", *options, "--vs", "flash-attention=auto", "--json")
     settings = json.loads(done.stdout)["settings"]
@@ -67,7 +67,7 @@ def test_the_second_setting_is_the_first_but_for_what_vs_says(run: Callable[...,
 
 
 def test_plots_are_whole_documents_with_every_line(
-    run: Callable[..., Done], tiny: Path, tmp_path: Path
+    run: Callable[..., CommandResult], tiny: Path, tmp_path: Path
 ) -> None:
     svg, html = tmp_path / "speed.svg", tmp_path / "speed.html"
     for plot in (svg, html):
@@ -100,7 +100,7 @@ def test_plots_are_whole_documents_with_every_line(
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    run: Callable[..., Done], tiny: Path, arguments: tuple[str, ...], code: exit_codes.ExitCode, message: str
+    run: Callable[..., CommandResult], tiny: Path, arguments: tuple[str, ...], code: exit_codes.ExitCode, message: str
 ) -> None:
     done = run("bench", tiny, *arguments)
     assert done.returncode == code.code

@@ -1,4 +1,4 @@
-"""`pigguf chat` as its users meet it: on a real terminal and in pipes, with the real model."""
+"""`pigguf chat` as users run it: on a real terminal and in pipes, with the real model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 import jsonschema
 import pexpect
 import pytest
-from support.command_line import Done
+from support.command_line import CommandResult
 
 from pigguf.inference.memory_planning import free_memory
 
-PATIENCE = 180  # seconds: the machine may be busy
-READY = re.escape("\x1b[?2004h")  # prompt_toolkit waits for a line
+TIMEOUT = 180  # seconds; the machine may be busy
+READY = re.escape("\x1b[?2004h")  # what prompt_toolkit prints when it waits for a line
 CONTROLS = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]|\x08|\r")
 
 
@@ -31,13 +31,15 @@ CONTROLS = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]|\x08|\r")
 
 def chat(model: Path, *arguments: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
     data = stdin.encode() if isinstance(stdin, str) else stdin
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pigguf", "chat", str(model), *arguments],
         input=data,
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+    return subprocess.CompletedProcess(
+        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
+    )
 
 
 GREEDY = ("--temperature", "0", "--max-tokens", "16")
@@ -45,16 +47,16 @@ BRIEF = ("--system", "You answer in a few words.", *GREEDY)
 
 
 def test_one_question_prints_the_answer_alone(smollm2_gguf: Path) -> None:
-    done = chat(smollm2_gguf, *BRIEF, "-p", "What is the capital of France?")
-    assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout
-    assert done.stdout.endswith("\n")
-    assert "\x1b" not in done.stdout + done.stderr
-    said = done.stderr.splitlines()
+    result = chat(smollm2_gguf, *BRIEF, "-p", "What is the capital of France?")
+    assert result.returncode == 0, result.stderr
+    assert "Paris" in result.stdout
+    assert result.stdout.endswith("\n")
+    assert "\x1b" not in result.stdout + result.stderr
+    lines = result.stderr.splitlines()
     assert re.fullmatch(
-        r"\d+ tokens read in [\d.]+ s \([\d,]+ tokens/s\), first token after [\d.]+ s, "
-        r"\d+ written in [\d.]+ s \([\d.]+ tokens/s\)",
-        said[-1],
+        r"prefill: \d+ tokens in [\d.]+ s \([\d,]+ tokens/s\), first token after [\d.]+ s; "
+        r"generated: \d+ tokens in [\d.]+ s \([\d.]+ tokens/s\)",
+        lines[-1],
     )
 
 
@@ -66,7 +68,7 @@ def test_a_piped_question_is_the_same_question(smollm2_gguf: Path) -> None:
     assert piped.stdout == asked.stdout
 
 
-def test_stdin_is_a_document_where_there_is_a_question(smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_with_a_question_stdin_is_a_document(smollm2_gguf: Path, tmp_path: Path) -> None:
     text = "The pig is called Rosalind. She lives in the garden."
     (tmp_path / "stdin").write_text(text)
     piped = chat(smollm2_gguf, *GREEDY, "-p", "What is the pig called?", stdin=text)
@@ -76,9 +78,9 @@ def test_stdin_is_a_document_where_there_is_a_question(smollm2_gguf: Path, tmp_p
 
 
 def test_json_is_for_programs(smollm2_gguf: Path) -> None:
-    done = chat(smollm2_gguf, "-p", "Write a story.", "--max-tokens", "5", "--json", "--ctx", "1024")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = chat(smollm2_gguf, "-p", "Write a story.", "--max-tokens", "5", "--json", "--ctx", "1024")
+    assert result.returncode == 0, result.stderr
+    result = json.loads(result.stdout)
     assert result["answer"]
     assert result["finish_reason"] == "length"
     assert result["tokens"]["answer"] == 5
@@ -95,7 +97,7 @@ def test_a_seed_repeats_an_answer(smollm2_gguf: Path) -> None:
     assert answer("7") == answer("7") != answer("8")
 
 
-def test_a_stdin_that_nobody_ends_is_told_of(smollm2_gguf: Path) -> None:
+def test_an_open_stdin_gets_a_note(smollm2_gguf: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-m", "pigguf", "chat", str(smollm2_gguf), "-p", "Hi", *GREEDY],
         stdin=subprocess.PIPE,
@@ -104,7 +106,7 @@ def test_a_stdin_that_nobody_ends_is_told_of(smollm2_gguf: Path) -> None:
     )
     assert child.stderr is not None
     assert b"Waiting for the end of stdin" in child.stderr.readline()
-    answer, _ = child.communicate(timeout=PATIENCE)
+    answer, _ = child.communicate(timeout=TIMEOUT)
     assert answer.strip()
     assert child.returncode == 0
 
@@ -119,7 +121,7 @@ def test_the_engine_is_silent_unless_asked(smollm2_gguf: Path) -> None:
     ("arguments", "stdin", "code", "message"),
     [
         (["-p", " "], "", 2, "the question given with -p is empty"),
-        ([], "", 2, "stdin is no terminal and holds no question"),
+        ([], "", 2, "no question given: stdin is not a terminal and is empty"),
         (["-p", "x", "--file", "missing.txt"], "", 2, "'missing.txt' does not exist"),
         (["-p", "x"], b"\xff\xfe\x00", 2, "stdin is not UTF-8 text"),
         (["-p", "x", "--gpu-layers", "some"], "", 2, "'some' is not a number of layers, 'all' or 'auto'"),
@@ -134,22 +136,22 @@ def test_the_engine_is_silent_unless_asked(smollm2_gguf: Path) -> None:
 def test_refusals(
     smollm2_gguf: Path, arguments: list[str], stdin: str | bytes, code: int, message: str
 ) -> None:
-    done = chat(smollm2_gguf, *arguments, stdin=stdin)
-    assert done.returncode == code, done.stderr
-    first = done.stderr.splitlines()[0]
+    result = chat(smollm2_gguf, *arguments, stdin=stdin)
+    assert result.returncode == code, result.stderr
+    first = result.stderr.splitlines()[0]
     assert first.startswith("error: ")
     assert message in first
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_counts(smollm2_gguf: Path) -> None:
-    done = chat(smollm2_gguf, "--ctx", "256", "-p", "word " * 400)
-    assert done.returncode == 10
+    result = chat(smollm2_gguf, "--ctx", "256", "-p", "word " * 400)
+    assert result.returncode == 10
     assert re.match(
-        r"error: the message is 4\d\d tokens, 2\d\d more than fit: the window is 256", done.stderr
+        r"error: the message is 4\d\d tokens, 2\d\d more than fit: the window is 256", result.stderr
     )
-    assert done.stdout == ""
+    assert result.stdout == ""
 
 
 CITY = {
@@ -163,14 +165,14 @@ CITY = {
 
 
 @pytest.mark.parametrize("temperature", ["0", "1.2"])
-def test_an_answer_is_what_a_schema_accepts(smollm2_gguf: Path, tmp_path: Path, temperature: str) -> None:
+def test_an_answer_is_valid_for_its_schema(smollm2_gguf: Path, tmp_path: Path, temperature: str) -> None:
     path = tmp_path / "city.json"
     path.write_text(json.dumps(CITY))
     for schema in (str(path), json.dumps({"type": "array", "items": CITY, "minItems": 2, "maxItems": 2})):
         arguments = ("--ctx", "512", "--temperature", temperature, "-p", "Name cities and their size.")
-        done = chat(smollm2_gguf, *arguments, "--json-schema", schema)
-        assert done.returncode == 0, done.stderr
-        answer = json.loads(done.stdout)
+        result = chat(smollm2_gguf, *arguments, "--json-schema", schema)
+        assert result.returncode == 0, result.stderr
+        answer = json.loads(result.stdout)
         jsonschema.validate(answer if schema != str(path) else [answer, answer], LIST_OF_CITIES)
 
 
@@ -183,65 +185,65 @@ def test_examples_show_the_model_what_is_wanted(smollm2_gguf: Path, tmp_path: Pa
         "".join(json.dumps({"user": f"{n} pigs", "assistant": f"<{n}>"}) + "\n" for n in range(10, 90))
     )
     question = ("--examples", str(path), "-p", "97 pigs", *GREEDY)
-    done = chat(smollm2_gguf, "--ctx", "2048", *question)
-    assert done.stdout == "<97>\n", done.stderr
-    assert "80 examples" in done.stderr
-    done = chat(smollm2_gguf, "--ctx", "512", *question)
-    assert re.search(r"warning: [12]\d of 80 examples go before the question", done.stderr)
+    result = chat(smollm2_gguf, "--ctx", "2048", *question)
+    assert result.stdout == "<97>\n", result.stderr
+    assert "80 examples" in result.stderr
+    result = chat(smollm2_gguf, "--ctx", "512", *question)
+    assert re.search(r"warning: [12]\d of 80 examples go before the question", result.stderr)
 
 
 @pytest.mark.parametrize("name", ["cut.gguf", "text.gguf", "missing.gguf"])
 def test_a_bad_model_is_refused(smollm2_gguf: Path, tmp_path: Path, name: str) -> None:
     with smollm2_gguf.open("rb") as file:
         (tmp_path / "cut.gguf").write_bytes(file.read(3_000_000))
-    (tmp_path / "text.gguf").write_text("This is no model, only a text of some length." * 10)
-    done = chat(tmp_path / name, "-p", "Hello")
-    assert done.returncode == 7, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert name in done.stderr
-    assert "hint: " in done.stderr
-    assert "Traceback" not in done.stderr
+    (tmp_path / "text.gguf").write_text("This is not a model, only some text." * 10)
+    result = chat(tmp_path / name, "-p", "Hello")
+    assert result.returncode == 7, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert name in result.stderr
+    assert "hint: " in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_a_rope_override_permits_a_longer_window(smollm2_gguf: Path) -> None:
     arguments = ("-p", "Hi", "--max-tokens", "2", "--json", "--ctx", "9000")
-    done = chat(smollm2_gguf, *arguments, "--rope-factor", "2")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["tokens"]["context_length"] == 9000
+    result = chat(smollm2_gguf, *arguments, "--rope-factor", "2")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["tokens"]["context_length"] == 9000
 
 
 @pytest.mark.parametrize(
-    ("free", "asked", "said"),
+    ("free", "options", "noted"),
     [(16 << 30, (), False), (500 << 20, (), True), (500 << 20, ("--ctx", "1024"), False)],
 )
-def test_a_window_that_the_memory_cut_short_is_said(
+def test_a_context_reduced_by_the_memory_gets_a_note(
     smollm2_gguf: Path,
     monkeypatch: pytest.MonkeyPatch,
-    run: Callable[..., Done],
+    run: Callable[..., CommandResult],
     free: int,
-    asked: tuple[str, ...],
-    said: bool,
+    options: tuple[str, ...],
+    noted: bool,
 ) -> None:
     monkeypatch.setattr(free_memory, "available_memory", lambda: free)
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO()))
-    done = run("chat", smollm2_gguf, "-p", "Hi", "--max-tokens", "2", "--json", *asked)
-    assert done.returncode == 0, done.stderr
-    window = json.loads(done.stdout)["tokens"]["context_length"]
-    assert (f"Taking {window:,} of the model's 8,192 tokens" in done.stderr) is said
-    assert (window < 8192) is (said or bool(asked))
+    result = run("chat", smollm2_gguf, "-p", "Hi", "--max-tokens", "2", "--json", *options)
+    assert result.returncode == 0, result.stderr
+    window = json.loads(result.stdout)["tokens"]["context_length"]
+    assert (f"Using a context of {window:,} of the model's 8,192 tokens" in result.stderr) is noted
+    assert (window < 8192) is (noted or bool(options))
 
 
 # ---- a terminal --------------------------------------------------------------------------------------
 
 
 class Terminal:
-    """A chat on a pseudo-terminal, typed into as a person would."""
+    """A chat on a pseudo-terminal, with lines typed into it."""
 
     def __init__(self, model: Path, home: Path, *arguments: str) -> None:
         environment = {
             **os.environ,
             "TERM": "xterm-256color",
-            "PROMPT_TOOLKIT_NO_CPR": "1",  # nobody here answers where the cursor is
+            "PROMPT_TOOLKIT_NO_CPR": "1",  # no terminal answers queries for the cursor position
             "XDG_STATE_HOME": str(home),
         }
         self.child = pexpect.spawn(
@@ -250,17 +252,17 @@ class Terminal:
             env=environment,
             encoding="utf-8",
             dimensions=(40, 200),
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
         self.child.expect(READY)
         self.banner = self.plain()
 
     def plain(self) -> str:
-        """What came since the last prompt, as text."""
+        """Return the output since the last prompt, as text."""
         return CONTROLS.sub("", self.child.before)
 
     def line(self, text: str) -> str:
-        """Type a line; what is on the screen from there to the next prompt."""
+        """Type a line, and return the output until the next prompt."""
         self.child.sendline(text)
         self.child.expect(READY)
         return self.plain()
@@ -280,7 +282,7 @@ def terminal(smollm2_gguf: Path, tmp_path: Path) -> Iterator[Terminal]:
 
 
 def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
-    assert "a window of 512 tokens" in terminal.banner
+    assert "a context window of 512 tokens" in terminal.banner
     assert "/help" in terminal.banner
     assert "Paris" in terminal.line("What is the capital of France?")
     assert terminal.line("And of Italy?")
@@ -297,19 +299,19 @@ def test_a_conversation(terminal: Terminal, tmp_path: Path) -> None:
     assert [message["role"] for message in saved] == ["system", "user", "assistant", "user", "assistant"]
     assert saved[3]["content"] == "And of Italy?"
 
-    assert "forgotten" in terminal.line("/clear")
+    assert "was cleared" in terminal.line("/clear")
     assert "user" not in terminal.line("/ctx")
     assert terminal.leave() == 0
 
 
-def test_commands_that_go_wrong_keep_the_chat(terminal: Terminal, tmp_path: Path) -> None:
+def test_commands_that_fail_keep_the_chat(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "there.json").write_text("precious")
     for line, message in (
         ("/nonsense", "error: there is no command /nonsense"),
         ("/file", "error: /file needs the path"),
         (f"/file {tmp_path}/missing.txt", "No such file or directory"),
         (f"/file {sys.executable}", "error: "),
-        (f"/save {tmp_path}/there.json", "is there already"),
+        (f"/save {tmp_path}/there.json", "already exists"),
         ("/save /nowhere/chat.json", "error: "),
         ("word " * 600, "fit: the window is 512"),
     ):
@@ -328,10 +330,10 @@ def test_a_document_is_put_in_with_completion(terminal: Terminal, tmp_path: Path
     terminal.child.expect_exact("garden.txt")
     terminal.child.sendline("")
     terminal.child.expect(READY)
-    assert re.search(r"a garden\.txt: \d+ tokens, goes in with your next message", terminal.plain())
-    assert "waits for your next message" in terminal.line("/ctx")
+    assert re.search(r"a garden\.txt: \d+ tokens, attached to your next message", terminal.plain())
+    assert "attached to your next message" in terminal.line("/ctx")
     assert "Rosalind" in terminal.line("What is the pig called?")
-    assert "waits" not in terminal.line("/ctx")
+    assert "attached" not in terminal.line("/ctx")
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_the_chat(smollm2_gguf: Path, tmp_path: Path) -> None:
@@ -366,7 +368,7 @@ def test_ctrl_c_while_reading_keeps_document_and_chat(smollm2_gguf: Path, tmp_pa
     terminal.child.sendintr()
     terminal.child.expect_exact("(stopped before the answer began: the message is not kept)")
     terminal.child.expect(READY)
-    assert "waits for your next message" in terminal.line("/ctx")
+    assert "attached to your next message" in terminal.line("/ctx")
     assert terminal.leave() == 0
 
 
@@ -381,7 +383,7 @@ def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
         ["-c", f"stty -a; {inner}; echo status $?; stty -a; echo end"],
         env={**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": str(tmp_path)},
         encoding="utf-8",
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     child.expect(READY)
     before = settings_in(child.before)
@@ -397,7 +399,7 @@ def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
 
 
 def settings_in(screen: str) -> list[str]:
-    """The flags that stty shows: " echo", "-echo"."""
+    """Return the flags that stty shows: " echo", "-echo"."""
     flags = re.findall(r"-?\b(?:echo|icanon|isig|icrnl|opost|ixon)\b", screen)
     assert len(flags) == 6
     return flags
@@ -413,7 +415,7 @@ def test_one_question_in_the_background_leaves_the_terminal_alone(smollm2_gguf: 
     child = pexpect.spawn(  # with job control, so that it has a process group of its own
         "bash", ["-mc", f"stty tostop; {inner} >/dev/null 2>&1 & wait $!; echo status $?"], encoding="utf-8"
     )
-    child.expect(r"status (\d+)", timeout=PATIENCE)
+    child.expect(r"status (\d+)", timeout=TIMEOUT)
     assert child.match[1] == "0", "148 and up: stopped"
     child.close()
 
@@ -423,7 +425,7 @@ def test_ctrl_c_ends_one_question_with_130(smollm2_gguf: Path, tmp_path: Path) -
         sys.executable,
         ["-m", "pigguf", "chat", str(smollm2_gguf), "-p", "Write a very long story.", "--ctx", "2048"],
         encoding="utf-8",
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     child.expect("[a-z]{3,} [a-z]+")  # in the middle of the answer
     child.sendintr()
@@ -466,7 +468,7 @@ def test_typing_during_an_answer_does_not_land_in_it(terminal: Terminal) -> None
     terminal.child.expect_exact("zzz")
 
 
-def test_a_full_window_leaves_the_oldest_turns_out_and_says_so(smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_a_full_window_drops_the_oldest_turns_with_a_notice(smollm2_gguf: Path, tmp_path: Path) -> None:
     terminal = Terminal(smollm2_gguf, tmp_path / "state", *BRIEF, "--ctx", "160", "--overflow", "shift")
     screens = [terminal.line(f"What is the capital of {country}?") for country in ("France", "Spain", "Peru")]
     while "left out" not in screens[-1] and len(screens) < 8:

@@ -45,9 +45,9 @@ def test_the_list_of_evaluations_is_the_librarys(tmp_path: Path) -> None:
     assert list(EVALUATIONS) == list(IN_LIBRARY)
     listed = run(tmp_path)
     assert listed.returncode == 0
-    for name, (_, said) in EVALUATIONS.items():
+    for name, (_, description) in EVALUATIONS.items():
         assert f"  {name} " in listed.stdout
-        assert said in listed.stdout
+        assert description in listed.stdout
     assert run(tmp_path, "--help").stdout == listed.stdout
 
 
@@ -105,7 +105,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "expected"),
     [
         (["--windows", "64,x"], 2, "'64,x' is not a comma-separated list of numbers of tokens"),
         (["--windows", "256"], 10, "256 tokens is beyond the 128"),
@@ -115,10 +115,10 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     ],
 )
 def test_what_cannot_be_measured_is_a_line_a_hint_and_a_code(
-    arguments: list[str], code: int, said: str, model: Path, text: Path, tmp_path: Path
+    arguments: list[str], code: int, expected: str, model: Path, text: Path, tmp_path: Path
 ) -> None:
     done = run(tmp_path, "perplexity", model, "--text", text, *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     error, hint = done.stderr.splitlines()[-2:]
-    assert said in error
+    assert expected in error
     assert hint.startswith("hint: ")

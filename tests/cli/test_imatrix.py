@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command_line import Done
+from support.command_line import CommandResult
 from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
@@ -39,7 +39,7 @@ def types(path: Path) -> dict[str, str]:
 
 
 def test_from_text_to_two_bits(
-    run: Callable[..., Done], checkpoint: Path, gguf: Path, text: Path, tmp_path: Path
+    run: Callable[..., CommandResult], checkpoint: Path, gguf: Path, text: Path, tmp_path: Path
 ) -> None:
     matrix, out = tmp_path / "imatrix.gguf", tmp_path / "out.gguf"
     done = run("imatrix", gguf, "--text", text, "--window", "32", "--max-windows", "3", "-o", matrix)
@@ -54,7 +54,7 @@ def test_from_text_to_two_bits(
     assert types(out)["blk.1.ffn_up.weight"] == "IQ2_XXS"
 
 
-def test_json_has_it_all(run: Callable[..., Done], gguf: Path, text: Path, tmp_path: Path) -> None:
+def test_json_has_it_all(run: Callable[..., CommandResult], gguf: Path, text: Path, tmp_path: Path) -> None:
     matrix = tmp_path / "imatrix.gguf"
     done = run("imatrix", gguf, "--text", text, "--text", text, "--window", "64", "-o", matrix, "--json")
     data = json.loads(done.stdout)
@@ -65,7 +65,7 @@ def test_json_has_it_all(run: Callable[..., Done], gguf: Path, text: Path, tmp_p
 
 
 def test_without_a_matrix_the_way_to_one_is_told(
-    run: Callable[..., Done], gguf: Path, tmp_path: Path
+    run: Callable[..., CommandResult], gguf: Path, tmp_path: Path
 ) -> None:
     done = run("quantize", gguf, tmp_path / "out.gguf", "--type", "IQ2_XXS")
     assert done.returncode == exit_codes.USAGE.code
@@ -75,7 +75,7 @@ def test_without_a_matrix_the_way_to_one_is_told(
 
 
 def test_a_file_that_is_no_matrix_is_refused_by_name(
-    run: Callable[..., Done], gguf: Path, tmp_path: Path
+    run: Callable[..., CommandResult], gguf: Path, tmp_path: Path
 ) -> None:
     done = run("quantize", gguf, tmp_path / "out.gguf", "--type", "Q4_K_M", "--imatrix", gguf)
     assert done.returncode == exit_codes.GGUF.code
@@ -83,7 +83,7 @@ def test_a_file_that_is_no_matrix_is_refused_by_name(
     assert "hint: " in done.stderr
 
 
-def test_types_of_single_tensors(run: Callable[..., Done], gguf: Path, tmp_path: Path) -> None:
+def test_types_of_single_tensors(run: Callable[..., CommandResult], gguf: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     arguments = ("--tensor-type", "ffn_down=q6_k", "--tensor-type", r"blk\.0\.attn=q8_0")
     assert run("quantize", gguf, out, "--type", "q4_k_s", *arguments).returncode == 0
@@ -103,7 +103,7 @@ def test_types_of_single_tensors(run: Callable[..., Done], gguf: Path, tmp_path:
     ],
 )
 def test_types_of_single_tensors_that_mean_nothing_are_refused(
-    run: Callable[..., Done], gguf: Path, tmp_path: Path, given: tuple[str, ...], message: str
+    run: Callable[..., CommandResult], gguf: Path, tmp_path: Path, given: tuple[str, ...], message: str
 ) -> None:
     arguments = [part for pattern in given for part in ("--tensor-type", pattern)]
     done = run("quantize", gguf, tmp_path / "out.gguf", "--type", "Q4_K_M", *arguments)

@@ -1,4 +1,4 @@
-"""The frame of the command line: help, errors, exit codes, completion."""
+"""The command line: help, errors, exit codes, completion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch):
-    """Puts a command `fail` into the table that raises what it is given; returns its exit code."""
+    """Return a function that runs a command which raises an error, and returns its exit code."""
 
     def run_with(error: BaseException, *arguments: str) -> int:
         @click.command()
@@ -45,14 +45,14 @@ def failing(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_help_lists_every_command_and_exit_code() -> None:
-    done = run("--help")
-    assert done.returncode == 0
-    assert done.stderr == ""
+    result = run("--help")
+    assert result.returncode == 0
+    assert result.stderr == ""
     for name, (_, text) in cli.COMMANDS.items():
-        assert f"  {name} " in done.stdout
-        assert text in done.stdout
+        assert f"  {name} " in result.stdout
+        assert text in result.stdout
     for code, meaning in exit_codes.ALL:
-        assert f"{code}  {meaning}" in done.stdout
+        assert f"{code}  {meaning}" in result.stdout
 
 
 def test_no_arguments_is_help() -> None:
@@ -67,20 +67,20 @@ def test_help_imports_nothing_heavy() -> None:
         "print('HEAVY', [m for m in ('rich', 'numpy', 'gguf', 'llama_cpp', 'jinja2', 'prompt_toolkit') "
         "if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.splitlines()[-1] == "HEAVY []"
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help_with_an_example(name: str) -> None:
-    done = run(name, "--help")
-    assert done.returncode == 0, done.stderr
-    assert f"pigguf {name}" in done.stdout.split("\n", 1)[1], "no example"
+    result = run(name, "--help")
+    assert result.returncode == 0, result.stderr
+    assert f"pigguf {name}" in result.stdout.split("\n", 1)[1], "no example"
 
 
 def test_version() -> None:
-    done = run("--version")
-    assert done.stdout.startswith("pigguf 0.")
+    result = run("--version")
+    assert result.stdout.startswith("pigguf 0.")
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ def test_version() -> None:
     ],
 )
 def test_wrong_usage_is_one_line_a_hint_and_2(arguments: list[str], message: str, hint: str) -> None:
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    first, second = done.stderr.splitlines()
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    first, second = result.stderr.splitlines()
     assert first.startswith(f"error: {message}")
     assert second == f"hint: try '{hint}'"
 
@@ -152,13 +152,13 @@ def test_a_missing_package_is_named(failing, capsys) -> None:
     assert capsys.readouterr().err.startswith("error: the package numpy is missing\nhint: install")
 
 
-def test_a_bug_is_one_line_and_a_way_to_its_traceback(failing, capsys, monkeypatch) -> None:
+def test_a_bug_is_one_line_and_a_hint_to_its_traceback(failing, capsys, monkeypatch) -> None:
     monkeypatch.delenv("PIGGUF_DEBUG", raising=False)
     assert failing(KeyError("lost")) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: unexpected KeyError: 'lost'\n")
-    assert "Traceback" not in said
-    assert "PIGGUF_DEBUG=1" in said
+    output = capsys.readouterr().err
+    assert output.startswith("error: unexpected KeyError: 'lost'\n")
+    assert "Traceback" not in output
+    assert "PIGGUF_DEBUG=1" in output
 
     monkeypatch.setenv("PIGGUF_DEBUG", "1")
     assert failing(KeyError("lost")) == 1
@@ -170,7 +170,7 @@ def test_escape_sequences_in_a_message_do_not_reach_the_terminal(failing, capsys
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+def test_a_reader_that_closes_the_pipe_is_not_an_error() -> None:
     code = (
         "import sys, click\n"
         "from pigguf import cli\n"
@@ -180,19 +180,19 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
         "cli.LazyGroup.get_command = lambda self, ctx, name: flood\n"
         "cli.main(['flood'])"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", '"$0" -c "$1" | head -1; exit ${PIPESTATUS[0]}', sys.executable, code],
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.stdout == "line\n"
-    assert done.stderr == ""
-    assert done.returncode == 141  # as the shell tells of a program that SIGPIPE ended
+    assert result.stdout == "line\n"
+    assert result.stderr == ""
+    assert result.returncode == 141  # as the shell reports a program that SIGPIPE ended
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_as_dev_null(closed: str, tmp_path: Path) -> None:
+def test_closed_streams_act_like_dev_null(closed: str, tmp_path: Path) -> None:
     code = (
         "import sys, os, click\n"
         "from pigguf import cli\n"
@@ -206,34 +206,34 @@ def test_closed_streams_are_as_dev_null(closed: str, tmp_path: Path) -> None:
         "cli.LazyGroup.get_command = lambda self, ctx, name: command\n"
         "cli.main(['try'])"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-c", f'"$0" -c "$1" "$2" {closed}', sys.executable, code, str(tmp_path / "file")],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert (tmp_path / "file").read_text() == "mine True", done.stderr
-    assert done.returncode == 0
-    assert done.stdout == ("" if ">&-" in closed.split() else "data\n")
+    assert (tmp_path / "file").read_text() == "mine True", result.stderr
+    assert result.returncode == 0
+    assert result.stdout == ("" if ">&-" in closed.split() else "data\n")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_exist(shell: str) -> None:
-    done = run(_PIGGUF_COMPLETE=f"{shell}_source")
-    assert done.returncode == 0
-    assert "_PIGGUF_COMPLETE" in done.stdout
+    result = run(_PIGGUF_COMPLETE=f"{shell}_source")
+    assert result.returncode == 0
+    assert "_PIGGUF_COMPLETE" in result.stdout
 
 
 def complete(*words: str) -> list[str]:
-    """What bash would be offered for the last of the words."""
-    done = run(
+    """Return the completions that bash gets for the last word."""
+    result = run(
         _PIGGUF_COMPLETE="bash_complete",
         COMP_WORDS=" ".join(["pigguf", *words]),
         COMP_CWORD=str(len(words)),
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
 
 
 def test_completes_commands_options_and_files() -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command_line import Done
+from support.command_line import CommandResult
 
-from pigguf.inference.memory_planning import free_memory
 from pigguf.inference.engine import Context, ContextOptions, Model
+from pigguf.inference.memory_planning import free_memory
 
-Run = Callable[..., Done]
+Run = Callable[..., CommandResult]
 
 
 @pytest.fixture

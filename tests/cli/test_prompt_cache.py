@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from support.command_line import Done
+from support.command_line import CommandResult
 from support.prompt_cache_helpers import opened, write_model
 from support.tiny_gguf import text_tokens
 
 from pigguf.inference.prompt_cache import CachedPrompt, open_prompt_cache
 
-Run = Callable[..., Done]
+Run = Callable[..., CommandResult]
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import pexpect
 import pytest
 
 from pigguf.cli import render
-from pigguf.cli.formatting import duration, printable, shortened
+from pigguf.cli.formatting import format_duration, printable, truncate_line
 from pigguf.common.format_bytes import format_bytes
 from pigguf.progress import stage
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch):
-    """A clock that goes only when told to."""
+    """Return a clock that the test sets."""
 
     class Clock:
         now = 1000.0
@@ -37,7 +37,7 @@ def test_size(count: float, text: str) -> None:
     ("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1:00"), (95, "1:35"), (5025, "1:23:45")]
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_printable_shows_control_characters_and_keeps_the_rest() -> None:
@@ -46,12 +46,12 @@ def test_printable_shows_control_characters_and_keeps_the_rest() -> None:
 
 
 def test_shortened_is_one_line() -> None:
-    assert shortened("one\ntwo  three", 40) == "one two three"
-    assert shortened("x" * 50, 10) == "x" * 9 + "…"
+    assert truncate_line("one\ntwo  three", 40) == "one two three"
+    assert truncate_line("x" * 50, 10) == "x" * 9 + "…"
 
 
-def test_meter_tells_amount_rate_and_time_left(clock) -> None:
-    meter = render.Meter(3e9, "bytes")
+def test_meter_shows_amount_rate_and_time_left(clock) -> None:
+    meter = render.ProgressMeter(3e9, "bytes")
     assert meter.text() == "0 bytes of 3 GB"
     clock.now += 2
     meter.advance(1e9)
@@ -62,7 +62,7 @@ def test_meter_tells_amount_rate_and_time_left(clock) -> None:
 
 
 def test_meter_goes_by_recent_speed(clock) -> None:
-    meter = render.Meter(10_000, "tokens")
+    meter = render.ProgressMeter(10_000, "tokens")
     for _ in range(10):  # 500 tokens a second
         clock.now += 1
         meter.advance(500)
@@ -72,7 +72,7 @@ def test_meter_goes_by_recent_speed(clock) -> None:
     assert meter.text() == "7,000 of 10,000 tokens, 100 tokens/s, 30 s left"
 
 
-def test_a_log_hears_nothing_of_short_work(clock, capsys) -> None:
+def test_a_log_has_no_lines_for_short_work(clock, capsys) -> None:
     progress = render.LogProgress()
     with stage(progress, "prefill", 100, "tokens"):
         for _ in range(100):
@@ -81,7 +81,7 @@ def test_a_log_hears_nothing_of_short_work(clock, capsys) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_a_log_hears_of_long_work_every_few_seconds(clock, capsys) -> None:
+def test_a_log_has_a_line_every_few_seconds_of_long_work(clock, capsys) -> None:
     progress = render.LogProgress()
     with stage(progress, "prefill", 120, "tokens"):
         for _ in range(120):
@@ -94,7 +94,7 @@ def test_a_log_hears_of_long_work_every_few_seconds(clock, capsys) -> None:
     ]
 
 
-def test_a_log_says_nothing_twice(clock, capsys) -> None:
+def test_a_log_repeats_no_line(clock, capsys) -> None:
     progress = render.LogProgress()
     with stage(progress, "prefill", 100, "tokens"):
         for _ in range(100):
@@ -107,7 +107,7 @@ def test_a_log_says_nothing_twice(clock, capsys) -> None:
 
 
 def test_results_on_a_pipe_are_plain_and_never_wrapped(capsys) -> None:
-    render.facts([("path", "/a/" * 60), ("rope factor", 4.0)], title="model.gguf")
+    render.key_values([("path", "/a/" * 60), ("rope factor", 4.0)], title="model.gguf")
     render.table(["type", "tensors"], [("Q4_K", 12), ("x" * 200, 3)], right=["tensors"])
     render.json({"name": "Bücher", "window": 8192})
     out, err = capsys.readouterr()
@@ -135,19 +135,19 @@ except KeyError:
 """
 
 
-@pytest.mark.parametrize("colour", [True, False])
-def test_a_terminal_gets_a_bar_and_its_cursor_back(colour: bool, monkeypatch) -> None:
+@pytest.mark.parametrize("color", [True, False])
+def test_a_terminal_gets_a_bar_and_its_cursor_back(color: bool, monkeypatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    if not colour:
+    if not color:
         monkeypatch.setenv("NO_COLOR", "1")
     child = pexpect.spawn(sys.executable, ["-c", BAR], encoding="utf-8", dimensions=(24, 100), timeout=60)
     child.expect(pexpect.EOF)
-    said = child.before
-    assert "writing" in said
-    assert "3 GB of 3 GB" in said
-    assert "checking" in said
-    assert "50 %" in said
-    assert said.rstrip().endswith("after")
-    assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l"), "the cursor stays hidden"
-    assert bool("\x1b[9" in said or "\x1b[3" in said) is colour
+    output = child.before
+    assert "writing" in output
+    assert "3 GB of 3 GB" in output
+    assert "checking" in output
+    assert "50 %" in output
+    assert output.rstrip().endswith("after")
+    assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l"), "the cursor stays hidden"
+    assert bool("\x1b[9" in output or "\x1b[3" in output) is color

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.command_line import Done
+from support.command_line import CommandResult
 from support.tiny_checkpoints import make_checkpoint
 
 import pigguf
@@ -30,7 +30,7 @@ def clamped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(run: Callable[..., Done]) -> Callable[..., Done]:
+def run(run: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
     """`pigguf repair` with arguments."""
     return partial(run, "repair")
 
@@ -41,7 +41,7 @@ def test_the_program_exits_as_the_page_says(clamped: Path) -> None:
     assert (done.returncode, done.stderr) == (15, "")
 
 
-def test_found_shown_fixed_and_sound(clamped: Path, run: Callable[..., Done], tmp_path: Path) -> None:
+def test_found_shown_fixed_and_sound(clamped: Path, run: Callable[..., CommandResult], tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(clamped.read_bytes())
     found = run(path)
@@ -69,7 +69,7 @@ def test_found_shown_fixed_and_sound(clamped: Path, run: Callable[..., Done], tm
     assert "nothing to change" in again.stderr
 
 
-def test_remaining_faults_are_noted(clamped: Path, run: Callable[..., Done], tmp_path: Path) -> None:
+def test_remaining_faults_are_noted(clamped: Path, run: Callable[..., CommandResult], tmp_path: Path) -> None:
     done = run(clamped, "--set", "general.name=Piglet", "-o", tmp_path / "copy.gguf")
     assert done.returncode == 0
     assert "still wrong: llama.context_length is 64" in done.stderr
@@ -91,7 +91,7 @@ def test_a_refusal_is_one_line_with_a_hint(
     code: exit_codes.ExitCode,
     words: str,
     clamped: Path,
-    run: Callable[..., Done],
+    run: Callable[..., CommandResult],
 ) -> None:
     done = run(clamped, *arguments)
     assert done.returncode == code.code
@@ -102,7 +102,7 @@ def test_a_refusal_is_one_line_with_a_hint(
     assert done.stdout == ""
 
 
-def test_json_is_all_that_stands_on_stdout(clamped: Path, run: Callable[..., Done]) -> None:
+def test_json_is_all_that_stands_on_stdout(clamped: Path, run: Callable[..., CommandResult]) -> None:
     found = run(clamped, "--json")
     assert found.returncode == exit_codes.FOUND.code
     data = json.loads(found.stdout)

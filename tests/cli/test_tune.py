@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.command_line import Done
+from support.command_line import CommandResult
 from support.tiny_gguf import write_tiny
 
 from pigguf.cli import exit_codes
@@ -31,7 +31,7 @@ def tiny(tmp_path: Path) -> Path:
     return write_tiny(tmp_path / "tiny.gguf")
 
 
-def test_what_was_measured_chosen_and_left_out(run: Callable[..., Done], tiny: Path) -> None:
+def test_what_was_measured_chosen_and_left_out(run: Callable[..., CommandResult], tiny: Path) -> None:
     done = run("tune", tiny, "--seconds", "20")
     assert done.returncode == 0
     lines = done.stdout.splitlines()
@@ -45,7 +45,7 @@ def test_what_was_measured_chosen_and_left_out(run: Callable[..., Done], tiny: P
     assert "skipped: cache types: q8_0/f16: a KV cache of type q8_0 does not fit" in done.stderr
 
 
-def test_json_is_the_tuning_that_is_found(run: Callable[..., Done], tiny: Path) -> None:
+def test_json_is_the_tuning_that_is_found(run: Callable[..., CommandResult], tiny: Path) -> None:
     data = json.loads(run("tune", tiny, "--seconds", "20", "--json").stdout)
     assert set(data) == {"tuning", "choices", "measurements", "left_out", "seconds", "path"}
     assert TuningProfile.from_json(data["tuning"]) == load_tuning_profile(read_header(tiny))
@@ -53,7 +53,7 @@ def test_json_is_the_tuning_that_is_found(run: Callable[..., Done], tiny: Path) 
     assert {"group", "setting", "speed", "samples", "cache_bytes"} == set(data["measurements"][0])
 
 
-def test_a_file_that_is_no_model_is_refused(run: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_refused(run: Callable[..., CommandResult], tmp_path: Path) -> None:
     (tmp_path / "no.gguf").write_bytes(b"no")
     assert run("tune", tmp_path / "no.gguf").returncode == exit_codes.GGUF.code
     assert run("tune", tmp_path / "no.gguf", "--seconds", "0").returncode == exit_codes.USAGE.code

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support.command_line import Done
+from support.command_line import CommandResult
 from support.tiny_checkpoints import edit_config, make_checkpoint
 
 import pigguf
@@ -28,13 +28,13 @@ def gguf(checkpoint: Path) -> Path:
 
 
 @pytest.fixture
-def run(run: Callable[..., Done]) -> Callable[..., Done]:
+def run(run: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
     """`pigguf verify` with arguments."""
     return partial(run, "verify")
 
 
 def test_the_same_is_said_part_by_part_with_a_table(
-    checkpoint: Path, gguf: Path, run: Callable[..., Done]
+    checkpoint: Path, gguf: Path, run: Callable[..., CommandResult]
 ) -> None:
     done = run(gguf, "--against", checkpoint)
     assert (done.returncode, done.stderr) == (0, "")
@@ -49,7 +49,7 @@ def test_the_same_is_said_part_by_part_with_a_table(
 
 
 def test_another_model_exits_with_what_differs_and_where(
-    checkpoint: Path, run: Callable[..., Done], tmp_path: Path
+    checkpoint: Path, run: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
     right, wrong = tmp_path / "right.gguf", tmp_path / "wrong.gguf"
     pigguf.convert(checkpoint, right, type="F32")
@@ -63,7 +63,7 @@ def test_another_model_exits_with_what_differs_and_where(
     assert done.stderr == f"hint: `pigguf repair {wrong}` shows how to fix its rope metadata\n"
 
 
-def test_json_has_it_all(checkpoint: Path, gguf: Path, run: Callable[..., Done], tmp_path: Path) -> None:
+def test_json_has_it_all(checkpoint: Path, gguf: Path, run: Callable[..., CommandResult], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("It is a truth universally acknowledged, that a single man must be in want. " * 9)
     done = run(gguf, "--against", checkpoint, "--text", text, "--tokens", "128", "--json")
@@ -85,7 +85,7 @@ def test_json_has_it_all(checkpoint: Path, gguf: Path, run: Callable[..., Done],
 
 
 def test_what_cannot_be_computed_has_an_exit_code_of_its_own(
-    run: Callable[..., Done], tmp_path: Path
+    run: Callable[..., CommandResult], tmp_path: Path
 ) -> None:
     checkpoint = make_checkpoint(tmp_path / "piglet", "gptj")
     edit_config(checkpoint, rope_scaling={"type": "linear", "factor": 4.0})
@@ -104,7 +104,7 @@ def test_what_cannot_be_computed_has_an_exit_code_of_its_own(
     ],
 )
 def test_bad_input_is_an_error_with_a_hint(
-    arguments: list[str], code: int, said: str, checkpoint: Path, gguf: Path, run: Callable[..., Done]
+    arguments: list[str], code: int, said: str, checkpoint: Path, gguf: Path, run: Callable[..., CommandResult]
 ) -> None:
     done = run(gguf, "--against", checkpoint, *arguments)
     assert (done.returncode, done.stdout) == (code, "")

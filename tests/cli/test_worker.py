@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.command_line import Done
+from support.command_line import CommandResult
 from support.tiny_chat import write_chat_model
 from support.worker_process import WorkerProcess, started_workers
 
 import pigguf
 
-Run = Callable[..., Done]
+Run = Callable[..., CommandResult]
 Start = Callable[..., WorkerProcess]
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(pigguf.__file__).parent.parent)}
@@ -31,10 +31,10 @@ def start() -> Iterator[Start]:
     yield from started_workers()
 
 
-def finished(*arguments: str | Path) -> Done:
+def finished(*arguments: str | Path) -> CommandResult:
     child = program(*arguments)
     out, err = child.communicate(timeout=120)
-    return Done(child.returncode, out, err)
+    return CommandResult(child.returncode, out, err)
 
 
 def program(*arguments: str | Path) -> subprocess.Popen[str]:

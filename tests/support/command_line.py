@@ -1,12 +1,12 @@
-"""The command line within this process, as a program that runs it sees it."""
+"""The result of a command line that ran within the test process."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 
-class Done(NamedTuple):
-    """The exit code, and what was written where."""
+class CommandResult(NamedTuple):
+    """The exit code and the output of a command."""
 
     returncode: Any
     stdout: str
