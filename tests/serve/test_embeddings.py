@@ -222,5 +222,5 @@ def test_interrupted_and_unsupported_embeddings(path: Path, tmp_path: Path) -> N
     ranking = write_tiny(tmp_path / "rank.gguf", {"llama.pooling_type": u32(RANK)})
     with Model.open(ranking) as model:
         assert pooling_type(model) is None
-        with pytest.raises(UsageError, match=r"its llama\.pooling_type is none of mean, cls, last"):
+        with pytest.raises(UsageError, match=r"its llama\.pooling_type is not one of mean, cls, last"):
             embed(model, [text_tokens(3)])

@@ -25,6 +25,11 @@ class PromptPrefill:
         self._prefiller = prefiller
         self._prompt_cache = prompt_cache
 
+    def close(self) -> None:
+        """Forget the prefill backend and the prompt cache."""
+        self._prefiller = None
+        self._prompt_cache = None
+
     def set_prompt(self, tokens: Sequence[int], progress: Progress) -> int:
         """Make the sequence hold exactly `tokens`, and return how many of them were cached.
 

@@ -182,7 +182,12 @@ class Session(KVSequence):
         if context is not None:
             with context.lock:
                 super().close()
-                self._on_close(self.seq_id)
+                on_close, self._on_close = self._on_close, lambda seq_id: None
+                on_close(self.seq_id)
+                # The session and its parts refer to each other: what they refer to besides would stay in
+                # memory until a garbage collection, with all of the model.
+                self.prefiller = None
+                self._prompt_prefill.close()
 
     def __enter__(self) -> Session:
         return self

@@ -18,7 +18,7 @@ from pigguf.gguf_io import TensorData, TensorType, read_header
 from pigguf.gguf_io.metadata import f32
 from pigguf.inference.engine import Context, ContextOptions, Model
 from pigguf.inference.engine.activation_stats import ActivationCollector
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 from pigguf.quantization import read_imatrix
 
 WINDOW = 32
@@ -154,7 +154,7 @@ def test_inputs_that_are_not_numbers_are_refused_by_tensor(tmp_path: Path, text:
 
 
 def test_an_interrupted_measurement_leaves_what_was_there(tmp_path: Path, text: Path) -> None:
-    class Interrupter(Silent):
+    class Interrupter(SilentProgress):
         advanced = 0.0
 
         def advance(self, amount: float) -> None:

@@ -30,10 +30,10 @@ from pigguf.errors import (
 from pigguf.gguf_io import TensorType
 from pigguf.gguf_io.metadata import TypedValue, array, boolean, f32, string, u32
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope, log_to
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
 
-class Listener(Silent):
+class Listener(SilentProgress):
     def __init__(self) -> None:
         self.stages: list[tuple[str, float, str]] = []
         self.done = 0.0

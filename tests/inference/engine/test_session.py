@@ -18,7 +18,7 @@ from support.tiny_gguf import VOCABULARY, text_tokens, write_tiny
 
 from pigguf.errors import ContextOverflow, EngineError, Interrupted, UsageError
 from pigguf.inference.engine import Context, ContextOptions, Model, SamplingParams, Session
-from pigguf.progress import Silent
+from pigguf.progress import SilentProgress
 
 GREEDY = SamplingParams(temperature=0)
 WINDOW = 512
@@ -140,7 +140,7 @@ def test_indices_outside_are_refused_at_once(session: Session) -> None:
     assert session.n_past == 3
 
 
-class Counter(Silent):
+class Counter(SilentProgress):
     def __init__(self, at_advance: Callable[[], object] = lambda: None) -> None:
         self.total = 0.0
         self.amounts: list[float] = []
