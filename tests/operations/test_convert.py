@@ -303,7 +303,7 @@ def test_a_rule_of_the_tokenizer_that_is_not_known_stops_the_work(checkpoint: Pa
 
 def test_a_chat_template_that_is_not_jinja_stops_the_work(checkpoint: Path) -> None:
     (checkpoint / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}")
-    refused(TokenizerError, ["chat template", "not jinja"], checkpoint)
+    refused(TokenizerError, ["chat template", "not valid jinja"], checkpoint)
 
 
 def test_tokens_that_differ_from_the_sources_fail_the_conversion(
