@@ -1,26 +1,27 @@
-"""Tokenizers: files of a checkpoint -> Vocab -> GGUF keys, and back; chat templates.
+"""Tokenizers: from a checkpoint's files to a Vocab and GGUF keys, and back; chat templates.
 
-read_vocab understands a checkpoint's tokenizer or refuses it; source_encoder and samples prove that
-the GGUF's tokens are the source's; write_tokenizer is the way back.
+read_vocab reads a checkpoint's tokenizer, or refuses what llama.cpp cannot do. load_reference_encoder and
+select_roundtrip_texts serve to check that the GGUF tokenizes as the source does. write_tokenizer writes
+the files back.
 """
 
 from pigguf.tokenizer.chat_template import ChatTemplate
-from pigguf.tokenizer.known_differences import Limit
-from pigguf.tokenizer.reference_tokenizer import source_encoder
-from pigguf.tokenizer.roundtrip_texts import SAMPLES, roundtrip_samples
+from pigguf.tokenizer.known_differences import TokenizerDifference
+from pigguf.tokenizer.reference_tokenizer import load_reference_encoder
+from pigguf.tokenizer.roundtrip_texts import ROUNDTRIP_TEXTS, select_roundtrip_texts
 from pigguf.tokenizer.tokenizer_writer import write_tokenizer
 from pigguf.tokenizer.vocab import TokenType, Vocab, vocab_from_metadata
 from pigguf.tokenizer.vocab_reader import read_vocab
 
 __all__ = [
-    "SAMPLES",
+    "ROUNDTRIP_TEXTS",
     "ChatTemplate",
-    "Limit",
     "TokenType",
+    "TokenizerDifference",
     "Vocab",
+    "load_reference_encoder",
     "read_vocab",
-    "roundtrip_samples",
-    "source_encoder",
+    "select_roundtrip_texts",
     "vocab_from_metadata",
     "write_tokenizer",
 ]

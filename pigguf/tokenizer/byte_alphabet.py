@@ -1,33 +1,33 @@
-"""GPT-2's byte alphabet: the character that stands for each byte in byte-level BPE (its encoder.py)."""
+"""GPT-2's byte alphabet: the character for each byte in byte-level BPE (encoder.py, bytes_to_unicode)."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# Printable Latin-1 stands for itself; the others follow from U+0100 on, in order.
-_ITSELF: Final = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+# Printable Latin-1 bytes map to themselves, the others to U+0100 and up, in order.
+_IDENTITY_BYTES: Final = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
 
 
-def _characters() -> tuple[str, ...]:
-    moved = iter(range(0x100, 0x200))
-    return tuple(chr(byte if byte in _ITSELF else next(moved)) for byte in range(256))
+def _bytes_to_unicode() -> tuple[str, ...]:
+    remapped = iter(range(0x100, 0x200))
+    return tuple(chr(byte if byte in _IDENTITY_BYTES else next(remapped)) for byte in range(256))
 
 
-BYTE_ALPHABET: Final = _characters()
-"""byte -> its character."""
+BYTE_ALPHABET: Final = _bytes_to_unicode()
+"""Character of each byte, 256 of them."""
 
-_BYTES: Final = {character: byte for byte, character in enumerate(BYTE_ALPHABET)}
-_TABLE: Final = dict(enumerate(BYTE_ALPHABET))
-
-
-def spelled(content: bytes) -> str:
-    """Bytes in the alphabet."""
-    return content.decode("latin-1").translate(_TABLE)
+_BYTE_OF_CHARACTER: Final = {character: byte for byte, character in enumerate(BYTE_ALPHABET)}
+_TRANSLATION_TABLE: Final = dict(enumerate(BYTE_ALPHABET))
 
 
-def text_of(token: str) -> str | None:
-    """A byte-level token's text; None where its bytes are no whole UTF-8, or it is not byte-level."""
+def bytes_to_byte_level(content: bytes) -> str:
+    """Return bytes as byte-level text."""
+    return content.decode("latin-1").translate(_TRANSLATION_TABLE)
+
+
+def byte_level_to_text(token: str) -> str | None:
+    """Return a byte-level token's text; None if its bytes are not complete UTF-8, or it is not byte-level."""
     try:
-        return bytes(_BYTES[character] for character in token).decode("utf-8")
+        return bytes(_BYTE_OF_CHARACTER[character] for character in token).decode("utf-8")
     except (KeyError, UnicodeDecodeError):
         return None

@@ -1,10 +1,10 @@
-"""Chat templates: jinja source of a model -> the text of a prompt, in a sandbox.
+"""Render chat templates: jinja source of a model, run in a sandbox, gives the text of a prompt.
 
 The environment is the one that templates are written for, transformers' (utils/chat_template_utils.py):
-trimmed blocks, loop controls, a tojson that keeps characters as they are, raise_exception,
-strftime_now, and a {% generation %} block that is taken for its content.
+trimmed blocks, loop controls, a tojson that does not escape non-ASCII characters, raise_exception,
+strftime_now, and a {% generation %} block that renders its content.
 
-Left out: tools and documents, unless the caller passes them as variables.
+Tools and documents are rendered only if the caller passes them as variables.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pigguf.errors import TokenizerError
 
 
 class ChatTemplate:
-    """A compiled chat template with the tokens that it may write.
+    """A compiled chat template with the tokens that it may use.
 
     Args:
         source: jinja source.
-        bos_token, eos_token: texts of these tokens, "" where the model has none.
+        bos_token, eos_token: texts of these tokens, "" if the model has none.
 
     Raises:
-        TokenizerError: the source is not jinja.
+        TokenizerError: the source is not valid jinja.
     """
 
     def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
@@ -40,8 +40,8 @@ class ChatTemplate:
             self._template = _ENVIRONMENT.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise TokenizerError(
-                f"the chat template is not jinja: {error.message} (line {error.lineno})",
-                "correct chat_template in tokenizer_config.json or chat_template.jinja, or take it out",
+                f"the chat template is not valid jinja: {error.message} (line {error.lineno})",
+                "correct chat_template in tokenizer_config.json or chat_template.jinja, or remove it",
             ) from error
 
     def render(
@@ -51,15 +51,15 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """The text of a conversation.
+        """Return the prompt text of a conversation.
 
         Args:
             messages: {"role": ..., "content": ...}, in order.
-            add_generation_prompt: whether the text ends where the assistant begins to speak.
-            variables: further values for the template (tools, enable_thinking ...).
+            add_generation_prompt: whether to end with the beginning of the assistant's turn.
+            variables: other variables of the template (tools, enable_thinking ...).
 
         Raises:
-            TokenizerError: the template refuses the messages; it carries the template's own reason.
+            TokenizerError: the template raises an error; the message has the template's reason.
         """
         values = {"tools": None, "documents": None, **self._tokens, **variables}
         try:
@@ -68,14 +68,14 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **values,
             )
-        except Exception as error:  # a template is a program, and fails in every way that a program can
-            raise TokenizerError(f"the chat template refuses these messages: {error}") from error
+        except Exception as error:  # a template is a program and can raise anything
+            raise TokenizerError(f"the chat template cannot render these messages: {error}") from error
 
 
 class _Generation(Extension):
-    """{% generation %} marks what the assistant said, for training; here it is only its content."""
+    """Renders the content of {% generation %}, which marks assistant turns for training."""
 
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)

@@ -1,14 +1,13 @@
-"""How byte-level BPE splits text before merging: rules of a tokenizer.json <-> llama.cpp's names.
+"""Pre-tokenizers of byte-level BPE: rules of a tokenizer.json <-> llama.cpp's names for them.
 
-tokenizer.json spells the rules out; llama.cpp keeps them in code under a name (`tokenizer.ggml.pre`).
-The table reads both ways. A row stands here only because its rules and llama.cpp's code split alike:
-tests/tokenizer/test_pre_tokenizers.py trains a vocabulary for each row and compares tokens.
-Names and regexes: llama.cpp src/llama-vocab.cpp; rules: the models' own tokenizer.json.
+A pre-tokenizer splits text before merging. tokenizer.json spells out its rules; llama.cpp has them in code
+under a name (`tokenizer.ggml.pre`). PRE_TOKENIZERS is used in both directions. It lists only rules that
+llama.cpp's code splits by in the same way, except for the known_differences:
+tests/tokenizer/test_pre_tokenizers.py trains a vocabulary for each and compares the tokens.
 
-A row with limits agrees with llama.cpp on every text that keeps clear of them.
-
-Left out: names whose rules no published tokenizer.json is known for here (viking, superbpe, youtu ...),
-and those that llama.cpp only comes near in ways that no limit describes (tiny_aya, afmoe, kimi-k2).
+Not listed: names for which no published tokenizer.json is known (viking, superbpe, youtu ...), and those
+that llama.cpp only approximates in ways that no TokenizerDifference describes (tiny_aya, afmoe, kimi-k2).
+Source: llama.cpp src/llama-vocab.cpp for names and regexes; the models' own tokenizer.json for the rules.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer.known_differences import Limit
+from pigguf.tokenizer.known_differences import TokenizerDifference
 
 Rule = Mapping[str, Any]
 """One step of a pre_tokenizer, as tokenizer.json has it."""
@@ -29,8 +28,8 @@ def _isolated(regex: str) -> Rule:
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
 
 
-def _kept(regex: str) -> Rule:
-    """Keep the matches and drop the rest: the same as isolated for a regex that leaves nothing out."""
+def _matches_only(regex: str) -> Rule:
+    """Return a split that keeps only the matches; the same as isolated if the regex matches everything."""
     return {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Removed", "invert": True}
 
 
@@ -40,7 +39,7 @@ def _byte_level(use_regex: bool) -> Rule:
 
 _DIGITS: Final[Rule] = {"type": "Digits", "individual_digits": True}
 _BYTES: Final = _byte_level(use_regex=False)
-_GPT2: Final = _byte_level(use_regex=True)  # ByteLevel's own regex is GPT-2's
+_GPT2: Final = _byte_level(use_regex=True)  # ByteLevel's built-in regex is GPT-2's
 
 _SUFFIXES: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS_AND_DIGITS: Final = (
@@ -49,12 +48,12 @@ _WORDS_AND_DIGITS: Final = (
 _LLAMA3: Final = _WORDS_AND_DIGITS % r"\p{N}{1,3}"
 _QWEN2: Final = _WORDS_AND_DIGITS % r"\p{N}"
 
-# tiktoken's spelling of the same for its cl100k_base (tiktoken_ext/openai_public.py).
+# The same as tiktoken writes it for cl100k_base (tiktoken_ext/openai_public.py).
 _CL100K: Final = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|%s| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 
-# tiktoken's o200k_base: words begin where a capital letter follows a small one.
+# tiktoken's o200k_base: a word begins where an upper-case letter follows a lower-case one.
 _CASED_WORDS: Final = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
@@ -85,40 +84,44 @@ _DEEPSEEK_V3_WORDS: Final = (
 )
 
 
-def _words(*regexes: str) -> tuple[tuple[Rule, ...], ...]:
-    """Spellings of a split by a regex that leaves nothing out, then bytes."""
-    return tuple((split(regex), _BYTES) for regex in regexes for split in (_isolated, _kept))
+def _regex_variants(*regexes: str) -> tuple[tuple[Rule, ...], ...]:
+    """Return variants of a split by a regex that matches everything, followed by bytes."""
+    return tuple((split(regex), _BYTES) for regex in regexes for split in (_isolated, _matches_only))
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """One row.
+    """A pre-tokenizer that llama.cpp has.
 
     Attributes:
         name: the name to write into a GGUF file.
-        spellings: the rules; the first spelling is the one to write, others mean the same.
-        ignore_merges: whether a word that is a token as a whole is taken without merging.
+        rule_variants: equivalent rules as tokenizer.json files have them; the first is the one to write.
+        ignore_merges: whether a word that is a token is not split and merged.
         aliases: llama.cpp's other names for the same code.
-        adds_bos: llama.cpp's default for add_bos_token under these names.
-        limits: where llama.cpp and the rules differ.
+        adds_bos: llama.cpp's default of add_bos_token under these names.
+        known_differences: how llama.cpp differs from the rules.
     """
 
     name: str
-    spellings: tuple[tuple[Rule, ...], ...]
+    rule_variants: tuple[tuple[Rule, ...], ...]
     ignore_merges: bool = False
     aliases: tuple[str, ...] = ()
     adds_bos: bool = False
-    limits: tuple[Limit, ...] = ()
+    known_differences: tuple[TokenizerDifference, ...] = ()
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        return self.spellings[0]
+        """The rules to write into a tokenizer.json."""
+        return self.rule_variants[0]
 
 
 PRE_TOKENIZERS: Final = (
     PreTokenizer(
         "gpt-2",
-        ((_GPT2,), *_words(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")),
+        (
+            (_GPT2,),
+            *_regex_variants(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+        ),
         aliases=(
             "phi-2",
             "exaone4",
@@ -140,7 +143,7 @@ PRE_TOKENIZERS: Final = (
     ),
     PreTokenizer(
         "llama-bpe",
-        _words(_LLAMA3, _CL100K % r"\p{N}{1,3}"),
+        _regex_variants(_LLAMA3, _CL100K % r"\p{N}{1,3}"),
         ignore_merges=True,
         aliases=(
             "llama3",
@@ -156,12 +159,12 @@ PRE_TOKENIZERS: Final = (
     ),
     PreTokenizer(
         "dbrx",
-        _words(_LLAMA3, _CL100K % r"\p{N}{1,3}"),
+        _regex_variants(_LLAMA3, _CL100K % r"\p{N}{1,3}"),
         aliases=("smaug-bpe", "chatglm-bpe"),
     ),
     PreTokenizer(
         "qwen2",
-        _words(_QWEN2, _CL100K % r"\p{N}"),
+        _regex_variants(_QWEN2, _CL100K % r"\p{N}"),
         aliases=(
             "deepseek-r1-qwen",
             "megrez",
@@ -178,14 +181,14 @@ PRE_TOKENIZERS: Final = (
     ),
     PreTokenizer(
         "qwen35",
-        _words(
+        _regex_variants(
             _SUFFIXES + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
             r"|\s*[\r\n]+|\s+(?!\S)|\s+"
         ),
     ),
-    # The digits are counted in byte-level text, where the bytes of ² and ¾ are among them (B2, BE ...):
-    # an "м" (D0 BC) is parted. llama.cpp does not do so, and a vocabulary trained under these rules has no
-    # merge across such a place.
+    # tokenizers looks for digits in byte-level text, where the bytes of ² and ¾ count as digits (B2, BE ...):
+    # it splits an "м" (D0 BC). llama.cpp does not, and a vocabulary trained with these rules has no merge
+    # across such a split.
     PreTokenizer(
         "falcon",
         (
@@ -202,9 +205,9 @@ PRE_TOKENIZERS: Final = (
         ((_isolated(" ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"), _BYTES),),
         aliases=("poro-chat", "gpt3-finnish"),
     ),
-    # llama.cpp takes every Unicode space for one and the same here, tokenizer.json counts U+2000 to
-    # U+3000 among the Chinese characters: a vocabulary with merges across the two would differ.
-    # DeepSeek's own has none, and convert proves each vocabulary with such texts among its samples.
+    # llama.cpp treats all Unicode spaces alike here, while tokenizer.json counts U+2000 to U+3000 as Chinese
+    # characters: a vocabulary with merges across the two would differ. DeepSeek's own has none, and
+    # convert checks every vocabulary with such texts.
     PreTokenizer(
         "deepseek-coder",
         (
@@ -231,7 +234,7 @@ PRE_TOKENIZERS: Final = (
                 _BYTES,
             ),
         ),
-        limits=(Limit.MIXED_SPACES,),
+        known_differences=(TokenizerDifference.MIXED_SPACES,),
     ),
     PreTokenizer(
         "deepseek-v3",
@@ -247,22 +250,27 @@ PRE_TOKENIZERS: Final = (
     ),
     PreTokenizer(
         "tekken",
-        _words(_TEKKEN),
+        _regex_variants(_TEKKEN),
         ignore_merges=True,
         adds_bos=True,
-        limits=(Limit.LETTER_CASE, Limit.MARKS),
+        known_differences=(TokenizerDifference.LETTER_CASE, TokenizerDifference.COMBINING_MARKS),
     ),
     PreTokenizer(
         "gpt-4o",
-        _words(_O200K),
+        _regex_variants(_O200K),
         aliases=("llama4", "kanana2", "talkie", "minimax-m2"),
-        limits=(Limit.LETTER_CASE, Limit.MARKS),
+        known_differences=(TokenizerDifference.LETTER_CASE, TokenizerDifference.COMBINING_MARKS),
     ),
-    # The same rules in the only name that goes with ignore_merges; it keeps marks with their letters too.
-    PreTokenizer("granite-embed-multi-97m", _words(_O200K), ignore_merges=True, limits=(Limit.LETTER_CASE,)),
+    # The same rules under the only name with ignore_merges; it does not split off combining marks.
+    PreTokenizer(
+        "granite-embed-multi-97m",
+        _regex_variants(_O200K),
+        ignore_merges=True,
+        known_differences=(TokenizerDifference.LETTER_CASE,),
+    ),
     PreTokenizer(
         "jais-2",
-        _words(
+        _regex_variants(
             _SUFFIXES
             + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
             + "".join(rf"|\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4))
@@ -271,14 +279,14 @@ PRE_TOKENIZERS: Final = (
     ),
     PreTokenizer(
         "seed-coder",
-        _words(
+        _regex_variants(
             _SUFFIXES + "|[^\r\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1}| ?[^\\s\\p{L}\\p{N}\r\n]+|\\s*[\r\n]+"
             r"|\s+(?!\S)|\s+"
         ),
     ),
     PreTokenizer(
         "exaone-moe",
-        _words(
+        _regex_variants(
             _SUFFIXES + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
             r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
         ),
@@ -290,52 +298,58 @@ PRE_TOKENIZERS: Final = (
     ),
 )
 
-_BY_NAME: Final = {name: row for row in PRE_TOKENIZERS for name in (row.name, *row.aliases)}
+_BY_NAME: Final = {
+    name: pre_tokenizer
+    for pre_tokenizer in PRE_TOKENIZERS
+    for name in (pre_tokenizer.name, *pre_tokenizer.aliases)
+}
 
 
-def recognise(steps: Sequence[Rule], ignore_merges: bool, file: str) -> PreTokenizer:
-    """The row whose rules a tokenizer.json spells out.
+def match_pre_tokenizer(steps: Sequence[Rule], ignore_merges: bool, file: str) -> PreTokenizer:
+    """Return the pre-tokenizer with the rules of a tokenizer.json.
 
     Args:
         steps: the file's pre_tokenizer, step by step.
         ignore_merges: the file's model.ignore_merges.
-        file: named in the error.
+        file: path of the file, for messages.
 
     Raises:
-        TokenizerError: no row has these rules.
+        TokenizerError: llama.cpp does not have these rules.
     """
-    for row in PRE_TOKENIZERS:
-        if row.ignore_merges == ignore_merges and _essence(steps) in map(_essence, row.spellings):
-            return row
-    spelled = json.dumps(list(steps), ensure_ascii=False)
+    rules = _normalize_rules(steps)
+    for pre_tokenizer in PRE_TOKENIZERS:
+        variants = map(_normalize_rules, pre_tokenizer.rule_variants)
+        if pre_tokenizer.ignore_merges == ignore_merges and rules in variants:
+            return pre_tokenizer
+    stated = json.dumps(list(steps), ensure_ascii=False)
     raise TokenizerError(
-        f"{file}: the rules pre_tokenizer = {spelled} with ignore_merges = {json.dumps(ignore_merges)} "
-        "are none that llama.cpp is known to split by",
-        f"known are the rules of {', '.join(row.name for row in PRE_TOKENIZERS)}",
+        f"{file}: llama.cpp has no pre-tokenizer with the rules pre_tokenizer = {stated} and "
+        f"ignore_merges = {json.dumps(ignore_merges)}",
+        f"known are the rules of {', '.join(pre_tokenizer.name for pre_tokenizer in PRE_TOKENIZERS)}",
     )
 
 
-def pre_tokenizer_named(name: str) -> PreTokenizer:
-    """The row behind a GGUF file's tokenizer.ggml.pre.
+def pre_tokenizer_by_name(name: str) -> PreTokenizer:
+    """Return the pre-tokenizer of a GGUF file's tokenizer.ggml.pre.
 
     Raises:
-        TokenizerError: no row has that name.
+        TokenizerError: the name is unknown.
     """
     if name not in _BY_NAME:
         raise TokenizerError(
-            f"tokenizer.ggml.pre is {name!r}, whose rules have no exact form in tokenizer.json",
-            f"known are {', '.join(_BY_NAME)}",
+            f"tokenizer.ggml.pre is {name!r}, whose rules cannot be written exactly in tokenizer.json",
+            f"known names: {', '.join(_BY_NAME)}",
         )
     return _BY_NAME[name]
 
 
 def adds_bos_by_default(name: str) -> bool:
-    """Whether llama.cpp puts BOS before texts under this name where the file does not say."""
+    """Return whether llama.cpp adds BOS under this name if the file does not have add_bos_token."""
     return name in _BY_NAME and _BY_NAME[name].adds_bos
 
 
-def _essence(rules: Sequence[Rule]) -> list[Rule]:
-    """Rules without what changes no token, and with the default of an absent key."""
+def _normalize_rules(rules: Sequence[Rule]) -> list[Rule]:
+    """Return rules without keys that do not change tokens, and with defaults for missing keys."""
     return [
         {"use_regex": True, **{key: value for key, value in rule.items() if key != "trim_offsets"}}
         if rule.get("type") == "ByteLevel"

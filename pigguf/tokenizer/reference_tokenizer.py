@@ -1,7 +1,7 @@
-"""The source's own tokenizer: what a conversion's tokens are compared with.
+"""Run the source's own tokenizer, which a conversion's tokens are compared with.
 
 The libraries that made the tokenizer do the work: `tokenizers` for a tokenizer.json, `sentencepiece`
-for a tokenizer.model. The same file is taken as read_vocab takes.
+for a tokenizer.model. Which file is used is decided as in read_vocab.
 """
 
 from __future__ import annotations
@@ -15,53 +15,53 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer.added_tokens import added_tokens
-from pigguf.tokenizer.known_differences import Limit
+from pigguf.tokenizer.added_tokens import read_added_tokens
+from pigguf.tokenizer.base_vocab import BaseVocab
+from pigguf.tokenizer.known_differences import TokenizerDifference
 from pigguf.tokenizer.sentencepiece_model import NO_DUMMY_PREFIX
-from pigguf.tokenizer.tokenizer_files import TOKENIZER, TokenizerFiles
-from pigguf.tokenizer.vocab import MATCHED_IN_TEXT
-from pigguf.tokenizer.vocab_entries import Pieces
-from pigguf.tokenizer.vocab_reader import read_pieces, token_type
+from pigguf.tokenizer.tokenizer_files import TOKENIZER_JSON, TokenizerFiles
+from pigguf.tokenizer.vocab import SPECIAL_TOKEN_TYPES
+from pigguf.tokenizer.vocab_reader import read_base_vocab, token_type
 
 Encoder = Callable[[str], list[int]]
 
 
-def source_encoder(directory: Path, *, parse_special: bool = True) -> Encoder:
-    """A function from text to token ids, with no BOS or EOS added.
+def load_reference_encoder(directory: Path, *, parse_special: bool = True) -> Encoder:
+    """Return a function from text to token ids that adds no BOS or EOS.
 
     Args:
-        directory: the checkpoint's.
-        parse_special: whether special tokens' text is read as the tokens, or as any other text.
+        directory: the checkpoint's directory.
+        parse_special: whether the text of special tokens is tokenized as these tokens, or as plain text.
 
     Raises:
-        TokenizerError: as read_vocab does.
+        TokenizerError: as read_vocab.
     """
     files = TokenizerFiles.open(directory)
-    pieces = read_pieces(files)
-    if files.tokenizer is not None and pieces.file == str(files.path(files.tokenizer_file)):
-        return _tokenizers_encoder(files, pieces, parse_special)
-    return _sentencepiece_encoder(files, pieces, parse_special)
+    base = read_base_vocab(files)
+    if files.tokenizer_json is not None and base.file == str(files.path(files.tokenizer_json_source)):
+        return _tokenizers_encoder(files, base, parse_special)
+    return _sentencepiece_encoder(files, base, parse_special)
 
 
-def _tokenizers_encoder(files: TokenizerFiles, pieces: Pieces, parse_special: bool) -> Encoder:
-    path = files.path(files.tokenizer_file)
+def _tokenizers_encoder(files: TokenizerFiles, base: BaseVocab, parse_special: bool) -> Encoder:
+    path = files.path(files.tokenizer_json_source)
     try:
         tokenizer = (
             Tokenizer.from_file(str(path))
-            if files.tokenizer_file == TOKENIZER
-            else Tokenizer.from_str(json.dumps(files.tokenizer))
+            if files.tokenizer_json_source == TOKENIZER_JSON
+            else Tokenizer.from_str(json.dumps(files.tokenizer_json))
         )
-    except Exception as error:  # the library raises nothing more exact
+    except Exception as error:  # tokenizers raises only Exception
         raise TokenizerError(f"{path}: {error}", "download the file again") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    for token in added_tokens(files, pieces.ids).values():
-        flags = {"normalized": token.normalized, "special": token.special, "rstrip": token.strips_after}
+    for token in read_added_tokens(files, base.ids).values():
+        flags = {"normalized": token.normalized, "special": token.special, "rstrip": token.rstrip}
         tokenizer.add_tokens([AddedToken(token.content, **flags)])
         if tokenizer.token_to_id(token.content) != token.id:
             raise TokenizerError(
-                f"{files.path(token.file)} gives {token.content!r} the id {token.id}; it becomes "
-                f"{tokenizer.token_to_id(token.content)} where it is added to {path}"
+                f"{files.path(token.file)} gives {token.content!r} the id {token.id}; "
+                f"added to {path} it gets {tokenizer.token_to_id(token.content)}"
             )
 
     tokenizer.encode_special_tokens = not parse_special
@@ -73,30 +73,34 @@ def _tokenizers_encoder(files: TokenizerFiles, pieces: Pieces, parse_special: bo
     return encode
 
 
-def _sentencepiece_encoder(files: TokenizerFiles, pieces: Pieces, parse_special: bool) -> Encoder:
-    """sentencepiece for the text between special tokens, as transformers' LlamaTokenizer does it.
+def _sentencepiece_encoder(files: TokenizerFiles, base: BaseVocab, parse_special: bool) -> Encoder:
+    """Return an encoder that runs sentencepiece between special tokens, as transformers' LlamaTokenizer does.
 
-    Every stretch of text gets the space prefix by itself ("legacy"); with legacy = false only one at
-    the text's beginning does.
+    Every segment of text gets the space prefix ("legacy"); with legacy = false only one at the
+    beginning of the text does.
     """
-    model = files.sentencepiece or b""
-    prefixed = _processor(model) if pieces.add_space_prefix else _processor(model + NO_DUMMY_PREFIX)
-    inner = _processor(model + NO_DUMMY_PREFIX) if Limit.SPACE_PREFIX in pieces.limits else prefixed
-    if not parse_special:  # sentencepiece itself reads no control token out of text
+    model = files.sentencepiece_model or b""
+    prefixed = _processor(model) if base.add_space_prefix else _processor(model + NO_DUMMY_PREFIX)
+    inner = (
+        _processor(model + NO_DUMMY_PREFIX)
+        if TokenizerDifference.SPACE_PREFIX in base.known_differences
+        else prefixed
+    )
+    if not parse_special:  # sentencepiece matches no control tokens in text
         return lambda text: list(prefixed.encode(text))
-    special = _special_ids(files, pieces)
-    pattern = _any_of(special)
-    stripping = {token.content for token in added_tokens(files, pieces.ids).values() if token.strips_after}
+    special = _matched_tokens(files, base)
+    pattern = _alternation(special)
+    rstrip_tokens = {token.content for token in read_added_tokens(files, base.ids).values() if token.rstrip}
 
     def encode(text: str) -> list[int]:
         ids: list[int] = []
-        before = ""
-        for index, part in enumerate(pattern.split(text)):  # at odd places what the pattern matched
+        previous = ""
+        for index, segment in enumerate(pattern.split(text)):  # matches have odd indices
             if index % 2:
-                ids.append(special[part])
-                before = part
-            elif stretch := part.lstrip() if before in stripping else part:
-                ids += (inner if index else prefixed).encode(stretch)
+                ids.append(special[segment])
+                previous = segment
+            elif plain := segment.lstrip() if previous in rstrip_tokens else segment:
+                ids += (inner if index else prefixed).encode(plain)
         return ids
 
     return encode
@@ -106,18 +110,18 @@ def _processor(model: bytes) -> SentencePieceProcessor:
     return SentencePieceProcessor(model_proto=model)
 
 
-def _special_ids(files: TokenizerFiles, pieces: Pieces) -> dict[str, int]:
-    """text -> id of the tokens that are looked for before sentencepiece sees the text."""
-    added = added_tokens(files, pieces.ids)
-    own = {
+def _matched_tokens(files: TokenizerFiles, base: BaseVocab) -> dict[str, int]:
+    """Return text -> id of the tokens that are matched before sentencepiece gets the text."""
+    added = read_added_tokens(files, base.ids)
+    base_special = {
         text: token
-        for text, token in pieces.ids.items()
-        if token_type(pieces, token, added.get(token)) in MATCHED_IN_TEXT
+        for text, token in base.ids.items()
+        if token_type(base, token, added.get(token)) in SPECIAL_TOKEN_TYPES
     }
-    return {**own, **{token.content: token.id for token in added.values()}}
+    return {**base_special, **{token.content: token.id for token in added.values()}}
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the texts, the longest where several begin at one place."""
+def _alternation(texts: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that matches any of the texts, the longest if several match."""
     longest_first = sorted(texts, key=len, reverse=True)
     return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")

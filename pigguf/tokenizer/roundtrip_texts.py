@@ -1,22 +1,22 @@
-"""Texts that prove a conversion: the source's tokenizer and the GGUF's must make the same tokens of them.
+"""Texts to check a conversion with: the source's tokenizer and the GGUF's must give the same tokens for them.
 
-Left out: texts on which the two are known to differ (Limit), and names of special tokens of other
-vocabularies, which llama.cpp may read as its own ("</s>").
+Characters that the two are known to tokenize differently are removed (TokenizerDifference). There are no
+names of special tokens of other vocabularies, which llama.cpp may match ("</s>").
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from pigguf.tokenizer.byte_alphabet import text_of
-from pigguf.tokenizer.known_differences import Limit, kept_clear
-from pigguf.tokenizer.vocab import ENDS_AS_FILLER, ENDS_BY_TEXT, MATCHED_IN_TEXT, TokenType, Vocab
+from pigguf.tokenizer.byte_alphabet import byte_level_to_text
+from pigguf.tokenizer.known_differences import TokenizerDifference, remove_differing_text
+from pigguf.tokenizer.vocab import EOG_TOKENS, FIM_EOG_TOKENS, SPECIAL_TOKEN_TYPES, TokenType, Vocab
 
 MAX_SPECIAL_TOKENS = 64
 MAX_PLAIN_TOKENS = 2000
 PLAIN_TOKENS_PER_TEXT = 25
 
-SAMPLES: tuple[str, ...] = (
+ROUNDTRIP_TEXTS: tuple[str, ...] = (
     # Prose, with contractions in both cases and both apostrophes.
     "The quick brown fox jumps over the lazy dog.",
     "It's what they'd said: we'll see, I'm sure you've heard — don't, can't, she'S, WE'RE, I'LL, 'tis.",
@@ -62,55 +62,55 @@ SAMPLES: tuple[str, ...] = (
     "🙂 😀😃 👍\U0001f3fd 👩\u200d👩\u200d👧\u200d👦 🧑\U0001f3ff\u200d🚀 🏳\ufe0f\u200d🌈 🇩🇪🇫🇷",
     "1\ufe0f\u20e3 #\ufe0f\u20e3 ❤\ufe0f ❤ ☺\ufe0e",
     "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f 🫠",
-    # Things that are hardly text: controls, replacement, order marks, private use, noncharacters.
+    # Hardly text: controls, replacement, order marks, private use, noncharacters.
     "a\x00b\x07c\x1bd\x7fe", "\ufeffmark\u200b\u200c\u200d\u2060zero\u00adsoft\u202ertl\u202c\ufffd\ufffd",
     "\ue000\uf8ff\U000f0000 \ufffe\U0001ffff \u0378",
-    # What looks like pieces of a vocabulary.
+    # Text that looks like tokens of a vocabulary.
     "▁ ▁▁ a▁b Ġ Ċ ĉ <0x0A> <0x41> <0xff> [UNK] <unk <|x|> <|im_ [INST] [PAD7] ##ing @@",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa hahahahahahahahaha abababababab -----------------------------------",
     "a",
     "",
 )  # fmt: skip
-"""Multilingual texts that hold no special token."""
+"""Multilingual texts without special tokens."""
 
 
-def roundtrip_samples(vocab: Vocab) -> tuple[str, ...]:
-    """The texts that a conversion of this vocabulary is proven with: SAMPLES, and of its own tokens.
+def select_roundtrip_texts(vocab: Vocab) -> tuple[str, ...]:
+    """Return the texts to check a conversion of this vocabulary with: ROUNDTRIP_TEXTS and its own tokens.
 
-    Special tokens come alone, in pairs, and with text before and after them.
+    Special tokens are tried alone, in pairs, and with text before and after them.
     """
-    texts = (*SAMPLES, *_special_samples(vocab), *_vocabulary_samples(vocab))
-    return kept_clear(texts, vocab.limits)
+    texts = (*ROUNDTRIP_TEXTS, *_special_token_texts(vocab), *_plain_token_texts(vocab))
+    return remove_differing_text(texts, vocab.known_differences)
 
 
-def _special_samples(vocab: Vocab) -> tuple[str, ...]:
-    special = _special_texts(vocab)
+def _special_token_texts(vocab: Vocab) -> tuple[str, ...]:
+    special = _special_tokens(vocab)
     texts = [*special, *(f"Some text{text}" for text in special)]
     texts += [left + right for left, right in pairwise(special)]
-    if Limit.SPACE_PREFIX not in vocab.limits:
+    if TokenizerDifference.SPACE_PREFIX not in vocab.known_differences:
         texts += [f"{text}Some text" for text in special]
         texts += [f"{text}\nuser: 12 {text} {text}\n\n中文{text}" for text in special]
     return tuple(texts)
 
 
-def _vocabulary_samples(vocab: Vocab) -> tuple[str, ...]:
-    """Plain tokens from all over a byte-level vocabulary, one after the other: words of its own languages."""
+def _plain_token_texts(vocab: Vocab) -> tuple[str, ...]:
+    """Return texts of plain tokens from all over a byte-level vocabulary, in its own languages."""
     if vocab.model != "gpt2":
         return ()
     plain = [
         token
         for token, kind in zip(vocab.tokens, vocab.types, strict=True)
-        if kind is TokenType.NORMAL and token not in ENDS_BY_TEXT | ENDS_AS_FILLER
+        if kind is TokenType.NORMAL and token not in EOG_TOKENS | FIM_EOG_TOKENS
     ]
-    some = plain[:: max(1, len(plain) // MAX_PLAIN_TOKENS)]
-    texts = [text for token in some if (text := text_of(token)) is not None]
+    selected = plain[:: max(1, len(plain) // MAX_PLAIN_TOKENS)]
+    texts = [text for token in selected if (text := byte_level_to_text(token)) is not None]
     return tuple(
         "".join(texts[at : at + PLAIN_TOKENS_PER_TEXT]) for at in range(0, len(texts), PLAIN_TOKENS_PER_TEXT)
     )
 
 
-def _special_texts(vocab: Vocab) -> list[str]:
-    """Those in a role first, then the others in the order of their ids."""
-    matched = [token for token, kind in enumerate(vocab.types) if kind in MATCHED_IN_TEXT]
-    in_role = [token for token in vocab.special_ids.values() if vocab.types[token] in MATCHED_IN_TEXT]
-    return [vocab.tokens[token] for token in dict.fromkeys([*in_role, *matched])][:MAX_SPECIAL_TOKENS]
+def _special_tokens(vocab: Vocab) -> list[str]:
+    """Return special tokens, those in a role first, then the others by id."""
+    special = [token for token, kind in enumerate(vocab.types) if kind in SPECIAL_TOKEN_TYPES]
+    in_role = [token for token in vocab.special_ids.values() if vocab.types[token] in SPECIAL_TOKEN_TYPES]
+    return [vocab.tokens[token] for token in dict.fromkeys([*in_role, *special])][:MAX_SPECIAL_TOKENS]

@@ -1,8 +1,8 @@
-"""tokenizer.model: the protobuf that sentencepiece keeps a vocabulary in, read and written.
+"""Parse and serialize tokenizer.model, the protobuf of a sentencepiece vocabulary.
 
-Only the fields that decide tokens; their numbers are those of sentencepiece's
-src/sentencepiece_model.proto (ModelProto). Written by hand because the protobuf package, which
-could do it, is a heavy thing to need for four kinds of field.
+Only the fields that decide tokens are read; their numbers are those of sentencepiece's
+src/sentencepiece_model.proto (ModelProto). It is written by hand, because the protobuf package would be a
+heavy dependency for four kinds of field.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _NAME, _CHARSMAP, _ADD_DUMMY_PREFIX, _REMOVE_EXTRA_WHITESPACES, _ESCAPE_WHITESPA
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One token: its text, its score, and its type (vocab.TokenType's numbers)."""
+class SentencePiece:
+    """One token: its text, its score and its type (a number of vocab.TokenType)."""
 
     text: str
     score: float = 0.0
@@ -40,9 +40,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What a tokenizer.model says; defaults are the proto's own. An id of -1 means none."""
+    """The content of a tokenizer.model; defaults are those of the proto. An id of -1 means none."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[SentencePiece, ...]
     algorithm: int = UNIGRAM
     byte_fallback: bool = False
     whitespace_as_suffix: bool = False
@@ -58,69 +58,74 @@ class SentencePieceModel:
 
 
 NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
-"""Appended to a model's bytes, it turns add_dummy_prefix off: protobuf merges a repeated message."""
+"""Bytes that turn add_dummy_prefix off when appended to a model: protobuf merges repeated messages."""
 
 
-def read_model(content: bytes, file: str) -> SentencePieceModel:
-    """Read a tokenizer.model.
+def parse_sentencepiece_model(content: bytes, file: str) -> SentencePieceModel:
+    """Parse a tokenizer.model.
 
     Args:
-        content: its bytes.
-        file: named in the error.
+        content: the file's bytes.
+        file: path of the file, for messages.
 
     Raises:
-        TokenizerError: the bytes are no sentencepiece model, or are cut short.
+        TokenizerError: the bytes are not a sentencepiece model, or are cut short.
     """
     try:
-        model = _read_model(content)
+        model = _parse_model(content)
     except (IndexError, ValueError, struct.error) as error:
         raise TokenizerError(
             f"{file} is not a sentencepiece model, or is cut short", "download the file again"
         ) from error
     if not model.pieces:
-        raise TokenizerError(f"{file} holds no pieces", "download the file again")
+        raise TokenizerError(f"{file} has no pieces", "download the file again")
     return model
 
 
-def write_model(model: SentencePieceModel) -> bytes:
-    """The bytes of a tokenizer.model."""
+def serialize_sentencepiece_model(model: SentencePieceModel) -> bytes:
+    """Return the bytes of a tokenizer.model."""
     pieces = b"".join(
-        _message(_PIECES, _text(_PIECE, piece.text), _float(_SCORE, piece.score), _number(_TYPE, piece.type))
+        _encode_message(
+            _PIECES,
+            _encode_string(_PIECE, piece.text),
+            _encode_float(_SCORE, piece.score),
+            _encode_int(_TYPE, piece.type),
+        )
         for piece in model.pieces
     )
-    trainer = _message(
+    trainer = _encode_message(
         _TRAINER_SPEC,
-        _number(_MODEL_TYPE, model.algorithm),
-        _number(_VOCAB_SIZE, len(model.pieces)),
-        _number(_WHITESPACE_AS_SUFFIX, model.whitespace_as_suffix),
-        _number(_BYTE_FALLBACK, model.byte_fallback),
-        _number(_UNK_ID, model.unk_id),
-        _number(_BOS_ID, model.bos_id),
-        _number(_EOS_ID, model.eos_id),
-        _number(_PAD_ID, model.pad_id),
+        _encode_int(_MODEL_TYPE, model.algorithm),
+        _encode_int(_VOCAB_SIZE, len(model.pieces)),
+        _encode_int(_WHITESPACE_AS_SUFFIX, model.whitespace_as_suffix),
+        _encode_int(_BYTE_FALLBACK, model.byte_fallback),
+        _encode_int(_UNK_ID, model.unk_id),
+        _encode_int(_BOS_ID, model.bos_id),
+        _encode_int(_EOS_ID, model.eos_id),
+        _encode_int(_PAD_ID, model.pad_id),
     )
-    normalizer = _message(
+    normalizer = _encode_message(
         _NORMALIZER_SPEC,
-        _text(_NAME, model.normalizer),
-        _field(_CHARSMAP, model.charsmap),
-        _number(_ADD_DUMMY_PREFIX, model.add_dummy_prefix),
-        _number(_REMOVE_EXTRA_WHITESPACES, model.remove_extra_whitespaces),
-        _number(_ESCAPE_WHITESPACES, model.escape_whitespaces),
+        _encode_string(_NAME, model.normalizer),
+        _encode_field(_CHARSMAP, model.charsmap),
+        _encode_int(_ADD_DUMMY_PREFIX, model.add_dummy_prefix),
+        _encode_int(_REMOVE_EXTRA_WHITESPACES, model.remove_extra_whitespaces),
+        _encode_int(_ESCAPE_WHITESPACES, model.escape_whitespaces),
     )
     return pieces + trainer + normalizer
 
 
-def _read_model(content: bytes) -> SentencePieceModel:
-    pieces: list[Piece] = []
+def _parse_model(content: bytes) -> SentencePieceModel:
+    pieces: list[SentencePiece] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
-    for number, value in _fields(content):
+    for number, value in _parse_fields(content):
         if number == _PIECES:
-            pieces.append(_read_piece(_as_bytes(value)))
+            pieces.append(_parse_piece(_as_bytes(value)))
         elif number == _TRAINER_SPEC:
-            trainer.update(_fields(_as_bytes(value)))
+            trainer.update(_parse_fields(_as_bytes(value)))
         elif number == _NORMALIZER_SPEC:
-            normalizer.update(_fields(_as_bytes(value)))
+            normalizer.update(_parse_fields(_as_bytes(value)))
     default = SentencePieceModel(())
     return SentencePieceModel(
         pieces=tuple(pieces),
@@ -139,24 +144,24 @@ def _read_model(content: bytes) -> SentencePieceModel:
     )
 
 
-def _read_piece(content: bytes) -> Piece:
-    fields = dict(_fields(content))
+def _parse_piece(content: bytes) -> SentencePiece:
+    fields = dict(_parse_fields(content))
     (score,) = struct.unpack("<f", _as_bytes(fields.get(_SCORE, b"\0\0\0\0")))
-    return Piece(_as_bytes(fields.get(_PIECE, b"")).decode("utf-8"), score, _int(fields, _TYPE, 1))
+    return SentencePiece(_as_bytes(fields.get(_PIECE, b"")).decode("utf-8"), score, _int(fields, _TYPE, 1))
 
 
-def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message in order: a number for a varint, bytes for anything else."""
+def _parse_fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Yield a message's field numbers and values, in order: an int for a varint, bytes for the others."""
     offset = 0
     while offset < len(content):
-        tag, offset = _varint(content, offset)
+        tag, offset = _parse_varint(content, offset)
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
-            value, offset = _varint(content, offset)
+            value, offset = _parse_varint(content, offset)
             yield number, value
             continue
         if wire == _BYTES:
-            size, offset = _varint(content, offset)
+            size, offset = _parse_varint(content, offset)
         elif wire in (_FIXED32, _FIXED64):
             size = 4 if wire == _FIXED32 else 8
         else:
@@ -167,51 +172,51 @@ def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
         offset += size
 
 
-def _varint(content: bytes, offset: int) -> tuple[int, int]:
+def _parse_varint(content: bytes, offset: int) -> tuple[int, int]:
     value = 0
-    for place in range(10):
-        byte = content[offset + place]
-        value |= (byte & 0x7F) << (7 * place)
+    for index in range(10):
+        byte = content[offset + index]
+        value |= (byte & 0x7F) << (7 * index)
         if byte < 0x80:
-            return value, offset + place + 1
-    raise ValueError("a number longer than ten bytes")
+            return value, offset + index + 1
+    raise ValueError("a varint longer than ten bytes")
 
 
 def _int(fields: dict[int, int | bytes], number: int, default: int) -> int:
     value = fields.get(number, default)
     if not isinstance(value, int):
-        raise ValueError(f"field {number} holds bytes, not a number")
+        raise ValueError(f"field {number} is bytes, not a number")
     value &= 0xFFFFFFFF  # int32, stored in 64 bits where negative
     return value - 2**32 if value >= 2**31 else value
 
 
 def _as_bytes(value: int | bytes) -> bytes:
     if not isinstance(value, bytes):
-        raise ValueError("a number where bytes should be")
+        raise ValueError("a number instead of bytes")
     return value
 
 
-def _message(number: int, *fields: bytes) -> bytes:
-    return _field(number, b"".join(fields))
+def _encode_message(number: int, *fields: bytes) -> bytes:
+    return _encode_field(number, b"".join(fields))
 
 
-def _field(number: int, content: bytes) -> bytes:
-    return _encoded(number << 3 | _BYTES) + _encoded(len(content)) + content
+def _encode_field(number: int, content: bytes) -> bytes:
+    return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(content)) + content
 
 
-def _text(number: int, value: str) -> bytes:
-    return _field(number, value.encode("utf-8"))
+def _encode_string(number: int, value: str) -> bytes:
+    return _encode_field(number, value.encode("utf-8"))
 
 
-def _number(number: int, value: int) -> bytes:
-    return _encoded(number << 3 | _VARINT) + _encoded(value & 0xFFFFFFFFFFFFFFFF)
+def _encode_int(number: int, value: int) -> bytes:
+    return _encode_varint(number << 3 | _VARINT) + _encode_varint(value & 0xFFFFFFFFFFFFFFFF)
 
 
-def _float(number: int, value: float) -> bytes:
-    return _encoded(number << 3 | _FIXED32) + struct.pack("<f", value)
+def _encode_float(number: int, value: float) -> bytes:
+    return _encode_varint(number << 3 | _FIXED32) + struct.pack("<f", value)
 
 
-def _encoded(value: int) -> bytes:
+def _encode_varint(value: int) -> bytes:
     groups = []
     while True:
         value, low = value >> 7, value & 0x7F

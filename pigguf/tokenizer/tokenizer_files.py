@@ -1,8 +1,8 @@
-"""The tokenizer files of a checkpoint directory, read once: JSON objects and the sentencepiece model.
+"""Read the tokenizer files of a checkpoint directory: JSON objects and the sentencepiece model.
 
-Where there is no tokenizer.json, an older form of the same may stand in its place (older_forms.py).
+If there is no tokenizer.json, an older format of one may be there (legacy_formats.py).
 
-Left out: what the files mean. Mistral's tekken.json and other models' tiktoken files are not read.
+Not here: what the files mean. Not supported: Mistral's tekken.json and tiktoken files of other models.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ TOKENIZER_FILE_NAMES = (
     CHAT_TEMPLATE_JSON,
 )
 
-# What the keys that are read must hold: an object by its keys (... for any key), a list by its
-# element, or a type. null means what absence means.
-_TOKEN: Final = {"id": int, "content": str}
-_SHAPES: Final[dict[str, Any]] = {
+# Types of the keys that are read: a dict gives an object's keys (... for any key), a list the type of its
+# elements. null means the same as a missing key.
+_TOKEN_SCHEMA: Final = {"id": int, "content": str}
+_SCHEMAS: Final[dict[str, Any]] = {
     TOKENIZER_JSON: {
-        "added_tokens": [_TOKEN],
+        "added_tokens": [_TOKEN_SCHEMA],
         "normalizer": {},
         "pre_tokenizer": {},
         "post_processor": {},
         "decoder": {},
         "model": {"type": str, "vocab": {...: int}, "merges": [(str, list)], "unk_token": str},
     },
-    TOKENIZER_CONFIG: {"added_tokens_decoder": {...: _TOKEN}, "chat_template": (str, list, dict)},
+    TOKENIZER_CONFIG: {"added_tokens_decoder": {...: _TOKEN_SCHEMA}, "chat_template": (str, list, dict)},
     ADDED_TOKENS: {...: int},
     VOCAB_JSON: {...: int},
     CONFIG_JSON: {"model_type": str},
@@ -71,16 +71,16 @@ _SHAPES: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What a directory holds; an absent JSON file is {}, and None where its absence matters.
+    """A directory's tokenizer files; an absent JSON file is {}, or None where its absence matters.
 
     Attributes:
-        directory: where they lie.
-        tokenizer: tokenizer.json, or what an older form of it says, or None.
-        tokenizer_file: the name of the file that `tokenizer` is read from.
-        sentencepiece: the bytes of sentencepiece's tokenizer.model, or None.
-        config, special_tokens_map, added_tokens, generation_config: the files of these names; an older
-            form names its BOS and EOS in config where no file does.
-        chat_template: the template of its own file (chat_template.jinja, else chat_template.json), or None.
+        directory: the directory.
+        tokenizer_json: content of tokenizer.json, or converted from an older format, or None.
+        tokenizer_json_source: name of the file that tokenizer_json was read from.
+        sentencepiece_model: the bytes of sentencepiece's tokenizer.model, or None.
+        tokenizer_config: tokenizer_config.json; with an older format's default BOS and EOS.
+        special_tokens_map, added_tokens, generation_config: the files of these names.
+        chat_template: the template in its own file (chat_template.jinja, else chat_template.json), or None.
     """
 
     directory: Path
@@ -95,51 +95,55 @@ class TokenizerFiles:
 
     @classmethod
     def open(cls, directory: Path) -> TokenizerFiles:
-        """Read the files.
+        """Read the files of a directory.
 
         Raises:
-            TokenizerError: a file is no JSON object, or holds something else than it should.
+            TokenizerError: a file is not a JSON object, or a key has a value of the wrong type.
             ReadError: the system refuses to read one.
         """
-        template = _text(directory / CHAT_TEMPLATE_JINJA)
+        template = _read_text(directory / CHAT_TEMPLATE_JINJA)
         if template is None:
-            template = (_object(directory / CHAT_TEMPLATE_JSON) or {}).get("chat_template")
-        tokenizer, model = _object(directory / TOKENIZER_JSON), _bytes(directory / TOKENIZER_MODEL)
-        config = _object(directory / TOKENIZER_CONFIG) or {}
-        special_tokens_map = _object(directory / SPECIAL_TOKENS_MAP) or {}
-        older = None if tokenizer else _older_form(directory, model, config, special_tokens_map)
+            template = (_read_object(directory / CHAT_TEMPLATE_JSON) or {}).get("chat_template")
+        tokenizer, model = _read_object(directory / TOKENIZER_JSON), _read_bytes(directory / TOKENIZER_MODEL)
+        config = _read_object(directory / TOKENIZER_CONFIG) or {}
+        special_tokens_map = _read_object(directory / SPECIAL_TOKENS_MAP) or {}
+        legacy = None if tokenizer else _read_legacy_format(directory, model, config, special_tokens_map)
         return cls(
             directory=directory,
-            tokenizer_json=older.tokenizer_json if older else tokenizer,
-            tokenizer_json_source=older.file if older else TOKENIZER_JSON,
+            tokenizer_json=legacy.tokenizer_json if legacy else tokenizer,
+            tokenizer_json_source=legacy.file if legacy else TOKENIZER_JSON,
             sentencepiece_model=None if model and is_tiktoken(model) else model,
-            tokenizer_config={**(older.special_tokens if older else {}), **config},
+            tokenizer_config={**(legacy.special_tokens if legacy else {}), **config},
             special_tokens_map=special_tokens_map,
-            added_tokens=_object(directory / ADDED_TOKENS) or {},
-            generation_config=_object(directory / GENERATION_CONFIG) or {},
+            added_tokens=_read_object(directory / ADDED_TOKENS) or {},
+            generation_config=_read_object(directory / GENERATION_CONFIG) or {},
             chat_template=template,
         )
 
     def path(self, name: str) -> Path:
-        """A file's path, for messages."""
+        """Return a file's path, for messages."""
         return self.directory / name
 
 
-def _older_form(directory: Path, model: bytes | None, config: Json, special: Json) -> LegacyTokenizer | None:
-    """vocab.json with merges.txt, or a tokenizer.model in tiktoken's form."""
+def _read_legacy_format(
+    directory: Path, model: bytes | None, config: Json, special: Json
+) -> LegacyTokenizer | None:
+    """Convert vocab.json with merges.txt, or a tiktoken tokenizer.model; return None if there is neither."""
     if model is not None:
         if not is_tiktoken(model):
             return None
-        return convert_llama3_tiktoken(model, _object(directory / META_PARAMS) or {}, directory / TOKENIZER_MODEL)
-    vocab, merges = _object(directory / VOCAB_JSON), _text(directory / MERGES_TXT)
+        return convert_llama3_tiktoken(
+            model, _read_object(directory / META_PARAMS) or {}, directory / TOKENIZER_MODEL
+        )
+    vocab, merges = _read_object(directory / VOCAB_JSON), _read_text(directory / MERGES_TXT)
     if vocab is None or merges is None:
         return None
-    stated = {**special, **config} if "added_tokens_decoder" in config else {**config, **special}
-    model_type = (_object(directory / CONFIG_JSON) or {}).get("model_type")
-    return convert_vocab_and_merges(vocab, merges, stated, model_type, directory / VOCAB_JSON)
+    settings = {**special, **config} if "added_tokens_decoder" in config else {**config, **special}
+    model_type = (_read_object(directory / CONFIG_JSON) or {}).get("model_type")
+    return convert_vocab_and_merges(vocab, merges, settings, model_type, directory / VOCAB_JSON)
 
 
-def _bytes(path: Path) -> bytes | None:
+def _read_bytes(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -148,66 +152,66 @@ def _bytes(path: Path) -> bytes | None:
         raise read_error(path, error) from error
 
 
-def _text(path: Path) -> str | None:
-    content = _bytes(path)
+def _read_text(path: Path) -> str | None:
+    content = _read_bytes(path)
     try:
         return None if content is None else content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path} is not UTF-8: {error}", "download the file again") from error
 
 
-def _object(path: Path) -> Json | None:
-    text = _text(path)
+def _read_object(path: Path) -> Json | None:
+    text = _read_text(path)
     if text is None:
         return None
     try:
-        content = json.loads(text, object_pairs_hook=lambda pairs: _without_twins(pairs, path))
+        content = json.loads(text, object_pairs_hook=lambda pairs: _reject_duplicate_keys(pairs, path))
     except (ValueError, RecursionError) as error:
         raise TokenizerError(f"{path} is not JSON: {error}", damaged_file_hint(text.encode())) from error
     if not isinstance(content, dict):
-        raise TokenizerError(f"{path} holds a {type(content).__name__}, not an object")
-    _check_shape(content, _SHAPES.get(path.name, {}), path, "")
+        raise TokenizerError(f"{path} is a JSON {type(content).__name__}, not an object")
+    _check_schema(content, _SCHEMAS.get(path.name, {}), path, "")
     return content
 
 
-def _check_shape(value: Any, shape: Any, path: Path, key: str) -> None:
-    """Refuse a value of another shape (see _SHAPES) under `key`."""
+def _check_schema(value: Any, schema: Any, path: Path, key: str) -> None:
+    """Raise if the value under `key` does not match its schema (_SCHEMAS)."""
     if value is None:
         return
-    expected: Any = shape if isinstance(shape, (type, tuple)) else type(shape)
+    expected: Any = schema if isinstance(schema, (type, tuple)) else type(schema)
     if not isinstance(value, expected) or isinstance(value, bool):
-        raise TokenizerError(f"{path}: {key} = {json.dumps(value)[:200]} is not {_name(expected)}")
-    if isinstance(shape, list):
-        _check_elements(value, shape[0], path, key)
-    if isinstance(shape, dict):
-        _check_keys(value, shape, path, f"{key}." if key else "")
+        raise TokenizerError(f"{path}: {key} = {json.dumps(value)[:200]} is not {_type_names(expected)}")
+    if isinstance(schema, list):
+        _check_elements(value, schema[0], path, key)
+    if isinstance(schema, dict):
+        _check_keys(value, schema, path, f"{key}." if key else "")
 
 
-def _check_elements(values: list[Any], shape: Any, path: Path, key: str) -> None:
+def _check_elements(values: list[Any], schema: Any, path: Path, key: str) -> None:
     for element in values:
         if element is None:
-            raise TokenizerError(f"{path}: {key} holds null")
-        _check_shape(element, shape, path, f"{key}[]")
+            raise TokenizerError(f"{path}: {key} contains null")
+        _check_schema(element, schema, path, f"{key}[]")
 
 
-def _check_keys(values: Json, shape: dict[Any, Any], path: Path, prefix: str) -> None:
+def _check_keys(values: Json, schema: dict[Any, Any], path: Path, prefix: str) -> None:
     for name, value in values.items():
-        if name in shape or ... in shape:
-            _check_shape(value, shape.get(name, shape.get(...)), path, f"{prefix}{name}")
+        if name in schema or ... in schema:
+            _check_schema(value, schema.get(name, schema.get(...)), path, f"{prefix}{name}")
 
 
-def _name(expected: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+def _type_names(expected: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", int: "an integer"}
     kinds = expected if isinstance(expected, tuple) else (expected,)
     return " or ".join(names[kind] for kind in kinds)
 
 
-def _without_twins(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    """Python keeps the last of two equal keys without a word: in a vocabulary that loses a token."""
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """Raise for duplicate keys, of which json would silently keep the last and lose a token."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
-        twin = next(key for key in keys if keys.count(key) > 1)
-        values = " and ".join(json.dumps(value)[:40] for key, value in pairs if key == twin)
-        raise TokenizerError(f"{path} holds the key {twin!r} more than once: {values}")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        values = " and ".join(json.dumps(value)[:40] for key, value in pairs if key == duplicate)
+        raise TokenizerError(f"{path} has the key {duplicate!r} more than once: {values}")
     return content

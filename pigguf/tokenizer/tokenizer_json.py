@@ -1,6 +1,6 @@
-"""What every tokenizer.json has in common, read with its file, key and value at hand for errors.
+"""Read what every tokenizer.json has in common, with errors that name the file, the key and the value.
 
-Left out: the two styles of BPE that llama.cpp runs (byte_level.py, sentencepiece_style.py).
+Not here: the two kinds of BPE that llama.cpp has (byte_level_bpe.py, sentencepiece_bpe.py).
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pigguf.tokenizer.tokenizer_files import Json, TokenizerFiles
 
 BYTE_TOKENS: Final = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
-# Where a sequence of each kind keeps its steps.
-_INNER: Final = {
+# Key of the steps in a Sequence of each component.
+_SEQUENCE_KEYS: Final = {
     "normalizer": "normalizers",
     "pre_tokenizer": "pretokenizers",
     "post_processor": "processors",
 }
 
-# What llama.cpp does with the other models of the tokenizers library.
-_OTHER_MODELS: Final = {
+# Other models of the tokenizers library -> hint.
+_OTHER_MODEL_HINTS: Final = {
     "Unigram": "llama.cpp runs unigram vocabularies (T5, XLM-R) for encoders and T5 only",
     "WordPiece": "llama.cpp runs WordPiece vocabularies (BERT) for encoders only",
-    "WordLevel": "llama.cpp has no vocabulary of whole words: train the model with a BPE vocabulary",
+    "WordLevel": "llama.cpp has no word-level vocabularies: train the model with a BPE vocabulary",
 }
 
 
-def _hint(kind: Any) -> str:
-    return _OTHER_MODELS.get(str(kind), "llama.cpp runs Llama-like models with BPE vocabularies only")
+def _model_type_hint(kind: Any) -> str:
+    return _OTHER_MODEL_HINTS.get(str(kind), "llama.cpp runs Llama-like models with BPE vocabularies only")
 
 
 class TokenizerJson:
@@ -39,90 +39,95 @@ class TokenizerJson:
 
     Attributes:
         path: the file.
-        content, model: the whole, and its model.
+        content: the whole file.
+        model: its key "model".
         ids: the model's vocabulary, text -> id.
 
     Raises:
-        TokenizerError: the model is no BPE, or not whole.
+        TokenizerError: the model is not a BPE, or its vocabulary is damaged.
     """
 
     def __init__(self, path: Path, content: Json) -> None:
         self.path = path
         self.content = content
         self.model: Json = content.get("model") or {}
-        # GPT-2's own file, one of the first, does not name the type.
+        # GPT-2's own file is older than the key "type".
         kind = self.model.get("type") or ("BPE" if "merges" in self.model else None)
         if kind != "BPE":
-            raise TokenizerError(f"{path}: model.type = {json.dumps(kind)} is not BPE", _hint(kind))
-        self.ids: Mapping[str, int] = self._ids()
+            raise TokenizerError(
+                f"{path}: model.type = {json.dumps(kind)} is not BPE", _model_type_hint(kind)
+            )
+        self.ids: Mapping[str, int] = self._read_ids()
 
     @classmethod
-    def of(cls, files: TokenizerFiles) -> TokenizerJson | None:
-        """The directory's tokenizer.json or an older form of it, or None where there is none."""
-        if files.tokenizer is None:
+    def from_files(cls, files: TokenizerFiles) -> TokenizerJson | None:
+        """Return the directory's tokenizer.json, also if converted from an older format, or None."""
+        if files.tokenizer_json is None:
             return None
-        return cls(files.path(files.tokenizer_file), files.tokenizer)
+        return cls(files.path(files.tokenizer_json_source), files.tokenizer_json)
 
     @property
     def is_byte_level(self) -> bool:
-        """Whether text is turned into GPT-2's byte alphabet before merging."""
+        """Whether text is converted to GPT-2's byte alphabet before merging."""
         return any(step.get("type") == "ByteLevel" for step in self.steps("pre_tokenizer"))
 
     @property
     def merges(self) -> list[tuple[str, str]]:
-        """The merges in order, from either way of writing them: "a b" or ["a", "b"]."""
+        """The merges in order; in the file each is "a b" or ["a", "b"]."""
         merges = []
         for merge in self.model.get("merges") or ():
             pair = merge.split(" ") if isinstance(merge, str) else merge
             if len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
-                raise TokenizerError(f"{self.path}: model.merges holds {json.dumps(merge)}, which is no pair")
+                raise TokenizerError(
+                    f"{self.path}: model.merges has {json.dumps(merge)}, which is not a pair"
+                )
             merges.append((pair[0], pair[1]))
         return merges
 
     def steps(self, key: str) -> list[Json]:
-        """The steps of the normalizer, pre_tokenizer or post_processor, out of its (nested) sequence."""
+        """Return the steps of the normalizer, pre_tokenizer or post_processor, from its (nested) Sequence."""
         component = self.content.get(key)
         return [] if component is None else list(self._steps(key, component))
 
-    def expect(self, key: str, *allowed: Any) -> None:
-        """Refuse a model option that changes tokens in a way llama.cpp does not have."""
+    def require_option(self, key: str, *allowed: Any) -> None:
+        """Raise if a model option has another value than those that llama.cpp can do."""
         value = self.model.get(key)
         if value not in allowed:
             raise TokenizerError(
                 f"{self.path}: model.{key} = {json.dumps(value)} changes tokens in a way that llama.cpp lacks"
             )
 
-    def refuse(self, key: str, reason: str, hint: str | None = None) -> TokenizerError:
-        """An error about a top-level key and its value."""
+    def error(self, key: str, reason: str, hint: str | None = None) -> TokenizerError:
+        """Return an error about a top-level key and its value."""
         value = json.dumps(self.content.get(key), ensure_ascii=False)
         return TokenizerError(f"{self.path}: {key} = {value[:300]} {reason}", hint)
 
     @property
-    def around(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The tokens that the post_processor puts before a text and after it.
+    def template_tokens(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The special tokens that the post_processor puts before and after a text.
 
         Raises:
-            TokenizerError: it is of a kind that is not known.
+            TokenizerError: the post_processor is of an unknown type.
         """
-        around: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+        tokens: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
         for step in self.steps("post_processor"):
             if step.get("type") == "TemplateProcessing":
-                around = self._template(step)
-            elif step.get("type") != "ByteLevel":  # ByteLevel only moves offsets
-                raise self.refuse("post_processor", "is not known")
-        return around
+                tokens = self._parse_template(step)
+            elif step.get("type") != "ByteLevel":  # ByteLevel only changes offsets
+                raise self.error("post_processor", "is not known")
+        return tokens
 
     def _steps(self, key: str, component: Any) -> Iterator[Json]:
         if not isinstance(component, dict):
-            raise self.refuse(key, "holds a step that is no object")
+            raise self.error(key, "has a step that is not an object")
         if component.get("type") != "Sequence":
             yield component
             return
-        inner = component.get(_INNER[key])
+        inner = component.get(_SEQUENCE_KEYS[key])
         for part in inner if isinstance(inner, list) else ():
             yield from self._steps(key, part)
 
-    def _ids(self) -> dict[str, int]:
+    def _read_ids(self) -> dict[str, int]:
         vocab: dict[str, int] = self.model.get("vocab") or {}
         if not vocab:
             raise TokenizerError(f"{self.path}: model.vocab is missing or empty", "download the file again")
@@ -139,12 +144,12 @@ class TokenizerJson:
                 seen[token] = text
         return vocab
 
-    def _template(self, step: Json) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The special tokens before and after the text in a template for single texts."""
+    def _parse_template(self, step: Json) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the special tokens before and after the text in the template for single texts."""
         try:
-            parts = step["single"]
-            names = ["" if "Sequence" in part else str(part["SpecialToken"]["id"]) for part in parts]
-            at = names.index("")
-            return tuple(names[:at]), tuple(names[at + 1 :])
+            single = step["single"]
+            names = ["" if "Sequence" in part else str(part["SpecialToken"]["id"]) for part in single]
+            index = names.index("")
+            return tuple(names[:index]), tuple(names[index + 1 :])
         except (KeyError, TypeError, ValueError) as error:
-            raise self.refuse("post_processor", "is no template that holds the text") from error
+            raise self.error("post_processor", "is not a template that contains the text") from error

@@ -1,11 +1,11 @@
-"""write_tokenizer: Vocab -> tokenizer files that transformers loads and that make llama.cpp's tokens.
+"""Write a Vocab as tokenizer files that transformers loads and that give llama.cpp's tokens.
 
-tokenizer.json always; tokenizer.model beside it for a sentencepiece vocabulary, because it alone
-holds the scores. The class named in tokenizer_config.json is the one that takes tokenizer.json as
-it stands: LlamaTokenizer would put rules of its own in its place. (For a model of type qwen2
-transformers 5 takes Qwen2Tokenizer nevertheless, which brings text to the normal form NFC.)
+tokenizer.json is always written; tokenizer.model too for a sentencepiece vocabulary, because only it has the
+scores. tokenizer_config.json names the class that uses tokenizer.json as it is: LlamaTokenizer would
+replace its rules. (For model_type qwen2 transformers 5 uses Qwen2Tokenizer nevertheless, which
+normalizes text to NFC.)
 
-Left out: generation_config.json, and normalization that llama.cpp does not do either.
+Not here: generation_config.json. Not written: normalization, which llama.cpp does not do.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _BYTE_LEVEL: Final = {
 def write_tokenizer(vocab: Vocab, directory: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and, for sentencepiece, tokenizer.model.
 
-    The unused "[PADn]" tokens at the end are not written: config.json's vocab_size stands for them.
+    The unused "[PADn]" tokens at the end are not written; config.json's vocab_size counts them.
 
     Raises:
-        TokenizerError: the vocabulary's rules have no exact form in these files.
+        TokenizerError: these files cannot express the vocabulary's rules exactly.
     """
     content = _sentencepiece_json(vocab) if vocab.model == "llama" else _byte_level_json(vocab)
     write_json(directory / TOKENIZER_JSON, content)
@@ -50,25 +50,25 @@ def write_tokenizer(vocab: Vocab, directory: Path) -> None:
 
 
 def _byte_level_json(vocab: Vocab) -> dict[str, Any]:
-    row = pre_tokenizer_by_name(vocab.pre)
+    pre_tokenizer = pre_tokenizer_by_name(vocab.pre)
     return {
-        **_frame(vocab),
+        **_common_keys(vocab),
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [dict(rule) for rule in row.rules]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [dict(rule) for rule in pre_tokenizer.rules]},
         "decoder": _BYTE_LEVEL,
         "model": {
-            **_model(vocab),
+            **_model_keys(vocab),
             "unk_token": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": row.ignore_merges,
+            "ignore_merges": pre_tokenizer.ignore_merges,
             "merges": [merge.split(" ") for merge in vocab.merges],
         },
     }
 
 
 def _sentencepiece_json(vocab: Vocab) -> dict[str, Any]:
-    """The form that Llama 2's own tokenizer.json has."""
+    """Return a tokenizer.json like Llama 2's own."""
     normalizers = [PREPEND_SPACE, REPLACE_SPACES] if vocab.add_space_prefix else [REPLACE_SPACES]
     decoders: list[dict[str, Any]] = [
         {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
@@ -78,13 +78,13 @@ def _sentencepiece_json(vocab: Vocab) -> dict[str, Any]:
     if vocab.add_space_prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
-        **_frame(vocab),
+        **_common_keys(vocab),
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
-            **_model(vocab),
-            "unk_token": _unknown(vocab),
+            **_model_keys(vocab),
+            "unk_token": _unk_token(vocab),
             "fuse_unk": True,
             "byte_fallback": True,
             "ignore_merges": False,
@@ -93,8 +93,8 @@ def _sentencepiece_json(vocab: Vocab) -> dict[str, Any]:
     }
 
 
-def _frame(vocab: Vocab) -> dict[str, Any]:
-    """What both styles have in common."""
+def _common_keys(vocab: Vocab) -> dict[str, Any]:
+    """Return the keys that both kinds of BPE have in common."""
     return {
         "version": "1.0",
         "truncation": None,
@@ -112,48 +112,50 @@ def _frame(vocab: Vocab) -> dict[str, Any]:
             for token, kind in enumerate(vocab.types)
             if kind in SPECIAL_TOKEN_TYPES
         ],
-        "post_processor": _template(vocab) if vocab.add_bos or vocab.add_eos else _BYTE_LEVEL,
+        "post_processor": _template_processing(vocab) if vocab.add_bos or vocab.add_eos else _BYTE_LEVEL,
     }
 
 
-def _model(vocab: Vocab) -> dict[str, Any]:
+def _model_keys(vocab: Vocab) -> dict[str, Any]:
     return {
         "type": "BPE",
         "dropout": None,
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
-        "vocab": {vocab.tokens[token]: token for token in range(written_tokens(vocab))},
+        "vocab": {vocab.tokens[token]: token for token in range(count_written_tokens(vocab))},
     }
 
 
-def written_tokens(vocab: Vocab) -> int:
-    """How many tokens there are without the padding at the end."""
+def count_written_tokens(vocab: Vocab) -> int:
+    """Return the number of tokens without the padding at the end."""
     count = len(vocab.tokens)
     while vocab.types[count - 1] is TokenType.UNUSED and vocab.tokens[count - 1] == f"[PAD{count - 1}]":
         count -= 1
     return count
 
 
-def _template(vocab: Vocab) -> dict[str, Any]:
-    """A post_processor that puts BOS before and EOS after a text."""
-    framing = {
-        role: vocab.special_token(role) for role, wanted in (("bos", vocab.add_bos), ("eos", vocab.add_eos)) if wanted
+def _template_processing(vocab: Vocab) -> dict[str, Any]:
+    """Return a post_processor that adds BOS before and EOS after a text."""
+    texts = {
+        role: vocab.special_token(role)
+        for role, enabled in (("bos", vocab.add_bos), ("eos", vocab.add_eos))
+        if enabled
     }
 
-    def special(role: str, sequence: int) -> list[dict[str, Any]]:
-        return [{"SpecialToken": {"id": framing[role], "type_id": sequence}}] if role in framing else []
+    def special(role: str, type_id: int) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": texts[role], "type_id": type_id}}] if role in texts else []
 
-    def framed(name: str, sequence: int) -> list[dict[str, Any]]:
-        text = {"Sequence": {"id": name, "type_id": sequence}}
-        return [*special("bos", sequence), text, *special("eos", sequence)]
+    def wrapped(name: str, type_id: int) -> list[dict[str, Any]]:
+        text = {"Sequence": {"id": name, "type_id": type_id}}
+        return [*special("bos", type_id), text, *special("eos", type_id)]
 
     return {
         "type": "TemplateProcessing",
-        "single": framed("A", 0),
-        "pair": [*framed("A", 0), *framed("B", 1)],
+        "single": wrapped("A", 0),
+        "pair": [*wrapped("A", 0), *wrapped("B", 1)],
         "special_tokens": {
             text: {"id": text, "ids": [vocab.special_ids[role]], "tokens": [text]}
-            for role, text in framing.items()
+            for role, text in texts.items()
         },
     }
 
@@ -179,14 +181,14 @@ def _config(vocab: Vocab) -> dict[str, Any]:
 
 
 def _merges_from_scores(vocab: Vocab) -> list[list[str]]:
-    """Every way to halve a token, tokens of higher score first, shorter left halves first.
+    """Return every split of a token into two, tokens of higher scores first, shorter left parts first.
 
-    The order is transformers' (tokenization_utils_base.py, generate_merges). Tokens that are matched
-    in the text before merging take no part.
+    The order is transformers' (tokenization_utils_base.py, generate_merges). Special tokens are
+    matched before merging, so they have no merges.
     """
     ids = {
         text: token
-        for token, text in enumerate(vocab.tokens[: written_tokens(vocab)])
+        for token, text in enumerate(vocab.tokens[: count_written_tokens(vocab)])
         if vocab.types[token] not in SPECIAL_TOKEN_TYPES
     }
     by_score = sorted(ids.items(), key=lambda item: (-vocab.scores[item[1]], item[1]))
@@ -197,12 +199,12 @@ def _sentencepiece_model(vocab: Vocab) -> SentencePieceModel:
     ids = {role: vocab.special_ids.get(role, -1) for role in ("unk", "bos", "eos", "pad")}
     return SentencePieceModel(
         pieces=tuple(
-            SentencePiece(_piece_text(vocab, token), vocab.scores[token], int(vocab.types[token]))
-            for token in range(written_tokens(vocab))
+            SentencePiece(_escaped_text(vocab, token), vocab.scores[token], int(vocab.types[token]))
+            for token in range(count_written_tokens(vocab))
         ),
         algorithm=BPE,
         byte_fallback=True,
-        unk_id=vocab.tokens.index(_unknown(vocab)),
+        unk_id=vocab.tokens.index(_unk_token(vocab)),
         bos_id=ids["bos"],
         eos_id=ids["eos"],
         pad_id=ids["pad"],
@@ -212,21 +214,21 @@ def _sentencepiece_model(vocab: Vocab) -> SentencePieceModel:
     )
 
 
-def _piece_text(vocab: Vocab, token: int) -> str:
-    """sentencepiece looks for user-defined pieces after spaces are marked, llama.cpp before."""
+def _escaped_text(vocab: Vocab, token: int) -> str:
+    """Return a token's text in sentencepiece, which matches user-defined pieces after it replaces spaces."""
     text = vocab.tokens[token]
     return text.replace(" ", SPACE) if vocab.types[token] is TokenType.USER_DEFINED else text
 
 
-def _unknown(vocab: Vocab) -> str:
-    """The text of the token of type UNKNOWN, which sentencepiece cannot do without.
+def _unk_token(vocab: Vocab) -> str:
+    """Return the text of the token of type UNKNOWN, which sentencepiece needs.
 
     Raises:
-        TokenizerError: there is none, or more than one.
+        TokenizerError: there is not exactly one.
     """
     unknown = [token for token, kind in enumerate(vocab.types) if kind is TokenType.UNKNOWN]
     if len(unknown) != 1:
         raise TokenizerError(
-            f"{len(unknown)} tokens are of the type unknown; a sentencepiece vocabulary has one"
+            f"{len(unknown)} tokens have the type UNKNOWN; a sentencepiece vocabulary has exactly one"
         )
     return vocab.tokens[unknown[0]]

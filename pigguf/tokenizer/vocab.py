@@ -1,9 +1,10 @@
-"""Vocab: a tokenizer as a GGUF file holds it, and the metadata keys both ways.
+"""Vocab: a tokenizer as a GGUF file stores it, and its metadata keys in both directions.
 
-Two kinds of vocabulary: "gpt2" (byte-level BPE with merges) and "llama" (sentencepiece BPE, whose
-merges follow from scores). Keys and their defaults: llama.cpp src/llama-vocab.cpp, `load`.
-Left out: other kinds (wordpiece, unigram, rwkv ...). Fill-in-the-middle tokens play no role here: they
-are known by their text, to llama.cpp or to the keys that are written.
+There are two models: "gpt2" (byte-level BPE with merges) and "llama" (sentencepiece BPE, whose merges follow
+from scores). Other models (WordPiece, unigram, RWKV ...) are not supported. Fill-in-the-middle tokens are
+not roles here: llama.cpp knows them by their text, or by the keys that are written.
+
+Source: llama.cpp src/llama-vocab.cpp (`load`) for keys and their defaults.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from typing import Final
 from pigguf.errors import TokenizerError
 from pigguf.gguf_io.metadata import (
     Metadata,
-    Typed,
+    TypedValue,
     array,
     boolean,
-    elements,
-    get,
-    need,
+    get_array,
+    get_value,
+    require_value,
     string,
     u32,
 )
-from pigguf.tokenizer.known_differences import Limit
+from pigguf.tokenizer.known_differences import TokenizerDifference
 from pigguf.tokenizer.pre_tokenizers import adds_bos_by_default
 
 
 class TokenType(IntEnum):
-    """What a token is; the numbers are llama.h's llama_token_type and sentencepiece's Type alike."""
+    """The type of a token, with the numbers of llama.h's llama_token_type and of sentencepiece."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -43,11 +44,11 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-MATCHED_IN_TEXT: Final = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED})
-"""Types whose text llama.cpp finds in the input before it splits anything."""
+SPECIAL_TOKEN_TYPES: Final = frozenset({TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED})
+"""Types of tokens that llama.cpp matches in the text before the pre-tokenizer splits it."""
 
 
-ENDS_BY_TEXT: Final = frozenset(
+EOG_TOKENS: Final = frozenset(
     {
         "<|eot_id|>",
         "<|im_end|>",
@@ -73,29 +74,29 @@ ENDS_BY_TEXT: Final = frozenset(
         "[e~[",
     }
 )
-"""Tokens that end an answer because of their text alone (llama.cpp src/llama-vocab.cpp, special_eog_ids)."""
+"""Tokens that llama.cpp takes for end-of-generation by their text (src/llama-vocab.cpp, special_eog_ids)."""
 
-ENDS_AS_FILLER: Final = frozenset(
+FIM_EOG_TOKENS: Final = frozenset(
     {
         *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
         *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
     }
 )
-"""Tokens that llama.cpp takes for fill-in-the-middle's padding, repository and file marks, and ends at too;
-where several stand in a vocabulary, one of each kind."""
+"""Fill-in-the-middle tokens (padding, repository, file separator) that llama.cpp takes for end-of-generation
+too; if a vocabulary has several of a kind, one of them."""
 
-_FILLER_KEYS: Final = {
+_FIM_KEYS: Final = {
     "[PREFIX]": "tokenizer.ggml.fim_pre_token_id",
     "[SUFFIX]": "tokenizer.ggml.fim_suf_token_id",
     "[MIDDLE]": "tokenizer.ggml.fim_mid_token_id",
 }
-"""Codestral's fill-in-the-middle tokens, whose texts llama.cpp does not know as it does others'."""
+"""Codestral's fill-in-the-middle tokens, which llama.cpp does not know by their text."""
 
-NEVER_STRIPPING: Final = frozenset({"<unk>", "<s>", "<|endoftext|>"})
-"""Tokens after which llama.cpp keeps white space in a model that strips it (see Vocab.model_name)."""
+NO_RSTRIP_TOKENS: Final = frozenset({"<unk>", "<s>", "<|endoftext|>"})
+"""Tokens after which llama.cpp keeps white space even with rstrip_special."""
 
-STRIPPED_END: Final = "</s>"
-"""The one after which it always strips; it and the three above must exist."""
+RSTRIP_EOS_TOKEN: Final = "</s>"
+"""The token after which llama.cpp always strips with rstrip_special; it and those above must exist."""
 
 _ID_KEYS: Final = {
     "bos": "tokenizer.ggml.bos_token_id",
@@ -105,31 +106,31 @@ _ID_KEYS: Final = {
     "unk": "tokenizer.ggml.unknown_token_id",
     "pad": "tokenizer.ggml.padding_token_id",
 }
-_LLAMA_IDS: Final = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's own where a "llama" file names none
+_LLAMA_IDS: Final = {"bos": 1, "eos": 2, "unk": 0}  # llama.cpp's defaults for model "llama"
 
 
 @dataclass(frozen=True)
 class Vocab:
-    """A vocabulary and the rules around it.
+    """A vocabulary with its special tokens, rules and chat template.
 
     Attributes:
         model: "gpt2" (byte-level BPE) or "llama" (sentencepiece BPE).
-        pre: llama.cpp's name for the rules that split text before merging ("default" for "llama").
-        tokens: the texts, by id; byte-level tokens in GPT-2's byte alphabet, sentencepiece's with U+2581.
-        types: what each token is.
-        scores: by id, higher merges first ("llama"); empty for "gpt2".
-        merges: "left right", first merges first ("gpt2"); empty for "llama".
+        pre: llama.cpp's name of the pre-tokenizer ("default" for "llama").
+        tokens: texts by id; byte-level tokens in GPT-2's byte alphabet, sentencepiece's with U+2581.
+        types: type of each token.
+        scores: by id, the highest is merged first ("llama"); empty for "gpt2".
+        merges: "left right", in order ("gpt2"); empty for "llama".
         special_ids: role -> id for the roles that are filled: bos, eos, eot, eom, unk, pad.
-        add_bos, add_eos: whether a text gets BOS before it and EOS after it.
-        add_space_prefix: whether a text gets a space before it ("llama").
-        strips_after_special: whether white space after special tokens is taken away, which llama.cpp does
-            by the model's name alone (see model_name).
+        add_bos, add_eos: whether BOS is added before and EOS after a text.
+        add_space_prefix: whether a space is added before a text ("llama").
+        rstrip_special: whether white space after special tokens is removed, which llama.cpp decides by the
+            model's name alone (see rstrip_compatible_name).
         chat_template: jinja source, or None.
-        limits: where the source's tokenizer and llama.cpp are known to differ.
-        notes: what reading decided that a person should know, one sentence each.
+        known_differences: how the source's tokenizer and llama.cpp are known to differ.
+        notes: what a user should know of how the tokenizer was read, one sentence each.
 
     Raises:
-        TokenizerError: lengths differ, two tokens share a text, an id lies outside, no token ends an answer.
+        TokenizerError: lengths differ, two tokens have one text, an id is out of range, or there is no EOS.
     """
 
     model: str
@@ -142,9 +143,9 @@ class Vocab:
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
-    strips_after_special: bool = False
+    rstrip_special: bool = False
     chat_template: str | None = None
-    limits: tuple[Limit, ...] = ()
+    known_differences: tuple[TokenizerDifference, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
@@ -154,26 +155,26 @@ class Vocab:
         _check_special_ids(self)
 
     @property
-    def end_ids(self) -> tuple[int, ...]:
-        """Tokens named as ends of an answer, the preferred one first."""
+    def eog_ids(self) -> tuple[int, ...]:
+        """Tokens with end-of-generation roles (eos, eot, eom), EOS first."""
         named = (self.special_ids[role] for role in ("eos", "eot", "eom") if role in self.special_ids)
         return tuple(dict.fromkeys(named))
 
-    def model_name(self, name: str) -> str:
-        """The general.name under which llama.cpp strips white space after special tokens, or does not.
+    def rstrip_compatible_name(self, name: str) -> str:
+        """Return a general.name with which llama.cpp strips white space after special tokens as it should.
 
-        It does so for every model whose name has "phi-3" or "phi3" in it (src/llama-vocab.cpp).
+        It strips for every model whose name contains "phi-3" or "phi3" (src/llama-vocab.cpp).
         """
-        if self.strips_after_special:
-            return name if strips_by_name(name) else f"{name} (Phi-3)"
+        if self.rstrip_special:
+            return name if is_rstrip_model_name(name) else f"{name} (Phi-3)"
         return re.sub("(phi)-?3", r"\1 3", name, flags=re.IGNORECASE)
 
-    def text(self, role: str) -> str | None:
-        """The text of the token in a role, or None where the role is not filled."""
+    def special_token(self, role: str) -> str | None:
+        """Return the text of the token in a role, or None if the role is not filled."""
         return self.tokens[self.special_ids[role]] if role in self.special_ids else None
 
-    def metadata(self) -> dict[str, Typed]:
-        """Every tokenizer.* key, written out also where llama.cpp has a default: defaults differ by `pre`."""
+    def metadata(self) -> dict[str, TypedValue]:
+        """Return every tokenizer.* key, also those with a default in llama.cpp, which depends on `pre`."""
         keys = {
             "tokenizer.ggml.model": string(self.model),
             "tokenizer.ggml.pre": string(self.pre),
@@ -188,8 +189,8 @@ class Vocab:
             if role in self.special_ids:
                 keys[key] = u32(self.special_ids[role])
         for token, text in enumerate(self.tokens):
-            if text in _FILLER_KEYS and self.types[token] in MATCHED_IN_TEXT:
-                keys[_FILLER_KEYS[text]] = u32(token)
+            if text in _FIM_KEYS and self.types[token] in SPECIAL_TOKEN_TYPES:
+                keys[_FIM_KEYS[text]] = u32(token)
         keys["tokenizer.ggml.add_bos_token"] = boolean(self.add_bos)
         keys["tokenizer.ggml.add_eos_token"] = boolean(self.add_eos)
         keys["tokenizer.ggml.add_space_prefix"] = boolean(self.add_space_prefix)
@@ -199,78 +200,78 @@ class Vocab:
 
 
 def vocab_from_metadata(metadata: Metadata) -> Vocab:
-    """The vocabulary of a GGUF file, with llama.cpp's defaults where a key is absent.
+    """Return the vocabulary of a GGUF file, with llama.cpp's defaults for missing keys.
 
     Raises:
-        TokenizerError: a kind of vocabulary that is not known here, or one that contradicts itself.
+        TokenizerError: the model is not supported, or the keys contradict each other.
         GGUFError: a key is missing or of the wrong type.
     """
-    model = need(metadata, "tokenizer.ggml.model", str)
+    model = require_value(metadata, "tokenizer.ggml.model", str)
     if model not in ("gpt2", "llama"):
         raise TokenizerError(
-            f"tokenizer.ggml.model is {model!r}; known are 'gpt2' and 'llama'",
-            "the file itself may be fine: llama.cpp knows more kinds of vocabulary than pigguf",
+            f"tokenizer.ggml.model is {model!r}; supported are 'gpt2' and 'llama'",
+            "the file itself may be fine: llama.cpp supports more tokenizer models than pigguf",
         )
-    pre = get(metadata, "tokenizer.ggml.pre", str, "default") or "default"
-    tokens = elements(metadata, "tokenizer.ggml.tokens") or ()
-    types = elements(metadata, "tokenizer.ggml.token_type") or (TokenType.NORMAL,) * len(tokens)
-    llama = model == "llama"
+    pre = get_value(metadata, "tokenizer.ggml.pre", str, "default") or "default"
+    tokens = get_array(metadata, "tokenizer.ggml.tokens") or ()
+    types = get_array(metadata, "tokenizer.ggml.token_type") or (TokenType.NORMAL,) * len(tokens)
+    is_llama = model == "llama"
     return Vocab(
         model=model,
         pre=pre,
         tokens=tokens,
-        types=tuple(_token_type(kind) for kind in types),
-        scores=elements(metadata, "tokenizer.ggml.scores") or (0.0,) * len(tokens) if llama else (),
-        merges=() if llama else elements(metadata, "tokenizer.ggml.merges") or (),
-        special_ids=_special_ids(metadata, _LLAMA_IDS if llama else {}),
-        add_bos=_flag(metadata, "add_bos_token", llama or adds_bos_by_default(pre)),
-        add_eos=_flag(metadata, "add_eos_token", False),
-        add_space_prefix=_flag(metadata, "add_space_prefix", llama),
-        strips_after_special=strips_by_name(get(metadata, "general.name", str) or ""),
-        chat_template=get(metadata, "tokenizer.chat_template", str),
+        types=tuple(_parse_token_type(kind) for kind in types),
+        scores=get_array(metadata, "tokenizer.ggml.scores") or (0.0,) * len(tokens) if is_llama else (),
+        merges=() if is_llama else get_array(metadata, "tokenizer.ggml.merges") or (),
+        special_ids=_special_ids(metadata, _LLAMA_IDS if is_llama else {}),
+        add_bos=_read_flag(metadata, "add_bos_token", is_llama or adds_bos_by_default(pre)),
+        add_eos=_read_flag(metadata, "add_eos_token", False),
+        add_space_prefix=_read_flag(metadata, "add_space_prefix", is_llama),
+        rstrip_special=is_rstrip_model_name(get_value(metadata, "general.name", str) or ""),
+        chat_template=get_value(metadata, "tokenizer.chat_template", str),
     )
 
 
-def strips_by_name(name: str) -> bool:
-    """Whether llama.cpp strips white space after the special tokens of a model of that name."""
+def is_rstrip_model_name(name: str) -> bool:
+    """Return whether llama.cpp strips white space after special tokens of a model with this name."""
     return re.search("phi-?3", name, re.IGNORECASE) is not None
 
 
 def _special_ids(metadata: Metadata, defaults: Mapping[str, int]) -> dict[str, int]:
-    found = {role: get(metadata, key, int, defaults.get(role)) for role, key in _ID_KEYS.items()}
-    return {role: token for role, token in found.items() if token is not None}
+    ids = {role: get_value(metadata, key, int, defaults.get(role)) for role, key in _ID_KEYS.items()}
+    return {role: token for role, token in ids.items() if token is not None}
 
 
-def _flag(metadata: Metadata, name: str, default: bool) -> bool:
-    value = get(metadata, f"tokenizer.ggml.{name}", bool)
+def _read_flag(metadata: Metadata, name: str, default: bool) -> bool:
+    value = get_value(metadata, f"tokenizer.ggml.{name}", bool)
     return default if value is None else value
 
 
-def _token_type(value: int) -> TokenType:
+def _parse_token_type(value: int) -> TokenType:
     try:
         return TokenType(value)
     except ValueError:
-        raise TokenizerError(f"tokenizer.ggml.token_type holds {value}, which is no token type") from None
+        raise TokenizerError(f"tokenizer.ggml.token_type has {value}, which is not a token type") from None
 
 
 def _check_lengths(vocab: Vocab) -> None:
     count = len(vocab.tokens)
     if count == 0:
-        raise TokenizerError("the vocabulary holds no tokens")
+        raise TokenizerError("the vocabulary has no tokens")
     for name, values in (("types", vocab.types), ("scores", vocab.scores)):
         if len(values) != count and (name == "types" or vocab.model == "llama"):
             raise TokenizerError(f"the vocabulary has {count} tokens and {len(values)} {name}")
 
 
 def _check_texts(tokens: tuple[str, ...]) -> None:
-    """llama.cpp aborts the process where two tokens share a text."""
+    """Raise for empty and duplicate texts: llama.cpp aborts the process for duplicates."""
     if "" in tokens:
         raise TokenizerError(f"token {tokens.index('')} of the vocabulary has no text")
     if len(set(tokens)) != len(tokens):
         text, times = Counter(tokens).most_common(1)[0]
         first = tokens.index(text)
         second = tokens.index(text, first + 1)
-        raise TokenizerError(f"the vocabulary holds {text!r} {times} times, as tokens {first} and {second}")
+        raise TokenizerError(f"the vocabulary has {text!r} {times} times, as tokens {first} and {second}")
 
 
 def _check_special_ids(vocab: Vocab) -> None:
@@ -279,12 +280,10 @@ def _check_special_ids(vocab: Vocab) -> None:
             raise TokenizerError(
                 f"the {role} token has the id {token}; the vocabulary ends at {len(vocab.tokens) - 1}"
             )
-    if "eos" not in vocab.special_ids:  # llama.cpp would take token 11 ("gpt2") or 2 ("llama") for one
-        raise TokenizerError(
-            "no token is named as the end of a text (eos)", "name one in tokenizer_config.json: eos_token"
-        )
+    if "eos" not in vocab.special_ids:  # llama.cpp's default would be token 11 ("gpt2") or 2 ("llama")
+        raise TokenizerError("no EOS token is named", "name one in tokenizer_config.json: eos_token")
     if vocab.add_bos and "bos" not in vocab.special_ids:
         raise TokenizerError(
-            "texts are to begin with a BOS token and no token is named as one",
+            "add_bos is true but no BOS token is named",
             "name one in tokenizer_config.json: bos_token",
         )

@@ -1,6 +1,6 @@
-"""read_vocab: the tokenizer files of a checkpoint -> Vocab.
+"""Read the tokenizer files of a checkpoint into a Vocab.
 
-Which file is read: a byte-level tokenizer.json or an older form of one; else tokenizer.model, which has
+Which file is read: a byte-level tokenizer.json, or an older format of one; else tokenizer.model, which has
 sentencepiece's own scores; else a tokenizer.json in sentencepiece's style.
 """
 
@@ -11,38 +11,38 @@ from pathlib import Path
 from typing import Any
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer.added_tokens import AddedToken, added_tokens, named_roles
-from pigguf.tokenizer.byte_level_bpe import read_byte_level
+from pigguf.tokenizer.added_tokens import AddedToken, read_added_tokens, special_token_names
+from pigguf.tokenizer.base_vocab import BaseVocab
+from pigguf.tokenizer.byte_level_bpe import read_byte_level_bpe
 from pigguf.tokenizer.chat_template import ChatTemplate
-from pigguf.tokenizer.known_differences import Limit
+from pigguf.tokenizer.known_differences import TokenizerDifference
 from pigguf.tokenizer.sentencepiece_bpe import read_sentencepiece_json, read_sentencepiece_model
-from pigguf.tokenizer.special_tokens import special_ids
+from pigguf.tokenizer.special_tokens import resolve_special_tokens
 from pigguf.tokenizer.tokenizer_files import (
-    CONFIG,
-    MERGES,
-    SENTENCEPIECE,
-    TOKENIZER,
-    VOCAB,
+    MERGES_TXT,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    TOKENIZER_MODEL,
+    VOCAB_JSON,
     TokenizerFiles,
 )
 from pigguf.tokenizer.tokenizer_json import TokenizerJson
 from pigguf.tokenizer.vocab import (
-    ENDS_AS_FILLER,
-    ENDS_BY_TEXT,
-    MATCHED_IN_TEXT,
-    NEVER_STRIPPING,
-    STRIPPED_END,
+    EOG_TOKENS,
+    FIM_EOG_TOKENS,
+    NO_RSTRIP_TOKENS,
+    RSTRIP_EOS_TOKEN,
+    SPECIAL_TOKEN_TYPES,
     TokenType,
     Vocab,
 )
-from pigguf.tokenizer.vocab_entries import Pieces
 
-ADDED_SCORE = -1000.0  # as llama.cpp's converter gives added tokens (conversion/base.py)
+ADDED_SCORE = -1000.0  # of added tokens, as in llama.cpp's converter (conversion/base.py)
 
-# Files that are not read, and what they hold.
-_UNREAD = {
+# Files that are not supported -> what they are, for the message.
+_UNSUPPORTED_FILES = {
     "tekken.json": "Mistral's tekken.json, which their Hugging Face repositories have as tokenizer.json too",
-    "*.tiktoken": "a tiktoken file, whose rules stand in code beside it",
+    "*.tiktoken": "a tiktoken file, whose rules are in code beside it",
     "spiece.model": "spiece.model, a T5-like vocabulary",
     "vocab.txt": "vocab.txt, a WordPiece vocabulary (BERT), which llama.cpp runs for encoders only",
 }
@@ -52,74 +52,82 @@ def read_vocab(directory: Path, config: Mapping[str, Any], vocab_size: int) -> V
     """Read the tokenizer of a checkpoint.
 
     Args:
-        directory: where its files lie.
+        directory: the checkpoint's directory.
         config: config.json, which may name special tokens.
-        vocab_size: rows of the embedding; a smaller vocabulary is filled up with unused "[PADn]" tokens.
+        vocab_size: rows of the embedding; a smaller vocabulary is padded with unused "[PADn]" tokens.
 
     Raises:
-        TokenizerError: there is no tokenizer, a rule of it is not understood or has no equal in
-            llama.cpp, its files contradict each other, or it holds more tokens than the embedding.
+        TokenizerError: there is no tokenizer, llama.cpp does not have one of its rules, its files contradict
+            each other, or it has more tokens than the embedding has rows.
     """
     files = TokenizerFiles.open(directory)
-    pieces = read_pieces(files)
-    template, template_notes = chat_template(files)
-    added, row_notes = _with_rows(files, added_tokens(files, pieces.ids), vocab_size, template or "")
-    ids = {**pieces.ids, **{token.content: token.id for token in added.values()}}
-    _check_size(ids, vocab_size, pieces.file)
-    tokens, types, scores = _columns(pieces, added, ids, vocab_size)
-    special = special_ids(files, config, ids, _own_ids(pieces, ids), vocab_size)
-    add_bos, add_eos = _around(pieces, files, {role: tokens[id] for role, id in special.ids.items()})
-    strips = _strips_after_special(files, added, types, tokens)
-    limits = (*pieces.limits, *_stripping_limits(added, strips))
+    base = read_base_vocab(files)
+    template, template_notes = read_chat_template(files)
+    added, dropped_notes = _drop_unused_beyond_embedding(
+        files, read_added_tokens(files, base.ids), vocab_size, template or ""
+    )
+    ids = {**base.ids, **{token.content: token.id for token in added.values()}}
+    _check_size(ids, vocab_size, base.file)
+    tokens, types, scores = _tokens_by_id(base, added, ids, vocab_size)
+    special = resolve_special_tokens(files, config, ids, _declared_special_ids(base, ids), vocab_size)
+    add_bos, add_eos = _add_bos_eos(base, files, {role: tokens[id] for role, id in special.ids.items()})
+    rstrip = _rstrip_special(files, added, types, tokens)
+    differences = (*base.known_differences, *_rstrip_differences(added, rstrip))
     return Vocab(
-        model=pieces.model,
-        pre=pieces.pre,
+        model=base.model,
+        pre=base.pre,
         tokens=tuple(tokens),
         types=tuple(types),
-        scores=tuple(scores) if pieces.model == "llama" else (),
-        merges=pieces.merges,
+        scores=tuple(scores) if base.model == "llama" else (),
+        merges=base.merges,
         special_ids=special.ids,
         add_bos=add_bos,
         add_eos=add_eos,
-        add_space_prefix=pieces.add_space_prefix,
-        strips_after_special=strips,
+        add_space_prefix=base.add_space_prefix,
+        rstrip_special=rstrip,
         chat_template=template,
-        limits=limits,
+        known_differences=differences,
         notes=(
             *special.notes,
-            *_framing_notes(pieces, files, add_bos=add_bos, add_eos=add_eos),
+            *_add_bos_eos_notes(base, files, add_bos=add_bos, add_eos=add_eos),
             *template_notes,
-            *row_notes,
+            *dropped_notes,
             *_padding_notes(ids, vocab_size),
-            *_end_notes(tokens, types),
-            *(limit.value for limit in limits),
+            *_eog_notes(tokens, types),
+            *(difference.value for difference in differences),
         ),
     )
 
 
-def read_pieces(files: TokenizerFiles) -> Pieces:
-    """The merging part of the tokenizer. Raises as read_vocab does."""
-    tokenizer = TokenizerJson.of(files)
+def read_base_vocab(files: TokenizerFiles) -> BaseVocab:
+    """Read the tokenizer's vocabulary without added tokens.
+
+    Raises:
+        TokenizerError, ReadError: as read_vocab.
+    """
+    tokenizer = TokenizerJson.from_files(files)
     if tokenizer is not None and tokenizer.is_byte_level:
-        return read_byte_level(tokenizer)
-    if files.sentencepiece is not None:
+        return read_byte_level_bpe(tokenizer)
+    if files.sentencepiece_model is not None:
         return read_sentencepiece_model(files, tokenizer)
     if tokenizer is not None:
         return read_sentencepiece_json(tokenizer)
-    found = next((name for name in _UNREAD if any(files.directory.glob(name))), None)
+    unsupported = next((name for name in _UNSUPPORTED_FILES if any(files.directory.glob(name))), None)
     raise TokenizerError(
-        f"{files.directory} holds neither {TOKENIZER} nor {SENTENCEPIECE}, nor {VOCAB} with {MERGES}"
-        + (f"; it holds {_UNREAD[found]}" if found else ""),
-        "download the tokenizer too; other forms become tokenizer.json with transformers: "
+        f"{files.directory} has neither {TOKENIZER_JSON} nor {TOKENIZER_MODEL}, nor {VOCAB_JSON} with "
+        f"{MERGES_TXT}" + (f"; it has {_UNSUPPORTED_FILES[unsupported]}" if unsupported else ""),
+        "download the tokenizer too; transformers converts other formats to tokenizer.json: "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
     )
 
 
-def chat_template(files: TokenizerFiles) -> tuple[str | None, tuple[str, ...]]:
-    """The chat template and what was left out: a file of its own counts before tokenizer_config.json.
+def read_chat_template(files: TokenizerFiles) -> tuple[str | None, tuple[str, ...]]:
+    """Return the chat template, or None, and notes on templates that are ignored.
+
+    A file of its own comes before tokenizer_config.json.
 
     Raises:
-        TokenizerError: several are named and none is the default, or it is not jinja.
+        TokenizerError: there are several templates without a default, or it is not valid jinja.
     """
     template, notes = _default_template(files)
     if template is not None:
@@ -128,7 +136,9 @@ def chat_template(files: TokenizerFiles) -> tuple[str | None, tuple[str, ...]]:
 
 
 def _default_template(files: TokenizerFiles) -> tuple[str | None, tuple[str, ...]]:
-    stated = files.config.get("chat_template") if files.chat_template is None else files.chat_template
+    stated = (
+        files.tokenizer_config.get("chat_template") if files.chat_template is None else files.chat_template
+    )
     if stated is None or isinstance(stated, str):
         return stated, ()
     if isinstance(stated, list):
@@ -136,85 +146,86 @@ def _default_template(files: TokenizerFiles) -> tuple[str | None, tuple[str, ...
     default = stated.get("default")
     if not isinstance(default, str):
         raise TokenizerError(
-            f"{files.path(CONFIG)}: chat_template names several templates and none is the default",
+            f"{files.path(TOKENIZER_CONFIG)}: chat_template has several templates but no default",
             "put the template into chat_template.jinja",
         )
     others = [name for name in stated if name != "default"]
     if not others:
         return default, ()
-    return default, (f"of the chat templates the default was taken, and left out: {others}",)
+    return default, (f"the default chat template is used; ignored: {others}",)
 
 
-def token_type(pieces: Pieces, token: int, added: AddedToken | None) -> TokenType:
-    """What a token is (llama.cpp conversion/base.py, get_vocab_base and _create_vocab_sentencepiece)."""
-    own = pieces.types.get(token, TokenType.NORMAL)
-    if added is None or own is TokenType.UNKNOWN:
-        return own
+def token_type(base: BaseVocab, token: int, added: AddedToken | None) -> TokenType:
+    """Return a token's type (llama.cpp conversion/base.py, get_vocab_base, _create_vocab_sentencepiece)."""
+    base_type = base.types.get(token, TokenType.NORMAL)
+    if added is None or base_type is TokenType.UNKNOWN:
+        return base_type
     return TokenType.CONTROL if added.special or added.looks_special else TokenType.USER_DEFINED
 
 
-def _strips_after_special(
+def _rstrip_special(
     files: TokenizerFiles, added: Mapping[int, AddedToken], types: Sequence[TokenType], tokens: Sequence[str]
 ) -> bool:
-    """Whether white space after special tokens is taken away, as Phi-3's files have it.
+    """Return whether white space after special tokens is removed, as in Phi-3's files.
 
     Raises:
-        TokenizerError: after some it is and after others not, in another way than llama.cpp's.
+        TokenizerError: it is removed after other tokens than llama.cpp does it after.
     """
-    stripping = {token.content: token for token in added.values() if token.strips_after}
-    if not stripping:
+    rstrip_tokens = {token.content: token for token in added.values() if token.rstrip}
+    if not rstrip_tokens:
         return False
-    matched = {text for text, kind in zip(tokens, types, strict=True) if kind in MATCHED_IN_TEXT}
-    odd = (stripping.keys() ^ (matched - NEVER_STRIPPING)) - {STRIPPED_END}
-    if odd or not {STRIPPED_END, *NEVER_STRIPPING} <= set(tokens):
-        text, token = next(iter(stripping.items()))
+    special = {text for text, kind in zip(tokens, types, strict=True) if kind in SPECIAL_TOKEN_TYPES}
+    differing = (rstrip_tokens.keys() ^ (special - NO_RSTRIP_TOKENS)) - {RSTRIP_EOS_TOKEN}
+    if differing or not {RSTRIP_EOS_TOKEN, *NO_RSTRIP_TOKENS} <= set(tokens):
+        text, token = next(iter(rstrip_tokens.items()))
         raise TokenizerError(
             f"{files.path(token.file)}: the added token {text!r} has rstrip = true and others differ "
-            f"({', '.join(sorted(odd)[:3])}); llama.cpp takes white space away after all special tokens of a "
-            "Phi-3 vocabulary, or after none",
-            "set rstrip to false where the model does not depend on it",
+            f"({', '.join(sorted(differing)[:3])}); llama.cpp removes white space after all special tokens "
+            "of a Phi-3 vocabulary, or after none",
+            "set rstrip to false if the model does not depend on it",
         )
     return True
 
 
-def _stripping_limits(added: Mapping[int, AddedToken], strips: bool) -> tuple[Limit, ...]:
-    kept = not any(token.content == STRIPPED_END and token.strips_after for token in added.values())
-    return (Limit.STRIPPED_END,) if strips and kept else ()
+def _rstrip_differences(added: Mapping[int, AddedToken], rstrip: bool) -> tuple[TokenizerDifference, ...]:
+    keeps_after_eos = not any(token.content == RSTRIP_EOS_TOKEN and token.rstrip for token in added.values())
+    return (TokenizerDifference.EOS_RSTRIP,) if rstrip and keeps_after_eos else ()
 
 
-def _columns(
-    pieces: Pieces, added: Mapping[int, AddedToken], ids: Mapping[str, int], size: int
+def _tokens_by_id(
+    base: BaseVocab, added: Mapping[int, AddedToken], ids: Mapping[str, int], size: int
 ) -> tuple[list[str], list[TokenType], list[float]]:
-    """Texts, types and scores by id, with "[PADn]" where there is no token (as get_vocab_base names them)."""
+    """Return texts, types and scores by id, with "[PADn]" for missing tokens (as in get_vocab_base)."""
     tokens = [f"[PAD{token}]" for token in range(size)]
     types = [TokenType.UNUSED] * size
     scores = [ADDED_SCORE] * size
     for text, token in ids.items():
         tokens[token] = text
-        types[token] = token_type(pieces, token, added.get(token))
-        scores[token] = pieces.scores.get(token, 0.0 if text in pieces.ids else ADDED_SCORE)
+        types[token] = token_type(base, token, added.get(token))
+        scores[token] = base.scores.get(token, 0.0 if text in base.ids else ADDED_SCORE)
     return tokens, types, scores
 
 
-def _with_rows(
+def _drop_unused_beyond_embedding(
     files: TokenizerFiles, added: Mapping[int, AddedToken], size: int, template: str
 ) -> tuple[dict[int, AddedToken], tuple[str, ...]]:
-    """The added tokens that the embedding has rows for, and a note on those that it does without.
+    """Return the added tokens without those that are unused and beyond the embedding, and notes on those.
 
-    It does without a padding token, and without one that no text of a conversation brings up (Gemma 3's
-    "<image_soft_token>" beside a text model): those are left out. Any other stays, and is refused later.
+    A special token is unused if it is neither BOS nor EOS and is not in the chat template, such as a padding
+    token or Gemma 3's "<image_soft_token>" in a text model. Any other token beyond the embedding is an
+    error later.
     """
-    needed = {text for role, (text, _) in named_roles(files).items() if role in ("bos", "eos")}
-    idle = {
+    required = {text for role, (text, _) in special_token_names(files).items() if role in ("bos", "eos")}
+    unused = {
         id: token
         for id, token in added.items()
-        if id >= size and token.special and token.content not in needed and token.content not in template
+        if id >= size and token.special and token.content not in required and token.content not in template
     }
     notes = tuple(
-        f"{token.file}: the token {id} {token.content!r} has no row in the embedding and was left out"
-        for id, token in idle.items()
+        f"{token.file}: the token {id} {token.content!r} has no row in the embedding and was ignored"
+        for id, token in unused.items()
     )
-    return {id: token for id, token in added.items() if id not in idle}, notes
+    return {id: token for id, token in added.items() if id not in unused}, notes
 
 
 def _check_size(ids: Mapping[str, int], size: int, file: str) -> None:
@@ -228,46 +239,50 @@ def _check_size(ids: Mapping[str, int], size: int, file: str) -> None:
         )
     if len(ids) <= highest:
         taken = set(ids.values())
-        hole = next(token for token in range(highest) if token not in taken)
+        missing = next(token for token in range(highest) if token not in taken)
         raise TokenizerError(
-            f"{file}: no token has the id {hole}, and others have higher ones (up to {highest})",
-            "the vocabulary is not whole: download the tokenizer again",
+            f"{file}: no token has the id {missing}, but others have higher ids (up to {highest})",
+            "the vocabulary is incomplete: download the tokenizer again",
         )
 
 
-def _own_ids(pieces: Pieces, ids: Mapping[str, int]) -> dict[str, int]:
-    """Roles that the tokenizer itself fills: by number, or by what it puts around a text."""
-    before, after = pieces.around or ((), ())
-    shown = {role: ids.get(texts[0], -1) for role, texts in (("bos", before), ("eos", after)) if texts}
-    return {**shown, **pieces.own_ids}
+def _declared_special_ids(base: BaseVocab, ids: Mapping[str, int]) -> dict[str, int]:
+    """Return roles that the tokenizer itself fills: by id, or by the tokens that it adds around a text."""
+    before, after = base.template_tokens or ((), ())
+    from_template = {
+        role: ids.get(texts[0], -1) for role, texts in (("bos", before), ("eos", after)) if texts
+    }
+    return {**from_template, **base.special_ids}
 
 
-def _around(pieces: Pieces, files: TokenizerFiles, roles: Mapping[str, str]) -> tuple[bool, bool]:
-    """Whether BOS and EOS are put around a text.
+def _add_bos_eos(base: BaseVocab, files: TokenizerFiles, roles: Mapping[str, str]) -> tuple[bool, bool]:
+    """Return add_bos and add_eos.
 
-    transformers 5 takes this from tokenizer.json where there is one, and add_bos_token and
-    add_eos_token only where there is none (tokenization_utils_base.py, `_from_pretrained`).
+    transformers 5 reads them from tokenizer.json if there is one, and from add_bos_token and add_eos_token
+    only if there is none (tokenization_utils_base.py, `_from_pretrained`).
     """
-    if pieces.around is None:  # the defaults are those that LlamaTokenizer documents
-        return bool(files.config.get("add_bos_token", True)), bool(files.config.get("add_eos_token", False))
-    before, after = pieces.around
+    if base.template_tokens is None:  # LlamaTokenizer's defaults
+        return bool(files.tokenizer_config.get("add_bos_token", True)), bool(
+            files.tokenizer_config.get("add_eos_token", False)
+        )
+    before, after = base.template_tokens
     if before not in ((), (roles.get("bos"),)) or after not in ((), (roles.get("eos"),)):
         raise TokenizerError(
-            f"{files.path(files.tokenizer_file)}: post_processor puts {list(before)} before a text and "
-            f"{list(after)} after it; llama.cpp can put BOS ({roles.get('bos')!r}) and "
+            f"{files.path(files.tokenizer_json_source)}: post_processor adds {list(before)} before a text "
+            f"and {list(after)} after it; llama.cpp can only add BOS ({roles.get('bos')!r}) and "
             f"EOS ({roles.get('eos')!r})",
-            f"make bos_token and eos_token in {CONFIG} agree with it",
+            f"make bos_token and eos_token in {TOKENIZER_CONFIG} agree with it",
         )
     return bool(before), bool(after)
 
 
-def _framing_notes(pieces: Pieces, files: TokenizerFiles, **taken: bool) -> tuple[str, ...]:
-    if pieces.around is None:
+def _add_bos_eos_notes(base: BaseVocab, files: TokenizerFiles, **taken: bool) -> tuple[str, ...]:
+    if base.template_tokens is None:
         return ()
-    stated = {key: files.config.get(f"{key}_token") for key in taken}
+    stated = {key: files.tokenizer_config.get(f"{key}_token") for key in taken}
     return tuple(
-        f"{CONFIG}: {key}_token = {stated[key]} contradicts the post_processor of {TOKENIZER}, which was "
-        "followed, as transformers does"
+        f"{TOKENIZER_CONFIG}: {key}_token = {stated[key]} contradicts the post_processor of "
+        f"{TOKENIZER_JSON}, which is used, as in transformers"
         for key in taken
         if stated[key] not in (None, taken[key])
     )
@@ -279,14 +294,14 @@ def _padding_notes(ids: Mapping[str, int], size: int) -> tuple[str, ...]:
         return ()
     return (
         f"the tokenizer has {len(ids)} tokens and the embedding {size} rows: "
-        f"{missing} unused tokens fill it up, [PAD{len(ids)}] to [PAD{size - 1}]",
+        f"{missing} unused tokens are added, [PAD{len(ids)}] to [PAD{size - 1}]",
     )
 
 
-def _end_notes(tokens: list[str], types: list[TokenType]) -> tuple[str, ...]:
-    """llama.cpp ends an answer at these texts, whatever the model means by them."""
+def _eog_notes(tokens: list[str], types: list[TokenType]) -> tuple[str, ...]:
+    """Return notes on normal tokens that llama.cpp takes for end-of-generation by their text."""
     return tuple(
-        f"token {token} {text!r} is plain text in the source; llama.cpp ends an answer at it"
+        f"token {token} {text!r} is normal text in the source; llama.cpp ends the generation at it"
         for token, text in enumerate(tokens)
-        if text in ENDS_BY_TEXT | ENDS_AS_FILLER and types[token] not in MATCHED_IN_TEXT
+        if text in EOG_TOKENS | FIM_EOG_TOKENS and types[token] not in SPECIAL_TOKEN_TYPES
     )

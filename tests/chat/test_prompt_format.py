@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.vocab_gguf import in_llama_cpp, write_json
+from support.vocab_gguf import load_in_llama_cpp, write_json
 from tokenizer.test_sentencepiece import CONFIG, SIZE, train
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -122,7 +122,7 @@ def sentencepiece_model(directory: Path, template: str) -> Model:
     write_json(directory / "tokenizer_config.json", {"chat_template": template, "add_bos_token": True})
     vocab = read_vocab(directory, CONFIG, SIZE + 3)
     assert set(vocab.types[SIZE:]) == {TokenType.USER_DEFINED}
-    in_llama_cpp(vocab, directory)
+    load_in_llama_cpp(vocab, directory)
     return Model.open(directory / "vocab.gguf", vocab_only=True)
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own tokens of a Vocab, through a vocabulary-only GGUF file; and texts to compare with."""
+"""Load a Vocab in llama.cpp through a vocab-only GGUF, train vocabularies, and generate texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pigguf.tokenizer import ROUNDTRIP_TEXTS, Vocab
 
 END = "<|endoftext|>"
 
-# A model's shape, which llama.cpp wants to see before it reads a vocabulary.
+# Hyperparameters that llama.cpp requires before it reads a vocabulary.
 _SHAPE = {
     "general.architecture": string("llama"),
     "llama.block_count": u32(1),
@@ -32,27 +32,27 @@ _SHAPE = {
     "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
 }
 
-# Blocks that texts are drawn from; characters without a name in the Unicode table are left out.
+# Unicode blocks that random texts use; unassigned characters are left out.
 _BLOCKS = (
     (0x20, 0x7F), (0xA0, 0x250), (0x250, 0x370), (0x370, 0x530), (0x530, 0x600), (0x600, 0x700),
     (0x900, 0xE00), (0xE00, 0xE80), (0x1100, 0x1200), (0x1E00, 0x2070), (0x2070, 0x2C00),
     (0x2E80, 0x3400), (0x4E00, 0x4F00), (0xAC00, 0xAD00), (0xF900, 0x10000), (0x10000, 0x11000),
     (0x1D400, 0x1D800), (0x1F000, 0x1FB00),
 )  # fmt: skip
-_GLUE = " \t\n\r  \u00a0\u3000\u200b\u200d\ufe0f'"
+_SEPARATORS = " \t\n\r  \u00a0\u3000\u200b\u200d\ufe0f'"
 
 _NO_LOG = llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
 class LlamaVocab:
-    """A vocabulary as llama.cpp has read it from a file."""
+    """A vocabulary that llama.cpp loaded from a file."""
 
     def __init__(self, path: Path) -> None:
         llama_cpp.llama_log_set(_NO_LOG, ctypes.c_void_p(0))
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = True
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-        assert self._model, f"llama.cpp refuses {path}"
+        assert self._model, f"llama.cpp cannot load {path}"
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
 
     def __del__(self) -> None:
@@ -65,16 +65,16 @@ class LlamaVocab:
         assert count >= 0
         return list(buffer[:count])
 
-    def filler(self, part: str) -> int:
-        """The fill-in-the-middle token of a part: pre, suf, mid, pad, rep or sep; -1 for none."""
+    def fim_token(self, part: str) -> int:
+        """Return the fill-in-the-middle token: pre, suf, mid, pad, rep or sep; -1 for none."""
         return int(getattr(llama_cpp, f"llama_vocab_fim_{part}")(self._vocab))
 
-    def is_end(self, token: int) -> bool:
+    def is_eog(self, token: int) -> bool:
         return bool(llama_cpp.llama_vocab_is_eog(self._vocab, token))
 
 
-def in_llama_cpp(vocab: Vocab, directory: Path) -> LlamaVocab:
-    """The vocabulary, written to a file and read by llama.cpp."""
+def load_in_llama_cpp(vocab: Vocab, directory: Path) -> LlamaVocab:
+    """Write the vocabulary to a GGUF file and load it in llama.cpp."""
     path = directory / "vocab.gguf"
     name = {"general.name": string(vocab.rstrip_compatible_name("A model"))}
     write_gguf(path, {**_SHAPE, **name, **vocab.metadata()}, [])
@@ -82,7 +82,7 @@ def in_llama_cpp(vocab: Vocab, directory: Path) -> LlamaVocab:
 
 
 def random_texts(seed: int, count: int) -> list[str]:
-    """Seeded texts of some forty characters from all scripts, with white space and joiners between."""
+    """Return seeded texts of about forty characters from all scripts, with white space and joiners."""
     rng = random.Random(seed)
     return [_random_text(rng, 40) for _ in range(count)]
 
@@ -92,15 +92,16 @@ def _random_text(rng: random.Random, length: int) -> str:
     while len(characters) < length:
         block = rng.choice(_BLOCKS) if rng.random() < 0.6 else _BLOCKS[0]
         for _ in range(rng.randint(1, 6)):
-            character = rng.choice(_GLUE) if rng.random() < 0.15 else chr(rng.randrange(*block))
+            character = rng.choice(_SEPARATORS) if rng.random() < 0.15 else chr(rng.randrange(*block))
             if unicodedata.category(character) not in ("Cn", "Cs", "Co"):
                 characters.append(character)
     return "".join(characters)
 
 
 def training_texts() -> list[str]:
-    """Texts with something to merge in every script."""
-    return [*ROUNDTRIP_TEXTS * 2, *random_texts(seed=1, count=800), Path(__file__).read_text(encoding="utf-8") * 3]
+    """Return texts that give merges in every script."""
+    source_code = Path(__file__).read_text(encoding="utf-8")
+    return [*ROUNDTRIP_TEXTS * 2, *random_texts(seed=1, count=800), source_code * 3]
 
 
 def assert_same_tokens(
@@ -124,7 +125,7 @@ def write_byte_level(
 ) -> dict[str, Any]:
     """Train a byte-level BPE that splits by `rules` and write its files as transformers would.
 
-    `top` replaces top-level keys of tokenizer.json. Returns what was written.
+    `top` replaces top-level keys of tokenizer.json, whose content is returned.
     """
     content: dict[str, Any] = {
         "version": "1.0",
@@ -173,7 +174,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Set top-level keys of a JSON file, which is made where it is missing; ... removes a key."""
+    """Set top-level keys of a JSON file, which is created if it is missing; ... removes a key."""
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     content.update(changes)
     write_json(path, {key: value for key, value in content.items() if value is not ...})

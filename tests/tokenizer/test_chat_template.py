@@ -1,4 +1,4 @@
-"""Templates render as in transformers, whose environment they are written for, and cannot break out."""
+"""Chat templates render as in transformers, and cannot leave the sandbox."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_template_renders_as_in_transformers(
         assert ours() == theirs()
 
 
-def test_the_templates_own_words_are_in_the_error() -> None:
+def test_the_error_has_the_templates_message() -> None:
     template = ChatTemplate("{{ raise_exception('Only user and assistant roles are supported!') }}")
     with pytest.raises(TokenizerError, match="Only user and assistant roles are supported!"):
         template.render(MESSAGES)
@@ -119,8 +119,8 @@ def test_the_templates_own_words_are_in_the_error() -> None:
         "{{ messages | no_such_filter }}",
     ],
 )
-def test_what_is_not_jinja_is_refused(source: str) -> None:
-    with pytest.raises(TokenizerError, match="the chat template is not jinja"):
+def test_invalid_jinja_is_refused(source: str) -> None:
+    with pytest.raises(TokenizerError, match="the chat template is not valid jinja"):
         ChatTemplate(source)
 
 
@@ -138,7 +138,7 @@ def test_what_is_not_jinja_is_refused(source: str) -> None:
     ],
 )
 def test_a_template_that_fails_is_reported(source: str) -> None:
-    with pytest.raises(TokenizerError, match="the chat template refuses these messages"):
+    with pytest.raises(TokenizerError, match="the chat template cannot render these messages"):
         ChatTemplate(source).render(MESSAGES)
 
 
@@ -155,12 +155,13 @@ def test_a_template_that_fails_is_reported(source: str) -> None:
 )
 def test_a_template_cannot_leave_its_sandbox(source: str) -> None:
     with pytest.raises(
-        TokenizerError, match=r"refuses these messages: .*(unsafe|not safely|undefined|has no attribute)"
+        TokenizerError,
+        match=r"cannot render these messages: .*(unsafe|not safely|undefined|has no attribute)",
     ):
         ChatTemplate(source).render(MESSAGES)
 
 
-def test_the_callers_messages_stay_as_they_are() -> None:
+def test_the_callers_messages_are_not_modified() -> None:
     messages = [{"role": "user", "content": "a"}]
     ChatTemplate("{% for m in messages %}{% set m2 = m %}{{ m.content }}{% endfor %}").render(messages)
     assert messages == [{"role": "user", "content": "a"}]

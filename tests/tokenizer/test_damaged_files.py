@@ -1,4 +1,4 @@
-"""Whatever stands in a tokenizer's files, reading them ends in a Vocab or in a TokenizerError."""
+"""Reading any tokenizer files gives a Vocab or a TokenizerError."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.vocab_gguf import END, write_byte_level, write_json
 
 from pigguf.errors import TokenizerError
 from pigguf.tokenizer import read_vocab, write_tokenizer
-from pigguf.tokenizer.pre_tokenizers import pre_tokenizer_named
+from pigguf.tokenizer.pre_tokenizers import pre_tokenizer_by_name
 from pigguf.tokenizer.tokenizer_json import BYTE_TOKENS
 from pigguf.tokenizer.vocab import TokenType, Vocab
 
@@ -40,7 +40,7 @@ JUNK: tuple[Any, ...] = (
 
 def byte_level(directory: Path) -> None:
     write_byte_level(
-        directory, pre_tokenizer_named("smollm").rules, size=SIZE, special=(END, "<s>"), texts=["ab"]
+        directory, pre_tokenizer_by_name("smollm").rules, size=SIZE, special=(END, "<s>"), texts=["ab"]
     )
 
 
@@ -54,8 +54,8 @@ def sentencepiece(directory: Path) -> None:
     (directory / "tokenizer.model").unlink()
 
 
-def frame(directory: Path) -> None:
-    """Files of every kind beside tokenizer.json."""
+def write_other_files(directory: Path) -> None:
+    """Write every kind of file that may be beside tokenizer.json."""
     decoder = {"1": {"content": "<s>", "special": True, "lstrip": False}}
     named = {"bos_token": "<s>", "eos_token": {"content": END}, "additional_special_tokens": ["<s>"]}
     templates = [{"name": "default", "template": "x"}]
@@ -70,18 +70,18 @@ def frame(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece])
-def test_any_value_in_any_place_is_read_or_refused(make: Any, tmp_path: Path) -> None:
+def test_any_value_of_any_key_is_read_or_refused(make: Any, tmp_path: Path) -> None:
     make(tmp_path)
     if make is byte_level:
-        frame(tmp_path)
+        write_other_files(tmp_path)
     rng = random.Random(0)
     refused = 0
     for path in sorted(tmp_path.glob("*.json")):
         original = path.read_bytes()
-        for place in places_of(json.loads(original), rng):
+        for path_to_value in paths_to_values(json.loads(original), rng):
             for junk in rng.sample(JUNK, 5):
                 content = json.loads(original)
-                put(content, place, junk)
+                set_value(content, path_to_value, junk)
                 write_json(path, content)
                 refused += is_refused(tmp_path)
         path.write_bytes(original)
@@ -97,26 +97,26 @@ def is_refused(directory: Path) -> bool:
     return False
 
 
-def places_of(content: Any, rng: random.Random) -> Iterator[tuple[Any, ...]]:
-    """Paths to the values of a JSON object; of its long lists and objects only a few."""
+def paths_to_values(content: Any, rng: random.Random) -> Iterator[tuple[Any, ...]]:
+    """Yield paths to the values of a JSON object; of long lists and objects only to a few."""
     items = list(content.items()) if isinstance(content, dict) else list(enumerate(content))
     for key, value in rng.sample(items, min(len(items), 12)):
         yield (key,)
         if isinstance(value, (dict, list)):
-            yield from ((key, *rest) for rest in places_of(value, rng))
+            yield from ((key, *rest) for rest in paths_to_values(value, rng))
 
 
-def put(content: Any, place: tuple[Any, ...], value: Any) -> None:
-    for key in place[:-1]:
+def set_value(content: Any, path_to_value: tuple[Any, ...], value: Any) -> None:
+    for key in path_to_value[:-1]:
         content = content[key]
-    content[place[-1]] = value
+    content[path_to_value[-1]] = value
 
 
-def test_a_cut_file_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     byte_level(source)
-    frame(source)
+    write_other_files(source)
     for path in sorted(source.glob("*.json")):
         copy = Path(shutil.copytree(source, tmp_path / path.stem))
         whole = path.read_bytes()

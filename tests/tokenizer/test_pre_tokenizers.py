@@ -1,4 +1,4 @@
-"""Every row of the table splits text as llama.cpp does under each of the row's names."""
+"""Every pre-tokenizer splits text as llama.cpp does under each of its names."""
 
 from __future__ import annotations
 
@@ -9,94 +9,116 @@ from pathlib import Path
 import pytest
 from support.vocab_gguf import (
     assert_same_tokens,
-    in_llama_cpp,
+    load_in_llama_cpp,
     random_texts,
     training_texts,
     write_byte_level,
 )
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer import Limit, read_vocab, roundtrip_samples, source_encoder
-from pigguf.tokenizer.known_differences import kept_clear
-from pigguf.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer_named, recognise
+from pigguf.tokenizer import TokenizerDifference, load_reference_encoder, read_vocab, select_roundtrip_texts
+from pigguf.tokenizer.known_differences import remove_differing_text
+from pigguf.tokenizer.pre_tokenizers import (
+    PRE_TOKENIZERS,
+    PreTokenizer,
+    match_pre_tokenizer,
+    pre_tokenizer_by_name,
+)
 
 SIZE = 1500
 
 
-@pytest.mark.parametrize("row", PRE_TOKENIZERS, ids=lambda row: row.name)
-def test_a_row_makes_llama_cpps_tokens(row: PreTokenizer, tmp_path: Path) -> None:
-    write_byte_level(tmp_path, row.rules, ignore_merges=row.ignore_merges, size=SIZE, texts=texts_for(row))
+@pytest.mark.parametrize("pre_tokenizer", PRE_TOKENIZERS, ids=lambda pre_tokenizer: pre_tokenizer.name)
+def test_a_pre_tokenizer_gives_llama_cpps_tokens(pre_tokenizer: PreTokenizer, tmp_path: Path) -> None:
+    write_byte_level(
+        tmp_path,
+        pre_tokenizer.rules,
+        ignore_merges=pre_tokenizer.ignore_merges,
+        size=SIZE,
+        texts=texts_for(pre_tokenizer),
+    )
     vocab = read_vocab(tmp_path, {}, SIZE)
-    assert vocab.pre == row.name
-    encode = source_encoder(tmp_path)
-    texts = (*roundtrip_samples(vocab), *kept_clear(random_texts(seed=2, count=400), row.limits))
-    for name in (row.name, *row.aliases):
-        llama = in_llama_cpp(replace(vocab, pre=name), tmp_path)
+    assert vocab.pre == pre_tokenizer.name
+    encode = load_reference_encoder(tmp_path)
+    texts = (
+        *select_roundtrip_texts(vocab),
+        *remove_differing_text(random_texts(seed=2, count=400), pre_tokenizer.known_differences),
+    )
+    for name in (pre_tokenizer.name, *pre_tokenizer.aliases):
+        llama = load_in_llama_cpp(replace(vocab, pre=name), tmp_path)
         assert_same_tokens(encode, llama.tokenize, texts)
 
 
-def texts_for(row: PreTokenizer) -> list[str]:
-    """What the row's vocabulary is trained on.
+def texts_for(pre_tokenizer: PreTokenizer) -> list[str]:
+    """Return the texts to train the pre-tokenizer's vocabulary on.
 
     The vocabularies of deepseek-coder have no merge across a Unicode space and a Chinese character,
     which llama.cpp and tokenizer.json split differently; neither has one trained without such spaces.
     """
-    if row.name != "deepseek-coder":
+    if pre_tokenizer.name != "deepseek-coder":
         return training_texts()
     return [" ".join(text.split()) for text in training_texts()]
 
 
-@pytest.mark.parametrize("row", PRE_TOKENIZERS, ids=lambda row: row.name)
-def test_every_spelling_of_a_row_makes_the_same_tokens(row: PreTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pre_tokenizer", PRE_TOKENIZERS, ids=lambda pre_tokenizer: pre_tokenizer.name)
+def test_every_rule_variant_gives_the_same_tokens(pre_tokenizer: PreTokenizer, tmp_path: Path) -> None:
     encoders = []
-    for number, spelling in enumerate(row.spellings):
+    for number, spelling in enumerate(pre_tokenizer.rule_variants):
         directory = tmp_path / str(number)
         directory.mkdir()
-        write_byte_level(directory, spelling, ignore_merges=row.ignore_merges, size=600)
-        assert read_vocab(directory, {}, 600).pre == row.name
-        encoders.append(source_encoder(directory))
+        write_byte_level(directory, spelling, ignore_merges=pre_tokenizer.ignore_merges, size=600)
+        assert read_vocab(directory, {}, 600).pre == pre_tokenizer.name
+        encoders.append(load_reference_encoder(directory))
     for encoder in encoders[1:]:
         assert_same_tokens(encoders[0], encoder, random_texts(seed=3, count=200))
 
 
-def test_rows_with_other_rules_make_other_tokens(tmp_path: Path) -> None:
-    """The comparison can fail: a vocabulary under a wrong name does."""
-    row = next(row for row in PRE_TOKENIZERS if row.name == "llama-bpe")
-    write_byte_level(tmp_path, row.rules, ignore_merges=True)
+def test_other_rules_give_other_tokens(tmp_path: Path) -> None:
+    """Check that the comparison can fail: with a wrong name it does."""
+    pre_tokenizer = next(
+        pre_tokenizer for pre_tokenizer in PRE_TOKENIZERS if pre_tokenizer.name == "llama-bpe"
+    )
+    write_byte_level(tmp_path, pre_tokenizer.rules, ignore_merges=True)
     vocab = read_vocab(tmp_path, {}, SIZE)
-    encode = source_encoder(tmp_path)
-    llama = in_llama_cpp(replace(vocab, pre="gpt-2"), tmp_path)
-    assert any(encode(text) != llama.tokenize(text) for text in roundtrip_samples(vocab))
+    encode = load_reference_encoder(tmp_path)
+    llama = load_in_llama_cpp(replace(vocab, pre="gpt-2"), tmp_path)
+    assert any(encode(text) != llama.tokenize(text) for text in select_roundtrip_texts(vocab))
 
 
 @pytest.mark.parametrize(
-    ("limit", "name", "text"),
+    ("difference", "name", "text"),
     [
-        (Limit.LETTER_CASE, "tekken", "L'ÉTAT C'EST MOI"),
-        (Limit.MARKS, "tekken", "नमस्ते दुनिया, यह हिन्दी है।"),
-        (Limit.MIXED_SPACES, "deepseek-llm", "空格 \u00a0\u3000混合"),
+        (TokenizerDifference.LETTER_CASE, "tekken", "L'ÉTAT C'EST MOI"),
+        (TokenizerDifference.COMBINING_MARKS, "tekken", "नमस्ते दुनिया, यह हिन्दी है।"),
+        (TokenizerDifference.MIXED_SPACES, "deepseek-llm", "空格 \u00a0\u3000混合"),
     ],
 )
-def test_a_limit_is_where_the_two_differ(limit: Limit, name: str, text: str, tmp_path: Path) -> None:
-    row = pre_tokenizer_named(name)
-    assert limit in row.limits
+def test_the_two_differ_as_known_differences_says(
+    difference: TokenizerDifference, name: str, text: str, tmp_path: Path
+) -> None:
+    pre_tokenizer = pre_tokenizer_by_name(name)
+    assert difference in pre_tokenizer.known_differences
     texts = [*[text] * 200, *training_texts()]  # so that the words of the text are merged
-    write_byte_level(tmp_path, row.rules, ignore_merges=row.ignore_merges, size=3000, texts=texts)
+    write_byte_level(
+        tmp_path, pre_tokenizer.rules, ignore_merges=pre_tokenizer.ignore_merges, size=3000, texts=texts
+    )
     vocab = read_vocab(tmp_path, {}, 3000)
-    assert limit.value in vocab.notes
-    encode, llama = source_encoder(tmp_path), in_llama_cpp(vocab, tmp_path)
+    assert difference.value in vocab.notes
+    encode, llama = load_reference_encoder(tmp_path), load_in_llama_cpp(vocab, tmp_path)
     assert encode(text) != llama.tokenize(text)
-    (clear,) = kept_clear([text], [limit])
+    (clear,) = remove_differing_text([text], [difference])
     assert encode(clear) == llama.tokenize(clear)
 
 
 def test_ignore_merges_is_part_of_the_rules() -> None:
-    llama_bpe = next(row for row in PRE_TOKENIZERS if row.name == "llama-bpe")
-    assert recognise(llama_bpe.rules, False, "tokenizer.json").name == "dbrx"
+    llama_bpe = next(pre_tokenizer for pre_tokenizer in PRE_TOKENIZERS if pre_tokenizer.name == "llama-bpe")
+    assert match_pre_tokenizer(llama_bpe.rules, False, "tokenizer.json").name == "dbrx"
 
 
-def test_every_name_stands_once() -> None:
-    names = [name for row in PRE_TOKENIZERS for name in (row.name, *row.aliases)]
+def test_every_name_is_listed_once() -> None:
+    names = [
+        name for pre_tokenizer in PRE_TOKENIZERS for name in (pre_tokenizer.name, *pre_tokenizer.aliases)
+    ]
     assert len(set(names)) == len(names)
 
 
@@ -108,19 +130,19 @@ def test_unknown_rules_are_refused_with_their_text() -> None:
         "invert": False,
     }
     with pytest.raises(TokenizerError) as refusal:
-        recognise([rule], False, "somewhere/tokenizer.json")
+        match_pre_tokenizer([rule], False, "somewhere/tokenizer.json")
     assert "somewhere/tokenizer.json" in refusal.value.message
     assert json.dumps(rule) in refusal.value.message
     assert "smollm" in (refusal.value.hint or "")
 
 
-def test_nfc_is_a_limit_and_the_samples_keep_clear_of_it(tmp_path: Path) -> None:
-    row = next(row for row in PRE_TOKENIZERS if row.name == "qwen2")
-    write_byte_level(tmp_path, row.rules, normalizer={"type": "NFC"})
+def test_nfc_is_a_known_difference_and_removed_from_the_texts(tmp_path: Path) -> None:
+    pre_tokenizer = next(pre_tokenizer for pre_tokenizer in PRE_TOKENIZERS if pre_tokenizer.name == "qwen2")
+    write_byte_level(tmp_path, pre_tokenizer.rules, normalizer={"type": "NFC"})
     vocab = read_vocab(tmp_path, {}, SIZE)
-    assert vocab.limits == (Limit.NFC,)
+    assert vocab.known_differences == (TokenizerDifference.NFC,)
     assert any("NFC" in note for note in vocab.notes)
-    encode, llama = source_encoder(tmp_path), in_llama_cpp(vocab, tmp_path)
-    assert_same_tokens(encode, llama.tokenize, roundtrip_samples(vocab))
+    encode, llama = load_reference_encoder(tmp_path), load_in_llama_cpp(vocab, tmp_path)
+    assert_same_tokens(encode, llama.tokenize, select_roundtrip_texts(vocab))
     decomposed = "cafe\u0301"
     assert encode(decomposed) != llama.tokenize(decomposed)

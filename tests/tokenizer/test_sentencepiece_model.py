@@ -1,4 +1,4 @@
-"""tokenizer.model is read and written as sentencepiece itself reads and writes it."""
+"""tokenizer.model is parsed and serialized as sentencepiece does it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import pytest
 import sentencepiece
 
 from pigguf.errors import TokenizerError
-from pigguf.tokenizer import SAMPLES
+from pigguf.tokenizer import ROUNDTRIP_TEXTS
 from pigguf.tokenizer.sentencepiece_model import (
     BPE,
     NO_DUMMY_PREFIX,
     UNIGRAM,
-    Piece,
+    SentencePiece,
     SentencePieceModel,
-    read_model,
-    write_model,
+    parse_sentencepiece_model,
+    serialize_sentencepiece_model,
 )
 
 
 def trained(**options: object) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line for text in SAMPLES * 3 for line in text.split("\n") if line),
+        sentence_iterator=iter(line for text in ROUNDTRIP_TEXTS * 3 for line in text.split("\n") if line),
         model_writer=model,
         **{"vocab_size": 1100, "byte_fallback": True, "minloglevel": 2, **options},
     )
@@ -42,9 +42,9 @@ def content() -> bytes:
     )
 
 
-def test_every_field_is_what_sentencepiece_says(content: bytes) -> None:
+def test_every_field_equals_sentencepieces(content: bytes) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-    model = read_model(content, "tokenizer.model")
+    model = parse_sentencepiece_model(content, "tokenizer.model")
     ids = range(processor.get_piece_size())
     assert [piece.text for piece in model.pieces] == processor.id_to_piece(list(ids))
     assert [piece.score for piece in model.pieces] == [processor.get_score(token) for token in ids]
@@ -59,8 +59,8 @@ def test_every_field_is_what_sentencepiece_says(content: bytes) -> None:
     assert len(model.charsmap) > 1000
 
 
-def test_the_other_values_are_read_too() -> None:
-    model = read_model(
+def test_values_other_than_the_defaults_are_read() -> None:
+    model = parse_sentencepiece_model(
         trained(
             model_type="unigram",
             normalization_rule_name="identity",
@@ -73,36 +73,41 @@ def test_the_other_values_are_read_too() -> None:
     assert (model.whitespace_as_suffix, model.add_dummy_prefix, model.pad_id) == (True, True, -1)
 
 
-def test_what_is_written_reads_back_and_tokenizes_alike(content: bytes) -> None:
-    model = read_model(content, "tokenizer.model")
-    written = write_model(model)
-    assert read_model(written, "tokenizer.model") == model
+def test_a_written_model_reads_back_and_tokenizes_alike(content: bytes) -> None:
+    model = parse_sentencepiece_model(content, "tokenizer.model")
+    written = serialize_sentencepiece_model(model)
+    assert parse_sentencepiece_model(written, "tokenizer.model") == model
     before = sentencepiece.SentencePieceProcessor(model_proto=content)
     after = sentencepiece.SentencePieceProcessor(model_proto=written)
-    assert before.encode(list(SAMPLES)) == after.encode(list(SAMPLES))
+    assert before.encode(list(ROUNDTRIP_TEXTS)) == after.encode(list(ROUNDTRIP_TEXTS))
 
 
 def test_an_appended_message_turns_the_dummy_prefix_off() -> None:
     content = trained(model_type="bpe")
-    assert read_model(content, "tokenizer.model").add_dummy_prefix
+    assert parse_sentencepiece_model(content, "tokenizer.model").add_dummy_prefix
     changed = content + NO_DUMMY_PREFIX
-    assert not read_model(changed, "tokenizer.model").add_dummy_prefix
+    assert not parse_sentencepiece_model(changed, "tokenizer.model").add_dummy_prefix
     with_prefix = sentencepiece.SentencePieceProcessor(model_proto=content)
     without = sentencepiece.SentencePieceProcessor(model_proto=changed)
     assert with_prefix.encode("text", out_type=str)[0].startswith("▁")
     assert not without.encode("text", out_type=str)[0].startswith("▁")
 
 
-def test_negative_numbers_and_long_texts_survive() -> None:
-    model = SentencePieceModel((Piece("x" * 300, -1e10, 1),), pad_id=-1, unk_id=2**31 - 1)
-    assert read_model(write_model(model), "tokenizer.model").pieces[0].text == "x" * 300
-    assert read_model(write_model(model), "tokenizer.model").pad_id == -1
-    assert read_model(write_model(model), "tokenizer.model").unk_id == 2**31 - 1
+def test_negative_numbers_and_long_texts_round_trip() -> None:
+    model = SentencePieceModel((SentencePiece("x" * 300, -1e10, 1),), pad_id=-1, unk_id=2**31 - 1)
+    assert (
+        parse_sentencepiece_model(serialize_sentencepiece_model(model), "tokenizer.model").pieces[0].text
+        == "x" * 300
+    )
+    assert parse_sentencepiece_model(serialize_sentencepiece_model(model), "tokenizer.model").pad_id == -1
+    assert (
+        parse_sentencepiece_model(serialize_sentencepiece_model(model), "tokenizer.model").unk_id == 2**31 - 1
+    )
 
 
-def test_a_cut_or_damaged_file_is_refused_or_still_whole_pieces(content: bytes) -> None:
-    """Nothing but a TokenizerError ever comes out of bad bytes; a cut between fields leaves fewer of them."""
-    whole = read_model(content, "tokenizer.model")
+def test_a_truncated_or_damaged_file_is_refused_or_has_fewer_pieces(content: bytes) -> None:
+    """Raise only TokenizerError for damaged bytes; a cut between fields leaves fewer pieces."""
+    whole = parse_sentencepiece_model(content, "tokenizer.model")
     rng = random.Random(0)
     refusals = []
     for _ in range(300):
@@ -110,7 +115,7 @@ def test_a_cut_or_damaged_file_is_refused_or_still_whole_pieces(content: bytes) 
         for _ in range(rng.randrange(3)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
         try:
-            read = read_model(bytes(damaged), "here/tokenizer.model")
+            read = parse_sentencepiece_model(bytes(damaged), "here/tokenizer.model")
         except TokenizerError as error:
             refusals.append(error.message)
         else:
@@ -122,4 +127,4 @@ def test_a_cut_or_damaged_file_is_refused_or_still_whole_pieces(content: bytes) 
 @pytest.mark.parametrize("content", [b"", b"{}", b"not a model at all", b"\x0a\x05ab"])
 def test_other_files_are_refused(content: bytes) -> None:
     with pytest.raises(TokenizerError, match=r"here/tokenizer\.model"):
-        read_model(content, "here/tokenizer.model")
+        parse_sentencepiece_model(content, "here/tokenizer.model")

@@ -1,11 +1,11 @@
-"""The demo model's vocabulary, out of its GGUF file and back again."""
+"""The demo model's vocabulary, from its GGUF file to tokenizer files and back."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from support.vocab_gguf import LlamaVocab, assert_same_tokens, in_llama_cpp, random_texts
+from support.vocab_gguf import LlamaVocab, assert_same_tokens, load_in_llama_cpp, random_texts
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pigguf.gguf_io import read_header
@@ -13,9 +13,9 @@ from pigguf.tokenizer import (
     ChatTemplate,
     TokenType,
     Vocab,
+    load_reference_encoder,
     read_vocab,
-    roundtrip_samples,
-    source_encoder,
+    select_roundtrip_texts,
     vocab_from_metadata,
     write_tokenizer,
 )
@@ -50,45 +50,47 @@ def transformers(written: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(written)
 
 
-def test_the_file_is_read_as_it_says(vocab: Vocab) -> None:
+def test_the_vocabulary_is_read_from_the_file(vocab: Vocab) -> None:
     assert (vocab.model, vocab.pre, len(vocab.tokens), len(vocab.merges)) == ("gpt2", "smollm", 49152, 48900)
     assert dict(vocab.special_ids) == {"bos": 1, "eos": 2, "unk": 0, "pad": 2}
     assert (vocab.add_bos, vocab.add_eos, vocab.add_space_prefix) == (False, False, False)
     assert vocab.types.count(TokenType.CONTROL) == 17
-    assert vocab.text("eos") == "<|im_end|>"
-    assert vocab.text("eot") is None
+    assert vocab.special_token("eos") == "<|im_end|>"
+    assert vocab.special_token("eot") is None
 
 
-def test_transformers_makes_llama_cpps_tokens(
+def test_transformers_gives_llama_cpps_tokens(
     vocab: Vocab, llama: LlamaVocab, transformers: PreTrainedTokenizerBase
 ) -> None:
-    texts = (*roundtrip_samples(vocab), *random_texts(seed=10, count=1500))
+    texts = (*select_roundtrip_texts(vocab), *random_texts(seed=10, count=1500))
     assert_same_tokens(
         lambda text: transformers.encode(text, add_special_tokens=False), llama.tokenize, texts
     )
     assert transformers.encode("Hi") == llama.tokenize("Hi", add_special=True)
 
 
-def test_the_source_encoder_makes_llama_cpps_tokens(vocab: Vocab, llama: LlamaVocab, written: Path) -> None:
-    texts = (*roundtrip_samples(vocab), *random_texts(seed=11, count=500))
-    assert_same_tokens(source_encoder(written), llama.tokenize, texts)
+def test_the_reference_encoder_gives_llama_cpps_tokens(
+    vocab: Vocab, llama: LlamaVocab, written: Path
+) -> None:
+    texts = (*select_roundtrip_texts(vocab), *random_texts(seed=11, count=500))
+    assert_same_tokens(load_reference_encoder(written), llama.tokenize, texts)
 
 
-def test_texts_come_back_from_their_tokens(vocab: Vocab, transformers: PreTrainedTokenizerBase) -> None:
-    for text in roundtrip_samples(vocab):
+def test_decoding_gives_the_text_back(vocab: Vocab, transformers: PreTrainedTokenizerBase) -> None:
+    for text in select_roundtrip_texts(vocab):
         assert transformers.decode(transformers.encode(text)) == text
 
 
-def test_what_was_written_reads_back_the_same(vocab: Vocab, written: Path) -> None:
+def test_written_files_read_back_the_same(vocab: Vocab, written: Path) -> None:
     assert read_vocab(written, {"bos_token_id": 1, "eos_token_id": 2}, 49152) == vocab
 
 
 def test_metadata_reads_back_the_same(vocab: Vocab, llama: LlamaVocab, tmp_path: Path) -> None:
     assert vocab_from_metadata(vocab.metadata()) == vocab
-    again = in_llama_cpp(vocab, tmp_path)
+    again = load_in_llama_cpp(vocab, tmp_path)
     assert_same_tokens(llama.tokenize, again.tokenize, random_texts(seed=12, count=200))
-    ends = [token for token in range(len(vocab.tokens)) if llama.is_end(token)]
-    assert [token for token in range(len(vocab.tokens)) if again.is_end(token)] == ends
+    ends = [token for token in range(len(vocab.tokens)) if llama.is_eog(token)]
+    assert [token for token in range(len(vocab.tokens)) if again.is_eog(token)] == ends
     assert 2 in ends
 
 

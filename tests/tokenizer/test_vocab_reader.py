@@ -1,4 +1,4 @@
-"""What a byte-level tokenizer's files mean, which contradictions stop, and what llama.cpp makes of it."""
+"""Reading byte-level tokenizers: roles, notes and errors, and the same tokens in llama.cpp."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.vocab_gguf import (
     END,
     assert_same_tokens,
     edit_json,
-    in_llama_cpp,
+    load_in_llama_cpp,
     random_texts,
     write_byte_level,
     write_json,
@@ -27,14 +27,14 @@ from pigguf.errors import TokenizerError
 from pigguf.tokenizer import (
     TokenType,
     Vocab,
+    load_reference_encoder,
     read_vocab,
-    roundtrip_samples,
-    source_encoder,
+    select_roundtrip_texts,
     vocab_from_metadata,
     write_tokenizer,
 )
-from pigguf.tokenizer.pre_tokenizers import pre_tokenizer_named
-from pigguf.tokenizer.vocab import ENDS_AS_FILLER, ENDS_BY_TEXT
+from pigguf.tokenizer.pre_tokenizers import pre_tokenizer_by_name
+from pigguf.tokenizer.vocab import EOG_TOKENS, FIM_EOG_TOKENS
 
 SPECIAL = (END, "<s>", "<|im_end|>", "<pad>", "<a>", "<b>", "<c>")
 SIZE = 700
@@ -43,13 +43,13 @@ SIZE = 700
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("byte-level")
-    write_byte_level(directory, pre_tokenizer_named("gpt-2").rules, size=SIZE, special=SPECIAL)
+    write_byte_level(directory, pre_tokenizer_by_name("gpt-2").rules, size=SIZE, special=SPECIAL)
     return directory
 
 
 @pytest.fixture
 def source(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained tokenizer, to change."""
+    """Copy the trained tokenizer, for changes."""
     return Path(shutil.copytree(trained, tmp_path / "source"))
 
 
@@ -59,7 +59,7 @@ def tokenizer_json(directory: Path) -> dict[str, Any]:
 
 
 def template(before: list[str], after: list[str]) -> dict[str, Any]:
-    """A TemplateProcessing that puts tokens around a text."""
+    """Return a TemplateProcessing that adds tokens around a text."""
 
     def part(text: str) -> dict[str, Any]:
         return {"SpecialToken": {"id": text, "type_id": 0}}
@@ -77,7 +77,7 @@ def template(before: list[str], after: list[str]) -> dict[str, Any]:
 # Special tokens
 
 
-def test_roles_are_named_by_the_tokenizer_before_the_config(source: Path) -> None:
+def test_roles_in_the_tokenizers_files_override_config_json(source: Path) -> None:
     edit_json(
         source / "tokenizer_config.json",
         bos_token={"content": "<s>", "special": True},
@@ -89,20 +89,20 @@ def test_roles_are_named_by_the_tokenizer_before_the_config(source: Path) -> Non
     assert any("bos_token_id = 4" in note for note in vocab.notes)
 
 
-def test_the_config_names_what_the_tokenizer_does_not(source: Path) -> None:
+def test_config_json_fills_roles_that_the_tokenizer_does_not(source: Path) -> None:
     edit_json(source / "tokenizer_config.json", eos_token=...)
     vocab = read_vocab(source, {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": -1}, SIZE)
     assert dict(vocab.special_ids) == {"bos": 1, "eos": 2}
 
 
-def test_special_tokens_map_overrules_the_config_where_there_is_no_decoder(source: Path) -> None:
+def test_special_tokens_map_overrides_the_config_without_added_tokens_decoder(source: Path) -> None:
     edit_json(source / "tokenizer_config.json", eos_token="<a>")
     write_json(source / "special_tokens_map.json", {"eos_token": "<b>"})
-    assert read_vocab(source, {}, SIZE).text("eos") == "<b>"
+    assert read_vocab(source, {}, SIZE).special_token("eos") == "<b>"
     assert AutoTokenizer.from_pretrained(source).eos_token == "<b>"
     decoder = {"5": {"content": "<b>", "special": True}}
     edit_json(source / "tokenizer_config.json", added_tokens_decoder=decoder)
-    assert read_vocab(source, {}, SIZE).text("eos") == "<a>"
+    assert read_vocab(source, {}, SIZE).special_token("eos") == "<a>"
     assert AutoTokenizer.from_pretrained(source).eos_token == "<a>"
 
 
@@ -113,7 +113,7 @@ def test_a_named_token_must_exist(role: str, source: Path) -> None:
         read_vocab(source, {}, SIZE)
 
 
-def test_a_padding_token_that_does_not_exist_is_left_out_and_said(source: Path) -> None:
+def test_a_padding_token_that_does_not_exist_is_ignored_with_a_note(source: Path) -> None:
     edit_json(source / "tokenizer_config.json", pad_token="<absent>")
     vocab = read_vocab(source, {"pad_token_id": SIZE}, SIZE)
     assert "pad" not in vocab.special_ids
@@ -121,26 +121,28 @@ def test_a_padding_token_that_does_not_exist_is_left_out_and_said(source: Path) 
     assert any(f"pad_token_id = {SIZE}" in note for note in vocab.notes)
 
 
-def test_a_padding_token_that_is_plain_text_stays_plain_text(source: Path, tmp_path: Path) -> None:
-    """As a control token, it would vanish from answers."""
+def test_a_padding_token_that_is_normal_text_stays_normal(source: Path, tmp_path: Path) -> None:
+    """Keep its type: a control token would be hidden in generated text."""
     edit_json(source / "tokenizer_config.json", pad_token="!")
     vocab = read_vocab(source, {}, SIZE)
     assert vocab.types[vocab.special_ids["pad"]] is TokenType.NORMAL
     assert_same_tokens(
-        source_encoder(source), in_llama_cpp(vocab, tmp_path).tokenize, roundtrip_samples(vocab)
+        load_reference_encoder(source),
+        load_in_llama_cpp(vocab, tmp_path).tokenize,
+        select_roundtrip_texts(vocab),
     )
 
 
-def test_without_an_end_a_vocabulary_is_refused(source: Path) -> None:
-    """llama.cpp would end answers at token 11, a comma as often as not."""
+def test_a_vocabulary_without_eos_is_refused(source: Path) -> None:
+    """Refuse it, because llama.cpp would end the generation at token 11."""
     edit_json(source / "tokenizer_config.json", eos_token=...)
-    with pytest.raises(TokenizerError, match="no token is named as the end") as refusal:
+    with pytest.raises(TokenizerError, match="no EOS token is named") as refusal:
         read_vocab(source, {}, SIZE)
     assert "eos_token" in (refusal.value.hint or "")
 
 
 @pytest.mark.parametrize("value", ["2", True, [2, None], {"id": 2}, 2.0])
-def test_an_id_that_is_no_number_is_refused(value: Any, source: Path) -> None:
+def test_an_id_that_is_not_an_integer_is_refused(value: Any, source: Path) -> None:
     with pytest.raises(TokenizerError, match=r"config.json: eos_token_id = .* is not a token id"):
         read_vocab(source, {"eos_token_id": value}, SIZE)
 
@@ -154,29 +156,27 @@ def test_an_id_beyond_the_vocabulary_is_refused(source: Path) -> None:
 # Ends of an answer
 
 
-def test_every_end_that_generation_config_names_ends_an_answer_in_llama_cpp(
-    source: Path, tmp_path: Path
-) -> None:
+def test_every_eos_of_generation_config_is_eog_in_llama_cpp(source: Path, tmp_path: Path) -> None:
     edit_json(source / "tokenizer_config.json", eos_token="<s>")
     write_json(source / "generation_config.json", {"eos_token_id": [2, 4, 0, 5]})
     vocab = read_vocab(source, {"eos_token_id": 6}, SIZE)
-    assert {role: vocab.text(role) for role in ("eos", "eot", "eom")} == {
+    assert {role: vocab.special_token(role) for role in ("eos", "eot", "eom")} == {
         "eos": "<s>",
         "eot": "<a>",
         "eom": "<b>",
     }
-    assert vocab.end_ids == (1, 4, 5)
-    llama = in_llama_cpp(vocab, tmp_path)
-    ends = [token for token in range(SIZE) if llama.is_end(token)]
+    assert vocab.eog_ids == (1, 4, 5)
+    llama = load_in_llama_cpp(vocab, tmp_path)
+    ends = [token for token in range(SIZE) if llama.is_eog(token)]
     assert ends == [0, 1, 2, 4, 5]  # the two others by their text
 
 
-def test_the_config_counts_where_generation_config_names_no_end(source: Path) -> None:
+def test_config_json_is_used_if_generation_config_has_no_eos(source: Path) -> None:
     write_json(source / "generation_config.json", {"temperature": 0.6})
-    assert read_vocab(source, {"eos_token_id": [0, 4]}, SIZE).end_ids == (0, 4)
+    assert read_vocab(source, {"eos_token_id": [0, 4]}, SIZE).eog_ids == (0, 4)
 
 
-def test_more_ends_than_a_gguf_file_can_name_are_refused(source: Path) -> None:
+def test_more_eog_tokens_than_gguf_has_keys_for_are_refused(source: Path) -> None:
     edit_json(source / "tokenizer_config.json", eos_token="<s>")
     write_json(source / "generation_config.json", {"eos_token_id": [1, 4, 5, 6]})
     with pytest.raises(TokenizerError, match=re.escape("[1, 4, 5, 6]")) as refusal:
@@ -184,23 +184,23 @@ def test_more_ends_than_a_gguf_file_can_name_are_refused(source: Path) -> None:
     assert "generation_config.json" in (refusal.value.hint or "")
 
 
-def test_llama_cpp_ends_answers_at_the_texts_of_the_list(tmp_path: Path) -> None:
+def test_eog_tokens_are_eog_in_llama_cpp(tmp_path: Path) -> None:
     # "<|end|>" is none beside "<|return|>" and "<|call|>", nor "</s>" beside "<|tool_response>".
-    texts = sorted(ENDS_BY_TEXT - {"<|end|>", "</s>"})
-    write_byte_level(tmp_path, pre_tokenizer_named("gpt-2").rules, special=("<eos?>", *texts), size=600)
+    texts = sorted(EOG_TOKENS - {"<|end|>", "</s>"})
+    write_byte_level(tmp_path, pre_tokenizer_by_name("gpt-2").rules, special=("<eos?>", *texts), size=600)
     edit_json(tmp_path / "tokenizer_config.json", eos_token="<eos?>")
-    llama = in_llama_cpp(read_vocab(tmp_path, {}, 600), tmp_path)
-    assert [token for token in range(600) if llama.is_end(token)] == [*range(len(texts) + 1)]
+    llama = load_in_llama_cpp(read_vocab(tmp_path, {}, 600), tmp_path)
+    assert [token for token in range(600) if llama.is_eog(token)] == [*range(len(texts) + 1)]
 
 
 @pytest.mark.parametrize("text", ["<|end|>", "</s>"])
-def test_llama_cpp_ends_answers_at_the_other_texts_too(text: str, tmp_path: Path) -> None:
-    write_byte_level(tmp_path, pre_tokenizer_named("gpt-2").rules, special=(END, text), size=600)
-    llama = in_llama_cpp(read_vocab(tmp_path, {}, 600), tmp_path)
-    assert [token for token in range(600) if llama.is_end(token)] == [0, 1]
+def test_fim_eog_tokens_are_eog_in_llama_cpp(text: str, tmp_path: Path) -> None:
+    write_byte_level(tmp_path, pre_tokenizer_by_name("gpt-2").rules, special=(END, text), size=600)
+    llama = load_in_llama_cpp(read_vocab(tmp_path, {}, 600), tmp_path)
+    assert [token for token in range(600) if llama.is_eog(token)] == [0, 1]
 
 
-def test_a_plain_text_that_llama_cpp_takes_for_an_end_is_said(source: Path) -> None:
+def test_a_normal_token_that_is_eog_in_llama_cpp_gets_a_note(source: Path) -> None:
     content = tokenizer_json(source)
     ids = content["model"]["vocab"]
     merges = content["model"]["merges"]
@@ -209,7 +209,7 @@ def test_a_plain_text_that_llama_cpp_takes_for_an_end_is_said(source: Path) -> N
         merges.append([left, right])
     write_json(source / "tokenizer.json", content)
     vocab = read_vocab(source, {}, len(ids))
-    assert any("'</s>' is plain text" in note for note in vocab.notes)
+    assert any("'</s>' is normal text" in note for note in vocab.notes)
 
 
 # Fill-in-the-middle tokens
@@ -226,23 +226,23 @@ def test_a_plain_text_that_llama_cpp_takes_for_an_end_is_said(source: Path) -> N
         (("[PREFIX]", "[SUFFIX]", "[MIDDLE]"), "pre suf mid"),  # Codestral
     ],
 )
-def test_llama_cpp_finds_the_tokens_to_fill_in_the_middle(
+def test_llama_cpp_finds_fill_in_the_middle_tokens(
     texts: tuple[str, ...], parts: str, tmp_path: Path
 ) -> None:
-    write_byte_level(tmp_path, pre_tokenizer_named("smollm").rules, special=(END, *texts), size=600)
+    write_byte_level(tmp_path, pre_tokenizer_by_name("smollm").rules, special=(END, *texts), size=600)
     vocab = read_vocab(tmp_path, {}, 600)
-    llama = in_llama_cpp(vocab, tmp_path)
-    assert [llama.filler(part) for part in parts.split()] == [*range(1, len(texts) + 1)]
+    llama = load_in_llama_cpp(vocab, tmp_path)
+    assert [llama.fim_token(part) for part in parts.split()] == [*range(1, len(texts) + 1)]
     assert vocab_from_metadata(vocab.metadata()).metadata() == vocab.metadata()
 
 
-@pytest.mark.parametrize("text", sorted(ENDS_AS_FILLER))
-def test_llama_cpp_ends_answers_at_padding_and_marks_of_files(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", sorted(FIM_EOG_TOKENS))
+def test_fim_padding_and_file_separators_are_eog_in_llama_cpp(text: str, tmp_path: Path) -> None:
     write_byte_level(
-        tmp_path, pre_tokenizer_named("gpt-2").rules, special=(END, text), size=400, texts=["a b"]
+        tmp_path, pre_tokenizer_by_name("gpt-2").rules, special=(END, text), size=400, texts=["a b"]
     )
     size = len(tokenizer_json(tmp_path)["model"]["vocab"])
-    assert in_llama_cpp(read_vocab(tmp_path, {}, size), tmp_path).is_end(1)
+    assert load_in_llama_cpp(read_vocab(tmp_path, {}, size), tmp_path).is_eog(1)
 
 
 # BOS and EOS around a text
@@ -258,7 +258,7 @@ def test_llama_cpp_ends_answers_at_padding_and_marks_of_files(text: str, tmp_pat
         ([], [], {"add_bos_token": True, "add_eos_token": True}),
     ],
 )
-def test_bos_and_eos_are_put_around_a_text_as_transformers_does(
+def test_bos_and_eos_are_added_as_in_transformers(
     before: list[str], after: list[str], config: dict[str, Any], source: Path, tmp_path: Path
 ) -> None:
     edit_json(source / "tokenizer.json", post_processor=template(before, after))
@@ -266,12 +266,12 @@ def test_bos_and_eos_are_put_around_a_text_as_transformers_does(
     vocab = read_vocab(source, {}, SIZE)
     assert (vocab.add_bos, vocab.add_eos) == (bool(before), bool(after))
     assert len([note for note in vocab.notes if "contradicts the post_processor" in note]) == len(config)
-    llama, theirs = in_llama_cpp(vocab, tmp_path), AutoTokenizer.from_pretrained(source)
+    llama, theirs = load_in_llama_cpp(vocab, tmp_path), AutoTokenizer.from_pretrained(source)
     for text in ("Hello there", " x", ""):
         assert llama.tokenize(text, add_special=True) == theirs.encode(text)
 
 
-def test_the_template_names_bos_where_nothing_else_does(source: Path) -> None:
+def test_the_template_names_bos_if_nothing_else_does(source: Path) -> None:
     steps = [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}, template(["<s>"], [])]
     edit_json(source / "tokenizer.json", post_processor={"type": "Sequence", "processors": steps})
     vocab = read_vocab(source, {}, SIZE)
@@ -282,7 +282,7 @@ def test_the_template_names_bos_where_nothing_else_does(source: Path) -> None:
 def test_other_tokens_around_a_text_are_refused(before: list[str], after: list[str], source: Path) -> None:
     edit_json(source / "tokenizer.json", post_processor=template(before, after))
     edit_json(source / "tokenizer_config.json", bos_token="<s>")
-    with pytest.raises(TokenizerError, match="post_processor puts"):
+    with pytest.raises(TokenizerError, match="post_processor adds"):
         read_vocab(source, {}, SIZE)
 
 
@@ -300,9 +300,9 @@ def test_added_tokens_of_all_files_are_matched_in_text(source: Path, tmp_path: P
     assert vocab.tokens[SIZE:] == ("<tool>", "<|mine|>", "  ")
     user, control = TokenType.USER_DEFINED, TokenType.CONTROL
     assert vocab.types[SIZE:] == (user, control, user)  # "<|mine|>" looks like a control token
-    llama = in_llama_cpp(vocab, tmp_path)
-    texts = (*roundtrip_samples(vocab), *random_texts(seed=13, count=200), "a   b<tool>c <|mine|>  ")
-    assert_same_tokens(source_encoder(source), llama.tokenize, texts)
+    llama = load_in_llama_cpp(vocab, tmp_path)
+    texts = (*select_roundtrip_texts(vocab), *random_texts(seed=13, count=200), "a   b<tool>c <|mine|>  ")
+    assert_same_tokens(load_reference_encoder(source), llama.tokenize, texts)
     theirs = AutoTokenizer.from_pretrained(source)
     assert_same_tokens(lambda text: theirs.encode(text, add_special_tokens=False), llama.tokenize, texts)
 
@@ -310,10 +310,10 @@ def test_added_tokens_of_all_files_are_matched_in_text(source: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("added", "reason"),
     [
-        ({"<s>": SIZE}, "gives '<s>' the id 700; elsewhere it has 1"),
-        ({"<new>": 1}, "gives the id 1 to '<new>'; elsewhere it is '<s>'"),
-        ({"<new>": "x"}, '<new> = "x" is not a whole number'),
-        ({"<new>": -1}, "has no id or no text"),
+        ({"<s>": SIZE}, "gives '<s>' the id 700; another file gives it 1"),
+        ({"<new>": 1}, "gives the id 1 to '<new>'; another file gives it to '<s>'"),
+        ({"<new>": "x"}, '<new> = "x" is not an integer'),
+        ({"<new>": -1}, "has no valid id or no text"),
     ],
 )
 def test_files_that_contradict_each_other_are_refused(
@@ -337,13 +337,15 @@ def test_tokens_that_strip_white_space_are_refused(flag: str, source: Path) -> N
 # Sizes
 
 
-def test_a_smaller_vocabulary_is_filled_up_and_said(source: Path, tmp_path: Path) -> None:
+def test_a_smaller_vocabulary_is_padded_with_a_note(source: Path, tmp_path: Path) -> None:
     vocab = read_vocab(source, {}, SIZE + 20)
     assert vocab.tokens[-1] == f"[PAD{SIZE + 19}]"
     assert vocab.types[SIZE:] == (TokenType.UNUSED,) * 20
     assert any(f"{SIZE} tokens and the embedding {SIZE + 20} rows" in note for note in vocab.notes)
     assert_same_tokens(
-        source_encoder(source), in_llama_cpp(vocab, tmp_path).tokenize, roundtrip_samples(vocab)
+        load_reference_encoder(source),
+        load_in_llama_cpp(vocab, tmp_path).tokenize,
+        select_roundtrip_texts(vocab),
     )
 
 
@@ -353,10 +355,8 @@ def test_a_larger_vocabulary_is_refused_with_the_counts(source: Path) -> None:
     assert "LongLoRA" in (refusal.value.hint or "")
 
 
-def test_a_special_token_without_a_row_is_left_out_where_nothing_needs_it(
-    source: Path, tmp_path: Path
-) -> None:
-    """Gemma 3's text models have 262144 rows, and "<image_soft_token>" as token 262144."""
+def test_an_unused_special_token_without_a_row_is_ignored(source: Path, tmp_path: Path) -> None:
+    """Use the case of Gemma 3's text models: 262144 rows, and "<image_soft_token>" as token 262144."""
     content = tokenizer_json(source)
     token = {**content["added_tokens"][0], "id": SIZE, "content": "<image_soft_token>"}
     content["added_tokens"].append(token)
@@ -367,12 +367,14 @@ def test_a_special_token_without_a_row_is_left_out_where_nothing_needs_it(
     assert "pad" not in vocab.special_ids
     assert any(f"token {SIZE} '<image_soft_token>' has no row" in note for note in vocab.notes)
     assert_same_tokens(
-        source_encoder(source), in_llama_cpp(vocab, tmp_path).tokenize, roundtrip_samples(vocab)
+        load_reference_encoder(source),
+        load_in_llama_cpp(vocab, tmp_path).tokenize,
+        select_roundtrip_texts(vocab),
     )
 
 
 @pytest.mark.parametrize("need", ["not special", "in the template", "eos"])
-def test_a_token_without_a_row_that_is_needed_is_refused(need: str, source: Path) -> None:
+def test_a_required_token_without_a_row_is_refused(need: str, source: Path) -> None:
     content = tokenizer_json(source)
     token = {"id": SIZE, "content": "<tool>", "special": need != "not special"}
     content["added_tokens"].append({**content["added_tokens"][0], **token})
@@ -385,7 +387,7 @@ def test_a_token_without_a_row_that_is_needed_is_refused(need: str, source: Path
         read_vocab(source, {}, SIZE)
 
 
-def test_a_hole_in_the_ids_is_refused(source: Path) -> None:
+def test_a_missing_id_is_refused(source: Path) -> None:
     write_json(source / "added_tokens.json", {"<far>": SIZE + 5})
     with pytest.raises(TokenizerError, match=f"no token has the id {SIZE}"):
         read_vocab(source, {}, SIZE + 10)
@@ -399,12 +401,12 @@ def test_one_id_for_two_tokens_is_refused(source: Path) -> None:
         read_vocab(source, {}, SIZE)
 
 
-def test_a_token_that_stands_twice_in_the_file_is_refused(source: Path) -> None:
+def test_a_duplicate_token_in_the_file_is_refused(source: Path) -> None:
     path = source / "tokenizer.json"
     path.write_text(
         path.read_text(encoding="utf-8").replace('"<a>": 4', '"<a>": 4, "<a>": 9'), encoding="utf-8"
     )
-    with pytest.raises(TokenizerError, match="holds the key '<a>' more than once: 4 and 9"):
+    with pytest.raises(TokenizerError, match="has the key '<a>' more than once: 4 and 9"):
         read_vocab(source, {}, SIZE)
 
 
@@ -420,7 +422,7 @@ def change(**changes: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def drop_a_byte(content: dict[str, Any]) -> None:
-    """A byte without a token, and a token for what is unknown instead."""
+    """Remove a byte's token, and add an unknown token."""
     content["model"]["vocab"]["<x>"] = content["model"]["vocab"].pop("ÿ")
     content["model"]["unk_token"] = END
 
@@ -432,11 +434,11 @@ def drop_a_byte(content: dict[str, Any]) -> None:
         (change_model(continuing_subword_prefix="##"), 'model.continuing_subword_prefix = "##"'),
         (change_model(end_of_word_suffix="</w>"), 'model.end_of_word_suffix = "</w>"'),
         (change_model(vocab={}), "model.vocab is missing or empty"),
-        (change_model(vocab={"a": "0"}), 'model.vocab.a = "0" is not a whole number'),
+        (change_model(vocab={"a": "0"}), 'model.vocab.a = "0" is not an integer'),
         (change_model(vocab={"a": -1}), "gives 'a' the id -1"),
         (change_model(merges=[["a b", "c"]]), "with a space in it"),
         (change_model(type="WordLevel"), 'model.type = "WordLevel" is not BPE'),
-        (change_model(ignore_merges=True), "with ignore_merges = true"),
+        (change_model(ignore_merges=True), "and ignore_merges = true"),
         (drop_a_byte, "model.unk_token"),
         (change(normalizer={"type": "Lowercase"}), "normalizer = .*Lowercase"),
         (change(decoder=None), "decoder = null"),
@@ -458,20 +460,20 @@ def test_rules_that_llama_cpp_lacks_are_refused(
     assert str(source / "tokenizer.json") in refusal.value.message
 
 
-def test_bytes_without_a_token_are_dropped_by_both(source: Path, tmp_path: Path) -> None:
-    """SmolLM2's vocabulary lacks 04 and f1 among others, which its training texts did not hold."""
+def test_both_drop_bytes_without_a_token(source: Path, tmp_path: Path) -> None:
+    """Use the case of SmolLM2, which lacks 04 and f1 among others."""
     content = tokenizer_json(source)
     for byte, character in ((0x04, "Ą"), (0xF1, "ñ")):
         content["model"]["vocab"][f"<was {byte}>"] = content["model"]["vocab"].pop(character)
     write_json(source / "tokenizer.json", content)
     vocab = read_vocab(source, {}, SIZE)
-    llama = in_llama_cpp(vocab, tmp_path)
-    texts = ("a\x04b", "\x04\x04", "\U00040000", *roundtrip_samples(vocab))
-    assert_same_tokens(source_encoder(source), llama.tokenize, texts)
+    llama = load_in_llama_cpp(vocab, tmp_path)
+    texts = ("a\x04b", "\x04\x04", "\U00040000", *select_roundtrip_texts(vocab))
+    assert_same_tokens(load_reference_encoder(source), llama.tokenize, texts)
     assert llama.tokenize("a\x04b") == llama.tokenize("a") + llama.tokenize("b")
 
 
-def test_both_ways_of_writing_merges_are_read(source: Path) -> None:
+def test_both_formats_of_merges_are_read(source: Path) -> None:
     pairs = read_vocab(source, {}, SIZE)
     content = tokenizer_json(source)
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
@@ -480,7 +482,7 @@ def test_both_ways_of_writing_merges_are_read(source: Path) -> None:
 
 
 def test_an_untyped_model_and_an_empty_normalizer_are_read(source: Path) -> None:
-    """GPT-2's own file does not name its model's type; DeepSeek's has a normalizer of no steps."""
+    """Read files like GPT-2's own, without model.type, and DeepSeek's, with an empty normalizer."""
     expected = read_vocab(source, {}, SIZE)
     content = tokenizer_json(source)
     del content["model"]["type"]
@@ -490,7 +492,7 @@ def test_an_untyped_model_and_an_empty_normalizer_are_read(source: Path) -> None
 
 
 def test_truncation_and_padding_change_nothing(source: Path) -> None:
-    plain = source_encoder(source)
+    plain = load_reference_encoder(source)
     content = tokenizer_json(source)
     content["truncation"] = {
         "max_length": 4,
@@ -507,7 +509,7 @@ def test_truncation_and_padding_change_nothing(source: Path) -> None:
         "pad_token": "<pad>",
     }
     write_json(source / "tokenizer.json", content)
-    assert_same_tokens(plain, source_encoder(source), random_texts(seed=14, count=20))
+    assert_same_tokens(plain, load_reference_encoder(source), random_texts(seed=14, count=20))
 
 
 # Files
@@ -515,7 +517,7 @@ def test_truncation_and_padding_change_nothing(source: Path) -> None:
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        TokenizerError, match=r"holds neither tokenizer\.json nor tokenizer\.model, nor vocab\.json"
+        TokenizerError, match=r"has neither tokenizer\.json nor tokenizer\.model, nor vocab\.json"
     ):
         read_vocab(tmp_path, {}, SIZE)
 
@@ -529,9 +531,9 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
         ("spiece.model", "a T5-like vocabulary"),
     ],
 )
-def test_a_form_that_is_not_read_is_named(name: str, what: str, tmp_path: Path) -> None:
+def test_an_unsupported_format_is_named(name: str, what: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("{}", encoding="utf-8")
-    with pytest.raises(TokenizerError, match=f"; it holds .*{what}") as refusal:
+    with pytest.raises(TokenizerError, match=f"; it has .*{what}") as refusal:
         read_vocab(tmp_path, {}, SIZE)
     assert str(tmp_path) in refusal.value.message
     assert "save_pretrained" in (refusal.value.hint or "")
@@ -550,7 +552,7 @@ def test_other_models_are_refused_by_name(kind: str, source: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b'{"a": ', "is not JSON"), (b"[]", "holds a list"), (b"\xff\xfe", "is not UTF-8")],
+    [(b'{"a": ', "is not JSON"), (b"[]", "is a JSON list"), (b"\xff\xfe", "is not UTF-8")],
 )
 def test_a_damaged_file_is_refused(name: str, content: bytes, reason: str, source: Path) -> None:
     (source / name).write_bytes(content)
@@ -561,7 +563,7 @@ def test_a_damaged_file_is_refused(name: str, content: bytes, reason: str, sourc
 # Chat templates
 
 
-def test_a_template_of_its_own_counts_before_the_config(source: Path) -> None:
+def test_a_template_file_overrides_the_config(source: Path) -> None:
     assert read_vocab(source, {}, SIZE).chat_template is None
     write_json(source / "chat_template.json", {"chat_template": "from chat_template.json"})
     assert read_vocab(source, {}, SIZE).chat_template == "from chat_template.json"
@@ -574,14 +576,14 @@ def test_a_template_of_its_own_counts_before_the_config(source: Path) -> None:
     assert read_vocab(source, {}, SIZE).chat_template == "from the config"
 
 
-def test_of_several_templates_the_default_is_taken_and_said(source: Path) -> None:
+def test_of_several_templates_the_default_is_used_with_a_note(source: Path) -> None:
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     edit_json(source / "tokenizer_config.json", chat_template=named)
     vocab = read_vocab(source, {}, SIZE)
     assert vocab.chat_template == "plain"
     assert any("tool_use" in note for note in vocab.notes)
     edit_json(source / "tokenizer_config.json", chat_template=named[:1])
-    with pytest.raises(TokenizerError, match="none is the default"):
+    with pytest.raises(TokenizerError, match="but no default"):
         read_vocab(source, {}, SIZE)
 
 
@@ -590,13 +592,13 @@ def test_of_several_templates_the_default_is_taken_and_said(source: Path) -> Non
 
 @pytest.mark.parametrize(("before", "after"), [([], []), (["<s>"], []), (["<s>"], ["<|im_end|>"])])
 @pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "qwen2"])
-def test_what_is_written_loads_in_transformers_and_reads_back(
+def test_written_files_load_in_transformers_and_read_back(
     pre: str, before: list[str], after: list[str], tmp_path: Path
 ) -> None:
     source, written = tmp_path / "source", tmp_path / "written"
     source.mkdir()
     written.mkdir()
-    row = pre_tokenizer_named(pre)
+    row = pre_tokenizer_by_name(pre)
     write_byte_level(source, row.rules, ignore_merges=row.ignore_merges, size=SIZE, special=SPECIAL)
     edit_json(source / "tokenizer.json", post_processor=template(before, after))
     edit_json(
@@ -610,8 +612,8 @@ def test_what_is_written_loads_in_transformers_and_reads_back(
     write_tokenizer(vocab, written)
     write_json(written / "config.json", {"model_type": "qwen2" if pre == "qwen2" else "llama"})
     assert read_vocab(written, {}, SIZE + 4) == vocab
-    theirs, llama = AutoTokenizer.from_pretrained(written), in_llama_cpp(vocab, tmp_path)
-    texts = [*roundtrip_samples(vocab), *random_texts(seed=15, count=300)]
+    theirs, llama = AutoTokenizer.from_pretrained(written), load_in_llama_cpp(vocab, tmp_path)
+    texts = [*select_roundtrip_texts(vocab), *random_texts(seed=15, count=300)]
     if pre == "qwen2":  # transformers uses its Qwen2Tokenizer whatever the files say, and that normalizes
         texts = [unicodedata.normalize("NFC", text) for text in texts]
     assert_same_tokens(lambda text: theirs.encode(text, add_special_tokens=False), llama.tokenize, texts)
@@ -636,8 +638,8 @@ def vocab(trained: Path) -> Vocab:
         ({"types": ()}, "700 tokens and 0 types"),
         ({"model": "llama"}, "700 tokens and 0 scores"),
         ({"special_ids": {"eos": SIZE}}, "the eos token has the id 700; the vocabulary ends at 699"),
-        ({"special_ids": {}}, "no token is named as the end"),
-        ({"add_bos": True}, "texts are to begin with a BOS token"),
+        ({"special_ids": {}}, "no EOS token is named"),
+        ({"add_bos": True}, "add_bos is true but no BOS token"),
     ],
 )
 def test_a_vocabulary_that_contradicts_itself_is_refused(
@@ -647,15 +649,15 @@ def test_a_vocabulary_that_contradicts_itself_is_refused(
         replace(vocab, **changes)
 
 
-def test_two_tokens_of_one_text_are_refused(vocab: Vocab) -> None:
-    """llama.cpp ends the process on such a file."""
-    with pytest.raises(TokenizerError, match="holds '<a>' 2 times, as tokens 4 and 5"):
+def test_duplicate_texts_are_refused(vocab: Vocab) -> None:
+    """Refuse them, because llama.cpp aborts on such a file."""
+    with pytest.raises(TokenizerError, match="has '<a>' 2 times, as tokens 4 and 5"):
         replace(vocab, tokens=(*vocab.tokens[:5], "<a>", *vocab.tokens[6:]))
     with pytest.raises(TokenizerError, match="token 5 of the vocabulary has no text"):
         replace(vocab, tokens=(*vocab.tokens[:5], "", *vocab.tokens[6:]))
 
 
-def test_absent_keys_mean_what_they_mean_to_llama_cpp(vocab: Vocab) -> None:
+def test_missing_keys_have_llama_cpps_defaults(vocab: Vocab) -> None:
     keys = replace(vocab, special_ids={"bos": 1, "eos": 0}, add_bos=True, pre="llama-bpe").metadata()
     for name in ("add_bos_token", "add_eos_token", "add_space_prefix"):
         del keys[f"tokenizer.ggml.{name}"]
@@ -669,7 +671,7 @@ def test_absent_keys_mean_what_they_mean_to_llama_cpp(vocab: Vocab) -> None:
     assert (read.add_bos, read.add_eos, read.add_space_prefix) == (True, False, True)
 
 
-def test_other_kinds_of_vocabulary_are_refused(vocab: Vocab) -> None:
+def test_other_tokenizer_models_are_refused(vocab: Vocab) -> None:
     keys = vocab.metadata()
     keys["tokenizer.ggml.model"] = keys["tokenizer.ggml.model"]._replace(value="t5")
     with pytest.raises(TokenizerError, match=r"tokenizer\.ggml\.model is 't5'"):

@@ -1,4 +1,4 @@
-"""Tokenizers through the whole of convert, whose proof runs llama.cpp on the written file."""
+"""Tokenizers through `convert`, which checks the written file in llama.cpp."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def checkpoint(directory: Path, rows: int) -> Path:
-    """A tiny Llama without a tokenizer."""
+    """Make a tiny Llama without a tokenizer."""
     support.tiny_checkpoints.make_checkpoint(directory, vocab_size=rows, bos_token_id=1, eos_token_id=2)
     for name in TOKENIZER_FILES:
         (directory / name).unlink()
@@ -30,7 +30,7 @@ def checkpoint(directory: Path, rows: int) -> Path:
     ("strips", "name", "written"),
     [(True, "tune", "tune (Phi-3)"), (True, "phi-3-tune", "phi-3-tune"), (False, "phi-3-tune", "phi 3-tune")],
 )
-def test_white_space_after_special_tokens_is_kept_or_not_as_the_source_does(
+def test_white_space_after_special_tokens_is_kept_as_in_the_source(
     strips: bool, name: str, written: str, tmp_path: Path
 ) -> None:
     source = train(checkpoint(tmp_path / name, PIECES + 64))
@@ -39,10 +39,10 @@ def test_white_space_after_special_tokens_is_kept_or_not_as_the_source_does(
     result = pigguf.convert(source, tmp_path / "out.gguf", type="F32")
     assert result.path is not None
     assert read_header(result.path).metadata["general.name"].value == written
-    assert result.plan.vocab.strips_after_special is strips
+    assert result.plan.vocab.rstrip_special is strips
 
 
-def test_opts_older_files_convert(tmp_path: Path) -> None:
+def test_opts_legacy_files_convert(tmp_path: Path) -> None:
     source = checkpoint(tmp_path / "opt", 608)
     made = write_pairs(tmp_path, special=OPT_SPECIAL)
     for name in ("vocab.json", "merges.txt"):
@@ -52,4 +52,4 @@ def test_opts_older_files_convert(tmp_path: Path) -> None:
     write_json(source / "tokenizer_config.json", config)
     result = pigguf.convert(source, tmp_path / "out.gguf", type="F32")
     assert result.plan.vocab.add_bos
-    assert result.plan.vocab.text("bos") == "</s>"
+    assert result.plan.vocab.special_token("bos") == "</s>"
