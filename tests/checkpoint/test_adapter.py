@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 from support.adapters import (
     ALL_LINEAR,
     PREFIX,
-    model_with_tensors,
     logits,
     make_adapter,
     merge_tensors,
+    model_with_tensors,
     peft_merge_tensors,
     peft_model,
 )

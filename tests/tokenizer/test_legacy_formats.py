@@ -228,7 +228,7 @@ def test_llama_31_names_reserved_tokens_of_llama_3(ranks: dict[bytes, int], tmp_
     named = {4: "<|finetune_right_pad_id|>", 8: "<|eom_id|>", 9: "<|eot_id|>", 10: "<|python_tag|>"}
     assert {index: tokens[LLAMA3_BASE_TOKENS + index] for index in named} == named
     assert tokens[-1] == "<|reserved_special_token_247|>"
-    assert llama3_special_tokens(named=False)[-1] == "<|reserved_special_token_250|>"
+    assert llama3_special_tokens(llama31=False)[-1] == "<|reserved_special_token_250|>"
 
 
 @pytest.mark.parametrize(
