@@ -1,7 +1,9 @@
-"""Opens bad files one after another and runs those that open: `python fuzz_engine.py DIRECTORY SET:SEEDxCOUNT...`.
+"""Open bad GGUF files one after another and run those that open.
 
-A child process of the tests, for what it looks for is the end of the process. It writes each case before
-it tries it, and after a set how many were refused and how many ran.
+usage: python fuzz_engine.py DIRECTORY SET:SEEDxCOUNT...
+
+It is a child process of the tests, because what it looks for is the end of the process. It prints each case
+before it runs it, and after a set how many files were refused and how many ran.
 """
 
 from __future__ import annotations
