@@ -53,17 +53,17 @@ def test_the_list_of_evaluations_is_the_librarys(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_every_evaluation_has_help_with_an_example(name: str, tmp_path: Path) -> None:
-    done = run(tmp_path, name, "--help")
-    assert done.returncode == 0, done.stderr
-    assert f"pigguf eval {name} " in done.stdout.split("\n", 1)[1], "no example"
+    result = run(tmp_path, name, "--help")
+    assert result.returncode == 0, result.stderr
+    assert f"pigguf eval {name} " in result.stdout.split("\n", 1)[1], "no example"
     for option in ("--json", "--html", "--gpu-layers", "--threads", "--cache-type"):
-        assert option in done.stdout
+        assert option in result.stdout
 
 
 def test_figures_are_tables_on_stdout(model: Path, text: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, "perplexity", model, "--text", text, "--windows", "32,64", "--compare", "none")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    result = run(tmp_path, "perplexity", model, "--text", text, "--windows", "32,64", "--compare", "none")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
     assert lines[0] == "Perplexity by window (half-window)"
     assert lines[1].split() == ["positions", "32", "64"]
     assert lines[2].startswith("as shipped ")
@@ -74,9 +74,9 @@ def test_figures_are_tables_on_stdout(model: Path, text: Path, tmp_path: Path) -
 
 def test_json_is_all_and_only_json(model: Path, text: Path, tmp_path: Path) -> None:
     options = ("--windows", "64", "--cache-type", "f32", "--threads", "1", "--gpu-layers", "0")
-    done = run(tmp_path, "perplexity", model, "--text", text, "--json", *options)
-    assert done.returncode == 0, done.stderr
-    data = json.loads(done.stdout)
+    result = run(tmp_path, "perplexity", model, "--text", text, "--json", *options)
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout)
     assert data["evaluation"] == "perplexity"
     assert data["settings"]["cache_type"] == "f32"
     assert data["settings"]["gpu_layers"] == 0
@@ -85,22 +85,22 @@ def test_json_is_all_and_only_json(model: Path, text: Path, tmp_path: Path) -> N
 
 def test_a_page_is_written_beside_the_tables(model: Path, text: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    done = run(tmp_path, "perplexity", model, "--text", text, "--windows", "64", "--html", page)
-    assert done.returncode == 0, done.stderr
-    assert "Perplexity by window" in done.stdout
+    result = run(tmp_path, "perplexity", model, "--text", text, "--windows", "64", "--html", page)
+    assert result.returncode == 0, result.stderr
+    assert "Perplexity by window" in result.stdout
     written = page.read_text(encoding="utf-8")
     assert written.lower().startswith("<!doctype html>")
     assert "<svg" in written
-    assert str(page) in done.stderr
+    assert str(page) in result.stderr
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     model: Path, text: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "nowhere" / "page.html"
-    done = run(tmp_path, "perplexity", model, "--text", text, "--windows", "64", "--html", page)
-    assert done.returncode == 6
-    assert "nowhere is not a directory" in done.stderr
+    result = run(tmp_path, "perplexity", model, "--text", text, "--windows", "64", "--html", page)
+    assert result.returncode == 6
+    assert "nowhere is not a directory" in result.stderr
     assert not (tmp_path / "cache").exists()
 
 
@@ -117,8 +117,8 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
 def test_what_cannot_be_measured_is_a_line_a_hint_and_a_code(
     arguments: list[str], code: int, expected: str, model: Path, text: Path, tmp_path: Path
 ) -> None:
-    done = run(tmp_path, "perplexity", model, "--text", text, *arguments)
-    assert (done.returncode, done.stdout) == (code, "")
-    error, hint = done.stderr.splitlines()[-2:]
+    result = run(tmp_path, "perplexity", model, "--text", text, *arguments)
+    assert (result.returncode, result.stdout) == (code, "")
+    error, hint = result.stderr.splitlines()[-2:]
     assert expected in error
     assert hint.startswith("hint: ")
