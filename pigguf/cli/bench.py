@@ -82,7 +82,10 @@ def _with_changes(config: RunConfig, changes: str) -> RunConfig:
     help="Compare with a second configuration: the options below, with these changes.",
 )
 @click.option(
-    "--plot", type=FILE_PATH, metavar="FILE", help="Write a plot (.svg), or a page with plots and tables (.html)."
+    "--plot",
+    type=FILE_PATH,
+    metavar="FILE",
+    help="Write a plot (.svg), or a page with plots and tables (.html).",
 )
 @performance_options
 @json_option

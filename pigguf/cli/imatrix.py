@@ -89,7 +89,10 @@ def command(
     rows: list[tuple[str, object]] = [
         ("file", result.path),
         ("tensors", f"{result.tensors:,}"),
-        ("text", f"{result.windows:,} windows of {result.window:,} tokens, in {format_duration(result.seconds)}"),
+        (
+            "text",
+            f"{result.windows:,} windows of {result.window:,} tokens, in {format_duration(result.seconds)}",
+        ),
     ]
     rows += [("note", f"no token was routed to these experts of {unseen}") for unseen in result.unseen]
     render.key_values(rows)

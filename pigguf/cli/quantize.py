@@ -68,7 +68,9 @@ def command(
             }
         )
         return
-    shards = [("parts", f"{len(result.shards)} files, to {result.shards[-1]}")] if len(result.shards) > 1 else []
+    shards = (
+        [("parts", f"{len(result.shards)} files, to {result.shards[-1]}")] if len(result.shards) > 1 else []
+    )
     render.key_values(
         [
             ("file", result.path),

@@ -57,7 +57,9 @@ def _show(result: TuningResult) -> None:
         right=("depth", "prefill", "decode", "samples", "cache"),
     )
     render.note("prefill and decode in tokens/s; cache size at the model's full window")
-    render.key_values(((one.setting, f"{one.value}  ({one.reason})") for one in result.decisions), title="Chosen")
+    render.key_values(
+        ((one.setting, f"{one.value}  ({one.reason})") for one in result.decisions), title="Chosen"
+    )
     render.key_values([("stored in", result.path), ("time", format_duration(result.seconds))])
     for line in result.skipped:
         render.note(f"skipped: {line}")

@@ -29,10 +29,10 @@ from pigguf.gguf_io import (
     PlannedTensor,
     TensorData,
     TensorType,
-    header_bytes,
     read_header,
+    serialize_header,
 )
-from pigguf.gguf_io.metadata import Typed, array, elements, get, string, u32
+from pigguf.gguf_io.metadata import TypedValue, array, get_array, get_value, string, u32
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -78,7 +78,7 @@ class ImportanceMatrix:
         weights = self.weights.get(tensor.name)
         return None if weights is None else weights.reshape(-1, tensor.shape[-1])
 
-    def metadata(self) -> dict[str, Typed]:
+    def metadata(self) -> dict[str, TypedValue]:
         """Return the GGUF keys of a file that was quantized with this imatrix."""
         keys = {"quantize.imatrix.file": string(str(self.path))}
         if self.datasets:
@@ -161,8 +161,8 @@ def _read_gguf(file: GGUFFile) -> ImportanceMatrix:
     with TensorData(file) as data:
         weights = {name: _means(file, data, name) for name in names}
     try:
-        datasets = elements(file.metadata, _DATASETS) or ()
-        chunks = get(file.metadata, _CHUNKS, int, 0) or 0
+        datasets = get_array(file.metadata, _DATASETS) or ()
+        chunks = get_value(file.metadata, _CHUNKS, int, 0) or 0
     except GGUFError as error:
         raise GGUFError(f"{file.path}: {error.message}", _RECOMPUTE) from None
     return ImportanceMatrix(file.path, weights, tuple(map(str, datasets)), chunks)
@@ -268,7 +268,7 @@ def serialize_imatrix(
             _planned(name + _COUNTS, sums[name].counts.reshape(-1, 1)),
         )
     ]
-    parts = [header_bytes(metadata, tensors)]
+    parts = [serialize_header(metadata, tensors)]
     for tensor in tensors:
         parts += [tensor.encode(0, tensor.rows).tobytes(), bytes(-tensor.nbytes % DEFAULT_ALIGNMENT)]
     return b"".join(parts)

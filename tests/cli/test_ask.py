@@ -96,7 +96,10 @@ def test_missing_passages_get_a_note(run: Run, tiny: Path, novel: str, tmp_path:
     data = json.loads(result.stdout)
     read, left_out = data["passages"]["read"], data["passages"]["left_out"]
     assert 0 < read < left_out
-    assert f"the prompt has the {read} of {read + left_out} passages that match the question best" in result.stderr
+    assert (
+        f"the prompt has the {read} of {read + left_out} passages that match the question best"
+        in result.stderr
+    )
 
 
 def test_answers_are_greedy_by_default(run: Run, tiny: Path, notes: Path) -> None:
@@ -119,7 +122,7 @@ def piped(stdin: str, *arguments: str | Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize("dash", [(), ("-",)])
-def test_questions_come_a_line_each_from_a_pipe_and_read_the_documents_once(
+def test_piped_questions_are_one_per_line_and_share_the_prefill(
     tiny: Path, notes: Path, dash: tuple[str, ...]
 ) -> None:
     result = piped("When?\n\nAnd why?\n", tiny, "--docs", notes / "a.md", *dash, "--json", *BRIEF)

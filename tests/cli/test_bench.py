@@ -28,9 +28,9 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def test_a_table_of_the_depths(run: Callable[..., CommandResult], tiny: Path, cache: Path) -> None:
-    done = run("bench", tiny, "--depths", "0,600")
-    assert (done.returncode, done.stderr) == (0, "")
-    title, headers, *rows = done.stdout.splitlines()
+    result = run("bench", tiny, "--depths", "0,600")
+    assert (result.returncode, result.stderr) == (0, "")
+    title, headers, *rows = result.stdout.splitlines()
     assert title == "speed"
     assert headers.split()[0] == "depth"
     assert [row.split()[0] for row in rows] == ["0", "600"]
@@ -57,16 +57,18 @@ def test_json_has_both_settings_and_their_ratios(run: Callable[..., CommandResul
     assert data["settings"]["rounds"] == 2
 
 
-def test_the_second_setting_is_the_first_but_for_what_vs_says(run: Callable[..., CommandResult], tiny: Path) -> None:
+def test_the_second_setting_is_the_first_with_the_changes_of_vs(
+    run: Callable[..., CommandResult], tiny: Path
+) -> None:
     options = ("--threads", "1", "--cache-type-k", "f32", "--flash-attention", "off")
-    done = run("bench", tiny, "--depths", "0", *options, "--vs", "flash-attention=auto", "--json")
-    settings = json.loads(done.stdout)["settings"]
+    result = run("bench", tiny, "--depths", "0", *options, "--vs", "flash-attention=auto", "--json")
+    settings = json.loads(result.stdout)["settings"]
     first, second = settings["without --vs"], settings["flash-attention=auto"]
     assert (first["threads"], first["cache_k"], first["flash_attention"]) == (1, "f32", False)
     assert (second["threads"], second["cache_k"], second["flash_attention"]) == (1, "f32", None)
 
 
-def test_plots_are_whole_documents_with_every_line(
+def test_plots_are_complete_documents_with_every_line(
     run: Callable[..., CommandResult], tiny: Path, tmp_path: Path
 ) -> None:
     svg, html = tmp_path / "speed.svg", tmp_path / "speed.html"
@@ -87,7 +89,11 @@ def test_plots_are_whole_documents_with_every_line(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--depths", "0,4096"), exit_codes.OVERFLOW, "need a context of 4,624 tokens, and this one has 4,096"),
+        (
+            ("--depths", "0,4096"),
+            exit_codes.OVERFLOW,
+            "need a context of 4,624 tokens, and this one has 4,096",
+        ),
         (("--depths", "3569"), exit_codes.OVERFLOW, "hint: use depths up to 3,568"),
         (("--depths", "0,x"), exit_codes.USAGE, "depths"),
         (("--depths", "-5"), exit_codes.USAGE, "depths"),
@@ -99,10 +105,14 @@ def test_plots_are_whole_documents_with_every_line(
         (("--plot", "nowhere/speed.svg"), exit_codes.FILE, "nowhere"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
-    run: Callable[..., CommandResult], tiny: Path, arguments: tuple[str, ...], code: exit_codes.ExitCode, message: str
+def test_invalid_options_are_refused(
+    run: Callable[..., CommandResult],
+    tiny: Path,
+    arguments: tuple[str, ...],
+    code: exit_codes.ExitCode,
+    message: str,
 ) -> None:
-    done = run("bench", tiny, *arguments)
-    assert done.returncode == code.code
-    assert message in done.stderr
-    assert done.stdout == ""
+    result = run("bench", tiny, *arguments)
+    assert result.returncode == code.code
+    assert message in result.stderr
+    assert result.stdout == ""

@@ -80,13 +80,13 @@ def test_with_a_question_stdin_is_a_document(smollm2_gguf: Path, tmp_path: Path)
 def test_json_is_for_programs(smollm2_gguf: Path) -> None:
     result = chat(smollm2_gguf, "-p", "Write a story.", "--max-tokens", "5", "--json", "--ctx", "1024")
     assert result.returncode == 0, result.stderr
-    result = json.loads(result.stdout)
-    assert result["answer"]
-    assert result["finish_reason"] == "length"
-    assert result["tokens"]["answer"] == 5
-    assert result["tokens"]["context_length"] == 1024
-    assert result["tokens"]["prompt"] > 20
-    assert all(value > 0 for value in result["timings"].values())
+    data = json.loads(result.stdout)
+    assert data["answer"]
+    assert data["finish_reason"] == "length"
+    assert data["tokens"]["answer"] == 5
+    assert data["tokens"]["context_length"] == 1024
+    assert data["tokens"]["prompt"] > 20
+    assert all(value > 0 for value in data["timings"].values())
 
 
 def test_a_seed_repeats_an_answer(smollm2_gguf: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_prompt_that_does_not_fit_is_refused_with_counts(smollm2_gguf: Path) -
     result = chat(smollm2_gguf, "--ctx", "256", "-p", "word " * 400)
     assert result.returncode == 10
     assert re.match(
-        r"error: the message is 4\d\d tokens, 2\d\d more than fit: the window is 256", result.stderr
+        r"error: the message is 4\d\d tokens, 2\d\d more than fit: the context window is 256", result.stderr
     )
     assert result.stdout == ""
 
@@ -179,7 +179,7 @@ def test_an_answer_is_valid_for_its_schema(smollm2_gguf: Path, tmp_path: Path, t
 LIST_OF_CITIES = {"type": "array", "items": CITY, "minItems": 2, "maxItems": 2}
 
 
-def test_examples_show_the_model_what_is_wanted(smollm2_gguf: Path, tmp_path: Path) -> None:
+def test_few_shot_examples_change_the_answer(smollm2_gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "examples.jsonl"
     path.write_text(
         "".join(json.dumps({"user": f"{n} pigs", "assistant": f"<{n}>"}) + "\n" for n in range(10, 90))
@@ -313,7 +313,7 @@ def test_commands_that_fail_keep_the_chat(terminal: Terminal, tmp_path: Path) ->
         (f"/file {sys.executable}", "error: "),
         (f"/save {tmp_path}/there.json", "already exists"),
         ("/save /nowhere/chat.json", "error: "),
-        ("word " * 600, "fit: the window is 512"),
+        ("word " * 600, "fit: the context window is 512"),
     ):
         assert message in terminal.line(line), line
     assert (tmp_path / "there.json").read_text() == "precious"
@@ -322,7 +322,7 @@ def test_commands_that_fail_keep_the_chat(terminal: Terminal, tmp_path: Path) ->
     assert "Paris" in terminal.line("What is the capital of France?")
 
 
-def test_a_document_is_put_in_with_completion(terminal: Terminal, tmp_path: Path) -> None:
+def test_a_document_is_attached_with_completion(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "a garden.txt").write_text("The pig is called Rosalind. She lives in the garden.")
     terminal.child.send("/fi\t")
     terminal.child.expect_exact("le")
@@ -359,21 +359,25 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(smollm2_gguf: Path, tmp_path
     assert terminal.leave() == 0
 
 
-def test_ctrl_c_while_reading_keeps_document_and_chat(smollm2_gguf: Path, tmp_path: Path, novel: str) -> None:
+def test_ctrl_c_during_prefill_keeps_document_and_chat(
+    smollm2_gguf: Path, tmp_path: Path, novel: str
+) -> None:
     (tmp_path / "novel.txt").write_text(novel[:20_000])
     terminal = Terminal(smollm2_gguf, tmp_path, *GREEDY, "--file", str(tmp_path / "novel.txt"))
     assert "novel.txt" in terminal.banner
     terminal.child.sendline("Who is Anne?")
     terminal.child.expect(r"prefill.*[\d,]+ of [\d,]+ tokens, [\d,]+ tokens/s, [\d: s]+ left")
     terminal.child.sendintr()
-    terminal.child.expect_exact("(stopped before the answer began: the message is not kept)")
+    terminal.child.expect_exact(
+        "(stopped before the answer started: the message is not part of the conversation)"
+    )
     terminal.child.expect(READY)
     assert "attached to your next message" in terminal.line("/ctx")
     assert terminal.leave() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(
+def test_a_signal_that_ends_the_process_restores_the_terminal(
     smollm2_gguf: Path, tmp_path: Path, number: int
 ) -> None:
     chat = ["chat", str(smollm2_gguf), "--ctx", "2048", "--temperature", "0"]
@@ -471,7 +475,7 @@ def test_typing_during_an_answer_does_not_land_in_it(terminal: Terminal) -> None
 def test_a_full_window_drops_the_oldest_turns_with_a_notice(smollm2_gguf: Path, tmp_path: Path) -> None:
     terminal = Terminal(smollm2_gguf, tmp_path / "state", *BRIEF, "--ctx", "160", "--overflow", "shift")
     screens = [terminal.line(f"What is the capital of {country}?") for country in ("France", "Spain", "Peru")]
-    while "left out" not in screens[-1] and len(screens) < 8:
+    while "was dropped" not in screens[-1] and len(screens) < 8:
         screens.append(terminal.line("And of Italy?"))
     assert re.search(r"The context window is full: the oldest turn was dropped \(\d+ tokens\)", screens[-1])
     terminal.line(f"/save {tmp_path}/chat.json")

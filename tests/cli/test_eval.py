@@ -41,7 +41,7 @@ def run(tmp_path: Path, *arguments: str | Path) -> subprocess.CompletedProcess[s
     )
 
 
-def test_the_list_of_evaluations_is_the_librarys(tmp_path: Path) -> None:
+def test_the_list_of_evaluations_is_that_of_the_library(tmp_path: Path) -> None:
     assert list(EVALUATIONS) == list(IN_LIBRARY)
     listed = run(tmp_path)
     assert listed.returncode == 0
@@ -60,7 +60,7 @@ def test_every_evaluation_has_help_with_an_example(name: str, tmp_path: Path) ->
         assert option in result.stdout
 
 
-def test_figures_are_tables_on_stdout(model: Path, text: Path, tmp_path: Path) -> None:
+def test_results_are_tables_on_stdout(model: Path, text: Path, tmp_path: Path) -> None:
     result = run(tmp_path, "perplexity", model, "--text", text, "--windows", "32,64", "--compare", "none")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -72,7 +72,7 @@ def test_figures_are_tables_on_stdout(model: Path, text: Path, tmp_path: Path) -
     assert "Intervals of 95 %" in lines[5]
 
 
-def test_json_is_all_and_only_json(model: Path, text: Path, tmp_path: Path) -> None:
+def test_with_json_stdout_has_only_json(model: Path, text: Path, tmp_path: Path) -> None:
     options = ("--windows", "64", "--cache-type", "f32", "--threads", "1", "--gpu-layers", "0")
     result = run(tmp_path, "perplexity", model, "--text", text, "--json", *options)
     assert result.returncode == 0, result.stderr
@@ -114,7 +114,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
         (["--windows", "64", "--cache-type", "q9"], 2, "--cache-type"),
     ],
 )
-def test_what_cannot_be_measured_is_a_line_a_hint_and_a_code(
+def test_errors_are_a_line_a_hint_and_an_exit_code(
     arguments: list[str], code: int, expected: str, model: Path, text: Path, tmp_path: Path
 ) -> None:
     result = run(tmp_path, "perplexity", model, "--text", text, *arguments)

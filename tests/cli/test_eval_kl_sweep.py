@@ -42,9 +42,9 @@ SWEEP = ("sweep", "f32.gguf", "--text", "novel.txt")
 
 
 def test_kl_prints_tables_and_the_verdict_and_writes_a_page(folder: Path) -> None:
-    done = run(folder, *KL, "--reference", "checkpoint", "--max-windows", "2", "--html", "kl.html")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    result = run(folder, *KL, "--reference", "checkpoint", "--max-windows", "2", "--html", "kl.html")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
     assert lines[0].startswith("KL divergence from the reference in nats")
     assert lines[2].split()[:2] == ["1–63", "126"]
     assert lines[-1].startswith("On average the predictions are ")
@@ -68,9 +68,9 @@ def test_kl_takes_a_cache_type_for_the_model_alone(folder: Path) -> None:
 
 def test_sweep_prints_tables_and_the_verdict_and_writes_a_page(folder: Path) -> None:
     options = ("--factors", "1.5,3", "--windows", "32,64", "--max-windows", "2", "--html", "sweep.html")
-    done = run(folder, *SWEEP, *options)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    result = run(folder, *SWEEP, *options)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
     assert lines[0] == "Perplexity by factor and window (half-window)"
     assert [line.split()[0] for line in lines[1:5]] == ["factor", "1", "1.5", "3"]
     assert lines[-1].startswith("Factor ") or lines[-1].startswith("No one factor ")
@@ -81,8 +81,8 @@ def test_sweep_prints_tables_and_the_verdict_and_writes_a_page(folder: Path) -> 
 @pytest.mark.parametrize(
     "options", [("--factors", "1,x"), ("--windows", "2048;4096"), ("--max-windows", "0")]
 )
-def test_options_that_are_no_numbers_are_wrong_usage(folder: Path, options: tuple[str, str]) -> None:
-    done = run(folder, *SWEEP, *options)
-    assert done.returncode == 2
-    assert options[1] in done.stderr
-    assert not done.stdout
+def test_options_that_are_not_numbers_are_wrong_usage(folder: Path, options: tuple[str, str]) -> None:
+    result = run(folder, *SWEEP, *options)
+    assert result.returncode == 2
+    assert options[1] in result.stderr
+    assert not result.stdout

@@ -97,7 +97,9 @@ def test_a_folder_without_text(checkpoint: Path, tmp_path: Path) -> None:
     assert "holds no .txt or .jsonl file" in made.stderr
 
 
-def test_without_the_extra_it_says_how_to_get_it(checkpoint: Path, books: Path, tmp_path: Path) -> None:
+def test_without_the_extra_the_hint_is_how_to_install_it(
+    checkpoint: Path, books: Path, tmp_path: Path
+) -> None:
     hidden = (
         "import sys, importlib.util as util; find = util.find_spec;"
         "util.find_spec = lambda name, *rest: None if name == 'peft' else find(name, *rest);"

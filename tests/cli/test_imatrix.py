@@ -42,45 +42,45 @@ def test_from_text_to_two_bits(
     run: Callable[..., CommandResult], checkpoint: Path, gguf: Path, text: Path, tmp_path: Path
 ) -> None:
     matrix, out = tmp_path / "imatrix.gguf", tmp_path / "out.gguf"
-    done = run("imatrix", gguf, "--text", text, "--window", "32", "--max-windows", "3", "-o", matrix)
-    assert (done.returncode, done.stderr) == (0, "")
-    said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert said["file"] == str(matrix)
-    assert said["tensors"] == "14"
-    assert said["text"].startswith("3 windows of 32 tokens")
-    done = run("convert", checkpoint, "-o", out, "--type", "IQ2_XXS", "--imatrix", matrix)
-    assert done.returncode == 0
-    assert f"imatrix    {matrix}: 14 tensors\n" in done.stdout
+    result = run("imatrix", gguf, "--text", text, "--window", "32", "--max-windows", "3", "-o", matrix)
+    assert (result.returncode, result.stderr) == (0, "")
+    rows = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert rows["file"] == str(matrix)
+    assert rows["tensors"] == "14"
+    assert rows["text"].startswith("3 windows of 32 tokens")
+    result = run("convert", checkpoint, "-o", out, "--type", "IQ2_XXS", "--imatrix", matrix)
+    assert result.returncode == 0
+    assert f"imatrix    {matrix}: 14 tensors\n" in result.stdout
     assert types(out)["blk.1.ffn_up.weight"] == "IQ2_XXS"
 
 
 def test_json_has_it_all(run: Callable[..., CommandResult], gguf: Path, text: Path, tmp_path: Path) -> None:
     matrix = tmp_path / "imatrix.gguf"
-    done = run("imatrix", gguf, "--text", text, "--text", text, "--window", "64", "-o", matrix, "--json")
-    data = json.loads(done.stdout)
+    result = run("imatrix", gguf, "--text", text, "--text", text, "--window", "64", "-o", matrix, "--json")
+    data = json.loads(result.stdout)
     assert data.pop("seconds") >= 0
     assert data.pop("windows") % 2 == 0  # each text has as many
     assert data == {"path": str(matrix), "tensors": 14, "unseen": [], "window": 64}
     assert read_header(matrix).metadata["imatrix.datasets"].value == (str(text), str(text))
 
 
-def test_without_a_matrix_the_way_to_one_is_told(
+def test_without_a_matrix_the_hint_is_how_to_make_one(
     run: Callable[..., CommandResult], gguf: Path, tmp_path: Path
 ) -> None:
-    done = run("quantize", gguf, tmp_path / "out.gguf", "--type", "IQ2_XXS")
-    assert done.returncode == exit_codes.USAGE.code
-    assert "IQ2_XXS makes blk.0.attn_q.weight IQ2_XXS, which needs an importance matrix" in done.stderr
-    assert "hint: compute one with `pigguf imatrix MODEL --text FILE`" in done.stderr
+    result = run("quantize", gguf, tmp_path / "out.gguf", "--type", "IQ2_XXS")
+    assert result.returncode == exit_codes.USAGE.code
+    assert "IQ2_XXS makes blk.0.attn_q.weight IQ2_XXS, which needs an importance matrix" in result.stderr
+    assert "hint: compute one with `pigguf imatrix MODEL --text FILE`" in result.stderr
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_a_file_that_is_no_matrix_is_refused_by_name(
+def test_a_file_that_is_not_an_imatrix_is_refused_by_name(
     run: Callable[..., CommandResult], gguf: Path, tmp_path: Path
 ) -> None:
-    done = run("quantize", gguf, tmp_path / "out.gguf", "--type", "Q4_K_M", "--imatrix", gguf)
-    assert done.returncode == exit_codes.GGUF.code
-    assert f"{gguf} is not an importance matrix: it lacks imatrix.datasets" in done.stderr
-    assert "hint: " in done.stderr
+    result = run("quantize", gguf, tmp_path / "out.gguf", "--type", "Q4_K_M", "--imatrix", gguf)
+    assert result.returncode == exit_codes.GGUF.code
+    assert f"{gguf} is not an importance matrix: it lacks imatrix.datasets" in result.stderr
+    assert "hint: " in result.stderr
 
 
 def test_types_of_single_tensors(run: Callable[..., CommandResult], gguf: Path, tmp_path: Path) -> None:
@@ -102,11 +102,11 @@ def test_types_of_single_tensors(run: Callable[..., CommandResult], gguf: Path, 
         (("ffn_down=q6_k", "ffn_down=q8_0"), "'ffn_down' is given twice"),
     ],
 )
-def test_types_of_single_tensors_that_mean_nothing_are_refused(
+def test_invalid_types_of_single_tensors_are_refused(
     run: Callable[..., CommandResult], gguf: Path, tmp_path: Path, given: tuple[str, ...], message: str
 ) -> None:
     arguments = [part for pattern in given for part in ("--tensor-type", pattern)]
-    done = run("quantize", gguf, tmp_path / "out.gguf", "--type", "Q4_K_M", *arguments)
-    assert done.returncode == exit_codes.USAGE.code
-    assert message in " ".join(done.stderr.split())
+    result = run("quantize", gguf, tmp_path / "out.gguf", "--type", "Q4_K_M", *arguments)
+    assert result.returncode == exit_codes.USAGE.code
+    assert message in " ".join(result.stderr.split())
     assert not (tmp_path / "out.gguf").exists()

@@ -24,7 +24,7 @@ from pigguf.errors import UsageError
 @click.option("--dry-run", is_flag=True)
 @click.option("--prompt-cache/--no-prompt-cache", default=True)
 def example(**_: object) -> None:
-    """An example with every sort of parameter."""
+    """Do nothing, with every sort of parameter."""
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_clear_without_a_terminal_takes_a_yes(
     assert not any(entry.path.exists() for entry in cached)
 
 
-def test_a_budget_that_is_no_size_is_wrong_usage(
+def test_an_invalid_budget_is_wrong_usage(
     run: Run, cached: list[CachedPrompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIGGUF_PROMPT_CACHE_BUDGET", "much")

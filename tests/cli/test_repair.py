@@ -21,7 +21,7 @@ from pigguf.gguf_io.metadata import u32
 
 @pytest.fixture(scope="module")
 def clamped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained at 64 tokens, interpolated to 256, and the window says 64."""
+    """Write a model trained at 64 tokens and interpolated to 256, whose context length is still 64."""
     path = tmp_path_factory.mktemp("models")
     linear = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
     pigguf.convert(make_checkpoint(path / "piglet", rope_parameters=linear), path / "model.gguf", type="F32")
@@ -37,11 +37,13 @@ def run(run: Callable[..., CommandResult]) -> Callable[..., CommandResult]:
 
 def test_the_program_exits_as_the_page_says(clamped: Path) -> None:
     command = [sys.executable, "-m", "pigguf", "repair", str(clamped)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (15, "")
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (15, "")
 
 
-def test_found_shown_fixed_and_sound(clamped: Path, run: Callable[..., CommandResult], tmp_path: Path) -> None:
+def test_found_shown_fixed_and_sound(
+    clamped: Path, run: Callable[..., CommandResult], tmp_path: Path
+) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(clamped.read_bytes())
     found = run(path)
@@ -70,9 +72,9 @@ def test_found_shown_fixed_and_sound(clamped: Path, run: Callable[..., CommandRe
 
 
 def test_remaining_faults_are_noted(clamped: Path, run: Callable[..., CommandResult], tmp_path: Path) -> None:
-    done = run(clamped, "--set", "general.name=Piglet", "-o", tmp_path / "copy.gguf")
-    assert done.returncode == 0
-    assert "still wrong: llama.context_length is 64" in done.stderr
+    result = run(clamped, "--set", "general.name=Piglet", "-o", tmp_path / "copy.gguf")
+    assert result.returncode == 0
+    assert "still wrong: llama.context_length is 64" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_remaining_faults_are_noted(clamped: Path, run: Callable[..., CommandRes
         (["--remove", "no.such"], exit_codes.USAGE, "no.such"),
         (["--rope-factor", "3", "--context", "256"], exit_codes.ROPE, "256"),
         (["--set", "llama.rope.scaling.type=wobbly"], exit_codes.GGUF, "wobbly"),
-        (["--rope-factor", "4", "-o", "/no/such/place/copy.gguf"], exit_codes.FILE, "/no/such/place"),
+        (["--rope-factor", "4", "-o", "/no/such/directory/copy.gguf"], exit_codes.FILE, "/no/such/directory"),
     ],
 )
 def test_a_refusal_is_one_line_with_a_hint(
@@ -93,16 +95,16 @@ def test_a_refusal_is_one_line_with_a_hint(
     clamped: Path,
     run: Callable[..., CommandResult],
 ) -> None:
-    done = run(clamped, *arguments)
-    assert done.returncode == code.code
-    error, hint = done.stderr.splitlines()
+    result = run(clamped, *arguments)
+    assert result.returncode == code.code
+    error, hint = result.stderr.splitlines()
     assert error.startswith("error: ")
     assert words in error
     assert hint.startswith("hint: ")
-    assert done.stdout == ""
+    assert result.stdout == ""
 
 
-def test_json_is_all_that_stands_on_stdout(clamped: Path, run: Callable[..., CommandResult]) -> None:
+def test_with_json_stdout_has_only_json(clamped: Path, run: Callable[..., CommandResult]) -> None:
     found = run(clamped, "--json")
     assert found.returncode == exit_codes.FOUND.code
     data = json.loads(found.stdout)

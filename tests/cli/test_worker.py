@@ -51,7 +51,7 @@ def program(*arguments: str | Path) -> subprocess.Popen[str]:
 # ---- the worker --------------------------------------------------------------------------------------
 
 
-def test_it_says_where_it_listens_and_what_it_lends(start: Start) -> None:
+def test_output_has_the_address_and_the_devices(start: Start) -> None:
     worker = start("--memory", "1.5G", "--device", "CPU")
     assert re.fullmatch(r"127\.0\.0\.1:\d+", worker.address)
     assert re.match(r"device +CPU: .+, 1\.5 GiB$", worker.device_line)
@@ -66,7 +66,7 @@ def test_ctrl_c_ends_it_quietly_and_its_port_is_free_again(start: Start) -> None
     start(address=worker.address)
 
 
-def test_the_library_s_own_lines_stay_off_stdout(start: Start, smollm2_gguf: Path, run: Run) -> None:
+def test_the_librarys_log_lines_are_not_on_stdout(start: Start, smollm2_gguf: Path, run: Run) -> None:
     worker = start()
     assert run("plan", smollm2_gguf, "--workers", worker.address).returncode == 0
     worker.signal(signal.SIGINT)
@@ -74,14 +74,14 @@ def test_the_library_s_own_lines_stay_off_stdout(start: Start, smollm2_gguf: Pat
     assert out == ""
 
 
-def test_a_network_must_be_trusted_by_name(run: Run) -> None:
-    done = run("worker", "--listen", "0.0.0.0:0")
-    assert done.returncode == 2
-    assert "no authentication" in done.stderr
-    assert "--trust-network" in done.stderr
+def test_other_networks_need_trust_network(run: Run) -> None:
+    result = run("worker", "--listen", "0.0.0.0:0")
+    assert result.returncode == 2
+    assert "no authentication" in result.stderr
+    assert "--trust-network" in result.stderr
 
 
-def test_a_trusted_network_is_warned_of(start: Start) -> None:
+def test_a_trusted_network_gets_a_warning(start: Start) -> None:
     worker = start("--trust-network", address="0.0.0.0:0")
     worker.signal(signal.SIGINT)
     _, err = worker.child.communicate(timeout=10)
@@ -98,7 +98,7 @@ def test_a_port_that_is_taken(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--memory", "8"), "'8' is not a size such as 500M or 8G"),
         (("--memory", "0G"), "not a size"),
@@ -106,13 +106,13 @@ def test_a_port_that_is_taken(run: Run) -> None:
         (("--listen", "50052"), "'50052' is not HOST:PORT"),
     ],
 )
-def test_wrong_usage(run: Run, arguments: tuple[str, ...], said: str) -> None:
-    done = run("worker", *arguments)
-    assert done.returncode == 2
-    assert said in done.stderr
+def test_wrong_usage(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    result = run("worker", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
 
 
-def test_a_device_that_is_not_there() -> None:
+def test_an_unknown_device_is_refused() -> None:
     child = program("worker", "--listen", "127.0.0.1:0", "--device", "CUDA7")
     _, err = child.communicate(timeout=60)
     assert child.returncode == 2
@@ -123,88 +123,101 @@ def test_a_device_that_is_not_there() -> None:
 # ---- the commands that name them ---------------------------------------------------------------------
 
 
-def test_chat_says_the_same_as_on_one_machine(start: Start, smollm2_gguf: Path) -> None:
+def test_chat_answers_the_same_as_on_one_machine(start: Start, smollm2_gguf: Path) -> None:
     asked = (
         "chat", smollm2_gguf, "-p", "Name three colours.", "--ctx", "1024", "--temperature", "0",
         "--max-tokens", "24", "--no-prompt-cache", "--flash-attention", "on", "--prefill", "llama.cpp",
     )  # fmt: skip
     alone = finished(*asked)
     named = ",".join(start().address for _ in range(2))
-    done = finished(*asked, "--workers", named)
-    assert (done.returncode, done.stdout) == (0, alone.stdout)
+    result = finished(*asked, "--workers", named)
+    assert (result.returncode, result.stdout) == (0, alone.stdout)
     assert alone.stdout.strip()
 
 
-def test_plan_shows_what_lies_on_each(start: Start, run: Run, smollm2_gguf: Path) -> None:
+def test_plan_shows_the_memory_of_each_worker(start: Start, run: Run, smollm2_gguf: Path) -> None:
     two = [start("--memory", "1G") for _ in range(2)]
     arguments = ("plan", smollm2_gguf, "--ctx", "4096", "--workers", ",".join(one.address for one in two))
-    done = run(*arguments, "--split", "2,1")
-    assert done.returncode == 0
-    assert re.search(r"layers on workers +31 of 31", done.stdout)
-    assert re.search(rf"memory +computer +{two[0].address} +{two[1].address}", done.stdout)
-    told = json.loads(run(*arguments, "--split", "2,1", "--json").stdout)
-    host, first, second = told["devices"]
+    result = run(*arguments, "--split", "2,1")
+    assert result.returncode == 0
+    assert re.search(r"layers on workers +31 of 31", result.stdout)
+    assert re.search(rf"memory +computer +{two[0].address} +{two[1].address}", result.stdout)
+    data = json.loads(run(*arguments, "--split", "2,1", "--json").stdout)
+    host, first, second = data["devices"]
     assert first["cache_k"] / second["cache_k"] == 21 / 9  # of 30 layers; the output is the 31st
-    assert re.search(r"layers +none +0-20 +21-29, output", done.stdout)
+    assert re.search(r"layers +none +0-20 +21-29, output", result.stdout)
     assert (host["layers"], first["layers"], second["layers"]) == ([], [*range(21)], [*range(21, 31)])
 
 
-def test_plan_shows_what_stays_here_and_a_worker_that_gets_nothing(
+def test_plan_shows_local_memory_and_a_worker_without_layers(
     start: Start, run: Run, smollm2_gguf: Path
 ) -> None:
     two = [start("--memory", "1G") for _ in range(2)]
-    done = run(
+    result = run(
         "plan", smollm2_gguf, "--ctx", "1024", "--workers", ",".join(one.address for one in two),
         "--gpu-layers", "12", "--split", "1,0",
     )  # fmt: skip
-    assert re.search(rf"memory +computer +{two[0].address} +{two[1].address}", done.stdout)
-    assert re.search(r"layers +0-18 +19-29, output +none", done.stdout)
+    assert re.search(rf"memory +computer +{two[0].address} +{two[1].address}", result.stdout)
+    assert re.search(r"layers +0-18 +19-29, output +none", result.stdout)
 
 
-def test_what_does_not_fit_on_them_is_told_with_what_does(start: Start, smollm2_gguf: Path) -> None:
+def test_layers_that_do_not_fit_on_workers_are_reported_with_what_fits(
+    start: Start, smollm2_gguf: Path
+) -> None:
     worker = start("--memory", "250M")
     asked = ("chat", smollm2_gguf, "-p", "hello", "--workers", worker.address, "--ctx", "8192")
-    done = finished(*asked, "--gpu-layers", "all")
-    assert done.returncode == 9
-    assert f"of {worker.address}'s memory" in done.stderr
-    assert re.search(r"hint: these fit: .*; \d+ layers on the workers", done.stderr)
+    result = finished(*asked, "--gpu-layers", "all")
+    assert result.returncode == 9
+    assert f"of {worker.address}'s memory" in result.stderr
+    assert re.search(r"hint: these fit: .*; \d+ layers on the workers", result.stderr)
 
 
-def test_what_does_not_fit_on_them_stays_here_and_is_told(start: Start, tmp_path: Path) -> None:
+def test_layers_that_do_not_fit_on_workers_stay_local_with_a_warning(start: Start, tmp_path: Path) -> None:
     tiny = write_chat_model(tmp_path / "tiny.gguf", 1024)
-    asked = ("chat", tiny, "-p", "hello", "--ctx", "512", "--max-tokens", "4", "--no-prompt-cache", "--workers")
+    asked = (
+        "chat",
+        tiny,
+        "-p",
+        "hello",
+        "--ctx",
+        "512",
+        "--max-tokens",
+        "4",
+        "--no-prompt-cache",
+        "--workers",
+    )
     small = start("--memory", "0.1M").address
-    done = finished(*asked, small)
-    assert done.returncode == 0
-    assert "warning: 0 of 3 layers fit on the workers" in done.stderr
-    done = finished(*asked, small, "--gpu-layers", "all")
-    assert done.returncode == 9
-    assert "hint: these fit: 0 layers on the workers" in done.stderr
-    done = finished(*asked, start("--memory", "1G").address)
-    assert done.returncode == 0
-    assert "warning" not in done.stderr
+    result = finished(*asked, small)
+    assert result.returncode == 0
+    assert "warning: 0 of 3 layers fit on the workers" in result.stderr
+    result = finished(*asked, small, "--gpu-layers", "all")
+    assert result.returncode == 9
+    assert "hint: these fit: 0 layers on the workers" in result.stderr
+    result = finished(*asked, start("--memory", "1G").address)
+    assert result.returncode == 0
+    assert "warning" not in result.stderr
 
 
-def test_pytorch_reads_no_prompts_for_them(smollm2_gguf: Path) -> None:
-    done = finished("chat", smollm2_gguf, "-p", "hello", "--workers", "127.0.0.1:1", "--prefill", "torch")
-    assert done.returncode == 2
-    assert "PyTorch reads prompts on this machine alone" in done.stderr
-    assert "hint: leave prefill to auto" in done.stderr
+def test_torch_prefill_with_workers_is_refused(smollm2_gguf: Path) -> None:
+    result = finished("chat", smollm2_gguf, "-p", "hello", "--workers", "127.0.0.1:1", "--prefill", "torch")
+    assert result.returncode == 2
+    assert "--prefill torch computes prompts on this machine only" in result.stderr
+    assert "hint: use --prefill auto" in result.stderr
 
 
-def test_bench_compares_them_with_one_machine(start: Start, run: Run, tmp_path: Path) -> None:
+def test_bench_compares_workers_with_one_machine(start: Start, run: Run, tmp_path: Path) -> None:
     tiny = write_chat_model(tmp_path / "tiny.gguf", 1024)
     one, two = start().address, start().address
     vs = f"workers={one},{two},split=2,1,flash-attention=on"
-    done = run("bench", tiny, "--depths", "0", "--vs", vs, "--json")
-    assert done.returncode == 0, done.stderr
-    settings = json.loads(done.stdout)["settings"]
+    result = run("bench", tiny, "--depths", "0", "--vs", vs, "--json")
+    assert result.returncode == 0, result.stderr
+    settings = json.loads(result.stdout)["settings"]
     assert settings["without --vs"]["workers"] == []
     assert settings[vs]["workers"] == [one, two]
     assert (settings[vs]["gpu_layers"], settings[vs]["flash_attention"]) == (3, True)
-    done = run("bench", tiny, "--depths", "0", "--workers", one, "--vs", "workers=")
-    assert done.returncode == 0, done.stderr
-    assert "workers= against without --vs" in done.stdout
+    result = run("bench", tiny, "--depths", "0", "--workers", one, "--vs", "workers=")
+    assert result.returncode == 0, result.stderr
+    assert "workers= against without --vs" in result.stdout
 
 
 def test_a_worker_that_dies_in_an_answer_is_an_error(start: Start, smollm2_gguf: Path) -> None:
@@ -224,19 +237,19 @@ def test_a_worker_that_dies_in_an_answer_is_an_error(start: Start, smollm2_gguf:
     assert "hint: " in err
 
 
-def test_nobody_there(smollm2_gguf: Path) -> None:
-    done = finished("chat", smollm2_gguf, "-p", "hello", "--workers", "127.0.0.1:1")
-    assert done.returncode == 8
-    assert "the worker 127.0.0.1:1 cannot be reached" in done.stderr
+def test_an_unreachable_worker_is_an_error(smollm2_gguf: Path) -> None:
+    result = finished("chat", smollm2_gguf, "-p", "hello", "--workers", "127.0.0.1:1")
+    assert result.returncode == 8
+    assert "the worker 127.0.0.1:1 cannot be reached" in result.stderr
 
 
-def test_shares_that_are_none(run: Run, smollm2_gguf: Path) -> None:
-    done = run("plan", smollm2_gguf, "--workers", "127.0.0.1:1", "--split", "a,b")
-    assert done.returncode == 2
-    assert "not shares" in done.stderr
+def test_invalid_shares_are_refused(run: Run, smollm2_gguf: Path) -> None:
+    result = run("plan", smollm2_gguf, "--workers", "127.0.0.1:1", "--split", "a,b")
+    assert result.returncode == 2
+    assert "not a list of shares" in result.stderr
 
 
-def test_an_evaluation_says_the_same_as_on_one_machine(
+def test_an_evaluation_has_the_same_result_as_on_one_machine(
     start: Start, run: Run, smollm2_gguf: Path, novel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = tmp_path / "text.txt"
@@ -245,7 +258,7 @@ def test_an_evaluation_says_the_same_as_on_one_machine(
     values = []
     for more in ((), ("--workers", start().address)):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache{len(more)}"))  # nothing is known before
-        done = run(*asked, "--json", *more)
-        assert done.returncode == 0, done.stderr
-        values.append(json.loads(done.stdout))
+        result = run(*asked, "--json", *more)
+        assert result.returncode == 0, result.stderr
+        values.append(json.loads(result.stdout))
     assert values[0] == values[1]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever stands at the target."""
+"""Files and directories that appear complete or not at all, whatever the target is."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def write(target: Path, content: bytes = b"new") -> None:
         file.write(content)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_link_stays_one_and_what_it_points_to_is_written(there: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_one_and_what_it_points_to_is_written(exists: bool, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     real, link = tmp_path / "elsewhere" / "real.gguf", tmp_path / "link.gguf"
-    if there:
+    if exists:
         real.write_bytes(b"old")
     link.symlink_to(Path("elsewhere") / "real.gguf")
     write(link)
@@ -31,7 +31,7 @@ def test_a_link_stays_one_and_what_it_points_to_is_written(there: bool, tmp_path
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "link.gguf"]
 
 
-def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)
     link.symlink_to(pipe)
@@ -57,7 +57,7 @@ def test_the_longest_name_can_be_written(
 def test_two_may_write_one_target_and_the_last_one_stays(
     unnamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They meet between the link and the renaming, where each has a neighbour's name."""
+    """Write a second file between the link and the renaming of the first, when both have temporary names."""
     if not unnamed:
         monkeypatch.setattr("pigguf.common.atomic_write._open_unnamed", lambda target: None)
     replace, inner = os.replace, [True]
@@ -78,7 +78,7 @@ def fill(target: Path) -> None:
         (directory / "file").write_text("new")
 
 
-def test_the_umask_decides_who_reads_what_a_library_kept_private(tmp_path: Path) -> None:
+def test_private_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
     with atomic_directory(tmp_path / "out") as directory:
         (directory / "weights").touch(mode=0o600)
     (tmp_path / "usual").touch()
@@ -100,23 +100,23 @@ def test_an_empty_directory_stays_the_same_one(tmp_path: Path, monkeypatch: pyte
     assert sorted(os.listdir(tmp_path)) == ["empty", "link"]
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_failure_leaves_a_directory_as_it_was(there: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_failure_leaves_a_directory_as_it_was(exists: bool, tmp_path: Path) -> None:
     target = tmp_path / "target"
-    if there:
+    if exists:
         target.mkdir()
     with pytest.raises(RuntimeError), atomic_directory(target) as directory:
         (directory / "file").write_text("half")
         raise RuntimeError
-    assert os.listdir(tmp_path) == (["target"] if there else [])
-    assert not there or os.listdir(target) == []
+    assert os.listdir(tmp_path) == (["target"] if exists else [])
+    assert not exists or os.listdir(target) == []
 
 
 @pytest.mark.parametrize("refused", [None, errno.EXDEV, errno.ENOSYS])
 def test_a_range_of_another_file_is_copied_whole(
     refused: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the system, and by reading and writing where it will not: more than one piece of either."""
+    """Copy by the system, and by reading and writing if it cannot; both in several chunks."""
     if refused is not None:
 
         def refuse(*arguments: int) -> int:
@@ -127,17 +127,17 @@ def test_a_range_of_another_file_is_copied_whole(
     monkeypatch.setattr("pigguf.common.atomic_write._READ_BYTES", 3000)
     content = os.urandom(50_000)
     (tmp_path / "source").write_bytes(content)
-    told: list[int] = []
+    copied: list[int] = []
     with atomic_write(tmp_path / "target") as file:
         file.write(b"head")
-        file.copy(tmp_path / "source", 1234, 40_000, told.append)
+        file.copy(tmp_path / "source", 1234, 40_000, copied.append)
         file.write(b"tail")
     assert (tmp_path / "target").read_bytes() == b"head" + content[1234:41_234] + b"tail"
-    assert sum(told) == 40_000
-    assert len(told) > 4
+    assert sum(copied) == 40_000
+    assert len(copied) > 4
 
 
-def test_a_copy_of_what_is_not_there_harms_nothing(tmp_path: Path) -> None:
+def test_a_failed_copy_leaves_the_target_unchanged(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"short")
     (tmp_path / "target").write_bytes(b"precious")
     for source, words in (("source", "ends at byte 5"), ("missing", "No such file")):

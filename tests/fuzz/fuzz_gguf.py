@@ -3,7 +3,7 @@
 Valid files of our writer (plain, with every type of array, split) are changed at random: bits flipped, ranges
 removed, inserted and moved, ends truncated, and numbers of the header (counts, lengths, types, shapes,
 offsets) set to odd values. The reader may raise a PigError, or read the file; then the file must be
-consistent: its tensors can be read to the end, `inspect` works, and its header, written again, reads the same.
+consistent: its tensors can be read to the end, `inspect` works, and its header, written again, is the same.
 
 Anything else ends the process, with the seed that reproduces the case: another exception, 64 MB more memory
 than at the start (RLIMIT_AS), or five seconds of CPU time. Not here: what llama.cpp does with such files

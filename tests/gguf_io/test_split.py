@@ -315,22 +315,22 @@ def test_a_checkpoint_becomes_shards_that_quantize_and_export_read(tmp_path: Pat
     source = make_checkpoint(tmp_path / "piglet")
     whole = pigguf.convert(source, tmp_path / "whole.gguf", type="F32")
     result = pigguf.convert(source, tmp_path / "out.gguf", type="F32", shard_size=100_000)
-    assert len(result.parts) > 2
-    assert result.path == result.parts[0]
-    assert all(part.exists() for part in result.parts)
-    assert result.plan.bytes == sum(part.stat().st_size for part in result.parts)
-    assert contents(result.parts[0]) == contents(whole.parts[0])
+    assert len(result.shards) > 2
+    assert result.path == result.shards[0]
+    assert all(part.exists() for part in result.shards)
+    assert result.plan.bytes == sum(part.stat().st_size for part in result.shards)
+    assert contents(result.shards[0]) == contents(whole.shards[0])
     planned = pigguf.convert(source, tmp_path / "out.gguf", type="F32", shard_size=100_000, dry_run=True)
-    assert (planned.path, planned.parts) == (None, result.parts)
+    assert (planned.path, planned.shards) == (None, result.shards)
 
-    pigguf.quantize(result.parts[-1], tmp_path / "small.gguf", type="Q8_0")
-    pigguf.quantize(whole.parts[0], tmp_path / "same.gguf", type="Q8_0")
+    pigguf.quantize(result.shards[-1], tmp_path / "small.gguf", type="Q8_0")
+    pigguf.quantize(whole.shards[0], tmp_path / "same.gguf", type="Q8_0")
     assert (tmp_path / "small.gguf").read_bytes() == (tmp_path / "same.gguf").read_bytes()
-    small = pigguf.quantize(whole.parts[0], tmp_path / "cut.gguf", type="Q8_0", shard_size=40_000)
-    assert len(small.parts) > 2
+    small = pigguf.quantize(whole.shards[0], tmp_path / "cut.gguf", type="Q8_0", shard_size=40_000)
+    assert len(small.shards) > 2
     assert contents(small.path) == contents(tmp_path / "small.gguf")
 
-    pigguf.export(result.parts[1], tmp_path / "from-parts")
+    pigguf.export(result.shards[1], tmp_path / "from-parts")
     pigguf.export(tmp_path / "whole.gguf", tmp_path / "from-whole")
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "from-parts" / name).read_bytes() == (tmp_path / "from-whole" / name).read_bytes()

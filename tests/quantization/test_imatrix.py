@@ -16,7 +16,7 @@ import pytest
 from pigguf.common.lazy_tensor import Array, LazyTensor
 from pigguf.errors import GGUFError, InvalidTensor
 from pigguf.gguf_io import PlannedTensor, TensorType, write_gguf
-from pigguf.gguf_io.metadata import Typed, array, string, u32
+from pigguf.gguf_io.metadata import TypedValue, array, string, u32
 from pigguf.operations.convert import plan_tensors
 from pigguf.quantization import (
     ImatrixSums,
@@ -206,7 +206,7 @@ def changed(values: Array, index: int, value: float) -> Array:
     ],
 )
 def test_other_files_are_refused_with_file_and_tensor(
-    tmp_path: Path, keys: dict[str, Typed], tensors: dict[str, Array], message: str
+    tmp_path: Path, keys: dict[str, TypedValue], tensors: dict[str, Array], message: str
 ) -> None:
     path = tmp_path / "matrix.gguf"
     write_gguf(path, keys, [planned(name, values) for name, values in tensors.items()])

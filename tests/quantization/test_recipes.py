@@ -24,7 +24,7 @@ from pigguf.gguf_io import (
     row_bytes,
     write_gguf,
 )
-from pigguf.gguf_io.metadata import Typed, f32, string, u32
+from pigguf.gguf_io.metadata import TypedValue, f32, string, u32
 from pigguf.operations.convert import plan_tensors
 from pigguf.quantization import (
     RECIPES,
@@ -84,7 +84,7 @@ class Shape:
         )
         return replace(known, architecture=self.architecture, experts=self.experts)
 
-    def metadata(self) -> dict[str, Typed]:
+    def metadata(self) -> dict[str, TypedValue]:
         numbers = {
             "vocab_size": self.vocab,
             "context_length": 128,
