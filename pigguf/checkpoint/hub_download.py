@@ -338,7 +338,7 @@ class _ByteCounter:
         self._advance(count)
 
     def tqdm_class(self) -> type[tqdm]:
-        """Return a progress bar class for huggingface_hub that draws nothing and counts here."""
+        """Return a progress bar class for huggingface_hub that shows nothing and counts here."""
         counter = self
 
         class CountingBar(tqdm):
