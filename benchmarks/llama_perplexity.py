@@ -17,7 +17,8 @@ from pathlib import Path
 
 from peers import PEER_FOLDER
 
-from pigguf.inference.engine_build.build_plan import find_compilers, find_machine, plan_build
+from pigguf.inference.engine_build.build_plan import plan_build
+from pigguf.inference.engine_build.compilers import find_compilers, find_machine
 
 _OFF = ("TESTS", "EXAMPLES", "SERVER", "APP")
 _FINAL = re.compile(r"Final estimate: PPL = ([0-9.]+) \+/- ([0-9.]+)")

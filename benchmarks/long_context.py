@@ -94,7 +94,7 @@ def llama_cpp_draws(model: Path, prompt: list[int], flash: bool | None) -> Itera
     import ctypes
 
     from pigguf.inference.engine import library
-    from pigguf.inference.engine.context import default_threads
+    from pigguf.inference.engine.context_options import default_threads
 
     llama_cpp = library.load()  # its log is silent
     handle = llama_cpp.llama_model_load_from_file(str(model).encode(), llama_cpp.llama_model_default_params())
@@ -125,7 +125,7 @@ def transformers_draws(checkpoint: Path, prompt: list[int]) -> Iterator[int | No
     import torch
     from transformers import AutoModelForCausalLM
 
-    from pigguf.inference.engine.context import default_threads
+    from pigguf.inference.engine.context_options import default_threads
 
     torch.set_num_threads(default_threads())
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).eval()
@@ -140,7 +140,8 @@ def transformers_draws(checkpoint: Path, prompt: list[int]) -> Iterator[int | No
 
 
 def pigguf_draws(model: Path, prompt: list[int]) -> Iterator[int | None]:
-    from pigguf.inference.open_context import RunConfig, open_session
+    from pigguf.inference.open_context import open_session
+    from pigguf.inference.run_config import RunConfig
 
     settings = RunConfig(ctx=len(prompt) + RESERVED, prompt_cache=False)
     with open_session(model, settings) as session:

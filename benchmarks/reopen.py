@@ -55,7 +55,8 @@ def ask(model: Path, document: Path, question: str) -> tuple[float, float]:
 
 def child(model: Path, document: Path, question: str) -> None:
     from pigguf.inference.engine import SamplingParams
-    from pigguf.inference.open_context import RunConfig, open_session
+    from pigguf.inference.open_context import open_session
+    from pigguf.inference.run_config import RunConfig
 
     tokens = [int(token) for token in document.read_text().split()]
     with open_session(model, RunConfig(ctx=len(tokens) + 256)) as session:

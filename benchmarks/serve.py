@@ -45,7 +45,7 @@ import numpy as np
 from peers import LLAMA_SERVER, install_llama_server, install_locust, install_python_server, machine
 
 from pigguf.inference.engine import Model
-from pigguf.inference.engine.context import default_threads
+from pigguf.inference.engine.context_options import default_threads
 
 SLOTS, WINDOW = 4, 8192
 Kind = Literal["short", "watched", "long"]
@@ -134,7 +134,8 @@ class Passages:
     def __init__(self, model: Path, text: Path) -> None:
         with Model.open(model, vocab_only=True) as vocabulary:
             self._pieces = [
-                vocabulary.token_to_piece(token) for token in vocabulary.tokenize(text.read_text(encoding="utf-8"))
+                vocabulary.token_to_piece(token)
+                for token in vocabulary.tokenize(text.read_text(encoding="utf-8"))
             ]
         self._next = 0
 

@@ -51,7 +51,8 @@ from support.network import Network, missing  # noqa: E402
 from support.worker_process import WorkerProcess  # noqa: E402
 
 from pigguf.inference.engine import SamplingParams  # noqa: E402
-from pigguf.inference.open_context import RunConfig, open_session  # noqa: E402
+from pigguf.inference.open_context import open_session  # noqa: E402
+from pigguf.inference.run_config import RunConfig  # noqa: E402
 
 NOVEL = ROOT / "tests/data/persuasion-chapters-3-5.txt"
 FRAME = 9000
@@ -166,7 +167,9 @@ def child(model: Path, size: Size, workers: tuple[str, ...]) -> Measured:
             session.truncate(0)
             begun = time.perf_counter()
             session.prefill(prompt)
-            generation = session.generate(SamplingParams(temperature=0), size.generated + 1, prompt_lookup=False)
+            generation = session.generate(
+                SamplingParams(temperature=0), size.generated + 1, prompt_lookup=False
+            )
             tokens = [next(generation)]
             read = time.perf_counter()
             tokens += generation

@@ -1,7 +1,7 @@
 """The pages on client programs: their code runs with the real clients and a real server.
 
-A block marked sh or python is run, in the page's order; a block that begins with `# NAME.py` is written to that
-file. The output must contain the text after `# prints`. Blocks without a language are not run.
+A block marked sh or python is run, in the page's order; a block that begins with `# NAME.py` is written to
+that file. The output must contain the text after `# prints`. Blocks without a language are not run.
 """
 
 from __future__ import annotations

@@ -102,14 +102,14 @@ def test_an_old_python(clone: Path, bin_folder: Path, script: str) -> None:
     python_in(bin_folder, before="import sys; sys.version_info = (3, 9, 18)")
     result = run(clone, script, PATH=str(bin_folder))
     error, hint = refusal(result)
-    assert error == "error: python3 is Python 3.9, and pigguf needs Python 3.10 or newer"
+    assert error == "error: python3 is Python 3.9, but pigguf needs Python 3.10 or newer"
     assert f"PYTHON=python3.12 scripts/{script}" in hint
     assert len(result.stderr.splitlines()) == 2
 
 
 def test_no_python(clone: Path, bin_folder: Path) -> None:
     error, hint = refusal(run(clone, "test", PATH=str(bin_folder)))
-    assert error == "error: python3 is no Python, and pigguf needs Python 3.10 or newer"
+    assert error == "error: python3 is no Python, but pigguf needs Python 3.10 or newer"
     assert "apt-get install python3" in hint
 
 
@@ -124,7 +124,7 @@ def test_no_compiler(clone: Path, bin_folder: Path, script: str) -> None:
     python_in(bin_folder)
     result = run(clone, script, PATH=str(bin_folder))
     error, hint = refusal(result)
-    assert error.startswith("error: no C++ compiler works here")
+    assert error.startswith("error: no C++ compiler works on this machine")
     assert "install" in hint
     assert len(result.stderr.splitlines()) == 2
     assert not (clone / ".venv").exists()
@@ -235,9 +235,9 @@ LOGS = {
     "OSError: [Errno 28] No space left on device": "the disk is full",
     "connection broken by 'NewConnectionError(...: Failed to establish a new connection: [Errno -2] Name or "
     "service not known)'\nERROR: No matching distribution found for x": "index cannot be reached",
-    "ERROR: No matching distribution found for torch==2.13.0+cpu": "does not have what is needed",
+    "ERROR: No matching distribution found for torch==2.13.0+cpu": "does not have a required package",
     "g++: fatal error: Killed signal terminated program cc1plus": "out of memory",
-    "#error -- unsupported GNU version! gcc versions later than 13 are not supported!": "nvcc does not take",
+    "#error -- unsupported GNU version! gcc versions later than 13 are not supported!": "nvcc does not support",
 }
 
 
@@ -258,8 +258,8 @@ def test_a_cause_nobody_thought_of_names_the_log(setup_script: ModuleType) -> No
 def test_the_steps_of_a_build_are_shown(setup_script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     counter = setup_script.StepCounter("compiling")
     for done in range(101):
-        counter.hear(f"  [{done}/100] Building CXX object ggml.cpp.o\n")
-        counter.hear("  warning: something [1] else\n")
+        counter.update(f"  [{done}/100] Building CXX object ggml.cpp.o\n")
+        counter.update("  warning: something [1] else\n")
     counter.close()
     shown = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert shown == [f"compiling {done} of 100" for done in (25, 50, 75, 100)]

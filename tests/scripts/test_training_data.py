@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 import pigguf
 from pigguf.evals.passkey_prompts import WORDINGS
-from pigguf.finetuning.dataset import read_sequences
+from pigguf.finetuning.dataset import load_training_sequences
 from pigguf.tokenizer import read_vocab
 
 FOLDER = Path(__file__).resolve().parents[2] / "scripts" / "training"
@@ -222,12 +222,12 @@ def test_records_are_packed_by_the_reader_of_training(
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     config = json.loads((smollm2_checkpoint / "config.json").read_text())
     vocab = read_vocab(smollm2_checkpoint, config, config["vocab_size"])
-    sequences = read_sequences([path], smollm2_checkpoint, vocab, 2000)
+    sequences = load_training_sequences([path], smollm2_checkpoint, vocab, 2000)
     tokens = sum(len(sequence.tokens) for sequence in sequences)
     assert tokens == pytest.approx(TOKENS, rel=0.1)
     assert len(sequences) < 1.5 * tokens / 2000
-    assert all(sequence.kind == "answers" and sequence.counts.any() for sequence in sequences)
-    assert sum(int(sequence.counts.sum()) for sequence in sequences) > 30 * len(sequences)
+    assert all(sequence.kind == "answers" and sequence.loss_mask.any() for sequence in sequences)
+    assert sum(int(sequence.loss_mask.sum()) for sequence in sequences) > 30 * len(sequences)
 
 
 def test_lengths_and_roles(items: ModuleType, library: Any, records: list[Record]) -> None:
