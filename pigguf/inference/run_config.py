@@ -1,8 +1,8 @@
 """How a model is run: RunConfig is what was asked for, ResolvedRun what was decided, with reasons.
 
-    EngineConfig    what llama.cpp alone is run with; evaluations take this
-    RunConfig       an EngineConfig with everything else that a user can ask for
-    ResolvedRun     made from a RunConfig by inference/resolve_run.py; nothing in it is left open
+EngineConfig    what llama.cpp alone is run with; evaluations take this
+RunConfig       an EngineConfig with everything else that a user can ask for
+ResolvedRun     made from a RunConfig by inference/resolve_run.py; nothing in it is left open
 """
 
 from __future__ import annotations

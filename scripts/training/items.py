@@ -42,8 +42,8 @@ SYSTEM_TOKENS = 40
 
 LONGEST_SENTENCE = 200  # tokens; longer ones are mostly listings
 
-# Up to a full stop (not of an abbreviation, not before a lower-case letter) or the end of a paragraph, with the
-# white space that follows.
+# Up to a full stop (not of an abbreviation, not before a lower-case letter) or the end of a paragraph, with
+# the white space that follows.
 SENTENCE = re.compile(
     r".+?(?:(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)[.!?]+[\"'”’)]*(?=\s+[^a-z\s]|\s*\Z)|(?=\n\n)|\Z)\s*",
     re.DOTALL,

@@ -73,10 +73,7 @@ def test_json_has_it_all(
     data = json.loads(result.stdout)
     assert data["verdict"] == data["predictions"]["verdict"] == "same except for quantization"
     assert (
-        data["structure"]["verdict"]
-        == data["tokenizer"]["verdict"]
-        == data["weights"]["verdict"]
-        == "same"
+        data["structure"]["verdict"] == data["tokenizer"]["verdict"] == data["weights"]["verdict"] == "same"
     )
     assert data["predictions"]["text"] == str(text)
     assert data["predictions"]["breaks_at"] is None

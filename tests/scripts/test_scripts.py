@@ -237,7 +237,7 @@ LOGS = {
     "service not known)'\nERROR: No matching distribution found for x": "index cannot be reached",
     "ERROR: No matching distribution found for torch==2.13.0+cpu": "does not have a required package",
     "g++: fatal error: Killed signal terminated program cc1plus": "out of memory",
-    "#error -- unsupported GNU version! gcc versions later than 13 are not supported!": "nvcc does not support",
+    "#error -- unsupported GNU version! gcc versions later than 13 are not supported!": "nvcc does not",
 }
 
 
