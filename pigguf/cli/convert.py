@@ -93,9 +93,9 @@ def command(
     """Convert the Hugging Face checkpoint SOURCE to a GGUF file.
 
     SOURCE is a directory, or OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face Hub if there is no such
-    directory: the files that are needed are downloaded to the hub's cache, even with --dry-run, and an
-    interrupted download is resumed. The same holds for --adapter. HF_TOKEN, HF_ENDPOINT, HF_HOME and
-    HF_HUB_OFFLINE are honoured.
+    directory: the files that are needed are downloaded to the hub's cache, even with --dry-run, and after an
+    interruption the same command downloads only what is missing. The same holds for --adapter. HF_TOKEN,
+    HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured.
 
     The rope scaling factor and the context length are decided from everything that the checkpoint states.
     If that is contradictory, the conversion stops, and the error names the option that decides. The file is

@@ -45,6 +45,6 @@ def command(source: Path, output: Path, as_json: bool) -> None:
         [
             ("directory", result.path),
             ("weights", f"{format_bytes(result.bytes)} of bfloat16, in {result.seconds:.1f} s"),
-            ("window", f"{rope.context_length:,} tokens, {rope.explain()}"),
+            ("context", f"{rope.context_length:,} tokens, {rope.explain()}"),
         ]
     )

@@ -206,7 +206,7 @@ def _rows(result: FinetuneResult, source: str) -> list[tuple[str, object]]:
     first, last = result.steps[0], result.steps[-1]
     rows: list[tuple[str, object]] = [
         ("directory", result.path),
-        ("window", f"{result.rope.context_length:,} tokens, {result.rope.explain()}"),
+        ("context", f"{result.rope.context_length:,} tokens, {result.rope.explain()}"),
         (
             "trained",
             f"{result.trained_parameters:,} parameters, {last['tokens']:,} tokens, {last['step']} steps",

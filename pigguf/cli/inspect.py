@@ -50,7 +50,7 @@ def _show(report: InspectionReport) -> None:
         ("shape", _shape(report)),
         ("types", ", ".join(f"{kind} {format_bytes(count)}" for kind, count in report.types.items())),
         ("tokenizer", _tokenizer(report)),
-        ("window", "not stated" if rope is None else f"{rope.context_length:,} tokens"),
+        ("context", "not stated" if rope is None else f"{rope.context_length:,} tokens"),
     ]
     if rope is not None:
         rows.append(("rope", _rope(rope)))
@@ -60,7 +60,7 @@ def _show(report: InspectionReport) -> None:
         (
             f"KV cache {cache.type}",
             f"{format_bytes(cache.bytes_per_token)} a token, "
-            f"{format_bytes(cache.bytes_at_full_window)} at the full window",
+            f"{format_bytes(cache.bytes_at_full_window)} at full context",
         )
         for cache in report.cache
     ]

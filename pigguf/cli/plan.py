@@ -75,7 +75,7 @@ def _show(planned: MemoryPlan, workers: bool) -> None:
     options = planned.options
     rows = [
         ("model", str(planned.path)),
-        ("window", f"{planned.context_length:,} of {planned.model_context_length:,} tokens"),
+        ("context", f"{planned.context_length:,} of {planned.model_context_length:,} tokens"),
         ("KV cache", f"K {options.cache_k}, V {options.cache_v}"),
         (
             "layers on workers" if workers else "layers on a GPU",
@@ -91,9 +91,9 @@ def _show(planned: MemoryPlan, workers: bool) -> None:
         ("memory", *names), (layers if len(names) > 1 else []) + _memory(planned.devices), right=names
     )
     render.table(
-        ("KV cache", "longest window", "memory"),
+        ("KV cache", "longest context", "memory"),
         map(_window, planned.longest_contexts),
-        right=("longest window", "memory"),
+        right=("longest context", "memory"),
     )
 
 

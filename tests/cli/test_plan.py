@@ -26,7 +26,7 @@ def test_tables_show_memory_use_and_what_fits(run: Run, smollm2_gguf: Path) -> N
     result = run("plan", smollm2_gguf, "--ctx", "4096")
     assert (result.returncode, result.stderr) == (0, "")
     for line in (
-        r"window  +4,096 of 8,192 tokens",
+        r"context  +4,096 of 8,192 tokens",
         r"fits  +yes",
         r"memory +computer",
         r"KV cache, K +45\.0 MiB",

@@ -53,7 +53,7 @@ _LONGER_WINDOW = {
     "learned": "`pigguf convert --context N`, which resamples its table of positions",
     "alibi": "override its context length",
 }
-_LONGER_ROTARY_WINDOW = "override its rope factor and context length"
+_LONGER_ROTARY_WINDOW = "override its rope scaling (`rope.factor`)"
 
 
 class LlamaContext:
@@ -437,7 +437,7 @@ def _context_length(model: Model, options: ContextOptions) -> int:
         raise ContextOverflow(
             f"a context of {options.length:,} tokens is longer than the {model.context_length:,} "
             f"that {model.path} is made for",
-            f"take {model.context_length:,} at most, or {longer}",
+            f"use {model.context_length:,} at most, or {longer}",
         )
     return options.length
 

@@ -66,7 +66,7 @@ class MemoryPlanner:
             raise ContextOverflow(
                 f"a context of {options.length:,} tokens is longer than the "
                 f"{self.model_context_length:,} that {self.path} is made for",
-                f"use {self.model_context_length:,} at most, or override its rope factor and context length",
+                f"use {self.model_context_length:,} at most, or override its rope scaling (`rope.factor`)",
             )
         params = self._decide(options, gpu_layers)
         try:

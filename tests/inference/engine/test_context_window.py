@@ -83,7 +83,7 @@ def test_distances_reach_past_the_window_when_asked(tiny: TinyModel, tmp_path: P
     made_longer = write_tiny(tmp_path / "longer.gguf", longer, model=tiny)
     with pytest.raises(ContextOverflow) as caught:
         logits_at_end(path, 4 * WINDOW)
-    assert caught.value.hint == "take 64 at most, or override its context length"
+    assert caught.value.hint == "use 64 at most, or override its context length"
     far = logits_at_end(path, 4 * WINDOW, RuntimeRope(context_length=4 * WINDOW))
     np.testing.assert_array_equal(far, logits_at_end(made_longer, 4 * WINDOW))
     assert np.isfinite(far).all()
