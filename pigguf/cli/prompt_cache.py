@@ -46,7 +46,7 @@ def list_prompts(as_json: bool) -> None:
 
     \b
     Example:
-      pigguf prompt-cache list --json | jq '.sessions[].tokens'
+      pigguf prompt-cache list --json | jq '.entries[].tokens'
     """
     store = _store()
     entries = store.entries()
@@ -137,7 +137,7 @@ def _as_data(store: PromptCacheStore, entries: Sequence[CachedPrompt]) -> dict[s
     return {
         "directory": str(store.directory),
         "budget_bytes": store.budget(),
-        "sessions": [
+        "entries": [
             {
                 "id": entry.id,
                 "model": entry.model_path,

@@ -54,8 +54,8 @@ def test_programs_get_json(run: Run, cached: list[CachedPrompt], tmp_path: Path)
     data = json.loads(run("prompt-cache", "list", "--json").stdout)
     assert data["directory"] == str(tmp_path / "pigguf" / "prompt-cache")
     assert data["budget_bytes"] > 0
-    assert [entry["id"] for entry in data["sessions"]] == [entry.id for entry in cached]
-    first = data["sessions"][0]
+    assert [entry["id"] for entry in data["entries"]] == [entry.id for entry in cached]
+    first = data["entries"][0]
     assert first["tokens"] == 2200
     assert first["bytes"] == cached[0].path.stat().st_size
     assert first["model"] == str(tmp_path / "piglet.gguf")
@@ -67,7 +67,7 @@ def test_an_empty_cache_is_not_an_error(run: Run, tmp_path: Path, monkeypatch: p
     result = run("prompt-cache", "list")
     assert (result.returncode, result.stdout) == (0, "")
     assert "0 cached prompts" in result.stderr
-    assert json.loads(run("prompt-cache", "list", "--json").stdout)["sessions"] == []
+    assert json.loads(run("prompt-cache", "list", "--json").stdout)["entries"] == []
     assert run("prompt-cache", "clear", "--yes").returncode == 0
     assert not (tmp_path / "new").exists()
 
