@@ -9,7 +9,7 @@ trainable_params.bin; they are loaded into the base model before the low-rank ma
 config.json of the model with a longer context may be there too.
 
 Every tensor must have exactly one use; a tensor without one is an error.
-Not here: merging with the base model (adapter_merge.py), and tokenizer files beside an adapter.
+Not here: merging with the base model (adapter_merge.py), and tokenizer files next to an adapter.
 Source: peft 0.21's utils/save_and_load.py and tuners/lora/ for names and layouts; LongLoRA's
 get_trainable_weights.py.
 """

@@ -27,7 +27,7 @@ from pigguf.common.format_bytes import format_bytes
 from pigguf.progress import Progress, Unit
 
 _PIPE_WIDTH = 10_000  # a pipe has no width to wrap at
-_METER_WIDTH = 55  # usually, of the text beside a bar; on a narrow terminal the bar becomes shorter
+_METER_WIDTH = 55  # usually, of the text next to a bar; on a narrow terminal the bar becomes shorter
 
 # ---- results, on stdout --------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class _MeterColumn(ProgressColumn):
         self._meter = meter
 
     def render(self, task: BarTask) -> Text:
-        """Return the text beside the bar."""
+        """Return the text next to the bar."""
         return Text(self._meter.text(), style="dim")
 
 

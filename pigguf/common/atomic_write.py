@@ -1,7 +1,7 @@
 """Files that appear complete or not at all.
 
 On Linux the bytes go to a file without a name (O_TMPFILE), so that even a killed process leaves nothing
-behind; elsewhere to a temporary file beside the target, which is removed on any error. The file takes the
+behind; elsewhere to a temporary file next to the target, which is removed on any error. The file takes the
 target's name in one step once the bytes are safe on the disk. If the target is a symbolic link, the file that
 it points to is written and the link stays. Devices, pipes and the like are never replaced.
 """
@@ -167,7 +167,7 @@ class AtomicFile:
             self._flush = self._flusher.submit(os.fsync, self._descriptor)
 
     def prepare(self) -> None:
-        """Flush the bytes to the disk, under a temporary name beside the target."""
+        """Flush the bytes to the disk, under a temporary name next to the target."""
         os.fsync(self._descriptor)
         if self._path is None:
             self._path = _link(self._descriptor, self._target)
@@ -215,7 +215,7 @@ def _open_named(target: Path) -> tuple[int, Path]:
 
 
 def _link(descriptor: int, target: Path) -> Path:
-    """Give an unnamed file a temporary name beside the target: a link cannot replace the target itself."""
+    """Give an unnamed file a temporary name next to the target: a link cannot replace the target itself."""
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
     directory = os.open(target.parent, os.O_RDONLY)
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pigguf.errors import OutputError
 
-# Of a temporary file's name beside the target; short, because the target's own name may be long.
+# Of a temporary file's name next to the target; short, because the target's own name may be long.
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".pigguf-", ".partial"
 
 

@@ -147,7 +147,7 @@ def _inode(status: os.stat_result) -> tuple[int, int]:
 
 
 def _reason(path: Path, error: PigError) -> str:
-    """Return an error's message without the path, which is shown beside it."""
+    """Return an error's message without the path, which is shown next to it."""
     return error.message.removeprefix(str(path)).lstrip(": ").removeprefix("is ")
 
 

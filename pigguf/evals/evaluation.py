@@ -49,7 +49,7 @@ class Evaluation:
     Args:
         name: the evaluation's name.
         model: the model under test, as shipped.
-        settings: everything beside the engine's configuration that determines the results, JSON-serializable.
+        settings: all besides the engine's configuration that determines the results, JSON-serializable.
             The same model, name, settings and software versions resume the same journal.
         progress: receives a stage for each call of `run_items` that has something to compute.
 

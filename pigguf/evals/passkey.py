@@ -11,7 +11,7 @@ of the trials are answered right.
 The paper does not say how long a prompt is. Here it grows with the distance: the passkey stays where it is,
 and the filler after it makes the distance. So one pass over the window asks at all distances of a trial:
 after each question, the KV cache is truncated to what the next prompt shares with it (Session.set_prompt).
-Each prompt is token by token the same as with a prefill of its own. The tokens computed are reported beside
+Each prompt is token by token the same as with a prefill of its own. The tokens computed are reported next to
 those of separate prefills.
 
 Passkeys are hidden at `depths` positions, spread evenly over the window, the first directly after the header.

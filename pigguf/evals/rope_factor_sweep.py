@@ -74,7 +74,7 @@ def sweep(
     Args:
         model: the path of a GGUF file.
         text: paths of UTF-8 text files, none shorter than the largest window.
-        factors: linear rope scaling factors of 1 or more, beside 1 and the file's own.
+        factors: linear rope scaling factors of 1 or more, besides 1 and the file's own.
         windows: the window lengths, in tokens; None is 2048, doubled up to twice the file's context length,
             as far as the texts are long enough.
         max_windows: the most windows of each length, spread evenly over the texts; None is all.

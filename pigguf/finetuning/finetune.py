@@ -258,7 +258,7 @@ def _check_sequence_length(settings: FinetuneSettings, rope: Positions) -> int:
 
 
 def _fingerprints(checkpoint: Checkpoint, paths: Sequence[Path], adapter: Path | None) -> dict[str, Any]:
-    """Return what identifies a run beside its settings: the hashes of its inputs."""
+    """Return what identifies a run besides its settings: the hashes of its inputs."""
     return {
         "adapter": None if adapter is None else _sha256(adapter / ADAPTER_WEIGHTS),
         "source": str(checkpoint.path.resolve()),

@@ -26,7 +26,7 @@ class FinetuneSettings:
         method: "lora" trains low-rank adapters of the attention projections, "full" all weights.
         rank: the rank of the LoRA matrices.
         alpha: the LoRA scaling: the product of the matrices is multiplied by alpha / rank.
-        train: modules that are trained in full beside LoRA (LongLoRA, arXiv 2309.12307, Section 3.3).
+        train: modules that are trained in full besides LoRA (LongLoRA, arXiv 2309.12307, Section 3.3).
         sequence_length: the tokens of a training sequence; None is the extended context window.
         position_skipping: whether to skip positions in each sequence, so that the positions of sequences that
             are shorter than the extended window spread over it (PoSE, arXiv 2309.10400).

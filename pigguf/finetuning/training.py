@@ -32,7 +32,7 @@ WARM_UP_FROM = 0.1  # of the peak learning rate
 COSINE_TO = 0.1  # of the peak learning rate
 MAX_GRADIENT_NORM = 1.0
 
-# Independent streams of random numbers, beside the seed and a number.
+# Independent streams of random numbers, besides the seed and a number.
 ORDER, POSITIONS, MEASUREMENT = range(3)
 
 Batch = Sequence[tuple[TrainingSequence, NDArray[np.int64]]]  # sequences with their position ids, (n_tokens,)

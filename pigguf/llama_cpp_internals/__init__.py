@@ -6,7 +6,7 @@
     rope_keys.py          which graph reads which rope key, and the check of a RopeScaling against it
     kv_state_layout.py    the bytes of llama_state_seq_get_data
     ggml_tensor_layout.py struct ggml_tensor in memory
-    symbols.py            C functions that are called through ctypes beside llama-cpp-python's own bindings
+    symbols.py            C functions that are called through ctypes besides llama-cpp-python's own bindings
     log_lines.py          lines of the engine's log that are parsed
     rpc_protocol.py       the protocol between `--rpc` clients and workers
 

@@ -19,7 +19,7 @@ UNCHECKED_QKV = ("phi3",)
 # Tensors that the loader of an architecture accepts and its graph cannot compute with.
 UNCOMPUTABLE_TENSORS = {"mpt": "attn_q_norm.weight"}
 
-POSITION_EMBEDDINGS = "position_embd.weight"  # of GPT-2 and StarCoder, and of some MPT beside ALiBi
+POSITION_EMBEDDINGS = "position_embd.weight"  # of GPT-2 and StarCoder, and of some MPT besides ALiBi
 LEARNED_POSITION_ARCHITECTURES = ("gpt2", "starcoder")
 ALIBI_ARCHITECTURES = ("bloom", "mpt")
 # Graphs that use ALiBi in models with this number of layers, and rotary positions in others (baichuan.cpp).

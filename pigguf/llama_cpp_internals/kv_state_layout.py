@@ -86,7 +86,7 @@ def read_layout(state: bytearray | memoryview) -> KVStateLayout:
 
 
 def transpose_values(state: bytearray) -> None:
-    """Transpose V in place; beside the state, memory for one layer's V is used.
+    """Transpose V in place; besides the state, memory for one layer's V is used.
 
     Raises:
         EngineError: the layout is another than this module's.

@@ -13,7 +13,7 @@ MAX_THREADS = 512  # ggml/include/ggml.h, GGML_MAX_N_THREADS
 MAX_KV_CELLS = 2**31 - 1  # positions and cell indices are int32
 
 KV_CELL_PADDING = 256  # src/llama-context.cpp: n_ctx_seq is padded to a multiple of it
-KV_CELL_BYTES = 64  # src/llama-kv-cells.h: of a cell beside its K and V (position, shift, set of sequences)
+KV_CELL_BYTES = 64  # src/llama-kv-cells.h: of a cell besides its K and V (position, shift, set of sequences)
 
 # src/llama-kv-cache.cpp, attn_rot_k: quantized K is stored after a Hadamard rotation where the head size is a
 # multiple of it. Without the rotation a K shift of quantized keys crashes.
@@ -23,7 +23,7 @@ ATTN_ROTATION_MULTIPLE = 64
 # multiplies shifted keys by the attention factor, once more at each shift.
 SHIFTABLE_ROPE_TYPES = ("none", "linear", "llama3")
 
-# Nodes of a layer with experts, beside two for each expert that is used.
+# Nodes of a layer with experts, besides two for each expert that is used.
 MOE_LAYER_NODES = 64
 
 # include/llama.h

@@ -18,7 +18,7 @@ from enum import IntEnum
 from pigguf.errors import UsageError
 
 VERSION = (7, 0, 0)  # RPC_PROTO_MAJOR_VERSION, _MINOR_ and _PATCH_
-HELLO_DATA = bytes(24)  # the client's transports beside TCP: none
+HELLO_DATA = bytes(24)  # the client's transports besides TCP: none
 MAX_SMALL_REQUEST = 64 << 10  # bytes; every request with a response is shorter
 
 _CHUNK_BYTES = 1 << 20

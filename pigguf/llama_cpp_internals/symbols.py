@@ -1,4 +1,4 @@
-"""C functions that pigguf calls through ctypes beside llama-cpp-python's own bindings, with their signatures.
+"""C functions called through ctypes besides llama-cpp-python's own bindings, and their signatures.
 
 Types are spelled as in C. A private symbol has no declaration in an installed header: an upgrade may rename
 it without notice.

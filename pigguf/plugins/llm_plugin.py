@@ -4,7 +4,7 @@
     llm -m pigguf/smollm2 "Name a pig."
 
 llm finds this module by the entry point `llm` in pyproject.toml. A model is a GGUF file, or a link to one, in
-the folder `pigguf` beside llm's database, and is named like the file. It is loaded for the first prompt and
+the folder `pigguf` next to llm's database, and is named like the file. It is loaded for the first prompt and
 stays loaded, with its KV cache, for the next ones of the process; long prompts are saved in the prompt cache
 on disk. Not supported: tools, attachments and embeddings (llm refuses them itself), and several prompts at
 once.

@@ -107,7 +107,7 @@ def _check_unsupported_schemes(section: JsonConfig) -> None:
 
 
 def _top_level_claims(section: JsonConfig) -> list[Claim]:
-    """Return the claims of the keys beside rope_scaling."""
+    """Return the claims of the keys besides rope_scaling."""
     claims = []
     for key, (meaning, to_factor) in FACTOR_KEYS.items():
         if key in section:

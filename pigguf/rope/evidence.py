@@ -65,7 +65,7 @@ class ClaimGroups:
         rope_types: of each rope_scaling and rope_parameters.
         parameters: the rope type's other numbers.
         factors: scaling factors.
-        unused_factors: factors beside a rope type that has none.
+        unused_factors: factors next to a rope type that has none.
         rope_thetas: rope_theta.
         local_rope_thetas: rope_theta of layers with sliding window attention.
         rotary_dims: rotated dimensions of a head, where the rope type depends on them.

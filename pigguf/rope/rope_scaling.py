@@ -205,7 +205,7 @@ class RopeScaling:
         return {}
 
     def _config_top_level(self) -> dict[str, Any]:
-        """Return the type's config keys beside rope_scaling."""
+        """Return the type's config keys besides rope_scaling."""
         return {}
 
     def _config_rope_parameters(self, rope_scaling: Mapping[str, Any], theta: float) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class BatchPlanner:
             self._seconds_per_token += (measured - self._seconds_per_token) * rate
 
     def allow_prefill(self) -> None:
-        """Let prompts into the next batch even beside a busy prefill backend."""
+        """Let prompts into the next batch even while a prefill backend is busy."""
         self._prefill_from = 0.0
 
     def _prefill_budget(self) -> int:

@@ -265,7 +265,7 @@ class ModelService:
     def embed(
         self, request: EmbeddingRequest, inputs: Sequence[Sequence[int]], is_cancelled: Callable[[], bool]
     ) -> NDArray[np.float32]:
-        """Compute embeddings beside the scheduler, one request at a time.
+        """Compute embeddings outside the scheduler, one request at a time.
 
         Args:
             inputs: token ids of each input.

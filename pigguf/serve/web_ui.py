@@ -1,4 +1,4 @@
-"""The chat page in a browser (static/), and the routes that it uses beside OpenAI's.
+"""The chat page in a browser (static/), and the routes that it uses besides OpenAI's.
 
     /              the page; /static/ its files. They need no API key, as they reveal nothing of the model
     /about         the model, its context window, and its rope scaling

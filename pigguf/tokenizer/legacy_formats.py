@@ -5,7 +5,7 @@ those of the tokenizer class, as transformers builds them (models/gpt2, gpt_neox
 tokenizer.model in tiktoken's format (Meta's own files of Llama 3): a line is the base64 of a token's bytes
 and its rank; rules and special tokens are those of Meta's llama-models/models/llama3/tokenizer.py.
 
-Not supported: tiktoken files of other models (qwen.tiktoken ...), whose rules are in code beside them.
+Not supported: tiktoken files of other models (qwen.tiktoken ...), whose rules are in code next to them.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def convert_llama3_tiktoken(content: bytes, params: Json, path: Path) -> LegacyT
 
     Args:
         content: the file.
-        params: Meta's params.json beside it, or {}; in Llama 3.1 and later it has use_scaled_rope.
+        params: Meta's params.json next to it, or {}; in Llama 3.1 and later it has use_scaled_rope.
         path: path of the file, for messages.
 
     Raises:

@@ -63,7 +63,7 @@ def read_sentencepiece_model(files: TokenizerFiles, tokenizer: TokenizerJson | N
 
     Args:
         files: the directory's files, with a tokenizer.model.
-        tokenizer: the tokenizer.json beside it, or None; its rules decide the space prefix.
+        tokenizer: the tokenizer.json next to it, or None; its rules decide the space prefix.
 
     Raises:
         TokenizerError: llama.cpp does not have the model's rules, or the two files differ.
@@ -253,7 +253,7 @@ def _check_null_characters(texts: Sequence[str], file: str) -> None:
 
 
 def _check_against_json(ids: Mapping[str, int], tokenizer: TokenizerJson, file: str) -> None:
-    """Raise if a tokenizer.json beside the model has other ids."""
+    """Raise if a tokenizer.json next to the model has other ids."""
     theirs = {_replace_spaces(text): token for text, token in tokenizer.ids.items()}
     for text, token in ids.items():
         if theirs.get(_replace_spaces(text)) != token:
@@ -293,7 +293,7 @@ def _space_prefix_of_json(tokenizer: TokenizerJson) -> tuple[bool, tuple[Tokeniz
 
 
 def _normalize_step(step: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a Metaspace without the key that older tokenizers wrote beside prepend_scheme."""
+    """Return a Metaspace without the key that older tokenizers wrote next to prepend_scheme."""
     return {
         key: value for key, value in step.items() if key != "add_prefix_space" or "prepend_scheme" not in step
     }

@@ -22,7 +22,7 @@ from pigguf.inference.run_config import EngineConfig
     callback=comma_separated(float),
     default=",".join(f"{factor:g}" for factor in FACTORS),
     show_default=True,
-    help="Factors to evaluate, beside 1 and the file's own.",
+    help="Factors to evaluate, besides 1 and the file's own.",
 )
 @click.option(
     "--windows",

@@ -64,7 +64,7 @@ class ContextOptions:
         flash_attention_switch: prefill with flash attention and decode without it, where that is faster; None
             never changes.
         sequences: most sessions that are open at once.
-        embeddings: keep the hidden states of tokens beside their logits.
+        embeddings: keep the hidden states of tokens besides their logits.
 
     Raises:
         UsageError: a value is out of range, or two contradict each other.

@@ -50,7 +50,7 @@ from pigguf.llama_cpp_internals.log_lines import (
 
 HOST = "CPU"  # the computer's own memory, by ggml's name of the device that computes on it
 
-# llama.cpp allocates KV_CELL_BYTES for each cell beside K and V even here: 256 MiB for as many.
+# llama.cpp allocates KV_CELL_BYTES for each cell besides K and V even here: 256 MiB for as many.
 MAX_CELLS = 1 << 22
 
 

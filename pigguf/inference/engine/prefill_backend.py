@@ -1,4 +1,4 @@
-"""What may take part in the prefill of a prompt beside llama.cpp: a prefill backend and a prompt cache.
+"""What may take part in the prefill of a prompt besides llama.cpp: a prefill backend and a prompt cache.
 
 Session.set_prompt restores what the prompt cache has of a prompt, leaves what is still long to the prefill
 backend, and computes the rest with llama.cpp; the result is then saved to the prompt cache. Both are given to

@@ -103,7 +103,7 @@ def factor_switched_off(keys: PositionKeys) -> Iterator[LintFinding]:
 
 
 def missing_scaling_type(keys: PositionKeys) -> Iterator[LintFinding]:
-    """Yield a finding if a factor has no scaling type beside it."""
+    """Yield a finding if a factor has no scaling type next to it."""
     factor = keys.positive(SCALING_FACTOR)
     if keys.scaling_type is not None or factor is None or factor == 1.0:
         return
