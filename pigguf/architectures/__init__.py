@@ -6,7 +6,7 @@
     hparams.py          HParams: the hyperparameters of a model
     config_reader.py    config.json -> HParams and positions
     config_writer.py    HParams -> config.json
-    gguf_reader.py      GGUF metadata -> HParams
+    metadata_reader.py  GGUF metadata -> HParams
     hparam_checks.py    hyperparameters that do not fit each other
     layer_types.py      which layers have sliding window attention
     hparam_rules.py     building blocks of a family's config keys
@@ -20,8 +20,8 @@ Not here: positions (pigguf.rope), tokenizers (pigguf.tokenizer), quantization.
 from pigguf.architectures.config_reader import hparams_from_config, positions_from_config
 from pigguf.architectures.config_writer import config_from_hparams, config_with_positions
 from pigguf.architectures.family import HF_CLASS_KEY, Family
-from pigguf.architectures.gguf_reader import hparams_from_metadata
 from pigguf.architectures.hparams import HParams
+from pigguf.architectures.metadata_reader import hparams_from_metadata
 from pigguf.architectures.registry import (
     FAMILIES,
     family_by_architecture,

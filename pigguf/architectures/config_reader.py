@@ -1,7 +1,7 @@
 """config.json -> hyperparameters and positions of a model.
 
 A config that asks for something llama.cpp's graph of the family does not compute is rejected, with the key
-and its value. Not here: reading a GGUF's metadata (gguf_reader.py), deciding about rope scaling
+and its value. Not here: reading a GGUF's metadata (metadata_reader.py), deciding about rope scaling
 (pigguf.rope).
 """
 

@@ -1,7 +1,7 @@
 """The description of a model family: what converting and exporting a family needs to know, as data.
 
 Each family is an instance of Family in a module of its own (llama.py, gemma3.py, ...). What is done with it:
-config_reader.py and gguf_reader.py read hyperparameters, config_writer.py writes config.json,
+config_reader.py and metadata_reader.py read hyperparameters, config_writer.py writes config.json,
 hparam_checks.py checks, tensor_names.py and tensor_mapping.py map tensors.
 
 Sources: llama.cpp src/models/*.cpp for what a graph computes; transformers' configuration_*.py for config

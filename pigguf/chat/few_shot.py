@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pigguf.common.text_decoding import decode_text, format_json_value, parse_json_lines
+from pigguf.common.text_decoding import decode_text, parse_json_lines, preview_json_value
 from pigguf.errors import TextError, UsageError
 
 _LINE_FORMAT = '{"user": "a question", "assistant": "its answer"} on each line'
@@ -52,7 +52,7 @@ def _parse_example(values: dict[str, object], location: str) -> FewShotExample:
         raise TextError(f"{location} has {', '.join(map(repr, values)) or 'no keys'}", _LINE_FORMAT)
     for key, text in values.items():
         if not isinstance(text, str) or not text.strip():
-            raise TextError(f"{location}: {key} is {format_json_value(text)}", _LINE_FORMAT)
+            raise TextError(f"{location}: {key} is {preview_json_value(text)}", _LINE_FORMAT)
     return FewShotExample(**values)  # type: ignore[arg-type]
 
 

@@ -32,6 +32,7 @@ from pigguf.cli.options import (
     sampling_options,
     verbose_option,
 )
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import UsageError
 from pigguf.inference.engine import SamplingParams, log_to
@@ -96,7 +97,7 @@ def command(
             config,
             sampling=sampling,
             max_tokens=max_tokens,
-            progress=render.progress(keep=False),
+            progress=progress_bar(keep=False),
         ) as chat,
     ):
         note_skipped_files(chat)
@@ -141,7 +142,7 @@ def _ask(
     chat: DocumentChat, question: str, as_json: bool, show_context: bool, *, sources_to_stderr: bool
 ) -> None:
     """Print one answer as it is generated, with its sources, or as JSON at the end."""
-    texts = chat.ask(question, render.progress(keep=False))
+    texts = chat.ask(question, progress_bar(keep=False))
     if as_json:
         render.json(cited_answer_as_json(question, "".join(texts), chat, show_context))
         sys.stdout.flush()

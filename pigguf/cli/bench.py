@@ -16,6 +16,7 @@ from pigguf.cli import render
 from pigguf.cli.evals.options import comma_separated
 from pigguf.cli.evals.report_output import print_report
 from pigguf.cli.options import FILE_PATH, json_option, performance_options, verbose_option
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.cli.signals import cleanup_on_termination
 from pigguf.common.atomic_write import atomic_write
 from pigguf.errors import UsageError
@@ -128,7 +129,7 @@ def command(
             depths=depths,
             rounds=rounds,
             names=("without --vs", vs) if vs else ("speed", ""),
-            progress=render.progress(keep=False),
+            progress=progress_bar(keep=False),
         )
         if plot and file:
             file.write(_PLOT_FORMATS[plot.suffix](report).encode())

@@ -24,6 +24,7 @@ from pigguf.cli.options import (
     sampling_options,
     verbose_option,
 )
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.common.text_decoding import decode_text
 from pigguf.errors import UsageError
 from pigguf.inference.engine import SamplingParams, log_to
@@ -98,7 +99,7 @@ def command(
         log_to(render.note)
     with (
         terminal.restore_on_termination(),
-        open_session(path, config, render.progress(keep=False)) as session,
+        open_session(path, config, progress_bar(keep=False)) as session,
     ):
         note_reduced_context(session, config)
         model = session.context.model
@@ -156,7 +157,7 @@ def _read_stdin() -> bytes:
 
 def _ask_once(chat: Chat, question: str, as_json: bool) -> None:
     """Print one answer as it is generated, with its timings on stderr, or as JSON at the end."""
-    texts = chat.ask(question, render.progress(keep=False))
+    texts = chat.ask(question, progress_bar(keep=False))
     if as_json:
         answer = "".join(texts)
         render.json(answer_as_json(answer, chat))

@@ -28,6 +28,7 @@ from pigguf.cli import render
 from pigguf.cli.answer_output import note_status, print_answer
 from pigguf.cli.error_report import report
 from pigguf.cli.formatting import truncate_line
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.errors import PigError, UsageError
 
 
@@ -82,7 +83,7 @@ class ChatShell:
     def _ask(self, text: str) -> None:
         last = self._chat.messages[-1:]
         try:
-            print_answer(self._chat.ask(text, render.progress(keep=False)))
+            print_answer(self._chat.ask(text, progress_bar(keep=False)))
             note_status(self._chat, self._verbose)
             turn = self._chat.last_turn
             if turn is not None and turn.stop_reason == "window":

@@ -20,6 +20,7 @@ from pigguf.cli.options import (
     verbose_option,
 )
 from pigguf.cli.parameter_flags import parameters_as_flags
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.cli.signals import cleanup_on_termination
 from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.convert import DEFAULT_TYPE, ConversionResult, convert
@@ -125,7 +126,7 @@ def command(
             rope=overrides,
             shard_size=shard_size,
             dry_run=dry_run,
-            progress=render.progress(),
+            progress=progress_bar(),
         )
     if as_json:
         render.json(_as_data(result))

@@ -12,6 +12,7 @@ from pigguf.cli import exit_codes, render
 from pigguf.cli.formatting import truncate_line
 from pigguf.cli.metadata_values import as_data, brief, kind, plain
 from pigguf.cli.options import FILE_PATH, json_option
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.gguf_io import GGUFTensor
 from pigguf.gguf_io.metadata import TypedValue
 from pigguf.operations.diff import DiffResult, KeyDifference, TensorDifference, diff
@@ -45,7 +46,7 @@ def command(ctx: click.Context, a: Path, b: Path, no_data: bool, as_json: bool) 
       pigguf diff model-F16.gguf model-Q4_K_M.gguf
       pigguf diff before.gguf after.gguf --no-data --json | jq .metadata
     """
-    difference = diff(a, b, data=not no_data, progress=render.progress(keep=False))
+    difference = diff(a, b, data=not no_data, progress=progress_bar(keep=False))
     if as_json:
         render.json(_as_data(difference))
     else:

@@ -8,6 +8,7 @@ import click
 
 from pigguf.cli import render
 from pigguf.cli.options import FILE_PATH, json_option
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.cli.signals import cleanup_on_termination
 from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.export import export
@@ -28,7 +29,7 @@ def command(source: Path, output: Path, as_json: bool) -> None:
       pigguf export model.gguf ./checkpoint
     """
     with cleanup_on_termination():
-        result = export(source, output, progress=render.progress())
+        result = export(source, output, progress=progress_bar())
     rope = result.hparams.rope
     if as_json:
         render.json(

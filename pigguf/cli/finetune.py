@@ -13,6 +13,7 @@ import click
 from pigguf.cli import render
 from pigguf.cli.formatting import format_duration
 from pigguf.cli.options import CHECKPOINT_SOURCE, FILE_PATH, json_option, verbose_option
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.errors import TextError
 from pigguf.finetuning.finetune import FinetuneResult, finetune
 from pigguf.finetuning.settings import FinetuneSettings
@@ -153,7 +154,7 @@ def command(
             output,
             settings,
             adapter=adapter,
-            progress=render.progress(),
+            progress=progress_bar(),
             on_step=_StepReporter(settings.steps),
         )
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ import click
 from pigguf.cli import render
 from pigguf.cli.formatting import format_duration
 from pigguf.cli.options import FILE_PATH, engine_options, json_option, verbose_option
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.cli.signals import cleanup_on_termination
 from pigguf.inference.engine import GpuLayers, log_to
 from pigguf.operations.imatrix import WINDOW, ImatrixResult, imatrix
@@ -81,7 +82,7 @@ def command(
             max_windows=max_windows,
             gpu_layers=gpu_layers,
             threads=threads,
-            progress=render.progress(),
+            progress=progress_bar(),
         )
     if as_json:
         render.json(_as_data(result))

@@ -15,7 +15,7 @@ from pigguf.cli.options import json_option
 from pigguf.common.format_bytes import format_bytes
 from pigguf.errors import UsageError
 from pigguf.inference.prompt_cache import CachedPrompt, PromptCacheStore, prompt_cache_directory
-from pigguf.inference.prompt_cache.cache_directory import BUDGET_VARIABLE, budget_from_environment
+from pigguf.inference.prompt_cache.location_and_budget import BUDGET_VARIABLE, budget_from_environment
 
 EPILOG = f"""\b
 Examples:

@@ -15,6 +15,7 @@ from pigguf.cli.options import (
     type_option,
     type_table,
 )
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.cli.signals import cleanup_on_termination
 from pigguf.common.format_bytes import format_bytes
 from pigguf.operations.quantize import quantize
@@ -54,7 +55,7 @@ def command(
             imatrix=imatrix,
             tensor_types=tensor_types,
             shard_size=shard_size,
-            progress=render.progress(),
+            progress=progress_bar(),
         )
     if as_json:
         render.json(

@@ -13,6 +13,7 @@ from pigguf.cli import exit_codes, render
 from pigguf.cli.metadata_values import as_data, brief, kind
 from pigguf.cli.options import FILE_PATH, json_option
 from pigguf.cli.parameter_flags import parameters_as_flags
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.cli.signals import cleanup_on_termination
 from pigguf.errors import UsageError
 from pigguf.gguf_io.metadata import TypedValue, round_to_shortest_f32
@@ -90,7 +91,7 @@ def command(
             set=_parse_edits(set),
             remove=remove,
             dry_run=dry_run,
-            progress=render.progress(),
+            progress=progress_bar(),
         )
     has_edits = bool(set or remove or rope_theta is not None or rope != RopeOverrides())
     if as_json:

@@ -16,6 +16,7 @@ from pigguf.cli.options import (
     prompt_cache_option,
     verbose_option,
 )
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.cli.signals import cleanup_on_termination
 from pigguf.errors import MissingPackage
 from pigguf.inference.engine import log_to
@@ -107,6 +108,6 @@ def command(
     with (
         cleanup_on_termination(),
         listen(host, port, api_key or None) as listener,
-        ModelHost(model, run, slots=slots, progress=render.progress(keep=False)) as hosted,
+        ModelHost(model, run, slots=slots, progress=progress_bar(keep=False)) as hosted,
     ):
         serve(hosted, listener, key=api_key or None, on_ready=report_ready)

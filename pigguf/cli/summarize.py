@@ -12,6 +12,7 @@ from pigguf.chat.summarization import SUMMARY_WORDS, Summarizer, Summary, Summar
 from pigguf.cli import render, terminal
 from pigguf.cli.answer_output import print_answer
 from pigguf.cli.options import FILE_PATH, json_option, run_options, sampling_options, verbose_option
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.documents import MAX_CHARACTERS, load_document
 from pigguf.inference.engine import SamplingParams, log_to
 from pigguf.inference.open_context import open_session
@@ -76,7 +77,7 @@ def command(
     document = load_document(file, MAX_CHARACTERS)
     if verbose:
         log_to(render.note)
-    progress = render.progress(keep=False)
+    progress = progress_bar(keep=False)
     with (
         terminal.restore_on_termination(),
         open_session(path, config, progress) as session,

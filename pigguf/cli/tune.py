@@ -11,6 +11,7 @@ import click
 from pigguf.cli import render
 from pigguf.cli.formatting import format_duration
 from pigguf.cli.options import FILE_PATH, gpu_layers_option, json_option, verbose_option
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.common.format_bytes import format_bytes
 from pigguf.inference.engine import GpuLayers, log_to
 from pigguf.inference.tuning import BUDGET, Measurement, TuningResult, tune
@@ -43,7 +44,7 @@ def command(model: Path, seconds: float, gpu_layers: GpuLayers, as_json: bool, v
     """
     if verbose:
         log_to(render.note)
-    result = tune(model, gpu_layers=gpu_layers, budget=seconds, progress=render.progress(keep=False))
+    result = tune(model, gpu_layers=gpu_layers, budget=seconds, progress=progress_bar(keep=False))
     if as_json:
         render.json(_as_data(result))
     else:

@@ -10,6 +10,7 @@ import click
 
 from pigguf.cli import exit_codes, render
 from pigguf.cli.options import CHECKPOINT_SOURCE, FILE_PATH, json_option
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.operations.lint import POSITION_KEYS
 from pigguf.operations.verify import (
     DEFAULT_TOKENS,
@@ -93,9 +94,7 @@ def command(
       pigguf verify model-Q4_K_M.gguf --against ./longchat-7b-16k --text novel.txt
       pigguf verify model.gguf --against ./model --depths 512,4096,16384 --json | jq .predictions
     """
-    found = verify(
-        path, source, text=text, depths=depths, tokens=tokens, progress=render.progress(keep=False)
-    )
+    found = verify(path, source, text=text, depths=depths, tokens=tokens, progress=progress_bar(keep=False))
     if as_json:
         render.json(_as_data(found))
     else:

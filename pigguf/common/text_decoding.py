@@ -51,11 +51,11 @@ def parse_json_lines(text: str, name: str, expected: str) -> Iterator[tuple[int,
         except (ValueError, RecursionError) as error:
             raise TextError(f"{name}, line {number} is not JSON: {error}", expected) from error
         if not isinstance(values, dict):
-            raise TextError(f"{name}, line {number} is {format_json_value(values)}", expected)
+            raise TextError(f"{name}, line {number} is {preview_json_value(values)}", expected)
         yield number, values
 
 
-def format_json_value(value: Any) -> str:
+def preview_json_value(value: Any) -> str:
     """Format a value as JSON, cut after 60 characters."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:60] + "..."

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from pigguf.common.file_io import read_error
-from pigguf.common.text_decoding import decode_text, format_json_value, parse_json_lines
+from pigguf.common.text_decoding import decode_text, parse_json_lines, preview_json_value
 from pigguf.errors import TextError, UsageError
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class JsonlRecord:
         """Return the error to raise if a key is missing or its value is not what is expected."""
         if key not in self.values:
             return TextError(f"{self.location} lacks {key!r}", f"it should hold {expected}")
-        value = format_json_value(self.values[key])
+        value = preview_json_value(self.values[key])
         return TextError(f"{self.location}: {key!r} is {value}", f"it should hold {expected}")
 
 

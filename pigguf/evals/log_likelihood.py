@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.numerics import Logits, log_sum_exp
+from pigguf.common.logit_math import Logits, log_sum_exp
 from pigguf.common.parallel import usable_cores
 from pigguf.errors import UsageError
 from pigguf.inference.engine import Session

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pigguf.common.numerics import common_prefix_length
+from pigguf.common.token_prefix import common_prefix_length
 from pigguf.errors import TextError, UsageError
 from pigguf.evals.confidence_intervals import mcnemar, wilson
 from pigguf.evals.evaluation import Evaluation

@@ -32,7 +32,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pigguf.common.numerics import common_prefix_length
+from pigguf.common.token_prefix import common_prefix_length
 from pigguf.errors import UsageError
 from pigguf.evals.evaluation import Evaluation
 from pigguf.evals.model_under_test import ModelUnderTest

@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pigguf.common.text_decoding import decode_text, format_json_value
+from pigguf.common.text_decoding import decode_text, preview_json_value
 from pigguf.errors import UsageError
 from pigguf.grammar import gbnf
 from pigguf.grammar.number_ranges import UNBOUNDED, NumberBounds, integer_expression, number_expression
@@ -161,7 +161,7 @@ class _SchemaConverter:
             return "value"
         if not isinstance(schema, dict):
             problem = "accepts no value" if schema is False else "is not a schema"
-            self._reject(pointer, f"{format_json_value(schema)} {problem}")
+            self._reject(pointer, f"{preview_json_value(schema)} {problem}")
         keywords = {keyword for keyword in schema if keyword not in _DESCRIPTIVE_KEYWORDS}
         if not keywords:
             return "value"
@@ -187,7 +187,7 @@ class _SchemaConverter:
         types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         for name in types or [None]:
             if not isinstance(name, str) or name not in TYPE_KEYWORDS:
-                self._reject(f"{pointer}/type", f"{format_json_value(name)} is not a type")
+                self._reject(f"{pointer}/type", f"{preview_json_value(name)} is not a type")
         return types
 
     def _combined(self, schema: dict[str, Any], keyword: str, others: set[str], pointer: str) -> str:
@@ -202,7 +202,7 @@ class _SchemaConverter:
             return self._constants([value], schema, pointer)
         if not isinstance(value, list) or not value:
             contents = "values" if keyword == "enum" else "schemas"
-            self._reject(pointer, f"{format_json_value(value)} is not a list of {contents}")
+            self._reject(pointer, f"{preview_json_value(value)} is not a list of {contents}")
         if keyword == "enum":
             return self._constants(value, schema, pointer)
         if keyword == "allOf" and len(value) > 1:
@@ -247,7 +247,7 @@ class _SchemaConverter:
     def _target(self, reference: Any, pointer: str) -> Any:
         """Return the schema that a $ref refers to."""
         if not isinstance(reference, str) or not re.fullmatch("#(/.*)?", reference):
-            self._reject(pointer, f"{format_json_value(reference)} is not within the schema (#/$defs/name)")
+            self._reject(pointer, f"{preview_json_value(reference)} is not within the schema (#/$defs/name)")
         target = self._root
         for token in reference.split("/")[1:]:
             key = token.replace("~1", "/").replace("~0", "~")
@@ -256,7 +256,7 @@ class _SchemaConverter:
             elif isinstance(target, dict) and key in target:
                 target = target[key]
             else:
-                self._reject(pointer, f"{format_json_value(reference)} does not exist in the schema")
+                self._reject(pointer, f"{preview_json_value(reference)} does not exist in the schema")
         return target
 
     def _check_not_circular(self, name: str, pointer: str) -> None:
@@ -330,12 +330,12 @@ class _SchemaConverter:
         value = schema[keyword]
         if keyword == "pattern":
             if not isinstance(value, str):
-                self._reject(f"{pointer}/pattern", f"{format_json_value(value)} is not text")
+                self._reject(f"{pointer}/pattern", f"{preview_json_value(value)} is not text")
             return add_pattern_rules(value, self._rules)
         if keyword == "format":
             if value not in _FORMATS:
                 self._reject(
-                    f"{pointer}/format", f"{format_json_value(value)} is not one of {', '.join(_FORMATS)}"
+                    f"{pointer}/format", f"{preview_json_value(value)} is not one of {', '.join(_FORMATS)}"
                 )
             return _FORMATS[value]
         return gbnf.repetition("char", *self._counts(schema, "minLength", "maxLength", pointer))
@@ -353,7 +353,7 @@ class _SchemaConverter:
             value = schema.get(keyword, 0)
             if not is_of_type(value, "number") or abs(value) > _MAX_NUMBER:
                 self._reject(
-                    f"{pointer}/{keyword}", f"{format_json_value(value)} is not a number that a double holds"
+                    f"{pointer}/{keyword}", f"{preview_json_value(value)} is not a number that a double holds"
                 )
         expression = to_expression(NumberBounds.from_schema(schema))
         if not expression:
@@ -374,7 +374,7 @@ class _SchemaConverter:
         if isinstance(rest, list):  # draft 7's form of a tuple
             prefix, rest = rest, schema.get("additionalItems", True)
         if not isinstance(prefix, list):
-            self._reject(f"{pointer}/prefixItems", f"{format_json_value(prefix)} is not a list of schemas")
+            self._reject(f"{pointer}/prefixItems", f"{preview_json_value(prefix)} is not a list of schemas")
         if maximum is not None:
             prefix = prefix[:maximum]
         items = [self._value(item, f"{pointer}/prefixItems/{i}") for i, item in enumerate(prefix)]
@@ -398,15 +398,15 @@ class _SchemaConverter:
         properties, required = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(properties, dict):
             self._reject(
-                f"{pointer}/properties", f"{format_json_value(properties)} is not an object of schemas"
+                f"{pointer}/properties", f"{preview_json_value(properties)} is not an object of schemas"
             )
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
-            self._reject(f"{pointer}/required", f"{format_json_value(required)} is not a list of names")
+            self._reject(f"{pointer}/required", f"{preview_json_value(required)} is not a list of names")
         additional = schema.get("additionalProperties", True)
         undeclared = [name for name in required if name not in properties]
         if undeclared and additional is False:
             self._reject(
-                f"{pointer}/required", f"{format_json_value(undeclared[0])} is not among the properties"
+                f"{pointer}/required", f"{preview_json_value(undeclared[0])} is not among the properties"
             )
         members = {**properties, **dict.fromkeys(undeclared, additional)}
         if members or additional is False:
@@ -440,7 +440,7 @@ class _SchemaConverter:
         for keyword in (low, high):
             count = schema.get(keyword, 0)
             if not is_of_type(count, "integer") or count < 0:
-                self._reject(f"{pointer}/{keyword}", f"{format_json_value(count)} is not a count")
+                self._reject(f"{pointer}/{keyword}", f"{preview_json_value(count)} is not a count")
             if count > gbnf.MAX_REPETITIONS:
                 self._reject(
                     f"{pointer}/{keyword}",

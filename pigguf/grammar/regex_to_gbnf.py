@@ -10,7 +10,7 @@ The rules are those of a deterministic automaton (finite_automaton.py), however 
 
 from __future__ import annotations
 
-from pigguf.common.text_decoding import format_json_value
+from pigguf.common.text_decoding import preview_json_value
 from pigguf.errors import UsageError
 from pigguf.grammar import gbnf
 from pigguf.grammar.finite_automaton import (
@@ -53,7 +53,7 @@ def add_pattern_rules(pattern: str, rules: dict[str, str]) -> str:
         return add_dfa_rules(_RegexParser(pattern).parse(), rules)
     except TooManyStates as error:
         raise UsageError(
-            f"the pattern {format_json_value(pattern)} needs more than {MAX_STATES:,} states",
+            f"the pattern {preview_json_value(pattern)} needs more than {MAX_STATES:,} states",
             "use fewer repetitions in it, or fewer parts that match the same text",
         ) from error
 
@@ -222,7 +222,7 @@ class _RegexParser:
 
     def _error(self, reason: str) -> UsageError:
         return UsageError(
-            f"the pattern {format_json_value(self._pattern)}, character {self._at + 1}: {reason}",
+            f"the pattern {preview_json_value(self._pattern)}, character {self._at + 1}: {reason}",
             "patterns may have alternations, groups, character classes, repetitions, and anchors at the ends",
         )
 

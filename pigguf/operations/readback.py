@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pigguf.common.numerics import common_prefix_length
+from pigguf.common.token_prefix import common_prefix_length
 from pigguf.errors import VerificationFailed
 from pigguf.gguf_io import GGUFFile, PlannedTensor, read_header
 from pigguf.gguf_io.metadata import Metadata, TypedValue

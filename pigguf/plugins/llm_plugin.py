@@ -23,6 +23,7 @@ import llm
 from llm.parts import Message, ReasoningPart, TextPart
 from pydantic import Field
 
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.errors import PigError, UsageError
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ class GGUFModel(llm.Model):
         Raises:
             ModelError: for any PigError, with its hint.
         """
-        from pigguf.cli import render  # imported here, as rich would slow down every call of llm
         from pigguf.inference.engine import SamplingParams
 
         with _errors_as(llm.ModelError):
@@ -96,7 +96,7 @@ class GGUFModel(llm.Model):
                 sampling,
                 max_tokens=options.max_tokens,
                 json_schema=prompt.schema,
-                progress=render.progress(keep=False),
+                progress=progress_bar(keep=False),
             )
             response.set_usage(
                 input=model.prompt_tokens,

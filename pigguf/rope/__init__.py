@@ -9,7 +9,7 @@
     rope_scaling.py      RopeScaling, the base class of the rope types:
     unscaled.py, linear.py, yarn.py, longrope.py, llama3.py     a class each; dynamic_ntk.py is converted to
     unscaled rope_types.py        the rope types by their names in configs
-    gguf_reader.py       rope_from_metadata: positions of a GGUF (gguf_keys.py: its keys)
+    metadata_reader.py   rope_from_metadata: positions of a GGUF (gguf_keys.py: its keys)
     learned_positions.py, alibi.py     positions that are not rotary
     positions.py         Positions: any of them
 
@@ -20,11 +20,11 @@ dropped with a warning. docs/rope.md explains it to users. Not here: partial rot
 from pigguf.rope.alibi import AlibiPositions, read_alibi
 from pigguf.rope.decision import read_rope
 from pigguf.rope.evidence import Evidence
-from pigguf.rope.gguf_reader import POSITION_TENSORS, rope_from_metadata
 from pigguf.rope.learned_positions import INTERPOLATIONS, LearnedPositions, read_learned_positions
 from pigguf.rope.linear import LinearScaling
 from pigguf.rope.llama3 import Llama3Scaling
 from pigguf.rope.longrope import LongRopeScaling
+from pigguf.rope.metadata_reader import POSITION_TENSORS, rope_from_metadata
 from pigguf.rope.overrides import RopeOverrides
 from pigguf.rope.positions import Positions
 from pigguf.rope.rope_scaling import RopeScaling

@@ -15,7 +15,7 @@ From the network inwards:
                         its parts
     model_host          keeps the model loaded; loads it again after a failure
     web_ui, static/     the chat page in a browser, and its routes
-    document_process    extracts a document's text in a subprocess
+    document_subprocess extracts a document's text in a subprocess
     errors, limits, metrics, malloc_arenas
 
 A request is answered as it asks or refused: no parameter is silently ignored that could change the answer.

@@ -6,8 +6,8 @@
 
 A step admits waiting requests to free slots, plans a batch, computes it, and samples a token for each request
 whose logits it has. A long prompt goes to the context's prefill backend, if it has one
-(inference/engine/prefill_backend.py). Steps for all other requests are taken in between, whenever the backend
-reports progress: in the same thread, as both would compete for the same CPU cores.
+(inference/engine/prefill_protocols.py). Steps for all other requests are taken in between, whenever the
+backend reports progress: in the same thread, as both would compete for the same CPU cores.
 When there is nothing to compute, the KV caches of free slots are saved to the prompt cache on disk; that
 takes about a second for each gigabyte. A running request is never preempted.
 
@@ -28,7 +28,7 @@ from types import TracebackType
 from pigguf.errors import Interrupted, PigError
 from pigguf.inference.engine import Context
 from pigguf.inference.engine.batch_decode import decode_batch
-from pigguf.inference.engine.prefill_backend import Prefiller
+from pigguf.inference.engine.prefill_protocols import Prefiller
 from pigguf.progress import SilentProgress
 from pigguf.serve.batch_planner import BatchPlanner, PlannedBatch
 from pigguf.serve.errors import RequestRefused, shutting_down

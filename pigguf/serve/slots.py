@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.numerics import common_prefix_length
+from pigguf.common.token_prefix import common_prefix_length
 from pigguf.inference.engine import Context, Session
 from pigguf.inference.engine.sampler import create_sampler
 from pigguf.serve.generation_request import QueuedRequest, request_failure

@@ -7,7 +7,7 @@
 
 The page's Content-Security-Policy restricts it to this server, and a model's text is never inserted as
 markup. A document's name is only a label: no file of that name is opened.
-Not here: access checks (app.py), text extraction (document_process.py).
+Not here: access checks (app.py), text extraction (document_subprocess.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pigguf.chat.conversation import AttachedDocument
 from pigguf.documents.formats import DOCUMENT_FORMATS
 from pigguf.operations.inspect import inspect_header
 from pigguf.rope import rope_from_metadata
-from pigguf.serve.document_process import read_document_in_subprocess
+from pigguf.serve.document_subprocess import read_document_in_subprocess
 from pigguf.serve.errors import RequestRefused
 from pigguf.serve.openai_fields import parse_json
 from pigguf.serve.openai_requests import parse_chat_request

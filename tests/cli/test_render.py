@@ -8,8 +8,9 @@ import sys
 import pexpect
 import pytest
 
-from pigguf.cli import render
+from pigguf.cli import progress_bars, render
 from pigguf.cli.formatting import format_duration, printable, truncate_line
+from pigguf.cli.progress_bars import LogProgress, ProgressMeter
 from pigguf.common.format_bytes import format_bytes
 from pigguf.progress import stage
 
@@ -21,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch):
     class Clock:
         now = 1000.0
 
-    monkeypatch.setattr(render.time, "monotonic", lambda: Clock.now)
+    monkeypatch.setattr(progress_bars.time, "monotonic", lambda: Clock.now)
     return Clock
 
 
@@ -51,7 +52,7 @@ def test_shortened_is_one_line() -> None:
 
 
 def test_meter_shows_amount_rate_and_time_left(clock) -> None:
-    meter = render.ProgressMeter(3e9, "bytes")
+    meter = ProgressMeter(3e9, "bytes")
     assert meter.text() == "0 bytes of 3 GB"
     clock.now += 2
     meter.advance(1e9)
@@ -62,7 +63,7 @@ def test_meter_shows_amount_rate_and_time_left(clock) -> None:
 
 
 def test_meter_goes_by_recent_speed(clock) -> None:
-    meter = render.ProgressMeter(10_000, "tokens")
+    meter = ProgressMeter(10_000, "tokens")
     for _ in range(10):  # 500 tokens a second
         clock.now += 1
         meter.advance(500)
@@ -73,7 +74,7 @@ def test_meter_goes_by_recent_speed(clock) -> None:
 
 
 def test_a_log_has_no_lines_for_short_work(clock, capsys) -> None:
-    progress = render.LogProgress()
+    progress = LogProgress()
     with stage(progress, "prefill", 100, "tokens"):
         for _ in range(100):
             clock.now += 0.04
@@ -82,7 +83,7 @@ def test_a_log_has_no_lines_for_short_work(clock, capsys) -> None:
 
 
 def test_a_log_has_a_line_every_few_seconds_of_long_work(clock, capsys) -> None:
-    progress = render.LogProgress()
+    progress = LogProgress()
     with stage(progress, "prefill", 120, "tokens"):
         for _ in range(120):
             clock.now += 0.1
@@ -95,7 +96,7 @@ def test_a_log_has_a_line_every_few_seconds_of_long_work(clock, capsys) -> None:
 
 
 def test_a_log_repeats_no_line(clock, capsys) -> None:
-    progress = render.LogProgress()
+    progress = LogProgress()
     with stage(progress, "prefill", 100, "tokens"):
         for _ in range(100):
             clock.now += 0.1
@@ -122,8 +123,9 @@ def test_results_on_a_pipe_are_plain_and_never_wrapped(capsys) -> None:
 
 BAR = """
 from pigguf.cli import render
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.progress import stage
-progress = render.progress()
+progress = progress_bar()
 try:
     with stage(progress, "writing", 3e9, "bytes"):
         progress.advance(3e9)

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import pigguf
 from pigguf import evaluate
-from pigguf.common.numerics import kl_divergence
+from pigguf.common.logit_math import kl_divergence
 from pigguf.errors import ContextOverflow, EngineError, GGUFError, TextError, UsageError
 from pigguf.evals.html_report import render_page
 from pigguf.evals.kl_divergence import describe_verdict, kl, position_buckets, summarize_positions

@@ -455,7 +455,7 @@ def test_kill_minus_nine_in_the_middle_leaves_nothing(checkpoint: Path) -> None:
 
 WAITING = """
 import sys
-from pigguf.cli import render, main
+from pigguf.cli import main, progress_bars
 from pigguf.progress import SilentProgress
 
 class Waiting(SilentProgress):  # reports that the work has begun, and waits to be terminated
@@ -463,7 +463,7 @@ class Waiting(SilentProgress):  # reports that the work has begun, and waits to 
         print("under way", flush=True)
         sys.stdin.read()
 
-render.progress = Waiting
+progress_bars.progress_bar = Waiting
 main(sys.argv[1:])
 """
 

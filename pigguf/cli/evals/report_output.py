@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pigguf.cli import render, terminal
+from pigguf.cli.progress_bars import progress_bar
 from pigguf.common.atomic_write import atomic_write
 from pigguf.evals.html_markup import format_cell
 from pigguf.evals.report import EvalReport, ReportTable
@@ -59,7 +60,7 @@ def run_evaluation(output: ReportOutput, evaluate: Callable[[Progress], EvalRepo
 
 def _evaluate(evaluate: Callable[[Progress], EvalReport]) -> EvalReport:
     try:
-        return evaluate(render.progress(keep=False))
+        return evaluate(progress_bar(keep=False))
     except KeyboardInterrupt:
         render.note("finished items are stored: the same command resumes")
         raise

@@ -16,6 +16,7 @@ Not here: chat templates (pigguf/chat/), text streams (inference/local_model.py)
 from pigguf.inference.engine.context import Context
 from pigguf.inference.engine.context_options import CacheType, ContextOptions, FlashAttentionSwitch
 from pigguf.inference.engine.generation import StopReason
+from pigguf.inference.engine.gpu_layers import GpuLayers
 from pigguf.inference.engine.kv_sequence import KVSequence
 from pigguf.inference.engine.library import log_to
 from pigguf.inference.engine.llama_context import LlamaContext
@@ -23,7 +24,6 @@ from pigguf.inference.engine.model import Model
 from pigguf.inference.engine.runtime_rope import RuntimeRope
 from pigguf.inference.engine.sampling_params import SamplingParams
 from pigguf.inference.engine.session import Session
-from pigguf.inference.engine.weight_loading import GpuLayers
 
 __all__ = [
     "CacheType",

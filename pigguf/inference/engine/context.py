@@ -8,7 +8,7 @@ from pigguf.errors import EngineError
 from pigguf.inference.engine.context_options import ContextOptions
 from pigguf.inference.engine.llama_context import LlamaContext
 from pigguf.inference.engine.model import Model
-from pigguf.inference.engine.prefill_backend import Prefiller, PromptCache
+from pigguf.inference.engine.prefill_protocols import Prefiller, PromptCache
 from pigguf.inference.engine.protocols import BatchObserver
 from pigguf.inference.engine.session import Session
 

@@ -4,8 +4,8 @@ After every call `tokens` are what the cache holds, whether the call ended, fail
 that do not fit are refused before anything is computed. Prompt lookup decoding may leave accepted draft
 tokens in the cache behind `tokens`; they are removed before anything else is appended.
 
-Not here: prompts (prefill.py), logits at positions (prompt_logits.py), generation (generation.py), text
-(inference/local_model.py).
+Not here: prompts (prompt_prefill.py), logits at positions (prompt_logits.py), generation (generation.py),
+text (inference/local_model.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from operator import index
 
-from pigguf.common.numerics import common_prefix_length
+from pigguf.common.token_prefix import common_prefix_length
 from pigguf.errors import ContextOverflow, EngineError, Interrupted, UsageError
 from pigguf.inference.engine.batch import BatchToken
 from pigguf.inference.engine.llama_context import LlamaContext

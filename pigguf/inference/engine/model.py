@@ -17,11 +17,12 @@ from pigguf.errors import EngineError, GGUFError
 from pigguf.gguf_io import DEFAULT_ALIGNMENT, GGUFFile, read_header
 from pigguf.gguf_io.metadata import get_value
 from pigguf.inference.engine import load_checks
+from pigguf.inference.engine.gpu_layers import GpuLayers, choose_gpu_layers
 from pigguf.inference.engine.memory_checks import check_weights_fit, kv_row_bytes
 from pigguf.inference.engine.protocols import Closable, RemoteDevices
 from pigguf.inference.engine.runtime_rope import RuntimeRope
 from pigguf.inference.engine.tokenization import Vocabulary
-from pigguf.inference.engine.weight_loading import GpuLayers, choose_gpu_layers, load_weights
+from pigguf.inference.engine.weight_loading import load_weights
 from pigguf.llama_cpp_internals.log_lines import parse_type_name
 from pigguf.progress import SILENT, Progress
 from pigguf.rope import Positions, rope_from_metadata

@@ -1,9 +1,9 @@
 """Session: one sequence of a context with its prefill and its generation.
 
-A session is a KVSequence (kv_sequence.py) that also makes the cache hold a prompt (prefill.py), returns
-logits at positions (prompt_logits.py) and generates tokens (generation.py). One iterator at a time: after the
-tokens were changed by something else, an earlier generate or evaluate raises at its next step. Several
-sessions share a batch in batch_decode.py.
+A session is a KVSequence (kv_sequence.py) that also makes the cache hold a prompt (prompt_prefill.py),
+returns logits at positions (prompt_logits.py) and generates tokens (generation.py). One iterator at a time:
+after the tokens were changed by something else, an earlier generate or evaluate raises at its next step.
+Several sessions share a batch in batch_decode.py.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pigguf.inference.engine.generation import StopReason, TokenGenerator
 from pigguf.inference.engine.kv_sequence import KVSequence
 from pigguf.inference.engine.llama_context import LlamaContext
-from pigguf.inference.engine.prefill import PromptPrefill
-from pigguf.inference.engine.prefill_backend import Prefiller, PromptCache
+from pigguf.inference.engine.prefill_protocols import Prefiller, PromptCache
 from pigguf.inference.engine.prompt_logits import copy_rows, prompt_logits
 from pigguf.inference.engine.prompt_lookup import DraftCostModel
+from pigguf.inference.engine.prompt_prefill import PromptPrefill
 from pigguf.inference.engine.sampling_params import SamplingParams
 from pigguf.progress import SILENT, Progress
 

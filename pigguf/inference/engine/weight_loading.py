@@ -7,25 +7,22 @@ Upstream: llama.cpp include/llama.h (llama_model_params), src/llama-model-loader
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 from pigguf.common.format_bytes import format_memory
-from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError, GGUFError, Interrupted, UsageError
+from pigguf.errors import DoesNotFit, EngineError, GGUFError, Interrupted
 from pigguf.gguf_io import GGUFFile
 from pigguf.gguf_io.metadata import TypedValue
-from pigguf.inference.engine import devices, library
+from pigguf.inference.engine import library
 from pigguf.inference.engine.protocols import RemoteDevices
 from pigguf.inference.engine.sigint import defer_sigint
 from pigguf.llama_cpp_internals.limits import KV_OVERRIDE_TAGS, LOAD_MODE_AUTO, LOAD_MODE_NONE
 from pigguf.progress import SILENT, Progress, stage
 
-GpuLayers = int | Literal["all", "auto"]
-
 _POLL_SECONDS = 0.1  # how often Ctrl-C is looked for while weights are sent to workers
-_AUTO_GPU_SHARE = 0.8  # of free GPU memory for weights under "auto"; the rest is for the KV cache and buffers
 
 
 def load_weights(
@@ -170,37 +167,3 @@ def _load_error(file: GGUFFile, errors: list[str]) -> EngineError | GGUFError:
     return GGUFError(
         f"{file.path}: llama.cpp cannot load it: {reason}", "the file is damaged or from another converter"
     )
-
-
-def choose_gpu_layers(wanted: GpuLayers, file: GGUFFile, n_layers: int, workers: RemoteDevices | None) -> int:
-    """Return how many layers to offload, where llama.cpp counts the output as one more.
-
-    "auto" is a guess from the size of the weights; inference/memory_planning/ also knows the context.
-
-    Raises:
-        BackendUnavailable: layers are to be offloaded and there is no GPU.
-    """
-    if wanted == 0:
-        return 0
-    gpus = workers.devices if workers else devices.list_gpus()
-    if wanted != "auto":
-        return resolve_gpu_layers(wanted, n_layers + 1, gpus)
-    budget = _AUTO_GPU_SHARE * sum(gpu.memory_free for gpu in gpus)
-    return min(n_layers + 1, int(budget / file.size * (n_layers + 1)))
-
-
-def resolve_gpu_layers(wanted: int | Literal["all"], n_layers: int, gpus: Sequence[devices.Device]) -> int:
-    """Return how many of `n_layers` layers, with the output as one of them, go to GPUs.
-
-    Raises:
-        BackendUnavailable: layers are to be offloaded and there is no GPU.
-        UsageError: the number is negative.
-    """
-    if wanted != "all" and wanted < 0:
-        raise UsageError(f"`gpu_layers={wanted}` is negative", "give a number from 0, `all` or `auto`")
-    if wanted and not gpus:
-        raise BackendUnavailable(
-            f"`gpu_layers={wanted}` needs a GPU, and the engine finds no GPU",
-            "run `pigguf doctor` to see why, or use `gpu_layers=auto`",
-        )
-    return n_layers if wanted == "all" else min(wanted, n_layers)

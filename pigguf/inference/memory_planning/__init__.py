@@ -5,13 +5,14 @@
 
     free_memory    how much memory each device has to give
     memory_plan    the result: MemoryPlan, DeviceMemory, LongestContext
-    planner        the search for layers and context length that fit
-    plan_memory    the two entry points above
+    memory_planner the search for layers and context length that fit
+    fit_to_memory  the two entry points above
 
 The numbers of bytes are llama.cpp's own, estimated in inference/engine/memory_estimate.py. Speed is not
 estimated: it is measured by inference/tuning.
 """
 
+from pigguf.inference.memory_planning.fit_to_memory import fit_to_memory, plan
 from pigguf.inference.memory_planning.free_memory import FreeMemory, measure_free_memory
 from pigguf.inference.memory_planning.memory_plan import (
     DeviceMemory,
@@ -20,8 +21,7 @@ from pigguf.inference.memory_planning.memory_plan import (
     MeasuredSpeed,
     MemoryPlan,
 )
-from pigguf.inference.memory_planning.plan_memory import fit_to_memory, plan
-from pigguf.inference.memory_planning.planner import MemoryPlanner
+from pigguf.inference.memory_planning.memory_planner import MemoryPlanner
 
 __all__ = [
     "DeviceMemory",

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pigguf.common.format_bytes import format_memory
-from pigguf.common.numerics import common_prefix_length
+from pigguf.common.token_prefix import common_prefix_length
 from pigguf.errors import EngineError, OutputError, PigError, UsageError
 from pigguf.inference.engine import KVSequence, Model
-from pigguf.inference.prompt_cache import cache_directory
+from pigguf.inference.prompt_cache import location_and_budget
 from pigguf.inference.prompt_cache.cache_key import changed_at, model_hash, model_stamp, state_key
 from pigguf.inference.prompt_cache.state_file import (
     SUFFIX,
@@ -64,16 +64,16 @@ def open_prompt_cache() -> PromptCacheStore | None:
     Raises:
         UsageError: the budget in the environment is not a size.
     """
-    budget = cache_directory.budget_from_environment()
+    budget = location_and_budget.budget_from_environment()
     try:
-        return None if budget == 0 else PromptCacheStore(cache_directory.prompt_cache_directory(), budget)
+        return None if budget == 0 else PromptCacheStore(location_and_budget.prompt_cache_directory(), budget)
     except UsageError as error:
         _log.warning("prompts are not cached: %s; %s", error.message, error.hint)
         return None
 
 
 class PromptCacheStore:
-    """A PromptCache (inference/engine/prefill_backend.py) in a directory.
+    """A PromptCache (inference/engine/prefill_protocols.py) in a directory.
 
     Attributes:
         directory: where the files are, readable by the user only; it is created with the first file.
@@ -225,7 +225,7 @@ class PromptCacheStore:
             return self._budget
         existing = next(path for path in (self.directory, *self.directory.parents) if path.exists())
         usable = shutil.disk_usage(existing).free + sum(size for _, size, _ in self._sizes())
-        return min(cache_directory.DEFAULT_BUDGET_BYTES, int(cache_directory.DISK_FRACTION * usable))
+        return min(location_and_budget.DEFAULT_BUDGET_BYTES, int(location_and_budget.DISK_FRACTION * usable))
 
     # ---- files -----------------------------------------------------------------------------------
 
@@ -266,7 +266,7 @@ class PromptCacheStore:
             raise OutputError(
                 f"its state needs {format_memory(needed)}, and the prompt cache has a budget of "
                 f"{format_memory(budget)}",
-                f"set {cache_directory.BUDGET_VARIABLE} to more, or to 0 to cache no prompts",
+                f"set {location_and_budget.BUDGET_VARIABLE} to more, or to 0 to cache no prompts",
             )
         remaining = [(size, path) for _, size, path in self._sizes() if path not in replaced]
         excess = sum(size for size, _ in remaining) + needed - budget

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pigguf.common.numerics import common_prefix_length
+from pigguf.common.token_prefix import common_prefix_length
 from pigguf.errors import PigError, VerificationFailed
 from pigguf.gguf_io import GGUFFile
 from pigguf.inference.engine import Model

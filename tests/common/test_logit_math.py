@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pigguf.common.numerics import common_prefix_length, log_softmax, log_sum_exp
+from pigguf.common.logit_math import log_softmax, log_sum_exp
+from pigguf.common.token_prefix import common_prefix_length
 
 
 def exact_log_softmax(row: np.ndarray) -> np.ndarray:

@@ -1,15 +1,13 @@
-"""Numerical functions that several packages use: log-softmax, KL divergence, common prefixes of tokens."""
+"""Functions of logits: log-softmax, log-sum-exp, KL divergence."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
-TokenIds = Sequence[int] | NDArray[np.int32]
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:
@@ -41,13 +39,3 @@ def kl_divergence(reference: Logits, model: Logits, token: int) -> tuple[float, 
     p, q = log_softmax(reference), log_softmax(model)
     distance = max(0.0, float((np.exp(p) * (p - q)).sum()))
     return distance, float(p.argmax() == q.argmax()), float(q[token]), float(p[token])
-
-
-def common_prefix_length(a: TokenIds, b: TokenIds) -> int:
-    """Return how many tokens at the start of `a` and `b` are the same."""
-    shorter = min(len(a), len(b))
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        different = np.flatnonzero(a[:shorter] != b[:shorter])
-        return int(different[0]) if len(different) else shorter
-    pairs = zip(a, b, strict=False)
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), shorter)

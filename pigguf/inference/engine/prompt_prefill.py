@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pigguf.inference.engine.kv_sequence import KVSequence
-from pigguf.inference.engine.prefill_backend import Prefiller, PromptCache
+from pigguf.inference.engine.prefill_protocols import Prefiller, PromptCache
 from pigguf.progress import Progress
 
 

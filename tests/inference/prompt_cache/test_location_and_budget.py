@@ -11,8 +11,8 @@ from pigguf.errors import UsageError
 from pigguf.gguf_io.metadata import string, u32
 from pigguf.inference.engine import Context, ContextOptions, Model
 from pigguf.inference.prompt_cache import PromptCacheStore, open_prompt_cache, prompt_cache_directory
-from pigguf.inference.prompt_cache.cache_directory import DEFAULT_BUDGET_BYTES, budget_from_environment
 from pigguf.inference.prompt_cache.cache_key import state_key
+from pigguf.inference.prompt_cache.location_and_budget import DEFAULT_BUDGET_BYTES, budget_from_environment
 
 
 def test_the_directory_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
