@@ -1,7 +1,7 @@
 """Progress: how library code reports long work without printing.
 
 A Progress gets stages, one after another: each begins, advances in its unit, and ends; stages do not nest.
-Rates and remaining times are computed by the Progress. The terminal's progress bar is in cli/progress_bars.py.
+Rates and remaining times are computed by the Progress. The command line's are in cli/progress_bars.py.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EVALUATIONS: dict[str, str] = {
     "perplexity": "pigguf.evals.perplexity",
     "passkey": "pigguf.evals.passkey",
-    "kl": "pigguf.evals.kl_divergence",
+    "kl": "pigguf.evals.kl_evaluation",
     "sweep": "pigguf.evals.rope_factor_sweep",
     "choice": "pigguf.evals.multiple_choice",
     "rouge": "pigguf.evals.rouge",

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.logit_math import Logits, log_sum_exp
 from pigguf.common.parallel import usable_cores
+from pigguf.common.softmax_and_kl import Logits, log_sum_exp
 from pigguf.errors import UsageError
 from pigguf.inference.engine import Session
 from pigguf.progress import SILENT, Progress

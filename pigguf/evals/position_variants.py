@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from pigguf.errors import UsageError
 from pigguf.gguf_io import GGUFFile
 from pigguf.inference.engine import RuntimeRope
-from pigguf.inference.engine.load_checks import check_loadable
+from pigguf.inference.engine.file_checks import check_loadable
 from pigguf.rope import Positions, RopeScaling, rope_from_metadata
 from pigguf.rope.rope_scaling import DEFAULT_ROPE_THETA
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.logit_math import log_sum_exp
+from pigguf.common.softmax_and_kl import log_sum_exp
 from pigguf.inference.detokenizer import StreamingDetokenizer
 from pigguf.inference.engine import Context, Session
 from pigguf.inference.engine.batch_decode import BatchEntry

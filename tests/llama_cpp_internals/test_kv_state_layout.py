@@ -20,7 +20,7 @@ from support.tiny_gguf import (
     write_tiny,
 )
 
-from pigguf.common.logit_math import kl_divergence
+from pigguf.common.softmax_and_kl import kl_divergence
 from pigguf.errors import EngineError, UsageError
 from pigguf.gguf_io import TensorType
 from pigguf.gguf_io.metadata import u32

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pigguf.common.logit_math import kl_divergence
+from pigguf.common.softmax_and_kl import kl_divergence
 from pigguf.inference.engine import Context, ContextOptions, Model, Session
 from pigguf.inference.torch_prefill import TorchPrefiller
 from pigguf.inference.torch_prefill.backend import bfloat16_instructions

@@ -9,7 +9,7 @@ import click
 from pigguf.cli.evals.options import engine_options, max_windows_option, output_options, text_option
 from pigguf.cli.evals.report_output import ReportOutput, run_evaluation
 from pigguf.cli.options import FILE_PATH
-from pigguf.evals.kl_divergence import kl
+from pigguf.evals.kl_evaluation import kl
 from pigguf.inference.run_config import EngineConfig
 
 

@@ -16,7 +16,7 @@ Not here: chat templates (pigguf/chat/), text streams (inference/local_model.py)
 from pigguf.inference.engine.context import Context
 from pigguf.inference.engine.context_options import CacheType, ContextOptions, FlashAttentionSwitch
 from pigguf.inference.engine.generation import StopReason
-from pigguf.inference.engine.gpu_layers import GpuLayers
+from pigguf.inference.engine.gpu_layers_setting import GpuLayers
 from pigguf.inference.engine.kv_sequence import KVSequence
 from pigguf.inference.engine.library import log_to
 from pigguf.inference.engine.llama_context import LlamaContext

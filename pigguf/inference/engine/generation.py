@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.logit_math import kl_divergence
+from pigguf.common.softmax_and_kl import kl_divergence
 from pigguf.errors import UsageError
 from pigguf.inference.engine.kv_sequence import KVSequence
 from pigguf.inference.engine.prompt_lookup import DraftCostModel, PromptLookup

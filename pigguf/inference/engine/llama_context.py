@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pigguf.common.format_bytes import format_memory
 from pigguf.errors import ContextOverflow, DoesNotFit, EngineError
-from pigguf.inference.engine import library, sequence_state
+from pigguf.inference.engine import library, state_save_load
 from pigguf.inference.engine.batch import AbortCheck, BatchToken, LlamaBatch
 from pigguf.inference.engine.context_options import (
     UNQUANTIZED_CACHE_TYPES,
@@ -388,7 +388,7 @@ class LlamaContext:
         Raises:
             EngineError: llama.cpp failed.
         """
-        state = sequence_state.export_state(self.handle, seq_id)
+        state = state_save_load.export_state(self.handle, seq_id)
         self.model.check_workers()
         return state
 
@@ -400,7 +400,7 @@ class LlamaContext:
         """
         self._logits_after = None
         try:
-            sequence_state.import_state(self.handle, seq_id, state)
+            state_save_load.import_state(self.handle, seq_id, state)
         except EngineError:
             self.truncate(seq_id, 0)
             raise
@@ -411,7 +411,7 @@ class LlamaContext:
         Raises:
             EngineError: the file could not be written completely.
         """
-        return sequence_state.save_state(self.handle, seq_id, path, tokens, check=self.model.check_workers)
+        return state_save_load.save_state(self.handle, seq_id, path, tokens, check=self.model.check_workers)
 
     def load_state(self, seq_id: int, path: str, n_tokens: int) -> list[int]:
         """Replace a sequence with a file of save_state, and return its `n_tokens` tokens.
@@ -423,7 +423,7 @@ class LlamaContext:
         """
         self._logits_after = None
         try:
-            return sequence_state.load_state(self.handle, seq_id, path, n_tokens)
+            return state_save_load.load_state(self.handle, seq_id, path, n_tokens)
         except EngineError:
             self.truncate(seq_id, 0)
             raise

@@ -29,7 +29,7 @@ from typing import Any
 from pigguf.errors import BackendUnavailable, DoesNotFit, EngineError
 from pigguf.gguf_io import DEFAULT_ALIGNMENT, GGUFFile
 from pigguf.gguf_io.metadata import get_array
-from pigguf.inference.engine import devices, library, load_checks
+from pigguf.inference.engine import devices, file_checks, library
 from pigguf.inference.engine.context_options import ContextOptions, context_parameters
 from pigguf.inference.engine.ggml_library import ggml_with_tensors
 from pigguf.inference.engine.memory_checks import kv_row_bytes
@@ -119,7 +119,7 @@ class MemoryEstimator:
         workers: RemoteDevices | None = None,
     ) -> None:
         self._handle: Any = None
-        self.dimensions = load_checks.check_loadable(file)
+        self.dimensions = file_checks.check_loadable(file)
         self._llama = library.load()
         self._graph_reserve = _graph_reserve()
         gpu_buffers = devices.gpu_buffer_devices()

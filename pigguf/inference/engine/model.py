@@ -16,8 +16,8 @@ from typing import Any
 from pigguf.errors import EngineError, GGUFError
 from pigguf.gguf_io import DEFAULT_ALIGNMENT, GGUFFile, read_header
 from pigguf.gguf_io.metadata import get_value
-from pigguf.inference.engine import load_checks
-from pigguf.inference.engine.gpu_layers import GpuLayers, choose_gpu_layers
+from pigguf.inference.engine import file_checks
+from pigguf.inference.engine.gpu_layers_setting import GpuLayers, choose_gpu_layers
 from pigguf.inference.engine.memory_checks import check_weights_fit, kv_row_bytes
 from pigguf.inference.engine.protocols import Closable, RemoteDevices
 from pigguf.inference.engine.runtime_rope import RuntimeRope
@@ -49,7 +49,7 @@ class Model(Vocabulary):
         self,
         handle: Any,
         file: GGUFFile,
-        dimensions: load_checks.ModelDimensions,
+        dimensions: file_checks.ModelDimensions,
         rope: Positions,
         gpu_layers: int,
         *,
@@ -110,7 +110,7 @@ class Model(Vocabulary):
             WorkerLost: a worker was lost meanwhile.
         """
         file = read_header(path)
-        dimensions = load_checks.check_loadable(file)
+        dimensions = file_checks.check_loadable(file)
         overrides = rope.metadata(file) if rope else {}
         positions = rope_from_metadata(file.metadata | overrides, file.architecture)
         n_offloaded = 0 if vocab_only else choose_gpu_layers(gpu_layers, file, dimensions.layers, workers)

@@ -1,6 +1,6 @@
 """Loading a model's weights: llama_model_load_from_file with progress, Ctrl-C, overrides and devices.
 
-Not here: the checks of the file before it (load_checks.py), and what is made of the loaded model (model.py).
+Not here: the checks of the file before it (file_checks.py), and what is made of the loaded model (model.py).
 Upstream: llama.cpp include/llama.h (llama_model_params), src/llama-model-loader.cpp (kv_overrides).
 """
 
@@ -36,7 +36,7 @@ def load_weights(
     workers: RemoteDevices | None = None,
     progress: Progress = SILENT,
 ) -> Any:
-    """Return the llama_model pointer of a file that load_checks has checked.
+    """Return the llama_model pointer of a file that file_checks has checked.
 
     Args:
         file: the file.

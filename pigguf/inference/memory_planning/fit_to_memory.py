@@ -11,8 +11,8 @@ from pigguf.gguf_io import GGUFFile, read_header
 from pigguf.inference.engine import ContextOptions, GpuLayers, RuntimeRope
 from pigguf.inference.engine.memory_estimate import BufferSizes, MemoryEstimator
 from pigguf.inference.memory_planning.free_memory import FreeMemory, measure_free_memory
+from pigguf.inference.memory_planning.gpu_layer_search import MemoryPlanner
 from pigguf.inference.memory_planning.memory_plan import MemoryPlan
-from pigguf.inference.memory_planning.memory_planner import MemoryPlanner
 from pigguf.inference.rpc.client import Workers
 from pigguf.rope import rope_from_metadata
 

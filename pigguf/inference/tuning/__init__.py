@@ -8,7 +8,7 @@
     machine_key        what a profile applies to: the machine, the model's shape
     default_profiles   the profile of a machine that was never tuned
     measure_speed      the speed of one setting at one depth
-    compare_settings   comparisons of settings within a time budget
+    timed_comparison   comparisons of settings within a time budget
     choose_settings    from measured speeds to settings; pure functions
     tune               the tuning itself
 

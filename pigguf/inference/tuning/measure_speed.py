@@ -5,7 +5,7 @@
 The values in a KV cache do not change how long attention takes, so the cache is filled with random keys and
 values: a depth of 8192 costs a copy instead of a prefill. Models with sliding-window layers have two caches,
 which cannot be filled like that; there the tokens are prefilled. Which samples are worth their time is
-decided in compare_settings.py.
+decided in timed_comparison.py.
 """
 
 from __future__ import annotations

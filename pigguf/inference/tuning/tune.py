@@ -2,7 +2,7 @@
 
     result = tune("model.gguf", progress=...)      stored for every load of a model of this shape
 
-It ends within about its budget of seconds, whatever the model's size (compare_settings.py), and reports what
+It ends within about its budget of seconds, whatever the model's size (timed_comparison.py), and reports what
 there was no time or memory for. Nothing that changes an answer is chosen: KV cache types are measured and
 left to the user. An interrupted tuning stores nothing.
 """
@@ -23,17 +23,17 @@ from pigguf.inference.setting_decision import SettingDecision
 from pigguf.inference.torch_prefill import TorchPrefiller
 from pigguf.inference.tuning import choose_settings
 from pigguf.inference.tuning.choose_settings import SwitchCost
-from pigguf.inference.tuning.compare_settings import (
+from pigguf.inference.tuning.default_profiles import ON_CPU, TORCH_MIN_PROMPT
+from pigguf.inference.tuning.measure_speed import measure_switch_cost, measure_torch_prefill
+from pigguf.inference.tuning.profile import Measurement, SpeedAtDepth, TuningProfile
+from pigguf.inference.tuning.profile_store import save_tuning_profile
+from pigguf.inference.tuning.timed_comparison import (
     PROMPT,
     ComparisonGroup,
     SettingComparison,
     SpeedsByCandidate,
     TuningCandidate,
 )
-from pigguf.inference.tuning.default_profiles import ON_CPU, TORCH_MIN_PROMPT
-from pigguf.inference.tuning.measure_speed import measure_switch_cost, measure_torch_prefill
-from pigguf.inference.tuning.profile import Measurement, SpeedAtDepth, TuningProfile
-from pigguf.inference.tuning.profile_store import save_tuning_profile
 from pigguf.progress import SILENT, Progress, stage
 
 BUDGET = 90.0  # seconds

@@ -11,7 +11,7 @@ the speed of the disk. Even in place the file is replaced in one step, or stays 
     rope_edits.py  rope numbers, and the keys that follow from them
 
 Keys that describe the tensors or the split stay as they are, and so does any key without which the engine
-would crash on the file (inference/engine/load_checks.py).
+would crash on the file (inference/engine/file_checks.py).
 
 Not here: finding faults (operations/lint), and changing tensors.
 """
@@ -28,7 +28,7 @@ from pigguf.common.atomic_write import atomic_write
 from pigguf.errors import GGUFError, PigError, UsageError, VerificationFailed
 from pigguf.gguf_io import GGUFFile, read_header, read_shard, serialize_header
 from pigguf.gguf_io.metadata import TypedValue
-from pigguf.inference.engine import load_checks
+from pigguf.inference.engine import file_checks
 from pigguf.operations.lint import LintFinding, SuggestedFix, lint
 from pigguf.operations.lint.position_keys import CONTEXT_LENGTH
 from pigguf.operations.repair.key_edits import KeyChange, edit_keys, key_changes, with_changes
@@ -178,7 +178,7 @@ def _check_edited_once(from_rope: Iterable[KeyChange], edited: Collection[str]) 
 
 def _check_still_usable(file: GGUFFile, changed: GGUFFile) -> None:
     """Raise GGUFError if a file that can be used could not be after the change, as far as headers show."""
-    for check in (_check_rope_keys, load_checks.check_loadable):
+    for check in (_check_rope_keys, file_checks.check_loadable):
         error = _error_of(check, changed)
         if error is not None and _error_of(check, file) is None:
             raise GGUFError(f"{error.message}: no program could use the file after this change", error.hint)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from pigguf.architectures import Family
 from pigguf.checkpoint import Checkpoint
-from pigguf.common.logit_math import kl_divergence
+from pigguf.common.softmax_and_kl import kl_divergence
 from pigguf.errors import CheckpointError, UnsupportedModel
 from pigguf.gguf_io import GGUFFile, TensorType, block_elements, row_bytes
 from pigguf.inference.engine import Context, ContextOptions, Model, RuntimeRope, Session

@@ -21,7 +21,7 @@ from support.tiny_checkpoints import make_checkpoint
 from support.tiny_gguf import GRAPHS, linear, text_tokens, write_tiny
 
 import pigguf
-from pigguf.common.logit_math import kl_divergence
+from pigguf.common.softmax_and_kl import kl_divergence
 from pigguf.errors import Interrupted
 from pigguf.gguf_io import TensorType
 from pigguf.gguf_io.metadata import TypedValue, f32, string, u32

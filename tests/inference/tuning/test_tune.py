@@ -14,7 +14,6 @@ from pigguf.gguf_io import TensorType, read_header
 from pigguf.gguf_io.metadata import u32
 from pigguf.inference.engine import CacheType, Context, ContextOptions, Model
 from pigguf.inference.tuning import TuningResult, load_tuning_profile, tune
-from pigguf.inference.tuning.compare_settings import ROUNDS
 from pigguf.inference.tuning.default_profiles import ON_CPU
 from pigguf.inference.tuning.measure_speed import (
     SpeedSample,
@@ -23,6 +22,7 @@ from pigguf.inference.tuning.measure_speed import (
     measure_switch_cost,
     random_tokens,
 )
+from pigguf.inference.tuning.timed_comparison import ROUNDS
 from pigguf.llama_cpp_internals import kv_state_layout
 from pigguf.progress import SilentProgress
 

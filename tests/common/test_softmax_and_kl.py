@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pigguf.common.logit_math import log_softmax, log_sum_exp
+from pigguf.common.softmax_and_kl import log_softmax, log_sum_exp
 from pigguf.common.token_prefix import common_prefix_length
 
 

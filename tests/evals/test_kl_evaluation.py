@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM
 
 import pigguf
 from pigguf import evaluate
-from pigguf.common.logit_math import kl_divergence
+from pigguf.common.softmax_and_kl import kl_divergence
 from pigguf.errors import ContextOverflow, EngineError, GGUFError, TextError, UsageError
 from pigguf.evals.html_report import render_page
-from pigguf.evals.kl_divergence import describe_verdict, kl, position_buckets, summarize_positions
+from pigguf.evals.kl_evaluation import describe_verdict, kl, position_buckets, summarize_positions
 from pigguf.evals.report import EvalReport
 from pigguf.gguf_io import read_header
 from pigguf.inference.engine import Context, ContextOptions, Model

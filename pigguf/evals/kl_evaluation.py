@@ -31,8 +31,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.logit_math import Logits, kl_divergence
 from pigguf.common.parallel import usable_cores
+from pigguf.common.softmax_and_kl import Logits, kl_divergence
 from pigguf.errors import UsageError
 from pigguf.evals.confidence_intervals import Z_95, wilson
 from pigguf.evals.evaluation import Evaluation

@@ -23,7 +23,7 @@ from pigguf.errors import (
 )
 from pigguf.inference.engine import CacheType, ContextOptions, GpuLayers
 from pigguf.inference.engine.context_options import UNQUANTIZED_CACHE_TYPES
-from pigguf.inference.engine.gpu_layers import resolve_gpu_layers
+from pigguf.inference.engine.gpu_layers_setting import resolve_gpu_layers
 from pigguf.inference.engine.memory_estimate import BUFFER_KINDS, HOST, BufferSizes
 from pigguf.inference.memory_planning.free_memory import FreeMemory
 from pigguf.inference.memory_planning.memory_plan import DeviceMemory, LoadParams, LongestContext, MemoryPlan
