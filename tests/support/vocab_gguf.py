@@ -48,10 +48,16 @@ class LlamaVocab:
     """A vocabulary that llama.cpp loaded from a file."""
 
     def __init__(self, path: Path) -> None:
-        llama_cpp.llama_log_set(_NO_LOG, ctypes.c_void_p(0))
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = True
-        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        # The library has one log callback: tests of pigguf's own need it back.
+        callback, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+        llama_cpp.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+        llama_cpp.llama_log_set(_NO_LOG, ctypes.c_void_p(0))
+        try:
+            self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        finally:
+            llama_cpp.llama_log_set(callback, data)
         assert self._model, f"llama.cpp cannot load {path}"
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
 
