@@ -310,7 +310,7 @@ if __name__ == "__main__":
     parser.add_argument("text", type=Path)
     parser.add_argument("--clients", default=",".join(map(str, LOADS)))
     parser.add_argument("--servers", default=",".join(COMMANDS))
-    parser.add_argument("--quick", action="store_true", help="short prompts only, but for the gaps")
+    parser.add_argument("--quick", action="store_true", help="short prompts only, except for the gaps")
     given = parser.parse_args()
     main(
         given.model,

@@ -250,9 +250,11 @@ def test_a_tied_output_matrix_equal_to_the_embedding_is_ignored() -> None:
 
 def test_a_gguf_with_unknown_freq_factors_is_not_exported() -> None:
     model = tiny_llama()
-    divisors = lazy_tensor("rope_freqs.weight", np.ones(4, np.float32))
+    freq_factors = lazy_tensor("rope_freqs.weight", np.ones(4, np.float32))
     with pytest.raises(UnmappedTensor) as caught:
-        map_tensors_to_hf(LLAMA, model.hparams(), {**model.converted(), divisors.name: divisors}, "x.gguf")
+        map_tensors_to_hf(
+            LLAMA, model.hparams(), {**model.converted(), freq_factors.name: freq_factors}, "x.gguf"
+        )
     assert "llama3" in (caught.value.hint or "")
 
 

@@ -92,9 +92,9 @@ def frequencies(rope: RopeScaling, length: int) -> tuple[np.ndarray, float]:
     base, scale = gguf_keys["rope.freq_base"], 1 / gguf_keys.get("rope.scaling.factor", 1.0)
     original = gguf_keys.get("rope.scaling.original_context_length", gguf_keys["context_length"])
     which = "rope_factors_long.weight" if length > original else "rope_factors_short.weight"
-    divisors = tensors.get("rope_freqs.weight", tensors.get(which, 1.0))
+    freq_factors = tensors.get("rope_freqs.weight", tensors.get(which, 1.0))
     pairs = np.arange(size // 2)
-    own = base ** (-2 * pairs / size) / divisors
+    own = base ** (-2 * pairs / size) / freq_factors
     attention = gguf_keys.get("rope.scaling.attn_factor", 1.0)
     if gguf_keys.get("rope.scaling.type") != "yarn":
         return own * scale, attention
@@ -195,9 +195,9 @@ def test_llama3_as_gguf_keys_and_the_tensor_of_llama_cpp() -> None:
         "llama.rope.freq_base": f32(500000.0),
         "llama.rope.scaling.original_context_length": u32(8192),
     }
-    (divisors,) = rope.tensors(64).values()
-    assert divisors.dtype == np.float32
-    np.testing.assert_array_equal(divisors, llama_cpp_freq_factors(5e5, 64, 32.0, 8192))
+    (freq_factors,) = rope.tensors(64).values()
+    assert freq_factors.dtype == np.float32
+    np.testing.assert_array_equal(freq_factors, llama_cpp_freq_factors(5e5, 64, 32.0, 8192))
 
 
 def llama_cpp_freq_factors(base: float, size: int, factor: float, original: int) -> np.ndarray:
@@ -205,13 +205,13 @@ def llama_cpp_freq_factors(base: float, size: int, factor: float, original: int)
     import torch
 
     rates = 1.0 / (base ** (torch.arange(0, size, 2, dtype=torch.float32) / size))
-    divisors = []
+    freq_factors = []
     for rate in rates:
         length = 2 * np.pi / rate
         smooth = (original / length - 1.0) / 3.0
         between = 1 / ((1 - smooth) / factor + smooth)
-        divisors.append(1 if length < original / 4 else factor if length > original else between)
-    return torch.tensor(divisors, dtype=torch.float32).numpy()  # type: ignore[no-any-return]
+        freq_factors.append(1 if length < original / 4 else factor if length > original else between)
+    return torch.tensor(freq_factors, dtype=torch.float32).numpy()  # type: ignore[no-any-return]
 
 
 def test_longrope_as_gguf_keys_and_tensors() -> None:
