@@ -173,7 +173,7 @@ ROPES: dict[str, dict[str, TypedValue | None]] = {
 def test_every_rope_type_rotates_keys_as_llama_cpp_does(
     rope: str, freq_factors: bool, tmp_path: Path
 ) -> None:
-    """Layer 0's keys depend on nothing but the token and its position: they are equal except for bfloat16 rounding."""
+    """Layer 0 keys depend on the token and its position only: they are equal except for bfloat16 rounding."""
     shapes = {"rope_freqs.weight": (8,)} if freq_factors else {}
     path = write_tiny(tmp_path / "tiny.gguf", ROPES[rope], shapes=shapes)
     tokens = text_tokens(5500)
