@@ -52,7 +52,6 @@ TENSOR_FUNCTIONS = (
     CFunction("ggml_backend_buft_get_alloc_size", _SIZE, (_POINTER, _POINTER)),
     CFunction("ggml_backend_tensor_get", None, (_POINTER, _POINTER, _SIZE, _SIZE)),
 )
-GGML_FUNCTIONS = DEVICE_FUNCTIONS + TENSOR_FUNCTIONS
 
 # Private, of libllama: ggml_cgraph * llama_graph_reserve(llama_context *, uint32_t n_tokens, uint32_t n_seqs,
 # uint32_t n_outputs), declared in src/llama-ext.h, under its C++ name.

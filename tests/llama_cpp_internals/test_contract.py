@@ -103,7 +103,9 @@ def model_with(path: Path, model: TinyModel, keys: Mapping[str, TypedValue | Non
 # ---- symbols -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("function", symbols.GGML_FUNCTIONS, ids=lambda function: function.name)
+@pytest.mark.parametrize(
+    "function", symbols.DEVICE_FUNCTIONS + symbols.TENSOR_FUNCTIONS, ids=lambda function: function.name
+)
 def test_ggml_exports_the_function(function: symbols.CFunction) -> None:
     assert hasattr(llama_cpp._ggml.libggml, function.name), f"libggml has no {function.name}"
 

@@ -16,6 +16,7 @@ from pigguf.errors import BackendUnavailable
 from pigguf.inference.engine.ggml_library import ggml
 from pigguf.inference.rpc.worker_connection import WorkerConnection
 from pigguf.llama_cpp_internals.rpc_protocol import RpcConnection
+from pigguf.llama_cpp_internals.symbols import RPC_ADD_SERVER, RPC_REGISTRY
 
 
 class LoopbackProxy:
@@ -83,7 +84,7 @@ def rpc_add_server() -> Any:
     Raises:
         BackendUnavailable: the engine is missing, or was built without RPC.
     """
-    return ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(rpc_function(b"ggml_backend_rpc_add_server"))
+    return ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_char_p)(rpc_function(RPC_ADD_SERVER))
 
 
 def rpc_function(name: bytes) -> int:
@@ -93,7 +94,7 @@ def rpc_function(name: bytes) -> int:
         BackendUnavailable: the engine is missing, or was built without RPC.
     """
     library = ggml()
-    registry = library.ggml_backend_reg_by_name(b"RPC")
+    registry = library.ggml_backend_reg_by_name(RPC_REGISTRY)
     address = library.ggml_backend_reg_get_proc_address(registry, name) if registry else None
     if not address:
         raise BackendUnavailable(

@@ -45,6 +45,7 @@ from pigguf.llama_cpp_internals.rpc_protocol import (
     RpcConnection,
     RpcProtocolError,
 )
+from pigguf.llama_cpp_internals.symbols import RPC_START_SERVER
 
 _START_TIMEOUT = 10.0  # seconds for llama.cpp's server to start
 _ACQUIRE_TIMEOUT = 1.5  # seconds that a client waits for the previous one, and for its last graph
@@ -333,7 +334,7 @@ def _start_library_server(names: Sequence[str]) -> int:
     """
     function = ctypes.CFUNCTYPE(
         None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p
-    )(rpc_function(b"ggml_backend_rpc_start_server"))
+    )(rpc_function(RPC_START_SERVER))
     handles = [ggml().ggml_backend_dev_by_name(name.encode()) for name in names]
     array = (ctypes.c_void_p * len(handles))(*handles)
     with socket.create_server(("127.0.0.1", 0)) as free:
