@@ -10,7 +10,7 @@
     unscaled.py, linear.py, yarn.py, longrope.py, llama3.py     a class each; dynamic_ntk.py is converted to
     unscaled rope_types.py        the rope types by their names in configs
     metadata_reader.py   rope_from_metadata: positions of a GGUF (gguf_keys.py: its keys)
-    learned_positions.py, alibi.py     positions that are not rotary
+    learned_positions.py, alibi.py     positions that are not rotary (non_rotary_positions.py: in common)
     positions.py         Positions: any of them
 
 Claims that contradict each other stop a conversion, and so does a scheme that cannot be converted; nothing is

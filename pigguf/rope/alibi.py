@@ -6,19 +6,17 @@ There are no positions to scale, and there is no last position: only the context
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pigguf.errors import RopeConflict
-from pigguf.gguf_io.metadata import TypedValue, u32
 from pigguf.rope.evidence import COMMAND_LINE, Evidence
-from pigguf.rope.learned_positions import CONTEXT_KEY, check_context_length, read_context_length
+from pigguf.rope.non_rotary_positions import NonRotaryPositions, check_context_length, read_context_length
 from pigguf.rope.overrides import OVERRIDE_MEANING, RopeOverrides
-from pigguf.rope.rope_scaling import DEFAULT_ROPE_THETA, FreqFactors
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlibiPositions:
+class AlibiPositions(NonRotaryPositions):
     """The distances of ALiBi, up to a context length.
 
     Attributes:
@@ -29,10 +27,6 @@ class AlibiPositions:
 
     rope_type: ClassVar[str] = "alibi"
     factor: ClassVar[float] = 1.0
-
-    context_length: int
-    evidence: tuple[Evidence, ...] = field(default=(), compare=False)
-    decisions: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def original_context(self) -> int:
@@ -46,26 +40,7 @@ class AlibiPositions:
 
     def as_data(self) -> dict[str, Any]:
         """Return the positions as JSON output has them, with the same keys as rotary positions."""
-        return {
-            "kind": self.rope_type,
-            "factor": self.factor,
-            "base": DEFAULT_ROPE_THETA,
-            "original_context_length": self.context_length,
-            "context_length": self.context_length,
-            "parameters": {},
-        }
-
-    def to_gguf(self, architecture: str) -> dict[str, TypedValue]:
-        """Return the GGUF keys of these positions."""
-        return {f"{architecture}.context_length": u32(self.context_length)}
-
-    def tensors(self, rotary_dim: int) -> dict[str, FreqFactors]:
-        """Return {}: there are no frequencies to scale."""
-        return {}
-
-    def to_config(self) -> dict[str, Any]:
-        """Return the config.json keys of these positions, for an export."""
-        return {CONTEXT_KEY: self.context_length}
+        return self._as_data(self.factor, self.original_context)
 
 
 def read_alibi(config: Mapping[str, Any], overrides: RopeOverrides) -> AlibiPositions:

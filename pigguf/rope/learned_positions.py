@@ -9,25 +9,22 @@ interpolated between two original rows. This is Position Interpolation for learn
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pigguf.common.json_config import MAX_COUNT, JsonConfig
-from pigguf.errors import CheckpointError, RopeConflict
-from pigguf.gguf_io.metadata import TypedValue, u32
+from pigguf.errors import RopeConflict
 from pigguf.rope.evidence import COMMAND_LINE, Evidence
+from pigguf.rope.non_rotary_positions import NonRotaryPositions, check_context_length, read_context_length
 from pigguf.rope.overrides import OVERRIDE_MEANING, RopeOverrides
-from pigguf.rope.rope_scaling import DEFAULT_ROPE_THETA, FreqFactors
 
-CONTEXT_KEY = "max_position_embeddings"
 INTERPOLATIONS = ("linear", "nearest", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedPositions:
+class LearnedPositions(NonRotaryPositions):
     """A table of learned positions.
 
     Attributes:
@@ -42,10 +39,7 @@ class LearnedPositions:
     rope_type: ClassVar[str] = "learned"
 
     original_context: int
-    context_length: int
     interpolation: str = "linear"
-    evidence: tuple[Evidence, ...] = field(default=(), compare=False)
-    decisions: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def factor(self) -> float:
@@ -63,26 +57,7 @@ class LearnedPositions:
 
     def as_data(self) -> dict[str, Any]:
         """Return the positions as JSON output has them, with the same keys as rotary positions."""
-        return {
-            "kind": self.rope_type,
-            "factor": self.factor,
-            "base": DEFAULT_ROPE_THETA,
-            "original_context_length": self.original_context,
-            "context_length": self.context_length,
-            "parameters": {},
-        }
-
-    def to_gguf(self, architecture: str) -> dict[str, TypedValue]:
-        """Return the GGUF keys of these positions."""
-        return {f"{architecture}.context_length": u32(self.context_length)}
-
-    def tensors(self, rotary_dim: int) -> dict[str, FreqFactors]:
-        """Return {}: there are no frequencies to scale."""
-        return {}
-
-    def to_config(self) -> dict[str, Any]:
-        """Return the config.json keys of these positions, for an export."""
-        return {CONTEXT_KEY: self.context_length}
+        return self._as_data(self.factor, self.original_context)
 
     def interpolation_weights(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return for each row of the new table the original row below it, and the weight of the one above.
@@ -153,32 +128,3 @@ def _override_context_length(original: int, overrides: RopeOverrides) -> tuple[i
         context_length = check_context_length(context, f"`rope.context={context}`")
         given.append(Evidence(COMMAND_LINE, "rope.context", context, OVERRIDE_MEANING))
     return context_length, given
-
-
-def read_context_length(config: Mapping[str, Any]) -> tuple[int, Evidence]:
-    """Return max_position_embeddings and its evidence.
-
-    Raises:
-        CheckpointError: it is missing, or not a whole number above 0.
-    """
-    keys = JsonConfig(config)
-    if CONTEXT_KEY not in keys:
-        raise CheckpointError(
-            f"config.json lacks {CONTEXT_KEY}", "give the context length with `rope.context`"
-        )
-    evidence = Evidence("config.json", CONTEXT_KEY, config[CONTEXT_KEY], "the context length")
-    return keys.require(CONTEXT_KEY, int), evidence
-
-
-def check_context_length(context_length: float, origin: str) -> int:
-    """Return a context length as a whole number.
-
-    Raises:
-        RopeConflict: it is not one above 0 that fits 32 bits.
-    """
-    if not 1 <= context_length <= MAX_COUNT or context_length != int(context_length):
-        raise RopeConflict(
-            f"{origin} gives a context length of {context_length:g} tokens",
-            "it must be a whole number above 0",
-        )
-    return int(context_length)
