@@ -10,39 +10,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from support.sample_plots import HEAT, LINES, WINDOWS, shown
 
 from pigguf.evals import EVALUATIONS
 from pigguf.evals.html_report import EVALUATION_DESCRIPTIONS, render_page
 from pigguf.evals.html_style import STYLE
-from pigguf.evals.report import EvalReport, HeatMap, LinePlot, Plot, PlotPoint, PlotSeries, ReportTable
+from pigguf.evals.report import EvalReport, Plot, ReportTable
 from pigguf.evals.svg_plots import WIDE, render_plot
 
-WINDOWS = (2048, 8192, 32768)
-SHIPPED = (31.8125, 30.0625, 28.1875)
-LINES = LinePlot(
-    "Perplexity by window",
-    "window, tokens",
-    "perplexity",
-    (
-        PlotSeries(
-            "as shipped",
-            tuple(PlotPoint(w, y, y - 0.5, y + 0.75) for w, y in zip(WINDOWS, SHIPPED, strict=True)),
-        ),
-        PlotSeries(
-            "none", tuple(PlotPoint(w, y) for w, y in zip(WINDOWS, (31.4, 29.6, 1434.5), strict=True))
-        ),
-    ),
-    log_x=True,
-    log_y=True,
-)
-HEAT = HeatMap(
-    "Passkey",
-    "length, tokens",
-    "depth",
-    (2048.0, 4096.0),
-    (0.0, 0.5, 1.0),
-    ((1.0, 0.9), (0.35, None), (0.0, 0.2)),
-)
 REPORT = EvalReport(
     evaluation="perplexity",
     subject={
@@ -68,10 +43,6 @@ REPORT = EvalReport(
 
 def parsed(text: str) -> ElementTree.Element:
     return ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>"))
-
-
-def shown(root: ElementTree.Element) -> str:
-    return "\n".join(text.strip() for text in root.itertext())
 
 
 def drawing(plot: Plot, width: int = WIDE) -> ElementTree.Element:

@@ -3,37 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-from support.tiny_checkpoints import make_checkpoint
-
-import pigguf
 from pigguf.chat.prompt_format import ChatFormat
 from pigguf.evals.passkey_prompts import WORDINGS, PasskeyPrompts
 from pigguf.inference.engine import Model
-
-WINDOW = 1200  # the tiny tokenizer has few words: the shortest prompt takes some 300 tokens
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("long") / "checkpoint"
-    return make_checkpoint(path, max_position_embeddings=WINDOW)
-
-
-@pytest.fixture(scope="module")
-def gguf(checkpoint: Path) -> Path:
-    path = checkpoint.parent / "long.gguf"
-    pigguf.convert(checkpoint, path, type="F32")
-    return path
-
-
-@pytest.fixture(scope="module")
-def vocabulary(gguf: Path) -> Iterator[Model]:
-    with Model.open(gguf, vocab_only=True) as model:
-        yield model
 
 
 def test_the_prompt_is_that_of_the_paper(vocabulary: Model) -> None:
